@@ -1,0 +1,1 @@
+"""MegaFace: its lists, noise lists, feature trees, protocol and report."""

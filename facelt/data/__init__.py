@@ -1,0 +1,1 @@
+"""From files to batches: decoding, transforms, datasets, samplers, the loader."""

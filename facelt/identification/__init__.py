@@ -1,0 +1,1 @@
+"""Rank-k identification and pseudo-shots."""

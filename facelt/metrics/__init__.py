@@ -1,0 +1,1 @@
+"""Shot bands, accuracy and intervals."""

@@ -1,0 +1,1 @@
+"""Backbones, the embedding layer and modulated attention."""

@@ -1,0 +1,1 @@
+"""Reports: one JSON truth, drawn as HTML, tables and terminal output."""

@@ -1,0 +1,1 @@
+"""Embedding stores: folders of memory-mapped embeddings with their items."""

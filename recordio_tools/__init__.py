@@ -1,0 +1,1 @@
+"""The InsightFace/MXNet RecordIO format without MXNet: read, write, sample, pack and verify."""
