@@ -1,0 +1,115 @@
+"""Loading: YAML with one `base:`, dotted overrides, and errors that name the key and the nearest spelling."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from facelt.config.explain import explain
+from facelt.errors import UserError
+
+Schema = TypeVar("Schema", bound=BaseModel)
+MAX_BASES = 8
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML's safe loader that refuses a key given twice, where YAML would keep the last one silently."""
+
+
+def _strict_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict:
+    seen = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _strict_mapping)
+
+
+def load_config(path: Path, schema: type[Schema], overrides: Sequence[str] = ()) -> Schema:
+    """The validated configuration in a YAML file.
+
+    `base:` names another YAML file, relative to this one, whose values are the defaults. Mappings merge key by key,
+    lists are replaced whole. An override is `dotted.key=value`, its value read as YAML; a number steps into a list
+    (`stages.1.epochs=3`).
+
+    Raises UserError: missing or malformed file, unknown key, value out of range; the message names the key, what is
+    allowed there and the nearest spelling.
+    """
+    values = _read(Path(path), depth=0)
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise UserError(explain(error, schema, source=str(path))) from None
+
+
+def _read(path: Path, depth: int) -> dict[str, Any]:
+    if depth > MAX_BASES:
+        raise UserError(f"{path}: more than {MAX_BASES} levels of `base:`; does a file name itself?")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the configuration ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a mapping of keys at the top, found {type(values).__name__}")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base: expected the name of one YAML file, found {base!r}")
+    return _merge(_read(path.parent / base, depth + 1), values)
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if nested else value
+    return merged
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    dotted, separator, text = override.partition("=")
+    keys = dotted.split(".")
+    if not separator or not all(keys):
+        raise UserError(f"--set {override}: expected KEY=VALUE, for example optim.lr=0.05")
+    try:
+        value = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}: the value is not valid YAML") from None
+    place: Any = values
+    for key in keys[:-1]:
+        place = _step(place, key, override)
+    if isinstance(place, list):
+        place[_position(place, keys[-1], override)] = value
+    elif isinstance(place, dict):
+        place[keys[-1]] = value
+    else:
+        raise UserError(f"--set {override}: {keys[-1]!r} lies below a plain value")
+
+
+def _step(place: Any, key: str, override: str) -> Any:
+    if isinstance(place, list):
+        return place[_position(place, key, override)]
+    if isinstance(place, dict):
+        if place.get(key) is None:
+            place[key] = {}
+        return place[key]
+    raise UserError(f"--set {override}: {key!r} lies below a plain value")
+
+
+def _position(place: list, key: str, override: str) -> int:
+    if not key.isdecimal() or int(key) >= len(place):
+        raise UserError(f"--set {override}: {key!r} is not a position in a list of {len(place)}")
+    return int(key)
