@@ -1,0 +1,146 @@
+"""Dynamic meta-embedding against the authors' released code, and its memory."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from facelt.heads import DynamicMetaHead
+from facelt.memory import IdentityMemory
+
+
+def filled_memory(centroid_CD: torch.Tensor, **options) -> IdentityMemory:
+    memory = IdentityMemory(len(centroid_CD), centroid_CD.shape[1], **options).to(centroid_CD.dtype)
+    memory.accumulate(centroid_CD, torch.arange(len(centroid_CD)))
+    memory.finish()
+    return memory
+
+
+def golden_head(reference) -> DynamicMetaHead:
+    memory = filled_memory(torch.from_numpy(reference["centroids"]))
+    head = DynamicMetaHead(memory, reference["x"].shape[1])
+    with torch.no_grad():
+        head.hallucinator.weight.copy_(torch.from_numpy(reference["hallucinator_weight"]))
+        head.hallucinator.bias.copy_(torch.from_numpy(reference["hallucinator_bias"]))
+        head.selector.weight.copy_(torch.from_numpy(reference["selector_weight"]))
+        head.selector.bias.copy_(torch.from_numpy(reference["selector_bias"]))
+        head.classifier.weight.copy_(torch.from_numpy(reference["classifier_weight"]))
+    return head
+
+
+def assert_close(actual: torch.Tensor, expected: np.ndarray) -> None:
+    assert np.abs(actual.detach().numpy() - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_equals_the_released_code(golden):
+    reference = np.load(golden / "oltr_dme.npz")
+    head = golden_head(reference)
+    x = torch.from_numpy(reference["x"]).requires_grad_()
+    logits, embedding = head(x)
+    loss = logits.cross_entropy(torch.from_numpy(reference["y"]))
+    loss.backward()
+    assert_close(logits.column_BC, reference["logits"])
+    assert_close(embedding.infused_BD, reference["infused"])
+    assert_close(loss, reference["loss"])
+    assert_close(x.grad, reference["grad_x"])
+    for name, parameter in (("hallucinator", head.hallucinator), ("selector", head.selector)):
+        assert_close(parameter.weight.grad, reference[f"grad_{name}_weight"])
+    assert_close(head.classifier.weight.grad, reference["grad_classifier_weight"])
+    assert head.memory.centroid_CD.grad is None
+
+
+def plain_logits(head: DynamicMetaHead, x: torch.Tensor, scale: float, squash) -> torch.Tensor:
+    """The formula with everything expanded to B x C x D."""
+    centroid = head.memory.centroid_CD.detach()
+    memory = torch.softmax(x @ head.hallucinator.weight.T + head.hallucinator.bias, 1) @ centroid
+    selector = torch.tanh(x @ head.selector.weight.T + head.selector.bias)
+    distance = (x[:, None] - centroid[None]).square().sum(-1).sqrt().min(1).values
+    v = scale / distance[:, None] * (x + selector * memory)
+    weight = torch.nn.functional.normalize(head.classifier.weight, dim=1)
+    return 16 * squash(v.norm(dim=1, keepdim=True)) * torch.nn.functional.normalize(v, dim=1) @ weight.T
+
+
+@pytest.mark.parametrize(
+    ("convention", "scale", "squash"),
+    [("released", 10.0, lambda n: n / (1 + n)), ("paper", 1.0, lambda n: n**2 / (1 + n**2))],
+)
+def test_conventions_equal_the_expanded_formula(convention, scale, squash):
+    torch.manual_seed(0)
+    memory = filled_memory(torch.randn(7, 4, dtype=torch.float64))
+    head = DynamicMetaHead(memory, 4, convention=convention).double()
+    x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    logits, embedding = head(x)
+    expected = plain_logits(head, x, scale, squash)
+    torch.testing.assert_close(logits.column_BC, expected)
+    weighting = torch.randn(5, 7, dtype=torch.float64)
+    actual = torch.autograd.grad((logits.column_BC * weighting).sum(), [x, *head.parameters()], allow_unused=True)
+    plain = torch.autograd.grad((expected * weighting).sum(), [x, *head.parameters()], allow_unused=True)
+    for one, other in zip(actual, plain, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other)
+    length = embedding.meta_BD.norm(dim=1)
+    assert (length < 1).all()
+    torch.testing.assert_close(length, squash(embedding.vector_BD.norm(dim=1)))
+
+
+def test_nothing_is_nan_at_distance_zero():
+    memory = filled_memory(torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]))
+    head = DynamicMetaHead(memory, 3)
+    x = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]], requires_grad=True)
+    logits, embedding = head(x)
+    logits.cross_entropy(torch.tensor([0, 1])).backward()
+    assert torch.isfinite(logits.column_BC).all()
+    assert torch.isfinite(embedding.meta_BD).all()
+    assert torch.isfinite(x.grad).all()
+    assert all(torch.isfinite(p.grad).all() for p in head.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("off", ["memory", "selector", "reachability"])
+def test_parts_switched_off(off):
+    torch.manual_seed(0)
+    memory = filled_memory(torch.randn(7, 4))
+    head = DynamicMetaHead(memory, 4, **{f"use_{off}": False})
+    x = torch.randn(5, 4)
+    embedding = head.embed(x)
+    reach = torch.ones(5) if off == "reachability" else embedding.reachability_B
+    torch.testing.assert_close(embedding.vector_BD, reach[:, None] * (x + embedding.infused_BD))
+    if off == "memory":
+        assert not embedding.infused_BD.any()
+    if off == "selector":
+        torch.testing.assert_close(embedding.infused_BD, memory.read(torch.softmax(head.hallucinator(x), 1)))
+
+
+MEMORY_USE = """
+import resource, torch
+from facelt.heads import DynamicMetaHead
+from facelt.losses import discriminative_centroids
+from facelt.memory import IdentityMemory
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+torch.manual_seed(0)
+torch.set_num_threads(1)
+C, D, B = 74_500, 512, 64
+memory = IdentityMemory(C, D)
+memory.centroid_CD.data.normal_()
+memory.filled_C.fill_(True)
+head = DynamicMetaHead(memory, D)
+x = torch.randn(B, D, requires_grad=True)
+(torch.randn(256, 256) @ torch.randn(256, 256)).sum()
+label = torch.randint(C, (B,))
+before = peak()
+logits, embedding = head(x)
+loss = logits.cross_entropy(label) + 0.01 * discriminative_centroids(x, memory.centroid_CD, label)
+loss.backward()
+gradients = sum(p.grad.numel() * 4 for p in head.parameters())
+print(peak() - before - gradients)
+"""
+
+
+def test_no_temporary_of_identities_by_dimensions():
+    run = subprocess.run([sys.executable, "-c", MEMORY_USE], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 0.4e9

@@ -1,0 +1,56 @@
+"""The discriminative centroids loss against the authors' code, autograd, and its limits."""
+
+import numpy as np
+import pytest
+import torch
+
+from facelt.losses import discriminative_centroids
+
+
+def close(actual: torch.Tensor, expected: np.ndarray) -> bool:
+    return np.abs(actual.detach().numpy() - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_equals_the_released_code(golden):
+    reference = np.load(golden / "oltr_disc_centroids.npz")
+    feature = torch.from_numpy(reference["x"]).requires_grad_()
+    centroid = torch.from_numpy(reference["centroids"]).requires_grad_()
+    loss = discriminative_centroids(feature, centroid, torch.from_numpy(reference["y"]))
+    (0.01 * loss).backward()
+    assert min(abs(loss.item() - reference["loss"]), abs(0.01 * loss.item() - reference["loss"])) < 1e-5
+    assert close(feature.grad, reference["grad_x"])
+    assert close(centroid.grad, reference["grad_centroids"])
+
+
+def plain(feature, centroid, label, margin):
+    """The same loss from the full distance matrix, for autograd."""
+    squared = torch.cdist(feature, centroid).square()
+    own = torch.nn.functional.one_hot(label, len(centroid)).bool()
+    attract = squared[own].sum() / (2 * len(feature))
+    return attract, 0.01 * (margin - squared.masked_fill(own, 0).mean()).clamp_min(0)
+
+
+@pytest.mark.parametrize("margin", [0.5, 1e4], ids=["hinge idle", "hinge active"])
+@pytest.mark.parametrize("weigh", [False, True])
+def test_gradients_equal_autograd_of_the_distance_matrix(margin, weigh):
+    generator = torch.Generator().manual_seed(0)
+    feature = torch.randn(6, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    centroid = torch.randn(4, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    label = torch.tensor([0, 0, 1, 3, 3, 3])
+    loss = discriminative_centroids(feature, centroid, label, margin=margin, weigh_centroids=weigh)
+    attract, repel = plain(feature, centroid, label, margin)
+    torch.testing.assert_close(loss, attract + repel)
+
+    actual = torch.autograd.grad(0.25 * loss, (feature, centroid))
+    torch.testing.assert_close(actual[0], torch.autograd.grad(0.25 * (attract + repel), feature, retain_graph=True)[0])
+    count = torch.bincount(label, minlength=4)[:, None]
+    attract_part = torch.autograd.grad(attract, centroid, retain_graph=True)[0] / (1 + count)
+    repel_part = torch.autograd.grad(0.25 * repel, centroid)[0]
+    torch.testing.assert_close(actual[1], (0.25 if weigh else 1.0) * attract_part + repel_part)
+
+
+def test_a_tracked_memory_gets_no_gradient():
+    feature = torch.ones(2, 3, requires_grad=True)
+    loss = discriminative_centroids(feature, torch.zeros(4, 3), torch.tensor([0, 1]))
+    loss.backward()
+    assert torch.isfinite(feature.grad).all()
