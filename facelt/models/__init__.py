@@ -1,1 +1,36 @@
 """Backbones, the embedding layer and modulated attention."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+
+from facelt.models.iresnet import IResNet
+from facelt.models.resnet import resnet10, resnet50, resnet152
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One row of the table: how to build it and the shape of the map [B, channels, H/stride, W/stride] it returns."""
+
+    build: Callable[[], nn.Module]
+    channels: int
+    stride: int
+    # IResNet's linear layer reads the whole map, position by position; a ResNet's reads the map's average.
+    flattened: bool = False
+
+    def map_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of the map for an image of (height, width): every halving rounds up, so one division does."""
+        height, width = image_size
+        return -(-height // self.stride), -(-width // self.stride)
+
+
+BACKBONES: dict[str, Backbone] = {
+    "resnet10": Backbone(resnet10, channels=512, stride=32),
+    "resnet50": Backbone(resnet50, channels=2048, stride=32),
+    "resnet152": Backbone(resnet152, channels=2048, stride=32),
+    "iresnet18": Backbone(partial(IResNet, (2, 2, 2, 2)), channels=512, stride=16, flattened=True),
+    "iresnet50": Backbone(partial(IResNet, (3, 4, 14, 3)), channels=512, stride=16, flattened=True),
+    "iresnet100": Backbone(partial(IResNet, (3, 13, 30, 3)), channels=512, stride=16, flattened=True),
+}

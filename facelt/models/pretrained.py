@@ -1,0 +1,113 @@
+"""Weights from elsewhere: torchvision's, arcface_torch's or a facelt network's, all or nothing."""
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from facelt.errors import UserError
+from facelt.models.initialise import PARTS, difference, part_of
+from facelt.models.network import Network
+
+WRAPPERS = ("state_dict", "state_dict_backbone", "model")
+DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32}
+
+
+@dataclass(frozen=True)
+class LoadSummary:
+    """Entry names: `loaded` and `initial` (kept as they were) of the network, `ignored` of the file."""
+
+    loaded: tuple[str, ...]
+    initial: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+
+def load_pretrained(network: Network, path: str | Path) -> LoadSummary:
+    """Copies a .pth, .pt or .safetensors state dict into the network, in place.
+
+    The backbone must match whole, in names and shapes; the attention and the embedding each match whole or, when the
+    file holds none of the network's kind, keep their values. torchvision's classifier is ignored; arcface_torch's
+    `fc` and `features` become the embedding. Nothing is changed when anything is wrong.
+    Raises UserError naming the file and the first entry at fault.
+    """
+    path = Path(path)
+    state = read_state(path)
+    source = {_own_name(name, "features.weight" in state): name for name in state}
+    if len(source) < len(state):
+        raise UserError(f"{path}: holds two sets of weights, with and without 'backbone.'; save one state dict alone")
+    own = network.state_dict()
+    given = {name: state[source[name]] for name in source if part_of(name) in PARTS}
+    ours = {name: value for name, value in given.items() if name in own}
+    for part in {"backbone", *map(part_of, ours)}:
+        wrong = difference(*({k: v for k, v in side.items() if part_of(k) == part} for side in (own, given)))
+        if wrong:
+            raise UserError(
+                f"{path}: its weights do not fit this network: {wrong}; choose the model they were made for"
+            )
+    for name, value in ours.items():
+        if not bool(torch.isfinite(value).all()):
+            raise UserError(f"{path}: entry {source[name]!r} holds values that are not finite; the file is unusable")
+    network.load_state_dict(ours, strict=False)
+    return LoadSummary(
+        loaded=tuple(name for name in own if name in ours),
+        initial=tuple(name for name in own if name not in ours),
+        ignored=tuple(source[name] for name in source if name not in ours),
+    )
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a state dict file by name, on the CPU, without wrapper and without a `module.` prefix.
+
+    No pickle beyond plain tensors is ever executed. Raises UserError naming the file.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give the path of a .pth, .pt or .safetensors state dict")
+    state = _read_file(path)
+    wrapper = next((key for key in WRAPPERS if isinstance(state, dict) and isinstance(state.get(key), dict)), None)
+    if wrapper:
+        state = state[wrapper]
+    if not isinstance(state, dict) or not state:
+        raise UserError(f"{path}: holds no state dict (names with tensors); save network.state_dict()")
+    for name, value in state.items():
+        plain = isinstance(value, Tensor) and value.layout == torch.strided and value.dtype in DTYPES
+        if not isinstance(name, str) or not plain or value.device.type != "cpu":
+            raise UserError(f"{path}: entry {str(name)[:80]!r} is no plain tensor; save network.state_dict() alone")
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return dict(state)
+
+
+def _read_file(path: Path) -> object:
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(f"{path}: not a readable safetensors file ({_line(error)})") from error
+    if path.suffix not in (".pth", ".pt"):
+        raise UserError(f"{path}: unknown kind of weights file; it must end in .pth, .pt or .safetensors")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: not read, because it is damaged or holds more than tensors and could run code; "
+            "save its state dict alone, as .safetensors or with torch.save"
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        raise UserError(f"{path}: not a readable PyTorch file ({_line(error)})") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def _own_name(name: str, arcface: bool) -> str:
+    """The network's name of a file's entry; `fc` of a file that is not arcface_torch's is a classifier and unknown."""
+    if part_of(name) in PARTS:
+        return name
+    if name.startswith(("fc.", "features.")):
+        return f"embedding.{name}" if arcface else name
+    return f"backbone.{name}"

@@ -1,0 +1,100 @@
+"""Every backbone of the table: map size, depth, parameter count; IResNet against a second, plain computation."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from facelt.models import BACKBONES
+from facelt.models.iresnet import IResNet
+
+BLOCKS = {"iresnet18": (2, 2, 2, 2), "iresnet50": (3, 4, 14, 3), "iresnet100": (3, 13, 30, 3)}
+
+
+def basic_resnet10_parameters() -> int:
+    """The stem and four basic blocks, each batch norm with two vectors."""
+    total, channels_in = 3 * 64 * 49 + 2 * 64, 64
+    for channels in (64, 128, 256, 512):
+        total += 9 * channels_in * channels + 9 * channels * channels + 4 * channels
+        total += (channels_in * channels + 2 * channels) * (channels != channels_in)
+        channels_in = channels
+    return total
+
+
+def iresnet_parameters(blocks) -> int:
+    """The trunk without fc and features: stem, blocks of three batch norms and a PReLU, last batch norm."""
+    total, channels_in = 3 * 64 * 9 + 2 * 64 + 64, 64
+    for channels, count in zip((64, 128, 256, 512), blocks, strict=True):
+        for _ in range(count):
+            total += 2 * channels_in + 9 * channels_in * channels + 9 * channels * channels + 5 * channels
+            channels_in = channels
+        first_in = max(channels // 2, 64)
+        total += first_in * channels + 2 * channels
+    return total + 2 * 512
+
+
+# torchvision publishes 25,557,032 and 60,192,808 with a classifier of 2048 x 1000 + 1000.
+PARAMETERS = {
+    "resnet10": basic_resnet10_parameters(),
+    "resnet50": 25_557_032 - 2_049_000,
+    "resnet152": 60_192_808 - 2_049_000,
+    **{name: iresnet_parameters(blocks) for name, blocks in BLOCKS.items()},
+}
+SIZES = {name: [(112, 112)] if name.startswith("iresnet") else [(112, 112), (64, 64), (224, 224)] for name in BACKBONES}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_walk_the_table(name):
+    spec = BACKBONES[name]
+    backbone = spec.build()  # in training mode: with fresh statistics a hundred layers overflow
+    assert sum(p.numel() for p in backbone.parameters()) == PARAMETERS[name]
+    for size in SIZES[name]:
+        with torch.no_grad():
+            found = backbone(torch.randn(1, 3, *size))
+        assert found.shape == (1, spec.channels, *spec.map_size(size))
+        assert found.isfinite().all()
+
+
+@pytest.mark.parametrize(("name", "millions"), [("iresnet18", 24.03), ("iresnet50", 43.59), ("iresnet100", 65.16)])
+def test_iresnet_totals_are_the_published_ones(name, millions):
+    total = iresnet_parameters(BLOCKS[name]) + 512 * 49 * 512 + 512 + 2 * 512
+    assert round(total / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize("name", ["resnet10", "iresnet18"])
+def test_the_map_size_rounds_up(name):
+    spec = BACKBONES[name]
+    backbone = spec.build().eval()
+    for size in [(33, 65), (97, 112), (1, 40)]:
+        with torch.inference_mode():
+            assert tuple(backbone(torch.zeros(1, 3, *size)).shape[2:]) == spec.map_size(size)
+
+
+def plain_iresnet(state, image, blocks):
+    """IResNet in eval mode straight from arcface_torch's parameter names."""
+
+    def norm(x, name):
+        return F.batch_norm(x, *(state[f"{name}.{k}"] for k in ("running_mean", "running_var", "weight", "bias")))
+
+    x = F.prelu(norm(F.conv2d(image, state["conv1.weight"], padding=1), "bn1"), state["prelu.weight"])
+    for layer, count in enumerate(blocks, start=1):
+        for i in range(count):
+            at, stride = f"layer{layer}.{i}", 2 if i == 0 else 1
+            y = F.conv2d(norm(x, f"{at}.bn1"), state[f"{at}.conv1.weight"], padding=1)
+            y = F.prelu(norm(y, f"{at}.bn2"), state[f"{at}.prelu.weight"])
+            y = norm(F.conv2d(y, state[f"{at}.conv2.weight"], stride=stride, padding=1), f"{at}.bn3")
+            if i == 0:
+                x = norm(F.conv2d(x, state[f"{at}.downsample.0.weight"], stride=stride), f"{at}.downsample.1")
+            x = x + y
+    return norm(x, "bn2")
+
+
+def test_iresnet_equals_a_plain_computation():
+    blocks = (1, 2, 1, 1)
+    backbone = IResNet(blocks).train()
+    with torch.no_grad():
+        backbone(torch.randn(4, 3, 48, 32))  # moves the running statistics off their start
+        for p in backbone.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+        image = torch.randn(2, 3, 48, 32)
+        expected = plain_iresnet(backbone.state_dict(), image, blocks)
+        torch.testing.assert_close(backbone.eval()(image), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
