@@ -1,1 +1,10 @@
 """The InsightFace/MXNet RecordIO format without MXNet: read, write, sample, pack and verify."""
+
+from recordio_tools.errors import RecordIOError
+from recordio_tools.face_layout import FaceRecord
+from recordio_tools.face_writer import FaceRecordWriter
+from recordio_tools.header import IRHeader, Record
+from recordio_tools.reader import RecordReader
+from recordio_tools.writer import RecordWriter
+
+__all__ = ["FaceRecord", "FaceRecordWriter", "IRHeader", "Record", "RecordIOError", "RecordReader", "RecordWriter"]
