@@ -49,7 +49,7 @@ def difference(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
         elif not fits(value, given[name]):
             return f"{name} is {_describe(given[name])} there and {_describe(value)} here {total}"
     extra = next((name for name in given if name not in own), None)
-    return "" if extra is None else f"{extra[:80]} has no place here {total}"
+    return "" if extra is None else f"{extra[:80]!r} has no place here {total}"
 
 
 def _describe(tensor: Tensor) -> str:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -36,13 +35,12 @@ def load_pretrained(network: Network, path: str | Path) -> LoadSummary:
     """
     path = Path(path)
     state = read_state(path)
-    source = {_own_name(name, "features.weight" in state): name for name in state}
-    if len(source) < len(state):
-        raise UserError(f"{path}: holds two sets of weights, with and without 'backbone.'; save one state dict alone")
+    source = dict(zip(_own_names(list(state)), state, strict=True))
     own = network.state_dict()
     given = {name: state[source[name]] for name in source if part_of(name) in PARTS}
     ours = {name: value for name, value in given.items() if name in own}
-    for part in {"backbone", *map(part_of, ours)}:
+    present = {"backbone", *map(part_of, ours)}
+    for part in filter(present.__contains__, PARTS):
         wrong = difference(*({k: v for k, v in side.items() if part_of(k) == part} for side in (own, given)))
         if wrong:
             raise UserError(
@@ -85,7 +83,7 @@ def _read_file(path: Path) -> object:
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
+        except Exception as error:  # a damaged file may break the parser anywhere
             raise UserError(f"{path}: not a readable safetensors file ({_line(error)})") from error
     if path.suffix not in (".pth", ".pt"):
         raise UserError(f"{path}: unknown kind of weights file; it must end in .pth, .pt or .safetensors")
@@ -96,7 +94,7 @@ def _read_file(path: Path) -> object:
             f"{path}: not read, because it is damaged or holds more than tensors and could run code; "
             "save its state dict alone, as .safetensors or with torch.save"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+    except Exception as error:  # as above
         raise UserError(f"{path}: not a readable PyTorch file ({_line(error)})") from error
 
 
@@ -104,10 +102,10 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
-def _own_name(name: str, arcface: bool) -> str:
-    """The network's name of a file's entry; `fc` of a file that is not arcface_torch's is a classifier and unknown."""
-    if part_of(name) in PARTS:
-        return name
-    if name.startswith(("fc.", "features.")):
-        return f"embedding.{name}" if arcface else name
-    return f"backbone.{name}"
+def _own_names(names: list[str]) -> list[str]:
+    """The network's names of a file's entries; what belongs to no part of a network (a classifier) keeps its own."""
+    if any(part_of(name) == "backbone" for name in names):
+        return names
+    arcface = "features.weight" in names  # otherwise `fc` is torchvision's classifier
+    tail = {"fc": "embedding.", "features": "embedding."} if arcface else {"fc": ""}
+    return [tail.get(part_of(name), "backbone.") + name for name in names]
