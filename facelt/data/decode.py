@@ -1,0 +1,42 @@
+"""Encoded image bytes to pixels."""
+
+import cv2
+import numpy as np
+
+from facelt.data.image_size import read_image_size
+
+DEFAULT_MAX_PIXELS = 1 << 26
+"""About 67 million pixels, 200 MB decoded: above any photograph of the supported sets."""
+
+
+class UndecodableImage(Exception):
+    """One image cannot be used; the message is the reason, without the image's name."""
+
+
+def decode_image(payload: bytes | memoryview, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
+    """Decode one JPEG, PNG, WebP or BMP image to RGB, uint8 [H,W,3], turned upright as its EXIF orientation says.
+
+    Grey images get three equal channels, an alpha channel is dropped, 16 bits become 8.
+
+    Raises UndecodableImage: no image, damaged or cut short, or more than `max_pixels` by its header (nothing of that
+    size has been allocated then).
+    """
+    size = read_image_size(payload)
+    if size is None:
+        raise UndecodableImage("not a JPEG, PNG, WebP or BMP image, or its header is damaged")
+    height, width = size
+    if not 0 < height * width <= max_pixels:
+        raise UndecodableImage(f"{height} x {width} pixels, allowed are 1 to {max_pixels} in all")
+    try:
+        image_HW3 = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise UndecodableImage(f"the decoder refused it: {error.err or 'no reason given'}") from error
+    if image_HW3 is None:
+        raise UndecodableImage("damaged or cut short")
+    return cv2.cvtColor(image_HW3, cv2.COLOR_BGR2RGB, dst=image_HW3)
+
+
+def prepare_opencv() -> None:
+    """Settings of a process that decodes: workers are the parallelism, and a bad image is reported by name, by us."""
+    cv2.setNumThreads(0)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

@@ -1,0 +1,57 @@
+"""What every image dataset shares: a draw in, a sample or a named bad image out.
+
+Shapes: N images of the dataset.
+"""
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from facelt.data.batch import BadImage, Draw, Sample
+from facelt.data.decode import DEFAULT_MAX_PIXELS, UndecodableImage, decode_image
+from facelt.data.transforms import ImageTransform
+
+
+class ImageDataset(Dataset, ABC):
+    """Images by index with `labels` (int64 [N], -1: open set or unlabelled), `num_classes` and `image_size`.
+
+    Mistakes that concern the whole set stop at construction; a single image that cannot be used becomes a BadImage, so
+    that the one who trains decides how many are too many.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        num_classes: int,
+        transform: ImageTransform,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+    ) -> None:
+        self.labels = labels
+        self.num_classes = num_classes
+        self.transform = transform
+        self.max_pixels = max_pixels
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of every sample."""
+        return self.transform.image_size
+
+    @abstractmethod
+    def names(self, index: int) -> str:
+        """What a person calls the image: 'file.rec:key' or a relative path."""
+
+    @abstractmethod
+    def payload(self, index: int) -> bytes | memoryview:
+        """The encoded image. Raises UndecodableImage where it cannot be read."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, draw: Draw) -> Sample | BadImage:
+        index, seed = draw
+        try:
+            image_HW3 = self.transform(decode_image(self.payload(index), self.max_pixels), seed)
+        except UndecodableImage as error:
+            return BadImage(self.names(index), str(error))
+        return Sample(image_HW3, int(self.labels[index]), index, seed)

@@ -1,0 +1,58 @@
+"""Where the images of a list lie: as listed, or in the other layout in which the same data set is handed round.
+
+The lists of Places-LT name `data_256/<letter>/<scene>/x.jpg`; copies of the data also come as `train/<scene>/x.jpg`,
+where a scene with a kind (apartment_building/outdoor) is one folder with a hyphen or two folders.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+Layout = Callable[[str], str | None]
+"""Listed relative path -> relative path to open; None where the rule does not apply."""
+
+_PROBES = 16
+
+
+def _as_listed(path: str) -> str:
+    return path
+
+
+def _scene(path: str) -> tuple[str, str] | None:
+    """(scene/kind, file name) of data_256/<letter>/<scene>[/<kind>]/<file>."""
+    head, *middle, name = path.split("/")
+    return ("/".join(middle[1:]), name) if head == "data_256" and len(middle) >= 2 else None
+
+
+def _train_hyphen(path: str) -> str | None:
+    found = _scene(path)
+    return found and f"train/{found[0].replace('/', '-')}/{found[1]}"
+
+
+def _train_folders(path: str) -> str | None:
+    found = _scene(path)
+    return found and f"train/{found[0]}/{found[1]}"
+
+
+def _data_256(path: str) -> str | None:
+    head, *scene, name = path.split("/")
+    folders = "/".join(scene).replace("-", "/")
+    return f"data_256/{folders[0]}/{folders}/{name}" if head == "train" and folders else None
+
+
+LAYOUTS: dict[str, Layout] = {
+    "as listed": _as_listed,
+    "train/<scene>-<kind>": _train_hyphen,
+    "train/<scene>/<kind>": _train_folders,
+    "data_256/<letter>/<scene>/<kind>": _data_256,
+}
+
+
+def find_layout(root: Path, paths: Sequence[str]) -> str | None:
+    """Name of the layout in which most of a few spread-out paths exist; the earlier one when equal, None for none."""
+    probes = [paths[len(paths) * i // _PROBES] for i in range(_PROBES)] if len(paths) > _PROBES else list(paths)
+    found = {
+        name: sum((place := layout(path)) is not None and (root / place).is_file() for path in probes)
+        for name, layout in LAYOUTS.items()
+    }
+    best = max(found, key=found.__getitem__)
+    return best if found[best] else None

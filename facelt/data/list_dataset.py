@@ -1,0 +1,167 @@
+"""Images named by a text file (`path label` a line) or found in a folder.
+
+Shapes: N images of the dataset.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from facelt.data.decode import DEFAULT_MAX_PIXELS, UndecodableImage
+from facelt.data.image_dataset import ImageDataset
+from facelt.data.layouts import LAYOUTS, find_layout
+from facelt.data.transforms import ImageTransform
+from facelt.errors import UserError
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+_LINE = re.compile(r"(.+) (-?[0-9]{1,18})")
+
+
+class FileDataset(ImageDataset):
+    """Images in files below `root`, named by their relative paths; a file that cannot be read is a bad image.
+
+    `layout` names the rule of `LAYOUTS` that turns a name into the place to open.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        paths: Sequence[str],
+        labels: np.ndarray,
+        num_classes: int,
+        transform: ImageTransform,
+        max_pixels: int,
+        layout: str = "as listed",
+    ) -> None:
+        super().__init__(labels, num_classes, transform, max_pixels)
+        self.root = Path(root)
+        self.paths = paths
+        self.layout = layout
+
+    def names(self, index: int) -> str:
+        return self.paths[index]
+
+    def payload(self, index: int) -> bytes:
+        place = LAYOUTS[self.layout](self.paths[index])
+        if place is None:
+            raise UndecodableImage(f"has no place in the layout {self.layout} that the other files of the list follow")
+        try:
+            return (self.root / place).read_bytes()
+        except OSError as error:
+            raise UndecodableImage(f"cannot read {self.root / place}: {error.strerror}") from error
+
+
+class ListDataset(FileDataset):
+    """Images of a list: relative path, one space, label on each line; -1 marks the open set.
+
+    `num_classes` None takes the largest label + 1. Where the files are not at the listed places the layout is chosen
+    once, here, by looking for a few of them (facelt.data.layouts). Links inside `root` are followed: image trees are
+    commonly assembled from them. Whether every file exists is left to the reading.
+
+    Raises UserError naming the list and the line: an unreadable or empty list, a line without a label, a label outside
+    -1..num_classes - 1, a path that is absolute or leads out of `root`; or that none of the files is there.
+    """
+
+    labelled = True
+
+    def __init__(
+        self,
+        list_path: Path,
+        root: Path,
+        *,
+        transform: ImageTransform,
+        num_classes: int | None = None,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+    ) -> None:
+        lines = _read_lines(list_path)
+        if self.labelled:
+            paths, labels = _split_labels(list_path, lines, num_classes)
+        else:
+            paths, labels = lines, np.full(len(lines), -1, dtype=np.int64)
+        _refuse_escapes(list_path, paths, root)
+        layout = find_layout(Path(root), paths)
+        if layout is None:
+            raise UserError(
+                f"{list_path}, line 1: no file {Path(root) / paths[0]}, nor any other of the list in a known layout; "
+                "check the root folder"
+            )
+        found = int(labels.max()) + 1
+        super().__init__(
+            root, paths, labels, found if num_classes is None else num_classes, transform, max_pixels, layout
+        )
+
+
+class PathListDataset(ListDataset):
+    """Images of a list without labels, one relative path a line: for embedding."""
+
+    labelled = False
+
+
+class FolderDataset(FileDataset):
+    """Every image file below `root` in the order of its relative path, which is its name.
+
+    The first folder of a path is the identity: labels count the folders with images in the order of `identities`. An
+    image that lies in `root` itself has label -1, so a flat folder is a set without labels. Linked folders are not
+    entered.
+
+    Raises UserError: no such folder, or no image in it.
+    """
+
+    def __init__(self, root: Path, *, transform: ImageTransform, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
+        if not Path(root).is_dir():
+            raise UserError(f"{root}: no such folder of images")
+        paths = sorted(
+            Path(folder, name).relative_to(root).as_posix()
+            for folder, _, names in os.walk(root)
+            for name in names
+            if name.lower().endswith(IMAGE_SUFFIXES)
+        )
+        if not paths:
+            raise UserError(f"{root}: the folder holds no image ({', '.join(IMAGE_SUFFIXES)})")
+        first = [path.partition("/")[0] if "/" in path else "" for path in paths]
+        self.identities, labels = np.unique(first, return_inverse=True)
+        if self.identities[0] == "":
+            self.identities, labels = self.identities[1:], labels - 1
+        super().__init__(root, paths, labels.astype(np.int64), len(self.identities), transform, max_pixels)
+
+
+def _read_lines(list_path: Path) -> list[str]:
+    """Lines of a list without their ends; empty lines may only follow the last."""
+    try:
+        text = Path(list_path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{list_path}: cannot read the list: {error}") from error
+    lines = text.rstrip().split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            what = "the list is empty" if len(lines) == 1 else f"line {number} is empty"
+            raise UserError(f"{list_path}: {what}; each line names one image")
+    return lines
+
+
+def _split_labels(list_path: Path, lines: list[str], num_classes: int | None) -> tuple[list[str], np.ndarray]:
+    matches = [_LINE.fullmatch(line) for line in lines]
+    if None in matches:
+        number = matches.index(None)
+        raise UserError(
+            f"{list_path}, line {number + 1}: expected a path, one space and a label, found {lines[number][:120]!r}"
+        )
+    paths, texts = zip(*(match.groups() for match in matches), strict=True)
+    label_N = np.array(texts).astype(np.int64)
+    outside_N = (label_N < -1) | (label_N >= (np.iinfo(np.int64).max if num_classes is None else num_classes))
+    if outside_N.any():
+        number = int(np.argmax(outside_N))
+        top = "" if num_classes is None else f" to {num_classes - 1}"
+        raise UserError(f"{list_path}, line {number + 1}: label {label_N[number]} is not -1 (open set) or 0{top}")
+    return list(paths), label_N
+
+
+def _refuse_escapes(list_path: Path, paths: Sequence[str], root: Path) -> None:
+    for number, path in enumerate(paths, start=1):
+        if path.startswith("/") or "\0" in path or (".." in path and ".." in path.split("/")):
+            raise UserError(
+                f"{list_path}, line {number}: {path[:120]!r} leads out of {root}; list relative paths below it"
+            )
