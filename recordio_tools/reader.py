@@ -14,6 +14,8 @@ from recordio_tools.index import read_index, walk_index
 from recordio_tools.scan_cache import cached, fingerprint
 
 FRAMED_HEADER = struct.Struct("<II" + HEADER.format.lstrip("<"))
+FRAMED_HEADER_AT = FRAMED_HEADER.unpack_from
+new_tuple = tuple.__new__  # a NamedTuple's own constructor costs as much again as the whole look-up
 
 
 class RecordReader:
@@ -120,14 +122,20 @@ class RecordReader:
 
         Raises RecordIOError naming the key and what is wrong.
         """
-        offset = self._find(key)
-        view = self._view
-        if offset >= 0 and view is not None and offset + FRAMED_HEADER.size <= self._size:
-            magic, length, flag, label, id, id2 = FRAMED_HEADER.unpack_from(view, offset)
-            end = offset + 8 + length
-            # A part code other than 'whole' makes `length` exceed MAX_LENGTH: one test tells both.
-            if magic == MAGIC and not flag and HEADER.size <= length <= MAX_LENGTH and end <= self._size:
-                return Record(IRHeader(flag, label, id, id2), view[offset + FRAMED_HEADER.size : end])
+        # The common case, one whole record with a plain label, is spelt out here: it is the loader's inner loop.
+        try:
+            offset = self._table[key] if self._dense and key >= 0 else self._find(key)
+            magic, length, flag, label, id, id2 = FRAMED_HEADER_AT(self._view, offset)
+        except (IndexError, TypeError, struct.error):  # an unknown key, a closed reader, a record at the very end
+            return self._read_checked(key)
+        end = offset + 8 + length
+        # A part code other than 'whole' makes `length` exceed MAX_LENGTH: one test tells both.
+        if magic != MAGIC or flag or not HEADER.size <= length <= MAX_LENGTH or end > self._size or offset < 0:
+            return self._read_checked(key)
+        header = new_tuple(IRHeader, (flag, label, id, id2))
+        return new_tuple(Record, (header, self._view[offset + FRAMED_HEADER.size : end]))
+
+    def _read_checked(self, key: int) -> Record:
         raw = self.read_raw(key)
         try:
             return unpack(raw, self.label_width)
