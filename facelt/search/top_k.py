@@ -1,0 +1,97 @@
+"""The k best database rows of every query row, for nested galleries, in one pass.
+
+P probes, G gallery rows, B rows of a block, S prefixes, K neighbours, N candidates of a block, D feature.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from facelt.search.blocks import BLOCK_VALUES, Rows, block_rows, check_dimensions, checked, stream
+from facelt.search.engine import Engine, FaissEngine
+from facelt.search.exact import error_bound, inner_products
+
+# Fetched beyond k, so that the engine's rounding cannot push one of the k best out of sight.
+SPARE = 12
+
+
+def top_k(
+    query_PD: np.ndarray,
+    database_GD: Rows,
+    k: int,
+    prefixes: Sequence[int] | None = None,
+    *,
+    unit: bool = False,
+    engine: Engine | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Exact inner-product search: scores float64 [S,P,K] descending and positions int64 [S,P,K].
+
+    For each of `prefixes` (by default G alone) the result is that of a gallery of the first so many rows. Equal scores
+    come in the order of position, and equal rows score equally. Where a gallery has fewer than k rows the rest is
+    -inf and -1. `unit` refuses rows that are not of length one. `advance(rows)` is called after each block.
+    Never more than a block of the database and P x K results are in memory.
+
+    Raises BadRow on a row that is not finite, UserError on unequal dimensions, ValueError on a prefix beyond G.
+    """
+    check_dimensions(query_PD, database_GD)
+    total, dimension = database_GD.shape
+    sizes = [total] if prefixes is None else list(prefixes)
+    if k < 1 or any(not 0 <= size <= total for size in sizes):
+        raise ValueError(f"k = {k} must be positive and the prefixes {sizes} within the {total} rows")
+    query_PD = checked(query_PD, "query", unit=unit)
+    engine = engine or FaissEngine()
+    score_PK = np.full((len(query_PD), k), -np.inf)
+    id_PK = np.full((len(query_PD), k), -1, dtype=np.int64)
+    found = {0: (score_PK, id_PK)}
+    for start, block_BD in stream(database_GD, sizes, unit=unit, rows=block_rows(dimension)):
+        score_PN, row_PN = _best_of_block(engine, query_PD, block_BD, score_PK)
+        id_PN = np.where(np.isneginf(score_PN), -1, row_PN + start)
+        score_PK, id_PK = _merge(score_PK, id_PK, score_PN, id_PN)
+        found[start + len(block_BD)] = (score_PK, id_PK)
+        found = {stop: result for stop, result in found.items() if stop in sizes}
+        if advance:
+            advance(len(block_BD))
+    return np.stack([found[size][0] for size in sizes]), np.stack([found[size][1] for size in sizes])
+
+
+def _merge(
+    score_PK: np.ndarray, id_PK: np.ndarray, score_PN: np.ndarray, id_PN: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The K best of both, by descending score, then by position."""
+    score_PC, id_PC = np.hstack([score_PK, score_PN]), np.hstack([id_PK, id_PN])
+    order_PK = np.lexsort((id_PC, -score_PC), axis=1)[:, : score_PK.shape[1]]
+    return np.take_along_axis(score_PC, order_PK, axis=1), np.take_along_axis(id_PC, order_PK, axis=1)
+
+
+def _best_of_block(
+    engine: Engine, query_PD: np.ndarray, block_BD: np.ndarray, best_PK: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Exact scores [P,N] and block rows [P,N] of all that can be among the k best; -inf where it cannot."""
+    k = best_PK.shape[1]
+    rough_PN, row_PN = engine.nearest(query_PD, block_BD, min(k + SPARE, len(block_BD)))
+    length = np.linalg.norm(query_PD, axis=1) * np.linalg.norm(block_BD, axis=1).max()
+    slack_P = error_bound(query_PD.shape[1]) * length
+    probe_M, column_M = np.nonzero(rough_PN >= (best_PK[:, -1] - slack_P)[:, None])
+    score_PN = np.full(rough_PN.shape, -np.inf)
+    score_PN[probe_M, column_M] = inner_products(query_PD, probe_M, block_BD, row_PN[probe_M, column_M])
+    if row_PN.shape[1] < len(block_BD):
+        # What was not fetched scores at most the last fetched score plus the rounding.
+        kth_P = np.partition(np.hstack([best_PK, score_PN]), -k, axis=1)[:, -k]
+        (open_U,) = np.nonzero(kth_P <= rough_PN[:, -1] + slack_P)
+        if len(open_U):
+            score_PN[open_U], row_PN[open_U] = _search_all(query_PD[open_U], block_BD, row_PN.shape[1])
+    return score_PN, row_PN
+
+
+def _search_all(query_UD: np.ndarray, block_BD: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `count` best rows in float64, for the few queries with more equal scores than the engine was asked for."""
+    exact_DB = block_BD.T.astype(np.float64)
+    row_UN = np.empty((len(query_UD), count), dtype=np.int64)
+    step = max(1, BLOCK_VALUES // len(block_BD) // 4)
+    for start in range(0, len(query_UD), step):
+        score_UB = query_UD[start : start + step].astype(np.float64) @ exact_DB
+        # A product's last bits differ between equal rows: rounded, they tie, and a stable sort keeps their order.
+        row_UN[start : start + step] = np.argsort(-score_UB.round(12), axis=1, kind="stable")[:, :count]
+    query_M = np.repeat(np.arange(len(query_UD)), count)
+    return inner_products(query_UD, query_M, block_BD, row_UN.ravel()).reshape(row_UN.shape), row_UN

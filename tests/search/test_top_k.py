@@ -1,0 +1,103 @@
+"""Search against a plain sort in float64, with ties, nested galleries and rows that cannot be scored."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from facelt.errors import UserError
+from facelt.search import BadRow, blocks, inner_products, top_k
+
+
+def plain_top_k(query_PD, database_GD, k, size):
+    """Python's own sort by (-score, position), integers as scores where the rows are integers."""
+    scores, ids = [], []
+    for query_D in query_PD.astype(np.float64):
+        row = [(-float(np.dot(query_D, gallery_D)), position) for position, gallery_D in enumerate(database_GD[:size])]
+        row = sorted(row)[:k] + [(np.inf, -1)] * max(0, k - size)
+        scores.append([-score for score, _ in row])
+        ids.append([position for _, position in row])
+    return np.array(scores), np.array(ids)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 2**31),
+    st.integers(1, 7),
+    st.integers(1, 60),
+    st.integers(1, 9),
+    st.integers(1, 3),
+    st.integers(8, 200),
+)
+def test_equals_a_plain_sort_with_many_ties(seed, probes, total, k, high, block_values):
+    random = np.random.default_rng(seed)
+    # Small integers: float32 is exact and most scores are shared.
+    query_PD = random.integers(-high, high + 1, (probes, 4)).astype(np.float32)
+    database_GD = random.integers(-high, high + 1, (total, 4)).astype(np.float16)
+    prefixes = random.integers(0, total + 1, 3).tolist()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "BLOCK_VALUES", block_values)
+        score_SPK, id_SPK = top_k(query_PD, database_GD, k, prefixes)
+    assert score_SPK.shape == id_SPK.shape == (3, probes, k)
+    for size, score_PK, id_PK in zip(prefixes, score_SPK, id_SPK, strict=True):
+        plain_score, plain_id = plain_top_k(query_PD, database_GD.astype(np.float64), k, size)
+        np.testing.assert_array_equal(score_PK, plain_score)
+        np.testing.assert_array_equal(id_PK, plain_id)
+
+
+def test_real_values_in_blocks(monkeypatch, tmp_path):
+    random = np.random.default_rng(0)
+    query_PD = random.standard_normal((9, 32)).astype(np.float32)
+    np.save(tmp_path / "g.npy", random.standard_normal((3000, 32)).astype(np.float32))
+    database_GD = np.load(tmp_path / "g.npy", mmap_mode="r")
+    monkeypatch.setattr(blocks, "BLOCK_VALUES", 32 * 700)
+    seen = []
+    score_SPK, id_SPK = top_k(query_PD, database_GD, 20, [10, 100, 3000], advance=seen.append)
+    assert seen == [10, 90, 700, 700, 700, 700, 100]
+    for size, score_PK, id_PK in zip([10, 100, 3000], score_SPK, id_SPK, strict=True):
+        plain_score, plain_id = plain_top_k(query_PD, np.asarray(database_GD), 20, size)
+        np.testing.assert_array_equal(id_PK, plain_id)
+        np.testing.assert_allclose(score_PK, plain_score, rtol=1e-12)
+
+
+def test_a_collapsed_model_ties_everywhere_in_order_of_position(monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_VALUES", 16 * 500)
+    row_D = np.random.default_rng(1).standard_normal(16).astype(np.float32)
+    score_SPK, id_SPK = top_k(np.tile(row_D, (5, 1)), np.tile(row_D, (1300, 1)), 6)
+    np.testing.assert_array_equal(id_SPK[0], np.tile(np.arange(6), (5, 1)))
+    assert len(np.unique(score_SPK)) == 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 600), st.integers(1, 40))
+def test_equal_rows_score_equally_wherever_they_are(seed, dimension, pairs):
+    random = np.random.default_rng(seed)
+    a_D, b_D = random.standard_normal((2, dimension)).astype(np.float32)
+    left_ND, right_ND = np.tile(a_D, (7, 1)), np.tile(b_D, (11, 1)).astype(np.float32)
+    left_M, right_M = random.integers(0, 7, pairs), random.integers(0, 11, pairs)
+    score_M = inner_products(left_ND, left_M, right_ND, right_M)
+    turned_M = inner_products(right_ND, right_M[:1], left_ND, left_M[:1])
+    assert set(score_M) == set(turned_M)
+    assert score_M[0] == pytest.approx(float(np.dot(a_D.astype(np.float64), b_D.astype(np.float64))), abs=1e-9)
+
+
+def test_rows_that_cannot_be_scored_are_named():
+    query_PD, database_GD = np.eye(3, dtype=np.float32), np.tile(np.eye(3), (4, 1))
+    broken = database_GD.copy()
+    broken[7, 1] = np.nan
+    with pytest.raises(BadRow, match="row 7 of the database holds a value that is not finite") as caught:
+        top_k(query_PD, broken, 2)
+    assert (caught.value.side, caught.value.row) == ("database", 7)
+    with pytest.raises(BadRow, match="row 1 of the query"):
+        top_k(np.array([[0, 1, 0], [0, np.inf, 0]]), database_GD, 2)
+    with pytest.raises(BadRow, match="row 11 of the database has length 2, its kind has length one"):
+        top_k(query_PD, np.vstack([database_GD[:11], 2 * database_GD[:1]]), 2, unit=True)
+    with pytest.raises(UserError, match="one dimension"):
+        top_k(query_PD, database_GD[:, :2], 2)
+    with pytest.raises(ValueError, match="prefixes"):
+        top_k(query_PD, database_GD, 2, [13])
+
+
+def test_a_bad_row_beyond_the_largest_prefix_is_not_read():
+    database_GD = np.vstack([np.eye(3), np.full((1, 3), np.nan)])
+    assert top_k(np.eye(3), database_GD, 1, [3])[1][0].ravel().tolist() == [0, 1, 2]
