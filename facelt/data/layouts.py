@@ -19,8 +19,8 @@ def _as_listed(path: str) -> str:
 
 def _scene(path: str) -> tuple[str, str] | None:
     """(scene/kind, file name) of data_256/<letter>/<scene>[/<kind>]/<file>."""
-    head, *middle, name = path.split("/")
-    return ("/".join(middle[1:]), name) if head == "data_256" and len(middle) >= 2 else None
+    parts = path.split("/")
+    return ("/".join(parts[2:-1]), parts[-1]) if parts[0] == "data_256" and len(parts) >= 4 else None
 
 
 def _train_hyphen(path: str) -> str | None:
@@ -34,9 +34,9 @@ def _train_folders(path: str) -> str | None:
 
 
 def _data_256(path: str) -> str | None:
-    head, *scene, name = path.split("/")
-    folders = "/".join(scene).replace("-", "/")
-    return f"data_256/{folders[0]}/{folders}/{name}" if head == "train" and folders else None
+    parts = path.split("/")
+    scene = "/".join(parts[1:-1]).replace("-", "/")
+    return f"data_256/{scene[0]}/{scene}/{parts[-1]}" if parts[0] == "train" and scene else None
 
 
 LAYOUTS: dict[str, Layout] = {

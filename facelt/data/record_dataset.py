@@ -39,7 +39,8 @@ class RecordDataset(ImageDataset):
             raise UserError(str(error)) from error
         self._file = Path(path).name
         num_classes = self._record.num_identities
-        _check_labels(path, key_N, label_N, num_classes)
+        if not len(key_N):
+            raise UserError(f"{path}: the file holds no images")
         if manifest is not None:
             key_N, label_N = _select(path, manifest, key_N, label_N)
             num_classes = int(label_N.max()) + 1
@@ -58,18 +59,6 @@ class RecordDataset(ImageDataset):
             return self._record.read(int(self.keys[index])).payload
         except RecordIOError as error:
             raise UndecodableImage(str(error)) from error
-
-
-def _check_labels(path: Path, key_N: np.ndarray, label_N: np.ndarray, num_classes: int) -> None:
-    if not len(key_N):
-        raise UserError(f"{path}: the file holds no images")
-    outside_N = (label_N < 0) | (label_N >= num_classes)
-    if outside_N.any():
-        first = int(np.argmax(outside_N))
-        raise UserError(
-            f"{path}: record {key_N[first]} has label {label_N[first]}, but there are {num_classes} identities "
-            f"(labels 0 to {num_classes - 1}); correct 'property' or the record ({outside_N.sum()} such records)"
-        )
 
 
 def _select(path: Path, manifest_path: Path, key_N: np.ndarray, label_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

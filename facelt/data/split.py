@@ -22,6 +22,7 @@ def split_train_validation(label_N: np.ndarray, fraction: float, seed: int) -> t
     hash_N = hash64(Stream.VALIDATION, seed, np.arange(len(label_N)))
     in_validation_N = hash_N.astype(np.float64) < fraction * 2.0**64
     order_N = np.lexsort((hash_N, label_N))
-    last_of_class_N = np.append(label_N[order_N][1:] != label_N[order_N][:-1], [True] * (len(label_N) > 0))
+    sorted_N = label_N[order_N]
+    last_of_class_N = np.append(sorted_N[1:] != sorted_N[:-1], True)[: len(label_N)]
     in_validation_N[order_N[last_of_class_N]] = False
     return np.flatnonzero(~in_validation_N), np.flatnonzero(in_validation_N)

@@ -1,0 +1,129 @@
+"""Header sizes against the decoder, pixels against the encoder, and every kind of unusable bytes."""
+
+import contextlib
+import io
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from facelt.data import decode as decode_module
+from facelt.data.decode import UndecodableImage, decode_image
+from facelt.data.image_size import read_image_size
+
+SUFFIXES = (".jpg", ".png", ".webp", ".bmp")
+
+
+def save(image: Image.Image, kind: str, **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+@settings(max_examples=40, deadline=None)
+@given(height=st.integers(1, 90), width=st.integers(1, 90), suffix=st.sampled_from(SUFFIXES))
+def test_size_is_that_of_the_decoded_image(encode, height, width, suffix):
+    payload = encode(height, width, suffix=suffix)
+    assert read_image_size(payload) == (height, width)
+    assert read_image_size(memoryview(payload)) == (height, width)
+    assert decode_image(payload).shape == (height, width, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {"progressive": True}),
+        ("JPEG", {"comment": b"\xff\xc0 a frame marker inside a comment"}),
+        ("WEBP", {"lossless": True}),
+        ("WEBP", {"lossless": False}),
+        ("WEBP", {"exif": b"Exif\x00\x00"}),  # the extended header
+    ],
+)
+def test_size_in_the_variants_of_a_format(kind, options):
+    payload = save(Image.new("RGB", (37, 21), (200, 30, 90)), kind, **options)
+    assert read_image_size(payload) == (21, 37)
+    assert decode_image(payload).shape == (21, 37, 3)
+
+
+def test_pixels_are_rgb_and_exact_for_a_lossless_format():
+    image_HW3 = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    decoded = decode_image(save(Image.fromarray(image_HW3), "PNG"))
+    assert decoded.dtype == np.uint8
+    np.testing.assert_array_equal(decoded, image_HW3)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "I;16", "P"])
+def test_other_channels_become_three(mode):
+    grey = Image.fromarray(np.full((4, 6), 77, np.uint8))
+    image = Image.fromarray(np.full((4, 6), 77 << 8, np.uint16)) if mode == "I;16" else grey.convert(mode)
+    np.testing.assert_array_equal(decode_image(save(image, "PNG")), np.full((4, 6, 3), 77, np.uint8))
+
+
+def test_exif_orientation_turns_the_image_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored turned by a quarter
+    payload = save(Image.new("RGB", (30, 20)), "JPEG", exif=exif)
+    assert read_image_size(payload) == (20, 30)
+    assert decode_image(payload).shape == (30, 20, 3)
+
+
+def giant(suffix: str, encode) -> bytes:
+    """A small file whose header claims 60,000 x 60,000 (WebP: 16,384 x 16,384) pixels."""
+    payload = bytearray(encode(8, 8, suffix=suffix))
+    if suffix == ".jpg":
+        place = payload.index(b"\xff\xc0") + 5
+        payload[place : place + 4] = (60000).to_bytes(2, "big") * 2
+    elif suffix == ".png":
+        payload[16:24] = (60000).to_bytes(4, "big") * 2
+    elif suffix == ".bmp":
+        payload[18:26] = (60000).to_bytes(4, "little") * 2
+    else:
+        payload[21:25] = (2**28 - 1).to_bytes(4, "little")
+    return bytes(payload)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_giant_never_reaches_the_decoder(monkeypatch, encode, suffix):
+    monkeypatch.setattr(decode_module.cv2, "imdecode", lambda *_: pytest.fail("the decoder saw it"))
+    with pytest.raises(UndecodableImage, match=r"^(16384 x 16384|60000 x 60000) pixels"):
+        decode_image(giant(suffix, encode))
+
+
+def test_the_limit_itself_is_allowed(encode):
+    assert decode_image(encode(10, 12), max_pixels=120).shape == (10, 12, 3)
+    with pytest.raises(UndecodableImage, match="10 x 12 pixels, allowed are 1 to 119"):
+        decode_image(encode(10, 12), max_pixels=119)
+
+
+@pytest.mark.parametrize(
+    "payload", [b"", b"text", b"\xff\xd8", b"\xff\xd8\xff", b"BM", b"RIFF0000WEBPVP8 ", b"GIF89a" * 9]
+)
+def test_what_is_no_image_is_refused(payload):
+    with pytest.raises(UndecodableImage, match="not a JPEG"):
+        decode_image(payload)
+
+
+@settings(max_examples=60, deadline=None)
+@given(suffix=st.sampled_from(SUFFIXES), share=st.floats(0, 0.999))
+def test_a_cut_image_is_refused(encode, suffix, share):
+    payload = encode(24, 24, suffix=suffix)
+    with pytest.raises(UndecodableImage):
+        decode_image(payload[: int(len(payload) * share)])
+
+
+@settings(max_examples=100, deadline=None)
+@given(suffix=st.sampled_from(SUFFIXES), place=st.floats(0, 0.999), value=st.integers(0, 255))
+def test_damage_gives_an_image_within_the_limit_or_a_reason(encode, suffix, place, value):
+    payload = bytearray(encode(24, 24, suffix=suffix))
+    payload[int(len(payload) * place)] = value
+    with contextlib.suppress(UndecodableImage):  # no other exception may come out
+        assert decode_image(bytes(payload), max_pixels=10_000).size <= 30_000
+
+
+def test_the_decoder_is_opencv_on_the_same_bytes(encode):
+    payload = encode(33, 41, suffix=".jpg")
+    expected = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
+    np.testing.assert_array_equal(decode_image(memoryview(payload)), expected)

@@ -1,0 +1,93 @@
+"""The loader: the same batches whatever the workers, the shares of ranks, and the rest of an interrupted epoch."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from facelt.data.loader import Loader
+from facelt.data.record_dataset import RecordDataset
+from facelt.data.samplers import ClassAwareSampler, InstanceSampler, SequentialSampler
+from facelt.data.transforms import TrainCrop
+
+BAD = {"train.rec:4", "train.rec:20"}
+
+
+def as_lists(batches) -> list[tuple]:
+    return [(b.index_B.tolist(), b.label_B.tolist(), b.seed_B.tolist(), b.image_BHW3.tolist(), b.bad) for b in batches]
+
+
+@pytest.fixture
+def dataset(face_rec) -> RecordDataset:
+    return RecordDataset(face_rec, transform=TrainCrop(8))
+
+
+@pytest.fixture
+def sampler(dataset) -> ClassAwareSampler:
+    return ClassAwareSampler(dataset.labels, 6, seed=1)
+
+
+@pytest.mark.parametrize(("workers", "start_method"), [(1, "fork"), (2, "fork"), (1, "spawn")])
+def test_batches_do_not_depend_on_workers(dataset, sampler, workers, start_method):
+    alone = Loader(dataset, sampler)
+    many = Loader(dataset, sampler, workers=workers, start_method=start_method)
+    for epoch in (0, 1):
+        assert as_lists(many.epoch(epoch)) == as_lists(alone.epoch(epoch))
+    many.close()
+
+
+def test_an_epoch_is_what_the_sampler_lists(face_rec):
+    dataset = RecordDataset(face_rec)
+    sampler = InstanceSampler(dataset.labels, 8, seed=0)
+    loader = Loader(dataset, sampler)
+    batches = list(loader.epoch(5))
+    assert len(batches) == loader.steps_per_epoch == 3
+    index_T, seed_T = sampler.draws(5)
+    bad = [3, 19]
+    assert [i for b in batches for i in b.index_B.tolist()] == [i for i in index_T.tolist() if i not in bad]
+    kept = [s for i, s in zip(index_T.tolist(), seed_T.tolist(), strict=True) if i not in bad]
+    assert [s for b in batches for s in b.seed_B.tolist()] == kept
+    assert {item.name for b in batches for item in b.bad} == BAD
+    assert all(torch.equal(b.label_B, torch.from_numpy(dataset.labels)[b.index_B]) for b in batches)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_start_step_gives_what_is_left(dataset, sampler, workers):
+    loader = Loader(dataset, sampler, workers=workers)
+    whole = as_lists(loader.epoch(3))
+    left_early = loader.epoch(2)
+    next(left_early)
+    for step in (0, 2, 4):
+        assert as_lists(loader.epoch(3, step)) == whole[step:]
+    loader.close()
+
+
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_ranks_share_each_global_batch(face_rec, world):
+    dataset = RecordDataset(face_rec)
+    sampler = SequentialSampler(len(dataset), 7)
+    whole = as_lists(Loader(dataset, sampler).epoch(0))
+    ranks = [as_lists(Loader(dataset, sampler, rank=rank, world=world).epoch(0)) for rank in range(world)]
+    assert [len(batches) for batches in ranks] == [4] * world
+    for step, (index, label, seed, image, bad) in enumerate(whole):
+        shares = [batches[step] for batches in ranks]
+        joined = [[value for share in shares for value in share[column]] for column in range(5)]
+        assert joined == [index, label, seed, image, list(bad)]
+
+
+def test_the_last_partial_batch_is_kept_in_evaluation(face_rec):
+    dataset = RecordDataset(face_rec)
+    sizes = [len(batch) + len(batch.bad) for batch in Loader(dataset, SequentialSampler(24, 10)).epoch(0)]
+    assert sizes == [10, 10, 4]
+
+
+def test_the_global_generator_is_left_alone(dataset, sampler):
+    before = torch.get_rng_state()
+    list(Loader(dataset, sampler).epoch(0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_importing_the_package_alone_loads_no_torch():
+    code = "import sys, facelt.data; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,142 @@
+"""Datasets of .rec files, on a file written here and on real faces."""
+
+import pickle
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from facelt.data import DATASETS
+from facelt.data.batch import BadImage, Draw, Sample
+from facelt.data.record_dataset import RecordDataset
+from facelt.data.transforms import CentreCrop
+from facelt.errors import UserError
+from recordio_tools import FaceRecord
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_all_images_of_the_file(face_rec, encode):
+    dataset = RecordDataset(face_rec)
+    assert len(dataset) == 24
+    assert dataset.num_classes == 5
+    assert dataset.image_size == (16, 16)
+    assert dataset.labels.dtype == np.int64
+    assert np.bincount(dataset.labels).tolist() == [9, 7, 5, 2, 1]
+    sample = dataset[Draw(11, 99)]
+    assert (sample.label, sample.index, sample.seed) == (1, 11, 99)
+    assert dataset.names(11) == "train.rec:12"
+    expected = cv2.imdecode(np.frombuffer(encode(16, 16, seed=12), np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
+    np.testing.assert_array_equal(sample.image_HW3, expected)
+
+
+def test_bad_images_are_named_with_their_reason(face_rec):
+    dataset = RecordDataset(face_rec)
+    bad = [item for item in (dataset[Draw(i, 0)] for i in range(24)) if isinstance(item, BadImage)]
+    assert [item.name for item in bad] == ["train.rec:4", "train.rec:20"]
+    assert "not a JPEG" in bad[0].reason
+    assert "16 x 12 pixels (height x width), this data set's are 16 x 16" in bad[1].reason
+
+
+def test_a_damaged_record_is_a_bad_image(face_rec):
+    offset = FaceRecord(face_rec).reader.offset(7)
+    with face_rec.open("r+b") as stream:
+        stream.seek(offset)
+        stream.write(b"\0\0\0\0")
+    item = RecordDataset(face_rec)[Draw(6, 0)]
+    assert isinstance(item, BadImage)
+    assert "record 7 is damaged" in item.reason
+
+
+def test_a_pickled_dataset_reads_on(face_rec):
+    dataset = RecordDataset(face_rec)
+    copy = pickle.loads(pickle.dumps(dataset))
+    np.testing.assert_array_equal(copy[Draw(0, 0)].image_HW3, dataset[Draw(0, 0)].image_HW3)
+
+
+def test_another_size_through_a_transform(face_rec):
+    dataset = RecordDataset(face_rec, transform=CentreCrop(size=8, resize=10))
+    assert dataset.image_size == (8, 8)
+    assert dataset[Draw(19, 0)].image_HW3.shape == (8, 8, 3)
+
+
+def test_a_manifest_selects_orders_and_relabels(face_rec):
+    manifest = write(face_rec.parent / "manifest.csv", "key,label,new_label\n23,3,0\n1,0,1\n22,3,0\n9,0,1\n")
+    dataset = RecordDataset(face_rec, manifest=manifest)
+    assert dataset.labels.tolist() == [0, 1, 0, 1]
+    assert dataset.num_classes == 2
+    assert [dataset.names(i) for i in range(4)] == [f"train.rec:{key}" for key in (23, 1, 22, 9)]
+    whole = RecordDataset(face_rec)
+    np.testing.assert_array_equal(dataset[Draw(2, 0)].image_HW3, whole[Draw(21, 0)].image_HW3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("key,label\n1,0\n", "line 1: a manifest begins with the header 'key,label,new_label'"),
+        ("key,label,new_label\n", "lists no images"),
+        ("key,label,new_label\n1,0,0\n2,0,zero\n", "line 3: expected three whole numbers"),
+        ("key,label,new_label\n1,0,0\n2,0\n", "line 3: expected three whole numbers"),
+        ("key,label,new_label\n1,0\n", "line 2: expected three whole numbers"),
+        ("key,label,new_label\n1,0,99999999999999999999\n", "line 2: expected three whole numbers"),
+        ("key,label,new_label\n1,0,-1\n", "negative"),
+        ("key,label,new_label\n1,0,0\n1,0,0\n", "key 1 is listed twice"),
+        ("key,label,new_label\n1,0,0\n2,0,1\n", "label 0 stands with two new labels"),
+        ("key,label,new_label\n1,0,0\n24,4,0\n", "new label 0 stands with two labels"),
+        ("key,label,new_label\n1,0,0\n999,1,1\n", r"key 999 does not fit .*train.rec, which holds no image there"),
+        ("key,label,new_label\n1,3,0\n", r"key 1 does not fit .*train.rec, where it has another label"),
+        ("key,label,new_label\n25,0,0\n", "key 25 does not fit"),  # an identity's record
+    ],
+)
+def test_a_manifest_with_a_mistake_is_refused(face_rec, text, message):
+    manifest = write(face_rec.parent / "manifest.csv", text)
+    with pytest.raises(UserError, match=message) as caught:
+        RecordDataset(face_rec, manifest=manifest)
+    assert str(manifest) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files_and_labels_outside_property_are_refused(face_rec):
+    with pytest.raises(UserError, match=r"absent\.rec"):
+        RecordDataset(face_rec.with_name("absent.rec"))
+    with pytest.raises(UserError, match=r"absent\.csv"):
+        RecordDataset(face_rec, manifest=face_rec.with_name("absent.csv"))
+    write(face_rec.with_name("property"), "3,16,16\n")
+    with pytest.raises(UserError, match="label 4"):
+        RecordDataset(face_rec)
+
+
+def test_without_a_property_file_the_size_has_to_come_from_a_transform(face_rec):
+    face_rec.with_name("property").unlink()
+    with pytest.raises(UserError, match="no 'property' file"):
+        RecordDataset(face_rec)
+    assert RecordDataset(face_rec, transform=CentreCrop(8, 8)).num_classes == 5
+
+
+def test_a_truncated_file_is_refused_or_named(face_rec):
+    whole = face_rec.read_bytes()
+    face_rec.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"train\.(rec|idx)"):
+        RecordDataset(face_rec)
+
+
+def test_real_faces(real_data):
+    dataset = RecordDataset(real_data / "faces" / "train" / "train.rec")
+    assert len(dataset) == 18_541
+    assert dataset.num_classes == 3_102
+    counts = np.bincount(dataset.labels)
+    assert (counts.min(), counts.max(), (counts == 1).sum()) == (1, 530, 1500)
+    for index in (0, 9_000, 18_540):
+        sample = dataset[Draw(index, 0)]
+        assert isinstance(sample, Sample)
+        assert sample.image_HW3.shape == (112, 112, 3)
+
+
+def test_the_table_of_datasets():
+    assert set(DATASETS) == {"record", "list", "paths", "folder"}
+    assert DATASETS["record"] is RecordDataset
+    assert all(hasattr(dataset, "__getitem__") for dataset in DATASETS.values())
