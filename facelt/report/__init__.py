@@ -1,1 +1,6 @@
 """Reports: one JSON truth, drawn as HTML, tables and terminal output."""
+
+from facelt.report.terminal import print_report
+from facelt.report.write import write_report
+
+__all__ = ["print_report", "write_report"]

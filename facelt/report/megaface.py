@@ -1,0 +1,177 @@
+"""The view of a MegaFace report (schema `facelt.megaface/1`): its columns and rows, its CSV tables and its page."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from facelt.report import megaface_plots
+from facelt.report.page import render
+from facelt.report.series import assign_styles
+from facelt.report.tables import Table
+
+SCHEMA = "facelt.megaface/1"
+
+# The columns of the OLTR paper's Table 4, in its order; what else was measured follows.
+_FIRST_COLUMNS = (
+    ("shots", "many"), ("shots", "few"), ("shots", "one"), ("shots", "zero"),
+    ("all", "full"), ("gender", "male"), ("gender", "female"),
+)  # fmt: skip
+_OWN_NAMES = ("shots", "all", "gender")
+_COUNTS = ("pairs", "probes", "identities")
+_ROW_KEYS = ("model", "kind", "rank", "distractors", "figures")
+_FIGURE_KEYS = ("name", "group", "rate", "low", "high", *_COUNTS)
+_REQUIRED = {
+    "": ("title", "notes", "suite", "shots", "interval", "rows", "curves", "cmc", "models"),
+    "suite": ("probes", "identities", "pairs", "distractors", "sizes", "sets", "noise", "files"),
+    "shots": ("threshold", "reference", "bands"),
+    "interval": ("level", "method", "replicates", "seed"),
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: the figure `name` of `group` ('all', 'shots', 'gender' or an attribute's column)."""
+
+    group: str
+    name: str
+
+    @property
+    def title(self) -> str:
+        """The heading: facelt's own names with a capital, an attribute's values as they are."""
+        return self.name.capitalize() if self.group in _OWN_NAMES else self.name
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model and kind at one rank and gallery size; `cells` holds each column's figure, None where it is absent."""
+
+    model: str
+    kind: str
+    rank: int
+    distractors: int
+    cells: tuple[dict | None, ...]
+
+
+def check(report: dict) -> None:
+    """Raise ValueError, naming the key, where the report lacks what schema `facelt.megaface/1` asks for."""
+    for place, keys in _REQUIRED.items():
+        _require(report[place] if place else report, keys, place or "report")
+    for index, row in enumerate(report["rows"]):
+        _require(row, _ROW_KEYS, f"rows[{index}]")
+        for number, figure in enumerate(row["figures"]):
+            _require(figure, _FIGURE_KEYS, f"rows[{index}].figures[{number}]")
+
+
+def columns(report: dict) -> tuple[Column, ...]:
+    """Table 4's seven columns, measured or not, then the others as they come, those of one group side by side."""
+    measured = ((figure["group"], figure["name"]) for row in report["rows"] for figure in row["figures"])
+    keys = list(dict.fromkeys((*_FIRST_COLUMNS, *measured)))
+    groups = list(dict.fromkeys(group for group, _ in keys))
+    return tuple(Column(*key) for key in sorted(keys, key=lambda key: groups.index(key[0])))
+
+
+def rows(report: dict, shown: Sequence[Column]) -> tuple[Row, ...]:
+    """The report's rows with their figures in the order of the columns `shown`."""
+    found = []
+    for row in report["rows"]:
+        figures = {(figure["group"], figure["name"]): figure for figure in row["figures"]}
+        cells = tuple(figures.get((column.group, column.name)) for column in shown)
+        found.append(Row(row["model"], row["kind"], row["rank"], row["distractors"], cells))
+    return tuple(found)
+
+
+def headline_rows(all_rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Of each model and kind the row at the smallest rank and the most distractors."""
+    best: dict[tuple[str, str], Row] = {}
+    for row in all_rows:
+        kept = best.get((row.model, row.kind))
+        if kept is None or (row.rank, -row.distractors) < (kept.rank, -kept.distractors):
+            best[row.model, row.kind] = row
+    return tuple(best.values())
+
+
+def count_rows(all_rows: Sequence[Row]) -> list[tuple[str, tuple[dict | None, ...]]]:
+    """What stands below a table: the counts of each column, once where every row counts the same.
+
+    Shot bands differ between models that are each scored by their own training embeddings; then each distinct set of
+    counts is named by the rows that share it.
+    """
+    shared: dict[tuple, list[Row]] = {}
+    for row in all_rows:
+        key = tuple(None if cell is None else tuple(cell[name] for name in _COUNTS) for cell in row.cells)
+        shared.setdefault(key, []).append(row)
+    if len(shared) == 1:
+        return [("", group[0].cells) for group in shared.values()]
+    rows_of = Counter(row.model for row in all_rows)
+    named = []
+    for group in shared.values():
+        whole = {model for model, number in Counter(row.model for row in group).items() if number == rows_of[model]}
+        names = dict.fromkeys(row.model if row.model in whole else f"{row.model} · {row.kind}" for row in group)
+        named.append((", ".join(names), group[0].cells))
+    return named
+
+
+def tables(report: dict) -> dict[str, Table]:
+    """The CSV tables by file name: every figure, every point of the curves and of the CMC, in long form."""
+    figure_header = ("name", "group", "rate", "low", "high", *_COUNTS)
+    figures = [
+        [*(row[key] for key in _ROW_KEYS[:-1]), *(figure[key] for key in figure_header)]
+        for row in report["rows"]
+        for figure in row["figures"]
+    ]
+    curves = [
+        [curve["model"], curve["kind"], curve["rank"], *point]
+        for curve in report["curves"]
+        for point in zip(curve["sizes"], curve["rate"], curve["low"], curve["high"], strict=True)
+    ]
+    cmc = [
+        [curve["model"], curve["kind"], curve["distractors"], *point]
+        for curve in report["cmc"]
+        for point in zip(curve["ranks"], curve["rate"], strict=True)
+    ]
+    return {
+        "figures.csv": Table((*_ROW_KEYS[:-1], *figure_header), figures),
+        "rate_by_size.csv": Table(("model", "kind", "rank", "distractors", "rate", "low", "high"), curves),
+        "cmc.csv": Table(("model", "kind", "distractors", "rank", "rate"), cmc),
+    }
+
+
+def page(report: dict) -> str:
+    """The report as one HTML page."""
+    shown = columns(report)
+    all_rows = rows(report, shown)
+    headline = headline_rows(all_rows)
+    keys = [(part["model"], part["kind"]) for name in ("rows", "curves", "cmc") for part in report[name]]
+    styles = assign_styles(keys)
+    context = {
+        "report": report,
+        "columns": shown,
+        "column_groups": _column_groups(shown),
+        "rows": all_rows,
+        "headline": headline,
+        "full": shown.index(Column("all", "full")),
+        "count_rows": count_rows(all_rows),
+        "several": len({(row.rank, row.distractors) for row in all_rows}) > 1,
+        "kinds": list(dict.fromkeys(kind for _, kind in keys)),
+        "styles": styles,
+        "figures": megaface_plots.figures(report, shown, headline, styles),
+    }
+    return render("megaface.html", context)
+
+
+def _column_groups(shown: Sequence[Column]) -> list[tuple[str, int]]:
+    """Neighbouring columns of one group under one heading: (heading, width)."""
+    headings = {"shots": "Training shots", "all": "All", "gender": "Gender"}
+    groups: list[list] = []
+    for column in shown:
+        if groups and groups[-1][0] == column.group:
+            groups[-1][1] += 1
+        else:
+            groups.append([column.group, 1])
+    return [(headings.get(group, group), width) for group, width in groups]
+
+
+def _require(part: dict, keys: Sequence[str], place: str) -> None:
+    missing = [key for key in keys if key not in part]
+    if missing:
+        raise ValueError(f"{place} lacks {', '.join(missing)} (schema {SCHEMA})")

@@ -1,0 +1,45 @@
+"""Writing a report: `report.json` is the truth, `report.html` and `tables/*.csv` are drawn from it."""
+
+from pathlib import Path
+from types import MappingProxyType
+
+from facelt.report import megaface
+from facelt.report.files import write_atomic
+from facelt.report.plain import json_text, plain
+from facelt.report.tables import csv_text
+
+# How each schema is drawn: a module with check(report), page(report) and tables(report).
+VIEWS = MappingProxyType({megaface.SCHEMA: megaface})
+
+
+def write_report(report: dict, out: Path) -> Path:
+    """Write `report.json`, `report.html` and `tables/*.csv` into the folder `out`, made where it is missing.
+
+    Everything is drawn before anything is written, and each file appears whole or not at all. numpy scalars and arrays
+    are taken as numbers and lists, NaN as null.
+
+    Args:
+        report: a dictionary whose `schema` is one of `VIEWS`; rates as fractions.
+        out: the folder.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        UserError: a file cannot be written.
+        ValueError: an unknown schema, or a key of it that is missing.
+        TypeError: a value that JSON cannot hold.
+    """
+    report = plain(report)
+    view = VIEWS.get(report.get("schema"))
+    if view is None:
+        raise ValueError(f"unknown report schema {report.get('schema')!r}: known are {', '.join(VIEWS)}")
+    view.check(report)
+    out = Path(out)
+    page = out / "report.html"
+    drawn = {out / "report.json": json_text(report)}
+    drawn |= {out / "tables" / name: csv_text(table) for name, table in view.tables(report).items()}
+    drawn[page] = view.page(report)
+    for path, text in drawn.items():
+        write_atomic(path, text)
+    return page

@@ -1,0 +1,47 @@
+"""The view of a MegaFace report: which columns, which rows, which counts below them."""
+
+from facelt.report.megaface import Column, columns, count_rows, headline_rows, rows
+
+TABLE_4 = ["many", "few", "one", "zero", "full", "male", "female"]
+
+
+def test_table_4_comes_first_and_each_group_stays_together(report):
+    last = report["rows"][0]["figures"][-1]
+    report["rows"][2]["figures"] += [
+        {**last, "group": "region", "name": "north"},
+        {**last, "group": "age", "name": "over 60"},
+        {**last, "group": "gender", "name": "unknown"},
+    ]
+    shown = columns(report)
+    assert [column.name for column in shown] == [*TABLE_4, "unknown", "under 40", "over 60", "north"]
+    assert [column.title for column in shown[-4:]] == ["Unknown", "under 40", "over 60", "north"]
+
+
+def test_equal_names_of_two_attributes_stay_apart(report):
+    last = report["rows"][0]["figures"][-1]
+    report["rows"][0]["figures"] = [{**last, "group": "hat", "name": "yes"}, {**last, "group": "beard", "name": "yes"}]
+    report["rows"] = report["rows"][:1]
+    assert columns(report)[-2:] == (Column("hat", "yes"), Column("beard", "yes"))
+
+
+def test_a_row_holds_none_where_it_has_no_such_figure(report):
+    report["rows"][1]["figures"] = report["rows"][1]["figures"][:1]
+    shown = columns(report)
+    found = rows(report, shown)
+    assert [cell and round(cell["rate"], 4) for cell in found[1].cells] == [*[None] * 4, 0.8402, *[None] * 3]
+
+
+def test_the_headline_is_the_smallest_rank_among_the_most_distractors(report):
+    plain = report["rows"][0]
+    report["rows"] = [{**plain, "distractors": 10}, {**plain, "rank": 10}, plain, {**plain, "distractors": 1000}]
+    (found,) = headline_rows(rows(report, columns(report)))
+    assert (found.rank, found.distractors) == (1, 6732)
+
+
+def test_counts_are_named_by_model_or_by_row_where_they_differ(report):
+    shown = columns(report)
+    assert [name for name, _ in count_rows(rows(report, shown))] == [""]
+    report["rows"][0]["figures"][2] = {**report["rows"][0]["figures"][2], "pairs": 5}
+    assert [name for name, _ in count_rows(rows(report, shown))] == ["plain", "oltr"]
+    report["rows"][1]["figures"][2] = {**report["rows"][1]["figures"][2], "pairs": 5}
+    assert [name for name, _ in count_rows(rows(report, shown))] == ["plain, oltr · direct", "oltr · meta"]
