@@ -1,0 +1,54 @@
+"""How hard the synthetic faces are, all constants in one place."""
+
+from dataclasses import dataclass, replace
+
+from facelt.errors import UserError
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """Spread of every nuisance; identity's own spread stays as `identity.py` has it, so these alone set the difficulty.
+
+    The demo wants rank-1 between 50% and 95% against about a thousand distractors after a minute or two of training a
+    small network, and identity to be read from shape and texture, not from mean colour. Light therefore moves colour
+    about as far as one identity's skin lies from another's. Raise the spreads, or the shares of covered and grey
+    images, to make the task harder. Angles are in degrees, lengths in pixels of a 112-pixel crop, shares in [0, 1];
+    a spread is a standard deviation unless its comment says otherwise.
+    """
+
+    # pose
+    yaw: float = 7.0
+    pitch: float = 3.5
+    roll: float = 2.0
+    shift: float = 0.8
+    scale: float = 0.015
+    # light
+    side_light: float = 0.28  # how far the light's direction leaves the camera's
+    gain: float = 0.08  # of the logarithm
+    gamma: float = 0.08  # of the logarithm
+    colour_cast: float = 0.04  # of each channel's logarithm
+    saturation: float = 0.10  # of the logarithm
+    grey_share: float = 0.02  # images without colour
+    # expression, as a part of the full movement
+    expression: float = 0.5
+    # occlusion: share of images that each covers
+    glasses_share: float = 0.05
+    sunglasses_share: float = 0.01
+    bar_share: float = 0.03
+    hand_share: float = 0.03
+    # camera
+    blur: float = 0.9  # largest Gaussian sigma in pixels; most pictures are far below
+    noise: float = 2.5  # grey levels, about the mean; most pictures are below
+    jpeg_lowest: int = 55  # quality, uniform from here to 95
+
+    def scaled(self, factor: float) -> "Difficulty":
+        """The same mixture with every spread and share times `factor` (0: a studio portrait); shares stay below 1/5."""
+        if not 0.0 <= factor <= 4.0:
+            raise UserError(f"synthetic faces: a difficulty's factor lies in 0..4, not {factor!r}")
+        values = {name: value * factor for name, value in vars(self).items() if name != "jpeg_lowest"}
+        values |= {name: min(value, 0.2) for name, value in values.items() if name.endswith("_share")}
+        return replace(self, jpeg_lowest=round(95 - (95 - self.jpeg_lowest) * min(factor, 2.0)), **values)
+
+
+DEMO = Difficulty()
+STUDIO = DEMO.scaled(0.0)
