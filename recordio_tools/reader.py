@@ -18,6 +18,17 @@ FRAMED_HEADER_AT = FRAMED_HEADER.unpack_from
 new_tuple = tuple.__new__  # a NamedTuple's own constructor costs as much again as the whole look-up
 
 
+def map_file(path: Path) -> mmap.mmap:
+    """A read-only map of a whole file; raises RecordIOError where it cannot be read or is empty."""
+    try:
+        with path.open("rb") as stream:
+            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise RecordIOError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise RecordIOError(f"{path}: the file is empty") from None
+
+
 class RecordReader:
     """The records of `path` by key; `keys` is int64 [N] in file order.
 
@@ -45,13 +56,7 @@ class RecordReader:
 
     def _map_file(self) -> None:
         self._view: memoryview | None = None
-        try:
-            with self.path.open("rb") as stream:
-                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise RecordIOError(f"{self.path}: cannot be read ({error.strerror})") from None
-        except ValueError:
-            raise RecordIOError(f"{self.path}: the file is empty") from None
+        self._map = map_file(self.path)
         self._view = memoryview(self._map)
         self._size = len(self._view)
 

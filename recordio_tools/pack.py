@@ -1,0 +1,119 @@
+"""Images in files <-> a face set in InsightFace's layout; the encoded bytes go over unchanged unless a size is asked
+for."""
+
+import csv
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from recordio_tools.errors import RecordIOError
+from recordio_tools.face_layout import FaceRecord
+from recordio_tools.face_writer import FaceRecordWriter
+from recordio_tools.files import temporary_beside, write_text
+from recordio_tools.header_scan import Progress
+from recordio_tools.identity_table import NAME
+from recordio_tools.image import EXTENSIONS, decode, image_format, image_size
+from recordio_tools.lists import read_folders, read_list
+
+JPEG_QUALITY = 95
+EVERY = 256  # images between two reports of progress
+
+
+def pack(
+    source: Path,
+    out: Path,
+    root: Path | None = None,
+    size: tuple[int, int] | None = None,
+    progress: Progress | None = None,
+) -> dict:
+    """Pack a folder per identity, or a list, into out/train.rec, .idx and property; folders also give identities.csv.
+
+    All images must have one size; with `size` (height, width) those of another are resized and stored as JPEG. Returns
+    counts. Raises RecordIOError naming the first file that cannot be packed; then nothing is left in `out`.
+    """
+    if source.is_dir():
+        images, names = read_folders(source)
+    else:
+        images, names = sorted(read_list(source, root), key=lambda image: image.label), None
+    expected = size
+    with FaceRecordWriter(out / "train.rec", size or (0, 0)) as writer:
+        for done, (path, label) in enumerate(images, start=1):
+            payload, found = _load(path, size)
+            expected = expected or found
+            if found != expected:
+                sizes = f"{found[0]} x {found[1]} pixels, others {expected[0]} x {expected[1]}"
+                raise RecordIOError(f"{path}: {sizes}; --size HEIGHTxWIDTH brings all to one")
+            writer.image_size = expected
+            writer.write(label, payload)
+            if progress and (done % EVERY == 0 or done == len(images)):
+                progress(done, len(images))
+    counts = np.bincount([image.label for image in images])
+    if names is not None:
+        write_text(out / NAME, _identities_csv(names, counts))
+    return {"images": len(images), "identities": int(np.count_nonzero(counts)), "image_size": list(expected)}
+
+
+def _load(path: Path, size: tuple[int, int] | None) -> tuple[bytes, tuple[int, int]]:
+    try:
+        payload = path.read_bytes()
+        found = image_size(payload)
+        if size is None or found == size:
+            return payload, found
+        image = decode(payload)
+    except OSError as error:
+        raise RecordIOError(f"{path}: cannot be read ({error.strerror})") from None
+    except RecordIOError as error:
+        raise RecordIOError(f"{path}: {error}") from None
+    import cv2
+
+    resized = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+    return cv2.imencode(".jpg", resized, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes(), size
+
+
+def _identities_csv(names: list[str], counts: np.ndarray) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["label", "name", "gender", "images"])
+    for label, (name, count) in enumerate(zip(names, counts.tolist(), strict=True)):
+        writer.writerow([label, name, "unknown", count])
+    return text.getvalue()
+
+
+def unpack(source: Path, out: Path, progress: Progress | None = None) -> dict:
+    """Write every image as out/LABEL/KEY.EXT and out/images.lst (index, label, path), which `pack` reads again.
+
+    Returns counts. Raises RecordIOError where `out` already holds something, or a record is damaged; then `out` is
+    absent.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RecordIOError(f"{out}: already there and not empty; choose another folder for --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = temporary_beside(out)
+    try:
+        with FaceRecord(source) as faces:
+            lines = _write_images(faces, partial, progress)
+            summary = {"images": len(faces), "identities": int(np.count_nonzero(faces.counts))}
+        (partial / "images.lst").write_text("".join(lines), "utf-8")
+        if out.is_dir():
+            out.rmdir()
+        partial.replace(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return summary
+
+
+def _write_images(faces: FaceRecord, folder: Path, progress: Progress | None) -> list[str]:
+    lines = []
+    for label in np.flatnonzero(faces.counts).tolist():
+        (folder / f"{label:07d}").mkdir(parents=True)
+    for done, (key, label) in enumerate(zip(faces.image_keys.tolist(), faces.labels.tolist(), strict=True), start=1):
+        payload = faces.read(key).payload
+        name = f"{label:07d}/{key:08d}{EXTENSIONS.get(image_format(payload), '.bin')}"
+        (folder / name).write_bytes(payload)
+        lines.append(f"{key}\t{label}\t{name}\n")
+        if progress and (done % EVERY == 0 or done == len(faces)):
+            progress(done, len(faces))
+    return lines
