@@ -41,35 +41,36 @@ class Nuisance:
 def draw_nuisance(seed: int, identity_index: int, image_index: int, difficulty: Difficulty = DEMO) -> Nuisance:
     """The circumstances of picture `image_index` of a person: the same every time, whatever else is drawn."""
     rng = stream(seed, Purpose.NUISANCE, identity_index, image_index)
-    hard = difficulty
     turn, light = _bounded(rng, 3), _bounded(rng, 4)
-    face = _bounded(rng, 3) * hard.expression
-    shift, cast, gaze = _bounded(rng, 2) * hard.shift, _bounded(rng, 3) * hard.colour_cast, _bounded(rng, 2)
+    face = _bounded(rng, 3) * difficulty.expression
+    shift, cast, gaze = _bounded(rng, 2) * difficulty.shift, _bounded(rng, 3) * difficulty.colour_cast, _bounded(rng, 2)
     return Nuisance(
-        yaw=np.deg2rad(hard.yaw) * turn[0],
-        pitch=np.deg2rad(hard.pitch) * turn[1],
-        roll=np.deg2rad(hard.roll) * turn[2],
+        yaw=np.deg2rad(difficulty.yaw) * turn[0],
+        pitch=np.deg2rad(difficulty.pitch) * turn[1],
+        roll=np.deg2rad(difficulty.roll) * turn[2],
         shift=(float(shift[0]), float(shift[1])),
-        scale=float(np.exp(hard.scale * _bounded(rng, 1)[0])),
-        light=(float(hard.side_light * light[0]), float(hard.side_light * 0.6 * light[1])),
-        gain=float(np.exp(hard.gain * light[2])),
-        gamma=float(np.exp(hard.gamma * light[3])),
+        scale=float(np.exp(difficulty.scale * _bounded(rng, 1)[0])),
+        light=(float(difficulty.side_light * light[0]), float(difficulty.side_light * 0.6 * light[1])),
+        gain=float(np.exp(difficulty.gain * light[2])),
+        gamma=float(np.exp(difficulty.gamma * light[3])),
         cast=np.exp(cast - cast.mean()),
-        saturation=0.0 if rng.random() < hard.grey_share else float(np.exp(hard.saturation * _bounded(rng, 1)[0])),
-        smile=float(np.clip(0.15 * hard.expression + 0.5 * face[0], -1, 1)),
+        saturation=0.0
+        if rng.random() < difficulty.grey_share
+        else float(np.exp(difficulty.saturation * _bounded(rng, 1)[0])),
+        smile=float(np.clip(0.15 * difficulty.expression + 0.5 * face[0], -1, 1)),
         mouth_open=float(np.clip(0.6 * face[1] - 0.25, 0, 1)),
         brow_raise=float(np.clip(0.5 * face[2], -1, 1)),
-        eyes_closed=float(rng.random() ** 4 * min(hard.expression, 1.0)),
-        gaze=(float(0.5 * hard.expression * gaze[0]), float(0.3 * hard.expression * gaze[1])),
-        occlusion=_occlusion(rng, hard),
+        eyes_closed=float(rng.random() ** 4 * min(difficulty.expression, 1.0)),
+        gaze=(float(0.5 * difficulty.expression * gaze[0]), float(0.3 * difficulty.expression * gaze[1])),
+        occlusion=_occlusion(rng, difficulty),
         occlusion_place=tuple(float(value) for value in rng.random(3)),
         occlusion_colour=rng.uniform(15, 235, 3),
         backdrop=rng.uniform(30, 215) + rng.uniform(-38, 38, 3) + rng.uniform(-25, 25, (2, 3)),
         clothes=rng.uniform(30, 205) + rng.uniform(-50, 50, 3),
-        blur=float(hard.blur * rng.random() ** 2),
-        noise=float(hard.noise * min(rng.exponential(), 2.5)),
+        blur=float(difficulty.blur * rng.random() ** 2),
+        noise=float(difficulty.noise * min(rng.exponential(), 2.5)),
         pixel_seed=(int(seed), int(identity_index), int(image_index)),
-        jpeg_quality=int(rng.integers(hard.jpeg_lowest, 96)),
+        jpeg_quality=int(rng.integers(difficulty.jpeg_lowest, 96)),
     )
 
 
@@ -78,10 +79,10 @@ def _bounded(rng: np.random.Generator, count: int) -> np.ndarray:
     return np.clip(rng.standard_normal(count), -2.5, 2.5)
 
 
-def _occlusion(rng: np.random.Generator, hard: Difficulty) -> str:
+def _occlusion(rng: np.random.Generator, difficulty: Difficulty) -> str:
     at, below = rng.random(), 0.0
     for name in ("glasses", "sunglasses", "bar", "hand"):
-        below += getattr(hard, f"{name}_share")
+        below += getattr(difficulty, f"{name}_share")
         if at < below:
             return name
     return ""

@@ -1,6 +1,8 @@
 """Identities, circumstances and pictures: the same for the same numbers, different for different ones, and bounded."""
 
 import random
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -151,3 +153,11 @@ def test_arguments_out_of_range_are_named(call, named):
     with pytest.raises(UserError, match=named) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_drawing_loads_no_torch():
+    code = (
+        "import sys, facelt.data.synthetic.suite, facelt.data.synthetic.training_record; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
