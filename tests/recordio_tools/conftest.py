@@ -1,0 +1,34 @@
+"""Small record files made for each test."""
+
+from itertools import count
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from recordio_tools import FaceRecordWriter
+
+COUNTS = (4, 1, 3)  # images of each identity
+
+
+def encoded(number: int, size: tuple[int, int] = (16, 16), suffix: str = ".jpg") -> bytes:
+    """An encoded image that no other number gives."""
+    pixels = np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
+    return cv2.imencode(suffix, pixels)[1].tobytes()
+
+
+@pytest.fixture(scope="session")
+def encode():
+    """The maker of encoded images: encode(number, size, suffix)."""
+    return encoded
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    """A face set of eight images (keys 1..8) of three identities (keys 9..11) and record 0."""
+    folder = tmp_path / "faces"
+    numbers = count()
+    with FaceRecordWriter(folder / "train.rec", (16, 16)) as writer:
+        writer.write_all((label, encoded(next(numbers))) for label, images in enumerate(COUNTS) for _ in range(images))
+    return folder / "train.rec"
