@@ -11,11 +11,11 @@ class Difficulty:
 
     The demo wants rank-1 between 50% and 95% against about a thousand distractors after a minute or two of training a
     small network, and identity to be read from shape and texture, not from mean colour: backdrop, clothes and light
-    move colour more than faces differ in it. As measured with 400 training identities and 12,000 pictures seen at half size,
-    a narrow nine-layer residual network reached rank-1 of 67% against 1,000 distractors (48% with spreads
-    about a third larger), nearest 8x8 thumbnails 6%. Raise the spreads, or the shares of covered and grey images,
-    to make the task harder. Angles are in degrees, lengths in pixels of a 112-pixel crop, shares in [0, 1]; a spread is a standard
-    deviation unless its comment says otherwise.
+    move colour more than faces differ in it. As measured with 400 training identities and 12,000 pictures seen at
+    half size, a narrow nine-layer residual network reached rank-1 of 67% against 1,000 distractors (48% with spreads
+    about a third larger), nearest 8x8 thumbnails 6%. Raise the spreads, or the shares of covered and grey images, to
+    make the task harder. Angles are in degrees, lengths in pixels of a 112-pixel crop, shares in [0, 1]; a spread is
+    a standard deviation unless its comment says otherwise.
     """
 
     # pose
