@@ -43,10 +43,11 @@ def label_damage(records: dict[str, np.ndarray], identities: int | None) -> Iter
         yield _damage(records, row, f"its label is {label_R[row]:g}{limit}")
 
 
-def range_damage(records: dict[str, np.ndarray]) -> Iterator[Damage]:
+def range_damage(records: dict[str, np.ndarray], unreadable: np.ndarray) -> Iterator[Damage]:
     """Identity records whose range names images that are absent or of several labels, and a record 0 that misses them.
 
-    Ranges that reach 2^24 are left alone: float32 rounds them, and no reader should trust them.
+    `unreadable` is the keys of damaged records: they are there, and named already. Ranges that reach 2^24 are left alone:
+    float32 rounds them, and no reader should trust them.
     """
     image_R = records["bare"] == 0
     order = np.argsort(records["key"][image_R], kind="stable")
@@ -55,7 +56,9 @@ def range_damage(records: dict[str, np.ndarray]) -> Iterator[Damage]:
     identity_rows = np.flatnonzero(~image_R & (records["key"] != 0) & (records["second_label"] < EXACT_FLOAT32))
     start_C, end_C = records["label"][identity_rows], records["second_label"][identity_rows]
     first_C, past_C = np.searchsorted(image_keys, start_C), np.searchsorted(image_keys, end_C)
-    absent_C = (end_C < start_C) | (past_C - first_C != end_C - start_C)
+    there = np.sort(np.concatenate([image_keys, unreadable]))
+    there_C = np.searchsorted(there, end_C) - np.searchsorted(there, start_C)
+    absent_C = (end_C < start_C) | (there_C != end_C - start_C)
     mixed_C = np.zeros(len(identity_rows), bool)
     used_C = ~absent_C & (past_C > first_C)
     mixed_C[used_C] = changes[past_C[used_C] - 1] != changes[first_C[used_C]]
@@ -63,13 +66,21 @@ def range_damage(records: dict[str, np.ndarray]) -> Iterator[Damage]:
         for identity in np.flatnonzero(bad_C):
             bounds = f"{start_C[identity]:.0f}..{end_C[identity] - 1:.0f}"
             yield _damage(records, identity_rows[identity], f"its range {bounds} {reason}")
-    identity_keys = records["key"][~image_R & (records["key"] != 0)]
-    for row in np.flatnonzero(~image_R & (records["key"] == 0) & (records["second_label"] < EXACT_FLOAT32)):
-        expected = (identity_keys.min(), identity_keys.max() + 1) if len(identity_keys) else (0, 0)
+    yield from _record_0_damage(records, unreadable)
+
+
+def _record_0_damage(records: dict[str, np.ndarray], unreadable: np.ndarray) -> Iterator[Damage]:
+    bare_R = records["bare"] != 0
+    identity_keys = records["key"][bare_R & (records["key"] > 0)]
+    exact_R = (records["label"] >= 0) & (records["second_label"] < EXACT_FLOAT32)
+    for row in np.flatnonzero(bare_R & exact_R & (records["key"] == 0)):
         stated = (records["label"][row], records["second_label"][row])
-        if len(identity_keys) and stated != expected:
-            reason = f"record 0 places the identities at {stated[0]:.0f}..{stated[1] - 1:.0f}, "
-            yield _damage(records, row, reason + f"the index at {expected[0]}..{expected[1] - 1}")
+        missing = np.setdiff1d(np.arange(*stated), np.concatenate([identity_keys, unreadable]))
+        beyond = identity_keys[(identity_keys < stated[0]) | (identity_keys >= stated[1])]
+        if len(missing) or len(beyond):
+            key = int(missing[0] if len(missing) else beyond[0])
+            reason = f"it places the identities at {stated[0]:.0f}..{stated[1] - 1:.0f}, which is wrong for key {key}"
+            yield _damage(records, row, reason)
 
 
 def _damage(records: dict[str, np.ndarray], row: int, reason: str) -> Damage:

@@ -56,7 +56,9 @@ def verify(
             progress(step.offset, len(view))
     records = table.arrays()
     damages += index_damage(keys, offsets, np.array(walked, np.int64), records) if len(keys) else []
-    damages += [*label_damage(records, declared[0] if declared else None), *range_damage(records)]
+    unreadable = np.setdiff1d([damage.key for damage in damages if damage.key is not None], records["key"])
+    damages += label_damage(records, declared[0] if declared else None)
+    damages += range_damage(records, unreadable.astype(np.int64))
     images = int(np.count_nonzero(records["bare"] == 0))
     return Report(
         str(path), len(walked), images, sorted(set(damages), key=lambda damage: (damage.offset, damage.reason))

@@ -1,0 +1,174 @@
+"""Verification: every kind of damage is named with key, offset and reason, and nothing else is."""
+
+import struct
+
+import pytest
+
+from recordio_tools import FaceRecordWriter, IRHeader, RecordReader, RecordWriter
+from recordio_tools.framing import MAGIC_BYTES
+from recordio_tools.verify import verify
+
+
+@pytest.fixture
+def offsets(faces) -> dict[int, int]:
+    with RecordReader(faces) as reader:
+        return {key: reader.offset(key) for key in reader.keys.tolist()}
+
+
+def overwrite(path, place: int, data: bytes) -> None:
+    content = bytearray(path.read_bytes())
+    content[place : place + len(data)] = data
+    path.write_bytes(content)
+
+
+def found(path, **options) -> dict[int | None, str]:
+    """Reasons by key."""
+    return {damage.key: damage.reason for damage in verify(path, **options).damages}
+
+
+def test_whole_files_have_no_damage(golden, real_data, faces):
+    for path, records, images in ((golden / "recordio/train.rec", 39, 33), (faces, 12, 8)):
+        report = verify(path)
+        assert (report.records, report.images, report.damages) == (records, images, [])
+    assert verify(real_data / "faces/train/train.rec", decode_images=False).damages == []
+
+
+def test_records_in_parts_are_whole(golden):
+    assert verify(golden / "recordio/odd.rec", decode_images=False).records == 8
+
+
+def test_a_flipped_magic_word(faces, offsets):
+    overwrite(faces, offsets[3], b"\0")
+    assert found(faces) == {3: f"no magic word at offset {offsets[3]}"}
+
+
+def test_a_flipped_magic_word_without_an_index(faces, offsets):
+    overwrite(faces, offsets[3], b"\0")
+    faces.with_suffix(".idx").unlink()
+    damages = verify(faces).damages
+    assert (damages[0].key, damages[0].offset) == (None, offsets[3])
+    assert len([damage for damage in damages if "range" not in damage.reason]) == 1
+    assert verify(faces).records == 12
+
+
+def test_a_truncated_file(faces, offsets):
+    faces.write_bytes(faces.read_bytes()[: offsets[11] + 12])
+    reasons = found(faces)
+    assert reasons[11].startswith("truncated")
+    assert "points here" in reasons[0]
+    assert set(reasons) == {0, 11}
+
+
+def test_a_length_too_long_runs_over_the_next_record(faces, offsets):
+    word = struct.unpack_from("<I", faces.read_bytes(), offsets[2] + 4)[0]
+    overwrite(faces, offsets[2] + 4, struct.pack("<I", word + offsets[4] - offsets[3]))
+    reasons = found(faces)
+    assert reasons[2] == f"its length runs over the record at offset {offsets[3]}"
+    assert set(reasons) == {2}
+
+
+def test_a_length_too_short_ends_nowhere(faces, offsets):
+    overwrite(faces, offsets[2] + 4, struct.pack("<I", 40))
+    reasons = found(faces)
+    assert reasons[2] == f"its length ends at offset {offsets[2] + 48}, where no record begins"
+    assert set(reasons) == {2}
+
+
+@pytest.mark.parametrize("code", [1, 2, 3, 6])
+def test_a_bad_continuation(faces, offsets, code):
+    word = struct.unpack_from("<I", faces.read_bytes(), offsets[5] + 4)[0]
+    overwrite(faces, offsets[5] + 4, struct.pack("<I", code << 29 | word))
+    reason = {1: "a new record begins", 2: "without its first part", 3: "without its first part", 6: "part code 6"}[
+        code
+    ]
+    assert reason in found(faces)[5]
+
+
+def test_images_that_cannot_be_decoded(tmp_path, encode):
+    whole = encode(0)
+    payloads = [
+        whole,
+        b"",
+        b"no image at all",
+        whole[:9],
+        whole[:-2],
+        encode(1, (8, 8)),
+        encode(2, suffix=".png")[:60],
+    ]
+    with FaceRecordWriter(tmp_path / "a.rec", (16, 16)) as writer:
+        writer.write_all((0, payload) for payload in payloads)
+    reasons = found(tmp_path / "a.rec")
+    expected = {2: "empty", 3: "no JPEG", 4: "ends inside its head", 5: "cut short", 6: "8 x 8, property", 7: "png"}
+    assert set(reasons) == set(expected)
+    for key, part in expected.items():
+        assert part in reasons[key]
+    assert found(tmp_path / "a.rec", decode_images=False) == {}
+
+
+def test_images_above_the_pixel_limit_are_not_decoded(faces):
+    assert "above the limit of 255" in found(faces, max_pixels=255)[1]
+
+
+def rewrite_index(path, change) -> None:
+    index = path.with_suffix(".idx")
+    lines = [line.split("\t") for line in index.read_text().splitlines()]
+    index.write_text("".join(f"{key}\t{offset}\n" for key, offset in change(lines)))
+
+
+def test_an_index_that_points_wrong(faces, offsets):
+    rewrite_index(faces, lambda lines: [[key, str(int(offset) + 4 * (key == "4"))] for key, offset in lines])
+    damages = verify(faces).damages
+    assert [(damage.key, damage.offset) for damage in damages if "points here" in damage.reason] == [
+        (4, offsets[4] + 4)
+    ]
+    assert [damage.offset for damage in damages if "does not name" in damage.reason] == [offsets[4]]
+
+
+def test_an_index_that_confuses_two_records(faces, offsets):
+    swap = {"2": "3", "3": "2"}
+    rewrite_index(faces, lambda lines: [[swap.get(key, key), offset] for key, offset in lines])
+    assert found(faces) == {3: "the index calls it 3, its header 2", 2: "the index calls it 2, its header 3"}
+
+
+def test_an_index_with_a_key_or_an_offset_twice(faces, offsets):
+    rewrite_index(faces, lambda lines: [*lines, ["1", lines[1][1]], ["77", lines[4][1]]])
+    reasons = [damage.reason for damage in verify(faces).damages]
+    assert "its key stands twice in the index" in reasons
+    assert "two keys of the index share it" in reasons
+
+
+def test_an_index_that_is_none(faces):
+    faces.with_suffix(".idx").write_text("nonsense\n")
+    assert "line 1 is not a key" in found(faces)[None]
+
+
+def test_labels_and_ranges_that_do_not_fit(tmp_path, encode):
+    labels = [0.0, 0.0, 1.0, 7.0, float("nan")]
+    with RecordWriter(tmp_path / "a.rec") as writer:
+        for key, label in enumerate(labels, start=1):
+            writer.write(key, IRHeader(0, label, key, 0), encode(key))
+        writer.write_labels(6, (1, 4))
+        writer.write_labels(7, (4, 9))
+        writer.write_labels(0, (6, 9))
+    (tmp_path / "property").write_text("2,16,16\n")
+    assert found(tmp_path / "a.rec") == {
+        4: "its label is 7 (property declares 2 identities)",
+        5: "its label is nan (property declares 2 identities)",
+        6: "its range 1..3 holds images of several labels",
+        7: "its range 4..8 names images that are not there",
+        0: "it places the identities at 6..8, which is wrong for key 8",
+    }
+
+
+def test_a_short_header(tmp_path):
+    path = tmp_path / "a.rec"
+    path.write_bytes(MAGIC_BYTES + struct.pack("<I", 8) + bytes(8))
+    assert "too short for a header" in found(path)[None]
+
+
+def test_the_search_goes_on_behind_each_damage(faces, offsets):
+    for key in (1, 4, 8):
+        overwrite(faces, offsets[key], b"\0")
+    report = verify(faces)
+    assert [damage.key for damage in report.damages] == [1, 4, 8]
+    assert report.records == 12
