@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from facelt.search import inner_products
+from facelt.search import similarities
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,9 +23,9 @@ class MatePairs:
     def __len__(self) -> int:
         return len(self.probe_M)
 
-    def scores(self, probe_PD: np.ndarray) -> np.ndarray:
-        """The inner product of each pair, float64 [M], comparable for ties with the scores of `facelt.search.top_k`."""
-        return inner_products(probe_PD, self.probe_M, probe_PD, self.mate_M)
+    def scores(self, probe_PD: np.ndarray, *, cosine: bool) -> np.ndarray:
+        """The similarity of each pair, float64 [M], comparable for ties with the scores of `facelt.search.top_k`."""
+        return similarities(probe_PD, self.probe_M, probe_PD, self.mate_M, cosine=cosine)
 
 
 def mate_pairs(identity_P: np.ndarray) -> MatePairs:

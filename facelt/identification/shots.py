@@ -8,8 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from facelt.metrics.shots import pseudo_shot_bands
-from facelt.search import count_above
-from facelt.search.blocks import Rows
+from facelt.search import Rows, count_above
 
 
 def pseudo_shots(

@@ -1,6 +1,7 @@
 """Stream the rows of an array that may be larger than memory. G gallery rows, B rows of one block, D feature."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -9,8 +10,6 @@ from facelt.errors import UserError
 
 # float32 values of one block; the anonymous memory of a search is a small multiple of this.
 BLOCK_VALUES = 1 << 23
-# What float16 storage can do to a unit vector's length, and a good margin.
-UNIT_TOLERANCE = 0.01
 
 
 class Rows(Protocol):
@@ -33,37 +32,48 @@ class BadRow(UserError):
         self.side, self.row, self.reason = side, row, reason
 
 
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Rows as float32: `raw_BD` as they are, for exact scores, `rough_BD` for an engine: of length one for cosines."""
+
+    start: int
+    raw_BD: np.ndarray
+    rough_BD: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.raw_BD)
+
+
 def block_rows(dimension: int) -> int:
     """Rows of `dimension` values that make one block."""
     return max(1, BLOCK_VALUES // max(1, dimension))
 
 
-def stream(rows_GD: Rows, cuts: Iterable[int], *, unit: bool, rows: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (start, block_BD) up to the largest cut, at most `rows` rows each, none across a cut; float32, checked.
-
-    Raises BadRow on a row that is not finite or, where `unit` asks for it, not of length one.
-    """
+def stream(rows_GD: Rows, cuts: Iterable[int], *, cosine: bool, rows: int) -> Iterator[Block]:
+    """Yield blocks up to the largest cut, at most `rows` rows each, none across a cut. Raises BadRow."""
     start = 0
     for cut in sorted(set(cuts)):
         while start < cut:
             stop = min(cut, start + rows)
-            yield start, checked(rows_GD[start:stop], "database", start, unit=unit)
+            yield prepare(rows_GD[start:stop], "database", start, cosine=cosine)
             start = stop
 
 
-def checked(rows_BD: np.ndarray, side: str, start: int = 0, *, unit: bool = False) -> np.ndarray:
-    """`rows_BD` as contiguous float32, without a copy where it is that already. Raises BadRow as `stream` does."""
-    block_BD = np.ascontiguousarray(rows_BD, dtype=np.float32)
+def prepare(rows_BD: np.ndarray, side: str, start: int = 0, *, cosine: bool) -> Block:
+    """A checked block, without a copy where `rows_BD` is float32 already and no cosine is asked for.
+
+    Raises BadRow on a row that is not finite or, for cosines, has length zero.
+    """
+    raw_BD = np.ascontiguousarray(rows_BD, dtype=np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        square_B = np.einsum("bd,bd->b", block_BD, block_BD)
+        square_B = np.einsum("bd,bd->b", raw_BD, raw_BD)
     if not (finite_B := np.isfinite(square_B)).all():
         raise BadRow(side, start + int(np.argmin(finite_B)), "holds a value that is not finite")
-    if unit and len(square_B):
-        off_B = np.abs(np.sqrt(square_B) - 1.0)
-        worst = int(np.argmax(off_B))
-        if off_B[worst] > UNIT_TOLERANCE:
-            raise BadRow(side, start + worst, f"has length {np.sqrt(square_B[worst]):.4g}, its kind has length one")
-    return block_BD
+    if not cosine:
+        return Block(start, raw_BD, raw_BD)
+    if not square_B.all():
+        raise BadRow(side, start + int(np.argmin(square_B)), "has length zero")
+    return Block(start, raw_BD, raw_BD / np.sqrt(square_B)[:, None])
 
 
 def check_dimensions(query_PD: np.ndarray, database_GD: Rows) -> None:

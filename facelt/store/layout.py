@@ -22,6 +22,8 @@ SCHEMA = "facelt.store/1"
 KINDS = ("direct", "meta", "meta_unit")
 # Kinds whose rows have length one; `meta` is shorter than one on purpose, so that familiarity counts.
 UNIT_KINDS = frozenset({"direct", "meta_unit"})
+# float16 rows of length one are off by at most 1e-3; more than this is no unit vector.
+UNIT_TOLERANCE = 0.01
 DTYPES = ("float16", "float32")
 RESERVED_META = frozenset({"schema", "rows", "kinds", "dtype", "reachability"})
 

@@ -15,11 +15,9 @@ from typing import Any
 import numpy as np
 
 from facelt.errors import UserError
-from facelt.store.layout import ITEMS, META, REACHABILITY, UNIT_KINDS, items_text, meta_text
+from facelt.store.layout import ITEMS, META, REACHABILITY, UNIT_KINDS, UNIT_TOLERANCE, items_text, meta_text
 
 PROGRESS = "progress.json"
-# float16 rows of length one are off by at most 1e-3; more than this is no unit vector.
-UNIT_TOLERANCE = 0.01
 
 
 class StoreWriter:

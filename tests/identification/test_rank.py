@@ -44,7 +44,7 @@ def test_a_distractor_equal_to_the_mate_is_a_tie():
     probe_PD = random.standard_normal((40, 33)).astype(np.float32)
     pairs = mate_pairs(np.zeros(40, dtype=int))
     top_SPK, _ = top_k(probe_PD, probe_PD[::-1], 40)
-    rank_M = hit_ranks(pairs.scores(probe_PD), pairs.probe_M, top_SPK[0])
+    rank_M = hit_ranks(pairs.scores(probe_PD, cosine=False), pairs.probe_M, top_SPK[0])
     # Each mate stands in the gallery twice and itself: only better mates and the probe itself are in front of it.
     score_PP = probe_PD.astype(np.float64) @ probe_PD.T.astype(np.float64)
     for mate, probe, rank in zip(pairs.mate_M, pairs.probe_M, rank_M, strict=True):
@@ -69,7 +69,7 @@ def test_equals_three_plain_loops(seed, probes, distractors, ranks):
                     expected[probe, r - 1] += r > len(best) or score >= best[r - 1]
     pairs = mate_pairs(identity_P)
     top_SPK, _ = top_k(probe_PD, distractor_GD, ranks)
-    rank_M = hit_ranks(pairs.scores(probe_PD), pairs.probe_M, top_SPK[0])
+    rank_M = hit_ranks(pairs.scores(probe_PD, cosine=False), pairs.probe_M, top_SPK[0])
     np.testing.assert_array_equal(probe_hits(rank_M, pairs.probe_M, probes, ranks), expected)
 
 

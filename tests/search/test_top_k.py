@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facelt.errors import UserError
-from facelt.search import BadRow, blocks, inner_products, top_k
+from facelt.search import BadRow, blocks, similarities, top_k
 
 
 def plain_top_k(query_PD, database_GD, k, size):
@@ -60,10 +60,25 @@ def test_real_values_in_blocks(monkeypatch, tmp_path):
         np.testing.assert_allclose(score_PK, plain_score, rtol=1e-12)
 
 
-def test_a_collapsed_model_ties_everywhere_in_order_of_position(monkeypatch):
+def test_cosines_of_rows_of_any_length(monkeypatch):
+    random = np.random.default_rng(2)
+    query_PD = random.standard_normal((9, 32)).astype(np.float32) * random.uniform(0.1, 9, (9, 1)).astype(np.float32)
+    database_GD = (random.standard_normal((900, 32)) * random.uniform(0.1, 9, (900, 1))).astype(np.float16)
+    monkeypatch.setattr(blocks, "BLOCK_VALUES", 32 * 200)
+    score_SPK, id_SPK = top_k(query_PD, database_GD, 20, cosine=True)
+    unit_PD, unit_GD = query_PD.astype(np.float64), database_GD.astype(np.float64)
+    unit_PD /= np.linalg.norm(unit_PD, axis=1, keepdims=True)
+    unit_GD /= np.linalg.norm(unit_GD, axis=1, keepdims=True)
+    plain_score, plain_id = plain_top_k(unit_PD, unit_GD, 20, 900)
+    np.testing.assert_array_equal(id_SPK[0], plain_id)
+    np.testing.assert_allclose(score_SPK[0], plain_score, rtol=1e-12)
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_a_collapsed_model_ties_everywhere_in_order_of_position(monkeypatch, cosine):
     monkeypatch.setattr(blocks, "BLOCK_VALUES", 16 * 500)
     row_D = np.random.default_rng(1).standard_normal(16).astype(np.float32)
-    score_SPK, id_SPK = top_k(np.tile(row_D, (5, 1)), np.tile(row_D, (1300, 1)), 6)
+    score_SPK, id_SPK = top_k(np.tile(row_D, (5, 1)), np.tile(row_D, (1300, 1)), 6, cosine=cosine)
     np.testing.assert_array_equal(id_SPK[0], np.tile(np.arange(6), (5, 1)))
     assert len(np.unique(score_SPK)) == 1
 
@@ -75,10 +90,12 @@ def test_equal_rows_score_equally_wherever_they_are(seed, dimension, pairs):
     a_D, b_D = random.standard_normal((2, dimension)).astype(np.float32)
     left_ND, right_ND = np.tile(a_D, (7, 1)), np.tile(b_D, (11, 1)).astype(np.float32)
     left_M, right_M = random.integers(0, 7, pairs), random.integers(0, 11, pairs)
-    score_M = inner_products(left_ND, left_M, right_ND, right_M)
-    turned_M = inner_products(right_ND, right_M[:1], left_ND, left_M[:1])
-    assert set(score_M) == set(turned_M)
-    assert score_M[0] == pytest.approx(float(np.dot(a_D.astype(np.float64), b_D.astype(np.float64))), abs=1e-9)
+    a, b = a_D.astype(np.float64), b_D.astype(np.float64)
+    for cosine, expected in ((False, a @ b), (True, a @ b / np.linalg.norm(a) / np.linalg.norm(b))):
+        score_M = similarities(left_ND, left_M, right_ND, right_M, cosine=cosine)
+        turned_M = similarities(right_ND, right_M[:1], left_ND, left_M[:1], cosine=cosine)
+        assert set(score_M) == set(turned_M)
+        assert score_M[0] == pytest.approx(float(expected), abs=1e-9)
 
 
 def test_rows_that_cannot_be_scored_are_named():
@@ -90,8 +107,8 @@ def test_rows_that_cannot_be_scored_are_named():
     assert (caught.value.side, caught.value.row) == ("database", 7)
     with pytest.raises(BadRow, match="row 1 of the query"):
         top_k(np.array([[0, 1, 0], [0, np.inf, 0]]), database_GD, 2)
-    with pytest.raises(BadRow, match="row 11 of the database has length 2, its kind has length one"):
-        top_k(query_PD, np.vstack([database_GD[:11], 2 * database_GD[:1]]), 2, unit=True)
+    with pytest.raises(BadRow, match="row 11 of the database has length zero"):
+        top_k(query_PD, np.vstack([database_GD[:11], 0 * database_GD[:1]]), 2, cosine=True)
     with pytest.raises(UserError, match="one dimension"):
         top_k(query_PD, database_GD[:, :2], 2)
     with pytest.raises(ValueError, match="prefixes"):

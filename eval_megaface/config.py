@@ -1,0 +1,121 @@
+"""What `run.py` can be told: the suite, the models and how they are measured."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from facelt.config import Strict
+
+Kind = Literal["direct", "meta", "meta_unit"]
+Count = Annotated[int, Field(ge=1)]
+# Ranks of the cumulative match characteristic; MegaFace's distractor searches are kept this deep.
+DEEPEST_RANK = 20
+
+
+class AttributesConfig(Strict):
+    """A CSV of attributes: the column that names the identity, and the columns to group by (default: all others)."""
+
+    path: Path
+    identity: str = "identity"
+    columns: tuple[str, ...] | None = None
+
+
+class SuiteConfig(Strict):
+    """MegaFace's files, relative to `root`; `megaface_lists` is a folder of lists or NAME_{size}_{set}."""
+
+    root: Path = Path()
+    facescrub_list: Path
+    megaface_lists: str
+    sizes: tuple[Count, ...] | None = None
+    sets: tuple[Count, ...] | None = None
+    facescrub_noises: Path | None = None
+    megaface_noises: Path | None = None
+    actors: Path | None = None
+    actresses: Path | None = None
+    attributes: AttributesConfig | None = None
+
+    @model_validator(mode="after")
+    def _actors_and_actresses(self) -> "SuiteConfig":
+        if (self.actors is None) != (self.actresses is None):
+            raise ValueError("actors and actresses go together: give both files or neither")
+        return self
+
+
+class ModelFiles(Strict):
+    """One model's embeddings: stores, or trees of .bin files with the suffix `algorithm`.
+
+    `train` is a store of training embeddings, for the shots; `training_identities` a CSV with a column `name`.
+    """
+
+    probes: Path
+    distractors: Path
+    train: Path | None = None
+    training_identities: Path | None = None
+    algorithm: Annotated[str, Field(pattern=r"^[^/\\\x00]+$")] | None = None
+
+
+class NoiseConfig(Strict):
+    """How images on the noise lists are treated; `seed` draws the noise that mode `insightface` adds."""
+
+    mode: Literal["drop", "raw", "insightface"] = "drop"
+    seed: int = Field(0, ge=0, lt=2**63)
+
+
+class ShotsConfig(Strict):
+    """Pseudo-shots: training embeddings more similar than `threshold`.
+
+    `reference` is the model whose `direct` similarities count for all, by its name or its `train` store; by default
+    each model counts by its own.
+    """
+
+    threshold: float = Field(0.7, ge=-1, le=1)
+    reference: str | None = None
+
+
+class IntervalConfig(Strict):
+    """The identity bootstrap."""
+
+    replicates: int = Field(2000, ge=1, le=1_000_000)
+    seed: int = Field(0, ge=0, lt=2**63)
+    level: float = Field(0.95, gt=0, lt=1)
+
+
+class MegafaceConfig(Strict):
+    """What `facelt megaface` runs. `ranks` are those of the tables; the CMC always has 1 to 20."""
+
+    title: str = "MegaFace identification"
+    notes: tuple[str, ...] = ()
+    out: Path
+    suite: SuiteConfig
+    models: Annotated[dict[str, ModelFiles], Field(min_length=1)]
+    kinds: Literal["all"] | tuple[Kind, ...] = "all"
+    ranks: Annotated[tuple[Annotated[int, Field(ge=1, le=DEEPEST_RANK)], ...], Field(min_length=1)] = (1,)
+    noise: NoiseConfig = NoiseConfig()
+    shots: ShotsConfig = ShotsConfig()
+    interval: IntervalConfig = IntervalConfig()
+    allow_overlap: bool = False
+
+    @model_validator(mode="after")
+    def _reference_is_a_model(self) -> "MegafaceConfig":
+        reference = self.shots.reference
+        if reference is None:
+            return self
+        name = self.reference_model(next(iter(self.models)))
+        if name is None:
+            raise ValueError(
+                f"shots.reference: {reference!r} is neither a model ({', '.join(self.models)}) nor a model's train"
+            )
+        if self.models[name].train is None:
+            raise ValueError(f"shots.reference: the model {name!r} has no train store to count in")
+        return self
+
+    def reference_model(self, model: str) -> str | None:
+        """The name of the model whose similarities decide the shots of `model`; None where the reference is unknown."""
+        reference = self.shots.reference
+        if reference is None:
+            return model
+        if reference in self.models:
+            return reference
+        stores = {files.train: name for name, files in self.models.items() if files.train is not None}
+        return stores.get(Path(reference))

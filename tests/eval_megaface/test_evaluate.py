@@ -1,0 +1,330 @@
+"""The whole evaluation: equal to the reference figures, to plain loops, and refusing what must not be measured."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from eval_megaface.bin_tree import write_feature
+from eval_megaface.config import MegafaceConfig
+from eval_megaface.evaluate import evaluate
+from facelt.config import load_config
+from facelt.errors import UserError
+
+
+def figures_of(row):
+    return {figure["name"]: figure for figure in row["figures"]}
+
+
+def run(small, *overrides, **changes):
+    return evaluate(load_config(small.write_config(**changes), MegafaceConfig, overrides))
+
+
+def test_golden_tree_exactly(golden, tmp_path):
+    folder = golden / "megaface"
+    config = {
+        "out": tmp_path,
+        "suite": {"root": folder, "facescrub_list": "facescrub_features_list.json", "megaface_lists": "."},
+        "models": {
+            "golden": {
+                "probes": folder / "features/facescrub",
+                "distractors": folder / "features/megaface",
+                "algorithm": "golden",
+            }
+        },
+        "noise": {"mode": "raw"},
+        "interval": {"replicates": 20},
+    }
+    report = evaluate(MegafaceConfig.model_validate(config))
+    expected = json.loads((folder / "expected.json").read_text())
+    (cmc,) = report["cmc"]
+    for rank, rate in expected["rank_accuracy"].items():
+        assert cmc["rate"][int(rank) - 1] == rate
+    assert report["rows"][0]["figures"][0]["rate"] == expected["rank_accuracy"]["1"]
+    suite = report["suite"]
+    for key in ("probes", "identities", "distractors"):
+        assert suite[key] == expected[key]
+    assert "golden: no train store, so its shots are not measured." in report["notes"]
+
+
+@pytest.fixture(scope="module")
+def real_stores(real_data, write_store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stores")
+    arrays = np.load(real_data / "faces/embeddings.npz")
+    for name in ("facescrub", "megaface"):
+        write_store(folder / name, arrays[f"{name}_paths"].tolist(), {"direct": arrays[name].astype(np.float32)})
+    train_ND = arrays["train"].astype(np.float32)
+    write_store(folder / "train", [str(row) for row in range(len(train_ND))], {"direct": train_ND})
+    return folder
+
+
+@pytest.mark.parametrize("mode", ["drop", "raw"])
+@pytest.mark.parametrize("threshold", ["0.7", "0.5", "0.4", "0.35"])
+def test_real_embeddings(real_data, real_stores, mode, threshold, tmp_path):
+    suite = real_data / "faces/megaface"
+    config = {
+        "out": tmp_path,
+        "suite": {
+            "root": suite,
+            "facescrub_list": "facescrub_features_list.json",
+            "megaface_lists": "megaface_features_list.json_{size}_{set}",
+            "facescrub_noises": "facescrub_noises.txt",
+            "megaface_noises": "megaface_noises.txt",
+            "actors": "facescrub_actors.txt",
+            "actresses": "facescrub_actresses.txt",
+        },
+        "models": {
+            "mobile": {
+                "probes": real_stores / "facescrub",
+                "distractors": real_stores / "megaface",
+                "train": real_stores / "train",
+                "training_identities": real_data / "faces/train/identities.csv",
+            }
+        },
+        "ranks": [1, 10],
+        "noise": {"mode": mode},
+        "shots": {"threshold": float(threshold)},
+        "interval": {"replicates": 200},
+    }
+    report = evaluate(MegafaceConfig.model_validate(config))
+    expected = json.loads((suite / "expected.json").read_text())["modes"][mode][threshold]
+    first, tenth = report["rows"]
+    assert (first["rank"], first["distractors"], tenth["rank"]) == (1, 6757, 10)
+    found = figures_of(first)
+    assert found["full"]["rate"] == pytest.approx(expected["rank1"]["rate"], abs=1e-4)
+    assert found["full"]["pairs"] == report["suite"]["pairs"] == expected["rank1"]["pairs"]
+    assert figures_of(tenth)["full"]["rate"] == pytest.approx(expected["rank10"], abs=1e-4)
+    for name in ("male", "female", "many", "few", "one", "zero"):
+        assert found[name]["pairs"] == expected[name]["pairs"]
+        if expected[name]["rate"] is None:
+            assert found[name]["rate"] is found[name]["low"] is found[name]["high"] is None
+        else:
+            assert found[name]["rate"] == pytest.approx(expected[name]["rate"], abs=1e-4)
+            if found[name]["identities"] > 1:
+                assert found[name]["low"] <= found[name]["rate"] <= found[name]["high"]
+        assert found[name]["probes"] == expected[name].get("probes", found[name]["probes"])
+    (curve,) = report["curves"]
+    assert curve["sizes"] == [10, 100, 1000, 6757]
+    assert curve["rate"] == sorted(curve["rate"], reverse=True)
+    assert curve["rate"][-1] == found["full"]["rate"]
+    noise = report["suite"]["noise"]
+    assert (noise["probes_removed"], noise["distractors_removed"]) == ((7, 25) if mode == "drop" else (0, 0))
+
+
+def plain_rate(small, probe_rows, distractor_rows, rank, probe_PD=None):
+    """Rank-k by four plain loops."""
+    probe_PD = small.probe_PD if probe_PD is None else probe_PD
+    hits = pairs = 0
+    for mate, probe in itertools.permutations(probe_rows, 2):
+        if small.probes[mate].split("/")[0] == small.probes[probe].split("/")[0]:
+            score = float(np.dot(probe_PD[mate].astype(float), probe_PD[probe].astype(float)))
+            others = [float(np.dot(probe_PD[probe].astype(float), small.distractor_GD[row])) for row in distractor_rows]
+            pairs += 1
+            hits += sum(other > score for other in others) < rank
+    return hits / pairs, pairs
+
+
+@pytest.mark.parametrize("mode", ["drop", "raw"])
+def test_small_suite_equals_plain_loops(small, mode):
+    report = run(small, f"noise.mode={mode}", "ranks=[1, 3]")
+    keep = [row for row in range(9) if mode == "raw" or "Bob_Ray_2" not in small.probes[row]]
+    noisy = () if mode == "raw" else (2, 9)
+    large = [row for row in range(30) if row not in noisy]
+    small_list = [row for row in range(5) if row not in noisy]
+    for row in report["rows"]:
+        rate, pairs = plain_rate(small, keep, large, row["rank"])
+        assert figures_of(row)["full"]["rate"] == pytest.approx(rate)
+        assert figures_of(row)["full"]["pairs"] == pairs
+    expected = [plain_rate(small, keep, rows, 1)[0] for rows in (small_list, large)]
+    assert report["curves"][0]["rate"] == pytest.approx(expected)
+    assert report["cmc"][0]["rate"] == pytest.approx([plain_rate(small, keep, large, rank)[0] for rank in range(1, 21)])
+    assert report["notes"] == ["1 of 4 probe identities have no gender and are in none of its groups."]
+    assert report["suite"]["files"].keys() >= {"facescrub.json", "megaface_features_list.json_30_1", "actors.txt"}
+    assert report["models"]["plain"]["train"]["model"] == "abc"
+
+
+def test_insightface_mode_replaces_the_noisy_probe(small):
+    report = run(small, "noise.mode=insightface")
+    assert report["suite"]["noise"] == {
+        "mode": "insightface",
+        "probes_removed": 0,
+        "distractors_removed": 2,
+        "probes_replaced": 1,
+    }
+    probe_PD = small.probe_PD.copy()
+    noisy = small.probes.index("Bob_Ray/Bob_Ray_2.jpg")
+    clean = [row for row in range(9) if small.probes[row].startswith("Bob") and row != noisy]
+    probe_PD[noisy] = small.unit(probe_PD[clean].sum(axis=0, keepdims=True))[0]
+    rate, pairs = plain_rate(small, range(9), [row for row in range(30) if row not in (2, 9)], 1, probe_PD)
+    assert figures_of(report["rows"][0])["full"]["rate"] == pytest.approx(rate)
+    assert report["suite"]["pairs"] == pairs == 14
+
+
+def test_insightface_mode_needs_a_clean_probe(small):
+    (small.root / "facescrub_noises.txt").write_text("".join(f"Bob_Ray_{number}.png\n" for number in range(3)))
+    with pytest.raises(UserError, match="all probes of 'Bob_Ray' are on the noise list"):
+        run(small, "noise.mode=insightface")
+
+
+def test_sets_are_averaged(small, write_list):
+    write_list(small.root / "lists/megaface_features_list.json_5_2", small.distractors[20:25])
+    report = run(small, "noise.mode=raw", "suite.sizes=[5]")
+    rates = [plain_rate(small, range(9), rows, 1)[0] for rows in (range(5), range(20, 25))]
+    assert report["curves"][0]["rate"] == pytest.approx([np.mean(rates)])
+    assert figures_of(report["rows"][0])["full"]["pairs"] == 14
+    assert report["suite"]["sets"] == [1, 2]
+    assert report["suite"]["distractors"] == 10
+
+
+def test_an_empty_group_has_no_rate(small):
+    report = run(small, "shots.threshold=1.0")
+    found = figures_of(report["rows"][0])
+    assert found["zero"]["probes"] == 8
+    for name in ("many", "few", "one"):
+        assert {key: found[name][key] for key in ("rate", "low", "high", "pairs", "probes", "identities")} == {
+            "rate": None,
+            "low": None,
+            "high": None,
+            "pairs": 0,
+            "probes": 0,
+            "identities": 0,
+        }
+    assert found["female"]["rate"] is not None
+    assert found["female"]["low"] is None  # one woman cannot tell how women differ
+
+
+def test_no_pair_at_all(small, write_list):
+    singles = [path for path in small.probes if path.endswith("_0.jpg")]
+    write_list(small.root / "facescrub.json", singles)
+    report = run(small)
+    assert report["rows"][0]["figures"][0]["rate"] is None
+    assert report["curves"][0]["rate"] == [None, None]
+
+
+@pytest.fixture
+def second(small, write_store):
+    """A second model beside the first, with three kinds; `meta` is shorter than one, so that inner products differ."""
+    random = np.random.default_rng(9)
+    arrays = {}
+    for name, keys in (("probes", small.probes), ("distractors", small.distractors)):
+        direct_ND = small.unit(random.standard_normal((len(keys), 6)))
+        meta_ND = small.unit(random.standard_normal((len(keys), 6)))
+        short_ND = meta_ND * random.uniform(0.1, 0.9, (len(keys), 1)).astype(np.float32)
+        arrays[name] = {"direct": direct_ND, "meta": short_ND, "meta_unit": meta_ND}
+        write_store(small.root / f"second_{name}", keys, arrays[name])
+    files = {name: str(small.root / f"second_{name}") for name in ("probes", "distractors")}
+    return small.config()["models"] | {"second": files}, arrays
+
+
+def test_every_kind_is_measured_as_what_it_is(small, second):
+    models, arrays = second
+    report = run(small, "noise.mode=raw", models=models)
+    assert [(row["model"], row["kind"]) for row in report["rows"]] == [
+        ("plain", "direct"),
+        ("second", "direct"),
+        ("second", "meta"),
+        ("second", "meta_unit"),
+    ]
+    for row in report["rows"][1:]:
+        small.distractor_GD = arrays["distractors"][row["kind"]]
+        rate, _ = plain_rate(small, range(9), range(30), 1, arrays["probes"][row["kind"]])
+        assert figures_of(row)["full"]["rate"] == pytest.approx(rate)
+    assert "second: no train store, so its shots are not measured." in report["notes"]
+    assert "many" not in figures_of(report["rows"][1])
+
+
+def test_models_share_the_reference_bands(small, second):
+    models, _ = second
+    for reference in ("plain", str(small.root / "train")):
+        report = run(small, models=models, shots={"threshold": 0.3, "reference": reference})
+        counts = [
+            {name: figures_of(row)[name]["probes"] for name in ("many", "few", "one", "zero")} for row in report["rows"]
+        ]
+        assert all(count == counts[0] for count in counts)
+        assert report["shots"]["reference"] == "plain, direct"
+    q, t = small.probe_PD.astype(float), small.train_ND.astype(float)
+    similar = [(row @ t.T > 0.3).sum() for path, row in zip(small.probes, q, strict=True) if "Ray_2" not in path]
+    assert counts[0]["zero"] == sum(count == 0 for count in similar)
+    assert counts[0]["many"] == sum(count >= 5 for count in similar)
+
+
+def test_reference_must_be_known(small, second):
+    models, _ = second
+    with pytest.raises(UserError, match="'third' is neither a model"):
+        run(small, models=models, shots={"reference": "third"})
+    with pytest.raises(UserError, match="'second' has no train store"):
+        run(small, models=models, shots={"reference": "second"})
+
+
+def test_kinds_can_be_chosen_and_must_exist(small, second):
+    models, _ = second
+    del models["plain"]
+    report = run(small, "kinds=[meta]", models=models)
+    assert [row["kind"] for row in report["rows"]] == ["meta"]
+    with pytest.raises(UserError, match="model 'plain' has no 'meta' for probes and distractors; both hold direct"):
+        run(small, "kinds=[meta]")
+
+
+def test_overlap_is_refused_with_the_names(small):
+    (small.root / "identities.csv").write_text("label,name\n0,ann lee\n1,Someone Else\n2,Cy_Doe_Jr\n")
+    models = small.config()["models"]
+    models["plain"]["training_identities"] = str(small.root / "identities.csv")
+    with pytest.raises(UserError, match=r"2 of 4 probe identities are in the training set: Ann_Lee, Cy_Doe_Jr"):
+        run(small, models=models)
+    report = run(small, "allow_overlap=true", models=models)
+    assert any("Ann_Lee, Cy_Doe_Jr." in note and "not those of unseen" in note for note in report["notes"])
+
+
+@pytest.mark.parametrize("name", ["probes", "distractors", "train"])
+def test_nan_in_a_store_is_named(small, name):
+    array = np.lib.format.open_memmap(small.root / name / "direct.npy", mode="r+")
+    array[1, 3] = np.nan
+    array.flush()
+    key = (small.root / name / "items.csv").read_text().splitlines()[2].split(",")[0]
+    with pytest.raises(UserError, match=rf"{name}: direct of '{key}' holds a value that is not finite"):
+        run(small, "noise.mode=raw")
+
+
+def test_a_zero_row_is_named(small):
+    array = np.lib.format.open_memmap(small.root / "distractors/direct.npy", mode="r+")
+    array[0] = 0
+    array.flush()
+    with pytest.raises(UserError, match=r"distractors: direct of '002/album_29/29.jpg' has length zero"):
+        run(small)
+
+
+def test_a_rescaled_tree_gives_the_same_figures(small):
+    for name, keys, rows_ND in (
+        ("tree_probes", small.probes, small.probe_PD),
+        ("tree_distractors", small.distractors, small.distractor_GD),
+    ):
+        for number, (key, row_D) in enumerate(zip(keys, rows_ND, strict=True)):
+            write_feature(small.root / name / f"{key}_x.bin", (1 + number % 5) * row_D)
+    models = small.config()["models"]
+    models["tree"] = {name: str(small.root / f"tree_{name}") for name in ("probes", "distractors")} | {"algorithm": "x"}
+    report = run(small, models=models)
+    plain, tree = report["rows"]
+    assert figures_of(tree)["full"] == figures_of(plain)["full"]
+    assert report["cmc"][0]["rate"] == report["cmc"][1]["rate"]
+
+
+def test_other_mistakes_are_named(small, write_list):
+    write_list(small.root / "lists/megaface_features_list.json_40_1", [*small.distractors, "x/y.jpg"])
+    with pytest.raises(UserError, match="lists 31 distractors, its name says 40"):
+        run(small)
+    write_list(small.root / "lists/megaface_features_list.json_31_1", [*small.distractors, "x/y.jpg"])
+    (small.root / "lists/megaface_features_list.json_40_1").unlink()
+    with pytest.raises(UserError, match=r"distractors: lacks 1 of 29 listed images, such as 'x/y.jpg'"):
+        run(small)
+    (small.root / "actors.txt").unlink()
+    with pytest.raises(UserError, match=r"actors.txt: cannot be read"):
+        run(small)
+
+
+def test_stores_of_two_models_do_not_mix(small, write_store):
+    write_store(small.root / "wide", small.distractors, {"direct": small.unit(np.ones((30, 9)))})
+    models = small.config()["models"]
+    models["plain"]["distractors"] = str(small.root / "wide")
+    with pytest.raises(UserError, match=r"wide: embeddings have 9 values, those in .*probes 6"):
+        run(small, models=models)

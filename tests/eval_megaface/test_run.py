@@ -1,0 +1,69 @@
+"""The command: as a script, as a function, and with a user's mistakes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from eval_megaface.run import main
+
+
+def test_script_writes_the_report(small, root, tmp_path):
+    command = [sys.executable, str(root / "eval_megaface/run.py"), "--config", str(small.write_config())]
+    command += ["--set", "noise.mode=raw", "title=Small & raw", "--out", str(tmp_path / "there")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "there/report.json").read_text())
+    assert report["title"] == "Small & raw"
+    assert report["suite"]["noise"]["mode"] == "raw"
+    assert "there/report.html" in done.stdout
+    assert (tmp_path / "there/report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["--set", "noise.mode=none"], "noise.mode"),
+        (["--set", "suite.facescrub_lst=x"], "did you mean 'facescrub_list'"),
+        (["--set", "ranks=[0]"], "ranks"),
+        (["--set", "suite.actors=null"], "actors and actresses go together"),
+        (["--set", "suite.root=nowhere"], "cannot be read"),
+    ],
+)
+def test_a_users_mistake_is_one_line(small, capsys, arguments, match):
+    assert main(["--config", str(small.write_config()), *arguments]) == 1
+    error = capsys.readouterr().err
+    assert match in error
+    assert "Traceback" not in error
+    assert not (small.root / "out").exists()
+
+
+def test_allow_overlap(small, capsys):
+    (small.root / "identities.csv").write_text("name\nAnn_Lee\n")
+    models = small.config()["models"]
+    models["plain"]["training_identities"] = str(small.root / "identities.csv")
+    config = str(small.write_config(models=models))
+    assert main(["--config", config]) == 1
+    assert "Ann_Lee" in capsys.readouterr().err
+    assert main(["--config", config, "--allow-overlap"]) == 0
+    assert "Ann_Lee" in json.loads((small.root / "out/report.json").read_text())["notes"][-1]
+
+
+def test_shipped_configuration_is_valid(root):
+    from eval_megaface.config import MegafaceConfig
+    from facelt.config import load_config
+
+    assert load_config(root / "configs/megaface.yaml", MegafaceConfig).reference_model("oltr") == "plain"
+
+
+def test_help_loads_nothing_heavy(root):
+    code = "import sys; from eval_megaface.run import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print(sorted({'torch', 'faiss', 'numpy', 'matplotlib'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip().endswith("[]"), done.stdout + done.stderr
+
+
+def test_no_file_bears_a_standard_library_name(root):
+    names = {path.stem for path in (root / "eval_megaface").glob("*.py")} - {"__init__"}
+    assert not names & set(sys.stdlib_module_names)
