@@ -1,6 +1,23 @@
 """Typed configuration: schema and loading."""
 
+from facelt.config.data import DataConfig, ListData, RecordData
 from facelt.config.loading import load_config
+from facelt.config.methods import ClassifyConfig, DynamicMetaConfig, MethodConfig
 from facelt.config.strict import Strict
+from facelt.config.training import ModelConfig, OptimConfig, ScheduleConfig, StageConfig, TrainConfig
 
-__all__ = ["Strict", "load_config"]
+__all__ = [
+    "ClassifyConfig",
+    "DataConfig",
+    "DynamicMetaConfig",
+    "ListData",
+    "MethodConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "RecordData",
+    "ScheduleConfig",
+    "StageConfig",
+    "Strict",
+    "TrainConfig",
+    "load_config",
+]

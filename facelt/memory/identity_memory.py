@@ -86,6 +86,10 @@ class IdentityMemory(nn.Module):
         distance_B = torch.linalg.vector_norm(feature_BD - centroid_CD[identity_B], dim=1)
         return distance_B.clamp_min(self.min_distance), identity_B
 
+    def own_distance(self, feature_BD: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
+        """Distance [B] of features to their own identities' centroids."""
+        return torch.linalg.vector_norm(feature_BD - self.centroid_CD.detach()[label_B], dim=1)
+
     def read(self, coefficient_BC: torch.Tensor) -> torch.Tensor:
         """The memory feature o M, [B, D]; no gradient flows into the centroids."""
         return coefficient_BC @ self.centroid_CD.detach()

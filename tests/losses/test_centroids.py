@@ -22,23 +22,25 @@ def test_equals_the_released_code(golden):
     assert close(centroid.grad, reference["grad_centroids"])
 
 
-def plain(feature, centroid, label, margin):
+def plain(feature, centroid, label, margin, form):
     """The same loss from the full distance matrix, for autograd."""
     squared = torch.cdist(feature, centroid).square()
     own = torch.nn.functional.one_hot(label, len(centroid)).bool()
     attract = squared[own].sum() / (2 * len(feature))
-    return attract, 0.01 * (margin - squared.masked_fill(own, 0).mean()).clamp_min(0)
+    mean = squared.masked_fill(own, 0).mean(dim=None if form == "batch_mean" else 1)
+    return attract, 0.01 * (margin - mean).clamp_min(0).mean()
 
 
-@pytest.mark.parametrize("margin", [0.5, 1e4], ids=["hinge idle", "hinge active"])
+@pytest.mark.parametrize("form", ["batch_mean", "per_image"])
+@pytest.mark.parametrize("margin", [0.5, 6.0, 1e4], ids=["hinge idle", "hinge active for some", "hinge active"])
 @pytest.mark.parametrize("weigh", [False, True])
-def test_gradients_equal_autograd_of_the_distance_matrix(margin, weigh):
+def test_gradients_equal_autograd_of_the_distance_matrix(margin, form, weigh):
     generator = torch.Generator().manual_seed(0)
     feature = torch.randn(6, 5, generator=generator, dtype=torch.float64, requires_grad=True)
     centroid = torch.randn(4, 5, generator=generator, dtype=torch.float64, requires_grad=True)
     label = torch.tensor([0, 0, 1, 3, 3, 3])
-    loss = discriminative_centroids(feature, centroid, label, margin=margin, weigh_centroids=weigh)
-    attract, repel = plain(feature, centroid, label, margin)
+    loss = discriminative_centroids(feature, centroid, label, margin=margin, margin_form=form, weigh_centroids=weigh)
+    attract, repel = plain(feature, centroid, label, margin, form)
     torch.testing.assert_close(loss, attract + repel)
 
     actual = torch.autograd.grad(0.25 * loss, (feature, centroid))

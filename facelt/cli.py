@@ -1,0 +1,27 @@
+"""`facelt`: one command line over the entries; nothing heavy is imported before a command runs."""
+
+import typer
+
+from facelt.embed import embed
+from facelt.entry import run_app
+from facelt.evaluate import evaluate
+from facelt.train import train
+
+app = typer.Typer(
+    help="Face recognition on long-tailed data, measured on people it has never seen.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(train)
+app.command()(embed)
+app.command()(evaluate)
+
+
+def main() -> None:
+    """Entry of the console script."""
+    run_app(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Where images come from and how they become network input."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from facelt.config.strict import Strict
+
+Channels = tuple[float, float, float]
+Side = Annotated[int, Field(ge=1, le=4096)]
+
+
+class _Images(Strict):
+    """What both kinds of data share. `mean` and `std` are in RGB order, in units of the full range: white is 1."""
+
+    mean: Channels = (0.5, 0.5, 0.5)
+    std: Channels = (0.5, 0.5, 0.5)
+    workers: int = Field(2, ge=0)
+    max_bad_images: int = Field(0, ge=0)
+    max_pixels: int = Field(50_000_000, ge=1)
+
+
+class RecordData(_Images):
+    """A .rec in InsightFace's layout; `manifest` is a selection of it as `recordio_tools sample` writes one.
+
+    `validation_fraction` of the images, never an identity's last one, are held out of training.
+    """
+
+    kind: Literal["record"]
+    train: Path
+    manifest: Path | None = None
+    image_size: tuple[Side, Side] = (112, 112)
+    flip: bool = True
+    validation_fraction: float = Field(0.05, ge=0, lt=1)
+
+
+class ListData(_Images):
+    """Lists of `path label` lines below one folder, as ImageNet-LT, Places-LT and others publish them.
+
+    Training takes a random crop of `crop` pixels a side, mirrored or not, with jittered colours; evaluation resizes the
+    short side to `resize` and takes the centre.
+    """
+
+    kind: Literal["list"]
+    root: Path
+    train: Path
+    validation: Path | None = None
+    test: Path | None = None
+    crop: Side = 224
+    resize: Side = 256
+    mean: Channels = (0.485, 0.456, 0.406)
+    std: Channels = (0.229, 0.224, 0.225)
+    num_classes: int | None = Field(None, ge=1)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the network's input."""
+        return self.crop, self.crop
+
+
+DataConfig = Annotated[RecordData | ListData, Field(discriminator="kind")]

@@ -1,0 +1,43 @@
+"""What each method can be told. A stage chooses one by its `name`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from facelt.config.strict import Strict
+
+Sampler = Literal["instance", "class_aware"]
+
+
+class ClassifyConfig(Strict):
+    """A classifier on the feature, trained by cross-entropy: the plain model."""
+
+    name: Literal["classify"]
+    sampler: Sampler = "instance"
+    head: Literal["linear", "cosine"] = "linear"
+
+
+class DynamicMetaConfig(Strict):
+    """OLTR: dynamic meta-embedding over an identity memory.
+
+    `convention` settles what paper and released code say differently: loss weight 0.1 or 0.01, squash n^2 / (1 + n^2)
+    or n / (1 + n), reachability 1 or 10 over the distance, centroids loss on the meta-embedding or on the direct
+    feature, its weight on the centroids' gradient or not.
+    """
+
+    name: Literal["dynamic_meta"]
+    sampler: Sampler = "class_aware"
+    convention: Literal["released", "paper"] = "released"
+    centroid_update: Literal["released", "tracking"] = "released"
+    tracking_rate: float = Field(0.5, gt=0, le=1)
+    margin_form: Literal["batch_mean", "per_image"] = "batch_mean"
+    margin: float = Field(10.0, ge=0)
+    repel_weight: float = Field(0.01, ge=0)
+    scale: float = Field(16.0, gt=0)
+    min_distance: float = Field(1e-3, gt=0)
+    memory: bool = True
+    selector: bool = True
+    reachability: bool = True
+
+
+MethodConfig = Annotated[ClassifyConfig | DynamicMetaConfig, Field(discriminator="name")]

@@ -1,0 +1,92 @@
+"""The whole recipe of a training run: data, model, optimiser, and a list of stages."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from facelt.config.data import DataConfig
+from facelt.config.methods import MethodConfig
+from facelt.config.strict import Strict
+
+Part = Literal["backbone", "attention", "embedding"]
+
+
+class ModelConfig(Strict):
+    """The network all stages share; `pretrained` is a file of weights (torchvision's or arcface_torch's names)."""
+
+    backbone: Literal["resnet10", "resnet50", "resnet152", "iresnet18", "iresnet50", "iresnet100"] = "resnet50"
+    dim: int = Field(512, ge=1)
+    pretrained: Path | None = None
+
+
+class OptimConfig(Strict):
+    """Stochastic gradient descent. `lr` is the head's; a stage gives the other parts a share of it."""
+
+    lr: float = Field(0.1, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    batch: int = Field(128, ge=2)
+
+
+class Shares(Strict):
+    """Each part's learning rate as a share of `optim.lr`; 0 freezes nothing, it only stands still."""
+
+    network: float = Field(1.0, ge=0)
+    head: float = Field(1.0, ge=0)
+    memory: float = Field(1.0, ge=0)
+
+
+class ScheduleConfig(Strict):
+    """The learning rate over the epochs of a stage: x `factor` after every `every` epochs, or a cosine to 0."""
+
+    name: Literal["step", "cosine"] = "step"
+    every: int = Field(10, ge=1)
+    factor: float = Field(0.1, gt=0, le=1)
+    warmup_epochs: float = Field(0.0, ge=0)
+
+
+class StageConfig(Strict):
+    """One stage: a method, how long, which parts learn how fast, what is frozen, and where it starts from.
+
+    `start` names an earlier stage of the same run. `keep` is the epoch handed on: the best by validation accuracy
+    (the last one where there is no validation) or the last.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
+    method: MethodConfig
+    epochs: int = Field(ge=1)
+    start: str | None = None
+    attention: bool = False
+    embedding: Literal["linear_bn", "fc_relu", "none"] = "linear_bn"
+    lr_share: Shares = Shares()
+    schedule: ScheduleConfig = ScheduleConfig()
+    freeze: tuple[Part, ...] = ()
+    keep: Literal["best", "last"] = "best"
+
+
+class TrainConfig(Strict):
+    """What `facelt train` runs. `precision: bf16` is the network's alone; heads, memory and losses stay in float32."""
+
+    out: Path
+    seed: int = Field(0, ge=0, lt=2**63)
+    device: Literal["cpu", "cuda"] = "cpu"
+    precision: Literal["float32", "bf16"] = "float32"
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    stages: Annotated[tuple[StageConfig, ...], Field(min_length=1)]
+    log_every: int = Field(20, ge=1)
+    checkpoint_every: int = Field(1000, ge=1)
+
+    @model_validator(mode="after")
+    def _stages_follow_each_other(self) -> "TrainConfig":
+        earlier: list[str] = []
+        for stage in self.stages:
+            if stage.name in earlier:
+                raise ValueError(f"stages: the name {stage.name!r} is given twice")
+            if stage.start is not None and stage.start not in earlier:
+                allowed = ", ".join(earlier) or "none, it is the first"
+                raise ValueError(f"stages: {stage.name!r} starts from {stage.start!r}; earlier stages: {allowed}")
+            earlier.append(stage.name)
+        return self

@@ -1,0 +1,41 @@
+"""`facelt embed`: images to an embedding store, with a trained model."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from facelt.entry import single_command
+
+
+def embed(
+    checkpoint: Annotated[Path, typer.Option(help="A run's folder, or a stage's folder in it.")],
+    images: Annotated[Path, typer.Option(help="A .rec, a folder of images, or a list of paths (with --root).")],
+    out: Annotated[Path, typer.Option(help="The embedding store to write.")],
+    root: Annotated[Path | None, typer.Option(help="The folder the paths of a list lie in.")] = None,
+    manifest: Annotated[Path | None, typer.Option(help="A selection of the .rec, as `sample` writes one.")] = None,
+    batch: Annotated[int, typer.Option(min=1)] = 128,
+    workers: Annotated[int, typer.Option(min=0)] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    dtype: Annotated[Literal["float16", "float32"], typer.Option(help="How embeddings are stored.")] = "float16",
+    max_bad_images: Annotated[int, typer.Option(min=0, help="Leave out up to this many unusable images.")] = 0,
+) -> None:
+    """Embed images: every kind the model makes, flip-averaged; an interrupted run goes on where it stopped."""
+    from facelt.engine.device import resolve_device
+    from facelt.engine.embedding import embed_images, sound_images
+    from facelt.engine.handed_on import load_model
+    from facelt.engine.images import open_images
+
+    model = load_model(checkpoint, resolve_device(device))
+    source = open_images(images, model.config, root=root, manifest=manifest)
+    left_out: dict[str, str] = {}
+    if max_bad_images:
+        source, left_out = sound_images(source, workers, max_bad_images)
+        for name, reason in left_out.items():
+            typer.echo(f"left out {name}: {reason}", err=True)
+    store = embed_images(model, source, out, batch=batch, workers=workers, dtype=dtype, left_out=left_out)
+    typer.echo(f"{len(source.keys)} images embedded ({', '.join(model.method.kinds)}): {store}")
+
+
+if __name__ == "__main__":
+    single_command(embed)

@@ -1,0 +1,1 @@
+"""Training and evaluating: the loop, its optimiser, checkpoints and what is handed on."""

@@ -1,0 +1,112 @@
+"""From the data section of a configuration to datasets, members and image preparation.
+
+N images, C identities.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from facelt.config import DataConfig, ListData, RecordData
+from facelt.data.batch import Batch
+from facelt.data.image_dataset import ImageDataset
+from facelt.data.list_dataset import ListDataset
+from facelt.data.record_dataset import RecordDataset
+from facelt.data.split import split_train_validation
+from facelt.data.transforms import CentreCrop, ExpectSize, TrainCrop, flip_mask, to_float
+from facelt.errors import UserError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some images of a dataset: which of its indices belong."""
+
+    dataset: ImageDataset
+    members: np.ndarray
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels of the members, int64 [N]."""
+        return self.dataset.labels[self.members]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How uint8 images become network input; `flip` mirrors training images by their draws' seeds."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    flip: bool
+
+    def for_training(self, batch: Batch) -> torch.Tensor:
+        return to_float(batch.image_BHW3, self.mean, self.std, flip_mask(batch.seed_B) if self.flip else None)
+
+    def for_evaluation(self, batch: Batch) -> torch.Tensor:
+        return to_float(batch.image_BHW3, self.mean, self.std)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Everything a run reads: `train` as it is trained on, `train_plain` the same images without augmentation."""
+
+    train: Split
+    train_plain: Split
+    evaluation: dict[str, Split]
+    num_classes: int
+    preparation: Preparation
+
+    @property
+    def train_counts(self) -> np.ndarray:
+        """Training images of each identity, int64 [C]."""
+        return np.bincount(self.train.labels, minlength=self.num_classes)
+
+    def fingerprint(self) -> str:
+        """A hash of which images with which labels are trained on."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.train.members, dtype="<i8").tobytes())
+        digest.update(np.ascontiguousarray(self.train.labels, dtype="<i8").tobytes())
+        return digest.hexdigest()
+
+
+def open_data(config: DataConfig, seed: int) -> TrainingData:
+    """Opens what the configuration names. Raises UserError naming the file or the record at fault."""
+    return _open_record(config, seed) if isinstance(config, RecordData) else _open_list(config)
+
+
+def _open_record(config: RecordData, seed: int) -> TrainingData:
+    dataset = RecordDataset(
+        config.train,
+        manifest=config.manifest,
+        transform=ExpectSize(config.image_size),
+        max_pixels=config.max_pixels,
+    )
+    train, validation = split_train_validation(dataset.labels, config.validation_fraction, seed)
+    split = Split(dataset, train)
+    evaluation = {"validation": Split(dataset, validation)} if len(validation) else {}
+    return TrainingData(
+        split, split, evaluation, dataset.num_classes, Preparation(config.mean, config.std, config.flip)
+    )
+
+
+def _open_list(config: ListData) -> TrainingData:
+    whole = partial(ListDataset, root=config.root, max_pixels=config.max_pixels)
+    centre = CentreCrop(config.crop, config.resize)
+    train = whole(config.train, transform=TrainCrop(config.crop), num_classes=config.num_classes)
+    if (train.labels < 0).any():
+        raise UserError(f"{config.train}: a training list cannot hold open-set images (label -1)")
+    plain = whole(config.train, transform=centre, num_classes=train.num_classes)
+    lists = {"validation": config.validation, "test": config.test}
+    evaluation = {
+        name: _every(whole(path, transform=centre, num_classes=train.num_classes))
+        for name, path in lists.items()
+        if path is not None
+    }
+    # The training crop mirrors in the worker already.
+    preparation = Preparation(config.mean, config.std, flip=False)
+    return TrainingData(_every(train), _every(plain), evaluation, train.num_classes, preparation)
+
+
+def _every(dataset: ImageDataset) -> Split:
+    return Split(dataset, np.arange(len(dataset)))

@@ -1,0 +1,86 @@
+"""From images to an embedding store.
+
+N images, n images of a batch, D feature.
+"""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from rich.progress import track
+
+from facelt.data.bad_images import BadImageCount
+from facelt.data.batch import Batch
+from facelt.engine.data import Preparation, Split
+from facelt.engine.evaluate import evaluation_batches
+from facelt.engine.handed_on import TrainedModel
+from facelt.engine.images import ImageSource
+from facelt.errors import UserError
+from facelt.store import StoreWriter
+
+
+def sound_images(source: ImageSource, workers: int, limit: int) -> tuple[ImageSource, dict[str, str]]:
+    """The source without images that cannot be used, and those by name with the reason; decodes everything once.
+
+    Raises UserError when there are more than `limit`, or nothing is left.
+    """
+    bad = BadImageCount(limit)
+    split = Split(source.dataset, source.members)
+    for _ in evaluation_batches(split, 256, workers, torch.device("cpu"), bad):
+        pass
+    if len(bad) == len(source.members):
+        raise UserError("none of the images can be used")
+    return source.without(set(bad.reasons)), dict(bad.reasons)
+
+
+@torch.no_grad()
+def embed_images(
+    model: TrainedModel,
+    source: ImageSource,
+    out: Path,
+    *,
+    batch: int,
+    workers: int,
+    dtype: str,
+    left_out: dict[str, str],
+) -> Path:
+    """Writes the store, going on with an unfinished one of the same images and model; returns its folder.
+
+    Raises UserError: an image that cannot be used, a store that exists, a full disk.
+    """
+    method, device = model.method, next(model.method.parameters()).device
+    data = model.config.data
+    preparation = Preparation(data.mean, data.std, flip=False)
+    meta = {
+        "model": {
+            "weights_sha256": hashlib.sha256(model.weights.read_bytes()).hexdigest(),
+            "stage": model.card["stage"],
+            "backbone": model.config.model.backbone,
+            "training_images": model.card.get("training_images"),
+            "data_fingerprint": model.card.get("data_fingerprint"),
+        },
+        "preprocessing": {**model.card["preprocessing"], "flip_averaged": True},
+        "left_out": left_out,
+    }
+    writer = StoreWriter(
+        out,
+        source.keys,
+        source.identities,
+        dict.fromkeys(method.kinds, method.network.dim),
+        meta,
+        attributes=source.attributes,
+        reachability=len(method.kinds) > 1,
+        dtype=dtype,
+    )
+    remaining = Split(source.dataset, source.members[writer.rows_done :])
+    batches = evaluation_batches(remaining, batch, workers, device, BadImageCount(0))
+    steps = -(-len(remaining.members) // batch)
+    for item in track(batches, description="embedding", total=steps, transient=True):
+        _write(writer, method.embed(preparation.for_evaluation(item)), item)
+    return writer.finish()
+
+
+def _write(writer: StoreWriter, embeddings, item: Batch) -> None:
+    by_kind = {kind: value.cpu().numpy() for kind, value in embeddings.by_kind.items()}
+    reachability = embeddings.reachability_B
+    writer.write(writer.rows_done, by_kind, None if reachability is None else reachability.cpu().numpy())

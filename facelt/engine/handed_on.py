@@ -1,0 +1,124 @@
+"""What a stage hands on: weights as safetensors and a card that says what they are."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+
+from facelt.config import StageConfig, TrainConfig
+from facelt.config.explain import explain
+from facelt.engine.files import write_text, write_with
+from facelt.errors import UserError
+from facelt.methods import METHODS, Method
+from facelt.models.network import build_network
+
+SCHEMA = "facelt.model/1"
+WEIGHTS = "model.safetensors"
+CARD = "card.json"
+
+
+def build_method(config: TrainConfig, stage: StageConfig, num_classes: int) -> Method:
+    """A stage's method with fresh weights from torch's random state."""
+    network = build_network(
+        config.model.backbone,
+        image_size=config.data.image_size,
+        attention=stage.attention,
+        embedding=stage.embedding,
+        dim=config.model.dim,
+    )
+    return METHODS[stage.method.name](stage.method, network, num_classes)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A method ready to embed, and its card."""
+
+    method: Method
+    config: TrainConfig
+    card: dict[str, Any]
+    weights: Path
+
+
+def make_card(config: TrainConfig, stage: StageConfig, method: Method, **facts: Any) -> dict[str, Any]:
+    """What someone who holds only the weights needs to know."""
+    return {
+        "schema": SCHEMA,
+        "stage": stage.name,
+        "kinds": list(method.kinds),
+        "dim": method.network.dim,
+        "preprocessing": {
+            "image_size": list(config.data.image_size),
+            "mean": list(config.data.mean),
+            "std": list(config.data.std),
+            "channels": "RGB, (pixel / 255 - mean) / std",
+        },
+        "config": config.model_dump(mode="json"),
+        **facts,
+    }
+
+
+def save_weights(method: Method, path: Path) -> None:
+    """The method's tensors, whole or not at all."""
+    tensors = {name: value.contiguous() for name, value in method.state_dict().items()}
+    write_with(path, lambda temporary: save_file(tensors, temporary))
+
+
+def save_card(card: dict[str, Any], path: Path) -> None:
+    write_text(path, json.dumps(card, indent=1, sort_keys=True) + "\n")
+
+
+def load_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Raises UserError on a missing or damaged file."""
+    try:
+        return load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path}: cannot read the weights ({error})") from None
+
+
+def load_into(method: Method, state: dict[str, torch.Tensor], path: Path) -> None:
+    """Raises UserError when the file is of another model."""
+    try:
+        method.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{path}: the weights do not belong to this model ({reason})") from None
+
+
+def find_model(path: Path) -> Path:
+    """The folder with weights and card: `path` itself, or the last finished stage of a run."""
+    path = Path(path)
+    if path.name == WEIGHTS:
+        path = path.parent
+    if (path / CARD).is_file():
+        return path
+    try:
+        stages = json.loads((path / "stages.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{path}: neither a run nor a stage's folder (no {CARD} here, nor stages.json)") from None
+    finished = [path / stage for stage in stages if (path / stage / CARD).is_file()]
+    if not finished:
+        raise UserError(f"{path}: no stage of this run is finished; go on with --resume")
+    return finished[-1]
+
+
+def load_model(path: Path, device: torch.device) -> TrainedModel:
+    """The model in a stage's folder, or of the last finished stage of a run, in evaluation mode."""
+    folder = find_model(path)
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        config = TrainConfig.model_validate(card["config"])
+        stage = next(stage for stage in config.stages if stage.name == card["stage"])
+        num_classes = int(card["num_classes"])
+    except ValidationError as error:
+        raise UserError(explain(error, TrainConfig, source=str(folder / CARD))) from None
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        raise UserError(f"{folder / CARD}: not a model card of this version of facelt") from None
+    with torch.random.fork_rng(devices=[]):
+        method = build_method(config, stage, num_classes)
+    load_into(method, load_weights(folder / WEIGHTS), folder / WEIGHTS)
+    return TrainedModel(method.to(device).eval(), config, card, folder / WEIGHTS)

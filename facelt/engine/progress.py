@@ -1,0 +1,51 @@
+"""What a person sees of a run: a bar a stage on a terminal, a line an epoch elsewhere."""
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class StageDisplay:
+    """Shows steps, samples/s, loss and learning rate; a context manager."""
+
+    def __init__(self, stage: str, steps: int, done: int, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task(stage, total=steps, completed=done, figures="")
+        self._samples = 0
+        self._since = time.perf_counter()
+
+    def __enter__(self) -> "StageDisplay":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def step(self, samples: int) -> None:
+        self._samples += samples
+        self._bar.advance(self._task)
+
+    def samples_per_second(self) -> float:
+        """Since it was last asked."""
+        now = time.perf_counter()
+        rate = self._samples / max(now - self._since, 1e-9)
+        self._samples, self._since = 0, now
+        return rate
+
+    def figures(self, loss: float, lr: float, rate: float) -> None:
+        self._bar.update(self._task, figures=f"loss {loss:.4f}  lr {lr:.2g}  {rate:,.0f} samples/s")
+
+    def line(self, text: str) -> None:
+        """A line that stays, above the bar."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,93 @@
+"""A run's folder: the resolved configuration, the log, and a folder for each stage.
+
+config.yaml  stages.json  metrics.jsonl  tensorboard/  <stage>/{checkpoint.pt, best.safetensors}
+<stage>/{model.safetensors, card.json}   once the stage is finished
+"""
+
+import json
+from pathlib import Path
+
+import yaml
+
+from facelt.config import TrainConfig
+from facelt.engine.files import write_text
+from facelt.engine.handed_on import CARD, WEIGHTS
+from facelt.errors import UserError
+
+
+class RunFolder:
+    """Names of the files of a run. Use `create`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+        self.tensorboard = path / "tensorboard"
+
+    @classmethod
+    def create(cls, config: TrainConfig, resume: bool) -> "RunFolder":
+        """Makes the folder, or with `resume` goes on in it.
+
+        Raises UserError when it holds a run already, or, on resuming, a run of another configuration.
+        """
+        folder = cls(config.out)
+        settings = config.model_dump(mode="json", exclude={"out"})
+        recorded = folder._recorded()
+        if recorded is not None and not resume:
+            raise UserError(f"{config.out}: already holds a run; add --resume to go on, or choose another out=FOLDER")
+        if recorded is not None and recorded != settings:
+            changed = ", ".join(_differences(recorded, settings))
+            raise UserError(f"{config.out}: the run there has other settings ({changed}); resume with the same ones")
+        try:
+            config.out.mkdir(parents=True, exist_ok=True)
+            for stage in config.stages:
+                folder.stage(stage.name).mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{error.filename}: cannot be made ({error.strerror})") from error
+        if recorded is None:
+            write_text(folder.path / "stages.json", json.dumps([stage.name for stage in config.stages]) + "\n")
+            write_text(folder._config, yaml.safe_dump(settings, sort_keys=False))
+        return folder
+
+    def stage(self, name: str) -> Path:
+        return self.path / name
+
+    def checkpoint(self, stage: str) -> Path:
+        return self.stage(stage) / "checkpoint.pt"
+
+    def best(self, stage: str) -> Path:
+        return self.stage(stage) / "best.safetensors"
+
+    def weights(self, stage: str) -> Path:
+        return self.stage(stage) / WEIGHTS
+
+    def card(self, stage: str) -> Path:
+        return self.stage(stage) / CARD
+
+    def is_finished(self, stage: str) -> bool:
+        """The card is written last."""
+        return self.card(stage).is_file()
+
+    @property
+    def _config(self) -> Path:
+        return self.path / "config.yaml"
+
+    def _recorded(self) -> dict | None:
+        if not self._config.exists():
+            return None
+        try:
+            recorded = yaml.safe_load(self._config.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise UserError(f"{self._config}: cannot be read ({error})") from None
+        return recorded if isinstance(recorded, dict) else {}
+
+
+def _differences(one: dict, other: dict, prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ."""
+    found: list[str] = []
+    for key in one.keys() | other.keys():
+        left, right = one.get(key), other.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            found += _differences(left, right, f"{prefix}{key}.")
+        elif left != right:
+            found.append(f"{prefix}{key}")
+    return sorted(found)

@@ -1,0 +1,222 @@
+"""One stage of training: epochs of steps over a method it knows by nothing but its interface."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+
+import torch
+
+from facelt.config import StageConfig, TrainConfig
+from facelt.data.bad_images import BadImageCount
+from facelt.data.batch import Batch
+from facelt.data.loader import Loader
+from facelt.data.samplers import SAMPLERS
+from facelt.engine.checkpoint import Checkpoint
+from facelt.engine.data import TrainingData
+from facelt.engine.evaluate import evaluation_batches, predict
+from facelt.engine.handed_on import make_card, save_card, save_weights
+from facelt.engine.log import RunLog
+from facelt.engine.optimisation import Optimisers
+from facelt.engine.progress import StageDisplay
+from facelt.engine.run_folder import RunFolder
+from facelt.errors import UserError
+from facelt.methods import Inputs, Method, Progress
+from facelt.metrics.accuracy import shot_accuracy
+
+# Batch norm needs two images to have a variance.
+MIN_BATCH = 2
+
+
+class Trainer:
+    """Trains one stage in a run's folder, from its beginning or from its checkpoint."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        stage: StageConfig,
+        method: Method,
+        data: TrainingData,
+        folder: RunFolder,
+        log: RunLog,
+        device: torch.device,
+    ) -> None:
+        self.config, self.stage, self.data, self.folder, self.log = config, stage, data, folder, log
+        self.device = device
+        self.method = method.to(device)
+        self.method.network.to(memory_format=torch.channels_last)
+        self.method.bf16 = config.precision == "bf16"
+        for part in stage.freeze:
+            getattr(method.network, part).requires_grad_(False)
+        self.optimisers = Optimisers(method, config.optim, stage)
+        self.bad = BadImageCount(config.data.max_bad_images)
+        self.loaders = [
+            Loader(
+                data.train.dataset,
+                SAMPLERS[stream.sampler](
+                    data.train.dataset.labels, config.optim.batch, config.seed, members=data.train.members
+                ),
+                workers=config.data.workers,
+                pin=device.type == "cuda",
+            )
+            for stream in method.streams()
+        ]
+        self.steps = min(loader.steps_per_epoch for loader in self.loaders)
+        if not self.steps:
+            raise UserError(
+                f"optim.batch: {config.optim.batch} is more than the {len(data.train.members)} training images"
+            )
+        self.epoch = self.next_step = 0
+        self.best: dict[str, float] = {}
+
+    def fit(self) -> None:
+        """Trains to the end of the stage and hands on its model."""
+        if self.folder.checkpoint(self.stage.name).exists():
+            self._restore()
+        elif self.method.wants_pass:
+            self._pass_over_training_set()
+        done = self.epoch * self.steps + self.next_step
+        with StageDisplay(self.stage.name, self.stage.epochs * self.steps, done) as display:
+            while self.epoch < self.stage.epochs:
+                self._train_epoch(display)
+        for loader in self.loaders:
+            loader.close()
+        self._hand_on()
+
+    def _train_epoch(self, display: StageDisplay) -> None:
+        self.method.train()
+        self.method.begin_epoch(self._progress(), self.best)
+        streams = [loader.epoch(self.epoch, self.next_step) for loader in self.loaders]
+        for batches in zip(*streams, strict=False):
+            self._step(batches, display)
+            self.next_step += 1
+            if self.next_step % self.config.checkpoint_every == 0 and self.next_step < self.steps:
+                self._save()
+        self.epoch, self.next_step = self.epoch + 1, 0
+        self._end_epoch(display)
+        self._save()
+
+    def _step(self, batches: tuple[Batch, ...], display: StageDisplay) -> None:
+        progress = self._progress()
+        for batch in batches:
+            for item in self.bad.add(batch.bad):
+                display.line(f"left out {item.name}: {item.reason}")
+        if min(len(batch) for batch in batches) < MIN_BATCH:
+            return
+        batches = tuple(batch.to(self.device) for batch in batches)
+        inputs = [Inputs(self.data.preparation.for_training(batch), batch.label_B) for batch in batches]
+        self.optimisers.zero_grad()
+        output = self.method.step(inputs, progress)
+        output.loss.backward()
+        loss = output.loss.item()
+        if not (math.isfinite(loss) and math.isfinite(self.optimisers.gradient_norm().item())):
+            self._stop_not_finite(loss, batches[0])
+        rate = self.optimisers.step(progress)
+        output.after()
+        display.step(len(batches[0]))
+        if progress.step % self.config.log_every == 0:
+            speed = display.samples_per_second()
+            display.figures(loss, rate, speed)
+            self._write(loss=loss, lr=rate, samples_per_s=speed, **{k: v.item() for k, v in output.parts.items()})
+
+    def _end_epoch(self, display: StageDisplay) -> None:
+        figures = {**self.method.diagnostics(), **self.validate()}
+        if figures:
+            self._write(**figures)
+        self.log.flush()
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        display.line(f"{self.stage.name}: epoch {self.epoch}/{self.stage.epochs}  {shown}".rstrip())
+        accuracy = figures.get("validation_accuracy")
+        if accuracy is not None and accuracy > self.best.get("validation_accuracy", -1.0):
+            self.best = {"validation_accuracy": accuracy, "epoch": float(self.epoch)}
+            save_weights(self.method, self.folder.best(self.stage.name))
+
+    def validate(self) -> Mapping[str, float]:
+        """Closed-set accuracy on the validation split, overall and by shots; empty without one."""
+        split = self.data.evaluation.get("validation")
+        if split is None:
+            return {}
+        label_N, prediction_N = predict(
+            self.method,
+            split,
+            self.data.preparation,
+            batch=self.config.optim.batch,
+            workers=self.config.data.workers,
+            device=self.device,
+            bad=self.bad,
+        )
+        accuracy = asdict(shot_accuracy(self.data.train_counts, label_N, prediction_N, "paper"))
+        names = {"overall": "validation_accuracy", "many": "validation_many", "medium": "validation_medium"}
+        names["few"] = "validation_few"
+        return {name: accuracy[key] for key, name in names.items() if accuracy[key] is not None}
+
+    @torch.no_grad()
+    def _pass_over_training_set(self) -> None:
+        self.method.eval()
+        for batch in evaluation_batches(
+            self.data.train_plain, self.config.optim.batch, self.config.data.workers, self.device, self.bad
+        ):
+            self.method.accumulate(Inputs(self.data.preparation.for_evaluation(batch), batch.label_B))
+        self.method.finish_pass()
+
+    def _progress(self) -> Progress:
+        return Progress(self.epoch, self.stage.epochs, self.next_step, self.steps)
+
+    def _write(self, **figures: float) -> None:
+        step = self.epoch * self.steps + self.next_step
+        self.log.write(self.stage.name, step, {"epoch": self.epoch, "step": self.next_step, **figures})
+
+    def _stop_not_finite(self, loss: float, batch: Batch) -> None:
+        names = ", ".join(self.data.train.dataset.names(index) for index in batch.index_B[:4].tolist())
+        kept = self.folder.checkpoint(self.stage.name)
+        state = f"the last checkpoint is kept: {kept}" if kept.exists() else "no checkpoint was written yet"
+        raise UserError(
+            f"stage {self.stage.name}, epoch {self.epoch}, step {self.next_step}: the loss ({loss}) or its gradient is "
+            f"not finite; no update was made, {state}; lower optim.lr or look at the batch, which begins with {names}"
+        )
+
+    def _save(self) -> None:
+        Checkpoint(
+            epoch=self.epoch,
+            step=self.next_step,
+            method=self.method.state_dict(),
+            optimisers=self.optimisers.state_dict(),
+            random_state=torch.get_rng_state(),
+            log_bytes=self.log.size,
+            best=self.best,
+            bad_images=self.bad.reasons,
+        ).save(self.folder.checkpoint(self.stage.name))
+
+    def _restore(self) -> None:
+        path = self.folder.checkpoint(self.stage.name)
+        saved = Checkpoint.load(path)
+        try:
+            self.method.load_state_dict(saved.method)
+            self.optimisers.load_state_dict(saved.optimisers)
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(f"{path}: does not belong to this run ({reason})") from None
+        torch.set_rng_state(saved.random_state)
+        self.log.truncate(saved.log_bytes)
+        self.bad.reasons.update(saved.bad_images)
+        self.epoch, self.next_step, self.best = saved.epoch, saved.step, saved.best
+
+    def _hand_on(self) -> None:
+        name = self.stage.name
+        best = self.folder.best(name)
+        if self.stage.keep == "best" and best.exists():
+            best.replace(self.folder.weights(name))
+        else:
+            save_weights(self.method, self.folder.weights(name))
+            best.unlink(missing_ok=True)
+        card = make_card(
+            self.config,
+            self.stage,
+            self.method,
+            num_classes=self.data.num_classes,
+            data_fingerprint=self.data.fingerprint(),
+            training_images=len(self.data.train.members),
+            best=self.best,
+            bad_images=self.bad.reasons,
+        )
+        save_card(card, self.folder.card(name))
+        self.folder.checkpoint(name).unlink(missing_ok=True)

@@ -1,0 +1,125 @@
+"""What a training method is: it owns forward and loss, and the trainer knows it by nothing else.
+
+B batch, D feature, C identities.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from facelt.models.network import Network
+from facelt.parallel import ShardedLogits
+
+
+class Inputs(NamedTuple):
+    """Network input of one step: images float [B,3,H,W], labels int64 [B]."""
+
+    image_B3HW: torch.Tensor
+    label_B: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A sampler the method wants its batches from, by its name in the table of samplers."""
+
+    sampler: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a stage stands: the epoch and its total, the step of the epoch and its total, all from 0."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """A step's loss, its parts by name for the log, and what is to happen once the optimiser has moved."""
+
+    loss: torch.Tensor
+    parts: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    after: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Embeddings by kind, each [B, D], and the reachability [B] where the method has a memory."""
+
+    by_kind: Mapping[str, torch.Tensor]
+    reachability_B: torch.Tensor | None = None
+
+
+class Method(nn.Module, ABC):
+    """A network and what is trained on it.
+
+    `kinds` names the embeddings `embed` returns. With `bf16` the network runs in bfloat16 where that is safe; what
+    follows it always runs in float32.
+    """
+
+    kinds: tuple[str, ...] = ("direct",)
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+        self.bf16 = False
+
+    @abstractmethod
+    def streams(self) -> Sequence[Stream]:
+        """The samplers the method wants, one batch from each a step."""
+
+    @abstractmethod
+    def parameter_groups(self) -> Mapping[str, list[nn.Parameter]]:
+        """Parameters by part: `network`, `head`, and `memory` for what has an optimiser of its own."""
+
+    @abstractmethod
+    def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
+        """Loss of one step."""
+
+    @abstractmethod
+    def logits(self, image_B3HW: torch.Tensor) -> ShardedLogits:
+        """Closed-set logits of images."""
+
+    def start_from(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Takes what it can use from an earlier stage's method; the network is already loaded."""
+
+    def begin_epoch(self, progress: Progress, validation: Mapping[str, float]) -> None:
+        """Called before each epoch with the last validation's figures, by name."""
+
+    @property
+    def wants_pass(self) -> bool:
+        """Whether `accumulate` is to see the training set once before the first step."""
+        return False
+
+    def accumulate(self, batch: Inputs) -> None:
+        """One batch of the pass over the training set, in evaluation mode."""
+        raise TypeError(f"{type(self).__name__} asks for no pass over the training set")
+
+    def finish_pass(self) -> None:
+        """The end of that pass."""
+        raise TypeError(f"{type(self).__name__} asks for no pass over the training set")
+
+    def diagnostics(self) -> Mapping[str, float]:
+        """Figures worth a line in the log at an epoch's end."""
+        return {}
+
+    def embed(self, image_B3HW: torch.Tensor) -> Embeddings:
+        """Embeddings of images and their mirror images: the feature is the mean of both."""
+        feature_BD = (self.features(image_B3HW) + self.features(image_B3HW.flip(-1))) / 2
+        return self.embed_features(feature_BD)
+
+    def embed_features(self, feature_BD: torch.Tensor) -> Embeddings:
+        """Embeddings of features; the plain one is the feature's direction."""
+        return Embeddings({"direct": F.normalize(feature_BD, dim=1)})
+
+    def features(self, image_B3HW: torch.Tensor) -> torch.Tensor:
+        """Direct features [B, D] in float32."""
+        with torch.autocast(image_B3HW.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.network(image_B3HW).float()

@@ -1,0 +1,34 @@
+"""The plain model: a classifier on the feature, trained by cross-entropy."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from facelt.config import ClassifyConfig
+from facelt.heads import HEADS
+from facelt.methods.base import Inputs, Method, Progress, StepOutput, Stream
+from facelt.models.network import Network
+from facelt.parallel import ShardedLogits
+
+
+class Classify(Method):
+    """One head, one loss."""
+
+    def __init__(self, config: ClassifyConfig, network: Network, num_classes: int) -> None:
+        super().__init__(network)
+        self.sampler = config.sampler
+        self.head = HEADS[config.head](network.dim, num_classes)
+
+    def streams(self) -> Sequence[Stream]:
+        return (Stream(self.sampler),)
+
+    def parameter_groups(self) -> Mapping[str, list[nn.Parameter]]:
+        return {"network": list(self.network.parameters()), "head": list(self.head.parameters())}
+
+    def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
+        (batch,) = batches
+        return StepOutput(self.logits(batch.image_B3HW).cross_entropy(batch.label_B))
+
+    def logits(self, image_B3HW: torch.Tensor) -> ShardedLogits:
+        return self.head(self.features(image_B3HW))

@@ -1,0 +1,139 @@
+"""OLTR's second stage: dynamic meta-embedding over an identity memory (CVPR 2019, section 3.2)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from facelt.config import DynamicMetaConfig
+from facelt.heads import DynamicMetaHead
+from facelt.losses import discriminative_centroids
+from facelt.memory import IdentityMemory
+from facelt.methods.base import Embeddings, Inputs, Method, Progress, StepOutput, Stream
+from facelt.models.network import Network
+from facelt.parallel import ShardedLogits
+
+
+@dataclass(frozen=True)
+class _LossConvention:
+    """How paper and released code use the centroids loss."""
+
+    weight: float
+    on_meta_embedding: bool
+    weigh_centroids: bool
+
+
+_CONVENTIONS = {
+    "released": _LossConvention(weight=0.01, on_meta_embedding=False, weigh_centroids=False),
+    "paper": _LossConvention(weight=0.1, on_meta_embedding=True, weigh_centroids=True),
+}
+
+
+class DynamicMeta(Method):
+    """Cross-entropy on the meta-embedding plus the discriminative centroids loss."""
+
+    kinds = ("direct", "meta", "meta_unit")
+
+    def __init__(self, config: DynamicMetaConfig, network: Network, num_classes: int) -> None:
+        super().__init__(network)
+        self.config = config
+        self.convention = _CONVENTIONS[config.convention]
+        memory = IdentityMemory(
+            num_classes,
+            network.dim,
+            update_rule=config.centroid_update,
+            rate=config.tracking_rate,
+            min_distance=config.min_distance,
+        )
+        self.head = DynamicMetaHead(
+            memory,
+            network.dim,
+            convention=config.convention,
+            scale=config.scale,
+            use_memory=config.memory,
+            use_selector=config.selector,
+            use_reachability=config.reachability,
+        )
+
+    @property
+    def memory(self) -> IdentityMemory:
+        """The centroids, which belong to the head."""
+        return self.head.memory
+
+    def streams(self) -> Sequence[Stream]:
+        return (Stream(self.config.sampler),)
+
+    def parameter_groups(self) -> Mapping[str, list[nn.Parameter]]:
+        memory = list(self.memory.parameters())
+        owned = {id(parameter) for parameter in memory}
+        head = [parameter for parameter in self.head.parameters() if id(parameter) not in owned]
+        return {"network": list(self.network.parameters()), "head": head, "memory": memory}
+
+    def start_from(self, state: Mapping[str, torch.Tensor]) -> None:
+        """The hallucinator starts as the earlier stage's linear classifier, as in the released code."""
+        if self.head.hallucinator is None or "head.weight" not in state or "head.bias" not in state:
+            return
+        weight, bias = self.head.hallucinator.weight, self.head.hallucinator.bias
+        if state["head.weight"].shape == weight.shape:
+            with torch.no_grad():
+                weight.copy_(state["head.weight"])
+                bias.copy_(state["head.bias"])
+
+    @property
+    def wants_pass(self) -> bool:
+        return not bool(self.memory.filled_C.any())
+
+    def accumulate(self, batch: Inputs) -> None:
+        self.memory.accumulate(self.features(batch.image_B3HW), batch.label_B)
+
+    def finish_pass(self) -> None:
+        self.memory.finish()
+
+    def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
+        (batch,) = batches
+        feature_BD = self.features(batch.image_B3HW)
+        logits, embedding = self.head(feature_BD)
+        cross_entropy = logits.cross_entropy(batch.label_B)
+        centroids = discriminative_centroids(
+            embedding.vector_BD if self.convention.on_meta_embedding else feature_BD,
+            self.memory.centroid_CD,
+            batch.label_B,
+            margin=self.config.margin,
+            repel_weight=self.config.repel_weight,
+            margin_form=self.config.margin_form,
+            weigh_centroids=self.convention.weigh_centroids,
+        )
+        detached_BD = feature_BD.detach()
+        return StepOutput(
+            cross_entropy + self.convention.weight * centroids,
+            {
+                "cross_entropy": cross_entropy.detach(),
+                "centroids_loss": centroids.detach(),
+                "reachability": embedding.reachability_B.detach().mean(),
+                "feature_norm": torch.linalg.vector_norm(detached_BD, dim=1).mean(),
+                "own_distance": self.memory.own_distance(detached_BD, batch.label_B).mean(),
+            },
+            after=lambda: self.memory.update(detached_BD, batch.label_B),
+        )
+
+    def logits(self, image_B3HW: torch.Tensor) -> ShardedLogits:
+        logits, _ = self.head(self.features(image_B3HW))
+        return logits
+
+    def embed_features(self, feature_BD: torch.Tensor) -> Embeddings:
+        embedding = self.head.embed(feature_BD)
+        return Embeddings(
+            {
+                "direct": F.normalize(feature_BD, dim=1),
+                "meta": embedding.meta_BD,
+                "meta_unit": F.normalize(embedding.meta_BD, dim=1),
+            },
+            embedding.reachability_B,
+        )
+
+    def diagnostics(self) -> Mapping[str, float]:
+        """The mean length of the centroids: beside the features' it shows a memory that shrinks or lags."""
+        length_C = torch.linalg.vector_norm(self.memory.centroid_CD.detach(), dim=1)
+        return {"centroid_norm": length_C[self.memory.filled_C].mean().item()}
