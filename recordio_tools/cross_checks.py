@@ -46,8 +46,8 @@ def label_damage(records: dict[str, np.ndarray], identities: int | None) -> Iter
 def range_damage(records: dict[str, np.ndarray], unreadable: np.ndarray) -> Iterator[Damage]:
     """Identity records whose range names images that are absent or of several labels, and a record 0 that misses them.
 
-    `unreadable` is the keys of damaged records: they are there, and named already. Ranges that reach 2^24 are left alone:
-    float32 rounds them, and no reader should trust them.
+    `unreadable` is the keys of damaged records: they are there, and named already. Ranges that reach 2^24 are left
+    alone: float32 rounds them, and no reader should trust them.
     """
     image_R = records["bare"] == 0
     order = np.argsort(records["key"][image_R], kind="stable")

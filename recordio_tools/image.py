@@ -9,6 +9,7 @@ from recordio_tools.errors import RecordIOError
 MAX_PIXELS = 1 << 25  # 33.5 million: a whole photograph; an aligned face has 12,544
 JPEG_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 JPEG_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
+JPEG_END = b"\xff\xd9"
 JPEG_TAIL = 1024  # cameras may leave some bytes behind the end marker
 EXTENSIONS = {"jpeg": ".jpg", "png": ".png", "webp": ".webp", "bmp": ".bmp"}
 
@@ -92,8 +93,8 @@ def decode(payload: bytes | memoryview, max_pixels: int = MAX_PIXELS) -> np.ndar
 
 
 def decode_whole(payload: bytes | memoryview, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """As `decode`, and a JPEG without its end marker is an error too: the decoder fills in grey what is missing."""
-    image = decode(payload, max_pixels)
-    if image_format(payload) == "jpeg" and b"\xff\xd9" not in bytes(payload[-JPEG_TAIL:]):
+    """As `decode`; a JPEG without its end marker is an error too, which some decoders pass over and fill in with grey."""
+    image_size(payload)
+    if image_format(payload) == "jpeg" and JPEG_END not in bytes(payload[-JPEG_TAIL:]):
         raise RecordIOError("a jpeg image that is cut short")
-    return image
+    return decode(payload, max_pixels)
