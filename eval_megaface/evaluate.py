@@ -130,12 +130,12 @@ def _bands(
     return bands
 
 
-def _reference(config: MegafaceConfig, bands: dict[str, Any]) -> str | dict[str, str]:
-    """Who decided the shots: one name for all, or each model's own."""
-    by_model = {name: f"{config.reference_model(name)}, direct" for name in bands}
-    if not by_model:
+def _reference(config: MegafaceConfig, bands: dict[str, Any]) -> str:
+    """Who decided the shots."""
+    deciding = {config.reference_model(name) for name in bands}
+    if not deciding:
         return "none"
-    return next(iter(by_model.values())) if len(set(by_model.values())) == 1 else by_model
+    return f"{deciding.pop()}, direct" if len(deciding) == 1 else "each model's own, direct"
 
 
 def _overlap(config: MegafaceConfig, suite: Suite) -> list[str]:

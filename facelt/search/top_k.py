@@ -72,7 +72,10 @@ def _best_of_block(
     k = best_PK.shape[1]
     rough_PN, row_PN = engine.nearest(query.rough_BD, block.rough_BD, min(k + SPARE, len(block)))
     slack_P = _slack(query, block, cosine=cosine)
-    probe_M, column_M = np.nonzero(rough_PN >= (best_PK[:, -1] - slack_P)[:, None])
+    floor_P = best_PK[:, -1] - slack_P
+    if rough_PN.shape[1] > k:
+        floor_P = np.maximum(floor_P, rough_PN[:, k - 1] - 2 * slack_P)
+    probe_M, column_M = np.nonzero(rough_PN >= floor_P[:, None])
     row_M = row_PN[probe_M, column_M]
     score_PN = np.full(rough_PN.shape, -np.inf)
     score_PN[probe_M, column_M] = similarities(query.raw_BD, probe_M, block.raw_BD, row_M, cosine=cosine)

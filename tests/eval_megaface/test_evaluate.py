@@ -245,6 +245,8 @@ def test_models_share_the_reference_bands(small, second):
         assert report["shots"]["reference"] == "plain, direct"
     q, t = small.probe_PD.astype(float), small.train_ND.astype(float)
     similar = [(row @ t.T > 0.3).sum() for path, row in zip(small.probes, q, strict=True) if "Ray_2" not in path]
+    models["second"]["train"] = models["plain"]["train"]
+    assert run(small, models=models)["shots"]["reference"] == "each model's own, direct"
     assert counts[0]["zero"] == sum(count == 0 for count in similar)
     assert counts[0]["many"] == sum(count >= 5 for count in similar)
 
