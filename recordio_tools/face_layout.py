@@ -25,7 +25,7 @@ def read_property(path: Path) -> tuple[int, int, int]:
         identities, height, width = (int(field) for field in fields)
     except (OSError, UnicodeDecodeError, ValueError, IndexError):
         raise RecordIOError(f"{path}: the first line must be identities,height,width (such as 85742,112,112)") from None
-    if identities < 0 or height <= 0 or width <= 0:
+    if not 0 <= identities <= EXACT_FLOAT32 or height <= 0 or width <= 0:
         raise RecordIOError(f"{path}: {identities},{height},{width} is no count and size")
     return identities, height, width
 
@@ -93,7 +93,7 @@ class FaceRecord:
 
     def _whole_labels(self, keys: np.ndarray, label_N: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore"):
-            wrong = ~((label_N >= 0) & (label_N == np.floor(label_N)) & (label_N < 2**53))
+            wrong = ~((label_N >= 0) & (label_N == np.floor(label_N)) & (label_N < EXACT_FLOAT32))
         if wrong.any():
             raise RecordIOError(
                 f"{self.reader.path}: record {keys[wrong][0]} has label {label_N[wrong][0]:g}, not an identity"

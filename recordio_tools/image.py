@@ -93,7 +93,7 @@ def decode(payload: bytes | memoryview, max_pixels: int = MAX_PIXELS) -> np.ndar
 
 
 def decode_whole(payload: bytes | memoryview, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """As `decode`; a JPEG without its end marker is an error too, which some decoders pass over and fill in with grey."""
+    """As `decode`; a JPEG without its end marker is an error too, which some decoders fill in with grey."""
     image_size(payload)
     if image_format(payload) == "jpeg" and JPEG_END not in bytes(payload[-JPEG_TAIL:]):
         raise RecordIOError("a jpeg image that is cut short")

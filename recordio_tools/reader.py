@@ -46,6 +46,8 @@ class RecordReader:
         self.index_path = Path(index_path) if index_path else self.path.with_suffix(".idx")
         if index_path and not self.index_path.is_file():
             raise RecordIOError(f"{self.index_path}: no such index file")
+        if label_width not in (None, 4, 8):
+            raise RecordIOError(f"label_width must be 4 or 8, not {label_width}")
         self._map_file()
         try:
             self._take_index(*self._load_index())

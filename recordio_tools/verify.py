@@ -52,7 +52,7 @@ def verify(
             table.add(key, step.offset, record)
         if reason is not None:
             damages.append(Damage(key, step.offset, reason))
-        if progress:
+        if progress and len(walked) % BATCH == 0:
             progress(step.offset, len(view))
     records = table.arrays()
     damages += index_damage(keys, offsets, np.array(walked, np.int64), records) if len(keys) else []

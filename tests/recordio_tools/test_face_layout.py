@@ -134,13 +134,13 @@ def test_a_label_outside_property_is_told(tmp_path):
         FaceRecord(path)
 
 
-@pytest.mark.parametrize("label", [-1.0, 0.5, float("nan"), float("inf")])
+@pytest.mark.parametrize("label", [-1.0, 0.5, float("nan"), float("inf"), 1e15])
 def test_a_label_that_is_no_identity_is_told(tmp_path, label):
     with pytest.raises(RecordIOError, match="record 1 has label"):
         FaceRecord(write_images(tmp_path / "a.rec", [0.0, label]))
 
 
-@pytest.mark.parametrize("text", ["", "3,112", "a,b,c", "3,0,112", "-1,112,112"])
+@pytest.mark.parametrize("text", ["", "3,112", "a,b,c", "3,0,112", "-1,112,112", "99999999999,112,112"])
 def test_a_wrong_property_is_told(tmp_path, text):
     (tmp_path / "property").write_text(text)
     with pytest.raises(RecordIOError, match="property"):

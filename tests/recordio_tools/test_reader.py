@@ -153,6 +153,8 @@ def test_missing_and_empty_files_are_told(tmp_path, faces):
         RecordReader(tmp_path / "empty.rec")
     with pytest.raises(RecordIOError, match="no such index"):
         RecordReader(faces, tmp_path / "absent.idx")
+    with pytest.raises(RecordIOError, match="label_width must be 4 or 8"):
+        RecordReader(faces, label_width=2)
 
 
 @pytest.mark.parametrize(
