@@ -1,67 +1,61 @@
-"""Measure models on MegaFace: python eval_megaface/run.py --config configs/megaface.yaml"""
+"""`facelt megaface`, also `python eval_megaface/run.py`: measure models on MegaFace."""
 
-import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated
 
 if __package__ in (None, ""):
     # Run as a file: Python put this folder first on the path, where the packages beside it cannot be found.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from facelt.errors import UserError
+import typer
+
+from facelt.entry import single_command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run with the given arguments (by default the command line's); the exit code: 0, or 1 on a user's mistake."""
-    arguments = _parser().parse_args(argv)
-    try:
-        return _run(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="facelt megaface", description="Rank-k identification among MegaFace's distractors, by shots and groups."
-    )
-    parser.add_argument("--config", type=Path, required=True, help="YAML file, see configs/megaface.yaml")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys: noise.mode=raw"
-    )
-    parser.add_argument("--out", type=Path, help="folder of the report (the key out)")
-    parser.add_argument(
-        "--allow-overlap", action="store_true", help="measure though probe identities are in the training set"
-    )
-    return parser
-
-
-def _run(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+def megaface(
+    config: Annotated[Path, typer.Option(help="Suite, models and protocol: a YAML file, see configs/megaface.yaml.")],
+    set_: Annotated[list[str], typer.Option("--set", help="Override a key: noise.mode=raw, out=runs/mine.")] = [],  # noqa: B006
+    out: Annotated[Path | None, typer.Option(help="The report's folder (the key out).")] = None,
+    allow_overlap: Annotated[
+        bool, typer.Option("--allow-overlap", help="Measure though probe identities are in the training set.")
+    ] = False,
+) -> None:
+    """Rank-k identification among MegaFace's distractors, by shots and groups, with intervals and a report."""
     from eval_megaface.config import MegafaceConfig
     from eval_megaface.evaluate import evaluate
     from facelt.config import load_config
     from facelt.report import print_report, write_report
 
-    config = load_config(arguments.config, MegafaceConfig, arguments.set)
-    changes = {"out": arguments.out or config.out, "allow_overlap": arguments.allow_overlap or config.allow_overlap}
-    config = config.model_copy(update=changes)
+    settings = load_config(config, MegafaceConfig, set_)
+    changes = {"out": out or settings.out, "allow_overlap": allow_overlap or settings.allow_overlap}
+    settings = settings.model_copy(update=changes)
+    report = _with_progress(lambda begin: evaluate(settings, begin))
+    page = write_report(report, settings.out)
+    print_report(report)
+    typer.echo(f"report: {page}")
+
+
+def _with_progress(measure: Callable[[Callable], dict]) -> dict:
+    """Runs a measurement with a bar for each of its searches."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
 
-        def begin(label: str, total: int):
+        def begin(label: str, total: int) -> Callable[[int], None]:
             task = progress.add_task(label, total=total)
             return lambda rows: progress.advance(task, rows)
 
-        report = evaluate(config, begin)
-    write_report(report, config.out)
-    print_report(report)
-    print(f"report: {config.out / 'report.html'}")
-    return 0
+        return measure(begin)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run with the given arguments, by default the command line's; exits with 1 on a user's mistake."""
+    single_command(megaface, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -2,6 +2,8 @@
 
 import typer
 
+from eval_megaface.run import megaface
+from facelt.demo import demo
 from facelt.embed import embed
 from facelt.entry import run_app
 from facelt.evaluate import evaluate
@@ -13,9 +15,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(train)
-app.command()(embed)
-app.command()(evaluate)
+for command in (train, embed, evaluate, megaface, demo):
+    app.command()(command)
 
 
 def main() -> None:

@@ -8,14 +8,25 @@ import typer
 from facelt.errors import UserError
 from recordio_tools.errors import RecordIOError
 
+# Which extra brings a package that a command may miss.
+EXTRAS = {
+    **dict.fromkeys(("torch", "torchvision", "tensorboard", "safetensors"), "train"),
+    **dict.fromkeys(("scipy", "sklearn", "fairlearn", "jinja2", "matplotlib"), "audit"),
+    "faiss": "cpu",
+}
+
 
 def run_app(app: typer.Typer, argv: Sequence[str] | None = None) -> None:
     """Runs a typer application to its exit."""
     try:
         app(args=None if argv is None else list(argv))
     except (UserError, RecordIOError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        _stop(str(error))
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        _stop(f"this command needs the package {package}: pip install 'facelt[{EXTRAS[package]}]'")
 
 
 def single_command(command: Callable, argv: Sequence[str] | None = None) -> None:
@@ -23,3 +34,8 @@ def single_command(command: Callable, argv: Sequence[str] | None = None) -> None
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     run_app(app, argv)
+
+
+def _stop(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(1)

@@ -1,7 +1,9 @@
 """Fixtures shared by all tests: where the reference outputs and the real data live."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,3 +37,61 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data is absent: {folder} (set FACELT_SHARED)")
     return folder
+
+
+TINY_COUNTS = (14, 12, 9, 6, 1, 0)
+
+
+@pytest.fixture(scope="session")
+def tiny_faces(tmp_path_factory) -> Path:
+    """A .rec of 42 pictures, 32 x 32, of 5 easily told identities; one has a single picture and a sixth has none."""
+    import cv2
+    import numpy as np
+
+    from recordio_tools import FaceRecordWriter
+
+    path = tmp_path_factory.mktemp("tiny_faces") / "train.rec"
+    random = np.random.default_rng(0)
+    base_C443 = random.integers(40, 216, (len(TINY_COUNTS), 4, 4, 3))
+    with FaceRecordWriter(path, image_size=(32, 32), num_identities=len(TINY_COUNTS)) as writer:
+        for label in np.repeat(np.arange(len(TINY_COUNTS)), TINY_COUNTS).tolist():
+            small_443 = (base_C443[label] + random.integers(-30, 31, (4, 4, 3))).astype(np.uint8)
+            image = cv2.resize(small_443, (32, 32), interpolation=cv2.INTER_LINEAR)
+            writer.write(label, cv2.imencode(".png", image)[1].tobytes())
+    return path
+
+
+@pytest.fixture(scope="session")
+def recipe(tiny_faces) -> Callable[..., dict[str, Any]]:
+    """recipe(out, **changes) -> the values of a training run in two stages, plain and oltr, over in a second or two."""
+
+    def values(out: Path, **changes: Any) -> dict[str, Any]:
+        plain = {"name": "plain", "method": {"name": "classify"}, "epochs": 2}
+        oltr = {"name": "oltr", "method": {"name": "dynamic_meta"}, "start": "plain", "epochs": 2, "attention": True}
+        return {
+            "out": str(out),
+            "data": {
+                "kind": "record",
+                "train": str(tiny_faces),
+                "image_size": [32, 32],
+                "validation_fraction": 0.2,
+                "workers": 0,
+            },
+            "model": {"backbone": "resnet10", "dim": 16},
+            "optim": {"lr": 0.05, "batch": 8},
+            "stages": [plain, {**oltr, "lr_share": {"network": 0.1, "memory": 0.1}}],
+            "log_every": 1,
+            "checkpoint_every": 2,
+            **changes,
+        }
+
+    return values
+
+
+@pytest.fixture(scope="session")
+def finished_run(recipe, tmp_path_factory) -> Path:
+    """The folder of a finished run of the recipe; read only."""
+    from facelt.config import TrainConfig
+    from facelt.engine.run import run
+
+    return run(TrainConfig.model_validate(recipe(tmp_path_factory.mktemp("finished") / "run")))

@@ -49,8 +49,8 @@ class ScheduleConfig(Strict):
 class StageConfig(Strict):
     """One stage: a method, how long, which parts learn how fast, what is frozen, and where it starts from.
 
-    `start` names an earlier stage of the same run. `keep` is the epoch handed on: the best by validation accuracy
-    (the last one where there is no validation) or the last.
+    `start` names an earlier stage of the same run, or the FOLDER/STAGE of another. `keep` is the epoch handed on: the
+    best by validation accuracy (the last one where there is no validation) or the last.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
@@ -85,8 +85,8 @@ class TrainConfig(Strict):
         for stage in self.stages:
             if stage.name in earlier:
                 raise ValueError(f"stages: the name {stage.name!r} is given twice")
-            if stage.start is not None and stage.start not in earlier:
-                allowed = ", ".join(earlier) or "none, it is the first"
-                raise ValueError(f"stages: {stage.name!r} starts from {stage.start!r}; earlier stages: {allowed}")
+            if stage.start is not None and stage.start not in earlier and "/" not in stage.start:
+                allowed = ", ".join([*earlier, "the FOLDER/STAGE of another run"])
+                raise ValueError(f"stages: {stage.name!r} starts from {stage.start!r}; allowed: {allowed}")
             earlier.append(stage.name)
         return self

@@ -64,7 +64,7 @@ class InstanceSampler(Sampler):
 
 
 class ClassAwareSampler(Sampler):
-    """OLTR's class-aware sampling: `per_class` consecutive images of one class after another (METHODS.md, section 3).
+    """OLTR's class-aware sampling: `per_class` consecutive images of one class after another.
 
     The classes come in shuffled cycles; each class steps through its own images in shuffled cycles, `per_class` at a
     visit, wrapping round where it has fewer. An epoch has floor(N / batch) steps; classes without images are left out.

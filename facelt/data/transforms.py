@@ -40,7 +40,7 @@ def _apply(transform: v2.Transform, image_HW3: np.ndarray, seed: int) -> np.ndar
 
 @dataclass(frozen=True)
 class TrainCrop:
-    """OLTR's training augmentation (METHODS.md, ImgAug): random resized crop, horizontal flip, colour jitter.
+    """OLTR's training augmentation: random resized crop, horizontal flip, colour jitter.
 
     `jitter` holds brightness, contrast, saturation and hue as torchvision's ColorJitter names them; all 0 is none.
     """
@@ -66,7 +66,7 @@ class TrainCrop:
 
 @dataclass(frozen=True)
 class CentreCrop:
-    """OLTR's test transform (METHODS.md, ImgAug): shorter side to `resize`, then the square of `size` in the centre."""
+    """OLTR's test transform: shorter side to `resize`, then the square of `size` in the centre."""
 
     size: int = 224
     resize: int = 256

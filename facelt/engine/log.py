@@ -17,8 +17,7 @@ class RunLog:
 
     @property
     def size(self) -> int:
-        """Bytes written so far, all on their way to the disk."""
-        self._file.flush()
+        """Bytes written so far."""
         return self._file.seek(0, os.SEEK_END)
 
     def truncate(self, size: int) -> None:
@@ -29,13 +28,10 @@ class RunLog:
         """Appends a line; numbers also become scalars named `stage/key`."""
         line = {"stage": stage, **figures}
         self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.flush()
         for key, value in figures.items():
             if isinstance(value, int | float):
                 self._board.add_scalar(f"{stage}/{key}", value, global_step)
-
-    def flush(self) -> None:
-        self._file.flush()
-        self._board.flush()
 
     def close(self) -> None:
         self._file.close()

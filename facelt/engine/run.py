@@ -7,7 +7,7 @@ import torch
 from facelt.config import StageConfig, TrainConfig
 from facelt.engine.data import TrainingData, open_data
 from facelt.engine.device import resolve_device
-from facelt.engine.handed_on import build_method, load_weights
+from facelt.engine.handed_on import WEIGHTS, build_method, find_model, load_weights
 from facelt.engine.log import RunLog
 from facelt.engine.run_folder import RunFolder
 from facelt.engine.trainer import Trainer
@@ -37,7 +37,8 @@ def start_method(config: TrainConfig, stage: StageConfig, data: TrainingData, fo
     """A stage's method with the weights it starts from: an earlier stage's, the pretrained file's, or fresh ones."""
     method = build_method(config, stage, data.num_classes)
     if stage.start is not None:
-        state = load_weights(folder.weights(stage.start))
+        elsewhere = "/" in stage.start
+        state = load_weights(find_model(Path(stage.start)) / WEIGHTS if elsewhere else folder.weights(stage.start))
         prefix = "network."
         load_stage(method.network, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         method.start_from(state)

@@ -122,7 +122,6 @@ class Trainer:
         figures = {**self.method.diagnostics(), **self.validate()}
         if figures:
             self._write(**figures)
-        self.log.flush()
         shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
         display.line(f"{self.stage.name}: epoch {self.epoch}/{self.stage.epochs}  {shown}".rstrip())
         accuracy = figures.get("validation_accuracy")

@@ -1,0 +1,25 @@
+# make demo: the whole way on synthetic faces. make test: lint and tests. Both install what they need, once.
+PYTHON ?= python3
+VENV := .venv
+# faiss-cpu and faiss-gpu own the same module: exactly one of them is installed.
+SEARCH := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
+RUN := $(VENV)/.installed-$(SEARCH)
+DEV := $(VENV)/.installed-$(SEARCH)-dev
+
+.PHONY: demo test
+demo: $(RUN)
+	$(VENV)/bin/facelt demo
+
+test: $(DEV)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pytest
+
+$(RUN): pyproject.toml
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --editable '.[train,audit,$(SEARCH)]'
+	touch $@
+
+$(DEV): $(RUN)
+	$(VENV)/bin/python -m pip install --quiet --editable '.[train,audit,$(SEARCH),dev]'
+	touch $@
