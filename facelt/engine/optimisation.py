@@ -13,7 +13,7 @@ def learning_rate_factor(schedule: ScheduleConfig, progress: Progress) -> float:
     """What the base learning rate is multiplied by at this step."""
     epoch = progress.epoch + progress.step / progress.steps
     if epoch < schedule.warmup_epochs:
-        # The first step learns too: the ramp ends at 1 with the last step of the warm-up.
+        # The first step learns too, and the first one after the warm-up is at the full rate.
         return (epoch + 1 / progress.steps) / (schedule.warmup_epochs + 1 / progress.steps)
     if schedule.name == "cosine":
         done = (epoch - schedule.warmup_epochs) / (progress.epochs - schedule.warmup_epochs)

@@ -72,8 +72,11 @@ class Trainer:
         """Trains to the end of the stage and hands on its model."""
         if self.folder.checkpoint(self.stage.name).exists():
             self._restore()
-        elif self.method.wants_pass:
-            self._pass_over_training_set()
+        else:
+            if self.method.wants_pass:
+                self._pass_over_training_set()
+            # From here on an interrupted stage knows which lines of the log are its own.
+            self._save()
         done = self.epoch * self.steps + self.next_step
         with StageDisplay(self.stage.name, self.stage.epochs * self.steps, done) as display:
             while self.epoch < self.stage.epochs:
@@ -166,11 +169,10 @@ class Trainer:
 
     def _stop_not_finite(self, loss: float, batch: Batch) -> None:
         names = ", ".join(self.data.train.dataset.names(index) for index in batch.index_B[:4].tolist())
-        kept = self.folder.checkpoint(self.stage.name)
-        state = f"the last checkpoint is kept: {kept}" if kept.exists() else "no checkpoint was written yet"
         raise UserError(
             f"stage {self.stage.name}, epoch {self.epoch}, step {self.next_step}: the loss ({loss}) or its gradient is "
-            f"not finite; no update was made, {state}; lower optim.lr or look at the batch, which begins with {names}"
+            f"not finite; no update was made, the last checkpoint is kept: {self.folder.checkpoint(self.stage.name)}; "
+            f"lower optim.lr or look at the batch, which begins with {names}"
         )
 
     def _save(self) -> None:
@@ -202,8 +204,9 @@ class Trainer:
     def _hand_on(self) -> None:
         name = self.stage.name
         best = self.folder.best(name)
-        if self.stage.keep == "best" and best.exists():
-            best.replace(self.folder.weights(name))
+        if self.stage.keep == "best" and self.best:
+            if best.exists():  # otherwise it was handed on already, just before an interruption
+                best.replace(self.folder.weights(name))
         else:
             save_weights(self.method, self.folder.weights(name))
             best.unlink(missing_ok=True)

@@ -1,0 +1,78 @@
+"""Training the tiny recipe and reading what it leaves."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from facelt.config import TrainConfig
+from facelt.engine.run import run
+from facelt.methods import METHODS
+
+
+@pytest.fixture(scope="session")
+def train(recipe) -> Callable[..., Path]:
+    """train(out, resume=False, **changes) -> the run's folder."""
+
+    def train(out: Path, resume: bool = False, **changes: Any) -> Path:
+        return run(TrainConfig.model_validate(recipe(out, **changes)), resume)
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def plain_stage(recipe, tmp_path_factory) -> Callable[..., list[dict]]:
+    """plain_stage(**changes) -> the recipe's stages without the second one, the first one changed."""
+    stage = recipe(tmp_path_factory.mktemp("unused"))["stages"][0]
+    return lambda **changes: [{**stage, **changes}]
+
+
+@pytest.fixture(scope="session")
+def metrics() -> Callable[..., list[dict]]:
+    """metrics(folder) -> the lines of metrics.jsonl, without the one figure that no two runs share."""
+
+    def read(folder: Path) -> list[dict]:
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [{key: value for key, value in line.items() if key != "samples_per_s"} for line in lines]
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def assert_same_weights() -> Callable[..., None]:
+    """assert_same_weights(one, other): every tensor of two safetensors files is the same, bit by bit."""
+
+    def compare(one: Path, other: Path) -> None:
+        left, right = load_file(one), load_file(other)
+        assert left.keys() == right.keys()
+        for name, tensor in left.items():
+            assert tensor.dtype == right[name].dtype
+            assert tensor.numpy().tobytes() == right[name].numpy().tobytes(), name
+
+    return compare
+
+
+class Interrupted(Exception):
+    """What ends a run from outside."""
+
+
+@pytest.fixture
+def interrupt(monkeypatch) -> Callable[..., type[Exception]]:
+    """interrupt(method, step) ends the training before that step of the method, counted over epochs from 0, once."""
+
+    def patch(method: str, step: int) -> type[Exception]:
+        original = METHODS[method].step
+        seen = iter(range(10_000))
+
+        def interrupted(self, batches, progress):
+            if next(seen) == step:
+                raise Interrupted
+            return original(self, batches, progress)
+
+        monkeypatch.setattr(METHODS[method], "step", interrupted)
+        return Interrupted
+
+    return patch
