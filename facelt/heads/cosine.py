@@ -1,12 +1,12 @@
 """The cosine classifier, without a normalised copy of its weights.
 
-B batch, D feature, C identities.
+B batch, D feature, C identities of this rank's range.
 """
 
 import torch
 from torch import nn
 
-from facelt.parallel import ClassRange, ShardedLogits
+from facelt.parallel import ClassRange, ShardedLogits, SharedFeature
 
 MIN_NORM = 1e-12
 
@@ -50,10 +50,9 @@ class CosineHead(nn.Module):
 
     def __init__(self, dim: int, num_classes: int, scale: float = 16.0) -> None:
         super().__init__()
-        self.classes = ClassRange.whole(num_classes)
+        self.classes = ClassRange.own(num_classes)
         self.scale = scale
-        bound = dim**-0.5
-        self.weight = nn.Parameter(torch.empty(len(self.classes), dim).uniform_(-bound, bound))
+        self.weight = nn.Parameter(self.classes.uniform_rows(dim, dim**-0.5))
 
-    def forward(self, feature_BD: torch.Tensor) -> ShardedLogits:
-        return ShardedLogits(self.scale * cosine_logits(feature_BD, self.weight), self.classes)
+    def forward(self, feature: SharedFeature) -> ShardedLogits:
+        return ShardedLogits(self.scale * cosine_logits(feature.all_BD, self.weight), self.classes, feature.shares)

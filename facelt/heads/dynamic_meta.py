@@ -1,6 +1,6 @@
 """Dynamic meta-embedding: a direct feature, enriched from the memory, scaled by how reachable it is.
 
-B batch, D feature, C identities.
+b images of this rank, B of all ranks, W ranks, D feature, C identities of this rank's range.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from facelt.heads.cosine import MIN_NORM, CosineHead, cosine_logits
+from facelt.heads.linear import LinearHead
 from facelt.memory import IdentityMemory
-from facelt.parallel import ShardedLogits
+from facelt.parallel import ShardedLogits, SharedFeature, replicated
 
 ConventionName = Literal["paper", "released"]
 
@@ -40,14 +41,14 @@ CONVENTIONS: dict[str, Convention] = {
 class MetaEmbedding:
     """What the head makes of direct features.
 
-    `meta_BD` is squashed: its length is below 1 and grows with the reachability. `vector_BD` is the same before
-    squashing. `infused_BD` is selector * memory feature. `reachability_B` is scale / distance to the nearest centroid.
+    `meta_bD` is squashed: its length is below 1 and grows with the reachability. `vector` is the same before squashing.
+    `infused_bD` is selector * memory feature. `reachability_b` is scale / distance to the nearest centroid.
     """
 
-    vector_BD: torch.Tensor
-    meta_BD: torch.Tensor
-    infused_BD: torch.Tensor
-    reachability_B: torch.Tensor
+    vector: SharedFeature
+    meta_bD: torch.Tensor
+    infused_bD: torch.Tensor
+    reachability_b: torch.Tensor
 
 
 class DynamicMetaHead(nn.Module):
@@ -55,6 +56,9 @@ class DynamicMetaHead(nn.Module):
 
     The parts can be switched off one by one: without memory v = reachability * f, without selector e = 1, without
     reachability its factor is 1.
+
+    Hallucinator, memory and classifier are split by identities. A step moves the features, the read-out with the
+    nearest centroids, and the meta-embeddings: 4 W b D values forward, 3 W b D back, never anything of size C x D.
     """
 
     def __init__(
@@ -72,35 +76,40 @@ class DynamicMetaHead(nn.Module):
         num_classes = memory.classes.total
         self.memory = memory
         self.convention = CONVENTIONS[convention]
-        self.hallucinator = nn.Linear(dim, len(memory.classes)) if use_memory else None
+        self.hallucinator = LinearHead(dim, num_classes) if use_memory else None
         self.selector = nn.Linear(dim, dim) if use_memory and use_selector else None
         self.use_reachability = use_reachability
         self.classifier = CosineHead(dim, num_classes, scale)
 
-    def embed(self, feature_BD: torch.Tensor) -> MetaEmbedding:
-        """The meta-embedding of direct features [B, D], with gradients into features and parameters."""
-        infused_BD = self._infuse(feature_BD)
-        distance_B, _ = self.memory.nearest(feature_BD)
-        reachability_B = self.convention.reachability_scale / distance_B
-        vector_BD = feature_BD + infused_BD
+    def embed(self, feature: SharedFeature) -> MetaEmbedding:
+        """The meta-embedding of direct features, with gradients into features and parameters."""
+        infused_bD = self._infuse(feature)
+        distance_b, _ = self.memory.nearest(feature)
+        reachability_b = self.convention.reachability_scale / distance_b
+        vector_bD = feature.own_bD + infused_bD
         if self.use_reachability:
-            vector_BD = reachability_B[:, None] * vector_BD
-        length_B1 = torch.linalg.vector_norm(vector_BD, dim=1, keepdim=True)
-        meta_BD = vector_BD / length_B1.clamp_min(MIN_NORM) * self.convention.squashed_length(length_B1)
-        return MetaEmbedding(vector_BD, meta_BD, infused_BD, reachability_B)
+            vector_bD = reachability_b[:, None] * vector_bD
+        length_b1 = torch.linalg.vector_norm(vector_bD, dim=1, keepdim=True)
+        meta_bD = vector_bD / length_b1.clamp_min(MIN_NORM) * self.convention.squashed_length(length_b1)
+        return MetaEmbedding(SharedFeature.of(vector_bD, feature.shares), meta_bD, infused_bD, reachability_b)
 
     def classify(self, embedding: MetaEmbedding) -> ShardedLogits:
         """z_k = scale * |squashed v| * cos(v, w_k)."""
-        length_B1 = torch.linalg.vector_norm(embedding.meta_BD, dim=1, keepdim=True)
-        cosine_BC = cosine_logits(embedding.vector_BD, self.classifier.weight)
-        return ShardedLogits(cosine_BC * (self.classifier.scale * length_B1), self.classifier.classes)
+        vector_BD = embedding.vector.all_BD
+        length_B1 = self.convention.squashed_length(torch.linalg.vector_norm(vector_BD, dim=1, keepdim=True))
+        cosine_BC = cosine_logits(vector_BD, self.classifier.weight)
+        column_BC = cosine_BC * (self.classifier.scale * length_B1)
+        return ShardedLogits(column_BC, self.classifier.classes, embedding.vector.shares)
 
-    def forward(self, feature_BD: torch.Tensor) -> tuple[ShardedLogits, MetaEmbedding]:
-        embedding = self.embed(feature_BD)
+    def forward(self, feature: SharedFeature) -> tuple[ShardedLogits, MetaEmbedding]:
+        embedding = self.embed(feature)
         return self.classify(embedding), embedding
 
-    def _infuse(self, feature_BD: torch.Tensor) -> torch.Tensor:
+    def _infuse(self, feature: SharedFeature) -> torch.Tensor:
         if self.hallucinator is None:
-            return torch.zeros_like(feature_BD)
-        memory_BD = self.memory.read(F.softmax(self.hallucinator(feature_BD), dim=1))
-        return memory_BD if self.selector is None else torch.tanh(self.selector(feature_BD)) * memory_BD
+            return torch.zeros_like(feature.own_bD)
+        memory_bD = self.memory.read(self.hallucinator(feature).softmax(), feature.shares)
+        if self.selector is None:
+            return memory_bD
+        weight, bias = replicated(self.selector.weight), replicated(self.selector.bias)
+        return torch.tanh(F.linear(feature.own_bD, weight, bias)) * memory_bD

@@ -1,20 +1,21 @@
 """One centroid an identity: filled by class means, asked for the nearest, read out, and kept up to date.
 
-B batch, D feature, C identities.
+b images of this rank, B of all ranks, D feature, C identities of this rank's range.
 """
 
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
-from facelt.parallel import ClassRange
+from facelt.parallel import ClassRange, SharedFeature, Shares, all_reduce, gather_ranks, rank, scatter_sum
 
 UpdateRule = Literal["released", "tracking"]
 
 
 class IdentityMemory(nn.Module):
-    """Centroids of C identities in D dimensions (OLTR, visual memory M).
+    """Centroids of identities in D dimensions (OLTR, visual memory M), a contiguous range of them on each rank.
 
     Two ways to keep them up to date:
 
@@ -35,7 +36,7 @@ class IdentityMemory(nn.Module):
         min_distance: float = 1e-3,
     ) -> None:
         super().__init__()
-        self.classes = ClassRange.whole(num_identities)
+        self.classes = ClassRange.own(num_identities)
         self.update_rule = update_rule
         self.rate = rate
         self.min_distance = min_distance
@@ -49,13 +50,14 @@ class IdentityMemory(nn.Module):
         self._count_C: torch.Tensor | None = None
 
     @torch.no_grad()
-    def accumulate(self, feature_BD: torch.Tensor, label_B: torch.Tensor) -> None:
+    def accumulate(self, feature: SharedFeature, label_b: torch.Tensor) -> None:
         """Adds features to the running class sums; the engine passes over the data once, then calls `finish`."""
         if self._sum_CD is None or self._count_C is None:
             self._sum_CD = torch.zeros_like(self.centroid_CD, dtype=torch.float64)
             self._count_C = torch.zeros(len(self.classes), dtype=torch.int64, device=self.centroid_CD.device)
-        self._sum_CD.index_add_(0, label_B, feature_BD.to(torch.float64))
-        self._count_C.index_add_(0, label_B, torch.ones_like(label_B))
+        feature_KD, position_K = self._held(feature, label_b)
+        self._sum_CD.index_add_(0, position_K, feature_KD.to(torch.float64))
+        self._count_C.index_add_(0, position_K, torch.ones_like(position_K))
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -71,39 +73,65 @@ class IdentityMemory(nn.Module):
         self.filled_C.copy_(self._count_C > 0)
         self._sum_CD = self._count_C = None
 
-    def nearest(self, feature_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(distance [B], identity [B]) of the nearest centroid.
+    def nearest(self, feature: SharedFeature) -> tuple[torch.Tensor, torch.Tensor]:
+        """(distance [b], identity [b]) of the nearest centroid on any rank.
 
         The winner comes from one matrix product; its distance is then taken again directly, in float32 or better,
         because |f|^2 - 2 f.c + |c|^2 cancels to noise near 0. It is clamped at `min_distance`, so that the centroid
         of a single image (distance 0) yields a large finite reachability. The gradient flows into the feature only.
+        Travelling: two numbers an image from each rank, and W * b * D values for the winners.
         """
-        centroid_CD = self.centroid_CD.detach()
         with torch.no_grad():
-            half_C = 0.5 * torch.linalg.vector_norm(centroid_CD, dim=1).square()
-            half_C = half_C.masked_fill(~self.filled_C, torch.inf)
-            identity_B = torch.addmm(half_C, feature_BD, centroid_CD.t(), alpha=-1).argmin(dim=1)
-        distance_B = torch.linalg.vector_norm(feature_BD - centroid_CD[identity_B], dim=1)
-        return distance_B.clamp_min(self.min_distance), identity_B
-
-    def own_distance(self, feature_BD: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
-        """Distance [B] of features to their own identities' centroids."""
-        return torch.linalg.vector_norm(feature_BD - self.centroid_CD.detach()[label_B], dim=1)
-
-    def read(self, coefficient_BC: torch.Tensor) -> torch.Tensor:
-        """The memory feature o M, [B, D]; no gradient flows into the centroids."""
-        return coefficient_BC @ self.centroid_CD.detach()
+            score_B, local_B = self._nearest_here(feature.all_BD.detach())
+            winner_B = gather_ranks(score_B).argmin(dim=0)
+            wins_B = winner_B == rank()
+            identity_B = gather_ranks(local_B + self.classes.first).gather(0, winner_B[None])[0]
+            row_BD = torch.zeros_like(feature.all_BD)
+            row_BD[wins_B] = self.centroid_CD.detach()[local_B[wins_B]]
+            nearest_bD = scatter_sum(row_BD, feature.shares)
+        distance_b = torch.linalg.vector_norm(feature.own_bD - nearest_bD, dim=1)
+        return distance_b.clamp_min(self.min_distance), identity_B[feature.shares.own]
 
     @torch.no_grad()
-    def update(self, feature_BD: torch.Tensor, label_B: torch.Tensor) -> None:
+    def own_distance(self, feature: SharedFeature, label_b: torch.Tensor) -> torch.Tensor:
+        """The mean distance of the global batch's features to their own identities' centroids, a scalar."""
+        feature_KD, position_K = self._held(feature, label_b)
+        total = torch.linalg.vector_norm(feature_KD - self.centroid_CD[position_K], dim=1).sum()
+        return all_reduce(total, dist.ReduceOp.SUM) / feature.shares.total
+
+    def read(self, coefficient_BC: torch.Tensor, shares: Shares) -> torch.Tensor:
+        """The memory feature o M, [b, D], from this rank's columns of the coefficients of all images.
+
+        No gradient flows into the centroids. Travelling: W * b * D values.
+        """
+        return scatter_sum(coefficient_BC @ self.centroid_CD.detach(), shares)
+
+    @torch.no_grad()
+    def update(self, feature: SharedFeature, label_b: torch.Tensor) -> None:
         """Moves the centroids of the batch's identities by the `tracking` rule; `released` leaves it to its loss."""
         if self.update_rule != "tracking":
             return
-        identity_K, position_B = label_B.unique(return_inverse=True)
-        feature_BD = feature_BD.to(self.centroid_CD.dtype)
-        total_KD = feature_BD.new_zeros(len(identity_K), feature_BD.shape[1]).index_add_(0, position_B, feature_BD)
-        count_K1 = torch.bincount(position_B, minlength=len(identity_K)).to(total_KD.dtype)[:, None]
-        centroid_KD = self.centroid_CD[identity_K]
-        step_KD = self.rate * (total_KD - count_K1 * centroid_KD) / (1 + count_K1)
-        self.centroid_CD.index_copy_(0, identity_K, centroid_KD + step_KD)
-        self.filled_C[identity_K] = True
+        feature_KD, position_K = self._held(feature, label_b)
+        identity_U, place_K = position_K.unique(return_inverse=True)
+        feature_KD = feature_KD.to(self.centroid_CD.dtype)
+        total_UD = feature_KD.new_zeros(len(identity_U), feature_KD.shape[1]).index_add_(0, place_K, feature_KD)
+        count_U1 = torch.bincount(place_K, minlength=len(identity_U)).to(total_UD.dtype)[:, None]
+        centroid_UD = self.centroid_CD[identity_U]
+        step_UD = self.rate * (total_UD - count_U1 * centroid_UD) / (1 + count_U1)
+        self.centroid_CD.index_copy_(0, identity_U, centroid_UD + step_UD)
+        self.filled_C[identity_U] = True
+
+    def _held(self, feature: SharedFeature, label_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features of the global batch whose identities are in this rank's range, and their positions in it."""
+        label_B = feature.shares.gather(label_b)
+        held_B = self.classes.holds(label_B)
+        return feature.all_BD.detach()[held_B], label_B[held_B] - self.classes.first
+
+    def _nearest_here(self, feature_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(|c|^2 / 2 - f.c, position) of this rank's nearest centroid, [B] each; inf where it has none."""
+        if not len(self.classes):
+            return feature_BD.new_full((len(feature_BD),), torch.inf), self.filled_C.new_zeros(len(feature_BD)).long()
+        centroid_CD = self.centroid_CD.detach()
+        half_C = 0.5 * torch.linalg.vector_norm(centroid_CD, dim=1).square()
+        half_C = half_C.masked_fill(~self.filled_C, torch.inf)
+        return torch.addmm(half_C, feature_BD, centroid_CD.t(), alpha=-1).min(dim=1)

@@ -120,6 +120,7 @@ class Method(nn.Module, ABC):
         return Embeddings({"direct": F.normalize(feature_BD, dim=1)})
 
     def features(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """Direct features [B, D] in float32."""
+        """Direct features [B, D], never in half precision."""
         with torch.autocast(image_B3HW.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.network(image_B3HW).float()
+            feature_BD = self.network(image_B3HW)
+        return feature_BD.float() if feature_BD.dtype == torch.bfloat16 else feature_BD

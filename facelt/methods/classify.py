@@ -9,7 +9,7 @@ from facelt.config import ClassifyConfig
 from facelt.heads import HEADS
 from facelt.methods.base import Inputs, Method, Progress, StepOutput, Stream
 from facelt.models.network import Network
-from facelt.parallel import ShardedLogits
+from facelt.parallel import ShardedLogits, SharedFeature
 
 
 class Classify(Method):
@@ -31,4 +31,4 @@ class Classify(Method):
         return StepOutput(self.logits(batch.image_B3HW).cross_entropy(batch.label_B))
 
     def logits(self, image_B3HW: torch.Tensor) -> ShardedLogits:
-        return self.head(self.features(image_B3HW))
+        return self.head(SharedFeature.of(self.features(image_B3HW)))

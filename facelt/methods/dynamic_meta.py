@@ -13,7 +13,7 @@ from facelt.losses import discriminative_centroids
 from facelt.memory import IdentityMemory
 from facelt.methods.base import Embeddings, Inputs, Method, Progress, StepOutput, Stream
 from facelt.models.network import Network
-from facelt.parallel import ShardedLogits
+from facelt.parallel import ShardedLogits, SharedFeature
 
 
 @dataclass(frozen=True)
@@ -86,51 +86,51 @@ class DynamicMeta(Method):
         return not bool(self.memory.filled_C.any())
 
     def accumulate(self, batch: Inputs) -> None:
-        self.memory.accumulate(self.features(batch.image_B3HW), batch.label_B)
+        self.memory.accumulate(SharedFeature.of(self.features(batch.image_B3HW)), batch.label_B)
 
     def finish_pass(self) -> None:
         self.memory.finish()
 
     def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
         (batch,) = batches
-        feature_BD = self.features(batch.image_B3HW)
-        logits, embedding = self.head(feature_BD)
+        feature = SharedFeature.of(self.features(batch.image_B3HW))
+        logits, embedding = self.head(feature)
         cross_entropy = logits.cross_entropy(batch.label_B)
         centroids = discriminative_centroids(
-            embedding.vector_BD if self.convention.on_meta_embedding else feature_BD,
+            embedding.vector if self.convention.on_meta_embedding else feature,
             self.memory.centroid_CD,
             batch.label_B,
+            self.memory.classes,
             margin=self.config.margin,
             repel_weight=self.config.repel_weight,
             margin_form=self.config.margin_form,
             weigh_centroids=self.convention.weigh_centroids,
         )
-        detached_BD = feature_BD.detach()
         return StepOutput(
             cross_entropy + self.convention.weight * centroids,
             {
                 "cross_entropy": cross_entropy.detach(),
                 "centroids_loss": centroids.detach(),
-                "reachability": embedding.reachability_B.detach().mean(),
-                "feature_norm": torch.linalg.vector_norm(detached_BD, dim=1).mean(),
-                "own_distance": self.memory.own_distance(detached_BD, batch.label_B).mean(),
+                "reachability": embedding.reachability_b.detach().mean(),
+                "feature_norm": torch.linalg.vector_norm(feature.own_bD.detach(), dim=1).mean(),
+                "own_distance": self.memory.own_distance(feature, batch.label_B),
             },
-            after=lambda: self.memory.update(detached_BD, batch.label_B),
+            after=lambda: self.memory.update(feature, batch.label_B),
         )
 
     def logits(self, image_B3HW: torch.Tensor) -> ShardedLogits:
-        logits, _ = self.head(self.features(image_B3HW))
+        logits, _ = self.head(SharedFeature.of(self.features(image_B3HW)))
         return logits
 
     def embed_features(self, feature_BD: torch.Tensor) -> Embeddings:
-        embedding = self.head.embed(feature_BD)
+        embedding = self.head.embed(SharedFeature.of(feature_BD))
         return Embeddings(
             {
                 "direct": F.normalize(feature_BD, dim=1),
-                "meta": embedding.meta_BD,
-                "meta_unit": F.normalize(embedding.meta_BD, dim=1),
+                "meta": embedding.meta_bD,
+                "meta_unit": F.normalize(embedding.meta_bD, dim=1),
             },
-            embedding.reachability_B,
+            embedding.reachability_b,
         )
 
     def diagnostics(self) -> Mapping[str, float]:

@@ -1,6 +1,22 @@
-"""What is split over ranks: ranges of classes, and reductions over the logits that lie in them."""
+"""What is split over ranks: ranges of classes, collectives with gradients, and reductions over split logits."""
 
 from facelt.parallel.class_range import ClassRange
+from facelt.parallel.collectives import Shares, all_reduce, gather_batch, gather_ranks, replicated, scatter_sum
+from facelt.parallel.ranks import is_split, rank, world
 from facelt.parallel.sharded_logits import ShardedLogits
+from facelt.parallel.shared_feature import SharedFeature
 
-__all__ = ["ClassRange", "ShardedLogits"]
+__all__ = [
+    "ClassRange",
+    "ShardedLogits",
+    "SharedFeature",
+    "Shares",
+    "all_reduce",
+    "gather_batch",
+    "gather_ranks",
+    "is_split",
+    "rank",
+    "replicated",
+    "scatter_sum",
+    "world",
+]

@@ -9,11 +9,12 @@ import torch
 
 from facelt.heads import DynamicMetaHead
 from facelt.memory import IdentityMemory
+from facelt.parallel import SharedFeature, Shares
 
 
 def filled_memory(centroid_CD: torch.Tensor, **options) -> IdentityMemory:
     memory = IdentityMemory(len(centroid_CD), centroid_CD.shape[1], **options).to(centroid_CD.dtype)
-    memory.accumulate(centroid_CD, torch.arange(len(centroid_CD)))
+    memory.accumulate(SharedFeature.of(centroid_CD), torch.arange(len(centroid_CD)))
     memory.finish()
     return memory
 
@@ -38,11 +39,11 @@ def test_equals_the_released_code(golden):
     reference = np.load(golden / "oltr_dme.npz")
     head = golden_head(reference)
     x = torch.from_numpy(reference["x"]).requires_grad_()
-    logits, embedding = head(x)
+    logits, embedding = head(SharedFeature.of(x))
     loss = logits.cross_entropy(torch.from_numpy(reference["y"]))
     loss.backward()
     assert_close(logits.column_BC, reference["logits"])
-    assert_close(embedding.infused_BD, reference["infused"])
+    assert_close(embedding.infused_bD, reference["infused"])
     assert_close(loss, reference["loss"])
     assert_close(x.grad, reference["grad_x"])
     for name, parameter in (("hallucinator", head.hallucinator), ("selector", head.selector)):
@@ -71,7 +72,7 @@ def test_conventions_equal_the_expanded_formula(convention, scale, squash):
     memory = filled_memory(torch.randn(7, 4, dtype=torch.float64))
     head = DynamicMetaHead(memory, 4, convention=convention).double()
     x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
-    logits, embedding = head(x)
+    logits, embedding = head(SharedFeature.of(x))
     expected = plain_logits(head, x, scale, squash)
     torch.testing.assert_close(logits.column_BC, expected)
     weighting = torch.randn(5, 7, dtype=torch.float64)
@@ -81,19 +82,19 @@ def test_conventions_equal_the_expanded_formula(convention, scale, squash):
         assert (one is None) == (other is None)
         if one is not None:
             torch.testing.assert_close(one, other)
-    length = embedding.meta_BD.norm(dim=1)
+    length = embedding.meta_bD.norm(dim=1)
     assert (length < 1).all()
-    torch.testing.assert_close(length, squash(embedding.vector_BD.norm(dim=1)))
+    torch.testing.assert_close(length, squash(embedding.vector.own_bD.norm(dim=1)))
 
 
 def test_nothing_is_nan_at_distance_zero():
     memory = filled_memory(torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]))
     head = DynamicMetaHead(memory, 3)
     x = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]], requires_grad=True)
-    logits, embedding = head(x)
+    logits, embedding = head(SharedFeature.of(x))
     logits.cross_entropy(torch.tensor([0, 1])).backward()
     assert torch.isfinite(logits.column_BC).all()
-    assert torch.isfinite(embedding.meta_BD).all()
+    assert torch.isfinite(embedding.meta_bD).all()
     assert torch.isfinite(x.grad).all()
     assert all(torch.isfinite(p.grad).all() for p in head.parameters() if p.grad is not None)
 
@@ -104,13 +105,14 @@ def test_parts_switched_off(off):
     memory = filled_memory(torch.randn(7, 4))
     head = DynamicMetaHead(memory, 4, **{f"use_{off}": False})
     x = torch.randn(5, 4)
-    embedding = head.embed(x)
-    reach = torch.ones(5) if off == "reachability" else embedding.reachability_B
-    torch.testing.assert_close(embedding.vector_BD, reach[:, None] * (x + embedding.infused_BD))
+    embedding = head.embed(SharedFeature.of(x))
+    reach = torch.ones(5) if off == "reachability" else embedding.reachability_b
+    torch.testing.assert_close(embedding.vector.own_bD, reach[:, None] * (x + embedding.infused_bD))
     if off == "memory":
-        assert not embedding.infused_BD.any()
+        assert not embedding.infused_bD.any()
     if off == "selector":
-        torch.testing.assert_close(embedding.infused_BD, memory.read(torch.softmax(head.hallucinator(x), 1)))
+        coefficient = torch.softmax(head.hallucinator.columns(x), 1)
+        torch.testing.assert_close(embedding.infused_bD, memory.read(coefficient, Shares((5,))))
 
 
 MEMORY_USE = """
@@ -118,6 +120,7 @@ import resource, torch
 from facelt.heads import DynamicMetaHead
 from facelt.losses import discriminative_centroids
 from facelt.memory import IdentityMemory
+from facelt.parallel import SharedFeature
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -133,8 +136,10 @@ x = torch.randn(B, D, requires_grad=True)
 (torch.randn(256, 256) @ torch.randn(256, 256)).sum()
 label = torch.randint(C, (B,))
 before = peak()
-logits, embedding = head(x)
-loss = logits.cross_entropy(label) + 0.01 * discriminative_centroids(x, memory.centroid_CD, label)
+feature = SharedFeature.of(x)
+logits, embedding = head(feature)
+centroids = discriminative_centroids(feature, memory.centroid_CD, label, memory.classes)
+loss = logits.cross_entropy(label) + 0.01 * centroids
 loss.backward()
 gradients = sum(p.grad.numel() * 4 for p in head.parameters())
 print(peak() - before - gradients)

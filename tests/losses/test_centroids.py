@@ -5,6 +5,13 @@ import pytest
 import torch
 
 from facelt.losses import discriminative_centroids
+from facelt.parallel import ClassRange, SharedFeature
+
+
+def loss_of(feature, centroid, label, **options):
+    return discriminative_centroids(
+        SharedFeature.of(feature), centroid, label, ClassRange.own(len(centroid)), **options
+    )
 
 
 def close(actual: torch.Tensor, expected: np.ndarray) -> bool:
@@ -15,7 +22,7 @@ def test_equals_the_released_code(golden):
     reference = np.load(golden / "oltr_disc_centroids.npz")
     feature = torch.from_numpy(reference["x"]).requires_grad_()
     centroid = torch.from_numpy(reference["centroids"]).requires_grad_()
-    loss = discriminative_centroids(feature, centroid, torch.from_numpy(reference["y"]))
+    loss = loss_of(feature, centroid, torch.from_numpy(reference["y"]))
     (0.01 * loss).backward()
     assert min(abs(loss.item() - reference["loss"]), abs(0.01 * loss.item() - reference["loss"])) < 1e-5
     assert close(feature.grad, reference["grad_x"])
@@ -39,7 +46,7 @@ def test_gradients_equal_autograd_of_the_distance_matrix(margin, form, weigh):
     feature = torch.randn(6, 5, generator=generator, dtype=torch.float64, requires_grad=True)
     centroid = torch.randn(4, 5, generator=generator, dtype=torch.float64, requires_grad=True)
     label = torch.tensor([0, 0, 1, 3, 3, 3])
-    loss = discriminative_centroids(feature, centroid, label, margin=margin, margin_form=form, weigh_centroids=weigh)
+    loss = loss_of(feature, centroid, label, margin=margin, margin_form=form, weigh_centroids=weigh)
     attract, repel = plain(feature, centroid, label, margin, form)
     torch.testing.assert_close(loss, attract + repel)
 
@@ -53,6 +60,6 @@ def test_gradients_equal_autograd_of_the_distance_matrix(margin, form, weigh):
 
 def test_a_tracked_memory_gets_no_gradient():
     feature = torch.ones(2, 3, requires_grad=True)
-    loss = discriminative_centroids(feature, torch.zeros(4, 3), torch.tensor([0, 1]))
+    loss = loss_of(feature, torch.zeros(4, 3), torch.tensor([0, 1]))
     loss.backward()
     assert torch.isfinite(feature.grad).all()

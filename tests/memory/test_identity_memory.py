@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from facelt.memory import IdentityMemory
+from facelt.parallel import SharedFeature, Shares
+
+of = SharedFeature.of
 
 
 def test_class_means_in_pieces_equal_the_means_at_once():
@@ -11,7 +14,7 @@ def test_class_means_in_pieces_equal_the_means_at_once():
     feature, label = torch.randn(20, 3), torch.randint(0, 4, (20,))
     memory = IdentityMemory(6, 3)
     for start in range(0, 20, 7):
-        memory.accumulate(feature[start : start + 7], label[start : start + 7])
+        memory.accumulate(of(feature[start : start + 7]), label[start : start + 7])
     memory.finish()
     for identity in range(4):
         torch.testing.assert_close(memory.centroid_CD[identity].data, feature[label == identity].mean(0))
@@ -21,19 +24,19 @@ def test_class_means_in_pieces_equal_the_means_at_once():
 
 def test_an_identity_without_an_image_is_never_the_nearest():
     memory = IdentityMemory(2, 2)
-    memory.accumulate(torch.tensor([[5.0, 5.0]]), torch.tensor([1]))
+    memory.accumulate(of(torch.tensor([[5.0, 5.0]])), torch.tensor([1]))
     memory.finish()
-    distance, identity = memory.nearest(torch.tensor([[0.1, 0.0]]))
+    distance, identity = memory.nearest(of(torch.tensor([[0.1, 0.0]])))
     assert identity.tolist() == [1]
     torch.testing.assert_close(distance, torch.tensor([(4.9**2 + 25) ** 0.5]))
 
 
 def test_nearest_survives_cancellation_and_is_clamped():
     memory = IdentityMemory(3, 2, min_distance=1e-3)
-    memory.accumulate(torch.tensor([[1e4, 0.0], [0.0, 1e4], [-1e4, 0.0]]), torch.arange(3))
+    memory.accumulate(of(torch.tensor([[1e4, 0.0], [0.0, 1e4], [-1e4, 0.0]])), torch.arange(3))
     memory.finish()
     feature = torch.tensor([[1e4, 0.0], [0.25, 1e4]], requires_grad=True)
-    distance, identity = memory.nearest(feature)
+    distance, identity = memory.nearest(of(feature))
     assert identity.tolist() == [0, 1]
     torch.testing.assert_close(distance, torch.tensor([1e-3, 0.25]))
     distance.sum().backward()
@@ -43,10 +46,10 @@ def test_nearest_survives_cancellation_and_is_clamped():
 def test_tracking_moves_each_identity_by_its_own_count():
     memory = IdentityMemory(4, 2, update_rule="tracking", rate=0.5)
     start = torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0], [3.0, 3.0]])
-    memory.accumulate(start, torch.arange(4))
+    memory.accumulate(of(start), torch.arange(4))
     memory.finish()
     feature, label = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 0.0]]), torch.tensor([1, 1, 3])
-    memory.update(feature, label)
+    memory.update(of(feature), label)
     expected = start.clone()
     expected[1] += 0.5 * ((feature[0] - start[1]) + (feature[1] - start[1])) / 3
     expected[3] += 0.5 * (feature[2] - start[3]) / 2
@@ -58,23 +61,23 @@ def test_tracking_converges_where_decay_would_shrink():
     memory = IdentityMemory(1, 2, update_rule="tracking")
     feature = torch.tensor([[3.0, 4.0]])
     for _ in range(60):
-        memory.update(feature, torch.tensor([0]))
+        memory.update(of(feature), torch.tensor([0]))
     torch.testing.assert_close(memory.centroid_CD, feature)
 
 
 def test_released_leaves_the_update_to_the_optimiser():
     memory = IdentityMemory(2, 2)
-    memory.update(torch.ones(1, 2), torch.tensor([0]))
+    memory.update(of(torch.ones(1, 2)), torch.tensor([0]))
     assert not memory.centroid_CD.any()
     assert [name for name, _ in memory.named_parameters()] == ["centroid_CD"]
 
 
 def test_read_is_the_weighted_sum_and_detached():
     memory = IdentityMemory(2, 2)
-    memory.accumulate(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.arange(2))
+    memory.accumulate(of(torch.tensor([[1.0, 0.0], [0.0, 2.0]])), torch.arange(2))
     memory.finish()
     coefficient = torch.tensor([[0.25, 0.75]], requires_grad=True)
-    read = memory.read(coefficient)
+    read = memory.read(coefficient, Shares((1,)))
     read.sum().backward()
     torch.testing.assert_close(read.detach(), torch.tensor([[0.25, 1.5]]))
     assert memory.centroid_CD.grad is None

@@ -1,0 +1,30 @@
+"""Runs a function in several processes that talk over gloo, and collects what each returns."""
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def run_ranks(function: Callable[..., Any], world: int, folder: Path, *arguments: Any) -> list[Any]:
+    """`function(*arguments)` on `world` ranks; the results in rank order. A rank's error is raised here."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    mp.spawn(_rank, (function, world, port, str(folder), arguments), nprocs=world)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
+
+
+def _rank(rank: int, function: Callable[..., Any], world: int, port: int, folder: str, arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    try:
+        torch.save(function(*arguments), Path(folder) / f"{rank}.pt")
+    finally:
+        dist.destroy_process_group()
