@@ -69,8 +69,7 @@ def test_a_changed_byte_is_refused_or_was_of_no_account(checkpoint, tmp_path):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x5A]) + whole[place + 1 :])
         try:
             loaded = Checkpoint.load(path)
-        except UserError as error:
-            assert "not a usable checkpoint" in str(error)
+        except UserError:
             refused += 1
         else:
             assert (loaded.epoch, loaded.step, loaded.best) == (3, 7, checkpoint.best)
