@@ -14,9 +14,12 @@ def explain(error: ValidationError, schema: type[BaseModel], source: str) -> str
 
 
 def _line(detail: dict[str, Any], schema: type[BaseModel]) -> str:
-    keys = [str(part) for part in detail["loc"]]
+    loc = detail["loc"]
+    # A union's tag is a step of pydantic's, not a key that the user wrote.
+    tags = {i for i, part in enumerate(loc) if any(_has_tag(model, part) for model in _models_at(schema, loc[:i]))}
+    keys = [str(part) for i, part in enumerate(loc) if i not in tags]
     if detail["type"] == "extra_forbidden":
-        allowed = sorted({name for model in _models_at(schema, detail["loc"][:-1]) for name in model.model_fields})
+        allowed = sorted({name for model in _models_at(schema, loc[:-1]) for name in model.model_fields})
         return f"{_dotted(keys)}: unknown key; allowed: {', '.join(allowed)}{_nearest(keys[-1], allowed)}"
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "missing":
@@ -52,12 +55,14 @@ def _models_at(annotation: Any, loc: tuple[int | str, ...]) -> list[type[BaseMod
     models = _models_in(annotation)
     if not loc:
         return models
-    found: list[type[BaseModel]] = []
-    for model in models:
-        field = model.model_fields.get(str(loc[0]))
-        # A position in a list or a union's tag names no field: the same models go on with the rest of the path.
-        found += _models_at(field.annotation, loc[1:]) if field else _models_at(model, loc[1:])
-    return found
+    named = [model.model_fields[loc[0]].annotation for model in models if loc[0] in model.model_fields]
+    # A position in a list names no field, nor does a union's tag, which names the model: the rest of the path goes on.
+    inside = named or [model for model in models if _has_tag(model, loc[0])] or models
+    return [model for part in inside for model in _models_at(part, loc[1:])]
+
+
+def _has_tag(model: type[BaseModel], tag: int | str) -> bool:
+    return any(typing.get_args(field.annotation) == (tag,) for field in model.model_fields.values())
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

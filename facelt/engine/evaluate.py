@@ -45,7 +45,8 @@ def predict(
     """(labels, predictions), int64 [N] each, of the images that could be read; the method is left in its mode."""
     was_training = method.training
     method.eval()
-    labels, predictions = [], []
+    none = torch.empty(0, dtype=torch.int64)
+    labels, predictions = [none], [none]
     for item in evaluation_batches(split, batch, workers, device, bad):
         predictions.append(method.logits(preparation.for_evaluation(item)).argmax().cpu())
         labels.append(item.label_B.cpu())

@@ -15,6 +15,7 @@ from facelt.config.explain import explain
 from facelt.engine.files import write_text, write_with
 from facelt.errors import UserError
 from facelt.methods import METHODS, Method
+from facelt.models.initialise import difference
 from facelt.models.network import build_network
 
 SCHEMA = "facelt.model/1"
@@ -80,15 +81,6 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{path}: cannot read the weights ({error})") from None
 
 
-def load_into(method: Method, state: dict[str, torch.Tensor], path: Path) -> None:
-    """Raises UserError when the file is of another model."""
-    try:
-        method.load_state_dict(state)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"{path}: the weights do not belong to this model ({reason})") from None
-
-
 def find_model(path: Path) -> Path:
     """The folder with weights and card: `path` itself, or the last finished stage of a run."""
     path = Path(path)
@@ -107,18 +99,33 @@ def find_model(path: Path) -> Path:
 
 
 def load_model(path: Path, device: torch.device) -> TrainedModel:
-    """The model in a stage's folder, or of the last finished stage of a run, in evaluation mode."""
+    """The model in a stage's folder, or of the last finished stage of a run, in evaluation mode. Raises UserError."""
     folder = find_model(path)
+    card, config, stage = _read_card(folder / CARD)
+    state = load_weights(folder / WEIGHTS)
+    # Shapes first, without memory: a card may claim any number of identities.
+    with torch.device("meta"):
+        wrong = difference(build_method(config, stage, card["num_classes"]).state_dict(), state)
+    if wrong:
+        raise UserError(f"{folder / WEIGHTS}: the weights do not belong to this model: {wrong}")
+    with torch.random.fork_rng(devices=[]):
+        method = build_method(config, stage, card["num_classes"])
+    method.load_state_dict(state)
+    return TrainedModel(method.to(device).eval(), config, card, folder / WEIGHTS)
+
+
+def _read_card(path: Path) -> tuple[dict[str, Any], TrainConfig, StageConfig]:
+    """The card, and from it the run's configuration and the stage's."""
     try:
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        card = json.loads(path.read_text(encoding="utf-8"))
+        if card["schema"] != SCHEMA:
+            raise UserError(f"{path}: the schema is {card['schema']!r}, this version reads {SCHEMA!r}")
         config = TrainConfig.model_validate(card["config"])
         stage = next(stage for stage in config.stages if stage.name == card["stage"])
-        num_classes = int(card["num_classes"])
+        if type(card["num_classes"]) is not int or not 1 <= card["num_classes"] < 2**31:
+            raise ValueError("num_classes")
     except ValidationError as error:
-        raise UserError(explain(error, TrainConfig, source=str(folder / CARD))) from None
+        raise UserError(explain(error, TrainConfig, source=str(path))) from None
     except (OSError, ValueError, KeyError, TypeError, StopIteration):
-        raise UserError(f"{folder / CARD}: not a model card of this version of facelt") from None
-    with torch.random.fork_rng(devices=[]):
-        method = build_method(config, stage, num_classes)
-    load_into(method, load_weights(folder / WEIGHTS), folder / WEIGHTS)
-    return TrainedModel(method.to(device).eval(), config, card, folder / WEIGHTS)
+        raise UserError(f"{path}: not a model card of this version of facelt") from None
+    return card, config, stage

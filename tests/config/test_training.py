@@ -1,0 +1,154 @@
+"""The schema of a training run, and every recipe in configs/."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from eval_megaface.config import MegafaceConfig
+from facelt.config import TrainConfig, load_config
+from facelt.engine.handed_on import build_method
+from facelt.errors import UserError
+from facelt.models.initialise import load_stage
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+RECIPES = sorted(path.name for path in CONFIGS.glob("*.yaml") if "megaface" not in path.name)
+MEASUREMENTS = sorted(path.name for path in CONFIGS.glob("*megaface*.yaml"))
+
+
+def test_the_recipes_that_are_promised_are_there():
+    assert {"ms1m_lt.yaml", "faces_small.yaml", "demo.yaml", "imagenet_lt.yaml", "places_lt.yaml"} <= set(RECIPES)
+    assert "megaface.yaml" in MEASUREMENTS
+
+
+@pytest.mark.parametrize("name", MEASUREMENTS)
+def test_every_measurement_loads(name):
+    load_config(CONFIGS / name, MegafaceConfig)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_loads_and_its_stages_fit_each_other(name):
+    config = load_config(CONFIGS / name, TrainConfig)
+    classes = getattr(config.data, "num_classes", None) or 74_500
+    methods = {}
+    with torch.device("meta"):
+        for stage in config.stages:
+            method = methods[stage.name] = build_method(config, stage, classes)
+            assert method.network.dim == 512 or name == "demo.yaml"
+            if stage.start in methods:
+                earlier = methods[stage.start].network.state_dict()
+                load_stage(method.network, {key: torch.empty_like(value) for key, value in earlier.items()})
+
+
+# METHODS.md section 3: epochs, StepLR, learning rates of backbone, head and centroids, what is new and what is frozen.
+TABLE = {
+    ("imagenet_lt", 0): (30, 10, (0.1, 0.1, None), "instance", "none", False, ()),
+    ("imagenet_lt", 1): (60, 20, (0.01, 0.1, 0.01), "class_aware", "fc_relu", True, ()),
+    ("places_lt", 0): (30, 10, (0.001, 0.1, None), "instance", "fc_relu", False, ()),
+    ("places_lt", 1): (30, 10, (0.0001, 0.01, 0.01), "class_aware", "fc_relu", True, ("backbone",)),
+}
+
+
+@pytest.mark.parametrize(("name", "number"), TABLE)
+def test_the_recipes_of_the_lists_are_oltrs(name, number):
+    config = load_config(CONFIGS / f"{name}.yaml", TrainConfig)
+    stage = config.stages[number]
+    epochs, every, rates, sampler, embedding, attention, frozen = TABLE[name, number]
+    assert (stage.epochs, stage.schedule.name, stage.schedule.every, stage.schedule.factor) == (
+        epochs,
+        "step",
+        every,
+        0.1,
+    )
+    shares = (stage.lr_share.network, stage.lr_share.head, stage.lr_share.memory)
+    for share, rate in zip(shares, rates, strict=True):
+        assert rate is None or config.optim.lr * share == pytest.approx(rate)
+    assert (stage.method.sampler, stage.embedding, stage.attention, stage.freeze) == (
+        sampler,
+        embedding,
+        attention,
+        frozen,
+    )
+    assert (config.optim.batch, config.optim.weight_decay, config.optim.momentum) == (128, 5e-4, 0.9)
+    assert (config.data.crop, config.data.resize, config.model.dim) == (224, 256, 512)
+    assert config.model.backbone == {"imagenet_lt": "resnet10", "places_lt": "resnet152"}[name]
+    assert (config.model.pretrained is None) == (name == "imagenet_lt")
+    if number == 1:
+        assert (stage.method.centroid_update, stage.method.convention) == ("released", "released")
+        assert stage.start == config.stages[0].name
+
+
+def test_the_faces_recipe_is_for_the_long_tail_of_ms1m():
+    config = load_config(CONFIGS / "ms1m_lt.yaml", TrainConfig)
+    plain, oltr = config.stages
+    assert (config.model.backbone, config.model.dim, config.data.image_size) == ("resnet50", 512, (112, 112))
+    assert (config.device, config.precision) == ("cuda", "bf16")
+    assert (plain.method.name, oltr.method.name, oltr.start) == ("classify", "dynamic_meta", plain.name)
+    assert {plain.embedding, oltr.embedding} == {"linear_bn"}
+    assert (oltr.method.centroid_update, oltr.method.sampler, oltr.attention) == ("tracking", "class_aware", True)
+    # The measurement looks for the stores of these two stages.
+    measured = load_config(CONFIGS / "megaface.yaml", MegafaceConfig)
+    assert {str(model.probes.parent) for model in measured.models.values()} == {
+        str(config.out / stage.name) for stage in config.stages
+    }
+
+
+@pytest.fixture
+def refusal(recipe, tmp_path):
+    """refusal(*overrides) -> the message with which the recipe is refused."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe(tmp_path / "run")))
+
+    def refuse(*overrides: str) -> str:
+        with pytest.raises(UserError) as caught:
+            load_config(path, TrainConfig, overrides)
+        return str(caught.value)
+
+    return refuse
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optim.learning_rate=1", "optim.learning_rate: unknown key; allowed: batch, lr, momentum, weight_decay"),
+        ("optim.lrr=1", "did you mean 'lr'?"),
+        ("optim.lr=0", "optim.lr: 0: input should be greater than 0"),
+        ("optim.lr=.inf", "optim.lr"),
+        ("optim.batch=1", "optim.batch: 1: input should be greater than or equal to 2"),
+        ("model.backbone=resnet51", "did you mean 'resnet50'?"),
+        ("data.kind=records", "did you mean 'record'?"),
+        ("data.root=x", "data.root: unknown key; allowed: flip, image_size"),
+        ("data.validation_fraction=1", "data.validation_fraction: 1: input should be less than 1"),
+        ("device=gpu", "device: 'gpu' is not allowed; allowed: cpu, cuda"),
+        ("stages=[]", "stages"),
+        ("stages.1.start=plane", "'oltr' starts from 'plane'; allowed: plain"),
+        ("stages.0.start=oltr", "'plain' starts from 'oltr'"),
+        ("stages.1.name=plain", "the name 'plain' is given twice"),
+        ("stages.1.name=../x", "stages.1.name"),
+        ("stages.0.freeze=[head]", "stages.0.freeze.0: 'head' is not allowed; allowed: backbone, attention, embedding"),
+        (
+            "stages.1.method.centroid_update=follow",
+            "stages.1.method.centroid_update: 'follow' is not allowed; allowed: rele",
+        ),
+        ("stages.1.method.name=dynamic", "did you mean 'dynamic_meta'?"),
+        ("stages.1.lr_share.networks=1", "did you mean 'network'?"),
+        ("seed=-1", "seed: -1"),
+        ("seed=1.5", "seed: 1.5"),
+    ],
+)
+def test_a_mistake_names_its_key_and_what_is_allowed(refusal, override, expected):
+    message = refusal(override)
+    assert expected in message
+    assert "\n" not in message
+    assert "recipe.yaml" in message
+
+
+def test_several_mistakes_are_told_at_once(refusal):
+    assert len(refusal("optim.lr=0", "seed=-1", "devise=cpu").splitlines()) == 3
+
+
+def test_a_recorded_configuration_loads_again(recipe, tmp_path):
+    config = TrainConfig.model_validate(recipe(tmp_path / "run"))
+    again = TrainConfig.model_validate(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))))
+    assert again == config
