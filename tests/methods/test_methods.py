@@ -9,6 +9,7 @@ from facelt.engine.handed_on import load_model
 from facelt.engine.run import run
 from facelt.methods import METHODS, Inputs, Progress
 from facelt.models.network import build_network
+from facelt.parallel import SharedFeature
 
 CLASSES, DIM = 6, 16
 FIRST = Progress(epoch=0, epochs=1, step=0, steps=2)
@@ -116,7 +117,7 @@ def test_the_conventions_put_the_centroids_loss_on_other_features(dynamic_meta, 
         output = method.step([inputs], FIRST)
         feature_BD = method.features(inputs.image_B3HW)
         if convention == "paper":
-            feature_BD = method.head.embed(feature_BD).vector_BD
+            feature_BD = method.head.embed(SharedFeature.of(feature_BD)).vector.own_bD
         centroid_CD = method.memory.centroid_CD
         squared_BC = torch.cdist(feature_BD, centroid_CD).square()
         own_B = squared_BC[torch.arange(8), inputs.label_B]
