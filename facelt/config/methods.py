@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from facelt.config.strict import Strict
 
@@ -10,11 +10,25 @@ Sampler = Literal["instance", "class_aware"]
 
 
 class ClassifyConfig(Strict):
-    """A classifier on the feature, trained by cross-entropy: the plain model."""
+    """A classifier on the feature, trained by cross-entropy: the plain model.
+
+    `scale` multiplies the cosines of the heads `cosine` (16 by default) and `margin` (64). `margins` are those of the
+    head `margin`: cos(m1 theta + m2) - m3, so (1, 0.5, 0) is ArcFace and (1, 0, 0.4) CosFace.
+    """
 
     name: Literal["classify"]
     sampler: Sampler = "instance"
-    head: Literal["linear", "cosine"] = "linear"
+    head: Literal["linear", "cosine", "margin"] = "linear"
+    scale: float | None = Field(None, gt=0)
+    margins: tuple[float, float, float] | None = None
+
+    @model_validator(mode="after")
+    def _options_fit_the_head(self) -> "ClassifyConfig":
+        if self.scale is not None and self.head == "linear":
+            raise ValueError("scale: the head linear has none; it belongs to cosine and margin")
+        if self.margins is not None and self.head != "margin":
+            raise ValueError(f"margins: the head {self.head} has none; they belong to the head margin")
+        return self
 
 
 class DynamicMetaConfig(Strict):

@@ -3,8 +3,9 @@
 from facelt.heads.cosine import CosineHead, cosine_logits
 from facelt.heads.dynamic_meta import CONVENTIONS, Convention, DynamicMetaHead, MetaEmbedding
 from facelt.heads.linear import LinearHead
+from facelt.heads.margin import Margin, MarginHead
 
-HEADS = {"linear": LinearHead, "cosine": CosineHead}
+HEADS = {"linear": LinearHead, "cosine": CosineHead, "margin": MarginHead}
 
 __all__ = [
     "CONVENTIONS",
@@ -13,6 +14,8 @@ __all__ = [
     "CosineHead",
     "DynamicMetaHead",
     "LinearHead",
+    "Margin",
+    "MarginHead",
     "MetaEmbedding",
     "cosine_logits",
 ]

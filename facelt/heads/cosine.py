@@ -6,6 +6,7 @@ B batch, D feature, C identities of this rank's range.
 import torch
 from torch import nn
 
+from facelt.heads.head import Head
 from facelt.parallel import ClassRange, ShardedLogits, SharedFeature
 
 MIN_NORM = 1e-12
@@ -45,7 +46,7 @@ def cosine_logits(vector_BD: torch.Tensor, weight_CD: torch.Tensor) -> torch.Ten
     return _DirectionProduct.apply(vector_BD / norm_B1, weight_CD)
 
 
-class CosineHead(nn.Module):
+class CosineHead(Head):
     """z = scale * cos(f, w), scale 16 as OLTR's released code has it."""
 
     def __init__(self, dim: int, num_classes: int, scale: float = 16.0) -> None:

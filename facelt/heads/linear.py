@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from facelt.heads.head import Head
 from facelt.parallel import ClassRange, ShardedLogits, SharedFeature
 
 
-class LinearHead(nn.Module):
+class LinearHead(Head):
     """z = W f + b, initialised as torch's Linear."""
 
     def __init__(self, dim: int, num_classes: int) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from facelt.config import ClassifyConfig
-from facelt.heads import HEADS
+from facelt.heads import HEADS, Margin
 from facelt.methods.base import Inputs, Method, Progress, StepOutput, Stream
 from facelt.models.network import Network
 from facelt.parallel import ShardedLogits, SharedFeature
@@ -18,7 +18,10 @@ class Classify(Method):
     def __init__(self, config: ClassifyConfig, network: Network, num_classes: int) -> None:
         super().__init__(network)
         self.sampler = config.sampler
-        self.head = HEADS[config.head](network.dim, num_classes)
+        options = {} if config.scale is None else {"scale": config.scale}
+        if config.margins is not None:
+            options["margin"] = Margin(*config.margins)
+        self.head = HEADS[config.head](network.dim, num_classes, **options)
 
     def streams(self) -> Sequence[Stream]:
         return (Stream(self.sampler),)
@@ -28,7 +31,8 @@ class Classify(Method):
 
     def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
         (batch,) = batches
-        return StepOutput(self.logits(batch.image_B3HW).cross_entropy(batch.label_B))
+        feature = SharedFeature.of(self.features(batch.image_B3HW))
+        return StepOutput(self.head.training_logits(feature, batch.label_B).cross_entropy(batch.label_B))
 
     def logits(self, image_B3HW: torch.Tensor) -> ShardedLogits:
         return self.head(SharedFeature.of(self.features(image_B3HW)))

@@ -25,8 +25,13 @@ class ClassRange:
 
     @classmethod
     def of(cls, total: int, rank: int, world: int) -> "ClassRange":
-        """The range of one rank: sizes differ by one at most, `world` need not divide `total`."""
-        return cls(total * rank // world, total * (rank + 1) // world, total)
+        """The range of one rank; `world` need not divide `total`.
+
+        Ranges are those of torch.chunk, which is how torch's own sharded tensors are cut: all of one size but for the
+        last, and empty ones after it where there are more ranks than pieces.
+        """
+        size = -(-total // world)
+        return cls(min(rank * size, total), min((rank + 1) * size, total), total)
 
     @classmethod
     def own(cls, total: int) -> "ClassRange":

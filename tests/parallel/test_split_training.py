@@ -22,6 +22,9 @@ STEPS, BATCH = 20, 10
 RECIPES = {
     "linear": ClassifyConfig(name="classify", head="linear"),
     "cosine": ClassifyConfig(name="classify", head="cosine"),
+    "arcface": ClassifyConfig(name="classify", head="margin", scale=8.0),
+    "cosface": ClassifyConfig(name="classify", head="margin", margins=(1.0, 0.0, 0.4), scale=8.0),
+    "combined": ClassifyConfig(name="classify", head="margin", margins=(1.1, 0.3, 0.1), scale=8.0),
     "released": DynamicMetaConfig(name="dynamic_meta"),
     "paper": DynamicMetaConfig(name="dynamic_meta", convention="paper", margin=200.0, margin_form="per_image"),
     "tracking": DynamicMetaConfig(name="dynamic_meta", centroid_update="tracking"),

@@ -1,0 +1,60 @@
+"""Angular margins: the own identity's cosine is made smaller in training, so that the feature has to come closer.
+
+B images of all ranks, K of them whose identity this rank holds, C identities of this rank's range.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from facelt.heads.cosine import CosineHead
+from facelt.parallel import ShardedLogits, SharedFeature
+
+# acos has no slope at 1 and -1.
+COSINE_LIMIT = 1 - 1e-6
+
+
+@dataclass(frozen=True)
+class Margin:
+    """cos(angular * theta + additive) - cosine, the combined margin of ArcFace (CVPR 2019, equation 4).
+
+    (1, 0.5, 0) is ArcFace, (1, 0, 0.4) CosFace. Where the widened angle exceeds pi its cosine would rise again and
+    reward a worse feature. There cos(theta) less a constant takes its place: additive * sin(additive), as ArcFace's
+    authors have it, or what keeps the curve falling where `angular` bends it, whichever is more.
+    """
+
+    angular: float = 1.0
+    additive: float = 0.0
+    cosine: float = 0.0
+
+    def __call__(self, cosine_K: torch.Tensor) -> torch.Tensor:
+        """Target cosines [K] with the margin taken off."""
+        if self.angular == 1 and self.additive == 0:
+            return cosine_K - self.cosine
+        theta_K = cosine_K.clamp(-COSINE_LIMIT, COSINE_LIMIT).acos()
+        widened_K = self.angular * theta_K + self.additive
+        straight_angle = (math.pi - self.additive) / self.angular
+        penalty = max(self.additive * math.sin(self.additive), 1 + math.cos(straight_angle))
+        return torch.where(widened_K <= math.pi, widened_K.cos(), cosine_K - penalty) - self.cosine
+
+
+ARCFACE = Margin(additive=0.5)
+
+
+class MarginHead(CosineHead):
+    """A cosine classifier that trains with a margin and answers without one."""
+
+    def __init__(self, dim: int, num_classes: int, scale: float = 64.0, margin: Margin = ARCFACE) -> None:
+        super().__init__(dim, num_classes, scale)
+        self.margin = margin
+
+    def training_logits(self, feature: SharedFeature, label_b: torch.Tensor) -> ShardedLogits:
+        """Logits with the margin taken off each image's own identity, on the rank that holds it."""
+        plain = self(feature)
+        label_B = feature.shares.gather(label_b)
+        (row_K,) = self.classes.holds(label_B).nonzero(as_tuple=True)
+        position_K = label_B[row_K] - self.classes.first
+        target_K = self.scale * self.margin(plain.column_BC[row_K, position_K] / self.scale)
+        column_BC = plain.column_BC.index_put((row_K, position_K), target_K)
+        return ShardedLogits(column_BC, self.classes, feature.shares)

@@ -1,0 +1,67 @@
+"""Margins against the authors' figures, a plain loop, and the ends of the cosine."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from facelt.heads import Margin, MarginHead
+from facelt.parallel import ClassRange, ShardedLogits, SharedFeature, Shares
+
+
+class GivenCosines(MarginHead):
+    """A head whose cosines are handed in as the feature."""
+
+    def __init__(self, classes: int, margin: Margin) -> None:
+        super().__init__(1, classes, 64.0, margin)
+
+    def forward(self, feature: SharedFeature) -> ShardedLogits:
+        return ShardedLogits(self.scale * feature.all_BD, self.classes, feature.shares)
+
+
+@pytest.mark.parametrize(
+    ("name", "margin"), [("arcface_s64_m0.5", Margin(1, 0.5, 0)), ("cosface_s64_m0.4", Margin(1, 0, 0.4))]
+)
+def test_equals_the_authors_loss(golden, name, margin):
+    reference = np.load(golden / "losses.npz")
+    cosine = torch.from_numpy(reference["cosine"]).requires_grad_()
+    label = torch.from_numpy(reference["labels"])
+    loss = GivenCosines(cosine.shape[1], margin).training_logits(SharedFeature.of(cosine), label).cross_entropy(label)
+    loss.backward()
+    assert abs(loss.item() - reference[f"{name}/loss"]) <= 1e-5 * reference[f"{name}/loss"]
+    if f"{name}/grad" in reference:
+        expected = reference[f"{name}/grad"]
+        assert np.abs(cosine.grad.numpy() - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_only_the_own_identity_is_made_harder():
+    torch.manual_seed(0)
+    head = MarginHead(4, 5, 8.0, Margin(1.1, 0.3, 0.1)).double()
+    feature, label = torch.randn(3, 4, dtype=torch.float64), torch.tensor([4, 0, 4])
+    plain = head(SharedFeature.of(feature)).column_BC / 8
+    expected = plain.clone()
+    for row, own in enumerate(label.tolist()):
+        cosine = F.cosine_similarity(feature[row], head.weight[own], dim=0).item()
+        widened = 1.1 * math.acos(cosine) + 0.3
+        beyond = cosine - (1 + math.cos((math.pi - 0.3) / 1.1))
+        expected[row, own] = (math.cos(widened) if widened <= math.pi else beyond) - 0.1
+    torch.testing.assert_close(head.training_logits(SharedFeature.of(feature), label).column_BC / 8, expected)
+
+
+@pytest.mark.parametrize("margin", [Margin(1, 0.5, 0), Margin(1.1, 0.3, 0.1), Margin(1.35, 0, 0)])
+def test_the_target_never_rises_as_the_angle_grows_and_its_slope_is_finite(margin):
+    cosine = torch.linspace(1, -1, 2001, dtype=torch.float64, requires_grad=True)
+    target = margin(cosine)
+    assert (target.diff() <= 1e-9).all()
+    target.sum().backward()
+    assert torch.isfinite(cosine.grad).all()
+
+
+def test_a_rank_without_the_identity_changes_nothing():
+    head = GivenCosines(4, Margin(1, 0.5, 0))
+    head.classes = ClassRange(4, 8, 8)
+    cosine = torch.rand(2, 4)
+    logits = head.training_logits(SharedFeature.of(cosine, Shares((2,))), torch.tensor([0, 3]))
+    assert torch.equal(logits.column_BC, 64 * cosine)
