@@ -166,7 +166,7 @@ def test_embed_refuses_to_overwrite_and_a_damaged_image(facelt, refused, finishe
     assert "left out 4.png: " in error
     assert "3 images embedded" in out
     assert EmbeddingStore.open(tmp_path / "store").keys == ["1.png", "2.png", "3.png"]
-    assert "already exists" in refused(*embed, "--max-bad-images", 1)
+    assert "already exists" in refused(*embed)
 
 
 def test_embed_of_nothing_that_is_there(refused, finished_run, tmp_path):
