@@ -81,7 +81,6 @@ def recipe(tiny_faces) -> Callable[..., dict[str, Any]]:
             "optim": {"lr": 0.05, "batch": 8},
             "stages": [plain, {**oltr, "lr_share": {"network": 0.1, "memory": 0.1}}],
             "log_every": 1,
-            "checkpoint_every": 2,
             **changes,
         }
 

@@ -9,10 +9,14 @@ _NAMED = 5
 
 
 class BadImageCount:
-    """Counts distinct unusable images over a run; an image met again in a later epoch counts once."""
+    """Counts distinct unusable images over a run; an image met again in a later epoch counts once.
 
-    def __init__(self, limit: int) -> None:
+    `setting` is what a user changes to allow more than `limit`.
+    """
+
+    def __init__(self, limit: int, setting: str = "data.max_bad_images") -> None:
         self.limit = limit
+        self.setting = setting
         self.reasons: dict[str, str] = {}
 
     def __len__(self) -> int:
@@ -30,6 +34,6 @@ class BadImageCount:
             rest = len(self.reasons) - _NAMED
             more = f"; and {rest} more" if rest > 0 else ""
             raise UserError(
-                f"{len(self.reasons)} images cannot be used, data.max_bad_images allows {self.limit}: {first}{more}"
+                f"{len(self.reasons)} images cannot be used, {self.setting} allows {self.limit}: {first}{more}"
             )
         return tuple(BadImage(*item) for item in new)

@@ -7,6 +7,7 @@ import hashlib
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from rich.progress import track
 
 from facelt.data.bad_images import BadImageCount
@@ -18,13 +19,15 @@ from facelt.engine.images import ImageSource
 from facelt.errors import UserError
 from facelt.store import StoreWriter
 
+SETTING = "--max-bad-images"
+
 
 def sound_images(source: ImageSource, workers: int, limit: int) -> tuple[ImageSource, dict[str, str]]:
     """The source without images that cannot be used, and those by name with the reason; decodes everything once.
 
     Raises UserError when there are more than `limit`, or nothing is left.
     """
-    bad = BadImageCount(limit)
+    bad = BadImageCount(limit, SETTING)
     split = Split(source.dataset, source.members)
     for _ in evaluation_batches(split, 256, workers, torch.device("cpu"), bad):
         pass
@@ -73,9 +76,11 @@ def embed_images(
         dtype=dtype,
     )
     remaining = Split(source.dataset, source.members[writer.rows_done :])
-    batches = evaluation_batches(remaining, batch, workers, device, BadImageCount(0))
+    batches = evaluation_batches(remaining, batch, workers, device, BadImageCount(0, SETTING))
     steps = -(-len(remaining.members) // batch)
-    for item in track(batches, description="embedding", total=steps, transient=True):
+    console = Console(stderr=True)
+    shown = {"transient": True, "console": console, "disable": not console.is_terminal}
+    for item in track(batches, "embedding", total=steps, **shown):
         _write(writer, method.embed(preparation.for_evaluation(item)), item)
     return writer.finish()
 

@@ -22,7 +22,7 @@ class RunLog:
 
     def truncate(self, size: int) -> None:
         """Forgets what was logged after a checkpoint, because those steps are taken again."""
-        self._file.truncate(size)
+        self._file.truncate(min(size, self.size))
 
     def write(self, stage: str, global_step: int, figures: Mapping[str, object]) -> None:
         """Appends a line; numbers also become scalars named `stage/key`."""

@@ -11,6 +11,7 @@ from facelt.engine.handed_on import WEIGHTS, build_method, find_model, load_weig
 from facelt.engine.log import RunLog
 from facelt.engine.run_folder import RunFolder
 from facelt.engine.trainer import Trainer
+from facelt.errors import UserError
 from facelt.methods import Method
 from facelt.models.initialise import load_stage
 from facelt.models.pretrained import load_pretrained
@@ -20,6 +21,7 @@ def run(config: TrainConfig, resume: bool = False) -> Path:
     """Trains every stage that is not finished; returns the run's folder. Raises UserError."""
     device = resolve_device(config.device)
     data = open_data(config.data, config.seed)
+    _refuse_missing_starts(config)
     folder = RunFolder.create(config, resume)
     log = RunLog(folder.metrics, folder.tensorboard)
     try:
@@ -31,6 +33,18 @@ def run(config: TrainConfig, resume: bool = False) -> Path:
     finally:
         log.close()
     return folder.path
+
+
+def _refuse_missing_starts(config: TrainConfig) -> None:
+    """Weights from outside the run that are not there stop it before it has a folder, unless their stage is done."""
+    for stage in config.stages:
+        if RunFolder(config.out).is_finished(stage.name):
+            continue
+        if stage.start is None:
+            if config.model.pretrained is not None and not config.model.pretrained.is_file():
+                raise UserError(f"model.pretrained: {config.model.pretrained}: no such file")
+        elif "/" in stage.start:
+            find_model(Path(stage.start))
 
 
 def start_method(config: TrainConfig, stage: StageConfig, data: TrainingData, folder: RunFolder) -> Method:

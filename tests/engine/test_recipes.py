@@ -66,7 +66,7 @@ def test_a_recipe_of_lists_trains_and_evaluates(name, root, tmp_path):
     settings = {f"data.{split}": tmp_path / f"{split}.txt" for split in COUNTS}
     settings |= {"out": tmp_path / "run", "data.root": tmp_path, "data.num_classes": 4, "data.crop": 32}
     settings |= {"data.resize": 36, "data.workers": 0, "device": "cpu", "precision": "float32", "optim.batch": 16}
-    # After so few steps batch norm's running statistics are far from the batches', and large rates would diverge on that.
+    # After so few steps batch norm's running statistics are far from the batches', and large rates diverge on that.
     settings["optim.lr"] = 0.02
     settings |= {"model.backbone": "resnet10", "model.pretrained": weights, "stages.0.epochs": 1, "stages.1.epochs": 1}
     arguments = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]

@@ -49,12 +49,12 @@ def test_the_loss_falls_on_separable_identities(train, plain_stage, metrics, tmp
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
-    finished_run, train, tmp_path, assert_same_weights
+    finished_run, train, plain_stage, tmp_path, assert_same_weights
 ):
     again = train(tmp_path / "again")
     for stage in STAGES:
         assert_same_weights(finished_run / stage / "model.safetensors", again / stage / "model.safetensors")
-    other = load_file(train(tmp_path / "other", seed=1) / "plain" / "model.safetensors")
+    other = load_file(train(tmp_path / "other", seed=1, stages=plain_stage(epochs=1)) / "plain" / "model.safetensors")
     assert not torch.equal(other["head.weight"], load_file(again / "plain" / "model.safetensors")["head.weight"])
 
 
@@ -67,8 +67,8 @@ def test_a_broken_run_ends_where_a_whole_one_does(
     method, step, finished_run, train, tmp_path, interrupt, metrics, assert_same_weights
 ):
     with pytest.raises(interrupt(method, step)):
-        train(tmp_path / "run")
-    folder = train(tmp_path / "run", resume=True)
+        train(tmp_path / "run", checkpoint_every=2)
+    folder = train(tmp_path / "run", resume=True, checkpoint_every=2)
     for stage in STAGES:
         assert_same_weights(finished_run / stage / "model.safetensors", folder / stage / "model.safetensors")
     assert metrics(folder) == metrics(finished_run)
@@ -79,8 +79,8 @@ def test_so_does_one_with_a_worker_that_decodes(
 ):
     data = {**recipe(tmp_path)["data"], "workers": 1}
     with pytest.raises(interrupt("dynamic_meta", 3)):
-        train(tmp_path / "run", data=data)
-    folder = train(tmp_path / "run", resume=True, data=data)
+        train(tmp_path / "run", data=data, checkpoint_every=2)
+    folder = train(tmp_path / "run", resume=True, data=data, checkpoint_every=2)
     assert_same_weights(finished_run / "oltr" / "model.safetensors", folder / "oltr" / "model.safetensors")
     assert metrics(folder) == metrics(finished_run)
 
@@ -160,3 +160,11 @@ def test_a_gpu_that_is_not_there_is_no_reason_to_go_on_without(train, tmp_path, 
 def test_a_batch_larger_than_the_training_set_is_refused(train, tmp_path):
     with pytest.raises(UserError, match="37 training images are fewer than one batch of 64"):
         train(tmp_path / "run", optim={"lr": 0.1, "batch": 64})
+
+
+def test_a_log_that_went_missing_begins_again_where_the_run_goes_on(train, plain_stage, tmp_path, interrupt, metrics):
+    with pytest.raises(interrupt("classify", 5)):
+        train(tmp_path / "run", stages=plain_stage())
+    (tmp_path / "run/metrics.jsonl").unlink()
+    lines = metrics(train(tmp_path / "run", resume=True, stages=plain_stage()))
+    assert [(line["epoch"], line["step"]) for line in lines if "loss" in line] == [(1, n) for n in range(4)]

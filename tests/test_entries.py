@@ -1,0 +1,195 @@
+"""The commands as a user meets them: what they print, what they leave, and one clear line where something is wrong."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from facelt.cli import app
+from facelt.entry import run_app
+from facelt.store import EmbeddingStore
+
+
+@pytest.fixture
+def facelt(capsys):
+    """facelt(*words) -> (exit code, stdout, stderr)."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            run_app(app, [str(word) for word in words])
+        return (end.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def refused(facelt):
+    """refused(*words) -> the one line of the mistake; stdout is empty and the exit code 1."""
+
+    def run(*words: object) -> str:
+        code, out, error = facelt(*words)
+        assert (code, out) == (1, "")
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        return error
+
+    return run
+
+
+@pytest.fixture
+def recipe_file(recipe, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe(tmp_path / "run")))
+    return path
+
+
+def python(*words: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, *(str(word) for word in words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_train_under_its_own_name_ends_with_one_line_and_exit_code_1(recipe_file, tmp_path):
+    done = python("-m", "facelt.train", "--config", recipe_file, "--set", "optim.lrr=1")
+    assert (done.returncode, done.stdout) == (1, "")
+    expected = "optim.lrr: unknown key; allowed: batch, lr, momentum, weight_decay; did you mean 'lr'?"
+    assert done.stderr == f"error: {recipe_file}: {expected}\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_under_its_own_name_says_where_the_run_is(recipe_file, recipe, tmp_path):
+    stage = {**recipe(tmp_path)["stages"][0], "epochs": 1}
+    done = python("-m", "facelt.train", "--config", recipe_file, "--set", f"stages={json.dumps([stage])}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"finished: {tmp_path / 'run'}\n"
+    assert "plain: epoch 1/1  validation_accuracy" in done.stderr
+
+
+def test_embed_and_evaluate_say_what_they_did(facelt, finished_run, tiny_faces, tmp_path):
+    words = ("--images", tiny_faces, "--out", tmp_path / "store", "--workers", 0)
+    code, out, _ = facelt("embed", "--checkpoint", finished_run, *words)
+    assert (code, out) == (0, f"42 images embedded (direct, meta, meta_unit): {tmp_path / 'store'}\n")
+    assert len(EmbeddingStore.open(tmp_path / "store")) == 42
+    code, out, _ = facelt("evaluate", "--checkpoint", finished_run / "plain", "--json", "--workers", 0)
+    assert (code, json.loads(out)["images"]["few"]) == (0, 5)
+
+
+def test_a_usage_mistake_is_the_parsers(facelt):
+    assert facelt("train")[0] == 2
+    assert "Missing option" in facelt("train")[2]
+    assert facelt("trian")[0] == 2
+
+
+def test_missing_files_are_named(refused, recipe_file, tmp_path):
+    assert "absent.yaml: cannot read the configuration" in refused("train", "--config", tmp_path / "absent.yaml")
+    assert "absent.rec" in refused("train", "--config", recipe_file, "--set", f"data.train={tmp_path}/absent.rec")
+    assert not (tmp_path / "run").exists()
+    manifest = f"data.manifest={tmp_path}/absent.csv"
+    assert "absent.csv" in refused("train", "--config", recipe_file, "--set", manifest)
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_weights_to_start_from_are_named_before_any_work(refused, recipe_file, tmp_path):
+    message = refused("train", "--config", recipe_file, "--set", f"model.pretrained={tmp_path}/absent.pth")
+    assert "absent.pth: no such file" in message
+    assert not (tmp_path / "run").exists()
+    message = refused("train", "--config", recipe_file, "--set", "stages.1.start=absent/plain")
+    assert "absent/plain: neither a run nor a stage's folder" in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def faces(tiny_faces, tmp_path):
+    """A copy of the record, to damage."""
+    return shutil.copytree(tiny_faces.parent, tmp_path / "faces") / "train.rec"
+
+
+def test_a_truncated_record_is_refused(refused, recipe_file, faces, tmp_path):
+    faces.write_bytes(faces.read_bytes()[:-2000])
+    message = refused("train", "--config", recipe_file, "--set", f"data.train={faces}")
+    assert "train.rec" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_label_outside_property_is_refused(refused, recipe_file, faces, tmp_path):
+    (faces.parent / "property").write_text("3,32,32\n")
+    message = refused("train", "--config", recipe_file, "--set", f"data.train={faces}")
+    assert "train.rec" in message
+    assert "3" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_of_another_size_are_refused_by_name(refused, recipe_file, tmp_path):
+    code = refused("train", "--config", recipe_file, "--set", "data.image_size=[64, 64]")
+    assert "train.rec:" in code
+    assert "32 x 32" in code
+
+
+def test_a_finished_run_and_other_settings_are_refused(refused, recipe, finished_run, tmp_path):
+    path = tmp_path / "same.yaml"
+    path.write_text(yaml.safe_dump(recipe(finished_run)))
+    assert "already holds a run; add --resume" in refused("train", "--config", path)
+    message = refused("train", "--config", path, "--resume", "--set", "optim.momentum=0.8")
+    assert "has other settings (optim.momentum)" in message
+
+
+def test_resuming_a_finished_run_is_no_mistake(facelt, recipe, finished_run, tmp_path):
+    path = tmp_path / "same.yaml"
+    path.write_text(yaml.safe_dump(recipe(finished_run)))
+    assert facelt("train", "--config", path, "--resume")[:2] == (0, f"finished: {finished_run}\n")
+
+
+def test_a_loss_that_is_not_finite_is_one_line(facelt, recipe_file):
+    code, out, error = facelt("train", "--config", recipe_file, "--set", "optim.lr=1e30")
+    assert (code, out) == (1, "")
+    assert "Traceback" not in error
+    assert "is not finite; no update was made, the last checkpoint is kept" in error.splitlines()[-1]
+
+
+def test_embed_refuses_to_overwrite_and_a_damaged_image(facelt, refused, finished_run, tmp_path):
+    from recordio_tools import RecordReader
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    with RecordReader(json.loads((finished_run / "plain/card.json").read_text())["config"]["data"]["train"]) as record:
+        for key in (1, 2, 3):
+            (folder / f"{key}.png").write_bytes(bytes(record.read(key).payload))
+    (folder / "4.png").write_bytes(b"nothing")
+    embed = ("embed", "--checkpoint", finished_run, "--images", folder, "--out", tmp_path / "store", "--workers", 0)
+    assert "1 images cannot be used, --max-bad-images allows 0: 4.png: " in refused(*embed)
+    shutil.rmtree(tmp_path / "store.partial")
+    code, out, error = facelt(*embed, "--max-bad-images", 1)
+    assert code == 0
+    assert "left out 4.png: " in error
+    assert "3 images embedded" in out
+    assert EmbeddingStore.open(tmp_path / "store").keys == ["1.png", "2.png", "3.png"]
+    assert "already exists" in refused(*embed)
+
+
+def test_embed_of_nothing_that_is_there(refused, finished_run, tmp_path):
+    embed = ("embed", "--checkpoint", finished_run, "--out", tmp_path / "store")
+    assert "absent.rec" in refused(*embed, "--images", tmp_path / "absent.rec")
+    assert "a list needs --root" in refused(*embed, "--images", tmp_path / "absent.txt")
+    (tmp_path / "empty").mkdir()
+    assert "holds no image" in refused(*embed, "--images", tmp_path / "empty")
+    assert "neither a run nor a stage's folder" in refused(
+        *embed[:1], "--checkpoint", tmp_path, *embed[3:], "--images", "x"
+    )
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_device_that_is_unknown_or_absent(refused, finished_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    words = ("evaluate", "--checkpoint", finished_run, "--device")
+    assert "no GPU is available" in refused(*words, "cuda")
+    assert "cpu" in refused(*words, "gpu")
+
+
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(finished_run):
+    without = "import sys; sys.modules['torch'] = None; from facelt.cli import main; main()"
+    done = python("-c", without, "evaluate", "--checkpoint", finished_run)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: this command needs the package torch: pip install 'facelt[train]'\n"

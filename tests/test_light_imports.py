@@ -1,0 +1,87 @@
+"""What asks for help, or only imports, loads nothing heavy."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from facelt.cli import app
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAVY = ("torch", "torchvision", "faiss", "matplotlib", "sklearn", "scipy", "safetensors", "tensorboard", "pandas")
+PROMISED = {"train", "embed", "evaluate", "megaface", "audit", "export", "demo"}
+
+REPORT = """
+import sys
+heavy = [name for name in {heavy!r} if name in sys.modules]
+print("heavy:", *heavy)
+"""
+HELP = """
+import contextlib, io, sys
+from {module} import {main} as main
+for words in {commands!r}:
+    sys.argv = ["program", *words, "--help"]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        try:
+            main()
+        except SystemExit as end:
+            assert not end.code, (words, end.code)
+    assert "--help" in out.getvalue() or "usage" in out.getvalue().lower(), words
+"""
+
+
+def commands() -> list[str]:
+    """The names under which the commands of `facelt` are registered."""
+    return [command.name or command.callback.__name__ for command in app.registered_commands]
+
+
+def loaded_by(program: str) -> str:
+    """The last line a program says when it has run in a fresh interpreter and then reports what is loaded."""
+    program += REPORT.format(heavy=HEAVY)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1].strip()
+
+
+def test_importing_the_packages_loads_nothing_heavy():
+    assert loaded_by("import facelt, recordio_tools, eval_megaface, facelt.cli, facelt.config") == "heavy:"
+
+
+def test_the_report_would_show_a_heavy_package():
+    assert loaded_by("import scipy") == "heavy: scipy"
+
+
+def test_every_help_of_facelt_loads_nothing_heavy():
+    words = [[], *([name] for name in commands())]
+    assert loaded_by(HELP.format(module="facelt.cli", main="main", commands=words)) == "heavy:"
+
+
+def test_every_help_of_the_record_tools_loads_nothing_heavy():
+    words = [[], *([name] for name in ("info", "verify", "sample", "pack", "unpack"))]
+    assert loaded_by(HELP.format(module="recordio_tools.__main__", main="main", commands=words)) == "heavy:"
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [*(f"-m facelt.{name}" for name in ("cli", "train", "embed", "evaluate", "demo")), "eval_megaface/run.py"],
+)
+def test_an_entry_answers_help_under_its_own_name(entry):
+    command = [sys.executable, "-X", "importtime", *entry.split(), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0
+    assert "--help" in done.stdout
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "typer" in imported
+    assert not imported & set(HEAVY)
+
+
+def test_facelt_lists_exactly_the_commands_that_exist():
+    done = subprocess.run([sys.executable, "-m", "facelt.cli", "--help"], capture_output=True, text=True, cwd=ROOT)
+    # A name stands at the beginning of its row; the rows that go on with a description are indented further.
+    listed = set(re.findall(r"^[^\w\n]{1,3}(\w+)  ", done.stdout.split("Commands")[1], re.MULTILINE))
+    entries = {path.stem for path in (ROOT / "facelt").glob("*.py") if "\n    single_command(" in path.read_text()}
+    assert listed == set(commands()) == entries | {"megaface"}
+    assert listed <= PROMISED

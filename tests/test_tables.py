@@ -1,0 +1,99 @@
+"""Every table of names agrees with what the configuration allows."""
+
+import typing
+
+import pytest
+from pydantic import BaseModel
+
+from eval_megaface.config import Kind
+from facelt.config import (
+    ClassifyConfig,
+    DataConfig,
+    DynamicMetaConfig,
+    ListData,
+    MethodConfig,
+    ModelConfig,
+    RecordData,
+    StageConfig,
+)
+from facelt.config.training import Part, Shares
+from facelt.data import DATASETS
+from facelt.data.samplers import SAMPLERS
+from facelt.embed import embed
+from facelt.evaluate import evaluate
+from facelt.heads import CONVENTIONS, HEADS
+from facelt.memory.identity_memory import UpdateRule
+from facelt.methods import METHODS
+from facelt.methods.dynamic_meta import _CONVENTIONS
+from facelt.metrics.accuracy import SHOT_CONVENTIONS
+from facelt.models import BACKBONES
+from facelt.models.embedding import EMBEDDINGS
+from facelt.models.initialise import PARTS
+from facelt.models.network import build_network
+from facelt.store.layout import DTYPES, KINDS
+
+
+def allowed(model: type[BaseModel], key: str) -> set[str]:
+    """The words a configuration key takes."""
+    return set(typing.get_args(model.model_fields[key].annotation))
+
+
+def tags(union: object, key: str) -> set[str]:
+    """The words that choose a member of a union."""
+    members = typing.get_args(typing.get_args(union)[0])
+    return {word for member in members for word in allowed(member, key)}
+
+
+def option(command, name: str) -> set[str]:
+    """The words a command's option takes."""
+    hint = typing.get_type_hints(command)[name]
+    return set(typing.get_args(hint))
+
+
+def build(method: str):
+    network = build_network("resnet10", image_size=(32, 32), attention=True, embedding="linear_bn", dim=4)
+    (config,) = (m for m in typing.get_args(typing.get_args(MethodConfig)[0]) if allowed(m, "name") == {method})
+    return METHODS[method](config(name=method), network, 3)
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (METHODS, tags(MethodConfig, "name")),
+        (HEADS, allowed(ClassifyConfig, "head")),
+        (SAMPLERS, allowed(ClassifyConfig, "sampler")),
+        (SAMPLERS, allowed(DynamicMetaConfig, "sampler")),
+        (CONVENTIONS, allowed(DynamicMetaConfig, "convention")),
+        (_CONVENTIONS, allowed(DynamicMetaConfig, "convention")),
+        (typing.get_args(UpdateRule), allowed(DynamicMetaConfig, "centroid_update")),
+        (BACKBONES, allowed(ModelConfig, "backbone")),
+        (EMBEDDINGS, allowed(StageConfig, "embedding")),
+        (PARTS, set(typing.get_args(Part))),
+        (KINDS, set(typing.get_args(Kind))),
+        (DTYPES, option(embed, "dtype")),
+        (SHOT_CONVENTIONS, option(evaluate, "convention")),
+    ],
+    ids=lambda value: ",".join(sorted(value)) if isinstance(value, set) else "",
+)
+def test_a_table_and_the_configuration_name_the_same(table, words):
+    assert set(table) == words
+    assert len(words) > 1
+
+
+def test_the_data_sets_to_train_on_are_in_the_table():
+    assert tags(DataConfig, "kind") == allowed(RecordData, "kind") | allowed(ListData, "kind") == {"record", "list"}
+    assert {"record", "list"} <= set(DATASETS)
+    # The others have no labels to train on: `facelt embed` opens them.
+    assert set(DATASETS) - {"record", "list"} == {"paths", "folder"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_methods_parts_streams_and_kinds_have_names_that_others_know(name):
+    method = build(name)
+    assert set(method.parameter_groups()) <= set(Shares.model_fields)
+    assert {"network", "head"} <= set(method.parameter_groups())
+    assert {stream.sampler for stream in method.streams()} <= set(SAMPLERS)
+    assert set(method.kinds) <= set(KINDS)
+    assert {child for child, _ in method.network.named_children()} == set(PARTS)
+    grouped = [id(parameter) for group in method.parameter_groups().values() for parameter in group]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in method.parameters())
