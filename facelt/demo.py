@@ -1,6 +1,5 @@
 """`facelt demo`: the whole way, from record file to report, on faces that nobody has to download."""
 
-import os
 import shlex
 import shutil
 import subprocess
@@ -35,11 +34,9 @@ def demo(
         raise UserError(f"{CHECKOUT / 'configs' / 'demo.yaml'}: is absent; run the demo in a checkout of the project")
     _fresh(out)
     _make_faces(out, seed)
-    # Two threads that sleep between operators wake too slowly for operators this small.
-    environment = {"OMP_WAIT_POLICY": "active", **os.environ}
     for command in commands(out, seed):
         print(f"\n$ {shlex.join(command)}", flush=True)
-        done = subprocess.run([sys.executable, *command[1:]], env=environment, check=False)
+        done = subprocess.run([sys.executable, *command[1:]], check=False)
         if done.returncode:
             raise UserError(f"the command above failed with exit code {done.returncode}")
     print(f"\nAll faces here are synthetic drawings. {time.perf_counter() - started:.0f} s.")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from facelt.entry import single_command
+from facelt.entry import keep_threads_awake, single_command
 
 
 def embed(
@@ -21,6 +21,7 @@ def embed(
     max_bad_images: Annotated[int, typer.Option(min=0, help="Leave out up to this many unusable images.")] = 0,
 ) -> None:
     """Embed images: every kind the model makes, flip-averaged; an interrupted run goes on where it stopped."""
+    keep_threads_awake(device)
     from facelt.engine.device import resolve_device
     from facelt.engine.embedding import embed_images, sound_images
     from facelt.engine.handed_on import load_model

@@ -1,5 +1,6 @@
 """What every command shares: a user's mistake becomes one line on stderr and exit code 1."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -34,6 +35,16 @@ def single_command(command: Callable, argv: Sequence[str] | None = None) -> None
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     run_app(app, argv)
+
+
+def keep_threads_awake(device: str) -> None:
+    """On the CPU lets OpenMP's threads spin between operators; called before torch is loaded, which reads it once.
+
+    Put to sleep they wake so slowly on virtual machines that two threads were measured at a third of one thread's
+    speed. A policy that the user has set stays.
+    """
+    if device == "cpu":
+        os.environ.setdefault("OMP_WAIT_POLICY", "active")
 
 
 def _stop(message: str) -> None:

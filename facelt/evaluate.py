@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from facelt.entry import single_command
+from facelt.entry import keep_threads_awake, single_command
 
 
 def evaluate(
@@ -20,6 +20,7 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Accuracy on the identities of training: micro overall, mean of class accuracies for many, medium and few."""
+    keep_threads_awake(device)
     from facelt.engine.accuracy_table import accuracy_of, show
     from facelt.engine.device import resolve_device
     from facelt.engine.handed_on import load_model

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from facelt.entry import single_command
+from facelt.entry import keep_threads_awake, single_command
 
 
 def train(
@@ -17,6 +17,7 @@ def train(
     from facelt.config import TrainConfig, load_config
 
     recipe = load_config(config, TrainConfig, set_)
+    keep_threads_awake(recipe.device)
     from facelt.engine.run import run
 
     folder = run(recipe, resume)
