@@ -12,9 +12,7 @@ from facelt.entry import single_command
 def train(
     config: Annotated[Path, typer.Option(help="The recipe, a YAML file.")],
     set_: Annotated[list[str], typer.Option("--set", help="Override a key: optim.lr=0.05, out=runs/mine.")] = [],  # noqa: B006
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in its folder, if any.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in its folder, if any.")] = False,
     how: Annotated[Literal["auto"] | None, typer.Argument(hidden=True)] = None,  # of --resume auto
 ) -> None:
     """Train a recogniser: every stage of the recipe, checkpoints and logs in the run's folder."""

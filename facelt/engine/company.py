@@ -31,6 +31,14 @@ class Company:
         notes, rank, world = next(rendezvous("env://"))
         return cls(rank, world, notes)
 
+    def share(self, items: int, batch: int) -> range | None:
+        """This process's part of so many items, in whole batches; None when it is alone."""
+        if self.world == 1:
+            return None
+        steps = -(-items // batch)
+        first, last = (steps * place // self.world * batch for place in (self.rank, self.rank + 1))
+        return range(min(first, items), min(last, items))
+
     def wait_for_turn(self) -> None:
         """Everyone but the first waits until that one has begun."""
         if self.rank:
