@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from facelt.engine.files import sync, write_text
-from facelt.engine.ranks import gather_text, on_first_rank
+from facelt.engine.ranks import gather_text, is_lost, on_first_rank
 from facelt.errors import UserError
 from facelt.parallel import ClassRange, is_split, rank, world
 
@@ -60,7 +60,7 @@ class Checkpoints:
         temporary = self.folder / f".{path.name}.new"
         on_first_rank(lambda: self._begin(temporary))
         try:
-            with _refusals(path), _alone_without_a_word():
+            with _refusals(path, "cannot be saved"), _alone_without_a_word():
                 writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
                 packed = {name: value.contiguous() for name, value in tensors.items()}
                 dcp.save(_sharded(packed, split), storage_writer=writer, no_dist=not dist.is_initialized())
@@ -90,7 +90,7 @@ class Checkpoints:
                 damaged.append(path)
                 continue
             tensors = targets(facts)
-            with _refusals(path), _alone_without_a_word():
+            with _refusals(path, "does not belong to this run"), _alone_without_a_word():
                 reader = HuggingFaceStorageReader(str(path))
                 dcp.load(_sharded(tensors, split), storage_reader=reader, no_dist=not dist.is_initialized())
             on_first_rank(lambda: _remove(damaged))
@@ -190,18 +190,18 @@ def _sharded(tensors: Tensors, split: Mapping[str, ClassRange]) -> dict[str, tor
 
 
 @contextmanager
-def _refusals(path: Path) -> Iterator[None]:
-    """torch's errors as one line; a disk that refuses is told from tensors that do not fit."""
+def _refusals(path: Path, meaning: str) -> Iterator[None]:
+    """torch's errors as one line; a disk that refuses and a rank that is gone are told from tensors that do not fit."""
     try:
         yield
     except (CheckpointException, RuntimeError, ValueError, OSError, KeyError) as error:
         cause = next((one for one, _ in error.failures.values()), error) if hasattr(error, "failures") else error
-        if isinstance(cause, KeyboardInterrupt | SystemExit):
+        if is_lost(cause) or isinstance(cause, KeyboardInterrupt | SystemExit):
             raise cause from None
         reason = " ".join(str(cause).split())[:200] or type(cause).__name__
         if isinstance(cause, OSError):
             raise UserError(f"{path}: cannot be written or read ({cause.strerror or reason})") from None
-        raise UserError(f"{path}: does not belong to this run ({reason})") from None
+        raise UserError(f"{path}: {meaning} ({reason})") from None
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def process_group(device_name: str) -> Iterator[torch.device]:
         dist.init_process_group(backend, timeout=TIMEOUT)
         yield device
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+        if not is_lost(error):
             raise
         raise UserError(
             f"rank {os.environ['RANK']} stops because another process stopped or did not answer in time "
@@ -47,6 +47,11 @@ def process_group(device_name: str) -> Iterator[torch.device]:
         ) from None
     # After an error the others may be gone: the end of the process is the only goodbye that cannot hang.
     dist.destroy_process_group()
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error says that another rank went away or is silent; gloo's have no type of their own."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def on_first_rank(action: Callable[[], None]) -> None:

@@ -3,7 +3,7 @@
     frozen_train.py FOLDER SIGNAL STEP words of the command ...
 
 Each rank notes the images of its steps in FOLDER/seen.<rank>, a line [stage, epoch, step, indices]. The last rank sends
-itself SIGNAL after so many steps (0 for none).
+itself SIGNAL after so many steps (0 for none), unless torchrun has started it again.
 """
 
 import json
@@ -29,7 +29,8 @@ if __name__ == "__main__":
         with (Path(folder) / f"seen.{rank()}").open("a") as file:
             line = [self.stage.name, self.epoch, self.next_step, batches[0].index_B.tolist()]
             file.write(json.dumps(line) + "\n")
-        if next(taken) == int(last) and rank() == world() - 1:
+        again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        if next(taken) == int(last) and rank() == world() - 1 and not again:
             os.kill(os.getpid(), int(number))
 
     Trainer._step = noted

@@ -35,7 +35,8 @@ class Ranks:
         path.write_text(yaml.safe_dump(values))
         seen = self.folder / f"{name}.seen" / f"{world}"
         seen.mkdir(parents=True)
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"] if world > 1 else []
+        start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}", "--max-restarts=1"]
+        torchrun = start if world > 1 else []
         words = [seen, number, last, "--config", path, "--resume", "auto"]
         command = [sys.executable, *torchrun, DRIVER, *words]
         return subprocess.run(
@@ -116,6 +117,19 @@ def test_what_two_processes_saved_another_number_goes_on_with(ranks, world):
     assert {**before, **after} == ranks.seen("alone", 1)
     ranks.assert_ends_as(name, "alone")
     assert [line[:3] for line in losses(ranks.folder / name)] == [line[:3] for line in losses(ranks.folder / "alone")]
+
+
+def test_after_a_kill_torchrun_goes_on_from_the_last_checkpoint(ranks):
+    done = ranks.train("killed", 2, signal.SIGKILL, STOP)
+    assert done.returncode == 0, done.stderr
+    ranks.assert_ends_as("killed", "alone")
+    # The steps since the last checkpoint are taken again, and logged once.
+    found, expected = losses(ranks.folder / "killed"), losses(ranks.folder / "alone")
+    assert [line[:3] for line in found] == [line[:3] for line in expected]
+    assert [line[3] for line in found] == pytest.approx([line[3] for line in expected], abs=1e-5)
+    places = [json.loads(line)[:3] for line in (ranks.folder / "killed.seen/2/seen.0").read_text().splitlines()]
+    assert places.count(["plain", 0, 0]) == 1
+    assert 16 <= len(places) <= 18
 
 
 def test_a_mistake_on_two_processes_is_a_line_and_no_hang(ranks):
