@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
-from facelt.engine.ranks import TIMEOUT
+from facelt.engine.ranks import TIMEOUT, meeting_place
 from facelt.errors import UserError
 
 # Shares are of one length, but machines are not equally fast.
@@ -28,7 +27,7 @@ class Company:
         """The processes torchrun started; alone without it."""
         if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
             return cls()
-        notes, rank, world = next(rendezvous("env://"))
+        notes, rank, world = meeting_place()
         return cls(rank, world, notes)
 
     def share(self, items: int, batch: int) -> range | None:
