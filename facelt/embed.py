@@ -1,5 +1,6 @@
 """`facelt embed`: images to an embedding store, with a trained model."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,7 +21,10 @@ def embed(
     dtype: Annotated[Literal["float16", "float32"], typer.Option(help="How embeddings are stored.")] = "float16",
     max_bad_images: Annotated[int, typer.Option(min=0, help="Leave out up to this many unusable images.")] = 0,
 ) -> None:
-    """Embed images: every kind the model makes, flip-averaged; an interrupted run goes on where it stopped."""
+    """Embed images: every kind the model makes, flip-averaged; an interrupted run goes on where it stopped.
+
+    Under torchrun every process takes a share of the images, all into one store.
+    """
     keep_threads_awake(device)
     from facelt.engine.device import resolve_device
     from facelt.engine.embedding import embed_images, sound_images
@@ -30,12 +34,14 @@ def embed(
     model = load_model(checkpoint, resolve_device(device))
     source = open_images(images, model.config, root=root, manifest=manifest)
     left_out: dict[str, str] = {}
+    first = os.environ.get("RANK", "0") == "0"
     if max_bad_images:
         source, left_out = sound_images(source, workers, max_bad_images)
-        for name, reason in left_out.items():
+        for name, reason in left_out.items() if first else ():
             typer.echo(f"left out {name}: {reason}", err=True)
     store = embed_images(model, source, out, batch=batch, workers=workers, dtype=dtype, left_out=left_out)
-    typer.echo(f"{len(source.keys)} images embedded ({', '.join(model.method.kinds)}): {store}")
+    if first:
+        typer.echo(f"{len(source.keys)} images embedded ({', '.join(model.method.kinds)}): {store}")
 
 
 if __name__ == "__main__":

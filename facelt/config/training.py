@@ -66,7 +66,11 @@ class StageConfig(Strict):
 
 
 class TrainConfig(Strict):
-    """What `facelt train` runs. `precision: bf16` is the network's alone; heads, memory and losses stay in float32."""
+    """What `facelt train` runs. `precision: bf16` is the network's alone; heads, memory and losses stay in float32.
+
+    `optim.batch` is the global batch, whatever the number of processes. A checkpoint is written every
+    `checkpoint_every` steps and at each epoch's end; the newest `keep_checkpoints` stay until the stage is finished.
+    """
 
     out: Path
     seed: int = Field(0, ge=0, lt=2**63)
@@ -78,6 +82,7 @@ class TrainConfig(Strict):
     stages: Annotated[tuple[StageConfig, ...], Field(min_length=1)]
     log_every: int = Field(20, ge=1)
     checkpoint_every: int = Field(1000, ge=1)
+    keep_checkpoints: int = Field(2, ge=2)
 
     @model_validator(mode="after")
     def _stages_follow_each_other(self) -> "TrainConfig":

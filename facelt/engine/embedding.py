@@ -12,6 +12,7 @@ from rich.progress import track
 
 from facelt.data.bad_images import BadImageCount
 from facelt.data.batch import Batch
+from facelt.engine.company import Company
 from facelt.engine.data import Preparation, Split
 from facelt.engine.evaluate import evaluation_batches
 from facelt.engine.handed_on import TrainedModel
@@ -49,6 +50,9 @@ def embed_images(
 ) -> Path:
     """Writes the store, going on with an unfinished one of the same images and model; returns its folder.
 
+    Under torchrun each process embeds a share of the images with a whole model of its own; the first one begins and
+    finishes the store. Shares are whole batches, so that the store is that of one process.
+
     Raises UserError: an image that cannot be used, a store that exists, a full disk.
     """
     method, device = model.method, next(model.method.parameters()).device
@@ -65,6 +69,8 @@ def embed_images(
         "preprocessing": {**model.card["preprocessing"], "flip_averaged": True},
         "left_out": left_out,
     }
+    company = Company.of_torchrun()
+    company.wait_for_turn()
     writer = StoreWriter(
         out,
         source.keys,
@@ -74,15 +80,18 @@ def embed_images(
         attributes=source.attributes,
         reachability=len(method.kinds) > 1,
         dtype=dtype,
+        share=company.share(len(source.keys), batch),
     )
-    remaining = Split(source.dataset, source.members[writer.rows_done :])
+    company.begin()
+    remaining = Split(source.dataset, source.members[writer.rows_done : writer.share.stop])
     batches = evaluation_batches(remaining, batch, workers, device, BadImageCount(0, SETTING))
     steps = -(-len(remaining.members) // batch)
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=company.rank > 0)
     shown = {"transient": True, "console": console, "disable": not console.is_terminal}
     for item in track(batches, "embedding", total=steps, **shown):
         _write(writer, method.embed(preparation.for_evaluation(item)), item)
-    return writer.finish()
+    company.finish(writer.finish)
+    return out
 
 
 def _write(writer: StoreWriter, embeddings, item: Batch) -> None:

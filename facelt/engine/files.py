@@ -8,14 +8,22 @@ from pathlib import Path
 from facelt.errors import UserError
 
 
+def sync(path: Path) -> None:
+    """What was written to a file, or which files a folder holds, is on disk after this."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary neighbour of `path` to write to; it takes the name once it is written and on disk."""
     temporary = path.with_name(f".{path.name}.new")
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(temporary)
         temporary.replace(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -5,17 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
 
 from facelt.config import StageConfig, TrainConfig
 from facelt.config.explain import explain
-from facelt.engine.files import write_text, write_with
+from facelt.engine.files import write_text
+from facelt.engine.weights import load_weights, refuse_other_shapes
 from facelt.errors import UserError
 from facelt.methods import METHODS, Method
-from facelt.models.initialise import difference
 from facelt.models.network import build_network
 
 SCHEMA = "facelt.model/1"
@@ -63,22 +61,8 @@ def make_card(config: TrainConfig, stage: StageConfig, method: Method, **facts: 
     }
 
 
-def save_weights(method: Method, path: Path) -> None:
-    """The method's tensors, whole or not at all."""
-    tensors = {name: value.contiguous() for name, value in method.state_dict().items()}
-    write_with(path, lambda temporary: save_file(tensors, temporary))
-
-
 def save_card(card: dict[str, Any], path: Path) -> None:
     write_text(path, json.dumps(card, indent=1, sort_keys=True) + "\n")
-
-
-def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Raises UserError on a missing or damaged file."""
-    try:
-        return load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path}: cannot read the weights ({error})") from None
 
 
 def find_model(path: Path) -> Path:
@@ -102,15 +86,13 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
     """The model in a stage's folder, or of the last finished stage of a run, in evaluation mode. Raises UserError."""
     folder = find_model(path)
     card, config, stage = _read_card(folder / CARD)
-    state = load_weights(folder / WEIGHTS)
     # Shapes first, without memory: a card may claim any number of identities.
     with torch.device("meta"):
-        wrong = difference(build_method(config, stage, card["num_classes"]).state_dict(), state)
-    if wrong:
-        raise UserError(f"{folder / WEIGHTS}: the weights do not belong to this model: {wrong}")
+        outline = build_method(config, stage, card["num_classes"])
+    refuse_other_shapes(folder / WEIGHTS, outline)
     with torch.random.fork_rng(devices=[]):
         method = build_method(config, stage, card["num_classes"])
-    method.load_state_dict(state)
+    load_weights(folder / WEIGHTS, method)
     return TrainedModel(method.to(device).eval(), config, card, folder / WEIGHTS)
 
 

@@ -8,7 +8,22 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 
-class RunLog:
+class SilentLog:
+    """The log of the ranks that write none."""
+
+    size = 0
+
+    def truncate(self, size: int) -> None:
+        pass
+
+    def write(self, stage: str, global_step: int, figures: Mapping[str, object]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class RunLog(SilentLog):
     """One JSON object a line, and the same numbers as TensorBoard scalars."""
 
     def __init__(self, metrics: Path, tensorboard: Path) -> None:

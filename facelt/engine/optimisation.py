@@ -1,6 +1,7 @@
 """Optimisers and their learning rates: one for network and head, one of its own for the memory."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -47,10 +48,13 @@ class Optimisers:
             if any(parts.values())
         ]
 
+    def groups(self) -> list[list[dict]]:
+        """The parameter groups of each optimiser."""
+        return [optimiser.param_groups for optimiser in self._optimisers]
+
     def parameters(self) -> list[nn.Parameter]:
         """Every parameter that is optimised."""
-        groups = (group for optimiser in self._optimisers for group in optimiser.param_groups)
-        return [parameter for group in groups for parameter in group["params"]]
+        return [parameter for groups in self.groups() for group in groups for parameter in group["params"]]
 
     def zero_grad(self) -> None:
         for optimiser in self._optimisers:
@@ -68,13 +72,23 @@ class Optimisers:
         return shown
 
     def gradient_norm(self) -> torch.Tensor:
-        """The length of all gradients together, a scalar: not finite when any of them is not."""
+        """The length of all this rank's gradients together, a scalar: not finite when any of them is not."""
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         return torch.nn.utils.get_total_norm(gradients)
 
-    def state_dict(self) -> list[dict]:
-        return [optimiser.state_dict() for optimiser in self._optimisers]
+    def momentum(self) -> dict[nn.Parameter, torch.Tensor]:
+        """The running direction of every parameter that has one yet."""
+        return {
+            parameter: state["momentum_buffer"]
+            for optimiser in self._optimisers
+            for parameter, state in optimiser.state.items()
+            if state.get("momentum_buffer") is not None
+        }
 
-    def load_state_dict(self, states: list[dict]) -> None:
-        for optimiser, state in zip(self._optimisers, states, strict=True):
-            optimiser.load_state_dict(state)
+    def begin_momentum(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Makes room for what `momentum` returned, to be filled."""
+        wanted = set(parameters)
+        for optimiser in self._optimisers:
+            for group in optimiser.param_groups:
+                for parameter in wanted.intersection(group["params"]):
+                    optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

@@ -5,12 +5,14 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from facelt.parallel import rank
+
 
 class StageDisplay:
     """Shows steps, samples/s, loss and learning rate; a context manager."""
 
     def __init__(self, stage: str, steps: int, done: int, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or Console(stderr=True, quiet=rank() != 0)
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
@@ -19,7 +21,7 @@ class StageDisplay:
             TextColumn("ETA"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=self.console.quiet or not self.console.is_terminal,
         )
         self._task = self._bar.add_task(stage, total=steps, completed=done, figures="")
         self._samples = 0

@@ -6,33 +6,40 @@ import torch
 
 from facelt.config import StageConfig, TrainConfig
 from facelt.engine.data import TrainingData, open_data
-from facelt.engine.device import resolve_device
-from facelt.engine.handed_on import WEIGHTS, build_method, find_model, load_weights
-from facelt.engine.log import RunLog
+from facelt.engine.handed_on import WEIGHTS, build_method, find_model
+from facelt.engine.log import RunLog, SilentLog
+from facelt.engine.ranks import on_first_rank, process_group
 from facelt.engine.run_folder import RunFolder
+from facelt.engine.stopping import stoppable
 from facelt.engine.trainer import Trainer
+from facelt.engine.weights import network_state, open_weights
 from facelt.errors import UserError
 from facelt.methods import Method
 from facelt.models.initialise import load_stage
 from facelt.models.pretrained import load_pretrained
+from facelt.parallel import rank
 
 
 def run(config: TrainConfig, resume: bool = False) -> Path:
-    """Trains every stage that is not finished; returns the run's folder. Raises UserError."""
-    device = resolve_device(config.device)
-    data = open_data(config.data, config.seed)
-    _refuse_missing_starts(config)
-    folder = RunFolder.create(config, resume)
-    log = RunLog(folder.metrics, folder.tensorboard)
-    try:
-        for position, stage in enumerate(config.stages):
-            if not folder.is_finished(stage.name):
-                torch.manual_seed(config.seed + position)
-                method = start_method(config, stage, data, folder)
-                Trainer(config, stage, method, data, folder, log, device).fit()
-    finally:
-        log.close()
-    return folder.path
+    """Trains every stage that is not finished, with the other processes of torchrun; returns the run's folder.
+
+    Raises UserError, and Stopped, with the state saved, once a signal asks for it.
+    """
+    with process_group(config.device) as device, stoppable():
+        data = open_data(config.data, config.seed)
+        _refuse_missing_starts(config)
+        on_first_rank(lambda: RunFolder.create(config, resume))
+        folder = RunFolder(config.out)
+        log = SilentLog() if rank() else RunLog(folder.metrics, folder.tensorboard)
+        try:
+            for position, stage in enumerate(config.stages):
+                if not folder.is_finished(stage.name):
+                    torch.manual_seed(config.seed + position)
+                    method = start_method(config, stage, data, folder)
+                    Trainer(config, stage, method, data, folder, log, device).fit()
+        finally:
+            log.close()
+        return folder.path
 
 
 def _refuse_missing_starts(config: TrainConfig) -> None:
@@ -52,10 +59,10 @@ def start_method(config: TrainConfig, stage: StageConfig, data: TrainingData, fo
     method = build_method(config, stage, data.num_classes)
     if stage.start is not None:
         elsewhere = "/" in stage.start
-        state = load_weights(find_model(Path(stage.start)) / WEIGHTS if elsewhere else folder.weights(stage.start))
-        prefix = "network."
-        load_stage(method.network, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-        method.start_from(state)
+        weights = find_model(Path(stage.start)) / WEIGHTS if elsewhere else folder.weights(stage.start)
+        with open_weights(weights) as entries:
+            load_stage(method.network, network_state(entries))
+            method.start_from(entries)
     elif config.model.pretrained is not None:
         load_pretrained(method.network, config.model.pretrained)
     return method

@@ -1,6 +1,6 @@
 """A run's folder: the resolved configuration, the log, and a folder for each stage.
 
-config.yaml  stages.json  metrics.jsonl  tensorboard/  <stage>/{checkpoint.pt, best.safetensors}
+config.yaml  stages.json  metrics.jsonl  tensorboard/  <stage>/{checkpoints/, best.safetensors}
 <stage>/{model.safetensors, card.json}   once the stage is finished
 """
 
@@ -51,8 +51,8 @@ class RunFolder:
     def stage(self, name: str) -> Path:
         return self.path / name
 
-    def checkpoint(self, stage: str) -> Path:
-        return self.stage(stage) / "checkpoint.pt"
+    def checkpoints(self, stage: str) -> Path:
+        return self.stage(stage) / "checkpoints"
 
     def best(self, stage: str) -> Path:
         return self.stage(stage) / "best.safetensors"

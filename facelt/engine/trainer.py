@@ -5,30 +5,34 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 import torch
+import torch.distributed as dist
 
 from facelt.config import StageConfig, TrainConfig
 from facelt.data.bad_images import BadImageCount
 from facelt.data.batch import Batch
 from facelt.data.loader import Loader
 from facelt.data.samplers import SAMPLERS
-from facelt.engine.checkpoint import Checkpoint
+from facelt.engine.checkpoint import Checkpoints
 from facelt.engine.data import TrainingData
 from facelt.engine.evaluate import evaluation_batches, predict
-from facelt.engine.handed_on import make_card, save_card, save_weights
+from facelt.engine.handed_on import make_card, save_card
 from facelt.engine.log import RunLog
 from facelt.engine.optimisation import Optimisers
 from facelt.engine.progress import StageDisplay
+from facelt.engine.ranks import agree, on_first_rank
+from facelt.engine.replicas import average_statistics, enough_images, replicate
 from facelt.engine.run_folder import RunFolder
+from facelt.engine.stage_state import StageState
+from facelt.engine.stopping import Stopped
+from facelt.engine.weights import save_weights
 from facelt.errors import UserError
 from facelt.methods import Inputs, Method, Progress
 from facelt.metrics.accuracy import shot_accuracy
-
-# Batch norm needs two images to have a variance.
-MIN_BATCH = 2
+from facelt.parallel import all_reduce, rank, world
 
 
 class Trainer:
-    """Trains one stage in a run's folder, from its beginning or from its checkpoint."""
+    """Trains one stage in a run's folder, from its beginning or from its checkpoint, on this rank's share."""
 
     def __init__(
         self,
@@ -47,7 +51,10 @@ class Trainer:
         self.method.bf16 = config.precision == "bf16"
         for part in stage.freeze:
             getattr(method.network, part).requires_grad_(False)
+        self.method.replicas = replicate(self.method.network, device)
         self.optimisers = Optimisers(method, config.optim, stage)
+        self.state = StageState(method, self.optimisers, device)
+        self.checkpoints = Checkpoints(folder.checkpoints(stage.name), config.keep_checkpoints)
         self.bad = BadImageCount(config.data.max_bad_images)
         self.loaders = [
             Loader(
@@ -57,6 +64,8 @@ class Trainer:
                 ),
                 workers=config.data.workers,
                 pin=device.type == "cuda",
+                rank=rank(),
+                world=world(),
             )
             for stream in method.streams()
         ]
@@ -65,24 +74,34 @@ class Trainer:
             raise UserError(
                 f"optim.batch: {config.optim.batch} is more than the {len(data.train.members)} training images"
             )
+        if not enough_images([[config.optim.batch // world()]] * world(), device):
+            raise UserError(
+                f"optim.batch: {config.optim.batch} is too few for {world()} processes, two images for each"
+            )
         self.epoch = self.next_step = 0
         self.best: dict[str, float] = {}
 
     def fit(self) -> None:
-        """Trains to the end of the stage and hands on its model."""
-        if self.folder.checkpoint(self.stage.name).exists():
-            self._restore()
-        else:
+        """Trains to the end of the stage and hands on its model.
+
+        Raises Stopped, with the state saved, when a rank was asked to stop.
+        """
+        if not self._restore():
             if self.method.wants_pass:
                 self._pass_over_training_set()
             # From here on an interrupted stage knows which lines of the log are its own.
             self._save()
         done = self.epoch * self.steps + self.next_step
-        with StageDisplay(self.stage.name, self.stage.epochs * self.steps, done) as display:
-            while self.epoch < self.stage.epochs:
-                self._train_epoch(display)
-        for loader in self.loaders:
-            loader.close()
+        try:
+            with StageDisplay(self.stage.name, self.stage.epochs * self.steps, done) as display:
+                while self.epoch < self.stage.epochs:
+                    self._train_epoch(display)
+        except Stopped:
+            self._save()
+            raise
+        finally:
+            for loader in self.loaders:
+                loader.close()
         self._hand_on()
 
     def _train_epoch(self, display: StageDisplay) -> None:
@@ -94,16 +113,17 @@ class Trainer:
             self.next_step += 1
             if self.next_step % self.config.checkpoint_every == 0 and self.next_step < self.steps:
                 self._save()
-        self.epoch, self.next_step = self.epoch + 1, 0
+        # Until validation is over the epoch is not: who is stopped in it begins it again.
         self._end_epoch(display)
+        self.epoch, self.next_step = self.epoch + 1, 0
         self._save()
 
     def _step(self, batches: tuple[Batch, ...], display: StageDisplay) -> None:
         progress = self._progress()
-        for batch in batches:
-            for item in self.bad.add(batch.bad):
-                display.line(f"left out {item.name}: {item.reason}")
-        if min(len(batch) for batch in batches) < MIN_BATCH:
+        sizes, unusable = agree(batches)
+        for item in self.bad.add(unusable):
+            display.line(f"left out {item.name}: {item.reason}")
+        if not enough_images(sizes, self.device):
             return
         batches = tuple(batch.to(self.device) for batch in batches)
         inputs = [Inputs(self.data.preparation.for_training(batch), batch.label_B) for batch in batches]
@@ -111,25 +131,32 @@ class Trainer:
         output = self.method.step(inputs, progress)
         output.loss.backward()
         loss = output.loss.item()
-        if not (math.isfinite(loss) and math.isfinite(self.optimisers.gradient_norm().item())):
+        if not self._is_finite(loss):
             self._stop_not_finite(loss, batches[0])
         rate = self.optimisers.step(progress)
         output.after()
-        display.step(len(batches[0]))
+        display.step(sum(size for size, *_ in sizes))
         if progress.step % self.config.log_every == 0:
             speed = display.samples_per_second()
             display.figures(loss, rate, speed)
             self._write(loss=loss, lr=rate, samples_per_s=speed, **{k: v.item() for k, v in output.parts.items()})
 
+    def _is_finite(self, loss: float) -> bool:
+        """Whether the loss and the gradients of all ranks are."""
+        own = torch.tensor(math.isfinite(loss) and math.isfinite(self.optimisers.gradient_norm().item()))
+        return bool(all_reduce(own.to(torch.uint8), dist.ReduceOp.MIN))
+
     def _end_epoch(self, display: StageDisplay) -> None:
+        average_statistics(self.method.network, self.device)
         figures = {**self.method.diagnostics(), **self.validate()}
+        epoch = self.epoch + 1
         if figures:
-            self._write(**figures)
+            self.log.write(self.stage.name, epoch * self.steps, {"epoch": epoch, "step": 0, **figures})
         shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        display.line(f"{self.stage.name}: epoch {self.epoch}/{self.stage.epochs}  {shown}".rstrip())
+        display.line(f"{self.stage.name}: epoch {epoch}/{self.stage.epochs}  {shown}".rstrip())
         accuracy = figures.get("validation_accuracy")
         if accuracy is not None and accuracy > self.best.get("validation_accuracy", -1.0):
-            self.best = {"validation_accuracy": accuracy, "epoch": float(self.epoch)}
+            self.best = {"validation_accuracy": accuracy, "epoch": float(epoch)}
             save_weights(self.method, self.folder.best(self.stage.name))
 
     def validate(self) -> Mapping[str, float]:
@@ -171,44 +198,48 @@ class Trainer:
         names = ", ".join(self.data.train.dataset.names(index) for index in batch.index_B[:4].tolist())
         raise UserError(
             f"stage {self.stage.name}, epoch {self.epoch}, step {self.next_step}: the loss ({loss}) or its gradient is "
-            f"not finite; no update was made, the last checkpoint is kept: {self.folder.checkpoint(self.stage.name)}; "
+            f"not finite; no update was made, the last checkpoint is kept: {self.checkpoints.found()[0]}; "
             f"lower optim.lr or look at the batch, which begins with {names}"
         )
 
     def _save(self) -> None:
-        Checkpoint(
-            epoch=self.epoch,
-            step=self.next_step,
-            method=self.method.state_dict(),
-            optimisers=self.optimisers.state_dict(),
-            random_state=torch.get_rng_state(),
-            log_bytes=self.log.size,
-            best=self.best,
-            bad_images=self.bad.reasons,
-        ).save(self.folder.checkpoint(self.stage.name))
+        average_statistics(self.method.network, self.device)
+        facts = {
+            "epoch": self.epoch,
+            "step": self.next_step,
+            "log_bytes": self.log.size,
+            "best": self.best,
+            "bad_images": self.bad.reasons,
+        }
+        step = self.epoch * self.steps + self.next_step
+        self.checkpoints.save(step, self.state.tensors(), self.state.split(), {**facts, **self.state.facts()})
 
-    def _restore(self) -> None:
-        path = self.folder.checkpoint(self.stage.name)
-        saved = Checkpoint.load(path)
-        try:
-            self.method.load_state_dict(saved.method)
-            self.optimisers.load_state_dict(saved.optimisers)
-        except (RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[-1].strip()
-            raise UserError(f"{path}: does not belong to this run ({reason})") from None
-        torch.set_rng_state(saved.random_state)
-        self.log.truncate(saved.log_bytes)
-        self.bad.reasons.update(saved.bad_images)
-        self.epoch, self.next_step, self.best = saved.epoch, saved.step, saved.best
+    def _restore(self) -> bool:
+        """Goes on from the newest usable checkpoint; False where there is none."""
+        tell = StageDisplay(self.stage.name, 0, 0).line
+        found = self.checkpoints.restore(self.state.targets, self.state.split(), tell)
+        if found is None:
+            return False
+        saved, tensors = found
+        self.state.take_random(tensors)
+        self.log.truncate(saved["log_bytes"])
+        self.bad.reasons.update(saved["bad_images"])
+        self.epoch, self.next_step, self.best = saved["epoch"], saved["step"], saved["best"]
+        return True
 
     def _hand_on(self) -> None:
+        if not (self.stage.keep == "best" and self.best):
+            save_weights(self.method, self.folder.weights(self.stage.name))
+        on_first_rank(self._finish)
+
+    def _finish(self) -> None:
+        """Puts the weights in their place, then the card, which says that the stage is finished."""
         name = self.stage.name
         best = self.folder.best(name)
         if self.stage.keep == "best" and self.best:
             if best.exists():  # otherwise it was handed on already, just before an interruption
                 best.replace(self.folder.weights(name))
         else:
-            save_weights(self.method, self.folder.weights(name))
             best.unlink(missing_ok=True)
         card = make_card(
             self.config,
@@ -221,4 +252,4 @@ class Trainer:
             bad_images=self.bad.reasons,
         )
         save_card(card, self.folder.card(name))
-        self.folder.checkpoint(name).unlink(missing_ok=True)
+        self.checkpoints.remove()

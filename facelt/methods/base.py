@@ -61,7 +61,8 @@ class Method(nn.Module, ABC):
     """A network and what is trained on it.
 
     `kinds` names the embeddings `embed` returns. With `bf16` the network runs in bfloat16 where that is safe; what
-    follows it always runs in float32.
+    follows it always runs in float32. `replicas` runs the network in training where several ranks train it together;
+    it is no part of the state.
     """
 
     kinds: tuple[str, ...] = ("direct",)
@@ -70,6 +71,7 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.network = network
         self.bf16 = False
+        self.replicas: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     @abstractmethod
     def streams(self) -> Sequence[Stream]:
@@ -121,6 +123,7 @@ class Method(nn.Module, ABC):
 
     def features(self, image_B3HW: torch.Tensor) -> torch.Tensor:
         """Direct features [B, D], never in half precision."""
+        run = self.replicas if self.training and self.replicas is not None else self.network
         with torch.autocast(image_B3HW.device.type, torch.bfloat16, enabled=self.bf16):
-            feature_BD = self.network(image_B3HW)
+            feature_BD = run(image_B3HW)
         return feature_BD.float() if feature_BD.dtype == torch.bfloat16 else feature_BD

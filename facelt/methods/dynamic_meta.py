@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -13,7 +14,7 @@ from facelt.losses import discriminative_centroids
 from facelt.memory import IdentityMemory
 from facelt.methods.base import Embeddings, Inputs, Method, Progress, StepOutput, Stream
 from facelt.models.network import Network
-from facelt.parallel import ShardedLogits, SharedFeature
+from facelt.parallel import ShardedLogits, SharedFeature, all_reduce
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,11 @@ class DynamicMeta(Method):
         if self.head.hallucinator is None or "head.weight" not in state or "head.bias" not in state:
             return
         weight, bias = self.head.hallucinator.weight, self.head.hallucinator.bias
-        if state["head.weight"].shape == weight.shape:
+        classes = self.memory.classes
+        if tuple(state["head.weight"].shape) == (classes.total, weight.shape[1]):
             with torch.no_grad():
-                weight.copy_(state["head.weight"])
-                bias.copy_(state["head.bias"])
+                weight.copy_(state["head.weight"][classes.first : classes.stop])
+                bias.copy_(state["head.bias"][classes.first : classes.stop])
 
     @property
     def wants_pass(self) -> bool:
@@ -106,13 +108,16 @@ class DynamicMeta(Method):
             margin_form=self.config.margin_form,
             weigh_centroids=self.convention.weigh_centroids,
         )
+        norm_b = torch.linalg.vector_norm(feature.own_bD.detach(), dim=1)
+        sums = torch.stack([embedding.reachability_b.detach().sum(), norm_b.sum()])
+        reachability, feature_norm = all_reduce(sums, dist.ReduceOp.SUM) / feature.shares.total
         return StepOutput(
             cross_entropy + self.convention.weight * centroids,
             {
                 "cross_entropy": cross_entropy.detach(),
                 "centroids_loss": centroids.detach(),
-                "reachability": embedding.reachability_b.detach().mean(),
-                "feature_norm": torch.linalg.vector_norm(feature.own_bD.detach(), dim=1).mean(),
+                "reachability": reachability,
+                "feature_norm": feature_norm,
                 "own_distance": self.memory.own_distance(feature, batch.label_B),
             },
             after=lambda: self.memory.update(feature, batch.label_B),
@@ -136,4 +141,7 @@ class DynamicMeta(Method):
     def diagnostics(self) -> Mapping[str, float]:
         """The mean length of the centroids: beside the features' it shows a memory that shrinks or lags."""
         length_C = torch.linalg.vector_norm(self.memory.centroid_CD.detach(), dim=1)
-        return {"centroid_norm": length_C[self.memory.filled_C].mean().item()}
+        filled_C = self.memory.filled_C
+        sums = torch.stack([length_C[filled_C].sum(), filled_C.sum().to(length_C.dtype)])
+        total, count = all_reduce(sums, dist.ReduceOp.SUM).tolist()
+        return {"centroid_norm": total / count}

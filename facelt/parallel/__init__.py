@@ -5,6 +5,7 @@ from facelt.parallel.collectives import Shares, all_reduce, gather_batch, gather
 from facelt.parallel.ranks import is_split, rank, world
 from facelt.parallel.sharded_logits import ShardedLogits
 from facelt.parallel.shared_feature import SharedFeature
+from facelt.parallel.split_state import split_entries
 
 __all__ = [
     "ClassRange",
@@ -18,5 +19,6 @@ __all__ = [
     "rank",
     "replicated",
     "scatter_sum",
+    "split_entries",
     "world",
 ]

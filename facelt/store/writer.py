@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from facelt.errors import UserError
 from facelt.store.layout import ITEMS, META, REACHABILITY, UNIT_KINDS, UNIT_TOLERANCE, items_text, meta_text
 
-PROGRESS = "progress.json"
+_PROGRESS = re.compile(r"progress(?:-(\d+)-(\d+))?\.json")
 
 
 class StoreWriter:
@@ -25,6 +26,9 @@ class StoreWriter:
 
     `kinds` maps each kind to its dimension; `meta` is whatever describes the model and its preprocessing (JSON).
     An unfinished store of the same items, kinds and meta is continued at `rows_done`.
+
+    Several processes write one store, each its own `share` of the rows. One begins it before the others join, and
+    finishes it when all are done.
 
     Raises UserError where `path` exists, where `<path>.partial` belongs to other items or another model, on repeated
     keys and where the disk refuses; ValueError on a caller's mistake (unknown kind, reserved name, unequal lengths).
@@ -41,11 +45,14 @@ class StoreWriter:
         attributes: Mapping[str, Sequence[str]] | None = None,
         reachability: bool = False,
         dtype: str = "float16",
+        share: range | None = None,
     ) -> None:
         self.path = Path(path)
         self.keys = list(keys)
         self.partial = self.path.with_name(self.path.name + ".partial")
-        self.rows_done = 0
+        self._is_whole = share is None
+        self.share = range(len(self.keys)) if share is None else share
+        self.rows_done = self.share.start
         self._arrays = {kind: (np.dtype(dtype), (dimension,)) for kind, dimension in kinds.items()}
         if reachability:
             self._arrays["reachability"] = (np.dtype("float32"), ())
@@ -74,8 +81,10 @@ class StoreWriter:
         if set(given) != set(self._arrays):
             raise ValueError(f"this store takes {sorted(self._arrays)}, not {sorted(given)}")
         rows = len(next(iter(given.values())))
-        if start + rows > len(self.keys):
-            raise ValueError(f"{rows} rows from {start} are more than the store's {len(self.keys)}")
+        if start + rows > self.share.stop:
+            raise ValueError(
+                f"{rows} rows from {start} are more than the store's share, which ends at {self.share.stop}"
+            )
         pieces = {name: self._checked(name, np.asarray(values), start, rows) for name, values in given.items()}
         try:
             for name, values in pieces.items():
@@ -89,10 +98,13 @@ class StoreWriter:
 
     def finish(self) -> Path:
         """Make the store visible under its name. Raises ValueError while rows are missing, UserError if it cannot."""
-        if self.rows_done != len(self.keys):
-            raise ValueError(f"{self.path}: {self.rows_done} of {len(self.keys)} rows are written")
+        if self.rows_done != self.share.stop:
+            raise ValueError(f"{self.path}: {self.rows_done} of {self.share.stop} rows are written")
         try:
-            (self.partial / PROGRESS).unlink(missing_ok=True)
+            if any(self._file(name).stat().st_size != self._offset(name, len(self.keys)) for name in self._arrays):
+                raise ValueError(f"{self.path}: rows of another share are missing")
+            for path in self._shares():
+                path.unlink()
             _sync_folder(self.partial)
             self.partial.rename(self.path)
             _sync_folder(self.path.parent)
@@ -106,7 +118,7 @@ class StoreWriter:
         if fresh.exists():
             shutil.rmtree(fresh)
         fresh.mkdir(parents=True)
-        texts = {META: meta_json, ITEMS: items_csv, PROGRESS: self._progress_text(0)}
+        texts = {META: meta_json, ITEMS: items_csv, self._progress.name: self._progress_text(self.rows_done)}
         for name, text in texts.items():
             with (fresh / name).open("w", encoding="utf-8", newline="") as file:
                 file.write(text)
@@ -118,23 +130,44 @@ class StoreWriter:
         fresh.rename(self.partial)
 
     def _resume(self) -> None:
+        for path, rows in self._shares().items():
+            if path != self._progress and max(rows.start, self.share.start) < min(rows.stop, self.share.stop):
+                raise UserError(
+                    f"{self.partial}: was begun by another number of processes or with other batches; "
+                    "go on with the same ones or remove it to start again"
+                )
         try:
-            progress = json.loads((self.partial / PROGRESS).read_text(encoding="utf-8"))
+            progress = json.loads(self._progress.read_text(encoding="utf-8"))
             plan, rows_done = progress["plan"], int(progress["rows_done"])
         except FileNotFoundError:
-            # Only `finish` removes the file, and only when every row is there.
-            plan, rows_done = self._plan_on_disk(), len(self.keys)
+            # Of a whole store only `finish` removes the file, when every row is there; a share may be yet to begin.
+            plan, rows_done = self._plan_on_disk(), len(self.keys) if self._is_whole else self.share.start
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.partial / PROGRESS}: is damaged; remove {self.partial} to start again") from error
+            raise UserError(f"{self._progress}: is damaged; remove {self.partial} to start again") from error
         if plan != self._plan:
             raise UserError(
                 f"{self.partial}: is an unfinished store of other images, another model or other settings; "
                 "remove it to start again or write the store elsewhere"
             )
         for name in self._arrays:
-            if self._file(name).stat().st_size < self._offset(name, rows_done):
+            if rows_done > self.share.start and self._file(name).stat().st_size < self._offset(name, rows_done):
                 raise UserError(f"{self._file(name)}: is shorter than recorded; remove {self.partial} to start again")
         self.rows_done = rows_done
+
+    @property
+    def _progress(self) -> Path:
+        """How far this share is."""
+        suffix = "" if self._is_whole else f"-{self.share.start}-{self.share.stop}"
+        return self.partial / f"progress{suffix}.json"
+
+    def _shares(self) -> dict[Path, range]:
+        """The files in which each share notes how far it is, and its rows."""
+        found = {path: _PROGRESS.fullmatch(path.name) for path in self.partial.glob("progress*.json")}
+        return {
+            path: range(int(match[1]), int(match[2])) if match[1] else range(len(self.keys))
+            for path, match in found.items()
+            if match
+        }
 
     def _plan_on_disk(self) -> str:
         texts = [(self.partial / name).read_bytes() for name in (META, ITEMS)]
@@ -173,11 +206,11 @@ class StoreWriter:
         return json.dumps({"plan": self._plan, "rows_done": rows_done})
 
     def _save_progress(self, rows_done: int) -> None:
-        temporary = self.partial / f"{PROGRESS}.new"
+        temporary = self._progress.with_suffix(".new")
         with temporary.open("w", encoding="utf-8") as file:
             file.write(self._progress_text(rows_done))
             _sync(file)
-        temporary.replace(self.partial / PROGRESS)
+        temporary.replace(self._progress)
         self.rows_done = rows_done
 
 

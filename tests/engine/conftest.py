@@ -55,6 +55,19 @@ def assert_same_weights() -> Callable[..., None]:
     return compare
 
 
+@pytest.fixture(scope="session")
+def saved() -> Callable[..., tuple[dict, dict]]:
+    """saved(stage folder, place=0) -> (facts, tensors by name) of a checkpoint of one process, the newest first."""
+
+    def read(folder: Path, place: int = 0) -> tuple[dict, dict]:
+        path = sorted((folder / "checkpoints").glob("step-*"))[-1 - place]
+        facts = json.loads(json.loads((path / "state.json").read_text())["state"])
+        (shard,) = path.glob("*.safetensors")
+        return facts, load_file(shard)
+
+    return read
+
+
 class Interrupted(Exception):
     """What ends a run from outside."""
 

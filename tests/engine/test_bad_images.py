@@ -6,7 +6,6 @@ import cv2
 import numpy as np
 import pytest
 
-from facelt.engine.checkpoint import Checkpoint
 from facelt.errors import UserError
 from recordio_tools import FaceRecordWriter
 
@@ -59,11 +58,11 @@ def test_as_many_as_allowed_are_left_out_and_listed(train, damaged, tmp_path, ca
     assert all(said.count(f"left out faces.rec:{key}: ") == 1 for key in DAMAGED)
 
 
-def test_the_count_goes_on_after_an_interruption(train, damaged, tmp_path, interrupt):
+def test_the_count_goes_on_after_an_interruption(train, damaged, tmp_path, interrupt, saved):
     stages = damaged(3)["stages"]
     with pytest.raises(interrupt("classify", 5)):
         train(tmp_path / "run", **damaged(3, stages=stages))
-    assert Checkpoint.load(tmp_path / "run/plain/checkpoint.pt").bad_images
+    assert saved(tmp_path / "run/plain")[0]["bad_images"]
     folder = train(tmp_path / "run", resume=True, **damaged(3, stages=stages))
     card = json.loads((folder / "plain/card.json").read_text())
     assert card["bad_images"].keys() == {f"faces.rec:{key}" for key in DAMAGED}

@@ -1,90 +1,143 @@
-"""Checkpoints: what is read back, and files that are damaged or want to run something."""
+"""Checkpoints: what is read back, what is kept, and files that are damaged or want to run something."""
 
+import hashlib
+import json
 import os
+import pickle
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from facelt.engine.checkpoint import Checkpoint
+from facelt.engine.checkpoint import Checkpoints
 from facelt.errors import UserError
+
+FACTS = {"epoch": 3, "step": 7, "best": {"validation_accuracy": 0.5}, "bad_images": {"train.rec:4": "damaged"}}
+TENSORS = {
+    "method.weight": torch.arange(6.0).reshape(2, 3),
+    "method.counter": torch.tensor(4),
+    "method.filled_C": torch.tensor([True, False]),
+    "momentum.weight": torch.rand(3, 2).t(),
+    "random.0": torch.get_rng_state(),
+}
 
 
 @pytest.fixture
-def checkpoint() -> Checkpoint:
-    return Checkpoint(
-        epoch=3,
-        step=7,
-        method={"weight": torch.arange(6.0).reshape(2, 3)},
-        optimisers=[{"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": [{"lr": 0.1, "name": "head"}]}],
-        random_state=torch.get_rng_state(),
-        log_bytes=123,
-        best={"validation_accuracy": 0.5, "epoch": 2.0},
-        bad_images={"train.rec:4": "damaged"},
+def checkpoints(tmp_path) -> Checkpoints:
+    """Steps 10 and 20; the tensors of the first are one less."""
+    made = Checkpoints(tmp_path / "checkpoints", keep=2)
+    made.save(10, {**TENSORS, "method.weight": TENSORS["method.weight"] - 1}, {}, {**FACTS, "step": 6})
+    made.save(20, TENSORS, {}, FACTS)
+    return made
+
+
+def restore(checkpoints: Checkpoints, said: list[str] | None = None):
+    told = [] if said is None else said
+    empty = {name: torch.zeros_like(value) for name, value in TENSORS.items()}
+    return checkpoints.restore(lambda facts: empty, {}, told.append)
+
+
+def test_the_newest_comes_back_as_it_was(checkpoints):
+    facts, tensors = restore(checkpoints)
+    assert {name: facts[name] for name in FACTS} == FACTS
+    assert all(
+        torch.equal(tensors[name], value) and tensors[name].dtype == value.dtype for name, value in TENSORS.items()
     )
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["step-00000010", "step-00000020"]
 
 
-def test_a_checkpoint_comes_back_as_it_was(checkpoint, tmp_path):
-    checkpoint.save(tmp_path / "checkpoint.pt")
-    loaded = Checkpoint.load(tmp_path / "checkpoint.pt")
-    assert (loaded.epoch, loaded.step, loaded.log_bytes) == (3, 7, 123)
-    assert (loaded.best, loaded.bad_images) == (checkpoint.best, checkpoint.bad_images)
-    assert torch.equal(loaded.method["weight"], checkpoint.method["weight"])
-    assert torch.equal(loaded.random_state, checkpoint.random_state)
-    assert torch.equal(loaded.optimisers[0]["state"][0]["momentum_buffer"], torch.ones(2))
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+def test_there_may_be_none(tmp_path):
+    assert restore(Checkpoints(tmp_path / "absent", keep=2)) is None
 
 
-def test_a_write_that_fails_leaves_the_old_one(checkpoint, tmp_path, monkeypatch):
-    path = tmp_path / "checkpoint.pt"
-    checkpoint.save(path)
-    before = path.read_bytes()
+def test_the_newest_are_kept(checkpoints):
+    for step in (30, 100_000_000):
+        checkpoints.save(step, TENSORS, {}, FACTS)
+        assert len(checkpoints.found()) == 2
+    assert [path.name for path in checkpoints.found()] == ["step-100000000", "step-00000030"]
 
-    def full(state, file):
-        file.write_bytes(b"half")
+
+def test_a_save_that_fails_leaves_the_old_ones(checkpoints, monkeypatch):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match=r"checkpoint\.pt: cannot be written \(No space left"):
-        checkpoint.save(path)
-    assert path.read_bytes() == before
-    assert [found.name for found in tmp_path.iterdir()] == ["checkpoint.pt"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match=r"step-00000030: cannot be written or read \(No space left"):
+            checkpoints.save(30, TENSORS, {}, FACTS)
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["step-00000010", "step-00000020"]
+    assert restore(checkpoints)[0]["step"] == 7
 
 
-def test_a_file_cut_short_is_refused(checkpoint, tmp_path):
-    path = tmp_path / "checkpoint.pt"
-    checkpoint.save(path)
-    whole = path.read_bytes()
-    for length in range(0, len(whole), len(whole) // 50):
-        path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match="not a usable checkpoint"):
-            Checkpoint.load(path)
+@pytest.mark.parametrize("reached", ["nothing", "tensors", "all but the name"])
+def test_a_save_that_was_killed_counts_for_nothing(checkpoints, reached):
+    whole = checkpoints.found()[0]
+    half = checkpoints.folder / ".step-00000030.new"
+    if reached == "nothing":
+        half.mkdir()
+    else:
+        shutil.copytree(whole, half)
+        if reached == "tensors":
+            (half / "state.json").unlink()
+    assert restore(checkpoints)[0]["step"] == 7
+    checkpoints.save(30, TENSORS, {}, {**FACTS, "step": 8})
+    assert restore(checkpoints)[0]["step"] == 8
+    assert not half.exists()
 
 
-def test_a_changed_byte_is_refused_or_was_of_no_account(checkpoint, tmp_path):
-    path = tmp_path / "checkpoint.pt"
-    checkpoint.save(path)
-    whole = path.read_bytes()
-    refused = 0
-    for place in range(0, len(whole), len(whole) // 200):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x5A]) + whole[place + 1 :])
-        try:
-            loaded = Checkpoint.load(path)
-        except UserError:
-            refused += 1
-        else:
-            assert (loaded.epoch, loaded.step, loaded.best) == (3, 7, checkpoint.best)
-            assert torch.equal(loaded.method["weight"], checkpoint.method["weight"])
-            assert torch.equal(loaded.random_state, checkpoint.random_state)
-    assert refused > 100
+def damage_one(checkpoints, name: str, change) -> None:
+    (path,) = checkpoints.found()[0].glob(name)
+    path.write_bytes(change(path.read_bytes()))
 
 
-@pytest.mark.parametrize(
-    "content", [[1, 2], {"epoch": 1}, {"surprise": 1}, torch.ones(2)], ids=["list", "too little", "unknown", "tensor"]
-)
-def test_other_contents_are_refused(tmp_path, content):
-    torch.save(content, tmp_path / "checkpoint.pt")
-    with pytest.raises(UserError, match="not a usable checkpoint"):
-        Checkpoint.load(tmp_path / "checkpoint.pt")
+@pytest.mark.parametrize("name", ["state.json", "*.safetensors"])
+@pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.6, 0.99])
+def test_a_file_cut_short_or_changed_is_passed_over(checkpoints, name, share):
+    def cut(content: bytes) -> bytes:
+        return content[: int(share * len(content))]
+
+    def flipped(content: bytes) -> bytes:
+        place = int(share * len(content))
+        return content[:place] + bytes([content[place] ^ 0x5A]) + content[place + 1 :]
+
+    whole = shutil.copytree(checkpoints.folder, checkpoints.folder.with_name("whole"))
+    for change in (cut, flipped):
+        said: list[str] = []
+        damage_one(checkpoints, name, change)
+        facts, tensors = restore(checkpoints, said)
+        assert facts["step"] == 6
+        assert torch.equal(tensors["method.weight"], TENSORS["method.weight"] - 1)
+        assert len(said) == 1
+        assert "step-00000020: not a usable checkpoint" in said[0]
+        # What cannot be used does not count among those kept.
+        assert [path.name for path in checkpoints.found()] == ["step-00000010"]
+        shutil.rmtree(checkpoints.folder)
+        shutil.copytree(whole, checkpoints.folder)
+
+
+def test_a_missing_and_a_foreign_file_are_damage(checkpoints):
+    newest, oldest = checkpoints.found()
+    save_file({"method.weight": torch.zeros(2, 3)}, newest / "shard-00009-model-00001-of-00001.safetensors")
+    said: list[str] = []
+    assert restore(checkpoints, said)[0]["step"] == 6
+    assert "shard-00009" in said[0]
+    next(oldest.glob("*.safetensors")).unlink()
+    with pytest.raises(UserError, match="none of the checkpoints is usable; remove it to start the stage again"):
+        restore(checkpoints)
+
+
+def test_a_name_that_leads_elsewhere_is_not_followed(checkpoints, tmp_path):
+    content = next(checkpoints.found()[0].glob("*.safetensors"))
+    shutil.move(content, tmp_path / "elsewhere.safetensors")
+    path = checkpoints.found()[0] / "state.json"
+    state = json.loads(json.loads(path.read_text())["state"])
+    state["files"] = {"../../elsewhere.safetensors": state["files"][content.name]}
+    text = json.dumps(state)
+    path.write_text(json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "state": text}))
+    said: list[str] = []
+    assert restore(checkpoints, said)[0]["step"] == 6
+    assert "lies outside it" in said[0]
 
 
 class Canary:
@@ -97,29 +150,38 @@ class Canary:
         return os.mkdir, (self.path,)
 
 
-@pytest.mark.parametrize("archive", [True, False], ids=["zip", "the format before"])
-def test_nothing_in_a_checkpoint_is_run(tmp_path, archive):
+def test_nothing_in_a_checkpoint_is_run(checkpoints, tmp_path):
     trace = tmp_path / "ran"
-    torch.save({"epoch": Canary(trace)}, tmp_path / "checkpoint.pt", _use_new_zipfile_serialization=archive)
-    with pytest.raises(UserError, match="not a usable checkpoint"):
-        Checkpoint.load(tmp_path / "checkpoint.pt")
+    content = pickle.dumps(Canary(trace))
+    newest = checkpoints.found()[0]
+    for path in (newest / ".metadata", newest / "__0_0.distcp", checkpoints.found()[1] / ".metadata"):
+        path.write_bytes(content)
+    assert restore(checkpoints)[0]["step"] == 7
+    damage_one(checkpoints, "*.safetensors", lambda _: content)
+    assert restore(checkpoints)[0]["step"] == 6
     assert not trace.exists()
-    # The same file does run something for a reader that trusts it, so the canary is alive.
-    torch.load(tmp_path / "checkpoint.pt", weights_only=False)
+    # The same bytes do run something for a reader that trusts them, so the canary is alive.
+    pickle.loads(content)
     assert trace.exists()
 
 
-def test_a_checkpoint_of_another_model_is_refused(train, plain_stage, tmp_path, interrupt):
-    with pytest.raises(interrupt("classify", 3)):
-        train(tmp_path / "run", stages=plain_stage())
-    path = tmp_path / "run/plain/checkpoint.pt"
-    saved = Checkpoint.load(path)
-    saved.method["head.weight"] = torch.zeros(3, 3)
-    saved.save(path)
-    with pytest.raises(UserError, match="does not belong to this run"):
-        train(tmp_path / "run", resume=True, stages=plain_stage())
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="remove it to start the stage again"):
-        train(tmp_path / "run", resume=True, stages=plain_stage())
-    path.unlink()
-    train(tmp_path / "run", resume=True, stages=plain_stage())
+@pytest.mark.parametrize("change", [{"method.weight": torch.zeros(3, 3)}, {"method.other": torch.zeros(2)}])
+def test_another_models_checkpoint_is_refused(checkpoints, change):
+    targets = {**TENSORS, **change}
+    with pytest.raises(UserError, match="does not belong to this run") as caught:
+        checkpoints.restore(lambda facts: targets, {}, print)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_passes_over_a_damaged_checkpoint_and_ends_as_a_whole_one(
+    train, plain_stage, finished_run, tmp_path, interrupt, metrics, assert_same_weights, capsys
+):
+    with pytest.raises(interrupt("classify", 7)):
+        train(tmp_path / "run", checkpoint_every=2)
+    newest, _ = sorted((tmp_path / "run/plain/checkpoints").iterdir(), reverse=True)
+    (newest / "state.json").write_text("{}")
+    folder = train(tmp_path / "run", resume=True, checkpoint_every=2)
+    assert f"{newest}: not a usable checkpoint" in capsys.readouterr().err
+    assert metrics(folder) == metrics(finished_run)
+    for stage in ("plain", "oltr"):
+        assert_same_weights(folder / stage / "model.safetensors", finished_run / stage / "model.safetensors")

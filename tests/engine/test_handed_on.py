@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from facelt.engine.handed_on import find_model, load_model, save_weights
+from facelt.engine.handed_on import find_model, load_model
+from facelt.engine.weights import save_weights
 from facelt.errors import UserError
 
 CPU = torch.device("cpu")

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from facelt.engine.checkpoint import Checkpoint
 from facelt.errors import UserError
 from facelt.methods import METHODS
 
@@ -31,20 +30,20 @@ def infinite_gradient(loss: torch.Tensor, method: torch.nn.Module) -> torch.Tens
 
 
 @pytest.mark.parametrize("change", [lambda loss, _: loss * torch.nan, infinite_gradient], ids=["loss", "gradient"])
-def test_it_stops_before_the_update(train, plain_stage, tmp_path, monkeypatch, change):
+def test_it_stops_before_the_update(train, plain_stage, tmp_path, monkeypatch, saved, change):
     settings = {"stages": plain_stage(), "checkpoint_every": 1}
     weights = spoil(monkeypatch, "classify", 6, change)
     with pytest.raises(UserError) as caught:
         train(tmp_path / "run", **settings)
-    path = tmp_path / "run/plain/checkpoint.pt"
+    path = tmp_path / "run/plain/checkpoints/step-00000006"
     message = str(caught.value)
     assert message.startswith("stage plain, epoch 1, step 2: ")
     assert "\n" not in message
     assert f"the last checkpoint is kept: {path}" in message
     assert "which begins with train.rec:" in message
-    saved = Checkpoint.load(path)
-    assert (saved.epoch, saved.step) == (1, 2)
-    assert all(torch.equal(saved.method[name], value) for name, value in weights.items())
+    facts, tensors = saved(tmp_path / "run/plain")
+    assert (facts["epoch"], facts["step"]) == (1, 2)
+    assert all(torch.equal(tensors[f"method.{name}"], value) for name, value in weights.items())
     assert not (tmp_path / "run/plain/model.safetensors").exists()
     # The step was bad by chance alone here, so going on from the checkpoint works.
     monkeypatch.undo()
@@ -52,11 +51,11 @@ def test_it_stops_before_the_update(train, plain_stage, tmp_path, monkeypatch, c
     assert (tmp_path / "run/plain/model.safetensors").exists()
 
 
-def test_a_first_step_that_is_not_finite_leaves_a_checkpoint_too(train, plain_stage, tmp_path, monkeypatch):
+def test_a_first_step_that_is_not_finite_leaves_a_checkpoint_too(train, plain_stage, tmp_path, monkeypatch, saved):
     spoil(monkeypatch, "classify", 0, lambda loss, _: loss / 0)
     with pytest.raises(UserError, match="stage plain, epoch 0, step 0: the loss"):
         train(tmp_path / "run", stages=plain_stage())
-    assert Checkpoint.load(tmp_path / "run/plain/checkpoint.pt").step == 0
+    assert saved(tmp_path / "run/plain")[0]["step"] == 0
 
 
 def test_the_second_stage_is_named(train, tmp_path, monkeypatch):

@@ -55,11 +55,11 @@ def optimisers_of(recipe, tmp_path, **stage):
 
 def test_released_centroids_have_an_optimiser_of_their_own_and_tracked_ones_none(recipe, tmp_path):
     released, method = optimisers_of(recipe, tmp_path)
-    groups = [[group["name"] for group in state["param_groups"]] for state in released.state_dict()]
+    groups = [[group["name"] for group in groups] for groups in released.groups()]
     assert groups == [["network", "head"], ["memory"]]
     assert any(parameter is method.memory.centroid_CD for parameter in released.parameters())
     tracking, _ = optimisers_of(recipe, tmp_path, method={"name": "dynamic_meta", "centroid_update": "tracking"})
-    groups = [[group["name"] for group in state["param_groups"]] for state in tracking.state_dict()]
+    groups = [[group["name"] for group in groups] for groups in tracking.groups()]
     assert groups == [["network", "head"]]
 
 
@@ -113,5 +113,5 @@ def test_frozen_parts_stand_still_and_others_move(train, recipe, finished_run, t
 def test_momentum_and_decay_come_from_the_configuration(recipe, tmp_path):
     _, method = optimisers_of(recipe, tmp_path)
     stage = StageConfig(name="x", method={"name": "dynamic_meta"}, epochs=1)
-    found = Optimisers(method, OptimConfig(lr=0.3, momentum=0.7, weight_decay=0.01), stage).state_dict()
-    assert [(g["momentum"], g["weight_decay"]) for state in found for g in state["param_groups"]] == [(0.7, 0.01)] * 3
+    found = Optimisers(method, OptimConfig(lr=0.3, momentum=0.7, weight_decay=0.01), stage).groups()
+    assert [(g["momentum"], g["weight_decay"]) for groups in found for g in groups] == [(0.7, 0.01)] * 3
