@@ -1,9 +1,5 @@
 """Training on 2 and 3 ranks gives what one process gives: loss, every gradient, and the weights after 20 steps."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -12,10 +8,7 @@ from torch import nn
 from facelt.config import ClassifyConfig, DynamicMetaConfig
 from facelt.methods import METHODS, Inputs, Progress
 from facelt.parallel import ClassRange, is_split, rank, world
-
-# The processes started here import this module by name.
-sys.path.insert(0, str(Path(__file__).parent))
-several = importlib.import_module("several")
+from tests.parallel.several import run_ranks
 
 IDENTITIES, DIM, PIXELS = 11, 6, 3 * 2 * 2
 STEPS, BATCH = 20, 10
@@ -111,7 +104,7 @@ def alone() -> dict[str, dict]:
 
 @pytest.fixture(scope="module", params=[2, 3], ids=["2 ranks", "3 ranks"])
 def together(request, tmp_path_factory) -> list[dict]:
-    return several.run_ranks(train_all, request.param, tmp_path_factory.mktemp("ranks"))
+    return run_ranks(train_all, request.param, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES))
