@@ -41,7 +41,7 @@ def test_every_recipe_loads_and_its_stages_fit_each_other(name):
                 load_stage(method.network, {key: torch.empty_like(value) for key, value in earlier.items()})
 
 
-# METHODS.md section 3: epochs, StepLR, learning rates of backbone, head and centroids, what is new and what is frozen.
+# The released settings: epochs, StepLR, learning rates of backbone, head and centroids, what is new and what is frozen.
 TABLE = {
     ("imagenet_lt", 0): (30, 10, (0.1, 0.1, None), "instance", "none", False, ()),
     ("imagenet_lt", 1): (60, 20, (0.01, 0.1, 0.01), "class_aware", "fc_relu", True, ()),
