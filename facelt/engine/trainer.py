@@ -10,8 +10,6 @@ import torch.distributed as dist
 from facelt.config import StageConfig, TrainConfig
 from facelt.data.bad_images import BadImageCount
 from facelt.data.batch import Batch
-from facelt.data.loader import Loader
-from facelt.data.samplers import SAMPLERS
 from facelt.engine.checkpoint import Checkpoints
 from facelt.engine.data import TrainingData
 from facelt.engine.evaluate import evaluation_batches, predict
@@ -24,11 +22,12 @@ from facelt.engine.replicas import average_statistics, enough_images, replicate
 from facelt.engine.run_folder import RunFolder
 from facelt.engine.stage_state import StageState
 from facelt.engine.stopping import Stopped
+from facelt.engine.streams import open_streams
 from facelt.engine.weights import save_weights
 from facelt.errors import UserError
 from facelt.methods import Inputs, Method, Progress
 from facelt.metrics.accuracy import shot_accuracy
-from facelt.parallel import all_reduce, rank, world
+from facelt.parallel import all_reduce, world
 
 
 class Trainer:
@@ -56,19 +55,7 @@ class Trainer:
         self.state = StageState(method, self.optimisers, device)
         self.checkpoints = Checkpoints(folder.checkpoints(stage.name), config.keep_checkpoints)
         self.bad = BadImageCount(config.data.max_bad_images)
-        self.loaders = [
-            Loader(
-                data.train.dataset,
-                SAMPLERS[stream.sampler](
-                    data.train.dataset.labels, config.optim.batch, config.seed, members=data.train.members
-                ),
-                workers=config.data.workers,
-                pin=device.type == "cuda",
-                rank=rank(),
-                world=world(),
-            )
-            for stream in method.streams()
-        ]
+        self.loaders = open_streams(method, data, config, device)
         self.steps = min(loader.steps_per_epoch for loader in self.loaders)
         if not self.steps:
             raise UserError(
