@@ -7,7 +7,8 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from facelt.engine.ranks import TIMEOUT, meeting_place
+from facelt.engine.meeting import meeting_place
+from facelt.engine.ranks import TIMEOUT
 from facelt.errors import UserError
 
 # Shares are of one length, but machines are not equally fast.
@@ -27,7 +28,7 @@ class Company:
         """The processes torchrun started; alone without it."""
         if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
             return cls()
-        notes, rank, world = meeting_place()
+        notes, rank, world = meeting_place(TIMEOUT)
         return cls(rank, world, notes)
 
     def share(self, items: int, batch: int) -> range | None:

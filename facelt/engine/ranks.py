@@ -11,10 +11,10 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
 from facelt.data.batch import BadImage, Batch
 from facelt.engine.device import resolve_device
+from facelt.engine.meeting import meeting_place
 from facelt.engine.stopping import Stopped, is_asked
 from facelt.errors import UserError
 from facelt.parallel import Shares, gather_ranks, is_split, rank
@@ -37,7 +37,7 @@ def process_group(device_name: str) -> Iterator[torch.device]:
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        notes, place, processes = meeting_place()
+        notes, place, processes = meeting_place(TIMEOUT)
         dist.init_process_group(backend, timeout=TIMEOUT, store=notes, rank=place, world_size=processes)
         yield device
     except RuntimeError as error:
@@ -49,16 +49,6 @@ def process_group(device_name: str) -> Iterator[torch.device]:
         ) from None
     # After an error the others may be gone: the end of the process is the only goodbye that cannot hang.
     dist.destroy_process_group()
-
-
-def meeting_place() -> tuple[dist.Store, int, int]:
-    """torchrun's store of notes, this process's rank, and how many there are.
-
-    The store outlives the processes that torchrun starts again; they must not read what their predecessors left.
-    """
-    notes, place, processes = next(rendezvous("env://"))
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return dist.PrefixStore(f"facelt/{attempt}", notes), place, processes
 
 
 def is_lost(error: BaseException) -> bool:
