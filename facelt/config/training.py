@@ -21,12 +21,26 @@ class ModelConfig(Strict):
 
 
 class OptimConfig(Strict):
-    """Stochastic gradient descent. `lr` is the head's; a stage gives the other parts a share of it."""
+    """Stochastic gradient descent. `lr` is the head's; a stage gives the other parts a share of it.
+
+    `batch` images make an update; they pass through the network in `accumulate` micro-batches, so that only one of
+    these needs room in memory.
+    """
 
     lr: float = Field(0.1, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
     batch: int = Field(128, ge=2)
+    accumulate: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _micro_batches_have_two_images(self) -> "OptimConfig":
+        if self.batch < 2 * self.accumulate:
+            raise ValueError(
+                f"batch: {self.batch} images are too few for accumulate: {self.accumulate}, two images for each "
+                "micro-batch; raise batch or lower accumulate"
+            )
+        return self
 
 
 class Shares(Strict):

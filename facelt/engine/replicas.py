@@ -4,7 +4,7 @@ W ranks, b images of this rank, B of all ranks.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,7 @@ from facelt.parallel import all_reduce, is_split, world
 MIN_BATCH = 2
 
 
-def replicate(network: nn.Module, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor] | None:
+def replicate(network: nn.Module, device: torch.device) -> DistributedDataParallel | None:
     """What runs the network in training so that its gradients are those of all ranks; None where there is one rank.
 
     The network itself is kept as it is: its state has the same names with and without this. On GPUs its batch norms
@@ -37,7 +37,7 @@ def replicate(network: nn.Module, device: torch.device) -> Callable[[torch.Tenso
             network, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
         )
     replicas.register_comm_hook(None, _sum_gradients)
-    return replicas.__call__
+    return replicas
 
 
 def _sum_gradients(_: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:

@@ -18,11 +18,12 @@ from facelt.engine.log import RunLog
 from facelt.engine.optimisation import Optimisers
 from facelt.engine.progress import StageDisplay
 from facelt.engine.ranks import agree, on_first_rank
-from facelt.engine.replicas import average_statistics, enough_images, replicate
+from facelt.engine.replicas import average_statistics, enough_images
 from facelt.engine.run_folder import RunFolder
 from facelt.engine.stage_state import StageState
 from facelt.engine.stopping import Stopped
 from facelt.engine.streams import open_streams
+from facelt.engine.update import Update
 from facelt.engine.weights import save_weights
 from facelt.errors import UserError
 from facelt.methods import Inputs, Method, Progress
@@ -50,8 +51,8 @@ class Trainer:
         self.method.bf16 = config.precision == "bf16"
         for part in stage.freeze:
             getattr(method.network, part).requires_grad_(False)
-        self.method.replicas = replicate(self.method.network, device)
         self.optimisers = Optimisers(method, config.optim, stage)
+        self.update = Update(method, self.optimisers, data.preparation, config.optim.accumulate, device)
         self.state = StageState(method, self.optimisers, device)
         self.checkpoints = Checkpoints(folder.checkpoints(stage.name), config.keep_checkpoints)
         self.bad = BadImageCount(config.data.max_bad_images)
@@ -61,9 +62,10 @@ class Trainer:
             raise UserError(
                 f"optim.batch: {config.optim.batch} is more than the {len(data.train.members)} training images"
             )
-        if not enough_images([[config.optim.batch // world()]] * world(), device):
+        if not enough_images([[config.optim.batch // world() // config.optim.accumulate]] * world(), device):
+            times = f" times optim.accumulate: {config.optim.accumulate}" if config.optim.accumulate > 1 else ""
             raise UserError(
-                f"optim.batch: {config.optim.batch} is too few for {world()} processes, two images for each"
+                f"optim.batch: {config.optim.batch} is too few for {world()} processes{times}, two images for each"
             )
         self.epoch = self.next_step = 0
         self.best: dict[str, float] = {}
@@ -110,23 +112,18 @@ class Trainer:
         sizes, unusable = agree(batches)
         for item in self.bad.add(unusable):
             display.line(f"left out {item.name}: {item.reason}")
-        if not enough_images(sizes, self.device):
+        gradient = self.update.gradient(batches, sizes, progress)
+        if gradient is None:
             return
-        batches = tuple(batch.to(self.device) for batch in batches)
-        inputs = [Inputs(self.data.preparation.for_training(batch), batch.label_B) for batch in batches]
-        self.optimisers.zero_grad()
-        output = self.method.step(inputs, progress)
-        output.loss.backward()
-        loss = output.loss.item()
-        if not self._is_finite(loss):
-            self._stop_not_finite(loss, batches[0])
-        rate = self.optimisers.step(progress)
-        output.after()
+        if not self._is_finite(gradient.loss):
+            self._stop_not_finite(gradient.loss, batches[0])
+        rate = self.update.apply(gradient, progress)
         display.step(sum(size for size, *_ in sizes))
         if progress.step % self.config.log_every == 0:
             speed = display.samples_per_second()
-            display.figures(loss, rate, speed)
-            self._write(loss=loss, lr=rate, samples_per_s=speed, **{k: v.item() for k, v in output.parts.items()})
+            display.figures(gradient.loss, rate, speed)
+            parts = {name: part.item() for name, part in gradient.parts.items()}
+            self._write(loss=gradient.loss, lr=rate, samples_per_s=speed, **parts)
 
     def _is_finite(self, loss: float) -> bool:
         """Whether the loss and the gradients of all ranks are."""

@@ -111,11 +111,12 @@ def refusal(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("optim.learning_rate=1", "optim.learning_rate: unknown key; allowed: batch, lr, momentum, weight_decay"),
+        ("optim.learning_rate=1", "optim.learning_rate: unknown key; allowed: accumulate, batch, lr, momentum, weight_decay"),
         ("optim.lrr=1", "did you mean 'lr'?"),
         ("optim.lr=0", "optim.lr: 0: input should be greater than 0"),
         ("optim.lr=.inf", "optim.lr"),
         ("optim.batch=1", "optim.batch: 1: input should be greater than or equal to 2"),
+        ("optim.accumulate=5", "optim: batch: 8 images are too few for accumulate: 5, two images for each micro-batch"),
         ("model.backbone=resnet51", "did you mean 'resnet50'?"),
         ("data.kind=records", "did you mean 'record'?"),
         ("data.root=x", "data.root: unknown key; allowed: flip, image_size"),

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from facelt.config import TrainConfig
 from facelt.engine.run import run
 from facelt.methods import METHODS
+from tests.engine.rank_pool import RankPool
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +67,13 @@ def saved() -> Callable[..., tuple[dict, dict]]:
         return facts, load_file(shard)
 
     return read
+
+
+@pytest.fixture(scope="session")
+def rank_pool():
+    """Three processes that wait for something to do."""
+    with RankPool(3) as pool:
+        yield pool
 
 
 class Interrupted(Exception):

@@ -1,0 +1,59 @@
+"""Processes that wait for functions to run as ranks of a gloo group: started once, because a start takes seconds."""
+
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch.distributed as dist
+
+
+class RankPool:
+    """Up to so many ranks; a context manager."""
+
+    def __init__(self, ranks: int) -> None:
+        context = get_context("spawn")
+        self._ends, theirs = zip(*(context.Pipe() for _ in range(ranks)), strict=True)
+        self._processes = [context.Process(target=_serve, args=(end,), daemon=True) for end in theirs]
+
+    def __enter__(self) -> "RankPool":
+        for process in self._processes:
+            process.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for end, process in zip(self._ends, self._processes, strict=True):
+            end.send(None)
+            process.join()
+
+    def run(self, function: Callable[..., Any], world: int, *arguments: Any) -> list[Any]:
+        """`function(*arguments)` on `world` ranks; the results in rank order. A rank's error is raised here."""
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+        for rank in range(world):
+            self._ends[rank].send((function, rank, world, port, arguments))
+        answers = [self._ends[rank].recv() for rank in range(world)]
+        errors = [text for text, _ in answers if text]
+        if errors:
+            raise AssertionError("\n".join(errors))
+        return [result for _, result in answers]
+
+
+def _serve(end: Connection) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    while (task := end.recv()) is not None:
+        function, rank, world, port, arguments = task
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        dist.init_process_group("gloo", rank=rank, world_size=world)
+        try:
+            end.send(("", function(*arguments)))
+        except Exception:
+            end.send((traceback.format_exc(), None))
+        finally:
+            dist.destroy_process_group()
