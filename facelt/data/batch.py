@@ -3,13 +3,18 @@
 Shapes: B images of a batch, H height, W width.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import default_collate
+
+
+class Draws(NamedTuple):
+    """The images asked for in one step: dataset indices and seeds, int64 [B] each."""
+
+    index_B: np.ndarray
+    seed_B: np.ndarray
 
 
 class Draw(NamedTuple):
@@ -52,7 +57,7 @@ class Batch:
         return len(self.label_B)
 
     def pin_memory(self) -> "Batch":
-        """A copy in page-locked memory; the DataLoader calls this."""
+        """A copy in page-locked memory."""
         return self._each(torch.Tensor.pin_memory)
 
     def to(self, device: torch.device | str) -> "Batch":
@@ -64,19 +69,19 @@ class Batch:
         return replace(self, **{name: change(getattr(self, name)) for name in names})
 
 
-@dataclass(frozen=True)
-class Collate:
-    """Samples and bad images of one step -> Batch; `image_size` (height, width) gives an empty batch its shape."""
+class Filled(NamedTuple):
+    """What came of the draws of one step, without the pixels: those lie in the first B rows of the memory given.
 
-    image_size: tuple[int, int]
+    Label, dataset index and seed of the images there, int64 [B] each; and what was left out. It is small, so a worker
+    sends it as it is.
+    """
 
-    def __call__(self, items: Sequence[Sample | BadImage]) -> Batch:
-        samples = [item for item in items if isinstance(item, Sample)]
-        bad = tuple(item for item in items if isinstance(item, BadImage))
-        if not samples:
-            empty = torch.empty(0, dtype=torch.int64)
-            return Batch(torch.empty((0, *self.image_size, 3), dtype=torch.uint8), empty, empty, empty, bad)
-        images, *numbers = zip(*samples, strict=True)
-        # default_collate writes straight into shared memory inside a worker: one copy, none at the hand-over.
-        image_BHW3 = default_collate([torch.from_numpy(image) for image in images])
-        return Batch(image_BHW3, *(torch.tensor(column, dtype=torch.int64) for column in numbers), bad)
+    label_B: np.ndarray
+    index_B: np.ndarray
+    seed_B: np.ndarray
+    bad: tuple[BadImage, ...]
+
+    def batch(self, image_BHW3: torch.Tensor) -> Batch:
+        """The batch whose pixels lie there; nothing is copied."""
+        columns = (torch.from_numpy(column) for column in (self.label_B, self.index_B, self.seed_B))
+        return Batch(image_BHW3[: len(self.label_B)], *columns, self.bad)

@@ -1,6 +1,6 @@
 """What every image dataset shares: a draw in, a sample or a named bad image out.
 
-Shapes: N images of the dataset.
+Shapes: N images of the dataset, B images of a batch, H height, W width.
 """
 
 from abc import ABC, abstractmethod
@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 from torch.utils.data import Dataset
 
-from facelt.data.batch import BadImage, Draw, Sample
+from facelt.data.batch import BadImage, Draw, Draws, Filled, Sample
 from facelt.data.decode import DEFAULT_MAX_PIXELS, UndecodableImage, decode_image
 from facelt.data.transforms import ImageTransform
 
@@ -55,3 +55,19 @@ class ImageDataset(Dataset, ABC):
         except UndecodableImage as error:
             return BadImage(self.names(index), str(error))
         return Sample(image_HW3, int(self.labels[index]), index, seed)
+
+    def fill(self, draws: Draws, image_BHW3: np.ndarray) -> Filled:
+        """Decodes the images of a batch into the rows of uint8 [B,H,W,3], in order and without gaps.
+
+        Where some cannot be used, as many rows at the end are left as they were.
+        """
+        kept, bad = [], []
+        for place, draw in enumerate(zip(draws.index_B.tolist(), draws.seed_B.tolist(), strict=True)):
+            item = self[Draw(*draw)]
+            if isinstance(item, BadImage):
+                bad.append(item)
+            else:
+                image_BHW3[len(kept)] = item.image_HW3
+                kept.append(place)
+        index_B = draws.index_B[kept]
+        return Filled(self.labels[index_B], index_B, draws.seed_B[kept], tuple(bad))

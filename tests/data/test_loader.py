@@ -3,13 +3,16 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
+from facelt.data.batch import Draw, Draws
 from facelt.data.loader import Loader
 from facelt.data.record_dataset import RecordDataset
 from facelt.data.samplers import ClassAwareSampler, InstanceSampler, SequentialSampler
 from facelt.data.transforms import TrainCrop
+from facelt.errors import UserError
 
 BAD = {"train.rec:4", "train.rec:20"}
 
@@ -35,6 +38,44 @@ def test_batches_do_not_depend_on_workers(dataset, sampler, workers, start_metho
     for epoch in (0, 1):
         assert as_lists(many.epoch(epoch)) == as_lists(alone.epoch(epoch))
     many.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_batch_stays_as_it_is_while_others_are_decoded(dataset, sampler, workers):
+    loader = Loader(dataset, sampler, workers=workers)
+    kept = [batch for epoch in range(4) for batch in loader.epoch(epoch)]
+    loader.close()
+    for batch in kept:
+        for index, seed, image in zip(batch.index_B, batch.seed_B, batch.image_BHW3, strict=True):
+            assert np.array_equal(image, dataset[Draw(int(index), int(seed))].image_HW3)
+
+
+def test_the_rows_left_over_by_bad_images_are_not_touched(dataset):
+    room_BHW3 = np.full((3, 8, 8, 3), 7, np.uint8)
+    filled = dataset.fill(Draws(np.array([2, 3, 5]), np.array([11, 12, 13])), room_BHW3)
+    assert filled.index_B.tolist() == [2, 5]
+    assert filled.seed_B.tolist() == [11, 13]
+    assert filled.label_B.tolist() == dataset.labels[[2, 5]].tolist()
+    assert [item.name for item in filled.bad] == ["train.rec:4"]
+    assert np.array_equal(room_BHW3[1], dataset[Draw(5, 13)].image_HW3)
+    assert (room_BHW3[2] == 7).all()
+
+
+def test_a_worker_that_fails_says_so(dataset, sampler):
+    dataset.labels = dataset.labels[:1]
+    loader = Loader(dataset, sampler, workers=1)
+    with pytest.raises(IndexError, match="out of bounds"):
+        list(loader.epoch(0))
+    loader.close()
+
+
+def test_too_little_shared_memory_is_a_mistake_of_one_line(dataset, sampler, monkeypatch):
+    def full(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(UserError, match=r"^workers: 2 need 0 MB of shared memory for batches of 6 .*No space left"):
+        Loader(dataset, sampler, workers=2)
 
 
 def test_an_epoch_is_what_the_sampler_lists(face_rec):
