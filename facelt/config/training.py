@@ -84,6 +84,9 @@ class TrainConfig(Strict):
 
     `optim.batch` is the global batch, whatever the number of processes. A checkpoint is written every
     `checkpoint_every` steps and at each epoch's end; the newest `keep_checkpoints` stay until the stage is finished.
+
+    A step whose loss or gradient is not finite is skipped and its images are listed in the folder `nonfinite` of the
+    run; where a stage has more than `max_nonfinite_steps` of them it stops.
     """
 
     out: Path
@@ -97,6 +100,7 @@ class TrainConfig(Strict):
     log_every: int = Field(20, ge=1)
     checkpoint_every: int = Field(1000, ge=1)
     keep_checkpoints: int = Field(2, ge=2)
+    max_nonfinite_steps: int = Field(3, ge=0)
 
     @model_validator(mode="after")
     def _stages_follow_each_other(self) -> "TrainConfig":

@@ -19,9 +19,10 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary neighbour of `path` to write to; it takes the name once it is written and on disk."""
+    """A temporary neighbour of `path`, in a folder that is made; it takes the name once it is written and on disk."""
     temporary = path.with_name(f".{path.name}.new")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         sync(temporary)
         temporary.replace(path)

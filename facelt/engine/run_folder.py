@@ -1,6 +1,6 @@
 """A run's folder: the resolved configuration, the log, and a folder for each stage.
 
-config.yaml  stages.json  metrics.jsonl  tensorboard/  <stage>/{checkpoints/, best.safetensors}
+config.yaml  stages.json  metrics.jsonl  tensorboard/  nonfinite/  <stage>/{checkpoints/, best.safetensors}
 <stage>/{model.safetensors, card.json}   once the stage is finished
 """
 
@@ -22,6 +22,7 @@ class RunFolder:
         self.path = path
         self.metrics = path / "metrics.jsonl"
         self.tensorboard = path / "tensorboard"
+        self.nonfinite = path / "nonfinite"
 
     @classmethod
     def create(cls, config: TrainConfig, resume: bool) -> "RunFolder":

@@ -1,11 +1,9 @@
 """One stage of training: epochs of steps over a method it knows by nothing but its interface."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 
 import torch
-import torch.distributed as dist
 
 from facelt.config import StageConfig, TrainConfig
 from facelt.data.bad_images import BadImageCount
@@ -15,6 +13,7 @@ from facelt.engine.data import TrainingData
 from facelt.engine.evaluate import evaluation_batches, predict
 from facelt.engine.handed_on import make_card, save_card
 from facelt.engine.log import RunLog
+from facelt.engine.nonfinite import NonFiniteSteps
 from facelt.engine.optimisation import Optimisers
 from facelt.engine.progress import StageDisplay
 from facelt.engine.ranks import agree, on_first_rank
@@ -28,7 +27,7 @@ from facelt.engine.weights import save_weights
 from facelt.errors import UserError
 from facelt.methods import Inputs, Method, Progress
 from facelt.metrics.accuracy import shot_accuracy
-from facelt.parallel import all_reduce, world
+from facelt.parallel import world
 
 
 class Trainer:
@@ -56,6 +55,7 @@ class Trainer:
         self.state = StageState(method, self.optimisers, device)
         self.checkpoints = Checkpoints(folder.checkpoints(stage.name), config.keep_checkpoints)
         self.bad = BadImageCount(config.data.max_bad_images)
+        self.nonfinite = NonFiniteSteps(folder.nonfinite, stage.name, config.max_nonfinite_steps)
         self.loaders = open_streams(method, data, config, device)
         self.steps = min(loader.steps_per_epoch for loader in self.loaders)
         if not self.steps:
@@ -113,22 +113,20 @@ class Trainer:
         for item in self.bad.add(unusable):
             display.line(f"left out {item.name}: {item.reason}")
         gradient = self.update.gradient(batches, sizes, progress)
+        display.step(sum(size for size, *_ in sizes))
         if gradient is None:
             return
-        if not self._is_finite(gradient.loss):
-            self._stop_not_finite(gradient.loss, batches[0])
+        if not gradient.is_finite:
+            self.update.discard()
+            names = [self.data.train.dataset.names(index) for batch in batches for index in batch.index_B.tolist()]
+            display.line(self.nonfinite.skip(progress, gradient, names, self.checkpoints.found()[0]))
+            return
         rate = self.update.apply(gradient, progress)
-        display.step(sum(size for size, *_ in sizes))
         if progress.step % self.config.log_every == 0:
             speed = display.samples_per_second()
             display.figures(gradient.loss, rate, speed)
             parts = {name: part.item() for name, part in gradient.parts.items()}
             self._write(loss=gradient.loss, lr=rate, samples_per_s=speed, **parts)
-
-    def _is_finite(self, loss: float) -> bool:
-        """Whether the loss and the gradients of all ranks are."""
-        own = torch.tensor(math.isfinite(loss) and math.isfinite(self.optimisers.gradient_norm().item()))
-        return bool(all_reduce(own.to(torch.uint8), dist.ReduceOp.MIN))
 
     def _end_epoch(self, display: StageDisplay) -> None:
         average_statistics(self.method.network, self.device)
@@ -178,14 +176,6 @@ class Trainer:
         step = self.epoch * self.steps + self.next_step
         self.log.write(self.stage.name, step, {"epoch": self.epoch, "step": self.next_step, **figures})
 
-    def _stop_not_finite(self, loss: float, batch: Batch) -> None:
-        names = ", ".join(self.data.train.dataset.names(index) for index in batch.index_B[:4].tolist())
-        raise UserError(
-            f"stage {self.stage.name}, epoch {self.epoch}, step {self.next_step}: the loss ({loss}) or its gradient is "
-            f"not finite; no update was made, the last checkpoint is kept: {self.checkpoints.found()[0]}; "
-            f"lower optim.lr or look at the batch, which begins with {names}"
-        )
-
     def _save(self) -> None:
         average_statistics(self.method.network, self.device)
         facts = {
@@ -194,6 +184,7 @@ class Trainer:
             "log_bytes": self.log.size,
             "best": self.best,
             "bad_images": self.bad.reasons,
+            "nonfinite_steps": self.nonfinite.skipped,
         }
         step = self.epoch * self.steps + self.next_step
         self.checkpoints.save(step, self.state.tensors(), self.state.split(), {**facts, **self.state.facts()})
@@ -208,6 +199,7 @@ class Trainer:
         self.state.take_random(tensors)
         self.log.truncate(saved["log_bytes"])
         self.bad.reasons.update(saved["bad_images"])
+        self.nonfinite.skipped = saved["nonfinite_steps"]
         self.epoch, self.next_step, self.best = saved["epoch"], saved["step"], saved["best"]
         return True
 

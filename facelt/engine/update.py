@@ -3,19 +3,21 @@
 W ranks, k micro-batches, B images of all ranks.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
+import torch.distributed as dist
 
 from facelt.data.batch import Batch
 from facelt.engine.data import Preparation
 from facelt.engine.optimisation import Optimisers
 from facelt.engine.replicas import enough_images, replicate
 from facelt.methods import Inputs, Method, Progress
-from facelt.parallel import rank
+from facelt.parallel import all_reduce, rank
 
 # How many images each rank has of each batch, [W][batches].
 Sizes = Sequence[Sequence[int]]
@@ -23,9 +25,13 @@ Sizes = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Gradient:
-    """What a global batch gave: its mean loss, the loss's parts, and what is to happen once the optimiser has moved."""
+    """What a global batch gave: its mean loss, the length of this rank's gradient, whether these are finite on all
+    ranks, the loss's parts, and what is to happen once the optimiser has moved.
+    """
 
     loss: float
+    norm: float
+    is_finite: bool
     parts: Mapping[str, torch.Tensor]
     after: tuple[Callable[[], None], ...]
 
@@ -43,6 +49,8 @@ class Update:
         self.method, self.optimisers, self.preparation = method, optimisers, preparation
         self.accumulate, self.device = accumulate, device
         self._replicas = replicate(method.network, device)
+        self._statistics = list(method.network.buffers())
+        self._before = [buffer.clone() for buffer in self._statistics]
         method.replicas = None if self._replicas is None else self._replicas.__call__
 
     def gradient(self, batches: Sequence[Batch], sizes: Sizes, progress: Progress) -> Gradient | None:
@@ -57,6 +65,7 @@ class Update:
             return None
         total = sum(sum(map(sum, count)) for _, count in parts)
         batches = tuple(batch.to(self.device) for batch in batches)
+        torch._foreach_copy_(self._before, self._statistics)
         self.optimisers.zero_grad()
         loss, figures, after = torch.zeros((), device=self.device), Counter(), []
         for part, count in parts:
@@ -67,7 +76,14 @@ class Update:
             loss = loss + output.loss.detach() * weight
             figures.update({name: value * weight for name, value in output.parts.items()})
             after.append(output.after)
-        return Gradient(loss.item(), figures, tuple(after))
+        mean, norm = loss.item(), self.optimisers.gradient_norm().item()
+        own = torch.tensor(math.isfinite(mean) and math.isfinite(norm), dtype=torch.uint8)
+        return Gradient(mean, norm, bool(all_reduce(own, dist.ReduceOp.MIN)), figures, tuple(after))
+
+    def discard(self) -> None:
+        """Forgets a gradient, and what its images did to batch norm's running statistics."""
+        torch._foreach_copy_(self._statistics, self._before)
+        self.optimisers.zero_grad()
 
     def apply(self, gradient: Gradient, progress: Progress) -> float:
         """Moves the parameters; returns the head's learning rate."""
