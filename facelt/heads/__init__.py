@@ -1,6 +1,6 @@
 """From features to logits."""
 
-from facelt.heads.cosine import CosineHead, cosine_logits
+from facelt.heads.cosine import CosineHead
 from facelt.heads.dynamic_meta import CONVENTIONS, Convention, DynamicMetaHead, MetaEmbedding
 from facelt.heads.linear import LinearHead
 from facelt.heads.margin import Margin, MarginHead
@@ -17,5 +17,4 @@ __all__ = [
     "Margin",
     "MarginHead",
     "MetaEmbedding",
-    "cosine_logits",
 ]

@@ -1,6 +1,6 @@
 """Dynamic meta-embedding: a direct feature, enriched from the memory, scaled by how reachable it is.
 
-b images of this rank, B of all ranks, W ranks, D feature, C identities of this rank's range.
+b images of this rank, B of all ranks, W ranks, D feature.
 """
 
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from facelt.heads.cosine import MIN_NORM, CosineHead, cosine_logits
+from facelt.heads.cosine import CosineHead
 from facelt.heads.linear import LinearHead
 from facelt.memory import IdentityMemory
-from facelt.parallel import ShardedLogits, SharedFeature, replicated
+from facelt.parallel import MIN_NORM, ShardedLogits, SharedFeature, replicated
 
 ConventionName = Literal["paper", "released"]
 
@@ -25,10 +25,11 @@ class Convention:
     reachability_scale: float
     squash_power: int
 
-    def squashed_length(self, length_B1: torch.Tensor) -> torch.Tensor:
-        """n^p / (1 + n^p), below 1."""
+    def squash(self, vector_BD: torch.Tensor) -> torch.Tensor:
+        """Vectors of the same direction and the length n^p / (1 + n^p), below 1."""
+        length_B1 = torch.linalg.vector_norm(vector_BD, dim=1, keepdim=True)
         powered_B1 = length_B1.pow(self.squash_power)
-        return powered_B1 / (1 + powered_B1)
+        return vector_BD / length_B1.clamp_min(MIN_NORM) * (powered_B1 / (1 + powered_B1))
 
 
 CONVENTIONS: dict[str, Convention] = {
@@ -89,17 +90,12 @@ class DynamicMetaHead(nn.Module):
         vector_bD = feature.own_bD + infused_bD
         if self.use_reachability:
             vector_bD = reachability_b[:, None] * vector_bD
-        length_b1 = torch.linalg.vector_norm(vector_bD, dim=1, keepdim=True)
-        meta_bD = vector_bD / length_b1.clamp_min(MIN_NORM) * self.convention.squashed_length(length_b1)
-        return MetaEmbedding(SharedFeature.of(vector_bD, feature.shares), meta_bD, infused_bD, reachability_b)
+        vector = SharedFeature.of(vector_bD, feature.shares)
+        return MetaEmbedding(vector, self.convention.squash(vector_bD), infused_bD, reachability_b)
 
     def classify(self, embedding: MetaEmbedding) -> ShardedLogits:
         """z_k = scale * |squashed v| * cos(v, w_k)."""
-        vector_BD = embedding.vector.all_BD
-        length_B1 = self.convention.squashed_length(torch.linalg.vector_norm(vector_BD, dim=1, keepdim=True))
-        cosine_BC = cosine_logits(vector_BD, self.classifier.weight)
-        column_BC = cosine_BC * (self.classifier.scale * length_B1)
-        return ShardedLogits(column_BC, self.classifier.classes, embedding.vector.shares)
+        return self.classifier.along(self.convention.squash(embedding.vector.all_BD), embedding.vector.shares)
 
     def forward(self, feature: SharedFeature) -> tuple[ShardedLogits, MetaEmbedding]:
         embedding = self.embed(feature)
@@ -108,7 +104,7 @@ class DynamicMetaHead(nn.Module):
     def _infuse(self, feature: SharedFeature) -> torch.Tensor:
         if self.hallucinator is None:
             return torch.zeros_like(feature.own_bD)
-        memory_bD = self.memory.read(self.hallucinator(feature).softmax(), feature.shares)
+        memory_bD = self.memory.read(self.hallucinator(feature))
         if self.selector is None:
             return memory_bD
         weight, bias = replicated(self.selector.weight), replicated(self.selector.bias)

@@ -1,14 +1,13 @@
 """The plain linear classifier.
 
-b images of this rank, D feature, C identities of this rank's range.
+D feature, C identities of this rank's range.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from facelt.heads.head import Head
-from facelt.parallel import ClassRange, ShardedLogits, SharedFeature
+from facelt.parallel import ClassRange, Rows, ShardedLogits, SharedFeature
 
 
 class LinearHead(Head):
@@ -20,9 +19,5 @@ class LinearHead(Head):
         self.weight = nn.Parameter(self.classes.uniform_rows(dim, dim**-0.5))
         self.bias = nn.Parameter(torch.zeros(len(self.classes)))
 
-    def columns(self, feature_BD: torch.Tensor) -> torch.Tensor:
-        """Logits of this rank's classes, [B, C]."""
-        return F.linear(feature_BD, self.weight, self.bias)
-
     def forward(self, feature: SharedFeature) -> ShardedLogits:
-        return ShardedLogits(self.columns(feature.all_BD), self.classes, feature.shares)
+        return ShardedLogits(feature.all_BD, Rows(self.weight, self.bias), self.classes, feature.shares)

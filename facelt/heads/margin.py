@@ -1,10 +1,10 @@
 """Angular margins: the own identity's cosine is made smaller in training, so that the feature has to come closer.
 
-B images of all ranks, K of them whose identity this rank holds, C identities of this rank's range.
+K images whose identity this rank holds.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -50,11 +50,8 @@ class MarginHead(CosineHead):
         self.margin = margin
 
     def training_logits(self, feature: SharedFeature, label_b: torch.Tensor) -> ShardedLogits:
-        """Logits with the margin taken off each image's own identity, on the rank that holds it."""
-        plain = self(feature)
-        label_B = feature.shares.gather(label_b)
-        (row_K,) = self.classes.holds(label_B).nonzero(as_tuple=True)
-        position_K = label_B[row_K] - self.classes.first
-        target_K = self.scale * self.margin(plain.column_BC[row_K, position_K] / self.scale)
-        column_BC = plain.column_BC.index_put((row_K, position_K), target_K)
-        return ShardedLogits(column_BC, self.classes, feature.shares)
+        """Logits whose loss has the margin taken off each image's own identity, on the rank that holds it."""
+        return replace(self(feature), harder=self._harder)
+
+    def _harder(self, logit_K: torch.Tensor) -> torch.Tensor:
+        return self.scale * self.margin(logit_K / self.scale)

@@ -65,8 +65,8 @@ class _DiscriminativeCentroids(torch.autograd.Function):
             count_C = torch.bincount(position_K, minlength=classes)
             attract = grad if ctx.weighed else torch.ones_like(grad)
             attract_K1 = (attract / (batch * (1 + count_C[position_K])))[:, None]
-            grad_centroid_CD = centroid_CD * repel_B1.sum()
-            grad_centroid_CD -= (repel_B1 * feature_BD).sum(dim=0)
+            pull_D = -(repel_B1 * feature_BD).sum(dim=0)
+            grad_centroid_CD = torch.addcmul(pull_D, centroid_CD, repel_B1.sum())
             grad_centroid_CD.index_add_(0, position_K, (repel_K1 - attract_K1) * difference_KD)
         return grad_feature_BD, grad_centroid_CD, *(None,) * 6
 

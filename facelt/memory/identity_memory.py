@@ -1,6 +1,6 @@
 """One centroid an identity: filled by class means, asked for the nearest, read out, and kept up to date.
 
-b images of this rank, B of all ranks, D feature, C identities of this rank's range.
+b images of this rank, B of all ranks, D feature, C identities of this rank's range, N of a block of them.
 """
 
 from typing import Literal
@@ -9,7 +9,16 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from facelt.parallel import ClassRange, SharedFeature, Shares, all_reduce, gather_ranks, rank, scatter_sum
+from facelt.parallel import (
+    ClassRange,
+    ShardedLogits,
+    SharedFeature,
+    all_reduce,
+    blocks,
+    gather_ranks,
+    rank,
+    scatter_sum,
+)
 
 UpdateRule = Literal["released", "tracking"]
 
@@ -99,12 +108,12 @@ class IdentityMemory(nn.Module):
         total = torch.linalg.vector_norm(feature_KD - self.centroid_CD[position_K], dim=1).sum()
         return all_reduce(total, dist.ReduceOp.SUM) / feature.shares.total
 
-    def read(self, coefficient_BC: torch.Tensor, shares: Shares) -> torch.Tensor:
-        """The memory feature o M, [b, D], from this rank's columns of the coefficients of all images.
+    def read(self, logits: ShardedLogits) -> torch.Tensor:
+        """The memory feature o M, [b, D], o being the softmax of the logits.
 
-        No gradient flows into the centroids. Travelling: W * b * D values.
+        No gradient flows into the centroids. Travelling: W * b * D values, and as many back.
         """
-        return scatter_sum(coefficient_BC @ self.centroid_CD.detach(), shares)
+        return logits.read_out(self.centroid_CD.detach())
 
     @torch.no_grad()
     def update(self, feature: SharedFeature, label_b: torch.Tensor) -> None:
@@ -129,9 +138,13 @@ class IdentityMemory(nn.Module):
 
     def _nearest_here(self, feature_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(|c|^2 / 2 - f.c, position) of this rank's nearest centroid, [B] each; inf where it has none."""
-        if not len(self.classes):
-            return feature_BD.new_full((len(feature_BD),), torch.inf), self.filled_C.new_zeros(len(feature_BD)).long()
-        centroid_CD = self.centroid_CD.detach()
-        half_C = 0.5 * torch.linalg.vector_norm(centroid_CD, dim=1).square()
-        half_C = half_C.masked_fill(~self.filled_C, torch.inf)
-        return torch.addmm(half_C, feature_BD, centroid_CD.t(), alpha=-1).min(dim=1)
+        best_B = feature_BD.new_full((len(feature_BD),), torch.inf)
+        place_B = torch.zeros_like(best_B, dtype=torch.int64)
+        for part in blocks(self.centroid_CD):
+            centroid_ND = self.centroid_CD.detach()[part]
+            half_N = 0.5 * torch.linalg.vector_norm(centroid_ND, dim=1).square()
+            half_N = half_N.masked_fill(~self.filled_C[part], torch.inf)
+            score_B, near_B = torch.addmm(half_N, feature_BD, centroid_ND.t(), alpha=-1).min(dim=1)
+            place_B = torch.where(score_B < best_B, near_B + part.start, place_B)
+            best_B = torch.minimum(score_B, best_B)
+        return best_B, place_B

@@ -3,16 +3,20 @@
 from facelt.parallel.class_range import ClassRange
 from facelt.parallel.collectives import Shares, all_reduce, gather_batch, gather_ranks, replicated, scatter_sum
 from facelt.parallel.ranks import is_split, rank, world
+from facelt.parallel.row_product import MIN_NORM, Rows, blocks
 from facelt.parallel.sharded_logits import ShardedLogits
 from facelt.parallel.shared_feature import SharedFeature
 from facelt.parallel.split_state import split_entries
 
 __all__ = [
+    "MIN_NORM",
     "ClassRange",
+    "Rows",
     "ShardedLogits",
     "SharedFeature",
     "Shares",
     "all_reduce",
+    "blocks",
     "gather_batch",
     "gather_ranks",
     "is_split",

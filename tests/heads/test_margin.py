@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from facelt.heads import Margin, MarginHead
-from facelt.parallel import ClassRange, ShardedLogits, SharedFeature, Shares
+from facelt.parallel import ClassRange, Rows, ShardedLogits, SharedFeature, Shares
 
 
 class GivenCosines(MarginHead):
@@ -18,7 +18,8 @@ class GivenCosines(MarginHead):
         super().__init__(1, classes, 64.0, margin)
 
     def forward(self, feature: SharedFeature) -> ShardedLogits:
-        return ShardedLogits(self.scale * feature.all_BD, self.classes, feature.shares)
+        rows = Rows(torch.eye(len(self.classes), dtype=feature.all_BD.dtype))
+        return ShardedLogits(self.scale * feature.all_BD, rows, self.classes, feature.shares)
 
 
 @pytest.mark.parametrize(
@@ -40,14 +41,28 @@ def test_only_the_own_identity_is_made_harder():
     torch.manual_seed(0)
     head = MarginHead(4, 5, 8.0, Margin(1.1, 0.3, 0.1)).double()
     feature, label = torch.randn(3, 4, dtype=torch.float64), torch.tensor([4, 0, 4])
-    plain = head(SharedFeature.of(feature)).column_BC / 8
-    expected = plain.clone()
+    logits = head.training_logits(SharedFeature.of(feature), label)
+    expected = 8 * F.normalize(feature, dim=1) @ F.normalize(head.weight, dim=1).T
+    torch.testing.assert_close(logits.column_BC, expected)
     for row, own in enumerate(label.tolist()):
-        cosine = F.cosine_similarity(feature[row], head.weight[own], dim=0).item()
+        cosine = expected[row, own].item() / 8
         widened = 1.1 * math.acos(cosine) + 0.3
         beyond = cosine - (1 + math.cos((math.pi - 0.3) / 1.1))
-        expected[row, own] = (math.cos(widened) if widened <= math.pi else beyond) - 0.1
-    torch.testing.assert_close(head.training_logits(SharedFeature.of(feature), label).column_BC / 8, expected)
+        expected[row, own] = 8 * ((math.cos(widened) if widened <= math.pi else beyond) - 0.1)
+    torch.testing.assert_close(logits.cross_entropy(label), F.cross_entropy(expected, label))
+
+
+def test_gradients_of_the_margin_are_those_of_differences():
+    torch.manual_seed(0)
+    head = MarginHead(4, 5, 8.0, Margin(1.1, 0.3, 0.1)).double()
+    feature, label = torch.randn(3, 4, dtype=torch.float64, requires_grad=True), torch.tensor([4, 0, 4])
+    weight = head.weight.detach().clone().requires_grad_()
+
+    def loss(feature, weight):
+        head.__dict__["weight"] = weight
+        return head.training_logits(SharedFeature.of(feature), label).cross_entropy(label)
+
+    assert torch.autograd.gradcheck(loss, (feature, weight))
 
 
 @pytest.mark.parametrize("margin", [Margin(1, 0.5, 0), Margin(1.1, 0.3, 0.1), Margin(1.35, 0, 0)])
@@ -59,9 +74,11 @@ def test_the_target_never_rises_as_the_angle_grows_and_its_slope_is_finite(margi
     assert torch.isfinite(cosine.grad).all()
 
 
-def test_a_rank_without_the_identity_changes_nothing():
+def test_a_rank_without_the_identity_takes_nothing_off():
     head = GivenCosines(4, Margin(1, 0.5, 0))
     head.classes = ClassRange(4, 8, 8)
-    cosine = torch.rand(2, 4)
-    logits = head.training_logits(SharedFeature.of(cosine, Shares((2,))), torch.tensor([0, 3]))
-    assert torch.equal(logits.column_BC, 64 * cosine)
+    cosine, label = torch.rand(2, 4, requires_grad=True), torch.tensor([0, 3])
+    feature = SharedFeature.of(cosine, Shares((2,)))
+    found = [logits.cross_entropy(label) for logits in (head.training_logits(feature, label), head(feature))]
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, cosine)[0] for loss in found), rtol=0, atol=0)

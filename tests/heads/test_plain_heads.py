@@ -4,8 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from facelt.heads import HEADS, cosine_logits
-from facelt.parallel import ClassRange, ShardedLogits, SharedFeature, Shares
+from facelt.heads import HEADS
+from facelt.parallel import ClassRange, Rows, ShardedLogits, SharedFeature, Shares
+
+
+def logits_of(vector: torch.Tensor, rows: Rows) -> ShardedLogits:
+    return ShardedLogits(vector, rows, ClassRange.own(len(rows.weight_CD)), Shares((len(vector),)))
 
 
 @pytest.mark.parametrize("name", sorted(HEADS))
@@ -17,36 +21,40 @@ def test_every_head_maps_features_to_a_column_an_identity(name):
     assert all(torch.isfinite(parameter.grad).all() for parameter in head.parameters())
 
 
-def test_cosine_equals_normalised_operands_with_both_gradients():
+def test_directions_equal_normalised_rows_with_both_gradients():
     torch.manual_seed(0)
     vector = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(cosine_logits, (vector, weight))
-    expected = F.normalize(vector, dim=1) @ F.normalize(weight, dim=1).T
-    torch.testing.assert_close(cosine_logits(vector, weight), expected)
+
+    def product(vector, weight):
+        return logits_of(vector, Rows(weight, unit=True)).column_BC
+
+    assert torch.autograd.gradcheck(product, (vector, weight))
+    torch.testing.assert_close(product(vector, weight), vector @ F.normalize(weight, dim=1).T)
 
 
 def test_zero_vectors_and_rows_give_zero_not_nan():
+    head = HEADS["cosine"](3, 2)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[0.0, 0, 0], [1, 0, 0]]))
     vector = torch.zeros(1, 3, requires_grad=True)
-    weight = torch.tensor([[0.0, 0, 0], [1, 0, 0]], requires_grad=True)
-    logits = cosine_logits(vector, weight)
-    logits.sum().backward()
-    assert not logits.any()
+    logits = head(SharedFeature.of(vector))
+    logits.cross_entropy(torch.tensor([0])).backward()
+    assert not logits.column_BC.any()
     assert torch.isfinite(vector.grad).all()
-    assert torch.isfinite(weight.grad).all()
+    assert torch.isfinite(head.weight.grad).all()
 
 
 def test_reductions_equal_those_of_the_full_matrix():
-    column = torch.randn(3, 5)
-    logits = ShardedLogits(column, ClassRange.own(5), Shares((3,)))
+    logits = logits_of(torch.randn(3, 4), Rows(torch.randn(5, 4), torch.randn(5)))
     label = torch.tensor([1, 0, 4])
-    torch.testing.assert_close(logits.cross_entropy(label), F.cross_entropy(column, label))
-    assert torch.equal(logits.argmax(), column.argmax(1))
-    assert torch.equal(logits.maximum(), column.max(1).values)
+    torch.testing.assert_close(logits.cross_entropy(label), F.cross_entropy(logits.column_BC, label))
+    assert torch.equal(logits.argmax(), logits.column_BC.argmax(1))
+    assert torch.equal(logits.maximum(), logits.column_BC.max(1).values)
 
 
 def test_columns_must_fit_their_range():
     with pytest.raises(ValueError, match=r"shape \[1, 5\], expected \[1, 4\]"):
-        ShardedLogits(torch.zeros(1, 5), ClassRange.own(4), Shares((1,)))
+        ShardedLogits(torch.zeros(1, 2), Rows(torch.zeros(5, 2)), ClassRange.own(4), Shares((1,)))
     with pytest.raises(ValueError, match="not a range"):
         ClassRange(3, 2, 4)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from facelt.memory import IdentityMemory
-from facelt.parallel import SharedFeature, Shares
+from facelt.parallel import ClassRange, Rows, ShardedLogits, SharedFeature, Shares
 
 of = SharedFeature.of
 
@@ -72,15 +72,31 @@ def test_released_leaves_the_update_to_the_optimiser():
     assert [name for name, _ in memory.named_parameters()] == ["centroid_CD"]
 
 
-def test_read_is_the_weighted_sum_and_detached():
-    memory = IdentityMemory(2, 2)
-    memory.accumulate(of(torch.tensor([[1.0, 0.0], [0.0, 2.0]])), torch.arange(2))
+def logits_of(rows: Rows, vector: torch.Tensor) -> ShardedLogits:
+    return ShardedLogits(vector, rows, ClassRange.own(len(rows.weight_CD)), Shares((len(vector),)))
+
+
+def test_read_is_the_mean_weighed_by_the_softmax_and_detached():
+    torch.manual_seed(0)
+    memory = IdentityMemory(5, 3).double()
+    memory.accumulate(of(torch.randn(5, 3)), torch.arange(5))
     memory.finish()
-    coefficient = torch.tensor([[0.25, 0.75]], requires_grad=True)
-    read = memory.read(coefficient, Shares((1,)))
-    read.sum().backward()
-    torch.testing.assert_close(read.detach(), torch.tensor([[0.25, 1.5]]))
+    factors = [torch.randn(*size, dtype=torch.float64, requires_grad=True) for size in ((4, 2), (5, 2), (5,))]
+
+    def read(vector, weight, bias):
+        return memory.read(logits_of(Rows(weight, bias), vector))
+
+    vector, weight, bias = factors
+    expected = torch.softmax(vector @ weight.T + bias, 1) @ memory.centroid_CD
+    torch.testing.assert_close(read(*factors), expected.detach())
+    assert torch.autograd.gradcheck(read, factors)
+    read(*factors).sum().backward()
     assert memory.centroid_CD.grad is None
+
+
+def test_a_read_out_by_directions_is_refused():
+    with pytest.raises(ValueError, match="not their directions"):
+        IdentityMemory(3, 2).read(logits_of(Rows(torch.ones(3, 2), unit=True), torch.ones(1, 2)))
 
 
 def test_finish_without_a_pass_is_an_error():
