@@ -58,8 +58,9 @@ class DynamicMetaHead(nn.Module):
     The parts can be switched off one by one: without memory v = reachability * f, without selector e = 1, without
     reachability its factor is 1.
 
-    Hallucinator, memory and classifier are split by identities. A step moves the features, the read-out with the
-    nearest centroids, and the meta-embeddings: 4 W b D values forward, 3 W b D back, never anything of size C x D.
+    Hallucinator, memory and classifier are split by identities. A step moves the features, the read-out, the nearest
+    centroids and the meta-embeddings: 4 W b D values forward, 3 W b D and the selector's D (D + 1) back, and a few
+    numbers an image; never anything of size C x D.
     """
 
     def __init__(

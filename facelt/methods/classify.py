@@ -1,4 +1,7 @@
-"""The plain model: a classifier on the feature, trained by cross-entropy."""
+"""The plain model: a classifier on the feature, trained by cross-entropy.
+
+B images of all ranks, W ranks, D feature.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +16,12 @@ from facelt.parallel import ShardedLogits, SharedFeature
 
 
 class Classify(Method):
-    """One head, one loss."""
+    """One head, one loss.
+
+    What a step hands to the collectives on each rank, as bytes of the whole that is gathered or summed: with B images
+    of all ranks and P = W * the most of one rank, 4 P D + 8 P + 12 B + 8 W forward (features, labels, maximum, sum
+    and own logit, the ranks' numbers of images) and 4 P D back, for every head and any number of identities.
+    """
 
     def __init__(self, config: ClassifyConfig, network: Network, num_classes: int) -> None:
         super().__init__(network)

@@ -1,4 +1,7 @@
-"""OLTR's second stage: dynamic meta-embedding over an identity memory (CVPR 2019, section 3.2)."""
+"""OLTR's second stage: dynamic meta-embedding over an identity memory (CVPR 2019, section 3.2).
+
+B images of all ranks, W ranks, D feature.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +36,18 @@ _CONVENTIONS = {
 
 
 class DynamicMeta(Method):
-    """Cross-entropy on the meta-embedding plus the discriminative centroids loss."""
+    """Cross-entropy on the meta-embedding plus the discriminative centroids loss.
+
+    What a step hands to the collectives on each rank, as bytes of the whole that is gathered or summed: with B images
+    of all ranks and P = W * the most of one rank,
+
+    - 16 P D forward: features, nearest centroids, read-out, meta-embeddings; 12 P D back, the nearest having none;
+    - 24 P for labels, 32 P with `tracking`; 12 W B for each rank's nearest; 24 B for maxima, sums and own terms
+      forward, 4 B back; 4 D for the sum of all centroids; 8 W for the ranks' numbers of images and 16 for the log;
+    - 4 D (D + 1) back for the selector, which every rank holds whole.
+
+    Nothing grows with the number of identities.
+    """
 
     kinds = ("direct", "meta", "meta_unit")
 

@@ -7,6 +7,7 @@ them. With one rank all of these are the identity.
 b images of this rank, B of all ranks, W ranks, D feature.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from facelt.parallel.ranks import is_split, rank, world
+
+Exchange = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -71,51 +74,40 @@ def _pad(value_b: torch.Tensor, rows: int) -> torch.Tensor:
     return F.pad(value_b, (0, 0) * (value_b.dim() - 1) + (0, missing)) if missing else value_b
 
 
-class _GatherBatch(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, value_b: torch.Tensor, shares: Shares) -> torch.Tensor:
-        ctx.shares = shares
-        return shares.gather(value_b)
+class _Exchange(torch.autograd.Function):
+    """A linear map between the ranks and, for its gradient, the map back."""
 
     @staticmethod
-    def backward(ctx, grad_B: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return ctx.shares.scatter_sum(grad_B), None
-
-
-class _ScatterSum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, value_B: torch.Tensor, shares: Shares) -> torch.Tensor:
-        ctx.shares = shares
-        return shares.scatter_sum(value_B)
+    def forward(ctx, value: torch.Tensor, there: Exchange, back: Exchange) -> torch.Tensor:
+        ctx.back = back
+        return there(value)
 
     @staticmethod
-    def backward(ctx, grad_b: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return ctx.shares.gather(grad_b), None
-
-
-class _Replicated(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, parameter: torch.Tensor) -> torch.Tensor:
-        return parameter.view_as(parameter)
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
-        return all_reduce(grad.clone(), dist.ReduceOp.SUM)
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return ctx.back(grad), None, None
 
 
 def gather_batch(value_b: torch.Tensor, shares: Shares) -> torch.Tensor:
     """The images of all ranks, [B, ...], from this rank's [b, ...]. Moves W * b * D values, and as many back."""
-    return _GatherBatch.apply(value_b, shares) if is_split() else value_b
+    return _Exchange.apply(value_b, shares.gather, shares.scatter_sum) if is_split() else value_b
 
 
 def scatter_sum(value_B: torch.Tensor, shares: Shares) -> torch.Tensor:
     """This rank's rows [b, ...] of the sum over ranks of [B, ...]. Moves W * b * D values, and as many back."""
-    return _ScatterSum.apply(value_B, shares) if is_split() else value_B
+    return _Exchange.apply(value_B, shares.scatter_sum, shares.gather) if is_split() else value_B
 
 
 def replicated(parameter: torch.Tensor) -> torch.Tensor:
     """A parameter every rank holds whole and applies to its own images: its gradient is summed over the ranks."""
-    return _Replicated.apply(parameter) if is_split() else parameter
+    return _Exchange.apply(parameter, _same, _sum_over_ranks) if is_split() else parameter
+
+
+def _same(value: torch.Tensor) -> torch.Tensor:
+    return value.view_as(value)
+
+
+def _sum_over_ranks(grad: torch.Tensor) -> torch.Tensor:
+    return all_reduce(grad.clone(), dist.ReduceOp.SUM)
 
 
 def all_reduce(value: torch.Tensor, operation: dist.ReduceOp.RedOpType) -> torch.Tensor:
