@@ -22,12 +22,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
-from facelt.engine.files import sync, write_text
 from facelt.engine.ranks import gather_text, is_lost, on_first_rank
 from facelt.errors import UserError
 from facelt.parallel import ClassRange, is_split, rank, world
+from facelt.whole_files import sha256_of, sync, write_text
 
-SCHEMA = "facelt.checkpoint/1"
+SCHEMA = "facelt.checkpoint/2"
 STATE = "state.json"
 _NAME = re.compile(r"step-\d{8,}")
 
@@ -146,7 +146,7 @@ def _read_facts(path: Path) -> dict[str, Any]:
         for name in sorted(facts["files"])[rank() :: world()]:
             if Path(name).name != name:
                 raise ValueError(f"the file {name!r} lies outside it")
-            if _digest(path / name) != facts["files"][name]:
+            if sha256_of(path / name) != facts["files"][name]:
                 raise ValueError(f"the digest of {name} is wrong")
         extra = {file.name for file in path.glob("*.safetensors")} - facts["files"].keys()
         if extra:
@@ -164,13 +164,8 @@ def _digests(folder: Path) -> dict[str, str]:
     names = sorted(path.name for path in folder.glob("*.safetensors"))[rank() :: world()]
     for name in names:
         sync(folder / name)
-    own = {name: _digest(folder / name) for name in names}
+    own = {name: sha256_of(folder / name) for name in names}
     return {name: digest for told in gather_text(json.dumps(own)) for name, digest in json.loads(told).items()}
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sharded(tensors: Tensors, split: Mapping[str, ClassRange]) -> dict[str, torch.Tensor]:

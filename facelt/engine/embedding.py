@@ -3,7 +3,6 @@
 N images, n images of a batch, D feature.
 """
 
-import hashlib
 from pathlib import Path
 
 import torch
@@ -60,7 +59,7 @@ def embed_images(
     preparation = Preparation(data.mean, data.std, flip=False)
     meta = {
         "model": {
-            "weights_sha256": hashlib.sha256(model.weights.read_bytes()).hexdigest(),
+            "weights_sha256": model.weights_sha256,
             "stage": model.card["stage"],
             "backbone": model.config.model.backbone,
             "training_images": model.card.get("training_images"),

@@ -10,11 +10,11 @@ from pydantic import ValidationError
 
 from facelt.config import StageConfig, TrainConfig
 from facelt.config.explain import explain
-from facelt.engine.files import write_text
 from facelt.engine.weights import load_weights, refuse_other_shapes
 from facelt.errors import UserError
 from facelt.methods import METHODS, Method
 from facelt.models.network import build_network
+from facelt.whole_files import sha256_of, write_text
 
 SCHEMA = "facelt.model/1"
 WEIGHTS = "model.safetensors"
@@ -41,6 +41,7 @@ class TrainedModel:
     config: TrainConfig
     card: dict[str, Any]
     weights: Path
+    weights_sha256: str
 
 
 def make_card(config: TrainConfig, stage: StageConfig, method: Method, **facts: Any) -> dict[str, Any]:
@@ -83,17 +84,27 @@ def find_model(path: Path) -> Path:
 
 
 def load_model(path: Path, device: torch.device) -> TrainedModel:
-    """The model in a stage's folder, or of the last finished stage of a run, in evaluation mode. Raises UserError."""
+    """The model in a stage's folder, or of the last finished stage of a run, in evaluation mode.
+
+    Raises UserError where the weights do not belong to the card: of other shapes, or with another digest. Cards written
+    before they had a digest are taken without one.
+    """
     folder = find_model(path)
     card, config, stage = _read_card(folder / CARD)
     # Shapes first, without memory: a card may claim any number of identities.
     with torch.device("meta"):
         outline = build_method(config, stage, card["num_classes"])
     refuse_other_shapes(folder / WEIGHTS, outline)
+    digest = sha256_of(folder / WEIGHTS)
+    if card.get("weights_sha256", digest) != digest:
+        raise UserError(
+            f"{folder / WEIGHTS}: not the file that {CARD} beside it was written for: its SHA-256 begins with "
+            f"{digest[:12]}, the card says {str(card['weights_sha256'])[:12]}; copy both again from where they come"
+        )
     with torch.random.fork_rng(devices=[]):
         method = build_method(config, stage, card["num_classes"])
     load_weights(folder / WEIGHTS, method)
-    return TrainedModel(method.to(device).eval(), config, card, folder / WEIGHTS)
+    return TrainedModel(method.to(device).eval(), config, card, folder / WEIGHTS, digest)
 
 
 def _read_card(path: Path) -> tuple[dict[str, Any], TrainConfig, StageConfig]:

@@ -5,11 +5,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from facelt.engine.files import write_text
 from facelt.engine.ranks import gather_text, on_first_rank
 from facelt.engine.update import Gradient
 from facelt.errors import UserError
 from facelt.methods import Progress
+from facelt.whole_files import write_text
 
 
 class NonFiniteSteps:

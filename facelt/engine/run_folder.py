@@ -10,9 +10,9 @@ from pathlib import Path
 import yaml
 
 from facelt.config import TrainConfig
-from facelt.engine.files import write_text
 from facelt.engine.handed_on import CARD, WEIGHTS
 from facelt.errors import UserError
+from facelt.whole_files import write_text
 
 
 class RunFolder:

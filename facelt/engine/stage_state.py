@@ -1,7 +1,6 @@
 """The tensors and facts a stage is saved as."""
 
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -22,12 +21,11 @@ class StageState:
         self._names = {parameter: name for name, parameter in method.named_parameters()}
 
     def facts(self) -> dict[str, Any]:
-        """What `targets` needs to know, and what a person might ask."""
+        """What `targets` needs to know."""
         return {
             "momentum": sorted(self._names[parameter] for parameter in self.optimisers.momentum()),
             "world": world(),
             "device": self.device.type,
-            "versions": {name: version(name) for name in ("facelt", "torch", "numpy")},
         }
 
     def tensors(self) -> dict[str, torch.Tensor]:

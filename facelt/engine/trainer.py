@@ -6,20 +6,18 @@ from dataclasses import asdict
 import torch
 
 from facelt.config import StageConfig, TrainConfig
-from facelt.data.bad_images import BadImageCount
 from facelt.data.batch import Batch
-from facelt.engine.checkpoint import Checkpoints
 from facelt.engine.data import TrainingData
 from facelt.engine.evaluate import evaluation_batches, predict
 from facelt.engine.handed_on import make_card, save_card
 from facelt.engine.log import RunLog
-from facelt.engine.nonfinite import NonFiniteSteps
 from facelt.engine.optimisation import Optimisers
 from facelt.engine.progress import StageDisplay
 from facelt.engine.ranks import agree, on_first_rank
 from facelt.engine.replicas import average_statistics, enough_images
 from facelt.engine.run_folder import RunFolder
 from facelt.engine.stage_state import StageState
+from facelt.engine.standing import Standing
 from facelt.engine.stopping import Stopped
 from facelt.engine.streams import open_streams
 from facelt.engine.update import Update
@@ -28,6 +26,7 @@ from facelt.errors import UserError
 from facelt.methods import Inputs, Method, Progress
 from facelt.metrics.accuracy import shot_accuracy
 from facelt.parallel import world
+from facelt.whole_files import sha256_of
 
 
 class Trainer:
@@ -52,10 +51,7 @@ class Trainer:
             getattr(method.network, part).requires_grad_(False)
         self.optimisers = Optimisers(method, config.optim, stage)
         self.update = Update(method, self.optimisers, data.preparation, config.optim.accumulate, device)
-        self.state = StageState(method, self.optimisers, device)
-        self.checkpoints = Checkpoints(folder.checkpoints(stage.name), config.keep_checkpoints)
-        self.bad = BadImageCount(config.data.max_bad_images)
-        self.nonfinite = NonFiniteSteps(folder.nonfinite, stage.name, config.max_nonfinite_steps)
+        self.at = Standing(config, stage, data, StageState(method, self.optimisers, device), folder, log)
         self.loaders = open_streams(method, data, config, device)
         self.steps = min(loader.steps_per_epoch for loader in self.loaders)
         if not self.steps:
@@ -67,26 +63,23 @@ class Trainer:
             raise UserError(
                 f"optim.batch: {config.optim.batch} is too few for {world()} processes{times}, two images for each"
             )
-        self.epoch = self.next_step = 0
-        self.best: dict[str, float] = {}
 
     def fit(self) -> None:
         """Trains to the end of the stage and hands on its model.
 
         Raises Stopped, with the state saved, when a rank was asked to stop.
         """
-        if not self._restore():
+        if not self.at.restore():
             if self.method.wants_pass:
                 self._pass_over_training_set()
             # From here on an interrupted stage knows which lines of the log are its own.
-            self._save()
-        done = self.epoch * self.steps + self.next_step
+            self.at.save(self._taken)
         try:
-            with StageDisplay(self.stage.name, self.stage.epochs * self.steps, done) as display:
-                while self.epoch < self.stage.epochs:
+            with StageDisplay(self.stage.name, self.stage.epochs * self.steps, self._taken) as display:
+                while self.at.epoch < self.stage.epochs:
                     self._train_epoch(display)
         except Stopped:
-            self._save()
+            self.at.save(self._taken)
             raise
         finally:
             for loader in self.loaders:
@@ -95,22 +88,22 @@ class Trainer:
 
     def _train_epoch(self, display: StageDisplay) -> None:
         self.method.train()
-        self.method.begin_epoch(self._progress(), self.best)
-        streams = [loader.epoch(self.epoch, self.next_step) for loader in self.loaders]
+        self.method.begin_epoch(self._progress(), self.at.best)
+        streams = [loader.epoch(self.at.epoch, self.at.step) for loader in self.loaders]
         for batches in zip(*streams, strict=False):
             self._step(batches, display)
-            self.next_step += 1
-            if self.next_step % self.config.checkpoint_every == 0 and self.next_step < self.steps:
-                self._save()
+            self.at.step += 1
+            if self.at.step % self.config.checkpoint_every == 0 and self.at.step < self.steps:
+                self.at.save(self._taken)
         # Until validation is over the epoch is not: who is stopped in it begins it again.
         self._end_epoch(display)
-        self.epoch, self.next_step = self.epoch + 1, 0
-        self._save()
+        self.at.epoch, self.at.step = self.at.epoch + 1, 0
+        self.at.save(self._taken)
 
     def _step(self, batches: tuple[Batch, ...], display: StageDisplay) -> None:
         progress = self._progress()
         sizes, unusable = agree(batches)
-        for item in self.bad.add(unusable):
+        for item in self.at.bad.add(unusable):
             display.line(f"left out {item.name}: {item.reason}")
         gradient = self.update.gradient(batches, sizes, progress)
         display.step(sum(size for size, *_ in sizes))
@@ -119,7 +112,7 @@ class Trainer:
         if not gradient.is_finite:
             self.update.discard()
             names = [self.data.train.dataset.names(index) for batch in batches for index in batch.index_B.tolist()]
-            display.line(self.nonfinite.skip(progress, gradient, names, self.checkpoints.found()[0]))
+            display.line(self.at.nonfinite.skip(progress, gradient, names, self.at.checkpoints.found()[0]))
             return
         rate = self.update.apply(gradient, progress)
         if progress.step % self.config.log_every == 0:
@@ -131,14 +124,14 @@ class Trainer:
     def _end_epoch(self, display: StageDisplay) -> None:
         average_statistics(self.method.network, self.device)
         figures = {**self.method.diagnostics(), **self.validate()}
-        epoch = self.epoch + 1
+        epoch = self.at.epoch + 1
         if figures:
             self.log.write(self.stage.name, epoch * self.steps, {"epoch": epoch, "step": 0, **figures})
         shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
         display.line(f"{self.stage.name}: epoch {epoch}/{self.stage.epochs}  {shown}".rstrip())
         accuracy = figures.get("validation_accuracy")
-        if accuracy is not None and accuracy > self.best.get("validation_accuracy", -1.0):
-            self.best = {"validation_accuracy": accuracy, "epoch": float(epoch)}
+        if accuracy is not None and accuracy > self.at.best.get("validation_accuracy", -1.0):
+            self.at.best = {"validation_accuracy": accuracy, "epoch": float(epoch)}
             save_weights(self.method, self.folder.best(self.stage.name))
 
     def validate(self) -> Mapping[str, float]:
@@ -153,7 +146,7 @@ class Trainer:
             batch=self.config.optim.batch,
             workers=self.config.data.workers,
             device=self.device,
-            bad=self.bad,
+            bad=self.at.bad,
         )
         accuracy = asdict(shot_accuracy(self.data.train_counts, label_N, prediction_N, "paper"))
         names = {"overall": "validation_accuracy", "many": "validation_many", "medium": "validation_medium"}
@@ -164,47 +157,24 @@ class Trainer:
     def _pass_over_training_set(self) -> None:
         self.method.eval()
         for batch in evaluation_batches(
-            self.data.train_plain, self.config.optim.batch, self.config.data.workers, self.device, self.bad
+            self.data.train_plain, self.config.optim.batch, self.config.data.workers, self.device, self.at.bad
         ):
             self.method.accumulate(Inputs(self.data.preparation.for_evaluation(batch), batch.label_B))
         self.method.finish_pass()
 
+    @property
+    def _taken(self) -> int:
+        """Steps taken since the stage began."""
+        return self.at.epoch * self.steps + self.at.step
+
     def _progress(self) -> Progress:
-        return Progress(self.epoch, self.stage.epochs, self.next_step, self.steps)
+        return Progress(self.at.epoch, self.stage.epochs, self.at.step, self.steps)
 
     def _write(self, **figures: float) -> None:
-        step = self.epoch * self.steps + self.next_step
-        self.log.write(self.stage.name, step, {"epoch": self.epoch, "step": self.next_step, **figures})
-
-    def _save(self) -> None:
-        average_statistics(self.method.network, self.device)
-        facts = {
-            "epoch": self.epoch,
-            "step": self.next_step,
-            "log_bytes": self.log.size,
-            "best": self.best,
-            "bad_images": self.bad.reasons,
-            "nonfinite_steps": self.nonfinite.skipped,
-        }
-        step = self.epoch * self.steps + self.next_step
-        self.checkpoints.save(step, self.state.tensors(), self.state.split(), {**facts, **self.state.facts()})
-
-    def _restore(self) -> bool:
-        """Goes on from the newest usable checkpoint; False where there is none."""
-        tell = StageDisplay(self.stage.name, 0, 0).line
-        found = self.checkpoints.restore(self.state.targets, self.state.split(), tell)
-        if found is None:
-            return False
-        saved, tensors = found
-        self.state.take_random(tensors)
-        self.log.truncate(saved["log_bytes"])
-        self.bad.reasons.update(saved["bad_images"])
-        self.nonfinite.skipped = saved["nonfinite_steps"]
-        self.epoch, self.next_step, self.best = saved["epoch"], saved["step"], saved["best"]
-        return True
+        self.log.write(self.stage.name, self._taken, {"epoch": self.at.epoch, "step": self.at.step, **figures})
 
     def _hand_on(self) -> None:
-        if not (self.stage.keep == "best" and self.best):
+        if not (self.stage.keep == "best" and self.at.best):
             save_weights(self.method, self.folder.weights(self.stage.name))
         on_first_rank(self._finish)
 
@@ -212,7 +182,7 @@ class Trainer:
         """Puts the weights in their place, then the card, which says that the stage is finished."""
         name = self.stage.name
         best = self.folder.best(name)
-        if self.stage.keep == "best" and self.best:
+        if self.stage.keep == "best" and self.at.best:
             if best.exists():  # otherwise it was handed on already, just before an interruption
                 best.replace(self.folder.weights(name))
         else:
@@ -223,9 +193,11 @@ class Trainer:
             self.method,
             num_classes=self.data.num_classes,
             data_fingerprint=self.data.fingerprint(),
+            classes=self.at.provenance.classes.card(),
+            weights_sha256=sha256_of(self.folder.weights(name)),
             training_images=len(self.data.train.members),
-            best=self.best,
-            bad_images=self.bad.reasons,
+            best=self.at.best,
+            bad_images=self.at.bad.reasons,
         )
         save_card(card, self.folder.card(name))
-        self.checkpoints.remove()
+        self.at.checkpoints.remove()

@@ -13,12 +13,12 @@ import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from facelt.engine.files import write_with
 from facelt.engine.ranks import on_first_rank
 from facelt.errors import UserError
 from facelt.methods import Method
 from facelt.models.initialise import difference
 from facelt.parallel import ClassRange, rank, split_entries, world
+from facelt.whole_files import replacing
 
 
 class Entry:
@@ -51,7 +51,15 @@ def save_weights(method: Method, path: Path) -> None:
         whole = _put_together(value, split[name]) if name in split else value
         if whole is not None:
             tensors[name] = whole.contiguous()
-    on_first_rank(lambda: write_with(path, lambda temporary: save_file(tensors, temporary)))
+
+    def write() -> None:
+        try:
+            with replacing(path) as temporary:
+                save_file(tensors, temporary)
+        except safetensors.SafetensorError as error:
+            raise UserError(f"cannot write {path}: {error}") from None
+
+    on_first_rank(write)
 
 
 def _put_together(value: torch.Tensor, classes: ClassRange) -> torch.Tensor | None:

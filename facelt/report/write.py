@@ -4,9 +4,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from facelt.report import megaface
-from facelt.report.files import write_atomic
 from facelt.report.plain import json_text, plain
 from facelt.report.tables import csv_text
+from facelt.whole_files import write_text
 
 # How each schema is drawn: a module with check(report), page(report) and tables(report).
 VIEWS = MappingProxyType({megaface.SCHEMA: megaface})
@@ -41,5 +41,5 @@ def write_report(report: dict, out: Path) -> Path:
     drawn |= {out / "tables" / name: csv_text(table) for name, table in view.tables(report).items()}
     drawn[page] = view.page(report)
     for path, text in drawn.items():
-        write_atomic(path, text)
+        write_text(path, text, "choose another folder for the report")
     return page

@@ -6,7 +6,6 @@ N images, n rows of one piece, D feature.
 import hashlib
 import io
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 
 from facelt.errors import UserError
 from facelt.store.layout import ITEMS, META, REACHABILITY, UNIT_KINDS, UNIT_TOLERANCE, items_text, meta_text
+from facelt.whole_files import sync, write_text
 
 _PROGRESS = re.compile(r"progress(?:-(\d+)-(\d+))?\.json")
 
@@ -91,7 +91,7 @@ class StoreWriter:
                 with self._file(name).open("r+b") as file:
                     file.seek(self._offset(name, start))
                     file.write(values.tobytes())
-                    _sync(file)
+                    sync(file)
             self._save_progress(start + rows)
         except OSError as error:
             raise UserError(f"{self.partial}: cannot be written ({error.strerror})") from error
@@ -105,9 +105,9 @@ class StoreWriter:
                 raise ValueError(f"{self.path}: rows of another share are missing")
             for path in self._shares():
                 path.unlink()
-            _sync_folder(self.partial)
+            sync(self.partial)
             self.partial.rename(self.path)
-            _sync_folder(self.path.parent)
+            sync(self.path.parent)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror})") from error
         return self.path
@@ -122,11 +122,11 @@ class StoreWriter:
         for name, text in texts.items():
             with (fresh / name).open("w", encoding="utf-8", newline="") as file:
                 file.write(text)
-                _sync(file)
+                sync(file)
         for name, (dtype, row_shape) in self._arrays.items():
             with (fresh / f"{name}.npy").open("wb") as file:
                 file.write(_npy_header(dtype, (len(self.keys), *row_shape)))
-                _sync(file)
+                sync(file)
         fresh.rename(self.partial)
 
     def _resume(self) -> None:
@@ -206,11 +206,7 @@ class StoreWriter:
         return json.dumps({"plan": self._plan, "rows_done": rows_done})
 
     def _save_progress(self, rows_done: int) -> None:
-        temporary = self._progress.with_suffix(".new")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(self._progress_text(rows_done))
-            _sync(file)
-        temporary.replace(self._progress)
+        write_text(self._progress, self._progress_text(rows_done))
         self.rows_done = rows_done
 
 
@@ -221,16 +217,3 @@ def _npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
         header, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     )
     return header.getvalue()
-
-
-def _sync(file) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

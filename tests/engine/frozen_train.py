@@ -27,7 +27,7 @@ if __name__ == "__main__":
     def noted(self, batches, display):
         step(self, batches, display)
         with (Path(folder) / f"seen.{rank()}").open("a") as file:
-            line = [self.stage.name, self.epoch, self.next_step, batches[0].index_B.tolist()]
+            line = [self.stage.name, self.at.epoch, self.at.step, batches[0].index_B.tolist()]
             file.write(json.dumps(line) + "\n")
         again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
         if next(taken) == int(last) and rank() == world() - 1 and not again:

@@ -1,0 +1,56 @@
+"""Files that are whole: written completely or not at all, and known by a digest of all they hold."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from facelt.errors import UserError
+
+
+def sync(place: Path | IO) -> None:
+    """What was written to a file, or which files a folder holds, is on disk after this. Raises OSError."""
+    if not isinstance(place, Path):
+        place.flush()
+        os.fsync(place.fileno())
+        return
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def replacing(path: Path, advice: str = "") -> Iterator[Path]:
+    """A temporary neighbour of `path`, in a folder that is made; it takes the name once it is written and on disk.
+
+    Raises UserError, which ends with the advice, where the disk refuses.
+    """
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}{advice and f'; {advice}'}") from error
+    finally:
+        # Gone after the rename; still there when anything above failed.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, advice: str = "") -> None:
+    """Writes UTF-8 text as it is, without changing ends of lines."""
+    with replacing(path, advice) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, which need not fit in memory. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
