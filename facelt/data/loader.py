@@ -1,11 +1,9 @@
 """Batches of an epoch, decoded by worker processes.
 
-Shapes: S slots of shared memory, B images of a batch, H height, W width.
+Shapes: S slots of shared memory, T draws of an epoch, B images of a batch, H height, W width.
 """
 
-import math
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,32 +13,22 @@ from facelt.data.batch import Batch, Draws, Filled
 from facelt.data.decode import prepare_opencv
 from facelt.data.image_dataset import ImageDataset
 from facelt.data.samplers import Sampler
-from facelt.errors import UserError
+from facelt.data.slots import Slots
 
 PREFETCH = 2
 """Batches each worker is ahead."""
 
 
 class _RankShare:
-    """This rank's draws of each global batch, and of what is left of the epoch that is set; read by the DataLoader.
+    """This rank's draws of each global batch of an epoch."""
 
-    Each comes with the slot to decode it into.
-    """
-
-    def __init__(self, sampler: Sampler, rank: int, world: int, slots: int) -> None:
-        self.sampler, self.rank, self.world, self.slots = sampler, rank, world, slots
-        self.epoch, self.start_step = 0, 0
+    def __init__(self, sampler: Sampler, rank: int, world: int) -> None:
+        self.sampler, self.rank, self.world = sampler, rank, world
 
     @property
     def largest(self) -> int:
-        """Images of the largest share."""
+        """Images of the largest share of a batch."""
         return -(-self.sampler.batch // self.world)
-
-    def __len__(self) -> int:
-        return max(self.sampler.steps_per_epoch - self.start_step, 0)
-
-    def __iter__(self) -> Iterator[tuple[int, Draws]]:
-        return ((step % self.slots, draws) for step, draws in enumerate(self.steps(self.epoch, self.start_step)))
 
     def steps(self, epoch: int, start_step: int) -> Iterator[Draws]:
         index_T, seed_T = self.sampler.draws(epoch)
@@ -51,7 +39,24 @@ class _RankShare:
             yield Draws(index_T[share], seed_T[share])
 
 
-class _Slots(Dataset):
+class _Tasks:
+    """What the DataLoader hands to workers: the draws of each step left of the epoch that is set, and a slot."""
+
+    def __init__(self, share: _RankShare, slots: Slots) -> None:
+        self.share, self.slots = share, slots
+        self.epoch, self.start_step = 0, 0
+
+    def __len__(self) -> int:
+        return max(self.share.sampler.steps_per_epoch - self.start_step, 0)
+
+    def __iter__(self) -> Iterator[tuple[int, Draws]]:
+        # The DataLoader has waited for its workers to drop what they had when it asks for the first task.
+        self.slots.abandon()
+        for draws in self.share.steps(self.epoch, self.start_step):
+            yield self.slots.take(), draws
+
+
+class _Filling(Dataset):
     """A worker's side: decodes a batch straight into the slot it is told, and sends no pixels."""
 
     def __init__(self, dataset: ImageDataset, image_SBHW3: torch.Tensor) -> None:
@@ -70,10 +75,6 @@ class Loader:
     are started (`start_method`: None for Python's default, or fork, spawn, forkserver), and the global random generator
     is left untouched. With `pin` they lie in page-locked memory.
 
-    Workers decode into memory that is shared once and used again and again: sharing anew for each batch means page
-    faults on both sides and a file handle handed over for each tensor, which cost a third of the decoding. A batch is
-    copied out when it arrives, into page-locked memory where that is wanted, so that it stays as it is.
-
     Raises UserError where there is too little shared memory for the workers.
     """
 
@@ -90,17 +91,16 @@ class Loader:
     ) -> None:
         prepare_opencv()
         self._dataset, self._pin = dataset, pin
-        # The DataLoader hands out the draws of the batch that is PREFETCH * workers ahead before it gives us one.
-        slots = min(PREFETCH * workers + 1, max(sampler.steps_per_epoch, 1))
-        self._share = _RankShare(sampler, rank, world, slots)
-        self._slots: _Slots | None = None
+        self._share = _RankShare(sampler, rank, world)
         self._loader: DataLoader | None = None
         if workers > 0:
-            shape = (slots, self._share.largest, *dataset.image_size, 3)
-            self._slots = _Slots(dataset, _shared(shape, workers))
+            # The DataLoader hands out one more task before it passes on what is done.
+            tasks = min(PREFETCH * workers + 1, sampler.steps_per_epoch)
+            self._slots = Slots(tasks, self._share.largest, dataset.image_size)
+            self._tasks = _Tasks(self._share, self._slots)
             self._loader = DataLoader(
-                self._slots,
-                sampler=self._share,
+                _Filling(dataset, self._slots.image_SBHW3),
+                sampler=self._tasks,
                 batch_size=None,
                 collate_fn=_unchanged,
                 num_workers=workers,
@@ -120,7 +120,7 @@ class Loader:
         """The batches of one epoch from `start_step` on; one epoch is read at a time."""
         if self._loader is None:
             return map(self._read, self._share.steps(epoch, start_step))
-        self._share.epoch, self._share.start_step = epoch, start_step
+        self._tasks.epoch, self._tasks.start_step = epoch, start_step
         return map(self._receive, iter(self._loader))
 
     def close(self) -> None:
@@ -134,20 +134,8 @@ class Loader:
 
     def _receive(self, answer: tuple[int, Filled]) -> Batch:
         slot, filled = answer
-        batch = filled.batch(self._slots.image_SBHW3[slot])
-        return batch.pin_memory() if self._pin else replace(batch, image_BHW3=batch.image_BHW3.clone())
-
-
-def _shared(shape: tuple[int, ...], workers: int) -> torch.Tensor:
-    """Memory, uint8, that this process and its workers share."""
-    try:
-        return torch.empty(shape, dtype=torch.uint8).share_memory_()
-    except RuntimeError as error:
-        raise UserError(
-            f"workers: {workers} need {math.prod(shape) / 1e6:.0f} MB of shared memory for batches of {shape[1]} images, "
-            f"and the machine does not give it ({' '.join(str(error).split())}); ask for fewer workers or smaller "
-            "batches, or give /dev/shm more room"
-        ) from None
+        batch = filled.batch(self._slots.receive(slot))
+        return batch.pin_memory() if self._pin else batch
 
 
 def _unchanged(item: Any) -> Any:

@@ -12,7 +12,6 @@ from facelt.data.loader import Loader
 from facelt.data.record_dataset import RecordDataset
 from facelt.data.samplers import ClassAwareSampler, InstanceSampler, SequentialSampler
 from facelt.data.transforms import TrainCrop
-from facelt.errors import UserError
 
 BAD = {"train.rec:4", "train.rec:20"}
 
@@ -67,15 +66,6 @@ def test_a_worker_that_fails_says_so(dataset, sampler):
     with pytest.raises(IndexError, match="out of bounds"):
         list(loader.epoch(0))
     loader.close()
-
-
-def test_too_little_shared_memory_is_a_mistake_of_one_line(dataset, sampler, monkeypatch):
-    def full(tensor):
-        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
-
-    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
-    with pytest.raises(UserError, match=r"^workers: 2 need 0 MB of shared memory for batches of 6 .*No space left"):
-        Loader(dataset, sampler, workers=2)
 
 
 def test_an_epoch_is_what_the_sampler_lists(face_rec):
