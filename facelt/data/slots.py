@@ -32,7 +32,7 @@ class Slots:
             self.image_SBHW3 = torch.empty(shape, dtype=torch.uint8).share_memory_()
         except RuntimeError as error:
             raise UserError(
-                f"workers: they need {math.prod(shape) / 1e6:.0f} MB of shared memory, {shape[0]} times {batch} images; "
+                f"workers: they need {math.prod(shape) / 1e6:.0f} MB of shared memory for {shape[0]} x {batch} images: "
                 f"the machine does not give it ({' '.join(str(error).split())}); ask for fewer workers or smaller "
                 "batches, or give /dev/shm more room"
             ) from None
