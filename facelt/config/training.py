@@ -84,6 +84,7 @@ class TrainConfig(Strict):
 
     `optim.batch` is the global batch, whatever the number of processes. A checkpoint is written every
     `checkpoint_every` steps and at each epoch's end; the newest `keep_checkpoints` stay until the stage is finished.
+    With `checkpoint_async` training goes on while it is written, from a copy in host memory.
 
     A step whose loss or gradient is not finite is skipped and its images are listed in the folder `nonfinite` of the
     run; where a stage has more than `max_nonfinite_steps` of them it stops.
@@ -99,6 +100,7 @@ class TrainConfig(Strict):
     stages: Annotated[tuple[StageConfig, ...], Field(min_length=1)]
     log_every: int = Field(20, ge=1)
     checkpoint_every: int = Field(1000, ge=1)
+    checkpoint_async: bool = False
     keep_checkpoints: int = Field(2, ge=2)
     max_nonfinite_steps: int = Field(3, ge=0)
 

@@ -1,49 +1,59 @@
 """Where a stage stands: one folder a checkpoint, complete or not there, read back without running anything.
 
 step-00000120/state.json               everything that is no tensor, and the digests of the files beside it
-step-00000120/shard-*.safetensors      each rank's share of the tensors, as torch.distributed.checkpoint cuts them
+step-00000120/shard-*.safetensors      each rank's share of the tensors
 """
 
 import hashlib
 import json
 import re
 import shutil
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard
 
-from facelt.engine.ranks import gather_text, is_lost, on_first_rank
+from facelt.engine.ranks import gather_text, on_first_rank
+from facelt.engine.shards import SHARDS, Digests, ShardWriter, Tensors, as_user_errors, read_shards
 from facelt.errors import UserError
-from facelt.parallel import ClassRange, is_split, rank, world
+from facelt.parallel import ClassRange, all_reduce, rank, world
 from facelt.whole_files import sha256_of, sync, write_text
 
 SCHEMA = "facelt.checkpoint/2"
 STATE = "state.json"
 _NAME = re.compile(r"step-\d{8,}")
 
-Tensors = Mapping[str, torch.Tensor]
+
+@dataclass(frozen=True)
+class _Save:
+    """A save under way: the name it is to have, where it is written, what it says, and when it will be there."""
+
+    path: Path
+    temporary: Path
+    facts: Mapping[str, Any]
+    digests: Digests
 
 
 class Checkpoints:
     """The checkpoints of a stage, the newest `keep` of them.
 
-    Rows of classes are cut as DTensors are, so that what was saved on some ranks is read on any other number of them.
-    The files are safetensors: nothing in them can be run.
+    Written in the background, one at a time, training goes on meanwhile; it has to come by with `settle`, because only
+    when all ranks have written may a checkpoint take its name, and only there do all of them meet.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(
+        self, folder: Path, keep: int, *, in_background: bool = False, timeout: timedelta = timedelta(minutes=10)
+    ) -> None:
         self.folder = folder
         self.keep = keep
+        self._in_background = in_background
+        self._writer = ShardWriter(in_background, timeout)
+        self._save: _Save | None = None
 
     def found(self) -> list[Path]:
         """Complete ones, the newest first; each may still be damaged."""
@@ -53,22 +63,33 @@ class Checkpoints:
     def save(self, step: int, tensors: Tensors, split: Mapping[str, ClassRange], facts: Mapping[str, Any]) -> None:
         """Every rank hands in its tensors; `split` names those that are its rows of all classes.
 
-        The folder takes its name once everything is on disk. Raises UserError when the disk refuses; the checkpoints
-        there before stay.
+        The folder takes its name once everything is on disk; in the background, when `settle` finds it so. Tensors and
+        facts may change as soon as this returns. Raises UserError when the disk refuses this save or the one before;
+        the checkpoints there before stay.
         """
+        self.settle()
         path = self.folder / f"step-{step:08d}"
         temporary = self.folder / f".{path.name}.new"
         on_first_rank(lambda: self._begin(temporary))
+        self._save = _Save(path, temporary, deepcopy(dict(facts)), self._writer.write(temporary, tensors, split))
+        if not self._in_background:
+            self.settle()
+
+    def settle(self, wait: bool = True) -> None:
+        """Gives the save under way its name; without `wait` only if all ranks have written their share.
+
+        All ranks call this at the same place. Raises UserError when the disk refused.
+        """
+        save = self._save
+        if save is None or not (wait or _on_all_ranks(save.digests.done())):
+            return
+        self._save = None
         try:
-            with _refusals(path, "cannot be saved"), _alone_without_a_word():
-                writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
-                packed = {name: value.contiguous() for name, value in tensors.items()}
-                dcp.save(_sharded(packed, split), storage_writer=writer, no_dist=not dist.is_initialized())
-            digests = _digests(temporary)
-            on_first_rank(lambda: self._complete(temporary, path, {**facts, "files": digests}))
+            digests = _agreed(save)
+            on_first_rank(lambda: self._complete(save.temporary, save.path, {**save.facts, "files": digests}))
         finally:
             if rank() == 0:
-                shutil.rmtree(temporary, ignore_errors=True)
+                shutil.rmtree(save.temporary, ignore_errors=True)
 
     def restore(
         self,
@@ -81,6 +102,8 @@ class Checkpoints:
         None where there is no checkpoint. Damaged ones are told of, removed, and passed over. Raises UserError where
         all are damaged, and where the checkpoint is of another model.
         """
+        # What a killed process left unfinished.
+        on_first_rank(lambda: _remove(self.folder.glob(".step-*.new")))
         damaged = []
         for path in self.found():
             try:
@@ -90,9 +113,7 @@ class Checkpoints:
                 damaged.append(path)
                 continue
             tensors = targets(facts)
-            with _refusals(path, "does not belong to this run"), _alone_without_a_word():
-                reader = HuggingFaceStorageReader(str(path))
-                dcp.load(_sharded(tensors, split), storage_reader=reader, no_dist=not dist.is_initialized())
+            read_shards(path, tensors, split)
             on_first_rank(lambda: _remove(damaged))
             return facts, tensors
         if damaged:
@@ -129,6 +150,25 @@ def _remove(folders: Iterable[Path]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _on_all_ranks(own: bool) -> bool:
+    return bool(all_reduce(torch.tensor(own, dtype=torch.uint8), dist.ReduceOp.MIN))
+
+
+def _agreed(save: _Save) -> dict[str, str]:
+    """The digests of all files, waited for. What went wrong on one rank is a UserError on all of them."""
+    mistake, own = "", {}
+    try:
+        with as_user_errors(save.path, "cannot be saved"):
+            own = save.digests.result()
+    except UserError as error:
+        mistake = str(error)
+    told = [json.loads(text) for text in gather_text(json.dumps([mistake, own]))]
+    mistake = next((wrong for wrong, _ in told if wrong), "")
+    if mistake:
+        raise UserError(mistake)
+    return {name: digest for _, digests in told for name, digest in digests.items()}
+
+
 class _DamagedError(Exception):
     """A checkpoint that cannot be used, and why."""
 
@@ -148,7 +188,7 @@ def _read_facts(path: Path) -> dict[str, Any]:
                 raise ValueError(f"the file {name!r} lies outside it")
             if sha256_of(path / name) != facts["files"][name]:
                 raise ValueError(f"the digest of {name} is wrong")
-        extra = {file.name for file in path.glob("*.safetensors")} - facts["files"].keys()
+        extra = {file.name for file in path.glob(SHARDS)} - facts["files"].keys()
         if extra:
             raise ValueError(f"holds the file {min(extra)!r}, which does not belong to it")
     except Exception as error:  # a damaged file may break the parser anywhere
@@ -157,51 +197,3 @@ def _read_facts(path: Path) -> dict[str, Any]:
     if told:
         raise _DamagedError(told)
     return facts
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file, which are on disk after this; the ranks share the work."""
-    names = sorted(path.name for path in folder.glob("*.safetensors"))[rank() :: world()]
-    for name in names:
-        sync(folder / name)
-    own = {name: sha256_of(folder / name) for name in names}
-    return {name: digest for told in gather_text(json.dumps(own)) for name, digest in json.loads(told).items()}
-
-
-def _sharded(tensors: Tensors, split: Mapping[str, ClassRange]) -> dict[str, torch.Tensor]:
-    """The same tensors, those with rows of classes as shares of whole ones; no copy."""
-    if not is_split():
-        return {name: value.detach() for name, value in tensors.items()}
-    mesh = init_device_mesh(next(iter(tensors.values())).device.type, (world(),))
-
-    def whole(value: torch.Tensor, classes: ClassRange) -> DTensor:
-        shape = (classes.total, *value.shape[1:])
-        stride = torch.empty(shape, device="meta").stride()
-        return DTensor.from_local(value, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
-
-    return {
-        name: whole(value.detach(), split[name]) if name in split else value.detach() for name, value in tensors.items()
-    }
-
-
-@contextmanager
-def _refusals(path: Path, meaning: str) -> Iterator[None]:
-    """torch's errors as one line; a disk that refuses and a rank that is gone are told from tensors that do not fit."""
-    try:
-        yield
-    except (CheckpointException, RuntimeError, ValueError, OSError, KeyError) as error:
-        cause = next((one for one, _ in error.failures.values()), error) if hasattr(error, "failures") else error
-        if is_lost(cause) or isinstance(cause, KeyboardInterrupt | SystemExit):
-            raise cause from None
-        reason = " ".join(str(cause).split())[:200] or type(cause).__name__
-        if isinstance(cause, OSError):
-            raise UserError(f"{path}: cannot be written or read ({cause.strerror or reason})") from None
-        raise UserError(f"{path}: {meaning} ({reason})") from None
-
-
-@contextmanager
-def _alone_without_a_word() -> Iterator[None]:
-    """One process is no mistake worth a warning."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield

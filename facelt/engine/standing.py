@@ -27,7 +27,9 @@ class Standing:
     ) -> None:
         self.stage, self.state, self.log = stage.name, state, log
         self.provenance = Provenance(config, data)
-        self.checkpoints = Checkpoints(folder.checkpoints(stage.name), config.keep_checkpoints)
+        self.checkpoints = Checkpoints(
+            folder.checkpoints(stage.name), config.keep_checkpoints, in_background=config.checkpoint_async
+        )
         self.epoch = self.step = 0
         self.best: dict[str, float] = {}
         self.bad = BadImageCount(config.data.max_bad_images)

@@ -80,10 +80,12 @@ class Trainer:
                     self._train_epoch(display)
         except Stopped:
             self.at.save(self._taken)
+            self.at.checkpoints.settle()
             raise
         finally:
             for loader in self.loaders:
                 loader.close()
+        self.at.checkpoints.settle()
         self._hand_on()
 
     def _train_epoch(self, display: StageDisplay) -> None:
@@ -93,6 +95,7 @@ class Trainer:
         for batches in zip(*streams, strict=False):
             self._step(batches, display)
             self.at.step += 1
+            self.at.checkpoints.settle(wait=False)
             if self.at.step % self.config.checkpoint_every == 0 and self.at.step < self.steps:
                 self.at.save(self._taken)
         # Until validation is over the epoch is not: who is stopped in it begins it again.
@@ -111,6 +114,7 @@ class Trainer:
             return
         if not gradient.is_finite:
             self.update.discard()
+            self.at.checkpoints.settle()
             names = [self.data.train.dataset.names(index) for batch in batches for index in batch.index_B.tolist()]
             display.line(self.at.nonfinite.skip(progress, gradient, names, self.at.checkpoints.found()[0]))
             return
