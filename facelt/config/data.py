@@ -12,13 +12,17 @@ Side = Annotated[int, Field(ge=1, le=4096)]
 
 
 class _Images(Strict):
-    """What both kinds of data share. `mean` and `std` are in RGB order, in units of the full range: white is 1."""
+    """What both kinds of data share. `mean` and `std` are in RGB order, in units of the full range: white is 1.
+
+    `fused` compiles flips and normalisation to one kernel on GPUs, which needs Triton there; CPUs run them as they are.
+    """
 
     mean: Channels = (0.5, 0.5, 0.5)
     std: Channels = (0.5, 0.5, 0.5)
     workers: int = Field(2, ge=0)
     max_bad_images: int = Field(0, ge=0)
     max_pixels: int = Field(50_000_000, ge=1)
+    fused: bool = True
 
 
 class RecordData(_Images):

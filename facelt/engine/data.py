@@ -14,9 +14,10 @@ from facelt.config import DataConfig, ListData, RecordData
 from facelt.data.batch import Batch
 from facelt.data.image_dataset import ImageDataset
 from facelt.data.list_dataset import ListDataset
+from facelt.data.normalise import to_float
 from facelt.data.record_dataset import RecordDataset
 from facelt.data.split import split_train_validation
-from facelt.data.transforms import CentreCrop, ExpectSize, TrainCrop, flip_mask, to_float
+from facelt.data.transforms import CentreCrop, ExpectSize, TrainCrop
 from facelt.errors import UserError
 
 
@@ -35,17 +36,22 @@ class Split:
 
 @dataclass(frozen=True)
 class Preparation:
-    """How uint8 images become network input; `flip` mirrors training images by their draws' seeds."""
+    """How uint8 images become network input, by `data`'s mean and std; `flip` mirrors training images by their draws'
+    seeds. On a GPU it is one kernel unless `data.fused` says otherwise.
+    """
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    flip: bool
+    data: DataConfig
+    flip: bool = False
 
     def for_training(self, batch: Batch) -> torch.Tensor:
-        return to_float(batch.image_BHW3, self.mean, self.std, flip_mask(batch.seed_B) if self.flip else None)
+        return self._input(batch.image_BHW3, batch.seed_B if self.flip else None)
 
     def for_evaluation(self, batch: Batch) -> torch.Tensor:
-        return to_float(batch.image_BHW3, self.mean, self.std)
+        return self._input(batch.image_BHW3, None)
+
+    def _input(self, image_BHW3: torch.Tensor, seed_B: torch.Tensor | None) -> torch.Tensor:
+        fused = self.data.fused and image_BHW3.is_cuda
+        return to_float(image_BHW3, self.data.mean, self.data.std, seed_B, fused=fused)
 
 
 @dataclass(frozen=True)
@@ -85,9 +91,7 @@ def _open_record(config: RecordData, seed: int) -> TrainingData:
     train, validation = split_train_validation(dataset.labels, config.validation_fraction, seed)
     split = Split(dataset, train)
     evaluation = {"validation": Split(dataset, validation)} if len(validation) else {}
-    return TrainingData(
-        split, split, evaluation, dataset.num_classes, Preparation(config.mean, config.std, config.flip)
-    )
+    return TrainingData(split, split, evaluation, dataset.num_classes, Preparation(config, config.flip))
 
 
 def _open_list(config: ListData) -> TrainingData:
@@ -104,8 +108,7 @@ def _open_list(config: ListData) -> TrainingData:
         if path is not None
     }
     # The training crop mirrors in the worker already.
-    preparation = Preparation(config.mean, config.std, flip=False)
-    return TrainingData(_every(train), _every(plain), evaluation, train.num_classes, preparation)
+    return TrainingData(_every(train), _every(plain), evaluation, train.num_classes, Preparation(config))
 
 
 def _every(dataset: ImageDataset) -> Split:

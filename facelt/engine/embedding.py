@@ -55,8 +55,7 @@ def embed_images(
     Raises UserError: an image that cannot be used, a store that exists, a full disk.
     """
     method, device = model.method, next(model.method.parameters()).device
-    data = model.config.data
-    preparation = Preparation(data.mean, data.std, flip=False)
+    preparation = Preparation(model.config.data)
     meta = {
         "model": {
             "weights_sha256": model.weights_sha256,

@@ -1,12 +1,11 @@
-"""Worker-side and device-side transforms: shapes, determinism, and plain numpy beside the fused expression."""
+"""Worker-side transforms: shapes and determinism."""
 
 import numpy as np
 import pytest
 import torch
 
 from facelt.data.decode import UndecodableImage
-from facelt.data.hashing import hash64
-from facelt.data.transforms import CentreCrop, ExpectSize, TrainCrop, flip_mask, to_float
+from facelt.data.transforms import CentreCrop, ExpectSize, TrainCrop
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
@@ -50,30 +49,3 @@ def test_expected_size_passes_untouched_and_refuses_others():
     assert ExpectSize((40, 60))(IMAGE, 0) is IMAGE
     with pytest.raises(UndecodableImage, match=r"40 x 60 pixels .* 60 x 40"):
         ExpectSize((60, 40))(IMAGE, 0)
-
-
-def test_to_float_is_the_plain_formula():
-    image_BHW3 = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (3, 4, 5, 3), dtype=np.uint8))
-    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-    plain = ((image_BHW3.numpy() / 255 - np.array(mean)) / np.array(std)).transpose(0, 3, 1, 2)
-    result = to_float(image_BHW3, mean, std)
-    assert result.dtype == torch.float32
-    np.testing.assert_allclose(result.numpy(), plain, atol=1e-6)
-    flip_B = torch.tensor([True, False, True])
-    plain[[0, 2]] = plain[[0, 2]][..., ::-1]
-    np.testing.assert_allclose(to_float(image_BHW3, mean, std, flip_B).numpy(), plain, atol=1e-6)
-
-
-def test_to_float_of_face_models_and_of_nothing():
-    ends = torch.tensor([0, 255], dtype=torch.uint8).reshape(1, 1, 2, 1).expand(1, 1, 2, 3)
-    assert to_float(ends, [0.5] * 3, [0.5] * 3).flatten().tolist() == [-1.0, 1.0] * 3
-    assert to_float(torch.empty((0, 4, 5, 3), dtype=torch.uint8), [0.5] * 3, [0.5] * 3).shape == (0, 3, 4, 5)
-
-
-def test_flips_are_half_and_follow_the_seed_alone():
-    seed_B = torch.from_numpy((hash64(4, 0, 0, np.arange(4000)) >> np.uint64(1)).astype(np.int64))
-    flip_B = flip_mask(seed_B)
-    assert flip_B.dtype == torch.bool
-    assert 1850 <= int(flip_B.sum()) <= 2150
-    order = torch.randperm(4000, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(flip_mask(seed_B[order]), flip_B[order])
