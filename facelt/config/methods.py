@@ -13,7 +13,9 @@ class ClassifyConfig(Strict):
     """A classifier on the feature, trained by cross-entropy: the plain model.
 
     `scale` multiplies the cosines of the heads `cosine` (16 by default) and `margin` (64). `margins` are those of the
-    head `margin`: cos(m1 theta + m2) - m3, so (1, 0.5, 0) is ArcFace and (1, 0, 0.4) CosFace.
+    head `margin`: cos(m1 theta + m2) - m3, so (1, 0.5, 0) is ArcFace and (1, 0, 0.4) CosFace. Below a
+    `sample_rate` of 1 these two heads train on the batch's own identities and a draw of the others, that share in all
+    (Partial FC).
     """
 
     name: Literal["classify"]
@@ -21,6 +23,7 @@ class ClassifyConfig(Strict):
     head: Literal["linear", "cosine", "margin"] = "linear"
     scale: float | None = Field(None, gt=0)
     margins: tuple[float, float, float] | None = None
+    sample_rate: float = Field(1.0, gt=0, le=1)
 
     @model_validator(mode="after")
     def _options_fit_the_head(self) -> "ClassifyConfig":
@@ -28,6 +31,8 @@ class ClassifyConfig(Strict):
             raise ValueError("scale: the head linear has none; it belongs to cosine and margin")
         if self.margins is not None and self.head != "margin":
             raise ValueError(f"margins: the head {self.head} has none; they belong to the head margin")
+        if self.sample_rate < 1 and self.head == "linear":
+            raise ValueError("sample_rate: the head linear trains all identities; below 1 is for cosine and margin")
         return self
 
 

@@ -1,4 +1,7 @@
-"""Optimisers and their learning rates: one for network and head, one of its own for the memory."""
+"""Optimisers and their learning rates: one for network and head, one of its own for the memory.
+
+D feature, K rows that a sparse gradient names.
+"""
 
 import math
 from collections.abc import Iterable
@@ -22,6 +25,38 @@ def learning_rate_factor(schedule: ScheduleConfig, progress: Progress) -> float:
     return schedule.factor ** (progress.epoch // schedule.every)
 
 
+class RowSGD(torch.optim.SGD):
+    """SGD that moves of a parameter with a sparse gradient only the rows it names, their decay and momentum included.
+
+    The momentum is kept for all rows, so it is saved and dealt out to ranks as any other.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """One update of every parameter that has a gradient."""
+        sparse = {
+            parameter: group
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None and parameter.grad.is_sparse
+        }
+        for parameter, group in sparse.items():
+            self._move_rows(parameter, parameter.grad.coalesce(), group)
+            parameter.grad = None  # moved already: the parent passes over it
+        super().step()
+
+    def _move_rows(self, parameter: nn.Parameter, gradient: torch.Tensor, group: dict) -> None:
+        (row_K,) = gradient.indices()
+        direction_KD = gradient.values().add(parameter[row_K], alpha=group["weight_decay"])
+        if group["momentum"]:
+            state = self.state[parameter]
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            direction_KD.add_(state["momentum_buffer"][row_K], alpha=group["momentum"])
+            state["momentum_buffer"].index_copy_(0, row_K, direction_KD)
+        parameter.index_add_(0, row_K, direction_KD, alpha=-group["lr"])
+
+
 class Optimisers:
     """SGD over a method's parameter groups, stepped together."""
 
@@ -34,7 +69,7 @@ class Optimisers:
         shares = stage.lr_share.model_dump()
         own = {"memory": groups.pop("memory", [])}
         self._optimisers = [
-            torch.optim.SGD(
+            RowSGD(
                 [
                     {"params": parameters, "name": part, "base_lr": optim.lr * shares[part]}
                     for part, parameters in parts.items()
@@ -74,7 +109,8 @@ class Optimisers:
     def gradient_norm(self) -> torch.Tensor:
         """The length of all this rank's gradients together, a scalar: not finite when any of them is not."""
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
+        values = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
+        return torch.nn.utils.get_total_norm(values)
 
     def momentum(self) -> dict[nn.Parameter, torch.Tensor]:
         """The running direction of every parameter that has one yet."""

@@ -1,23 +1,30 @@
 """The cosine classifier, without a normalised copy of its weights.
 
-B batch, D feature, C identities of this rank's range.
+B batch, D feature, K identities drawn.
 """
+
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from facelt.heads.head import Head
-from facelt.parallel import MIN_NORM, ClassRange, Rows, ShardedLogits, SharedFeature, Shares
+from facelt.parallel import MIN_NORM, ClassRange, ClassSample, Rows, ShardedLogits, SharedFeature, Shares
 
 
 class CosineHead(Head):
-    """z = scale * cos(f, w), scale 16 as OLTR's released code has it."""
+    """z = scale * cos(f, w), scale 16 as OLTR's released code has it.
 
-    def __init__(self, dim: int, num_classes: int, scale: float = 16.0) -> None:
+    With a `sample_rate` below 1 the training loss is Partial FC's (An et al., CVPR 2022): each rank takes the batch's
+    own identities and a share of its others, and only their rows get a gradient, which is a sparse one.
+    """
+
+    def __init__(self, dim: int, num_classes: int, scale: float = 16.0, sample_rate: float = 1.0) -> None:
         super().__init__()
         self.classes = ClassRange.own(num_classes)
         self.scale = scale
+        self.sample_rate = sample_rate
         self.weight = nn.Parameter(self.classes.uniform_rows(dim, dim**-0.5))
 
     def along(self, vector_BD: torch.Tensor, shares: Shares) -> ShardedLogits:
@@ -26,3 +33,11 @@ class CosineHead(Head):
 
     def forward(self, feature: SharedFeature) -> ShardedLogits:
         return self.along(F.normalize(feature.all_BD, dim=1, eps=MIN_NORM), feature.shares)
+
+    def training_logits(self, feature: SharedFeature, label_b: torch.Tensor, step: int = 0) -> ShardedLogits:
+        logits = self(feature)
+        if self.sample_rate == 1:
+            return logits
+        sample = ClassSample.draw(self.classes, feature.shares.gather(label_b), self.sample_rate, step)
+        drawn_KD = F.embedding(sample.position_K, self.weight, sparse=True)
+        return replace(logits, rows=Rows(drawn_KD, unit=True), classes=sample)

@@ -15,6 +15,6 @@ class Head(nn.Module, ABC):
     def forward(self, feature: SharedFeature) -> ShardedLogits:
         """Logits as they are asked for after training."""
 
-    def training_logits(self, feature: SharedFeature, label_b: torch.Tensor) -> ShardedLogits:
-        """Logits of the training loss, for this rank's images with labels [b]."""
+    def training_logits(self, feature: SharedFeature, label_b: torch.Tensor, step: int = 0) -> ShardedLogits:
+        """Logits of the training loss, for this rank's images with labels [b]; what is drawn is drawn for `step`."""
         return self(feature)

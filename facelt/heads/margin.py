@@ -45,13 +45,20 @@ ARCFACE = Margin(additive=0.5)
 class MarginHead(CosineHead):
     """A cosine classifier that trains with a margin and answers without one."""
 
-    def __init__(self, dim: int, num_classes: int, scale: float = 64.0, margin: Margin = ARCFACE) -> None:
-        super().__init__(dim, num_classes, scale)
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        scale: float = 64.0,
+        margin: Margin = ARCFACE,
+        sample_rate: float = 1.0,
+    ) -> None:
+        super().__init__(dim, num_classes, scale, sample_rate)
         self.margin = margin
 
-    def training_logits(self, feature: SharedFeature, label_b: torch.Tensor) -> ShardedLogits:
+    def training_logits(self, feature: SharedFeature, label_b: torch.Tensor, step: int = 0) -> ShardedLogits:
         """Logits whose loss has the margin taken off each image's own identity, on the rank that holds it."""
-        return replace(self(feature), harder=self._harder)
+        return replace(super().training_logits(feature, label_b, step), harder=self._harder)
 
     def _harder(self, logit_K: torch.Tensor) -> torch.Tensor:
         return self.scale * self.margin(logit_K / self.scale)

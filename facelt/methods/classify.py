@@ -20,7 +20,8 @@ class Classify(Method):
 
     What a step hands to the collectives on each rank, as bytes of the whole that is gathered or summed: with B images
     of all ranks and P = W * the most of one rank, 4 P D + 8 P + 12 B + 8 W forward (features, labels, maximum, sum
-    and own logit, the ranks' numbers of images) and 4 P D back, for every head and any number of identities.
+    and own logit, the ranks' numbers of images) and 4 P D back, for every head and any number of identities. Where
+    identities are sampled the labels travel twice, 8 P more.
     """
 
     def __init__(self, config: ClassifyConfig, network: Network, num_classes: int) -> None:
@@ -29,6 +30,8 @@ class Classify(Method):
         options = {} if config.scale is None else {"scale": config.scale}
         if config.margins is not None:
             options["margin"] = Margin(*config.margins)
+        if config.sample_rate < 1:
+            options["sample_rate"] = config.sample_rate
         self.head = HEADS[config.head](network.dim, num_classes, **options)
 
     def streams(self) -> Sequence[Stream]:
@@ -40,7 +43,8 @@ class Classify(Method):
     def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
         (batch,) = batches
         feature = SharedFeature.of(self.features(batch.image_B3HW))
-        return StepOutput(self.head.training_logits(feature, batch.label_B).cross_entropy(batch.label_B))
+        step = progress.epoch * progress.steps + progress.step
+        return StepOutput(self.head.training_logits(feature, batch.label_B, step).cross_entropy(batch.label_B))
 
     def logits(self, image_B3HW: torch.Tensor) -> ShardedLogits:
         return self.head(SharedFeature.of(self.features(image_B3HW)))

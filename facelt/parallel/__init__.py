@@ -1,6 +1,7 @@
 """What is split over ranks: ranges of classes, collectives with gradients, and reductions over split logits."""
 
 from facelt.parallel.class_range import ClassRange
+from facelt.parallel.class_sample import ClassSample
 from facelt.parallel.collectives import Shares, all_reduce, gather_batch, gather_ranks, replicated, scatter_sum
 from facelt.parallel.ranks import is_split, rank, world
 from facelt.parallel.row_product import MIN_NORM, Rows, blocks
@@ -11,6 +12,7 @@ from facelt.parallel.split_state import split_entries
 __all__ = [
     "MIN_NORM",
     "ClassRange",
+    "ClassSample",
     "Rows",
     "ShardedLogits",
     "SharedFeature",

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from facelt.parallel.class_range import ClassRange
+from facelt.parallel.class_sample import ClassSample
 from facelt.parallel.collectives import Shares, all_reduce, gather_ranks, scatter_sum
 from facelt.parallel.row_product import Rows, columns
 from facelt.parallel.split_softmax import Harder, cross_entropy, read_out, row_maximum
@@ -20,12 +21,13 @@ class ShardedLogits:
     """The logits of the global batch for this rank's classes, kept as the product they are until they are asked for.
 
     Callers hand in and get back values of their own images. Only a few numbers an image travel, never a B x C matrix.
-    One process holds one range, of all classes. `harder` maps the own classes' logits to those the loss trains.
+    One process holds one range, of all classes. `harder` maps the own classes' logits to those the loss trains;
+    logits of a sample of the classes are for that loss alone.
     """
 
     vector_BD: torch.Tensor
     rows: Rows
-    classes: ClassRange
+    classes: ClassRange | ClassSample
     shares: Shares
     harder: Harder | None = None
 

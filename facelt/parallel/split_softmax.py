@@ -12,9 +12,11 @@ import torch
 import torch.distributed as dist
 
 from facelt.parallel.class_range import ClassRange
+from facelt.parallel.class_sample import ClassSample
 from facelt.parallel.collectives import all_reduce
 from facelt.parallel.row_product import RowGradients, RowProduct, Rows, blocks
 
+Classes = ClassRange | ClassSample
 # A loss may make the own class harder: logits [K] of the own classes to those that are trained, with a gradient.
 Harder = Callable[[torch.Tensor], torch.Tensor]
 
@@ -29,7 +31,7 @@ class _Own(NamedTuple):
     slope_B: torch.Tensor
 
     @classmethod
-    def take(cls, column_BC: torch.Tensor, label_B: torch.Tensor, classes: ClassRange, harder: Harder | None) -> "_Own":
+    def take(cls, column_BC: torch.Tensor, label_B: torch.Tensor, classes: Classes, harder: Harder | None) -> "_Own":
         """Reads the own logits and puts the harder ones in their place."""
         here_B = classes.holds(label_B)
         own = cls(here_B, classes.local(label_B), column_BC.new_zeros(len(label_B)), column_BC.new_ones(len(label_B)))
@@ -55,7 +57,7 @@ class _CrossEntropy(torch.autograd.Function):
     """Mean cross-entropy of the global batch; each rank's gradient is that of its own columns."""
 
     @staticmethod
-    def forward(ctx, vector_BD, weight_CD, bias_C, unit: bool, label_B, classes: ClassRange, harder: Harder | None):
+    def forward(ctx, vector_BD, weight_CD, bias_C, unit: bool, label_B, classes: Classes, harder: Harder | None):
         product = RowProduct.of(vector_BD, Rows(weight_CD, bias_C, unit))
         column_BC = product.columns()
         own = _Own.take(column_BC, label_B, classes, harder)
@@ -119,7 +121,7 @@ class _ReadOut(torch.autograd.Function):
 
 
 def cross_entropy(
-    vector_BD: torch.Tensor, rows: Rows, label_B: torch.Tensor, classes: ClassRange, harder: Harder | None = None
+    vector_BD: torch.Tensor, rows: Rows, label_B: torch.Tensor, classes: Classes, harder: Harder | None = None
 ) -> torch.Tensor:
     """Mean cross-entropy of the softmax over the columns of all ranks, a scalar, the same on every rank."""
     return _CrossEntropy.apply(vector_BD, *rows, label_B, classes, harder)

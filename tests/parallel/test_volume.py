@@ -4,10 +4,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from facelt.config import ClassifyConfig
 from facelt.methods import METHODS, Inputs, Progress
 from facelt.parallel import rank, world
 from tests.parallel.several import run_ranks
-from tests.parallel.test_split_training import BATCH, DIM, RECIPES, TinyNetwork
+from tests.parallel.test_split_training import BATCH, DIM, TinyNetwork
+from tests.parallel.test_split_training import RECIPES as EXACT
 
 COLLECTIVES = (
     "all_gather",
@@ -27,7 +29,8 @@ COLLECTIVES = (
     "send",
     "isend",
 )
-COUNTED = ("cosine", "arcface", "released", "tracking", "paper")
+RECIPES = {**EXACT, "sampled": ClassifyConfig(name="classify", head="cosine", sample_rate=0.3)}
+COUNTED = ("cosine", "arcface", "sampled", "released", "tracking", "paper")
 
 
 class Counter:
@@ -82,6 +85,8 @@ def documented(recipe: str, ranks: int) -> tuple[int, int]:
     padded = ranks * most
     if recipe in ("cosine", "arcface"):
         return 4 * padded * DIM + 8 * padded + 12 * BATCH + 8 * ranks, 4 * padded * DIM
+    if recipe == "sampled":
+        return 4 * padded * DIM + 16 * padded + 12 * BATCH + 8 * ranks, 4 * padded * DIM
     labels = 4 if recipe == "tracking" else 3
     forward = 16 * padded * DIM + 8 * labels * padded + 12 * ranks * BATCH + 24 * BATCH + 8 * ranks + 4 * DIM + 16
     return forward, 12 * padded * DIM + 4 * BATCH + 4 * DIM * (DIM + 1)

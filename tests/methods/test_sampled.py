@@ -1,0 +1,51 @@
+"""Sampling of identities as a recipe: what is refused, and a run that trains, stops, goes on and evaluates."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from facelt.config import ClassifyConfig, TrainConfig
+from facelt.engine.accuracy_table import accuracy_of
+from facelt.engine.handed_on import load_model
+from facelt.engine.run import run
+from facelt.methods import Classify
+
+
+@pytest.mark.parametrize("rate", [0, -0.1, 1.5, float("nan")])
+def test_a_share_that_is_none_is_refused(rate):
+    with pytest.raises(ValidationError, match="sample_rate"):
+        ClassifyConfig(name="classify", head="cosine", sample_rate=rate)
+
+
+def test_the_linear_head_has_no_sampling():
+    with pytest.raises(ValidationError, match="sample_rate: the head linear trains all identities"):
+        ClassifyConfig(name="classify", sample_rate=0.5)
+    assert ClassifyConfig(name="classify", sample_rate=1.0).sample_rate == 1
+
+
+@pytest.mark.parametrize("head", ["cosine", "margin"])
+def test_a_run_that_is_stopped_and_goes_on_ends_as_a_straight_one(head, recipe, tmp_path, monkeypatch):
+    method = {"name": "classify", "head": head, "sample_rate": 0.5}
+
+    def train(name: str, resume: bool = False) -> dict[str, torch.Tensor]:
+        stages = [{"name": "only", "method": method, "epochs": 2}]
+        run(TrainConfig.model_validate(recipe(tmp_path / name, stages=stages, checkpoint_every=2)), resume)
+        return load_file(tmp_path / name / "only/model.safetensors")
+
+    straight = train("straight")
+    model = load_model(tmp_path / "straight", torch.device("cpu"))
+    assert 0 <= accuracy_of(model, "validation", "paper", batch=4, workers=0).overall <= 1
+    original, calls = Classify.step, iter(range(100))
+
+    def stopped(self, batches, progress):
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return original(self, batches, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classify, "step", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train("stopped")
+    resumed = train("stopped", resume=True)
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
