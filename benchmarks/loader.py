@@ -1,4 +1,5 @@
-"""Images a second of the loading path, by the number of workers, beside what the machine's cores can decode.
+"""Images a second of the loading path, by the number of workers, beside what the machine's cores can decode; and of
+images that stay in memory once decoded.
 
 python benchmarks/loader.py FILE.rec [--side PIXELS] [--images 8192] [--batch 128] [--rounds 5]
 
@@ -18,11 +19,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 
 from facelt.data.decode import decode_image, prepare_opencv
 from facelt.data.loader import Loader
 from facelt.data.record_dataset import RecordDataset
-from facelt.data.samplers import InstanceSampler
+from facelt.data.resident import ResidentImages, ResidentLoader
+from facelt.data.samplers import InstanceSampler, SequentialSampler
 from facelt.data.transforms import ExpectSize
 from recordio_tools import FaceRecordWriter
 
@@ -54,7 +57,7 @@ def decode_all(dataset: RecordDataset, images: int) -> None:
         decode_image(dataset.payload(index % len(dataset)))
 
 
-def read(loader: Loader, epochs: int) -> int:
+def read(loader: Loader | ResidentLoader, epochs: int) -> int:
     """Reads whole epochs; returns how many images."""
     return sum(len(batch) for epoch in range(epochs) for batch in loader.epoch(epoch))
 
@@ -64,8 +67,12 @@ def programs(dataset: RecordDataset, images: int, batch: int) -> Iterator[dict[s
     """What takes turns, by name; each returns how many images it has read."""
     batch = min(batch, len(dataset))
     epochs = max(1, images // len(dataset))
-    sampler = InstanceSampler(dataset.labels, batch, seed=0, members=np.arange(min(images, len(dataset))))
+    members = np.arange(min(images, len(dataset)))
+    sampler = InstanceSampler(dataset.labels, batch, seed=0, members=members)
     loaders = {f"{workers} workers": Loader(dataset, sampler, workers=workers) for workers in WORKERS}
+    everything = Loader(dataset, SequentialSampler(len(dataset), batch, members), workers=0)
+    resident = ResidentImages(dataset, members, torch.device("cpu"), lambda: everything.epoch(0))
+    loaders["resident"] = ResidentLoader(resident, sampler)
     with get_context("fork").Pool(2) as pool:
 
         def decode(processes: int) -> int:
@@ -109,8 +116,12 @@ def main() -> None:
             speed = take_turns(entrants, arguments.rounds)
     for name, figure in speed.items():
         print(json.dumps({"images": "{} x {}".format(*dataset.image_size), "program": name, "images_per_s": figure}))
-    for name in ("decoding alone, {} processes", "{} workers"):
-        print(json.dumps({"ratio": name.format("2 / 1"), "value": speed[name.format(2)] / speed[name.format(1)]}))
+    for one, other in (
+        ("decoding alone, 2 processes", "decoding alone, 1 processes"),
+        ("2 workers", "1 workers"),
+        ("resident", "2 workers"),
+    ):
+        print(json.dumps({"ratio": f"{one} / {other}", "value": speed[one] / speed[other]}))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from facelt.config.strict import Strict
 
@@ -15,6 +15,7 @@ class _Images(Strict):
     """What both kinds of data share. `mean` and `std` are in RGB order, in units of the full range: white is 1.
 
     `fused` compiles flips and normalisation to one kernel on GPUs, which needs Triton there; CPUs run them as they are.
+    `resident` decodes the training images once, at the start of each stage, and keeps them on the device.
     """
 
     mean: Channels = (0.5, 0.5, 0.5)
@@ -23,6 +24,7 @@ class _Images(Strict):
     max_bad_images: int = Field(0, ge=0)
     max_pixels: int = Field(50_000_000, ge=1)
     fused: bool = True
+    resident: bool = False
 
 
 class RecordData(_Images):
@@ -56,6 +58,13 @@ class ListData(_Images):
     mean: Channels = (0.485, 0.456, 0.406)
     std: Channels = (0.229, 0.224, 0.225)
     num_classes: int | None = Field(None, ge=1)
+
+    @field_validator("resident")
+    @classmethod
+    def _is_cut_anew(cls, resident: bool) -> bool:
+        if resident:
+            raise ValueError("a list's training images are cut anew at every look; only kind: record can be resident")
+        return resident
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """Batches of an epoch, decoded by worker processes.
 
-Shapes: S slots of shared memory, T draws of an epoch, B images of a batch, H height, W width.
+Shapes: S slots of shared memory, B images of a batch, H height, W width.
 """
 
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from facelt.data.batch import Batch, Draws, Filled
 from facelt.data.decode import prepare_opencv
 from facelt.data.image_dataset import ImageDataset
+from facelt.data.rank_share import RankShare
 from facelt.data.samplers import Sampler
 from facelt.data.slots import Slots
 
@@ -19,30 +20,10 @@ PREFETCH = 2
 """Batches each worker is ahead."""
 
 
-class _RankShare:
-    """This rank's draws of each global batch of an epoch."""
-
-    def __init__(self, sampler: Sampler, rank: int, world: int) -> None:
-        self.sampler, self.rank, self.world = sampler, rank, world
-
-    @property
-    def largest(self) -> int:
-        """Images of the largest share of a batch."""
-        return -(-self.sampler.batch // self.world)
-
-    def steps(self, epoch: int, start_step: int) -> Iterator[Draws]:
-        index_T, seed_T = self.sampler.draws(epoch)
-        for step in range(start_step, self.sampler.steps_per_epoch):
-            first = step * self.sampler.batch
-            size = min(self.sampler.batch, len(index_T) - first)
-            share = slice(first + size * self.rank // self.world, first + size * (self.rank + 1) // self.world)
-            yield Draws(index_T[share], seed_T[share])
-
-
 class _Tasks:
     """What the DataLoader hands to workers: the draws of each step left of the epoch that is set, and a slot."""
 
-    def __init__(self, share: _RankShare, slots: Slots) -> None:
+    def __init__(self, share: RankShare, slots: Slots) -> None:
         self.share, self.slots = share, slots
         self.epoch, self.start_step = 0, 0
 
@@ -91,7 +72,7 @@ class Loader:
     ) -> None:
         prepare_opencv()
         self._dataset, self._pin = dataset, pin
-        self._share = _RankShare(sampler, rank, world)
+        self._share = RankShare(sampler, rank, world)
         self._loader: DataLoader | None = None
         if workers > 0:
             # The DataLoader hands out one more task before it passes on what is done.

@@ -1,26 +1,56 @@
 """The streams of batches a method asks for, opened on this rank."""
 
+import os
+from collections.abc import Iterator
+
 import torch
 
 from facelt.config import TrainConfig
+from facelt.data.batch import Batch
 from facelt.data.loader import Loader
-from facelt.data.samplers import SAMPLERS
-from facelt.engine.data import TrainingData
+from facelt.data.resident import ResidentImages, ResidentLoader
+from facelt.data.samplers import SAMPLERS, SequentialSampler
+from facelt.engine.data import Split, TrainingData
+from facelt.engine.ranks import agree
 from facelt.methods import Method
 from facelt.parallel import rank, world
 
 
-def open_streams(method: Method, data: TrainingData, config: TrainConfig, device: torch.device) -> list[Loader]:
-    """A loader for each of the method's streams, of this rank's share of every global batch."""
-    train = data.train
-    return [
-        Loader(
-            train.dataset,
-            SAMPLERS[stream.sampler](train.dataset.labels, config.optim.batch, config.seed, members=train.members),
-            workers=config.data.workers,
-            pin=device.type == "cuda",
-            rank=rank(),
-            world=world(),
-        )
+def open_streams(
+    method: Method, data: TrainingData, config: TrainConfig, device: torch.device
+) -> list[Loader] | list[ResidentLoader]:
+    """A loader for each of the method's streams, of this rank's share of every global batch.
+
+    Raises UserError where the images are to stay on the device and are too many for it.
+    """
+    train, workers = data.train, config.data.workers
+    samplers = [
+        SAMPLERS[stream.sampler](train.dataset.labels, config.optim.batch, config.seed, members=train.members)
         for stream in method.streams()
     ]
+    place = {"rank": rank(), "world": world()}
+    if config.data.resident:
+        # GPUs have each their own memory, the processes of one machine share the host's.
+        ranks = 1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        images = ResidentImages(
+            train.dataset,
+            train.members,
+            device,
+            lambda: _every_image(train, config.optim.batch, workers, device),
+            ranks,
+        )
+        return [ResidentLoader(images, sampler, **place) for sampler in samplers]
+    pin = device.type == "cuda"
+    return [Loader(train.dataset, sampler, workers=workers, pin=pin, **place) for sampler in samplers]
+
+
+def _every_image(split: Split, batch: int, workers: int, device: torch.device) -> Iterator[Batch]:
+    """Every member once, in order, on each rank. Raises Stopped on all ranks where one of them was asked to stop."""
+    sampler = SequentialSampler(len(split.dataset), batch, members=split.members)
+    loader = Loader(split.dataset, sampler, workers=workers, pin=device.type == "cuda")
+    try:
+        for item in loader.epoch(0):
+            agree([item])
+            yield item
+    finally:
+        loader.close()
