@@ -136,10 +136,14 @@ class Checkpoints:
         write_text(temporary / STATE, json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest(), "state": body}))
         try:
             sync(temporary)
-            # One of this step can only be there if it was damaged, or is being written again with the same values.
-            shutil.rmtree(path, ignore_errors=True)
+            # One of this step is there if the epoch's end is written again, or if it was damaged. It leaves as a whole,
+            # and the one before it stays meanwhile.
+            replaced = path.with_name(f".{path.name}.old.new")
+            if path.exists():
+                path.rename(replaced)
             temporary.rename(path)
             sync(self.folder)
+            _remove([replaced])
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror})") from error
         _remove(self.found()[self.keep :])

@@ -8,7 +8,7 @@ from facelt.config import StageConfig, TrainConfig
 from facelt.engine.data import TrainingData, open_data
 from facelt.engine.handed_on import WEIGHTS, build_method, find_model
 from facelt.engine.log import RunLog, SilentLog
-from facelt.engine.ranks import on_first_rank, process_group
+from facelt.engine.ranks import agree, on_first_rank, process_group
 from facelt.engine.run_folder import RunFolder
 from facelt.engine.stopping import stoppable
 from facelt.engine.trainer import Trainer
@@ -27,6 +27,8 @@ def run(config: TrainConfig, resume: bool = False) -> Path:
     """
     with process_group(config.device) as device, stoppable():
         data = open_data(config.data, config.seed)
+        # Who was asked to stop while the data opened stops here, before anything is written.
+        agree(())
         _refuse_missing_starts(config)
         on_first_rank(lambda: RunFolder.create(config, resume))
         folder = RunFolder(config.out)

@@ -31,12 +31,16 @@ class Standing:
             folder.checkpoints(stage.name), config.keep_checkpoints, in_background=config.checkpoint_async
         )
         self.epoch = self.step = 0
+        self._saved: tuple[int, int] | None = None
         self.best: dict[str, float] = {}
         self.bad = BadImageCount(config.data.max_bad_images)
         self.nonfinite = NonFiniteSteps(folder.nonfinite, stage.name, config.max_nonfinite_steps)
 
     def save(self, global_step: int) -> None:
-        """Every rank saves its share, under the number of steps taken so far."""
+        """Every rank saves its share, under the number of steps taken so far; once at a place, where nothing moves."""
+        if self._saved == (self.epoch, self.step):
+            return
+        self._saved = self.epoch, self.step
         average_statistics(self.state.method.network, self.state.device)
         facts = {
             "epoch": self.epoch,
@@ -68,4 +72,5 @@ class Standing:
         self.bad.reasons.update(saved["bad_images"])
         self.nonfinite.skipped = saved["nonfinite_steps"]
         self.epoch, self.step, self.best = saved["epoch"], saved["step"], saved["best"]
+        self._saved = self.epoch, self.step
         return True

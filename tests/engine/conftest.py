@@ -11,7 +11,27 @@ from safetensors.torch import load_file
 from facelt.config import TrainConfig
 from facelt.engine.run import run
 from facelt.methods import METHODS
+from facelt.models import BACKBONES
 from tests.engine.rank_pool import RankPool
+from tests.engine.thin import THIN
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _thin_backbone():
+    """The engine's tests are about the engine; test_recipes and the tests of the entries train the real networks."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, backbone in THIN.items():
+            patch.setitem(BACKBONES, name, backbone)
+        yield
+
+
+@pytest.fixture(scope="session")
+def finished_run(recipe, tmp_path_factory) -> Path:
+    """The folder of a finished run of the recipe with the thin backbone; read only."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, backbone in THIN.items():
+            patch.setitem(BACKBONES, name, backbone)
+        return run(TrainConfig.model_validate(recipe(tmp_path_factory.mktemp("finished") / "run")))
 
 
 @pytest.fixture(scope="session")

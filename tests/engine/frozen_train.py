@@ -18,8 +18,10 @@ from facelt.engine.trainer import Trainer
 from facelt.entry import single_command
 from facelt.parallel import rank, world
 from facelt.train import train
+from tests.engine.thin import make_thin
 
 if __name__ == "__main__":
+    make_thin()
     folder, number, last, *words = sys.argv[1:]
     norm, step, taken = nn.modules.batchnorm._BatchNorm, Trainer._step, count(1)
     norm.train = lambda self, mode=True: nn.Module.train(self, False)

@@ -12,25 +12,28 @@ import torch.distributed as dist
 
 
 class RankPool:
-    """Up to so many ranks; a context manager."""
+    """Up to so many ranks, each started when first asked for; a context manager."""
 
     def __init__(self, ranks: int) -> None:
         context = get_context("spawn")
         self._ends, theirs = zip(*(context.Pipe() for _ in range(ranks)), strict=True)
         self._processes = [context.Process(target=_serve, args=(end,), daemon=True) for end in theirs]
+        self._started = 0
 
     def __enter__(self) -> "RankPool":
-        for process in self._processes:
-            process.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for end, process in zip(self._ends, self._processes, strict=True):
-            end.send(None)
+        for process in self._processes[: self._started]:
+            # Idle, and slow to take leave.
+            process.kill()
             process.join()
 
     def run(self, function: Callable[..., Any], world: int, *arguments: Any) -> list[Any]:
         """`function(*arguments)` on `world` ranks; the results in rank order. A rank's error is raised here."""
+        for process in self._processes[self._started : world]:
+            process.start()
+        self._started = max(self._started, world)
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             port = listener.getsockname()[1]
@@ -46,9 +49,12 @@ class RankPool:
 def _serve(end: Connection) -> None:
     import torch
 
+    from tests.engine.thin import make_thin
+
+    make_thin()
     torch.set_num_threads(1)
-    while (task := end.recv()) is not None:
-        function, rank, world, port, arguments = task
+    while True:
+        function, rank, world, port, arguments = end.recv()
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         dist.init_process_group("gloo", rank=rank, world_size=world)
         try:

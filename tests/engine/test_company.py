@@ -10,16 +10,19 @@ import pytest
 from facelt.engine.company import Company
 from facelt.store import StoreWriter
 
+DRIVER = Path(__file__).with_name("thin_embed.py")
+ROOT = Path(__file__).parents[2]
+
 
 def embed(run: Path, images: Path, out: Path, world: int, *words: object) -> subprocess.CompletedProcess:
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"] if world > 1 else []
-    command = [sys.executable, *torchrun, "-m", "facelt.embed", "--checkpoint", run, "--images", images, "--out", out]
+    command = [sys.executable, *torchrun, DRIVER, "--checkpoint", run, "--images", images, "--out", out]
     return subprocess.run(
         [str(word) for word in [*command, "--workers", 0, *words]],
         capture_output=True,
         text=True,
         timeout=200,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )
 
 

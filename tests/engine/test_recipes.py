@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from facelt.cli import app
 from facelt.engine.handed_on import load_model
 from facelt.models import BACKBONES
+from tests.engine.thin import THIN
 
 # By the paper's convention one many-shot, one medium and two few-shot classes.
 COUNTS = {"train": (101, 20, 19, 5), "validation": (2, 2, 2, 2), "test": (5, 4, 3, 3)}
@@ -19,6 +20,11 @@ LISTED = {
     "imagenet_lt": {"train": "train/n{}/{}.png", "validation": "train/n{}/{}.png", "test": "val/n{}/{}.png"},
     "places_lt": {"train": "data_256/a/s{}/{}.png", "validation": "data_256/a/s{}/{}.png", "test": "val_256/{}_{}.png"},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _thin_backbone():
+    """The recipes are for the real networks."""
 
 
 def make_tree(folder, patterns: dict[str, str]) -> dict[str, list[tuple[str, int]]]:
@@ -92,7 +98,8 @@ def test_a_recipe_of_lists_trains_and_evaluates(name, root, tmp_path):
     assert "network.attention.g.weight" in after
 
 
-def test_a_split_the_configuration_does_not_name_is_refused(finished_run):
+def test_a_split_the_configuration_does_not_name_is_refused(finished_run, monkeypatch):
+    monkeypatch.setitem(BACKBONES, "resnet10", THIN["resnet10"])
     done = CliRunner().invoke(app, ["evaluate", "--checkpoint", str(finished_run), "--split", "test"])
     assert done.exit_code == 1
     assert "--split test: the configuration of this model has no such split; it has: validation" in str(done.exception)

@@ -11,7 +11,6 @@ from facelt.engine.streams import open_streams
 from facelt.errors import UserError
 from facelt.methods import Stream
 from facelt.parallel import rank
-from tests.engine.rank_pool import RankPool
 
 
 @pytest.fixture
@@ -66,10 +65,9 @@ def batches(values: dict) -> list[tuple]:
     return found
 
 
-def test_two_ranks_get_their_shares(recipe, resident, tmp_path):
-    with RankPool(2) as ranks:
-        kept = ranks.run(batches, 2, recipe(tmp_path, data=resident))
-        streamed = ranks.run(batches, 2, recipe(tmp_path))
+def test_two_ranks_get_their_shares(recipe, resident, rank_pool, tmp_path):
+    kept = rank_pool.run(batches, 2, recipe(tmp_path, data=resident))
+    streamed = rank_pool.run(batches, 2, recipe(tmp_path))
     assert kept == streamed
     assert [found[0][0] for found in kept] == [0, 1]
     assert kept[0][0][1] != kept[1][0][1]

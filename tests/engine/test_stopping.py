@@ -5,10 +5,14 @@ import signal
 
 import pytest
 
+from facelt.config import TrainConfig
+from facelt.engine import run as runs
 from facelt.engine import trainer
 from facelt.engine.checkpoint import Checkpoints
+from facelt.engine.run import run
 from facelt.engine.stopping import Stopped, is_asked
 from facelt.methods import METHODS
+from facelt.parallel import rank
 
 
 def step_of(method: str):
@@ -21,8 +25,8 @@ MOMENTS = {
     "the last step of a stage": (*step_of("classify"), 7),
     "the memory pass": (METHODS["dynamic_meta"], "accumulate", 1),
     "validation": (trainer.Trainer, "validate", 1),
-    "a save": (Checkpoints, "_complete", 2),
-    "the end of a stage": (trainer.Trainer, "_finish", 0),
+    "a save": (Checkpoints, "settle", 2),
+    "the end of a stage": (trainer.Trainer, "_hand_on", 0),
 }
 
 
@@ -33,10 +37,10 @@ def test_a_stopped_run_ends_where_a_whole_one_does(
     owner, name, before = MOMENTS[moment]
     original, calls = getattr(owner, name), iter(range(1000))
 
-    def signalled(self, *arguments):
+    def signalled(self, *arguments, **options):
         if next(calls) == before:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, *arguments)
+        return original(self, *arguments, **options)
 
     handlers = [signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)]
     with monkeypatch.context() as patch:
@@ -49,6 +53,70 @@ def test_a_stopped_run_ends_where_a_whole_one_does(
     assert metrics(folder) == metrics(finished_run)
     for stage in ("plain", "oltr"):
         assert_same_weights(folder / stage / "model.safetensors", finished_run / stage / "model.safetensors")
+
+
+def test_while_the_data_opens_nothing_is_written_yet(train, tmp_path, monkeypatch):
+    original = runs.open_data
+
+    def signalled(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    monkeypatch.setattr(runs, "open_data", signalled)
+    with pytest.raises(Stopped):
+        train(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# Of two ranks one is signalled; what is going on there, and the kind of the signal.
+OF_RANKS = {
+    "the memory pass": signal.SIGTERM,
+    "validation": signal.SIGINT,
+    "a save": signal.SIGTERM,
+    "the end of a stage": signal.SIGINT,
+}
+
+
+def run_signalled(values: dict, moment: str, number: int) -> None:
+    """Stops the run on all ranks by a signal to the second one, and goes on with it."""
+    owner, name, before = MOMENTS[moment]
+    original, calls = getattr(owner, name), iter(range(1000))
+
+    def signalled(self, *arguments, **options):
+        if rank() and next(calls) == before:
+            os.kill(os.getpid(), number)
+        return original(self, *arguments, **options)
+
+    config = TrainConfig.model_validate(values)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, signalled)
+        with pytest.raises(Stopped):
+            run(config)
+    assert not is_asked()
+    run(config, resume=True)
+
+
+def run_all_signalled(straight: dict, stopped: dict[str, dict]) -> None:
+    run(TrainConfig.model_validate(straight))
+    for moment, values in stopped.items():
+        run_signalled(values, moment, OF_RANKS[moment])
+
+
+@pytest.mark.parametrize("in_background", [False, True], ids=["waiting", "background"])
+def test_so_do_runs_on_two_ranks_one_of_which_is_signalled(
+    recipe, rank_pool, tmp_path, metrics, assert_same_weights, in_background
+):
+    # Saves put the ranks' running statistics together, which rounds: after every step they do it alike in all runs.
+    settings = {"checkpoint_every": 1, "checkpoint_async": in_background}
+    stopped = {moment: recipe(tmp_path / moment.replace(" ", "_"), **settings) for moment in OF_RANKS}
+    rank_pool.run(run_all_signalled, 2, recipe(tmp_path / "straight", **settings), stopped)
+    for values in stopped.values():
+        folder = tmp_path / values["out"]
+        assert metrics(folder) == metrics(tmp_path / "straight")
+        for stage in ("plain", "oltr"):
+            assert_same_weights(
+                folder / stage / "model.safetensors", tmp_path / "straight" / stage / "model.safetensors"
+            )
 
 
 def test_a_second_signal_ends_the_process_as_usual(train, tmp_path, monkeypatch):
