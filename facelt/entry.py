@@ -1,8 +1,11 @@
 """What every command shares: a user's mistake becomes one line on stderr and exit code 1."""
 
+import hashlib
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 
 import typer
 
@@ -15,6 +18,8 @@ EXTRAS = {
     **dict.fromkeys(("scipy", "sklearn", "fairlearn", "jinja2", "matplotlib"), "audit"),
     "faiss": "cpu",
 }
+# torchrun's store answers at once; without it a mistake is told by every process.
+REACHED_WITHIN = timedelta(seconds=5)
 
 
 def run_app(app: typer.Typer, argv: Sequence[str] | None = None) -> None:
@@ -48,5 +53,27 @@ def keep_threads_awake(device: str) -> None:
 
 
 def _stop(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    if not _is_told(message):
+        print(f"error: {message}", file=sys.stderr, flush=True)
     raise SystemExit(1)
+
+
+def _is_told(message: str) -> bool:
+    """Whether another of the processes that torchrun started tells the same mistake; then this one gives it time to.
+
+    Whoever finds a mistake first tells it, so that one which a single process finds is told as well.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+        return False
+    name = hashlib.sha256(message.encode()).hexdigest()
+    try:
+        from torch.distributed.rendezvous import rendezvous
+
+        notes, *_ = next(rendezvous("env://", timeout=REACHED_WITHIN))
+        told = notes.add(f"facelt/told/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}", 1) > 1
+    except (ImportError, ValueError, RuntimeError):
+        return False
+    if told:
+        # torchrun ends all processes once one of them has ended.
+        time.sleep(1)
+    return told

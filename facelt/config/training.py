@@ -87,7 +87,8 @@ class TrainConfig(Strict):
     With `checkpoint_async` training goes on while it is written, from a copy in host memory.
 
     A step whose loss or gradient is not finite is skipped and its images are listed in the folder `nonfinite` of the
-    run; where a stage has more than `max_nonfinite_steps` of them it stops.
+    run; where a stage has more than `max_nonfinite_steps` of them it stops. A process that waits longer than
+    `timeout_minutes` for another takes it for lost and stops.
     """
 
     out: Path
@@ -103,6 +104,7 @@ class TrainConfig(Strict):
     checkpoint_async: bool = False
     keep_checkpoints: int = Field(2, ge=2)
     max_nonfinite_steps: int = Field(3, ge=0)
+    timeout_minutes: float = Field(10, gt=0, le=7 * 24 * 60)
 
     @model_validator(mode="after")
     def _stages_follow_each_other(self) -> "TrainConfig":

@@ -20,16 +20,15 @@ from facelt.errors import UserError
 from facelt.parallel import Shares, gather_ranks, is_split, rank
 
 CPU = torch.device("cpu")
-# No rank is ever this long alone: what a rank does by itself between two exchanges is one batch or one file.
-TIMEOUT = timedelta(minutes=10)
 
 
 @contextmanager
-def process_group(device_name: str) -> Iterator[torch.device]:
+def process_group(device_name: str, timeout: timedelta) -> Iterator[torch.device]:
     """Joins the other processes where torchrun started this one; yields the device this one computes on.
 
     GPUs talk over NCCL, everything on the CPU over gloo. Raises UserError where the device is absent, and where another
-    process stops or does not answer.
+    process stops or does not answer within `timeout`: a rank is never long alone, what it does by itself between two
+    exchanges is one batch or one file.
     """
     device = resolve_device(device_name)
     if not dist.is_torchelastic_launched():
@@ -37,15 +36,16 @@ def process_group(device_name: str) -> Iterator[torch.device]:
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        notes, place, processes = meeting_place(TIMEOUT)
-        dist.init_process_group(backend, timeout=TIMEOUT, store=notes, rank=place, world_size=processes)
+        notes, place, processes = meeting_place(timeout)
+        dist.init_process_group(backend, timeout=timeout, store=notes, rank=place, world_size=processes)
         yield device
     except RuntimeError as error:
         if not is_lost(error):
             raise
         raise UserError(
-            f"rank {os.environ['RANK']} stops because another process stopped or did not answer in time "
-            f"({' '.join(str(error).split())[:160]}); what that process said last is the cause"
+            f"rank {os.environ['RANK']} stops because another process stopped or did not answer within "
+            f"{timeout / timedelta(minutes=1):g} minutes (timeout_minutes): {' '.join(str(error).split())[:160]}; what "
+            "that process said last is the cause"
         ) from None
     # After an error the others may be gone: the end of the process is the only goodbye that cannot hang.
     dist.destroy_process_group()

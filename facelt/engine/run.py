@@ -1,5 +1,6 @@
 """A whole run: every stage of the recipe, each starting where its configuration says."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ def run(config: TrainConfig, resume: bool = False) -> Path:
 
     Raises UserError, and Stopped, with the state saved, once a signal asks for it.
     """
-    with process_group(config.device) as device, stoppable():
+    with process_group(config.device, timedelta(minutes=config.timeout_minutes)) as device, stoppable():
         data = open_data(config.data, config.seed)
         # Who was asked to stop while the data opened stops here, before anything is written.
         agree(())

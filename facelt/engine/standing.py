@@ -1,5 +1,7 @@
 """Where a stage stands: kept up by the trainer, saved, and read back."""
 
+from datetime import timedelta
+
 from facelt.config import StageConfig, TrainConfig
 from facelt.data.bad_images import BadImageCount
 from facelt.engine.checkpoint import Checkpoints
@@ -28,7 +30,10 @@ class Standing:
         self.stage, self.state, self.log = stage.name, state, log
         self.provenance = Provenance(config, data)
         self.checkpoints = Checkpoints(
-            folder.checkpoints(stage.name), config.keep_checkpoints, in_background=config.checkpoint_async
+            folder.checkpoints(stage.name),
+            config.keep_checkpoints,
+            in_background=config.checkpoint_async,
+            timeout=timedelta(minutes=config.timeout_minutes),
         )
         self.epoch = self.step = 0
         self._saved: tuple[int, int] | None = None
