@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from facelt.heads import DynamicMetaHead
+from facelt.heads import CosineHead, DynamicMetaHead
 from facelt.losses import discriminative_centroids
 from facelt.memory import IdentityMemory
 from facelt.parallel import SharedFeature
@@ -37,6 +37,19 @@ def head_step(identities: int, dim: int, batch: int) -> Callable[[], None]:
         logits, _ = head(feature)
         centroids = discriminative_centroids(feature, memory.centroid_CD, label_B, memory.classes)
         (logits.cross_entropy(label_B) + 0.01 * centroids).backward()
+
+    return step
+
+
+def cosine_step(identities: int, dim: int, batch: int) -> Callable[[], None]:
+    """Forward and backward of the cosine classifier with its cross-entropy: 3 products."""
+    head = CosineHead(dim, identities)
+    feature_BD = torch.randn(batch, dim, requires_grad=True)
+    label_B = torch.randint(identities, (batch,))
+
+    def step() -> None:
+        head.weight.grad = None
+        head(SharedFeature.of(feature_BD)).cross_entropy(label_B).backward()
 
     return step
 

@@ -22,8 +22,7 @@ Harder = Callable[[torch.Tensor], torch.Tensor]
 
 
 class _Own(NamedTuple):
-    """Each image's own class, [B] each: is its column here, which one, its logit, and by how much the trained one moves
-    when the logit does."""
+    """Each image's own class, [B] each: whether and where it is here, its logit, the trained one's slope in it."""
 
     here_B: torch.Tensor
     local_B: torch.Tensor

@@ -1,0 +1,116 @@
+"""How a head's time and memory grow with the number of identities, and the straight line they should lie on.
+
+python benchmarks/growth.py [--head cosine|dynamic_meta] [--ranks 8] [--identities 10000 74500 300000 1000000]
+
+With --ranks W it measures one of W ranks: its C / W rows meet the images of all ranks, W times the batch; nothing is
+sent. Every size runs in a process of its own. Seconds are those a processor worked for it, so that other programs
+count less; the kernel's share of them is shown too, spent on fresh pages for the gradients above all. Prints one JSON
+object a line.
+
+B batch, C identities, D feature.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+FLOAT = 4
+# Rows of D floats an identity has: the parameters, and those that get a gradient.
+ROWS = {"cosine": (1, 1), "dynamic_meta": (3, 3)}
+
+# glibc would keep freed tensors below a threshold that moves as it goes: here those from 2 MB are always given back.
+ENVIRONMENT = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2 << 20)}
+
+
+def measure(head: str, identities: int, dim: int, batch: int, budget: float) -> dict:
+    """Best processor seconds of a step forward and backward, and the peak beside parameters and gradients in bytes."""
+    import torch
+    from head import cosine_step, head_step
+
+    torch.manual_seed(0)
+    make = {"cosine": cosine_step, "dynamic_meta": head_step}[head]
+    step = make(identities, dim, batch)
+    (torch.randn(256, 256) @ torch.randn(256, 256)).sum()
+    before, seconds = kernel_bytes("self/status", "VmRSS"), []
+    # Forgets the peak of what came before: from here on VmHWM is the steps' own.
+    Path("/proc/self/clear_refs").write_text("5")
+    step()
+    while len(seconds) < 2 or sum(map(sum, seconds)) < budget:
+        started = resource.getrusage(resource.RUSAGE_SELF)
+        step()
+        done = resource.getrusage(resource.RUSAGE_SELF)
+        seconds.append((done.ru_utime - started.ru_utime, done.ru_stime - started.ru_stime))
+    gradients = FLOAT * ROWS[head][1] * identities * dim
+    best = min(seconds, key=sum)
+    return {
+        "seconds": sum(best),
+        "kernel_seconds": best[1],
+        "beside_bytes": kernel_bytes("self/status", "VmHWM") - before - gradients,
+    }
+
+
+def kernel_bytes(file: str, name: str) -> int:
+    """A figure of memory as Linux has it."""
+    lines = Path("/proc", file).read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def in_own_process(arguments: argparse.Namespace, identities: int) -> dict:
+    """One size's figures; stops where the machine has no room for it."""
+    rows, batch = -(-identities // arguments.ranks), arguments.batch * arguments.ranks
+    needed = FLOAT * rows * (arguments.dim * sum(ROWS[arguments.head]) + 3 * batch)
+    if needed > 0.9 * (free := kernel_bytes("meminfo", "MemAvailable")):
+        raise SystemExit(f"{identities} identities need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+    size = json.dumps([arguments.head, rows, arguments.dim, batch, arguments.budget])
+    done = subprocess.run([sys.executable, __file__, "--one", size], capture_output=True, text=True, env=ENVIRONMENT)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    figures = json.loads(done.stdout)
+    return {
+        "identities": identities,
+        "rows": rows,
+        "batch": batch,
+        "seconds": figures["seconds"],
+        "kernel_seconds": figures["kernel_seconds"],
+        "beside_MB": figures["beside_bytes"] / 1e6,
+        "beside_in_B_x_rows_floats": figures["beside_bytes"] / (FLOAT * rows * batch),
+    }
+
+
+def line(points: list[dict], what: str) -> dict:
+    """The straight line through a figure of all sizes, fitted by relative error, and how far each size is from it."""
+    import numpy as np
+
+    identities, figure = (np.array([point[key] for point in points], dtype=float) for key in ("identities", what))
+    slope, start = np.polyfit(identities, figure, 1, w=1 / figure)
+    deviation = (figure / (start + slope * identities) - 1) * 100
+    return {"line": what, "at_0": start, "per_million": slope * 1e6, "deviation_percent": deviation.round(1).tolist()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--head", choices=sorted(ROWS), default="dynamic_meta")
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--identities", type=int, nargs="+", default=[10_000, 74_500, 300_000, 1_000_000])
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--budget", type=float, default=8.0, help="seconds of steps a size, two steps at least")
+    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(measure(*arguments.one)))
+        return
+    points = []
+    for identities in arguments.identities:
+        points.append(in_own_process(arguments, identities))
+        print(json.dumps({"head": arguments.head, "ranks": arguments.ranks, **points[-1]}), flush=True)
+    for what in ("seconds", "beside_MB"):
+        print(json.dumps(line(points, what)))
+
+
+if __name__ == "__main__":
+    main()
