@@ -55,7 +55,7 @@ def python(*words: object) -> subprocess.CompletedProcess:
 def test_train_under_its_own_name_ends_with_one_line_and_exit_code_1(recipe_file, tmp_path):
     done = python("-m", "facelt.train", "--config", recipe_file, "--set", "optim.lrr=1")
     assert (done.returncode, done.stdout) == (1, "")
-    expected = "optim.lrr: unknown key; allowed: batch, lr, momentum, weight_decay; did you mean 'lr'?"
+    expected = "optim.lrr: unknown key; allowed: accumulate, batch, lr, momentum, weight_decay; did you mean 'lr'?"
     assert done.stderr == f"error: {recipe_file}: {expected}\n"
     assert not (tmp_path / "run").exists()
 
@@ -146,7 +146,7 @@ def test_a_loss_that_is_not_finite_is_one_line(facelt, recipe_file):
     code, out, error = facelt("train", "--config", recipe_file, "--set", "optim.lr=1e30")
     assert (code, out) == (1, "")
     assert "Traceback" not in error
-    assert "is not finite; no update was made, the last checkpoint is kept" in error.splitlines()[-1]
+    assert "is not finite; no update was made, and max_nonfinite_steps allows 3" in error.splitlines()[-1]
 
 
 def test_embed_refuses_to_overwrite_and_a_damaged_image(facelt, refused, finished_run, tmp_path):

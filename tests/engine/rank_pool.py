@@ -29,8 +29,11 @@ class RankPool:
             process.kill()
             process.join()
 
-    def run(self, function: Callable[..., Any], world: int, *arguments: Any) -> list[Any]:
-        """`function(*arguments)` on `world` ranks; the results in rank order. A rank's error is raised here."""
+    def run(self, function: Callable[..., Any], world: int, *arguments: Any, group: bool = True) -> list[Any]:
+        """`function(*arguments)` on `world` ranks; the results in rank order. A rank's error is raised here.
+
+        Without a group they only know of each other, as processes do that torchrun has just started.
+        """
         for process in self._processes[self._started : world]:
             process.start()
         self._started = max(self._started, world)
@@ -38,7 +41,7 @@ class RankPool:
             listener.bind(("127.0.0.1", 0))
             port = listener.getsockname()[1]
         for rank in range(world):
-            self._ends[rank].send((function, rank, world, port, arguments))
+            self._ends[rank].send((function, rank, world, port, arguments, group))
         answers = [self._ends[rank].recv() for rank in range(world)]
         errors = [text for text, _ in answers if text]
         if errors:
@@ -54,12 +57,15 @@ def _serve(end: Connection) -> None:
     make_thin()
     torch.set_num_threads(1)
     while True:
-        function, rank, world, port, arguments = end.recv()
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        dist.init_process_group("gloo", rank=rank, world_size=world)
+        function, rank, world, port, arguments, group = end.recv()
+        started = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "WORLD_SIZE": world}
+        os.environ.update({name: str(value) for name, value in started.items()})
+        if group:
+            dist.init_process_group("gloo")
         try:
             end.send(("", function(*arguments)))
         except Exception:
             end.send((traceback.format_exc(), None))
         finally:
-            dist.destroy_process_group()
+            if group:
+                dist.destroy_process_group()

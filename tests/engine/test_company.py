@@ -1,5 +1,7 @@
 """Embedding started by torchrun: the processes' one store is the store of one process, byte by byte."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -7,23 +9,27 @@ from pathlib import Path
 
 import pytest
 
+import facelt.embed
 from facelt.engine.company import Company
+from facelt.entry import single_command
 from facelt.store import StoreWriter
 
 DRIVER = Path(__file__).with_name("thin_embed.py")
-ROOT = Path(__file__).parents[2]
 
 
-def embed(run: Path, images: Path, out: Path, world: int, *words: object) -> subprocess.CompletedProcess:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"] if world > 1 else []
-    command = [sys.executable, *torchrun, DRIVER, "--checkpoint", run, "--images", images, "--out", out]
-    return subprocess.run(
-        [str(word) for word in [*command, "--workers", 0, *words]],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )
+def words(run: Path, images: Path, out: Path, batch: int) -> list[str]:
+    given = {"checkpoint": run, "images": images, "out": out, "batch": batch, "workers": 0}
+    return [str(word) for key, value in given.items() for word in (f"--{key}", value)]
+
+
+def embed(given: list[str]) -> str:
+    """What `facelt embed` prints in this process, which may be one of several."""
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
+        patch.setenv("TORCHELASTIC_RUN_ID", "none")
+        with pytest.raises(SystemExit, match="0"):
+            single_command(facelt.embed.embed, given)
+    return output.getvalue()
 
 
 def files(store: Path) -> dict[str, bytes]:
@@ -32,14 +38,25 @@ def files(store: Path) -> dict[str, bytes]:
 
 # 42 images are nine batches of five, or one of fifty: then one process has nothing to do.
 @pytest.mark.parametrize("batch", [5, 50])
-def test_two_processes_write_the_store_of_one(finished_run, tiny_faces, tmp_path, batch):
-    stores = {world: tmp_path / str(world) for world in (1, 2)}
-    for world, store in stores.items():
-        done = embed(finished_run, tiny_faces, store, world, "--batch", batch)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout == f"42 images embedded (direct, meta, meta_unit): {store}\n"
-    assert files(stores[2]) == files(stores[1])
-    assert not store.with_name("2.partial").exists()
+def test_two_processes_write_the_store_of_one(finished_run, tiny_faces, rank_pool, tmp_path, batch):
+    one, two = (words(finished_run, tiny_faces, tmp_path / name, batch) for name in ("one", "two"))
+    (alone,) = rank_pool.run(embed, 1, one, group=False)
+    assert alone == f"42 images embedded (direct, meta, meta_unit): {tmp_path / 'one'}\n"
+    # The first one speaks for both.
+    assert rank_pool.run(embed, 2, two, group=False) == [alone.replace("one", "two"), ""]
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+    assert not (tmp_path / "two.partial").exists()
+
+
+def test_so_do_processes_of_torchrun(finished_run, tiny_faces, rank_pool, tmp_path):
+    one, two = (words(finished_run, tiny_faces, tmp_path / name, 5) for name in ("one", "two"))
+    rank_pool.run(embed, 1, one, group=False)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(DRIVER.parents[2])}
+    done = subprocess.run([*torchrun, str(DRIVER), *two], capture_output=True, text=True, timeout=200, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"42 images embedded (direct, meta, meta_unit): {tmp_path / 'two'}\n"
+    assert files(tmp_path / "two") == files(tmp_path / "one")
 
 
 @pytest.mark.parametrize(("items", "batch", "world"), [(42, 5, 2), (42, 5, 3), (3, 5, 4), (100, 1, 7), (5, 5, 2)])
