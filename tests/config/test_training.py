@@ -111,7 +111,10 @@ def refusal(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("optim.learning_rate=1", "optim.learning_rate: unknown key; allowed: accumulate, batch, lr, momentum, weight_decay"),
+        (
+            "optim.learning_rate=1",
+            "optim.learning_rate: unknown key; allowed: accumulate, batch, lr, momentum, weight_decay",
+        ),
         ("optim.lrr=1", "did you mean 'lr'?"),
         ("optim.lr=0", "optim.lr: 0: input should be greater than 0"),
         ("optim.lr=.inf", "optim.lr"),
@@ -134,6 +137,8 @@ def refusal(recipe, tmp_path):
         ),
         ("stages.1.method.name=dynamic", "did you mean 'dynamic_meta'?"),
         ("stages.1.lr_share.networks=1", "did you mean 'network'?"),
+        ("timeout_minutes=0", "timeout_minutes: 0: input should be greater than 0"),
+        ("max_nonfinite_steps=-1", "max_nonfinite_steps: -1: input should be greater than or equal to 0"),
         ("seed=-1", "seed: -1"),
         ("seed=1.5", "seed: 1.5"),
     ],
