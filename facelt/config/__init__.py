@@ -4,9 +4,10 @@ from facelt.config.data import DataConfig, ListData, RecordData
 from facelt.config.loading import load_config
 from facelt.config.methods import ClassifyConfig, DynamicMetaConfig, MethodConfig
 from facelt.config.strict import Strict
-from facelt.config.training import ModelConfig, OptimConfig, ScheduleConfig, StageConfig, TrainConfig
+from facelt.config.training import MAY_CHANGE, ModelConfig, OptimConfig, ScheduleConfig, StageConfig, TrainConfig
 
 __all__ = [
+    "MAY_CHANGE",
     "ClassifyConfig",
     "DataConfig",
     "DynamicMetaConfig",

@@ -11,6 +11,14 @@ from facelt.config.strict import Strict
 
 Part = Literal["backbone", "attention", "embedding"]
 
+MAY_CHANGE = frozenset(
+    {
+        *("data.workers", "data.resident", "log_every", "checkpoint_every", "checkpoint_async", "keep_checkpoints"),
+        *("max_nonfinite_steps", "timeout_minutes"),
+    }
+)
+"""Keys that say how a run goes about its work: with other values it trains the same model, and may go on with them."""
+
 
 class ModelConfig(Strict):
     """The network all stages share; `pretrained` is a file of weights (torchvision's or arcface_torch's names)."""

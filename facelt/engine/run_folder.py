@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from facelt.config import TrainConfig
+from facelt.config import MAY_CHANGE, TrainConfig
 from facelt.engine.handed_on import CARD, WEIGHTS
 from facelt.errors import UserError
 from facelt.whole_files import write_text
@@ -28,16 +28,17 @@ class RunFolder:
     def create(cls, config: TrainConfig, resume: bool) -> "RunFolder":
         """Makes the folder, or with `resume` goes on in it.
 
-        Raises UserError when it holds a run already, or, on resuming, a run of another configuration.
+        Raises UserError when it holds a run already, or, on resuming, a run of another configuration; keys that do not
+        change what is trained may differ.
         """
         folder = cls(config.out)
         settings = config.model_dump(mode="json", exclude={"out"})
         recorded = folder._recorded()
         if recorded is not None and not resume:
             raise UserError(f"{config.out}: already holds a run; add --resume to go on, or choose another out=FOLDER")
-        if recorded is not None and recorded != settings:
-            changed = ", ".join(_differences(recorded, settings))
-            raise UserError(f"{config.out}: the run there has other settings ({changed}); resume with the same ones")
+        changed = [] if recorded is None else _differences(recorded, settings)
+        if others := ", ".join(key for key in changed if key not in MAY_CHANGE):
+            raise UserError(f"{config.out}: the run there has other settings ({others}); resume with the same ones")
         try:
             config.out.mkdir(parents=True, exist_ok=True)
             for stage in config.stages:
@@ -46,6 +47,7 @@ class RunFolder:
             raise UserError(f"{error.filename}: cannot be made ({error.strerror})") from error
         if recorded is None:
             write_text(folder.path / "stages.json", json.dumps([stage.name for stage in config.stages]) + "\n")
+        if recorded is None or changed:
             write_text(folder._config, yaml.safe_dump(settings, sort_keys=False))
         return folder
 

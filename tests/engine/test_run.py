@@ -7,6 +7,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from facelt.config import MAY_CHANGE
 from facelt.engine.handed_on import load_model
 from facelt.errors import UserError
 
@@ -115,6 +116,25 @@ def test_a_folder_with_a_run_is_refused_without_resume(finished_run, train):
 def test_other_settings_are_refused_by_name(finished_run, train):
     with pytest.raises(UserError, match=r"other settings \(optim.lr, seed\)"):
         train(finished_run, resume=True, seed=4, optim={"lr": 0.06, "batch": 8})
+
+
+def test_keys_that_change_no_model_may_change_when_a_run_goes_on(
+    finished_run, train, tmp_path, interrupt, assert_same_weights
+):
+    with pytest.raises(interrupt("classify", 5)):
+        train(tmp_path / "run", checkpoint_every=2)
+    folder = train(tmp_path / "run", resume=True, checkpoint_every=3, timeout_minutes=3, keep_checkpoints=4)
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (settings["checkpoint_every"], settings["timeout_minutes"], settings["keep_checkpoints"]) == (3, 3, 4)
+    for stage in STAGES:
+        assert_same_weights(finished_run / stage / "model.safetensors", folder / stage / "model.safetensors")
+
+
+def test_keys_that_may_change_are_keys(finished_run):
+    settings = yaml.safe_load((finished_run / "config.yaml").read_text())
+    for key in MAY_CHANGE:
+        section, _, name = key.rpartition(".")
+        assert name in (settings[section] if section else settings)
 
 
 def test_a_damaged_record_of_the_settings_is_refused(train, tmp_path):
