@@ -3,6 +3,9 @@
 Shapes: S slots of shared memory, B images of a batch, H height, W width.
 """
 
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -124,4 +127,16 @@ def _unchanged(item: Any) -> Any:
 
 
 def _prepare_worker(_: int) -> None:
+    # A signal to stop often goes to a whole group of processes. Whoever reads the batches decides what comes of it, and
+    # wants the one under way until then; a worker ends when its reader says so, or is gone.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_for_reader, daemon=True).start()
     prepare_opencv()
+
+
+def _end_for_reader() -> None:
+    reader = os.getppid()
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != reader:
+        pass
+    os._exit(0)

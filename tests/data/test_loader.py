@@ -1,5 +1,7 @@
 """The loader: the same batches whatever the workers, the shares of ranks, and the rest of an interrupted epoch."""
 
+import multiprocessing
+import signal
 import subprocess
 import sys
 
@@ -122,3 +124,18 @@ def test_the_global_generator_is_left_alone(dataset, sampler):
 def test_importing_the_package_alone_loads_no_torch():
     code = "import sys, facelt.data; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_leaves_the_batches_to_their_reader(dataset, sampler, number):
+    expected = as_lists(Loader(dataset, sampler).epoch(0))
+    loader = Loader(dataset, sampler, workers=1)
+    batches = loader.epoch(0)
+    first = next(batches)
+    (worker,) = multiprocessing.active_children()
+    subprocess.run(["kill", f"-{number.value}", str(worker.pid)], check=True)
+    assert as_lists([first, *batches]) == expected
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
