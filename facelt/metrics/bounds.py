@@ -31,22 +31,21 @@ class GroupErrors:
     Args:
         names: the groups.
         error_G, trial_G: counts; a group without trials has no rate and takes no part.
-        effective_G: how many independent trials those are worth where trials of one person are alike (see
-            `facelt.metrics.clustered`); by default the trials themselves.
+        upper_G: the highest rate each group's data leave plausible, used where it has no error: the upper limits of
+            `facelt.metrics.clustered`, which know that the trials of one person are alike; by default
+            `zero_error_bound` of the trials.
         kind: what one error is called.
-        level: confidence of the upper bound of a group without errors.
     """
 
     names: tuple[str, ...]
     error_G: np.ndarray
     trial_G: np.ndarray
-    effective_G: np.ndarray | None = None
+    upper_G: np.ndarray | None = None
     kind: str = "error"
-    level: float = 0.95
 
     def __post_init__(self) -> None:
-        effective_G = self.trial_G if self.effective_G is None else self.effective_G
-        for name, value in (("error_G", self.error_G), ("trial_G", self.trial_G), ("effective_G", effective_G)):
+        upper_G = zero_error_bound(self.trial_G) if self.upper_G is None else self.upper_G
+        for name, value in (("error_G", self.error_G), ("trial_G", self.trial_G), ("upper_G", upper_G)):
             vector_G = np.asarray(value, dtype=np.float64)
             if vector_G.shape != (len(self.names),):
                 raise ValueError(f"{name} has shape {list(vector_G.shape)} for {len(self.names)} groups")
@@ -65,8 +64,7 @@ class GroupErrors:
         smaller: any other value makes the largest over the smallest rate, or over the geometric mean, larger.
         """
         rate_G = self.rates(kept_G)
-        upper_G = zero_error_bound(self.effective_G[kept_G], self.level)
-        return np.where(rate_G == 0, np.minimum(upper_G, rate_G.max()), rate_G)
+        return np.where(rate_G == 0, np.minimum(self.upper_G[kept_G], rate_G.max()), rate_G)
 
 
 def zero_error_bound(trials: np.ndarray, level: float = 0.95) -> np.ndarray:

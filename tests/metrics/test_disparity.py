@@ -102,7 +102,9 @@ def test_a_group_without_errors_gives_a_bound():
     assert found.at_least
     assert found.value == pytest.approx(0.1 / (upper * 0.05 * 0.1) ** (1 / 3), rel=1e-4)
     # With clustered trials fewer independent ones stand behind the bound, which is then weaker.
-    clustered = GroupErrors(("f", "m", "x"), [0, 50, 100], [1000, 1000, 1000], [50, 50, 50])
+    clustered = GroupErrors(
+        ("f", "m", "x"), [0, 50, 100], [1000, 1000, 1000], upper_G=zero_error_bound(50) * np.ones(3)
+    )
     assert counted_ratio(clustered).value < counted_ratio(errors).value / 10
     assert counted_gap(errors).value == pytest.approx(0.1)
     assert not counted_gap(errors).at_least
