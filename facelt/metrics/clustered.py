@@ -105,26 +105,29 @@ def rate_intervals(counts: TouchedCounts, *, level: float) -> RateIntervals:
 
     Jackknife variance over identities (Davison and Hinkley 1997, 3.2.1), effective trials r (1 - r) / variance
     (Fogliato, Patil and Perona, Confidence Intervals for Error Rates in 1:1 Matching Tasks, IJCV 2024), but never more
-    than there are; degrees of freedom (sum_i N_i)^2 / sum_i N_i^2 - 1, at least 1 (Kish's effective number); Wilson's
-    limits with the t quantile. Figures whose every trial ends alike show no variance: their trials are taken to be as
-    alike within identities as those of the other figures are on average, wholly so where there are none.
+    than there are; Wilson's limits with the t quantile of the degrees of freedom that `_freedom` finds. Figures whose
+    every trial ends alike show no variance: their trials are taken to be as alike within identities as those of the
+    other figures are on average, wholly so where there are none.
 
     Raises ValueError on a level outside (0, 1).
     """
+    from scipy.special import stdtrit
+
     if not 0 < level < 1:
         raise ValueError(f"level {level} must lie between 0 and 1")
     with np.errstate(divide="ignore", invalid="ignore"):
         rate_F = counts.error_F / counts.trial_F
         left_FI = counts.trial_F[:, None] - counts.trial_FI
         influence_FI = np.where(counts.trial_FI > 0, (counts.error_FI - rate_F[:, None] * counts.trial_FI) / left_FI, 0)
-        touched_F, square_F = counts.trial_FI.sum(axis=1), (counts.trial_FI**2).sum(axis=1)
-        kish_F = touched_F**2 / square_F
+        # The size of the identity that an average trial touches.
+        alike_F = (counts.trial_FI**2).sum(axis=1) / counts.trial_FI.sum(axis=1)
     identities_F = (counts.trial_FI > 0).sum(axis=1)
     known_F = identities_F >= 2
     influence_FI[~known_F | ~np.isfinite(influence_FI).all(axis=1)] = 0
     variance_F = (1 - 1 / np.maximum(identities_F, 2)) * (influence_FI**2).sum(axis=1)
-    effective_F = _effective(rate_F, variance_F, counts.trial_F, _divide(square_F, touched_F))
-    low_F, high_F = wilson(rate_F, effective_F, _quantile(kish_F - 1, level))
+    effective_F = _effective(rate_F, variance_F, counts.trial_F, alike_F)
+    freedom_F = _freedom(counts.trial_FI, influence_FI, identities_F)
+    low_F, high_F = wilson(rate_F, effective_F, stdtrit(freedom_F, 0.5 + level / 2))
     low_F[~known_F], high_F[~known_F] = np.nan, np.nan
     return RateIntervals(rate_F, low_F, high_F, counts.error_F, counts.trial_F, identities_F, effective_F, influence_FI)
 
@@ -138,14 +141,22 @@ def wilson(rate_F: np.ndarray, trial_F: np.ndarray, quantile_F: np.ndarray) -> t
     return np.clip(middle_F - half_F, 0, 1), np.clip(middle_F + half_F, 0, 1)
 
 
-def _quantile(freedom_F: np.ndarray, level: float) -> np.ndarray:
-    from scipy.special import stdtrit
+def _freedom(trial_FI: np.ndarray, influence_FI: np.ndarray, identities_F: np.ndarray) -> np.ndarray:
+    """Degrees of freedom of the variance over identities, [F], at least 1: the smaller one of two numbers.
 
-    return stdtrit(np.maximum(freedom_F, 1), 0.5 + level / 2)
+    Kish's effective number of identities less one, (sum_i N_i)^2 / sum_i N_i^2 - 1: a variance that a few people with
+    many trials carry. And Satterthwaite's of the influences u_i that were seen, 2 (sum u^2)^2 / (sum u^4 - (sum u^2)^2
+    / I), which is I where they are normal: a variance that a few people with many errors carry.
+    """
+    kish_F = _divide(trial_FI.sum(axis=1) ** 2, (trial_FI**2).sum(axis=1)) - 1
+    square_F = (influence_FI**2).sum(axis=1) ** 2
+    spread_F = (influence_FI**4).sum(axis=1) - square_F / np.maximum(identities_F, 1)
+    seen_F = np.where(spread_F > 0, _divide(2 * square_F, spread_F), np.inf)
+    return np.maximum(np.fmin(kish_F, seen_F), 1)
 
 
 def _effective(rate_F: np.ndarray, variance_F: np.ndarray, trial_F: np.ndarray, alike_F: np.ndarray) -> np.ndarray:
-    """Independent trials worth as much, [F]; `alike_F` is the size of the identity that an average trial touches."""
+    """Independent trials worth as much, [F]; `alike_F` the size of the identity an average trial touches."""
     seen_F = variance_F > 0
     effective_F = np.minimum(_divide(rate_F * (1 - rate_F), np.where(seen_F, variance_F, 1)), trial_F)
     # The intraclass correlation: 0 where trials are independent, 1 where all of one identity's end alike.

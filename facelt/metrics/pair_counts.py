@@ -38,6 +38,11 @@ class UnitPairs:
         trial_F, trial_FI = self._touched(self.trial_UU, units, grouping)
         return TouchedCounts(error_F, trial_F, error_FI, trial_FI)
 
+    def by_identity(self, units: Units) -> tuple[np.ndarray, np.ndarray]:
+        """Errors and trials of non-mated pairs by both identities, symmetric float64 [I,I], without fixed units."""
+        error_IU, trial_IU = (units.per_identity(count_UU).T for count_UU in (self.error_UU, self.trial_UU))
+        return units.per_identity(error_IU), units.per_identity(trial_IU)
+
     def _touched(self, count_UU: np.ndarray, units: Units, grouping: Grouping) -> tuple[np.ndarray, np.ndarray]:
         member_UG = grouping.members()
         count_UG = count_UU @ member_UG

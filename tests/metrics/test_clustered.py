@@ -27,7 +27,9 @@ def test_equals_leaving_out_one_identity_after_the_other(seed):
         if variance == 0:
             continue
         effective = min(rate * (1 - rate) / variance, sum(trial_I))
-        freedom = max(sum(trial_I) ** 2 / sum(t * t for t in trial_I) - 1, 1)
+        square, fourth = (sum((one - rate) ** power for one in without) for power in (2, 4))
+        seen = 2 * square**2 / (fourth - square**2 / n)
+        freedom = max(min(sum(trial_I) ** 2 / sum(t * t for t in trial_I) - 1, seen), 1)
         t = stats.t.ppf(0.95, freedom)
         # Wilson's limits solve (p - rate)^2 = t^2 p (1 - p) / n.
         a, b, c = 1 + t * t / effective, -2 * rate - t * t / effective, rate * rate
