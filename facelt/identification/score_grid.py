@@ -53,6 +53,8 @@ class ScoreGrid:
         if score.dtype != np.float32:
             place = np.rint(score / self.resolution).astype(np.intp) + (self.steps + MARGIN)
             return np.bincount(place[place >= 0].ravel(), minlength=self.bins)
+        if not score.size:
+            return np.zeros(self.bins, dtype=np.int64)
         import cv2
 
         # Half the time of numpy's steps, and without an integer for each score.
