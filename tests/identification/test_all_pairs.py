@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facelt.errors import UserError
-from facelt.identification import all_pairs, count_pair_errors, count_pair_histograms, pair_errors
-from facelt.identification.pair_errors import PairErrors
-from facelt.identification.pair_histograms import PairHistograms
+from facelt.identification import all_pair_errors, all_pairs, pair_errors, pair_histograms
+from facelt.identification.all_pair_errors import PairErrors
+from facelt.identification.all_pair_histograms import PairHistograms
 from facelt.identification.score_grid import ScoreGrid
 from facelt.metrics.groups import Units
 from facelt.metrics.pair_counts import PairCounts, cells
@@ -48,7 +48,7 @@ def test_errors_equal_plain_counts_with_ties(seed, images, identities, scores):
     thresholds = (-20.0, -1.0, 0.0, 1.0, 2.0, 20.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(all_pairs, "SCORES", scores)
-        found = count_pair_errors(rows_ND, units, thresholds)
+        found = pair_errors(rows_ND, units, thresholds)
     expected = np.zeros((2, len(thresholds), len(units), len(units)))
     trial = np.zeros((2, len(units), len(units)))
     for score, mated, left, right in plain_pairs(rows_ND, identity_N, cosine=False):
@@ -79,7 +79,7 @@ def test_figures_of_groups_equal_the_ones_added_up_pair_by_pair():
     thresholds = (exact_M[3], np.nextafter(exact_M[3], 2), 0.2, 0.6)
     second = PairCounts(units, thresholds)
     second.add(exact_M, mated_M, left_M, right_M)
-    first = count_pair_errors(rows_ND, units, thresholds, cosine=True)
+    first = pair_errors(rows_ND, units, thresholds, cosine=True)
     assert isinstance(first, PairErrors)
     grouping = units.grouping(["gender", "age"])
     for t in range(len(thresholds)):
@@ -109,7 +109,7 @@ def test_histograms_equal_plain_counts(seed, images, scores):
     grouping = units.grouping(["gender", "age"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(all_pairs, "SCORES", scores)
-        found = count_pair_histograms(rows_ND, units, grouping)
+        found = pair_histograms(rows_ND, units, grouping)
     second = PairHistograms(units, grouping, found.grid)
     pairs = plain_pairs(rows_ND, identity_N, cosine=False)
     if pairs:
@@ -140,10 +140,10 @@ def test_a_threshold_set_on_the_histograms_holds_among_the_exact_counts():
     )
     grouping = units.grouping(["gender"])
     done = []
-    histograms = count_pair_histograms(rows_ND, units, grouping, cosine=True, advance=done.append)
+    histograms = pair_histograms(rows_ND, units, grouping, cosine=True, advance=done.append)
     assert sum(done) == 150
     point = histograms.everyone.point(0.01)
-    errors = count_pair_errors(rows_ND, units, [point.threshold], cosine=True)
+    errors = pair_errors(rows_ND, units, [point.threshold], cosine=True)
     trials = errors.non_mated[0].trial_UU.sum() / 2
     assert errors.non_mated[0].error_UU.sum() / 2 / trials == pytest.approx(point.fmr, abs=1 / trials)
     assert errors.mated[0].error_UU.sum() / errors.mated[0].trial_UU.sum() == pytest.approx(point.fnmr, abs=0.002)
@@ -153,10 +153,10 @@ def test_a_threshold_set_on_the_histograms_holds_among_the_exact_counts():
 def test_a_collection_of_strangers_has_no_mates():
     rows_ND = np.eye(4, dtype=np.float32)
     units = Units.of(["a", "a", "", ""], {"gender": ["f", "f", "", ""]}, fixed_N=np.array([0, 0, 1, 1], dtype=bool))
-    errors = count_pair_errors(rows_ND, units, [0.0])
+    errors = pair_errors(rows_ND, units, [0.0])
     assert errors.mated[0].trial_UU.sum() == 2
     assert errors.non_mated[0].trial_UU.sum() == errors.non_mated[0].error_UU.sum() == 10
-    everyone = count_pair_histograms(rows_ND, units, units.grouping(["gender"])).everyone
+    everyone = pair_histograms(rows_ND, units, units.grouping(["gender"])).everyone
     assert (everyone.mated, everyone.nonmated) == (1, 5)
 
 
@@ -164,18 +164,18 @@ def test_bad_input_is_refused(monkeypatch):
     units = Units.of(["a", "b"], {"g": ["x", "y"]})
     grouping = units.grouping(["g"])
     with pytest.raises(BadRow, match="row 1 of the query has length zero"):
-        count_pair_errors(np.array([[1.0, 0.0], [0.0, 0.0]]), units, [0.5], cosine=True)
+        pair_errors(np.array([[1.0, 0.0], [0.0, 0.0]]), units, [0.5], cosine=True)
     with pytest.raises(ValueError, match="3 embeddings for 2 images"):
-        count_pair_errors(np.eye(3), units, [0.5])
+        pair_errors(np.eye(3), units, [0.5])
     with pytest.raises(ValueError, match="3 embeddings for 2 images"):
-        count_pair_histograms(np.eye(3), units, grouping)
+        pair_histograms(np.eye(3), units, grouping)
     with pytest.raises(ValueError, match="must be finite"):
-        count_pair_errors(np.eye(2), units, [np.nan])
+        pair_errors(np.eye(2), units, [np.nan])
     histograms = PairHistograms(units, grouping, ScoreGrid(1.0, 16))
     with pytest.raises(ValueError, match="beyond 1"):
         histograms.add(np.array([np.nan]), np.array([False]), np.array([0]), np.array([1]))
     with pytest.raises(ValueError, match="1 scores, 2 labels"):
         histograms.add(np.zeros(1), np.zeros(2, dtype=bool), np.zeros(1, dtype=int), np.ones(1, dtype=int))
-    monkeypatch.setattr(pair_errors, "MOST_CELLS", 7)
+    monkeypatch.setattr(all_pair_errors, "MOST_CELLS", 7)
     with pytest.raises(UserError, match="too many to compare"):
-        count_pair_errors(np.eye(2), units, [0.5])
+        pair_errors(np.eye(2), units, [0.5])

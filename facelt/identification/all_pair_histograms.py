@@ -62,7 +62,7 @@ class PairHistograms:
         self._count_2GB[int(mated), group] += self.grid.count(score_M)
 
 
-def count_pair_histograms(
+def pair_histograms(
     embedding_ND: np.ndarray,
     units: Units,
     grouping: Grouping,
@@ -73,7 +73,7 @@ def count_pair_histograms(
     """The histograms of all N (N - 1) / 2 pairs by inner product or cosine, float32 products rounded to the grid.
 
     The grid is 2^-16 of the largest score there can be (1 for cosines). Two images of a fixed unit are nobody's and
-    make a non-mated pair. Raises as `count_pair_errors` does.
+    make a non-mated pair. Raises as `pair_errors` does.
     """
     if len(embedding_ND) != len(units.unit_N):
         raise ValueError(f"{len(embedding_ND)} embeddings for {len(units.unit_N)} images")

@@ -29,7 +29,7 @@ class PairErrors:
     non_mated: tuple[UnitPairs, ...]
 
 
-def count_pair_errors(
+def pair_errors(
     embedding_ND: np.ndarray,
     units: Units,
     thresholds: Sequence[float],
