@@ -8,7 +8,8 @@ within 0 and 1, and holds where a percentile bootstrap of few identities is too 
 F figures (a group, or two groups whose pairs are compared), I identities.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -36,6 +37,10 @@ class TouchedCounts:
         if (error_FI < 0).any() or (error_FI > trial_FI).any():
             raise ValueError("errors must lie between 0 and the trials")
         return cls(error_FI.sum(axis=1), trial_FI.sum(axis=1), error_FI, trial_FI)
+
+    def only(self, figures: Sequence[int]) -> "TouchedCounts":
+        """The counts of the figures at these positions."""
+        return TouchedCounts(*(getattr(self, field.name)[list(figures)] for field in fields(self)))
 
 
 @dataclass(frozen=True, eq=False)
