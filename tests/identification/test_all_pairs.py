@@ -14,7 +14,7 @@ from facelt.identification.all_pair_histograms import PairHistograms
 from facelt.identification.score_grid import ScoreGrid
 from facelt.metrics.groups import Units
 from facelt.metrics.pair_counts import PairCounts, cells
-from facelt.search import BadRow
+from facelt.search import BadRow, similarities
 
 
 def people(random, images, identities):
@@ -72,8 +72,6 @@ def test_figures_of_groups_equal_the_ones_added_up_pair_by_pair():
     pairs = plain_pairs(rows_ND, identity_N, cosine=True)
     score_M, mated_M, left_M, right_M = (np.array(column) for column in zip(*pairs, strict=True))
     # Thresholds that are scores: equal is a match, to the last bit of float64.
-    from facelt.search import similarities
-
     raw_ND = rows_ND.astype(np.float32)
     exact_M = similarities(raw_ND, left_M, raw_ND, right_M, cosine=True)
     thresholds = (exact_M[3], np.nextafter(exact_M[3], 2), 0.2, 0.6)
