@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from facelt.config import Strict
+from facelt.search import EngineName
 
 Kind = Literal["direct", "meta", "meta_unit"]
 Count = Annotated[int, Field(ge=1)]
@@ -81,6 +82,12 @@ class IntervalConfig(Strict):
     level: float = Field(0.95, gt=0, lt=1)
 
 
+class SearchConfig(Strict):
+    """Who searches: `auto` is faiss where it is installed, else torch; each takes a GPU if it can."""
+
+    engine: EngineName = "auto"
+
+
 class MegafaceConfig(Strict):
     """What `facelt megaface` runs. `ranks` are those of the tables; the CMC always has 1 to 20."""
 
@@ -94,6 +101,7 @@ class MegafaceConfig(Strict):
     noise: NoiseConfig = NoiseConfig()
     shots: ShotsConfig = ShotsConfig()
     interval: IntervalConfig = IntervalConfig()
+    search: SearchConfig = SearchConfig()
     allow_overlap: bool = False
 
     @model_validator(mode="after")

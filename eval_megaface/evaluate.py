@@ -13,6 +13,7 @@ from eval_megaface.protocol import Advance, measure, shot_bands
 from eval_megaface.suite import Suite, load_suite
 from facelt.errors import UserError
 from facelt.metrics.shots import PSEUDO_SHOT_MEANINGS
+from facelt.search import Search, open_search
 
 SCHEMA = "facelt.megaface/1"
 # Begins a piece of work of so many rows and says how to report them done.
@@ -24,12 +25,13 @@ def evaluate(config: MegafaceConfig, begin: Begin = lambda label, total: lambda 
 
     Raises UserError naming the file, the key or the image at fault.
     """
+    search = open_search(config.search.engine)
     suite = load_suite(config)
     sources = {name: ModelSources(files, suite) for name, files in config.models.items()}
     kinds = {name: _kinds(name, source, config) for name, source in sources.items()}
     notes = [*config.notes, *suite.notes, *_overlap(config, suite)]
     notes += _left_out(sources)
-    bands = _bands(config, suite, sources, begin)
+    bands = _bands(search, config, suite, sources, begin)
     notes += [f"{name}: no train store, so its shots are not measured." for name in sources if name not in bands]
     report_rows, curves, cmcs = [], [], []
     everyone = Group("full", "all", np.ones(len(suite.probe_paths), dtype=bool))
@@ -38,7 +40,7 @@ def evaluate(config: MegafaceConfig, begin: Begin = lambda label, total: lambda 
         groups = [everyone, *shots, *suite.groups]
         for kind in kinds[name]:
             advance = begin(f"{name}, {kind}", sum(len(gallery.paths) for gallery in suite.galleries))
-            hits = measure(suite, source.probes, source.distractors, kind, config.noise.seed, advance)
+            hits = measure(search, suite, source.probes, source.distractors, kind, config.noise.seed, advance)
             which = {"model": name, "kind": kind}
             report_rows += [which | row for row in figures.rows(suite, groups, hits, config.ranks, config.interval)]
             curves.append(which | figures.curve(suite, hits, config.interval))
@@ -111,7 +113,7 @@ def _left_out(sources: dict[str, ModelSources]) -> list[str]:
 
 
 def _bands(
-    config: MegafaceConfig, suite: Suite, sources: dict[str, ModelSources], begin: Begin
+    search: Search, config: MegafaceConfig, suite: Suite, sources: dict[str, ModelSources], begin: Begin
 ) -> dict[str, dict[str, np.ndarray]]:
     """The shot bands of each model that has any; models with one reference share them."""
     counted: dict[str, dict[str, np.ndarray]] = {}
@@ -124,7 +126,7 @@ def _bands(
         if reference not in counted:
             advance = begin(f"{reference}, shots", len(source.train.keys))
             counted[reference] = shot_bands(
-                suite, source.probes, source.train, config.shots.threshold, config.noise.seed, advance
+                search, suite, source.probes, source.train, config.shots.threshold, config.noise.seed, advance
             )
         bands[name] = counted[reference]
     return bands

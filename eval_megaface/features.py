@@ -3,6 +3,7 @@
 N images, M chosen ones, D feature.
 """
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,22 +51,33 @@ class StoreSource:
         self.path = path
         self.store = EmbeddingStore.open(path)
         self.kinds = self.store.kinds
-        self._position: dict[str, int] | None = None
+        self._found: list[tuple[Sequence[str], np.ndarray]] = []
 
     def rows(self, kind: str, images: Sequence[str]) -> Rows:
         """See FeatureSource; a store in the list's own order is handed on as the memory map it is."""
+        position_M = self._positions(images)
         value_ND = self.store.embedding(kind)
+        if isinstance(position_M, slice):
+            return value_ND[position_M]
+        return IndexedRows(value_ND, position_M)
+
+    def _positions(self, images: Sequence[str]) -> np.ndarray | slice:
+        """The rows of `images`; looked up once for a list that is asked for again, as it is for every kind."""
+        for known, position_M in self._found:
+            if known is images:
+                return position_M
         keys = self.store.keys
         if keys[: len(images)] == list(images):
-            return value_ND[: len(images)]
-        if self._position is None:
-            self._position = {key: row for row, key in enumerate(keys)}
-        position_M = np.fromiter((self._position.get(image, -1) for image in images), dtype=np.int64, count=len(images))
+            return slice(len(images))
+        position = dict(zip(keys, range(len(keys)), strict=True))
+        absent = itertools.repeat(-1)
+        position_M = np.fromiter(map(position.get, images, absent), dtype=np.int64, count=len(images))
         (missing,) = np.nonzero(position_M < 0)
         if len(missing):
             shown = ", ".join(repr(images[row]) for row in missing[:3])
             raise UserError(f"{self.path}: lacks {len(missing)} of {len(images)} listed images, such as {shown}")
-        return IndexedRows(value_ND, position_M)
+        self._found.append((images, position_M))
+        return position_M
 
     def describe(self) -> dict[str, Any]:
         """The store's meta.json."""

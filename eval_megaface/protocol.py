@@ -14,8 +14,9 @@ from eval_megaface.features import FeatureSource, StoreSource
 from eval_megaface.noise import replace_noisy
 from eval_megaface.suite import Suite
 from facelt.errors import UserError
-from facelt.identification import hit_ranks, probe_hits, pseudo_shots
-from facelt.search import BadRow, top_k
+from facelt.identification import hit_ranks, probe_hits
+from facelt.metrics.shots import pseudo_shot_bands
+from facelt.search import BadRow, Search
 from facelt.store import UNIT_KINDS
 
 # Told how many rows a search has done.
@@ -35,6 +36,7 @@ class Hits:
 
 
 def measure(
+    search: Search,
     suite: Suite,
     probes: FeatureSource,
     distractors: FeatureSource,
@@ -55,7 +57,7 @@ def measure(
     for gallery in suite.galleries:
         rows_GD = distractors.rows(kind, gallery.paths)
         with naming(kind, (probes, suite.probe_paths), (distractors, gallery.paths)):
-            top_SPK, _ = top_k(
+            top_SPK, _ = search.top_k(
                 probe_PD,
                 rows_GD,
                 DEEPEST_RANK,
@@ -73,7 +75,13 @@ def measure(
 
 
 def shot_bands(
-    suite: Suite, probes: FeatureSource, train: StoreSource, threshold: float, seed: int, advance: Advance | None = None
+    search: Search,
+    suite: Suite,
+    probes: FeatureSource,
+    train: StoreSource,
+    threshold: float,
+    seed: int,
+    advance: Advance | None = None,
 ) -> dict[str, np.ndarray]:
     """The probes of each pseudo-shot band (bool [P]), by the `direct` similarities of one model.
 
@@ -82,7 +90,7 @@ def shot_bands(
     probe_PD = probe_rows(suite, probes, "direct", seed)
     keys = train.keys
     with naming("direct", (probes, suite.probe_paths), (train, keys)):
-        return pseudo_shots(probe_PD, train.rows("direct", keys), threshold, advance=advance)
+        return pseudo_shot_bands(search.count_above(probe_PD, train.rows("direct", keys), threshold, advance=advance))
 
 
 def probe_rows(suite: Suite, source: FeatureSource, kind: str, seed: int) -> np.ndarray:
