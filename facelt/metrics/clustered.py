@@ -47,8 +47,9 @@ class TouchedCounts:
 class RateIntervals:
     """Rates with their limits, [F]; NaN where there is no trial, and no limits where no identity was tested.
 
-    `identities_F` counts the identities with trials, `effective_F` the independent trials these are worth, and
-    `influence_FI` is what leaving out an identity does to the rate, for the covariance of two figures.
+    `identities_F` counts the identities with trials, `effective_F` the independent trials these are worth, `freedom_F`
+    the degrees of freedom of the limits, and `influence_FI` is what leaving out an identity does to the rate, for the
+    covariance of two figures.
     """
 
     rate_F: np.ndarray
@@ -58,6 +59,7 @@ class RateIntervals:
     trial_F: np.ndarray
     identities_F: np.ndarray
     effective_F: np.ndarray
+    freedom_F: np.ndarray
     influence_FI: np.ndarray
 
     def difference(self, first: int, second: int) -> tuple[float, float]:
@@ -134,7 +136,9 @@ def rate_intervals(counts: TouchedCounts, *, level: float) -> RateIntervals:
     freedom_F = _freedom(counts.trial_FI, influence_FI, identities_F)
     low_F, high_F = wilson(rate_F, effective_F, stdtrit(freedom_F, 0.5 + level / 2))
     low_F[~known_F], high_F[~known_F] = np.nan, np.nan
-    return RateIntervals(rate_F, low_F, high_F, counts.error_F, counts.trial_F, identities_F, effective_F, influence_FI)
+    return RateIntervals(
+        rate_F, low_F, high_F, counts.error_F, counts.trial_F, identities_F, effective_F, freedom_F, influence_FI
+    )
 
 
 def wilson(rate_F: np.ndarray, trial_F: np.ndarray, quantile_F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

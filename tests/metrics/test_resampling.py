@@ -83,6 +83,8 @@ def test_limits_of_an_unbiased_figure_are_the_percentiles_and_a_bias_is_taken_ou
     assert bias_corrected_limits(value_R, 3, level=0.9) == pytest.approx((3 - z, 3 + z), abs=0.02)
     # Replicates half a deviation too high: the limits lie a whole one below the percentiles.
     assert bias_corrected_limits(value_R, 2.5, level=0.9) == pytest.approx((2 - z, 2 + z), abs=0.03)
+    t = stats.t.ppf(0.95, 6)
+    assert bias_corrected_limits(value_R, 3, level=0.9, freedom=6) == pytest.approx((3 - t, 3 + t), abs=0.02)
     assert bias_corrected_limits(np.r_[value_R, np.nan], 3, level=0.9)[0] == pytest.approx(3 - z, abs=0.02)
 
 
