@@ -116,12 +116,16 @@ def _faint(curve: Tradeoff) -> bool:
 
 
 def _rate_axis(axis, set_limits, values: Sequence[float]) -> None:
-    """A logarithmic percent axis around what is drawn, labelled at round rates: decades where there are many."""
+    """A logarithmic percent axis around what is drawn, labelled at decades or, where it is short, at round rates."""
     low, high = (min(values), max(values)) if values else (0.1, 100.0)
     low, high = min(low, high / 2) / 1.15, high * 1.15
     set_limits(low, high)
     decades = math.log10(high / low)
     shown = [tick for tick in TICKS if low <= tick <= high and (decades < 2.2 or f"{tick:e}"[0] == "1")]
+    if len(shown) < 3:
+        from matplotlib.ticker import MaxNLocator
+
+        shown = [tick for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high]
     axis.set_ticks(shown, [_percent(tick / 100) for tick in shown])
     axis.set_ticks([], minor=True)
 

@@ -48,6 +48,12 @@ def test_a_line_runs_through_its_rates_on_two_logarithmic_axes():
     assert {"0.001", "0.01", "0.1", "1", "FMR (%)", "FNMR (%)"} <= set(texts(svg))
 
 
+def test_a_short_axis_has_labels_as_well():
+    # Neither a decade nor a 2 or a 5 but 20 lies between 18 and 28 percent.
+    shown = texts(plot(curve(y=[0.28, 0.25, 0.22, 0.18], points=[])))
+    assert sum(18 * 0.8 < float(text) < 28 * 1.2 for text in shown if text.isdigit()) >= 3
+
+
 def test_what_the_trials_do_not_support_is_faint():
     svg = plot(curve(supported_from=1e-3))
     drawn = {len(points): opacity for points, opacity in lines(svg, "#123456")}
