@@ -61,20 +61,22 @@ class RateIntervals:
     effective_F: np.ndarray
     freedom_F: np.ndarray
     influence_FI: np.ndarray
+    level: float
 
     def difference(self, first: int, second: int) -> tuple[float, float]:
         """Limits of rate `first` minus rate `second`, whether or not they share identities.
 
-        Distances of the single limits, joined as variances are, with the correlation of the two rates (MOVER: Zou,
-        Psychological Methods 2007, equation 15; Newcombe 1998 where there is none).
+        Distances of the single limits, joined as variances are, with the correlation of the two rates (MOVER: Newcombe,
+        Statistics in Medicine 1998; Zou, Psychological Methods 2007). Where they share identities, the mean of those
+        limits and of the difference's own jackknife t limits: of rates that rise and fall together, the first lean too
+        far to one side and the second do not lean (docs/auditing.md has the coverage of the mean).
         """
-        distances = self._distances(first, second, self.rate_F, self.low_F, self.high_F)
-        below, above = self._join(distances, self._correlation(first, second))
+        below, above = self._reach(first, second, (self.rate_F, self.low_F, self.high_F), self.influence_FI)
         middle = self.rate_F[first] - self.rate_F[second]
         return float(max(middle - below, -1.0)), float(min(middle + above, 1.0))
 
     def ratio(self, first: int, second: int) -> tuple[float, float]:
-        """Limits of rate `first` over rate `second`, as `difference` but of logarithms (Zou and Donner 2008).
+        """Limits of rate `first` over rate `second`: those of a difference of logarithms (Zou and Donner 2008).
 
         Where a rate is 0 only one limit is known: 0 without errors in `first`, infinity without errors in `second`; the
         other is the quotient of the two single limits. NaN where neither has an error.
@@ -86,25 +88,34 @@ class RateIntervals:
             return 0.0, float(self.high_F[first] / self.low_F[second])
         if b == 0:
             return float(self.low_F[first] / self.high_F[second]), float("inf")
-        logs = np.log(self.rate_F), np.log(self.low_F), np.log(self.high_F)
-        below, above = self._join(self._distances(first, second, *logs), self._correlation(first, second))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            logs = np.log(self.rate_F), np.log(self.low_F), np.log(self.high_F)
+            influence_FI = self.influence_FI / self.rate_F[:, None]
+        below, above = self._reach(first, second, logs, influence_FI)
         return float(a / b * np.exp(-below)), float(a / b * np.exp(above))
 
-    def _correlation(self, first: int, second: int) -> float:
-        a_I, b_I = self.influence_FI[first], self.influence_FI[second]
-        size = np.sqrt((a_I @ a_I) * (b_I @ b_I))
-        return float(a_I @ b_I / size) if size > 0 else 0.0
-
-    @staticmethod
-    def _distances(first: int, second: int, middle_F, low_F, high_F) -> np.ndarray:
-        """From each rate to its own limits: those that pull the difference down, then those that pull it up, [2,2]."""
+    def _reach(
+        self, first: int, second: int, limits: tuple[np.ndarray, np.ndarray, np.ndarray], influence_FI: np.ndarray
+    ) -> tuple[float, float]:
+        """How far the limits of a difference lie below and above it; `limits` are the middles, lows and highs."""
+        middle_F, low_F, high_F = limits
         fall_F, rise_F = middle_F - low_F, high_F - middle_F
-        return np.array([[fall_F[first], rise_F[second]], [rise_F[first], fall_F[second]]])
+        a_I, b_I = influence_FI[first], influence_FI[second]
+        shared = bool(((a_I != 0) & (b_I != 0)).any())
+        correlation = float(a_I @ b_I / np.sqrt((a_I @ a_I) * (b_I @ b_I))) if shared else 0.0
+        below = _joined(fall_F[first], rise_F[second], correlation)
+        above = _joined(rise_F[first], fall_F[second], correlation)
+        if not shared:
+            return below, above
+        half = self._half_width(a_I - b_I, min(self.freedom_F[first], self.freedom_F[second]))
+        return (below + half) / 2, (above + half) / 2
 
-    @staticmethod
-    def _join(distance_22: np.ndarray, correlation: float) -> np.ndarray:
-        a_2, b_2 = distance_22.T
-        return np.sqrt(np.maximum(a_2**2 + b_2**2 - 2 * correlation * a_2 * b_2, 0))
+    def _half_width(self, influence_I: np.ndarray, freedom: float) -> float:
+        from scipy.special import stdtrit
+
+        n = np.array([np.count_nonzero(influence_I)])
+        freedom = min(freedom, _seen_freedom(influence_I[None], n)[0])
+        return float(stdtrit(max(freedom, 1), 0.5 + self.level / 2) * np.sqrt(_variance(influence_I[None], n)[0]))
 
 
 def rate_intervals(counts: TouchedCounts, *, level: float) -> RateIntervals:
@@ -131,13 +142,13 @@ def rate_intervals(counts: TouchedCounts, *, level: float) -> RateIntervals:
     identities_F = (counts.trial_FI > 0).sum(axis=1)
     known_F = identities_F >= 2
     influence_FI[~known_F | ~np.isfinite(influence_FI).all(axis=1)] = 0
-    variance_F = (1 - 1 / np.maximum(identities_F, 2)) * (influence_FI**2).sum(axis=1)
+    variance_F = _variance(influence_FI, identities_F)
     effective_F = _effective(rate_F, variance_F, counts.trial_F, alike_F)
     freedom_F = _freedom(counts.trial_FI, influence_FI, identities_F)
     low_F, high_F = wilson(rate_F, effective_F, stdtrit(freedom_F, 0.5 + level / 2))
     low_F[~known_F], high_F[~known_F] = np.nan, np.nan
     return RateIntervals(
-        rate_F, low_F, high_F, counts.error_F, counts.trial_F, identities_F, effective_F, freedom_F, influence_FI
+        rate_F, low_F, high_F, counts.error_F, counts.trial_F, identities_F, effective_F, freedom_F, influence_FI, level
     )
 
 
@@ -158,10 +169,17 @@ def _freedom(trial_FI: np.ndarray, influence_FI: np.ndarray, identities_F: np.nd
     / I), which is I where they are normal: a variance that a few people with many errors carry.
     """
     kish_F = _divide(trial_FI.sum(axis=1) ** 2, (trial_FI**2).sum(axis=1)) - 1
+    return np.maximum(np.fmin(kish_F, _seen_freedom(influence_FI, identities_F)), 1)
+
+
+def _seen_freedom(influence_FI: np.ndarray, identities_F: np.ndarray) -> np.ndarray:
     square_F = (influence_FI**2).sum(axis=1) ** 2
     spread_F = (influence_FI**4).sum(axis=1) - square_F / np.maximum(identities_F, 1)
-    seen_F = np.where(spread_F > 0, _divide(2 * square_F, spread_F), np.inf)
-    return np.maximum(np.fmin(kish_F, seen_F), 1)
+    return np.where(spread_F > 0, _divide(2 * square_F, spread_F), np.inf)
+
+
+def _variance(influence_FI: np.ndarray, identities_F: np.ndarray) -> np.ndarray:
+    return (1 - 1 / np.maximum(identities_F, 2)) * (influence_FI**2).sum(axis=1)
 
 
 def _effective(rate_F: np.ndarray, variance_F: np.ndarray, trial_F: np.ndarray, alike_F: np.ndarray) -> np.ndarray:
@@ -173,6 +191,10 @@ def _effective(rate_F: np.ndarray, variance_F: np.ndarray, trial_F: np.ndarray, 
     likeness_F = (trial_F[clustered_F] / effective_F[clustered_F] - 1) / (alike_F[clustered_F] - 1)
     likeness = np.clip(likeness_F, 0, 1).mean() if clustered_F.any() else 1.0
     return np.where(seen_F, effective_F, _divide(trial_F, 1 + (np.maximum(alike_F, 1) - 1) * likeness))
+
+
+def _joined(a: float, b: float, correlation: float) -> float:
+    return float(np.sqrt(max(a**2 + b**2 - 2 * correlation * a * b, 0)))
 
 
 def _divide(above: np.ndarray, below: np.ndarray) -> np.ndarray:

@@ -114,6 +114,24 @@ def test_a_rate_differs_not_from_itself_and_little_from_its_like():
     assert 0.9 < low <= 1 <= high < 1.1
 
 
+def test_two_rates_of_the_same_people_by_hand():
+    error_FI = np.array([[2, 5, 1, 3, 4, 0], [1, 4, 1, 1, 3, 0]])
+    found = rate_intervals(TouchedCounts.of_searches(error_FI, np.full((2, 6), 10)), level=0.95)
+    a_I, b_I = found.influence_FI
+    correlation = (a_I * b_I).sum() / np.sqrt((a_I**2).sum() * (b_I**2).sum())
+    fall = found.rate_F[0] - found.low_F[0]
+    rise = found.high_F[1] - found.rate_F[1]
+    joined = np.sqrt(fall**2 + rise**2 - 2 * correlation * fall * rise)
+    # Ten searches each: the rates' difference is the mean of the people's, whose jackknife is the usual deviation.
+    difference_I = (error_FI[0] - error_FI[1]) / 10
+    freedom = [5.0]
+    for value_I in (error_FI[0], error_FI[1], difference_I):
+        square_I = (value_I - value_I.mean()) ** 2
+        freedom.append(2 * square_I.sum() ** 2 / ((square_I**2).sum() - square_I.sum() ** 2 / 6))
+    half = stats.t.ppf(0.975, min(freedom)) * difference_I.std(ddof=1) / np.sqrt(6)
+    assert found.difference(0, 1)[0] == pytest.approx(difference_I.mean() - (joined + half) / 2)
+
+
 def test_ratio_covers_the_quotient_and_turns_over():
     error_FI, trial_FI = searches(1, identities=20)
     found = rate_intervals(TouchedCounts.of_searches(error_FI, trial_FI), level=0.95)
