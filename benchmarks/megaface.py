@@ -18,6 +18,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -114,7 +115,9 @@ def run_evaluation(folder: Path, engine: str) -> dict:
     suite |= {f"{name}_noises": f"{name}_noises.txt" for name in ("facescrub", "megaface")}
     suite |= {name: f"{name}.txt" for name in ("actors", "actresses")}
     models = {"made_up": {name: folder / name for name in ("probes", "distractors", "train")}}
-    config = {"out": folder / "report", "suite": suite, "models": models, "search": {"engine": engine}}
+    # A fresh folder: nothing of an earlier run is gone on with.
+    out = tempfile.mkdtemp(prefix="report-", dir=folder)
+    config = {"out": out, "suite": suite, "models": models, "search": {"engine": engine}}
     started = time.perf_counter()
     report = evaluate(MegafaceConfig.model_validate(config))
     seconds = time.perf_counter() - started

@@ -3,6 +3,7 @@
 A file is four little-endian int32 (rows, 1, 4, 5: OpenCV's header of a float column) and then rows float32.
 """
 
+import contextlib
 import os
 import stat
 from collections.abc import Sequence
@@ -42,7 +43,8 @@ def write_feature(path: Path, feature_D: np.ndarray) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
@@ -77,7 +79,7 @@ class TreeRows:
     def __init__(self, root: Path, algorithm: str, images: Sequence[str]) -> None:
         self._root = root
         self._paths = [feature_path(root, image, algorithm) for image in images]
-        missing = [path for path in self._paths if not _is_file_below(path, os.path.realpath(root))]
+        missing = [path for path in self._paths if size_below(path, root) is None]
         if missing:
             shown = ", ".join(str(path.relative_to(root)) for path in missing[:3])
             raise UserError(f"{root}: lacks {len(missing)} of {len(images)} features, such as {shown}")
@@ -93,15 +95,20 @@ class TreeRows:
         return value_ND
 
 
-def _is_file_below(path: Path, real_root: str) -> bool:
+def size_below(path: Path, root: Path) -> int | None:
+    """The size of a file below `root`, None where there is none. Raises UserError where a link leads out of it."""
     try:
-        mode = path.lstat().st_mode
+        status = path.lstat()
     except OSError:
-        return False
-    real = os.path.realpath(path) if stat.S_ISLNK(mode) else f"{_real_folder(path.parent)}/{path.name}"
+        return None
+    real_root = _real_folder(root)
+    is_link = stat.S_ISLNK(status.st_mode)
+    real = os.path.realpath(path) if is_link else f"{_real_folder(path.parent)}/{path.name}"
     if os.path.commonpath([real, real_root]) != real_root:
         raise UserError(f"{path}: leads out of {real_root}")
-    return stat.S_ISREG(mode) or Path(real).is_file()
+    if is_link:
+        return Path(real).stat().st_size if Path(real).is_file() else None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 @lru_cache(maxsize=4096)

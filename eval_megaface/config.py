@@ -103,6 +103,7 @@ class MegafaceConfig(Strict):
     interval: IntervalConfig = IntervalConfig()
     search: SearchConfig = SearchConfig()
     allow_overlap: bool = False
+    allow_missing: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _reference_is_a_model(self) -> "MegafaceConfig":

@@ -6,32 +6,55 @@ from typing import Any
 import numpy as np
 
 from eval_megaface import figures
-from eval_megaface.config import Kind, MegafaceConfig, ModelFiles
-from eval_megaface.features import FeatureSource, StoreSource, open_source
+from eval_megaface.config import MegafaceConfig
+from eval_megaface.devkit import cmc_path, write_cmc
 from eval_megaface.groups import Group, canonical, read_names
-from eval_megaface.protocol import Advance, measure, shot_bands
+from eval_megaface.parts import Parts
+from eval_megaface.protocol import Advance, Hits, Run, measure, shot_bands
+from eval_megaface.sources import (
+    ModelSources,
+    check_coverage,
+    coverage_notes,
+    measured_kinds,
+    one_sided_kinds,
+)
 from eval_megaface.suite import Suite, load_suite
 from facelt.errors import UserError
 from facelt.metrics.shots import PSEUDO_SHOT_MEANINGS
-from facelt.search import Search, open_search
+from facelt.search import open_search
 
 SCHEMA = "facelt.megaface/1"
 # Begins a piece of work of so many rows and says how to report them done.
 Begin = Callable[[str, int], Advance]
+# Says one line to whoever waits.
+Tell = Callable[[str], None]
 
 
-def evaluate(config: MegafaceConfig, begin: Begin = lambda label, total: lambda rows: None) -> dict[str, Any]:
+def evaluate(
+    config: MegafaceConfig, begin: Begin = lambda label, total: lambda rows: None, tell: Tell = lambda line: None
+) -> dict[str, Any]:
     """The whole report. Everything that can be refused without searching is refused first.
 
-    Raises UserError naming the file, the key or the image at fault.
+    What is finished is kept below the folder `out`: the same run, interrupted, goes on from there. Under torchrun all
+    processes call it and get the same report. Raises UserError naming the file, the key or the images at fault.
     """
     search = open_search(config.search.engine)
     suite = load_suite(config)
-    sources = {name: ModelSources(files, suite) for name, files in config.models.items()}
-    kinds = {name: _kinds(name, source, config) for name, source in sources.items()}
-    notes = [*config.notes, *suite.notes, *_overlap(config, suite)]
-    notes += _left_out(sources)
-    bands = _bands(search, config, suite, sources, begin)
+    sources = {name: ModelSources(files) for name, files in config.models.items()}
+    kinds = {name: measured_kinds(name, source, config) for name, source in sources.items()}
+    notes = [*config.notes, *suite.notes, *_overlap(config, suite), *one_sided_kinds(sources)]
+    for name, source in sources.items():
+        source.inspect(suite, kinds[name])
+        for found in source.coverage.values():
+            tell(str(found))
+    without = check_coverage(sources, config.allow_missing)
+    if any(without.values()):
+        suite = load_suite(config, without)
+    notes += coverage_notes(sources, without)
+    for source in sources.values():
+        source.check_dimensions(suite)
+    run = Run(suite, search, Parts(config.out / "parts", writes=search.is_first), config.noise.seed)
+    bands = _bands(run, config, sources, begin)
     notes += [f"{name}: no train store, so its shots are not measured." for name in sources if name not in bands]
     report_rows, curves, cmcs = [], [], []
     everyone = Group("full", "all", np.ones(len(suite.probe_paths), dtype=bool))
@@ -40,11 +63,13 @@ def evaluate(config: MegafaceConfig, begin: Begin = lambda label, total: lambda 
         groups = [everyone, *shots, *suite.groups]
         for kind in kinds[name]:
             advance = begin(f"{name}, {kind}", sum(len(gallery.paths) for gallery in suite.galleries))
-            hits = measure(search, suite, source.probes, source.distractors, kind, config.noise.seed, advance)
+            hits = measure(run, source, kind, advance)
             which = {"model": name, "kind": kind}
             report_rows += [which | row for row in figures.rows(suite, groups, hits, config.ranks, config.interval)]
             curves.append(which | figures.curve(suite, hits, config.interval))
             cmcs.append(which | figures.cmc(suite, hits))
+            if search.is_first:
+                _write_devkit(config, suite, f"{name}_{kind}", hits)
     return {
         "schema": SCHEMA,
         "title": config.title,
@@ -68,52 +93,16 @@ def evaluate(config: MegafaceConfig, begin: Begin = lambda label, total: lambda 
     }
 
 
-class ModelSources:
-    """One model's opened sources; all listed images are looked up at once, so that a missing one shows at the start."""
-
-    def __init__(self, files: ModelFiles, suite: Suite) -> None:
-        self.probes: FeatureSource = open_source(files.probes, files.algorithm)
-        self.distractors: FeatureSource = open_source(files.distractors, files.algorithm)
-        self.train = StoreSource(files.train) if files.train else None
-        self.kinds = [kind for kind in self.probes.kinds if kind in self.distractors.kinds]
-        for kind in self.kinds[:1]:
-            dimension = self.probes.rows(kind, suite.probe_paths).shape[1]
-            for gallery in suite.galleries:
-                other = self.distractors.rows(kind, gallery.paths).shape[1]
-                if gallery.paths and other != dimension:
-                    raise UserError(
-                        f"{self.distractors.path}: embeddings have {other} values, "
-                        f"those in {self.probes.path} {dimension}"
-                    )
-
-    def describe(self) -> dict[str, Any]:
-        """What the report says of the model's files."""
-        parts = {"probes": self.probes, "distractors": self.distractors, "train": self.train}
-        return {name: source.describe() for name, source in parts.items() if source is not None}
-
-
-def _kinds(name: str, source: ModelSources, config: MegafaceConfig) -> list[Kind]:
-    if config.kinds != "all" and (lacking := [kind for kind in config.kinds if kind not in source.kinds]):
-        raise UserError(
-            f"kinds: model {name!r} has no {lacking[0]!r} for probes and distractors; both hold "
-            f"{', '.join(source.kinds) or 'no kind in common'}"
-        )
-    if not source.kinds:
-        raise UserError(f"models.{name}: its stores of probes and distractors have no kind of embedding in common")
-    return source.kinds if config.kinds == "all" else list(dict.fromkeys(config.kinds))
-
-
-def _left_out(sources: dict[str, ModelSources]) -> list[str]:
-    """A note for each kind that only one of a model's two stores holds."""
-    return [
-        f"{name}: kind {kind} is in only one of its stores of probes and distractors and is not measured."
-        for name, source in sources.items()
-        for kind in sorted(set(source.probes.kinds) ^ set(source.distractors.kinds))
-    ]
+def _write_devkit(config: MegafaceConfig, suite: Suite, algorithm: str, hits: Hits) -> None:
+    """The CMC of every list, as MegaFace's development kit names and writes it."""
+    pairs = len(suite.pairs)
+    for (size, number), hit_PK in zip(hits.cuts, hits.hit_CPK, strict=True):
+        if pairs:
+            write_cmc(cmc_path(config.out / "devkit", algorithm, size, number), hit_PK.sum(axis=0) / pairs)
 
 
 def _bands(
-    search: Search, config: MegafaceConfig, suite: Suite, sources: dict[str, ModelSources], begin: Begin
+    run: Run, config: MegafaceConfig, sources: dict[str, ModelSources], begin: Begin
 ) -> dict[str, dict[str, np.ndarray]]:
     """The shot bands of each model that has any; models with one reference share them."""
     counted: dict[str, dict[str, np.ndarray]] = {}
@@ -125,9 +114,7 @@ def _bands(
             continue
         if reference not in counted:
             advance = begin(f"{reference}, shots", len(source.train.keys))
-            counted[reference] = shot_bands(
-                search, suite, source.probes, source.train, config.shots.threshold, config.noise.seed, advance
-            )
+            counted[reference] = shot_bands(run, source, config.shots.threshold, advance)
         bands[name] = counted[reference]
     return bands
 

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from eval_megaface.bin_tree import TreeRows
+from eval_megaface.coverage import Coverage, fingerprint, inspected, scan
+from eval_megaface.tree_coverage import inspect_tree
 from facelt.errors import UserError
 from facelt.search.blocks import Rows
 from facelt.store import EmbeddingStore
@@ -26,6 +28,10 @@ class FeatureSource(Protocol):
 
     def rows(self, kind: str, images: Sequence[str]) -> Rows:
         """The embeddings [M,D] of `images` in their order, read when sliced. Raises UserError naming those missing."""
+        ...
+
+    def inspect(self, kind: str, images: Sequence[str]) -> Coverage:
+        """Which of `images` can be used: all of them are read."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -55,33 +61,42 @@ class StoreSource:
 
     def rows(self, kind: str, images: Sequence[str]) -> Rows:
         """See FeatureSource; a store in the list's own order is handed on as the memory map it is."""
-        position_M = self._positions(images)
         value_ND = self.store.embedding(kind)
-        if isinstance(position_M, slice):
-            return value_ND[position_M]
-        return IndexedRows(value_ND, position_M)
-
-    def _positions(self, images: Sequence[str]) -> np.ndarray | slice:
-        """The rows of `images`; looked up once for a list that is asked for again, as it is for every kind."""
-        for known, position_M in self._found:
-            if known is images:
-                return position_M
-        keys = self.store.keys
-        if keys[: len(images)] == list(images):
-            return slice(len(images))
-        position = dict(zip(keys, range(len(keys)), strict=True))
-        absent = itertools.repeat(-1)
-        position_M = np.fromiter(map(position.get, images, absent), dtype=np.int64, count=len(images))
+        if self.store.keys[: len(images)] == list(images):
+            return value_ND[: len(images)]
+        position_M = self._positions(images)
         (missing,) = np.nonzero(position_M < 0)
         if len(missing):
             shown = ", ".join(repr(images[row]) for row in missing[:3])
             raise UserError(f"{self.path}: lacks {len(missing)} of {len(images)} listed images, such as {shown}")
+        return IndexedRows(value_ND, position_M)
+
+    def inspect(self, kind: str, images: Sequence[str]) -> Coverage:
+        """See FeatureSource."""
+        value_ND, position_M = self.store.embedding(kind), self._positions(images)
+        (there,) = np.nonzero(position_M >= 0)
+        names = images if len(there) == len(images) else [images[place] for place in there.tolist()]
+        return inspected(self.path, kind, images, names, value_ND, position_M[there])
+
+    def _positions(self, images: Sequence[str]) -> np.ndarray:
+        """The rows of `images`, -1 where there is none; once for a list that is asked for again, as for every kind."""
+        for known, position_M in self._found:
+            if known is images:
+                return position_M
+        position = dict(zip(self.store.keys, range(len(self.store)), strict=True))
+        absent = itertools.repeat(-1)
+        position_M = np.fromiter(map(position.get, images, absent), dtype=np.int64, count=len(images))
         self._found.append((images, position_M))
         return position_M
 
     def describe(self) -> dict[str, Any]:
         """The store's meta.json."""
         return {"path": str(self.path), **self.store.meta}
+
+    def fingerprint(self, kind: str) -> str:
+        """A hash of all of the store's keys and values of one kind."""
+        _, _, hash_N = scan(self.store.embedding(kind), np.arange(len(self.store)))
+        return fingerprint(self.store.keys, hash_N)
 
     @property
     def keys(self) -> list[str]:
@@ -102,6 +117,10 @@ class TreeSource:
         if kind != "direct":
             raise UserError(f"{self.path}: a tree of .bin files holds kind 'direct' only, not {kind!r}")
         return TreeRows(self.path, self.algorithm, images)
+
+    def inspect(self, kind: str, images: Sequence[str]) -> Coverage:
+        """See FeatureSource. The dimension is what most files have by their sizes."""
+        return inspect_tree(self.path, self.algorithm, kind, images)
 
     def describe(self) -> dict[str, Any]:
         """Where the tree lies; its files say nothing about the model."""
