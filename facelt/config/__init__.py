@@ -1,5 +1,6 @@
 """Typed configuration: schema and loading."""
 
+from facelt.config.audit import AuditConfig
 from facelt.config.data import DataConfig, ListData, RecordData
 from facelt.config.loading import load_config
 from facelt.config.methods import ClassifyConfig, DynamicMetaConfig, MethodConfig
@@ -7,6 +8,7 @@ from facelt.config.strict import Strict
 from facelt.config.training import ModelConfig, OptimConfig, ScheduleConfig, StageConfig, TrainConfig
 
 __all__ = [
+    "AuditConfig",
     "ClassifyConfig",
     "DataConfig",
     "DynamicMetaConfig",
