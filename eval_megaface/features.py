@@ -10,12 +10,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from eval_megaface.bin_tree import TreeRows
 from eval_megaface.coverage import Coverage, fingerprint, inspected, scan
 from eval_megaface.tree_coverage import inspect_tree
 from facelt.errors import UserError
 from facelt.search.blocks import Rows
 from facelt.store import EmbeddingStore
+from facelt.store.bin_tree import TreeRows
 
 META = "meta.json"
 

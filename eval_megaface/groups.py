@@ -1,13 +1,13 @@
 """Who the probes are: gender from FaceScrub's actor and actress files, or any attribute of a table. P probes."""
 
 import csv
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from facelt.auditing.attributes import actor_gender, canonical
 from facelt.errors import UserError
 
 # A column with more values is a number or a name, not a grouping.
@@ -26,28 +26,12 @@ class Group:
     mask_P: np.ndarray
 
 
-def canonical(name: str) -> str:
-    """One spelling of an identity: case, blanks or underscores between words and a final dot make no difference."""
-    return "_".join(unicodedata.normalize("NFC", name).replace("_", " ").casefold().split()).rstrip(".")
-
-
 def read_gender(actors: Path, actresses: Path) -> Attributes:
     """Gender by identity from FaceScrub's two tab-separated files (header, name first), actors before actresses.
 
     Raises UserError naming the file, or the name that is in both.
     """
-    male, female = _names(actors), _names(actresses)
-    if both := sorted(male & female):
-        raise UserError(f"{actresses}: {both[0]!r} is also in {actors.name}; remove it from one of them")
-    return {"gender": dict.fromkeys(sorted(male), "male") | dict.fromkeys(sorted(female), "female")}
-
-
-def _names(path: Path) -> set[str]:
-    lines = _lines(path, delimiter="\t", quoting=csv.QUOTE_NONE)
-    _, header = next(lines, (0, []))
-    if not header or header[0].strip().casefold() != "name":
-        raise UserError(f"{path}: the first line must begin with the column 'name', tab-separated")
-    return {canonical(row[0]) for _, row in lines if row and row[0].strip()}
+    return {"gender": actor_gender(actors, actresses)}
 
 
 def read_attributes(path: Path, identity: str, columns: Sequence[str] | None) -> Attributes:

@@ -10,10 +10,11 @@ import numpy as np
 
 from eval_megaface.config import MegafaceConfig, SuiteConfig
 from eval_megaface.groups import Attributes, Group, attribute_groups, read_attributes, read_gender
-from eval_megaface.lists import Gallery, find_distractor_lists, nest, probe_identity, read_features_list
+from eval_megaface.lists import Gallery, find_distractor_lists, nest
 from eval_megaface.noise import noisy_probes, read_noise_list
 from facelt.errors import UserError
 from facelt.identification import MatePairs, mate_pairs
+from facelt.store.image_lists import probe_identity, read_features_list
 
 
 @dataclass(frozen=True, eq=False)

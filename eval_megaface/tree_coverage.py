@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from eval_megaface.bin_tree import HEADER_BYTES, VALUES, feature_path, read_feature, size_below
 from eval_megaface.coverage import Coverage, inspected
 from facelt.errors import UserError
+from facelt.store.bin_tree import HEADER_BYTES, VALUES, feature_path, read_feature, size_below
 
 
 def inspect_tree(root: Path, algorithm: str, kind: str, images: Sequence[str]) -> Coverage:

@@ -44,7 +44,7 @@ ALLOWED = {
         "recordio_tools",
     ),
     "facelt.report": (),
-    "eval_megaface": ("facelt.config", "facelt.entry", "facelt.embed", *MEASURING),
+    "eval_megaface": ("facelt.config", "facelt.entry", "facelt.embed", "facelt.auditing", *MEASURING),
     # The entries.
     "facelt.entry": ("recordio_tools",),
     "facelt.train": ("facelt.config", "facelt.entry", "facelt.engine"),

@@ -28,7 +28,7 @@ def canonical(name: str) -> str:
     return "_".join(unicodedata.normalize("NFC", name).replace("_", " ").casefold().split()).rstrip(".")
 
 
-def read_gender(actors: Path, actresses: Path) -> dict[str, str]:
+def actor_gender(actors: Path, actresses: Path) -> dict[str, str]:
     """Gender by identity (canonical) from FaceScrub's two tab-separated files (header, name first), actors first.
 
     Raises UserError naming the file, or the name that is in both.
@@ -68,7 +68,7 @@ def attribute_columns(
         rows.columns.update(_binned(path, rows, bins))
         _join(columns, _looked_up(path, rows, config.key, keys, people), path)
     if config.actors and config.actresses:
-        gender = read_gender(config.actors, config.actresses)
+        gender = actor_gender(config.actors, config.actresses)
         _join(columns, {"gender": [gender.get(person, "") for person in people]}, config.actors)
     for name in bins.keys() & own.keys():
         columns[name] = _own_binned(name, own[name], bins[name])

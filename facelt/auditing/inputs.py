@@ -42,7 +42,7 @@ def open_inputs(config: AuditConfig) -> Inputs:
         return _of_scores(config)
     features = open_features(config.embeddings, config.kind, config.noise)
     subject = subject_of_features(features, config.allow_missing)
-    gallery = open_features(config.gallery, config.kind, config.noise) if config.gallery else None
+    gallery = open_features(config.gallery, config.kind, config.noise, whole=False) if config.gallery else None
     if gallery is not None:
         _check_gallery(features, gallery)
     columns = attribute_columns(config.attributes, features.keys, features.identities, config.bins, features.own)
@@ -138,7 +138,7 @@ def _against(config: AuditConfig, features: Features) -> tuple[Subject, Features
     if config.gallery is not None:
         if config.against_gallery is None:
             raise UserError("against_gallery: the other model's embeddings of the distractors are needed as well")
-        gallery = open_features(config.against_gallery, config.kind, config.noise)
+        gallery = open_features(config.against_gallery, config.kind, config.noise, whole=False)
         _check_gallery(other, gallery)
     return subject_of_features(other, config.allow_missing), other, gallery
 
@@ -148,11 +148,6 @@ def _check_gallery(features: Features, gallery: Features) -> None:
         raise UserError(
             f"{gallery.path}: embeddings have {gallery.rows.shape[1]} values, those in {features.path} "
             f"{features.rows.shape[1]}; both must come from one model"
-        )
-    if gallery.reason:
-        place, why = next(iter(gallery.reason.items()))
-        raise UserError(
-            f"{gallery.path}: {len(gallery.reason)} distractors have no embedding: {gallery.keys[place]} {why}"
         )
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from facelt.auditing.attributes import attribute_columns, check_groupable, read_gender
+from facelt.auditing.attributes import actor_gender, attribute_columns, check_groupable
 from facelt.config.audit import AttributesConfig
 from facelt.errors import UserError
 
@@ -86,15 +86,15 @@ def test_facescrubs_files_give_gender(tmp_path):
     actors, actresses = tmp_path / "actors.txt", tmp_path / "actresses.txt"
     actors.write_text(header + 'Bob "B" Jr.\t0\t0\t-\t0\tx\nBob "B" Jr.\t1\t1\t-\t0\tx\n')
     actresses.write_text(header + "Anna Lee\t0\t0\t-\t0\tx\n")
-    assert read_gender(actors, actresses) == {'bob_"b"_jr': "male", "anna_lee": "female"}
+    assert actor_gender(actors, actresses) == {'bob_"b"_jr': "male", "anna_lee": "female"}
     config = AttributesConfig(actors=actors, actresses=actresses)
     assert attribute_columns(config, KEYS, PEOPLE, {}) == {"gender": ["female", "female", ""]}
     actresses.write_text(header + 'bob_"B"_jr\t0\n'.replace("\t0", "\t0\t0\t0\t0\t0"))
-    with pytest.raises(UserError, match="is also in actors.txt"):
-        read_gender(actors, actresses)
+    with pytest.raises(UserError, match="is also in actors"):
+        actor_gender(actors, actresses)
     actresses.write_text("Anna\tx\n")
     with pytest.raises(UserError, match="must begin with the column 'name'"):
-        read_gender(actors, actresses)
+        actor_gender(actors, actresses)
 
 
 def test_a_column_to_group_by_must_be_there_and_be_a_grouping():

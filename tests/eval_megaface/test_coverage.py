@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval_megaface import coverage
-from eval_megaface.bin_tree import write_feature
 from eval_megaface.config import MegafaceConfig
 from eval_megaface.coverage import fingerprint, repeats, scan
 from eval_megaface.evaluate import evaluate
@@ -16,6 +15,7 @@ from eval_megaface.features import StoreSource, TreeSource
 from eval_megaface.run import main
 from facelt.config import load_config
 from facelt.errors import UserError
+from facelt.store.bin_tree import write_feature
 
 
 def run(small, *overrides, **changes):

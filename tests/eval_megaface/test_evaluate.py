@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from eval_megaface.bin_tree import write_feature
 from eval_megaface.config import MegafaceConfig
 from eval_megaface.evaluate import evaluate
 from facelt.config import load_config
 from facelt.errors import UserError
+from facelt.store.bin_tree import write_feature
 
 
 def figures_of(row):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from eval_megaface.lists import check_inside
 from facelt.errors import UserError
+from facelt.store.image_lists import check_inside
 
 HEADER = np.dtype("<i4")
 VALUES = np.dtype("<f4")
