@@ -37,12 +37,25 @@ class SearchWorld:
 
     def draw(self, random: np.random.Generator, identities: int) -> tuple[np.ndarray, np.ndarray]:
         """Errors and trials of each identity, [I] each."""
+        error_MI, trial_I = self.draw_models(random, identities, (1.0,))
+        return error_MI[0], trial_I
+
+    def draw_models(
+        self, random: np.random.Generator, identities: int, shares: tuple[float, ...]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Errors of several models on the same people, [models,I], and trials, [I]: `shares` of the rates are theirs.
+
+        Who is difficult for one model is so for the others; which of their images are, differs.
+        """
         image_I = self.images(random, identities)
         person_I = _beta(random, np.full(identities, self.rate), self.likeness)
-        image_rate_M = _beta(random, np.repeat(person_I, image_I), 1 / 6)
-        wrong_M = random.binomial(np.repeat(image_I - 1, image_I), image_rate_M)
-        error_I = np.bincount(np.repeat(np.arange(identities), image_I), weights=wrong_M, minlength=identities)
-        return error_I, image_I * (image_I - 1.0)
+        owner_M = np.repeat(np.arange(identities), image_I)
+        errors = []
+        for share in shares:
+            rate_M = share * _beta(random, person_I[owner_M], 1 / 6)
+            wrong_M = random.binomial(image_I[owner_M] - 1, rate_M)
+            errors.append(np.bincount(owner_M, weights=wrong_M, minlength=identities))
+        return np.stack(errors), image_I * (image_I - 1.0)
 
 
 @dataclass(frozen=True)
