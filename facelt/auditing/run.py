@@ -10,7 +10,7 @@ from facelt.auditing.disparities import disparity_findings
 from facelt.auditing.groups import Measured, measure
 from facelt.auditing.inputs import Inputs, open_inputs
 from facelt.auditing.searches import Outcomes, best_of_strangers, open_set, open_set_outcomes, rank_one
-from facelt.auditing.sections import det, grouping_section, rate, threshold_section
+from facelt.auditing.sections import det, grouping_section, interval_kind, rate, threshold_section
 from facelt.auditing.subject import Subject
 from facelt.auditing.thresholds import Threshold, choose_thresholds
 from facelt.auditing.training import audit_training
@@ -85,7 +85,9 @@ def _measured(config: AuditConfig, inputs: Inputs, report: dict[str, Any], say: 
         say(f"counting by {' & '.join(by)}")
         found[by] = _measure(config, subject, columns, by, thresholds["pairs"].score, events)
     everyone = found.pop((EVERYONE,))
-    report["overall"] = {metric: rate(table.rows[0]) for metric, table in everyone.tables.items()}
+    report["overall"] = {
+        metric: rate(table.rows[0], interval_kind(metric), table.level) for metric, table in everyone.tables.items()
+    }
     report["det"] = det(everyone.histograms.everyone)
     contrasts = _adjusted(found)
     findings = {by: disparity_findings(measured, config.statistics) for by, measured in found.items()}

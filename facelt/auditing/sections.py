@@ -9,7 +9,10 @@ from facelt.auditing.groups import Measured
 from facelt.auditing.thresholds import Threshold
 from facelt.identification import ScoreHistograms
 from facelt.metrics.contrasts import Contrast
+from facelt.metrics.coverage_table import measured_coverage
 from facelt.metrics.group_tables import GroupRate
+
+MEASURED_LEVEL = 0.95
 
 
 def grouping_section(
@@ -24,21 +27,36 @@ def grouping_section(
             {
                 **asdict(size),
                 "small": bool(size.small),
-                "rates": {metric: rate(rows.get(size.group)) for metric, rows in place.items()},
+                "rates": {
+                    metric: rate(rows.get(size.group), interval_kind(metric), measured.across.level)
+                    for metric, rows in place.items()
+                },
                 "own_threshold": own_threshold(trade_offs.get(size.group), fmr),
             }
             for size in measured.sizes
         ],
-        "across": [_across(row, len(measured.grouping.by)) for row in measured.across.rows],
+        "across": [_across(row, len(measured.grouping.by), measured.across.level) for row in measured.across.rows],
         "det": [{"group": list(name), **det(histograms)} for name, histograms in trade_offs.items()],
         "disparities": [{**asdict(one.value), "low": one.low, "high": one.high} for one in findings],
         "contrasts": [asdict(one) for one in contrasts],
     }
 
 
-def rate(row: GroupRate | None) -> dict[str, Any] | None:
-    """A rate with its limits and counts."""
-    return None if row is None else {key: value for key, value in asdict(row).items() if key != "group"}
+def rate(row: GroupRate | None, kind: str, level: float) -> dict[str, Any] | None:
+    """A rate with its limits and counts, and how often such limits were measured to cover the truth.
+
+    `kind` is that of the interval (`facelt.metrics.coverage_table`); only those of 95% were measured.
+    """
+    if row is None:
+        return None
+    found = measured_coverage(kind, row.identities) if level == MEASURED_LEVEL else None
+    coverage = None if found is None else {"mean": found.mean, "lowest": found.lowest}
+    return {**{key: value for key, value in asdict(row).items() if key != "group"}, "coverage": coverage}
+
+
+def interval_kind(metric: str) -> str:
+    """Which of the measured intervals a metric's is: non-mated pairs touch two people, all else one."""
+    return "pair" if metric == "fmr" else "search"
 
 
 def det(histograms: ScoreHistograms) -> dict[str, list[float]]:
@@ -61,5 +79,6 @@ def threshold_section(threshold: Threshold) -> dict[str, Any]:
     return asdict(threshold)
 
 
-def _across(row: GroupRate, columns: int) -> dict[str, Any]:
-    return {"left": list(row.group[:columns]), "right": list(row.group[columns:]), **rate(row)}
+def _across(row: GroupRate, columns: int, level: float) -> dict[str, Any]:
+    left, right = list(row.group[:columns]), list(row.group[columns:])
+    return {"left": left, "right": right, **rate(row, "pair" if left == right else "pair_across", level)}
