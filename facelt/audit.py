@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from facelt.entry import single_command
+from facelt.errors import UserError
 
 # The exit code where a condition of --fail-if holds.
 FAILED = 3
@@ -83,11 +84,11 @@ def _run(config: Path | None, overrides: list[str]) -> None:
         typer.echo(f"failed: {reason}", err=True)
     if reasons:
         raise typer.Exit(FAILED)
+    if undecided := [one["undecided"] for one in report["conditions"] if one["undecided"]]:
+        raise UserError(undecided[0])
 
 
 def _parted(text: str, option: str) -> tuple[str, str]:
-    from facelt.errors import UserError
-
     name, separator, value = text.partition("=")
     if not separator or not name or not value:
         example = "age=18,30" if option == "--bins" else "fmr=1e-3"

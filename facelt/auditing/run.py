@@ -15,6 +15,7 @@ from facelt.auditing.subject import Subject
 from facelt.auditing.thresholds import Threshold, choose_thresholds
 from facelt.auditing.training import audit_training
 from facelt.config.audit import AuditConfig
+from facelt.errors import UserError
 from facelt.identification import OpenSetSearches
 from facelt.metrics.conditions import Condition, Value, parse_condition
 from facelt.metrics.contrasts import Contrast, adjusted
@@ -29,7 +30,8 @@ Say = Callable[[str], None]
 def audit(config: AuditConfig, say: Say = lambda what: None) -> dict[str, Any]:
     """The report. Everything that can be refused without comparing anything is refused first.
 
-    Raises UserError naming the file, the key, the line or the image at fault.
+    Raises UserError naming the file, the key, the line or the image at fault. A condition that cannot be decided, or
+    names a figure that the report does not have, is no error here: the report says so (`undecided`).
     """
     conditions = [parse_condition(text) for text in config.fail_if]
     report = {
@@ -126,5 +128,9 @@ def _adjusted(found: Mapping[tuple[str, ...], Measured]) -> dict[tuple[str, ...]
 
 
 def _decided(condition: Condition, values: list[Value]) -> dict[str, Any]:
-    reasons = condition.reasons(values)
-    return {"text": condition.text, "failed": bool(reasons), "reasons": reasons}
+    """A condition held against the figures; what cannot be decided says so, and the audit is not lost for it."""
+    try:
+        reasons, undecided = condition.reasons(values), None
+    except UserError as error:
+        reasons, undecided = [], str(error)
+    return {"text": condition.text, "failed": bool(reasons), "reasons": reasons, "undecided": undecided}

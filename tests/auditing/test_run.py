@@ -197,7 +197,6 @@ def test_unknown_attributes_are_a_group_and_a_note(faces, settings):
     [
         ({"by": [["hat"]]}, "by: no column 'hat'; known columns are group, age"),
         ({"fail_if": ["gap(rank1)"]}, "cannot read the condition"),
-        ({"fail_if": ["gap(speed) > 1"]}, "has no metric 'speed'"),
         ({"kind": "meta"}, "holds no embedding of kind 'meta'"),
         ({"gallery": {"path": "absent"}}, "absent: there is no such embedding store"),
     ],
@@ -207,6 +206,13 @@ def test_what_cannot_be_audited_is_one_line(settings, changes, what):
         audit(settings(**changes))
     assert what in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_condition_that_decides_nothing_does_not_cost_the_audit(settings):
+    report = plain(audit(settings(fail_if=["gap(speed) > 1", "gap(fnmr) > 0.05"])))
+    unknown, known = report["conditions"]
+    assert "has no metric 'speed'" in unknown["undecided"]
+    assert (known["failed"], known["undecided"]) == (True, None)
 
 
 def test_the_same_audit_is_the_same_report(settings):
