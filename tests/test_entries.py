@@ -241,17 +241,8 @@ def test_audit_names_the_option_at_fault(refused, scores, tmp_path):
 def test_audit_counts_a_training_record_alone(facelt, tiny_faces, tmp_path):
     table = tmp_path / "identities.csv"
     table.write_text("label,name,gender\n" + "\n".join(f"{label},n{label},{'fm'[label % 2]}" for label in range(6)))
-    words = (
-        "--training",
-        tiny_faces,
-        "--set",
-        f"training.identities={table}",
-        "--by",
-        "gender",
-        "--out",
-        tmp_path / "r",
-    )
-    code, out, error = facelt("audit", *words)
+    words = ("--training", tiny_faces, "--set", f"training.identities={table}", "--by", "gender")
+    code, _, error = facelt("audit", *words, "--out", tmp_path / "r")
     assert code == 0, error
     training = json.loads((tmp_path / "r/report.json").read_text())["training"]
     # Of 14, 12, 9, 6, 1 and no images, every other person's.
