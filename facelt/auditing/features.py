@@ -20,6 +20,8 @@ from facelt.store.bin_tree import TreeRows, feature_path, read_feature, size_bel
 from facelt.store.image_lists import probe_identity, read_image_list, read_noise_names
 
 META = "meta.json"
+# Features of a tree read at a time.
+_CHUNK = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +101,14 @@ def file_hash(path: Path) -> str:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
+def _values_hash(rows: Rows) -> str:
+    """The SHA-256 of the values of a tree in order; every file of a lazy one is read, and so checked, on the way."""
+    digest = hashlib.sha256()
+    for start in range(0, rows.shape[0], _CHUNK):
+        digest.update(np.ascontiguousarray(rows[start : start + _CHUNK], dtype="<f4").tobytes())
+    return digest.hexdigest()
+
+
 def _open_store(config: FeaturesConfig, kind: str, noisy: frozenset[str]) -> Features:
     store = EmbeddingStore.open(config.path)
     value_ND = store.embedding(kind)
@@ -136,7 +146,10 @@ def _open_tree(config: FeaturesConfig, kind: str, noisy: frozenset[str], whole: 
         identities = [probe_identity(key, config.list) for key in keys]
     else:
         rows, identities = TreeRows(config.path, config.algorithm, keys), [""] * len(keys)
-    described = {"path": str(config.path), "format": "bin", "algorithm": config.algorithm}
+    described = {
+        **{"path": str(config.path), "format": "bin", "algorithm": config.algorithm},
+        "sha256": {"values in the list's order": _values_hash(rows)},
+    }
     return Features(config.path, keys, identities, {}, rows, True, reason, len(listed) - len(keys), described)
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from facelt.auditing.attributes import Columns, attribute_columns, check_groupable
 from facelt.auditing.features import Features, file_hash, open_features
 from facelt.auditing.scores import read_scores
@@ -51,14 +53,17 @@ def open_inputs(config: AuditConfig) -> Inputs:
         train = open_features(FeaturesConfig(path=config.shots.train), config.kind, config.noise)
         columns[SHOTS] = shot_column(subject, train, config.shots.threshold)
     groupings, notes = _groupings(config, columns)
-    if features.rows.shape[0] and config.embeddings.noises is None and config.noise == "drop":
+    if config.embeddings.noises is None and config.noise == "drop":
         notes.append("No noise list was given: wrongly labelled images, if there are any, count like all others.")
-    calibration = None
+    calibration = there = None
     if config.threshold.store is not None:
-        other = open_features(FeaturesConfig(path=config.threshold.store), config.kind, config.noise)
-        calibration = subject_of_features(other, config.allow_missing)
-    against = _against(config, features) if config.against is not None else None
-    parts = {"embeddings": features, "gallery": gallery, "train": train, "against": against and against[1]}
+        there = open_features(FeaturesConfig(path=config.threshold.store), config.kind, config.noise)
+        calibration = subject_of_features(there, config.allow_missing)
+    against = _against(config, features, subject) if config.against is not None else None
+    parts = {
+        **{"embeddings": features, "gallery": gallery, "train": train, "thresholds": there},
+        **({"against": against[1], "against_gallery": against[2]} if against else {}),
+    }
     summary = {
         "source": "embeddings",
         "images": len(features),
@@ -124,7 +129,7 @@ def _groupings(config: AuditConfig, columns: Columns) -> tuple[list[tuple[str, .
     return groupings, notes
 
 
-def _against(config: AuditConfig, features: Features) -> tuple[Subject, Features, Features | None]:
+def _against(config: AuditConfig, features: Features, subject: Subject) -> tuple[Subject, Features, Features | None]:
     """The same images by another model, in the same order; its distractors are those beside it, if there are any."""
     other = open_features(config.against, config.kind, config.noise)
     place = {key: row for row, key in enumerate(other.keys)}
@@ -140,7 +145,13 @@ def _against(config: AuditConfig, features: Features) -> tuple[Subject, Features
             raise UserError("against_gallery: the other model's embeddings of the distractors are needed as well")
         gallery = open_features(config.against_gallery, config.kind, config.noise, whole=False)
         _check_gallery(other, gallery)
-    return subject_of_features(other, config.allow_missing), other, gallery
+    compared = subject_of_features(other, config.allow_missing)
+    if (odd_N := compared.enrolled_N != subject.enrolled_N).any():
+        raise UserError(
+            f"{other.path}: {int(odd_N.sum())} images have a usable embedding of one model only, such as "
+            f"{features.keys[int(np.argmax(odd_N))]!r}; leave them out of both (--list)"
+        )
+    return compared, other, gallery
 
 
 def _check_gallery(features: Features, gallery: Features) -> None:

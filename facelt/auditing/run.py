@@ -22,7 +22,7 @@ from facelt.metrics.contrasts import Contrast, adjusted
 
 SCHEMA = "facelt.audit/1"
 # The one group that everyone is in.
-EVERYONE = "everyone"
+EVERYONE = "(everyone)"
 # Told what is being done.
 Say = Callable[[str], None]
 
@@ -84,7 +84,7 @@ def _measured(config: AuditConfig, inputs: Inputs, report: dict[str, Any], say: 
     columns = {**inputs.columns, EVERYONE: ["all"] * len(subject.identities)}
     found: dict[tuple[str, ...], Measured] = {}
     for by in ((EVERYONE,), *inputs.groupings):
-        say(f"counting by {' & '.join(by)}")
+        say(f"counting by {' & '.join(by).strip('()')}")
         found[by] = _measure(config, subject, columns, by, thresholds["pairs"].score, events)
     everyone = found.pop((EVERYONE,))
     report["overall"] = {

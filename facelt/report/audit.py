@@ -16,9 +16,10 @@ _CONTRAST = (
     *("metric", "first", "second", "difference", "low", "high", "ratio", "ratio_low", "ratio_high"),
     *("p", "adjusted_p"),
 )
+_DET = ("threshold", "fmr", "fnmr")
 _REQUIRED = {
     "": (
-        *("title", "notes", "provenance", "statistics", "subject", "thresholds", "overall", "groupings"),
+        *("title", "notes", "provenance", "statistics", "subject", "thresholds", "overall", "det", "groupings"),
         *("against", "training", "conditions"),
     ),
     "statistics": ("level", "alpha", "replicates", "seed", "min_identities"),
@@ -124,13 +125,14 @@ def _long(report: dict, keys: Sequence[str], part: str) -> Table:
 
 
 def _det(report: dict) -> Table:
-    rows = [
+    rows = [["", "", *point] for point in zip(*(report["det"][key] for key in _DET), strict=True)]
+    rows += [
         [" & ".join(grouping["by"]), group_name(curve["group"]), *point]
         for grouping in report["groupings"]
         for curve in grouping["det"]
-        for point in zip(curve["threshold"], curve["fmr"], curve["fnmr"], strict=True)
+        for point in zip(*(curve[key] for key in _DET), strict=True)
     ]
-    return Table(("by", "group", "threshold", "fmr", "fnmr"), rows)
+    return Table(("by", "group", *_DET), rows)
 
 
 def _against(against: dict) -> Table:

@@ -217,3 +217,14 @@ def test_a_condition_that_decides_nothing_does_not_cost_the_audit(settings):
 
 def test_the_same_audit_is_the_same_report(settings):
     assert json.dumps(plain(audit(settings()))) == json.dumps(plain(audit(settings())))
+
+
+def test_two_models_that_lack_different_images_are_refused(faces, settings):
+    other = faces.store("other")
+    array = np.load(other / "direct.npy", mmap_mode="r+")
+    array[7] = 0
+    array.flush()
+    with pytest.raises(UserError, match=r"1 images have a usable embedding of one model only"):
+        audit(settings(against={"path": str(other)}, allow_missing=1))
+    with pytest.raises(UserError, match="against_gallery: the other model's embeddings of the distractors"):
+        audit(settings(against={"path": str(faces.store())}, gallery={"path": str(faces.gallery())}))
