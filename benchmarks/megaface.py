@@ -9,7 +9,8 @@ is the most anonymous memory (RssAnon) that was seen, sampled every 20 ms: pages
 - evaluation: `facelt megaface` from the files to the report: search, ranks 1 to 20, all sizes, pseudo-shots, groups.
 - faiss.knn: the two searches alone (20 nearest distractors, 5 nearest training rows, which decides a shot band), over
   float32 rows of length one that lie in memory before the clock starts.
-- full matrix: the formula P x G as scripts write it down, scores sorted in whole rows, at --matrix-distractors.
+- full matrix: the formula P x G as scripts write it down, scores sorted in whole rows, at --matrix-distractors; beside
+  it the search of the evaluation for the same figures.
 
 P probes, G distractors, D feature, N rows.
 """
@@ -107,7 +108,7 @@ def _write_lists(folder: Path, probes: list[str], distractors: list[str]) -> Non
 
 
 def run_evaluation(folder: Path, engine: str) -> dict:
-    """The whole evaluation of the suite in `folder`."""
+    """The whole evaluation of the suite in `folder` by one engine."""
     from eval_megaface.config import MegafaceConfig
     from eval_megaface.evaluate import evaluate
 
@@ -161,6 +162,22 @@ def run_matrix(folder: Path, distractors: int) -> dict:
     return {"seconds": time.perf_counter() - started, "distractors": distractors, "rank1": hits[0] / pairs}
 
 
+def run_search(folder: Path, distractors: int) -> dict:
+    """What `full matrix` computes, by facelt's search."""
+    from facelt.identification import hit_ranks, mate_pairs, probe_hits
+    from facelt.search import open_search
+
+    probe_PD, row_GD = _rows(folder / "probes", PROBES), _rows(folder / "distractors", distractors)
+    pairs = mate_pairs([key.partition("/")[0] for key in _keys(folder / "probes")[:PROBES]])
+    search = open_search("faiss")
+    started = time.perf_counter()
+    top_SPK, _ = search.top_k(probe_PD, row_GD, RANKS, [distractors], cosine=True)
+    rank_M = hit_ranks(pairs.scores(probe_PD, cosine=True), pairs.probe_M, top_SPK[0])
+    hit_K = probe_hits(rank_M, pairs.probe_M, PROBES, RANKS).sum(axis=0)
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "distractors": distractors, "rank1": hit_K[0] / len(pairs)}
+
+
 def _rows(store: Path, rows: int | None = None) -> np.ndarray:
     """Rows of a store as float32 of length one, in memory."""
     row_ND = np.load(store / "direct.npy", mmap_mode="r")[:rows].astype(np.float32)
@@ -177,7 +194,7 @@ def _keys(store: Path) -> list[str]:
 def measured(program: str, arguments: argparse.Namespace) -> dict:
     """What one program says of itself, run in a process of its own, and the most anonymous memory it had."""
     command = [sys.executable, __file__, "--program", program, "--folder", str(arguments.folder)]
-    command += ["--engine", arguments.engine, "--matrix-distractors", str(arguments.matrix_distractors)]
+    command += ["--matrix-distractors", str(arguments.matrix_distractors)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         peak_kb = 0
         while process.poll() is None:
@@ -203,7 +220,6 @@ def main() -> None:
     parser.add_argument("--distractors", type=int, default=1_000_000)
     parser.add_argument("--training", type=int, default=887_500)
     parser.add_argument("--matrix-distractors", type=int, default=100_000)
-    parser.add_argument("--engine", default="auto")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--program", choices=list(PROGRAMS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -218,13 +234,16 @@ def main() -> None:
             result = measured(program, arguments)
             print(json.dumps(result), flush=True)
             best[program] = min(best.get(program, float("inf")), result["seconds"])
-    print(json.dumps({"evaluation / faiss.knn": best["evaluation"] / best["faiss.knn"]}))
+    knn = best["faiss.knn"]
+    print(json.dumps({f"{program} / faiss.knn": seconds / knn for program, seconds in best.items()}))
 
 
 PROGRAMS = {
-    "evaluation": lambda arguments: run_evaluation(arguments.folder, arguments.engine),
+    "evaluation, faiss": lambda arguments: run_evaluation(arguments.folder, "faiss"),
     "faiss.knn": lambda arguments: run_knn(arguments.folder),
+    "evaluation, torch": lambda arguments: run_evaluation(arguments.folder, "torch"),
     "full matrix": lambda arguments: run_matrix(arguments.folder, arguments.matrix_distractors),
+    "the same by facelt's search": lambda arguments: run_search(arguments.folder, arguments.matrix_distractors),
 }
 
 if __name__ == "__main__":
