@@ -88,8 +88,18 @@ class SearchConfig(Strict):
     engine: EngineName = "auto"
 
 
+class OpenSetConfig(Strict):
+    """Open-set identification: a mate is found when it is among the best `rank`; `seed` draws who is enrolled."""
+
+    rank: int = Field(1, ge=1, le=DEEPEST_RANK)
+    seed: int = Field(0, ge=0, lt=2**63)
+
+
 class MegafaceConfig(Strict):
-    """What `facelt megaface` runs. `ranks` are those of the tables; the CMC always has 1 to 20."""
+    """What `facelt megaface` runs. `ranks` are those of the tables; the CMC always has 1 to 20.
+
+    `verification` and `open_set` (null: no) each go through all distractors once more, for every model and kind.
+    """
 
     title: str = "MegaFace identification"
     notes: tuple[str, ...] = ()
@@ -102,6 +112,8 @@ class MegafaceConfig(Strict):
     shots: ShotsConfig = ShotsConfig()
     interval: IntervalConfig = IntervalConfig()
     search: SearchConfig = SearchConfig()
+    verification: bool = False
+    open_set: OpenSetConfig | None = None
     allow_overlap: bool = False
     allow_missing: int = Field(0, ge=0)
 

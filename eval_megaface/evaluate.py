@@ -1,5 +1,6 @@
 """Measure every model and kind on one suite, and put the report together (schema facelt.megaface/1). P probes."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,11 @@ from eval_megaface import figures
 from eval_megaface.config import MegafaceConfig
 from eval_megaface.devkit import cmc_path, write_cmc
 from eval_megaface.groups import Group, canonical, read_names
+from eval_megaface.open_set import open_set, read_reachabilities
 from eval_megaface.parts import Parts
-from eval_megaface.protocol import Advance, Hits, Run, measure, shot_bands
+from eval_megaface.protocol import Begin, Hits, Run, measure, shot_bands
 from eval_megaface.sources import (
+    Measured,
     ModelSources,
     check_coverage,
     coverage_notes,
@@ -19,13 +22,12 @@ from eval_megaface.sources import (
     one_sided_kinds,
 )
 from eval_megaface.suite import Suite, load_suite
+from eval_megaface.verification import verification
 from facelt.errors import UserError
 from facelt.metrics.shots import PSEUDO_SHOT_MEANINGS
 from facelt.search import open_search
 
 SCHEMA = "facelt.megaface/1"
-# Begins a piece of work of so many rows and says how to report them done.
-Begin = Callable[[str, int], Advance]
 # Says one line to whoever waits.
 Tell = Callable[[str], None]
 
@@ -54,22 +56,12 @@ def evaluate(
     for source in sources.values():
         source.check_dimensions(suite)
     run = Run(suite, search, Parts(config.out / "parts", writes=search.is_first), config.noise.seed)
+    measured = [Measured(name, source, kind) for name, source in sources.items() for kind in kinds[name]]
+    reachabilities, unreachable = read_reachabilities(suite, sources) if config.open_set else ({}, [])
     bands = _bands(run, config, sources, begin)
     notes += [f"{name}: no train store, so its shots are not measured." for name in sources if name not in bands]
-    report_rows, curves, cmcs = [], [], []
-    everyone = Group("full", "all", np.ones(len(suite.probe_paths), dtype=bool))
-    for name, source in sources.items():
-        shots = [Group(band, "shots", mask_P) for band, mask_P in bands.get(name, {}).items()]
-        groups = [everyone, *shots, *suite.groups]
-        for kind in kinds[name]:
-            advance = begin(f"{name}, {kind}", sum(len(gallery.paths) for gallery in suite.galleries))
-            hits = measure(run, source, kind, advance)
-            which = {"model": name, "kind": kind}
-            report_rows += [which | row for row in figures.rows(suite, groups, hits, config.ranks, config.interval)]
-            curves.append(which | figures.curve(suite, hits, config.interval))
-            cmcs.append(which | figures.cmc(suite, hits))
-            if search.is_first:
-                _write_devkit(config, suite, f"{name}_{kind}", hits)
+    notes += unreachable
+    identified = _identified(run, config, measured, bands, begin, tell)
     return {
         "schema": SCHEMA,
         "title": config.title,
@@ -86,11 +78,37 @@ def evaluate(
             "replicates": config.interval.replicates,
             "seed": config.interval.seed,
         },
-        "rows": report_rows,
-        "curves": curves,
-        "cmc": cmcs,
+        **identified,
+        "verification": verification(run, measured, begin) if config.verification else None,
+        "open_set": open_set(run, measured, config.open_set, reachabilities, begin) if config.open_set else None,
         "models": {name: source.describe() for name, source in sources.items()},
     }
+
+
+def _identified(
+    run: Run,
+    config: MegafaceConfig,
+    measured: list[Measured],
+    bands: dict[str, dict[str, np.ndarray]],
+    begin: Begin,
+    tell: Tell,
+) -> dict[str, list[dict[str, Any]]]:
+    """The report's rows, curves and CMC, an entry for each model and kind, from one search of every gallery."""
+    suite, found = run.suite, {"rows": [], "curves": [], "cmc": []}
+    everyone = Group("full", "all", np.ones(len(suite.probe_paths), dtype=bool))
+    for one in measured:
+        shots = [Group(band, "shots", mask_P) for band, mask_P in bands.get(one.model, {}).items()]
+        groups = [everyone, *shots, *suite.groups]
+        advance = begin(str(one), sum(len(gallery.paths) for gallery in suite.galleries))
+        started = time.perf_counter()
+        hits = measure(run, one.source, one.kind, advance)
+        tell(f"{one}: searched in {time.perf_counter() - started:.1f} s")
+        found["rows"] += [one.which | row for row in figures.rows(suite, groups, hits, config.ranks, config.interval)]
+        found["curves"].append(one.which | figures.curve(suite, hits, config.interval))
+        found["cmc"].append(one.which | figures.cmc(suite, hits))
+        if run.search.is_first:
+            _write_devkit(config, suite, f"{one.model}_{one.kind}", hits)
+    return found
 
 
 def _write_devkit(config: MegafaceConfig, suite: Suite, algorithm: str, hits: Hits) -> None:

@@ -36,6 +36,10 @@ class FeatureSource(Protocol):
         """Which of `images` can be used: all of them are read."""
         ...
 
+    def reachability(self, images: Sequence[str]) -> np.ndarray | None:
+        """How familiar each of `images` looked to the model, float32 [M]; None where that is not recorded."""
+        ...
+
     def describe(self) -> dict[str, Any]:
         """What the report says about where these figures come from."""
         ...
@@ -93,6 +97,11 @@ class StoreSource:
         names = images if len(there) == len(images) else [images[place] for place in there.tolist()]
         return inspected(self.path, kind, images, names, value_ND, position_M[there])
 
+    def reachability(self, images: Sequence[str]) -> np.ndarray | None:
+        """See FeatureSource; for images that `inspect` found."""
+        values_N = self.store.reachability
+        return None if values_N is None else np.asarray(values_N[self._positions(images)])
+
     def _positions(self, images: Sequence[str]) -> np.ndarray:
         """The rows of `images`, -1 where there is none; once for a list that is asked for again, as for every kind."""
         for known, position_M in self._found:
@@ -136,6 +145,9 @@ class TreeSource:
     def inspect(self, kind: str, images: Sequence[str]) -> Coverage:
         """See FeatureSource. The dimension is what most files have by their sizes."""
         return inspect_tree(self.path, self.algorithm, kind, images)
+
+    def reachability(self, images: Sequence[str]) -> None:
+        """See FeatureSource: trees have none."""
 
     def describe(self) -> dict[str, Any]:
         """Where the tree lies; its files say nothing about the model."""

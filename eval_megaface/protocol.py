@@ -27,6 +27,8 @@ from facelt.store import UNIT_KINDS
 
 # Told how many rows a search has done.
 Advance = Callable[[int], None]
+# Begins a piece of work of so many rows and says how to report them done.
+Begin = Callable[[str, int], Advance]
 
 
 @dataclass(frozen=True, eq=False)

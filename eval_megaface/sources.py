@@ -1,5 +1,6 @@
 """One model's opened sources: what they hold, and which listed images it covers."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from eval_megaface.config import Kind, MegafaceConfig, ModelFiles
@@ -53,6 +54,23 @@ class ModelSources:
         for (part, kind), found in self.coverage.items():
             described[part].setdefault("coverage", {})[kind] = found.summary()
         return described
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """One kind of one model's embeddings, the unit of every measurement."""
+
+    model: str
+    source: ModelSources
+    kind: Kind
+
+    @property
+    def which(self) -> dict[str, str]:
+        """How the report names it."""
+        return {"model": self.model, "kind": self.kind}
+
+    def __str__(self) -> str:
+        return f"{self.model}, {self.kind}"
 
 
 def measured_kinds(name: str, source: ModelSources, config: MegafaceConfig) -> list[Kind]:

@@ -9,16 +9,9 @@ import numpy as np
 import pytest
 
 from eval_megaface import protocol
-from eval_megaface.config import MegafaceConfig
-from eval_megaface.evaluate import evaluate
 from eval_megaface.parts import Parts
-from facelt.config import load_config
 from facelt.errors import UserError
 from facelt.search import Search
-
-
-def run(small, *overrides, **changes):
-    return evaluate(load_config(small.write_config(**changes), MegafaceConfig, overrides))
 
 
 @pytest.fixture
@@ -37,23 +30,23 @@ def searches(monkeypatch):
 
 
 def test_a_second_run_searches_nothing(small, searches):
-    report = run(small)
+    report = small.run()
     assert searches == ["count_above", "top_k"]
-    assert run(small) == report
+    assert small.run() == report
     # Other intervals, ranks or groups need no other search.
-    assert run(small, "interval.replicates=7", "ranks=[2]")["cmc"] == report["cmc"]
+    assert small.run("interval.replicates=7", "ranks=[2]")["cmc"] == report["cmc"]
     assert searches == ["count_above", "top_k"]
 
 
 def test_a_run_that_was_stopped_goes_on(small, searches, monkeypatch):
-    whole = run(small, out=str(small.root / "whole"))
+    whole = small.run(out=str(small.root / "whole"))
     searches.clear()
     with monkeypatch.context() as patch:
         patch.setattr(protocol, "hit_ranks", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            run(small)
+            small.run()
     assert searches == ["count_above", "top_k"]
-    assert run(small) | {"title": ""} == whole | {"title": ""}
+    assert small.run() | {"title": ""} == whole | {"title": ""}
     assert searches == ["count_above", "top_k", "top_k"]
 
 
@@ -67,9 +60,9 @@ def test_a_run_that_was_stopped_goes_on(small, searches, monkeypatch):
     ],
 )
 def test_another_setting_searches_again(small, searches, override, again):
-    run(small)
+    small.run()
     searches.clear()
-    run(small, override)
+    small.run(override)
     assert searches == again
 
 
@@ -77,7 +70,7 @@ def test_another_setting_searches_again(small, searches, override, again):
     ("name", "again"), [("probes", ["count_above", "top_k"]), ("distractors", ["top_k"]), ("train", ["count_above"])]
 )
 def test_another_value_searches_again(small, searches, name, again):
-    run(small)
+    small.run()
     searches.clear()
     path = small.root / name / "direct.npy"
     stamp = path.stat()
@@ -85,16 +78,16 @@ def test_another_value_searches_again(small, searches, name, again):
     array[1, 3] += 1e-3
     array.flush()
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    run(small)
+    small.run()
     assert searches == again
 
 
 def test_a_damaged_part_is_named(small):
-    run(small)
+    small.run()
     part = next((small.root / "out/parts").iterdir())
     part.write_bytes(part.read_bytes()[:50])
     with pytest.raises(UserError, match=rf"{part.name}: is damaged .* remove it"):
-        run(small)
+        small.run()
 
 
 def test_parts_that_cannot_be_written(tmp_path):
