@@ -55,6 +55,7 @@ def test_a_gap_that_was_made_is_found(settings):
     assert gap["low"] < gap["value"] < gap["high"]
 
 
+@pytest.mark.filterwarnings("error")
 def test_intersections_bins_and_small_groups(settings):
     report = plain(audit(settings(by=[["group"], ["group", "age"]], bins={"age": [30, 60]}, min_identities=4)))
     assert [grouping["by"] for grouping in report["groupings"]] == [["group"], ["group", "age"]]
