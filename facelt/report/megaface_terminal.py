@@ -19,7 +19,10 @@ def rates_table(rates: Rates) -> "Table":
     from rich.text import Text
 
     title = Text(f"{rates.title}: {rates.rate} in % at {rates.alarm}", style="bold")
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    # Few columns would fold the title.
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), min_width=len(title) + 2
+    )
     table.add_column("model\nkind", max_width=_LABEL_WIDTH, overflow="fold")
     for wanted in rates.wanted:
         table.add_column(rate_name(wanted), justify="right")
