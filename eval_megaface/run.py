@@ -28,7 +28,8 @@ def megaface(
 ) -> None:
     """Rank-k identification among MegaFace's distractors, by shots and groups, with intervals and a report.
 
-    An interrupted run goes on where it stopped. Under torchrun every process searches a share of the distractors.
+    The keys verification and open_set add TAR at FAR and FNIR at FPIR. An interrupted run goes on where it stopped.
+    Under torchrun every process searches a share of the distractors.
     """
     from eval_megaface.config import MegafaceConfig
     from eval_megaface.evaluate import evaluate

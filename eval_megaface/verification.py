@@ -22,7 +22,8 @@ def verification(run: Run, measured: list[Measured], begin: Begin) -> dict[str, 
     """The report's section: every pair of two probes of one identity against every pair of a probe and a distractor.
 
     The distractors are those of all lists, each once. What an earlier run finished is not done again, and keeps the
-    seconds it took there. Raises UserError naming the source and the images that cannot be scored.
+    seconds it took there. Under torchrun every process makes the whole pass. Raises UserError naming the source and
+    the images that cannot be scored.
     """
     suite, rates = run.suite, []
     for one in measured:
