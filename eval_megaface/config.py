@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from facelt.config import Strict
+from facelt.search import EngineName
 
 Kind = Literal["direct", "meta", "meta_unit"]
 Count = Annotated[int, Field(ge=1)]
@@ -81,8 +82,24 @@ class IntervalConfig(Strict):
     level: float = Field(0.95, gt=0, lt=1)
 
 
+class SearchConfig(Strict):
+    """Who searches: `auto` is faiss where it is installed, else torch; each takes a GPU if it can."""
+
+    engine: EngineName = "auto"
+
+
+class OpenSetConfig(Strict):
+    """Open-set identification: a mate is found when it is among the best `rank`; `seed` draws who is enrolled."""
+
+    rank: int = Field(1, ge=1, le=DEEPEST_RANK)
+    seed: int = Field(0, ge=0, lt=2**63)
+
+
 class MegafaceConfig(Strict):
-    """What `facelt megaface` runs. `ranks` are those of the tables; the CMC always has 1 to 20."""
+    """What `facelt megaface` runs. `ranks` are those of the tables; the CMC always has 1 to 20.
+
+    `verification` and `open_set` (null: no) each go through all distractors once more, for every model and kind.
+    """
 
     title: str = "MegaFace identification"
     notes: tuple[str, ...] = ()
@@ -94,7 +111,11 @@ class MegafaceConfig(Strict):
     noise: NoiseConfig = NoiseConfig()
     shots: ShotsConfig = ShotsConfig()
     interval: IntervalConfig = IntervalConfig()
+    search: SearchConfig = SearchConfig()
+    verification: bool = False
+    open_set: OpenSetConfig | None = None
     allow_overlap: bool = False
+    allow_missing: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _reference_is_a_model(self) -> "MegafaceConfig":

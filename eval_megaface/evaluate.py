@@ -1,48 +1,67 @@
 """Measure every model and kind on one suite, and put the report together (schema facelt.megaface/1). P probes."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from eval_megaface import figures
-from eval_megaface.config import Kind, MegafaceConfig, ModelFiles
-from eval_megaface.features import FeatureSource, StoreSource, open_source
+from eval_megaface.config import MegafaceConfig
+from eval_megaface.devkit import cmc_path, write_cmc
 from eval_megaface.groups import Group, canonical, read_names
-from eval_megaface.protocol import Advance, measure, shot_bands
+from eval_megaface.open_set import open_set, read_reachabilities
+from eval_megaface.parts import Parts
+from eval_megaface.protocol import Begin, Hits, Run, measure, shot_bands
+from eval_megaface.sources import (
+    Measured,
+    ModelSources,
+    check_coverage,
+    coverage_notes,
+    measured_kinds,
+    one_sided_kinds,
+)
 from eval_megaface.suite import Suite, load_suite
+from eval_megaface.verification import verification
 from facelt.errors import UserError
 from facelt.metrics.shots import PSEUDO_SHOT_MEANINGS
+from facelt.search import open_search
 
 SCHEMA = "facelt.megaface/1"
-# Begins a piece of work of so many rows and says how to report them done.
-Begin = Callable[[str, int], Advance]
+# Says one line to whoever waits.
+Tell = Callable[[str], None]
 
 
-def evaluate(config: MegafaceConfig, begin: Begin = lambda label, total: lambda rows: None) -> dict[str, Any]:
+def evaluate(
+    config: MegafaceConfig, begin: Begin = lambda label, total: lambda rows: None, tell: Tell = lambda line: None
+) -> dict[str, Any]:
     """The whole report. Everything that can be refused without searching is refused first.
 
-    Raises UserError naming the file, the key or the image at fault.
+    What is finished is kept below the folder `out`: the same run, interrupted, goes on from there. Under torchrun all
+    processes call it and get the same report. Raises UserError naming the file, the key or the images at fault.
     """
+    search = open_search(config.search.engine)
     suite = load_suite(config)
-    sources = {name: ModelSources(files, suite) for name, files in config.models.items()}
-    kinds = {name: _kinds(name, source, config) for name, source in sources.items()}
-    notes = [*config.notes, *suite.notes, *_overlap(config, suite)]
-    notes += _left_out(sources)
-    bands = _bands(config, suite, sources, begin)
-    notes += [f"{name}: no train store, so its shots are not measured." for name in sources if name not in bands]
-    report_rows, curves, cmcs = [], [], []
-    everyone = Group("full", "all", np.ones(len(suite.probe_paths), dtype=bool))
+    sources = {name: ModelSources(files) for name, files in config.models.items()}
+    kinds = {name: measured_kinds(name, source, config) for name, source in sources.items()}
+    notes = [*config.notes, *suite.notes, *_overlap(config, suite), *one_sided_kinds(sources)]
     for name, source in sources.items():
-        shots = [Group(band, "shots", mask_P) for band, mask_P in bands.get(name, {}).items()]
-        groups = [everyone, *shots, *suite.groups]
-        for kind in kinds[name]:
-            advance = begin(f"{name}, {kind}", sum(len(gallery.paths) for gallery in suite.galleries))
-            hits = measure(suite, source.probes, source.distractors, kind, config.noise.seed, advance)
-            which = {"model": name, "kind": kind}
-            report_rows += [which | row for row in figures.rows(suite, groups, hits, config.ranks, config.interval)]
-            curves.append(which | figures.curve(suite, hits, config.interval))
-            cmcs.append(which | figures.cmc(suite, hits))
+        source.inspect(suite, kinds[name])
+        for found in source.coverage.values():
+            tell(str(found))
+    without = check_coverage(sources, config.allow_missing)
+    if any(without.values()):
+        suite = load_suite(config, without)
+    notes += coverage_notes(sources, without)
+    for source in sources.values():
+        source.check_dimensions(suite)
+    run = Run(suite, search, Parts(config.out / "parts", writes=search.is_first), config.noise.seed)
+    measured = [Measured(name, source, kind) for name, source in sources.items() for kind in kinds[name]]
+    reachabilities, unreachable = read_reachabilities(suite, sources) if config.open_set else ({}, [])
+    bands = _bands(run, config, sources, begin)
+    notes += [f"{name}: no train store, so its shots are not measured." for name in sources if name not in bands]
+    notes += unreachable
+    identified = _identified(run, config, measured, bands, begin, tell)
     return {
         "schema": SCHEMA,
         "title": config.title,
@@ -59,59 +78,49 @@ def evaluate(config: MegafaceConfig, begin: Begin = lambda label, total: lambda 
             "replicates": config.interval.replicates,
             "seed": config.interval.seed,
         },
-        "rows": report_rows,
-        "curves": curves,
-        "cmc": cmcs,
+        **identified,
+        "verification": verification(run, measured, begin) if config.verification else None,
+        "open_set": open_set(run, measured, config.open_set, reachabilities, begin) if config.open_set else None,
         "models": {name: source.describe() for name, source in sources.items()},
     }
 
 
-class ModelSources:
-    """One model's opened sources; all listed images are looked up at once, so that a missing one shows at the start."""
-
-    def __init__(self, files: ModelFiles, suite: Suite) -> None:
-        self.probes: FeatureSource = open_source(files.probes, files.algorithm)
-        self.distractors: FeatureSource = open_source(files.distractors, files.algorithm)
-        self.train = StoreSource(files.train) if files.train else None
-        self.kinds = [kind for kind in self.probes.kinds if kind in self.distractors.kinds]
-        for kind in self.kinds[:1]:
-            dimension = self.probes.rows(kind, suite.probe_paths).shape[1]
-            for gallery in suite.galleries:
-                other = self.distractors.rows(kind, gallery.paths).shape[1]
-                if gallery.paths and other != dimension:
-                    raise UserError(
-                        f"{self.distractors.path}: embeddings have {other} values, "
-                        f"those in {self.probes.path} {dimension}"
-                    )
-
-    def describe(self) -> dict[str, Any]:
-        """What the report says of the model's files."""
-        parts = {"probes": self.probes, "distractors": self.distractors, "train": self.train}
-        return {name: source.describe() for name, source in parts.items() if source is not None}
-
-
-def _kinds(name: str, source: ModelSources, config: MegafaceConfig) -> list[Kind]:
-    if config.kinds != "all" and (lacking := [kind for kind in config.kinds if kind not in source.kinds]):
-        raise UserError(
-            f"kinds: model {name!r} has no {lacking[0]!r} for probes and distractors; both hold "
-            f"{', '.join(source.kinds) or 'no kind in common'}"
-        )
-    if not source.kinds:
-        raise UserError(f"models.{name}: its stores of probes and distractors have no kind of embedding in common")
-    return source.kinds if config.kinds == "all" else list(dict.fromkeys(config.kinds))
+def _identified(
+    run: Run,
+    config: MegafaceConfig,
+    measured: list[Measured],
+    bands: dict[str, dict[str, np.ndarray]],
+    begin: Begin,
+    tell: Tell,
+) -> dict[str, list[dict[str, Any]]]:
+    """The report's rows, curves and CMC, an entry for each model and kind, from one search of every gallery."""
+    suite, found = run.suite, {"rows": [], "curves": [], "cmc": []}
+    everyone = Group("full", "all", np.ones(len(suite.probe_paths), dtype=bool))
+    for one in measured:
+        shots = [Group(band, "shots", mask_P) for band, mask_P in bands.get(one.model, {}).items()]
+        groups = [everyone, *shots, *suite.groups]
+        advance = begin(str(one), sum(len(gallery.paths) for gallery in suite.galleries))
+        started = time.perf_counter()
+        hits = measure(run, one.source, one.kind, advance)
+        tell(f"{one}: searched in {time.perf_counter() - started:.1f} s")
+        found["rows"] += [one.which | row for row in figures.rows(suite, groups, hits, config.ranks, config.interval)]
+        found["curves"].append(one.which | figures.curve(suite, hits, config.interval))
+        found["cmc"].append(one.which | figures.cmc(suite, hits))
+        if run.search.is_first:
+            _write_devkit(config, suite, f"{one.model}_{one.kind}", hits)
+    return found
 
 
-def _left_out(sources: dict[str, ModelSources]) -> list[str]:
-    """A note for each kind that only one of a model's two stores holds."""
-    return [
-        f"{name}: kind {kind} is in only one of its stores of probes and distractors and is not measured."
-        for name, source in sources.items()
-        for kind in sorted(set(source.probes.kinds) ^ set(source.distractors.kinds))
-    ]
+def _write_devkit(config: MegafaceConfig, suite: Suite, algorithm: str, hits: Hits) -> None:
+    """The CMC of every list, as MegaFace's development kit names and writes it."""
+    pairs = len(suite.pairs)
+    for (size, number), hit_PK in zip(hits.cuts, hits.hit_CPK, strict=True):
+        if pairs:
+            write_cmc(cmc_path(config.out / "devkit", algorithm, size, number), hit_PK.sum(axis=0) / pairs)
 
 
 def _bands(
-    config: MegafaceConfig, suite: Suite, sources: dict[str, ModelSources], begin: Begin
+    run: Run, config: MegafaceConfig, sources: dict[str, ModelSources], begin: Begin
 ) -> dict[str, dict[str, np.ndarray]]:
     """The shot bands of each model that has any; models with one reference share them."""
     counted: dict[str, dict[str, np.ndarray]] = {}
@@ -123,9 +132,7 @@ def _bands(
             continue
         if reference not in counted:
             advance = begin(f"{reference}, shots", len(source.train.keys))
-            counted[reference] = shot_bands(
-                suite, source.probes, source.train, config.shots.threshold, config.noise.seed, advance
-            )
+            counted[reference] = shot_bands(run, source, config.shots.threshold, advance)
         bands[name] = counted[reference]
     return bands
 

@@ -1,17 +1,14 @@
 """Who the probes are: gender from FaceScrub's actor and actress files, or any attribute of a table. P probes."""
 
-import csv
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from facelt.auditing.attributes import MAX_VALUES, actor_gender, canonical
+from facelt.auditing.table import read_table
 from facelt.errors import UserError
-
-# A column with more values is a number or a name, not a grouping.
-MAX_VALUES = 40
 
 # column -> identity (canonical name) -> value
 Attributes = dict[str, dict[str, str]]
@@ -26,28 +23,12 @@ class Group:
     mask_P: np.ndarray
 
 
-def canonical(name: str) -> str:
-    """One spelling of an identity: case, blanks or underscores between words and a final dot make no difference."""
-    return "_".join(unicodedata.normalize("NFC", name).replace("_", " ").casefold().split()).rstrip(".")
-
-
 def read_gender(actors: Path, actresses: Path) -> Attributes:
     """Gender by identity from FaceScrub's two tab-separated files (header, name first), actors before actresses.
 
     Raises UserError naming the file, or the name that is in both.
     """
-    male, female = _names(actors), _names(actresses)
-    if both := sorted(male & female):
-        raise UserError(f"{actresses}: {both[0]!r} is also in {actors.name}; remove it from one of them")
-    return {"gender": dict.fromkeys(sorted(male), "male") | dict.fromkeys(sorted(female), "female")}
-
-
-def _names(path: Path) -> set[str]:
-    lines = _lines(path, delimiter="\t", quoting=csv.QUOTE_NONE)
-    _, header = next(lines, (0, []))
-    if not header or header[0].strip().casefold() != "name":
-        raise UserError(f"{path}: the first line must begin with the column 'name', tab-separated")
-    return {canonical(row[0]) for _, row in lines if row and row[0].strip()}
+    return {"gender": actor_gender(actors, actresses)}
 
 
 def read_attributes(path: Path, identity: str, columns: Sequence[str] | None) -> Attributes:
@@ -55,47 +36,21 @@ def read_attributes(path: Path, identity: str, columns: Sequence[str] | None) ->
 
     Raises UserError naming the file, the column that is missing, or the identity with two different values.
     """
-    lines = _lines(path)
-    _, header = next(lines, (0, []))
-    wanted = [name for name in header if name != identity] if columns is None else list(columns)
-    missing = [name for name in (identity, *wanted) if name not in header]
-    if missing or len(set(header)) != len(header):
-        what = f"has no column {missing[0]!r}" if missing else "names a column twice"
-        raise UserError(f"{path}: {what}; its columns are {', '.join(header) or 'none'}")
+    rows = read_table(path, (identity, *(columns or ())))
+    wanted = [name for name in rows.columns if name != identity] if columns is None else list(columns)
+    people = [canonical(name) for name in rows.columns[identity]]
     table: Attributes = {name: {} for name in wanted}
-    for number, row in lines:
-        if not row:
-            continue
-        if len(row) != len(header):
-            raise UserError(f"{path}: line {number} has {len(row)} fields, the header has {len(header)}")
-        record = dict(zip(header, row, strict=True))
-        person = canonical(record[identity])
-        for name in wanted:
-            if record[name] and table[name].setdefault(person, record[name]) != record[name]:
-                raise UserError(f"{path}: line {number} gives {record[identity]!r} a second {name}: {record[name]!r}")
+    for name, place in ((name, place) for name in wanted for place in range(len(people))):
+        value = rows.columns[name][place]
+        if value and table[name].setdefault(people[place], value) != value:
+            who = rows.columns[identity][place]
+            raise UserError(f"{path}: line {rows.line_N[place]} gives {who!r} a second {name}: {value!r}")
     return table
 
 
 def read_names(path: Path, column: str = "name") -> set[str]:
     """The canonical names in one column of a CSV file. Raises UserError naming the file."""
-    lines = _lines(path)
-    _, header = next(lines, (0, []))
-    if column not in header:
-        raise UserError(f"{path}: has no column {column!r}; its columns are {', '.join(header) or 'none'}")
-    place = header.index(column)
-    return {canonical(row[place]) for _, row in lines if len(row) > place and row[place].strip()}
-
-
-def _lines(path: Path, **dialect) -> Iterator[tuple[int, list[str]]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = csv.reader(file, **dialect)
-            for row in lines:
-                yield lines.line_num, row
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not a table in UTF-8 ({error})") from error
+    return {canonical(name) for name in read_table(path, (column,)).columns[column] if name.strip()}
 
 
 def attribute_groups(

@@ -1,53 +1,14 @@
 """MegaFace's list files: which images are probes and distractors, and which galleries lie in each other."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from facelt.errors import UserError
 
 # megaface_features_list.json_1000_2: 1000 distractors, set 2.
 LIST_NAME = re.compile(r"_(\d+)_(\d+)$")
-
-
-def read_features_list(path: Path) -> list[str]:
-    """The image paths of a features list, a JSON object `{"path": [...], "id": [...]}`; `id` is not needed.
-
-    Raises UserError naming the file, and the entry that is repeated or leads outside its root.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise UserError(f"{path}: is not a JSON features list ({error})") from error
-    paths = content.get("path") if isinstance(content, dict) else None
-    if not isinstance(paths, list) or not all(isinstance(entry, str) for entry in paths):
-        raise UserError(f'{path}: must hold an object with "path", a list of image paths')
-    seen: set[str] = set()
-    for entry in paths:
-        check_inside(entry, path)
-        if entry in seen:
-            raise UserError(f"{path}: {entry!r} is listed more than once")
-        seen.add(entry)
-    return paths
-
-
-def check_inside(entry: str, where: Path) -> None:
-    """Raise UserError unless `entry` is a relative path that stays below its root."""
-    parts = entry.split("/")
-    if entry.startswith("/") or "\\" in entry or "\0" in entry or {"", ".", ".."} & set(parts):
-        raise UserError(f"{where}: {entry!r} is no plain path below the images' folder")
-
-
-def probe_identity(entry: str, where: Path) -> str:
-    """FaceScrub's identity: the folder an image lies in. Raises UserError where there is none."""
-    identity = PurePosixPath(entry).parent.name
-    if not identity:
-        raise UserError(f"{where}: {entry!r} lies in no folder; the folder's name is the identity")
-    return identity
 
 
 def find_distractor_lists(
@@ -114,10 +75,11 @@ def nest(lists: dict[tuple[int, int], list[str]]) -> list[Gallery]:
         inside: set[str] = set()
         for size in sorted(size for size, other in lists if other == number):
             paths = lists[size, number]
-            if last is None or not inside <= set(paths):
+            here = set(paths)
+            if last is None or not inside <= here:
                 last, inside = Gallery([], []), set()
                 galleries.append(last)
             last.paths.extend(path for path in paths if path not in inside)
-            inside = set(paths)
+            inside = here
             last.cuts.append((size, number, len(last.paths)))
     return galleries

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from facelt.errors import UserError
+from facelt.store.image_lists import read_noise_names
 
 MODES = ("drop", "raw", "insightface")
 # Half the width of the uniform noise that published evaluations add to the clean mean.
@@ -22,18 +22,10 @@ JITTER = 0.001
 def read_noise_list(path: Path, *, stems: bool) -> frozenset[str]:
     """The images a noise list names: file stems for FaceScrub (`stems`), else paths below the distractors' folder.
 
-    Lines that begin with `#` are comments; of a line with tabs the second field counts. FaceScrub's list names .png
-    files whatever the images are, so they are matched by stem. Raises UserError naming the file.
+    FaceScrub's list names .png files whatever the images are, so they are matched by stem. Raises UserError naming the
+    file.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not text in UTF-8") from error
-    fields = (line.split("\t") for line in lines if line.strip() and not line.startswith("#"))
-    names = (parts[1].strip() if len(parts) > 1 else parts[0].strip() for parts in fields)
-    return frozenset(PurePosixPath(name).stem if stems else name for name in names)
+    return frozenset(PurePosixPath(name).stem if stems else name for name in read_noise_names(path))
 
 
 def noisy_probes(paths: Iterable[str], stems: frozenset[str]) -> np.ndarray:

@@ -1,88 +1,129 @@
 """MegaFace's identification protocol for one model and one kind of embedding.
 
-P probes, S sizes, K ranks, D feature.
+P probes, S sizes, C lists (a size and a set each), K ranks, M pairs, D feature.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from eval_megaface.config import DEEPEST_RANK
-from eval_megaface.features import FeatureSource, StoreSource
+from eval_megaface.config import DEEPEST_RANK, Kind
+from eval_megaface.coverage import fingerprint
+from eval_megaface.features import FeatureSource
+from eval_megaface.lists import Gallery
 from eval_megaface.noise import replace_noisy
+from eval_megaface.parts import Parts
+from eval_megaface.sources import ModelSources
 from eval_megaface.suite import Suite
 from facelt.errors import UserError
-from facelt.identification import hit_ranks, probe_hits, pseudo_shots
-from facelt.search import BadRow, top_k
+from facelt.identification import hit_ranks, probe_hits
+from facelt.metrics.shots import pseudo_shot_bands
+from facelt.search import BadRow, Search
 from facelt.store import UNIT_KINDS
 
 # Told how many rows a search has done.
 Advance = Callable[[int], None]
+# Begins a piece of work of so many rows and says how to report them done.
+Begin = Callable[[str, int], Advance]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What all measurements of one run share; `seed` is the noise mode's."""
+
+    suite: Suite
+    search: Search
+    parts: Parts
+    seed: int
+
+    def probes(self) -> dict[str, Any]:
+        """What a result depends on for its probes, beside their embeddings."""
+        replaced = fingerprint(self.suite.noisy_P, str(self.seed)) if self.suite.noisy_P.any() else None
+        return {"probes": fingerprint(self.suite.probe_paths), "replaced": replaced}
 
 
 @dataclass(frozen=True, eq=False)
 class Hits:
-    """Pairs of each probe that are hits at ranks 1..20, summed over the sets of a size: int64 [S,P,K].
+    """Pairs of each probe that are hits at ranks 1..20, for every list: int64 [C,P,K], `cuts` its size and set."""
 
-    `sets_S` is how many sets were summed: a rate at size s divides by sets_S[s] times the pairs.
-    """
+    hit_CPK: np.ndarray
+    cuts: list[tuple[int, int]]
 
-    hit_SPK: np.ndarray
-    sizes_S: list[int]
-    sets_S: np.ndarray
+    @property
+    def sizes_S(self) -> list[int]:
+        """The sizes, ascending."""
+        return sorted({size for size, _ in self.cuts})
+
+    @property
+    def sets_S(self) -> np.ndarray:
+        """How many sets each size has: a rate at size s divides by sets_S[s] times the pairs."""
+        sizes = [size for size, _ in self.cuts]
+        return np.array([sizes.count(size) for size in self.sizes_S])
+
+    @property
+    def hit_SPK(self) -> np.ndarray:
+        """Summed over the sets of a size, int64 [S,P,K]."""
+        sizes = np.array([size for size, _ in self.cuts])
+        return np.stack([self.hit_CPK[sizes == size].sum(axis=0) for size in self.sizes_S])
 
 
-def measure(
-    suite: Suite,
-    probes: FeatureSource,
-    distractors: FeatureSource,
-    kind: str,
-    seed: int,
-    advance: Advance | None = None,
-) -> Hits:
-    """Search every gallery once with every probe and rank every pair. `seed` is the noise mode's.
+def measure(run: Run, source: ModelSources, kind: Kind, advance: Advance | None = None) -> Hits:
+    """Search every gallery once with every probe and rank every pair; what an earlier run finished is not done again.
 
     Kinds of length one are compared by their cosine, so that what float16 takes from a length does not count; `meta` by
     the inner product. Raises UserError naming the source and the images that are missing, not finite or zero.
     """
-    probe_PD = probe_rows(suite, probes, kind, seed)
-    cosine = kind in UNIT_KINDS
-    sizes = suite.summary["sizes"]
-    hit_SPK = np.zeros((len(sizes), len(probe_PD), DEEPEST_RANK), dtype=np.int64)
-    sets_S = np.zeros(len(sizes), dtype=np.int64)
-    for gallery in suite.galleries:
-        rows_GD = distractors.rows(kind, gallery.paths)
-        with naming(kind, (probes, suite.probe_paths), (distractors, gallery.paths)):
-            top_SPK, _ = top_k(
-                probe_PD,
-                rows_GD,
-                DEEPEST_RANK,
-                [rows for _, _, rows in gallery.cuts],
-                cosine=cosine,
-                advance=advance,
-            )
-            score_M = suite.pairs.scores(probe_PD, cosine=cosine)
-        for (size, _, _), top_PK in zip(gallery.cuts, top_SPK, strict=True):
-            rank_M = hit_ranks(score_M, suite.pairs.probe_M, top_PK)
-            place = sizes.index(size)
-            hit_SPK[place] += probe_hits(rank_M, suite.pairs.probe_M, len(probe_PD), DEEPEST_RANK)
-            sets_S[place] += 1
-    return Hits(hit_SPK, sizes, sets_S)
+    embeddings = {"kind": kind, "embeddings": source.fingerprint(kind)}
+    hits, cuts = [], []
+    for gallery in run.suite.galleries:
+        lists = {"gallery": fingerprint(gallery.paths), "cuts": [rows for _, _, rows in gallery.cuts]}
+        part = run.parts.get(
+            {"what": "hits", "ranks": DEEPEST_RANK, **embeddings, **run.probes(), **lists},
+            partial(_search_gallery, run, source, kind, gallery, advance),
+        )
+        hits.append(part["hit_CPK"])
+        cuts += [(size, number) for size, number, _ in gallery.cuts]
+    return Hits(np.concatenate(hits), cuts)
+
+
+def _search_gallery(
+    run: Run, source: ModelSources, kind: Kind, gallery: Gallery, advance: Advance | None
+) -> dict[str, np.ndarray]:
+    """The hits for each of a gallery's lists, int64 [C,P,K]."""
+    suite, cosine = run.suite, kind in UNIT_KINDS
+    probe_PD = probe_rows(suite, source.probes, kind, run.seed)
+    rows_GD = source.distractors.rows(kind, gallery.paths)
+    with naming(kind, (source.probes, suite.probe_paths), (source.distractors, gallery.paths)):
+        sizes = [rows for _, _, rows in gallery.cuts]
+        top_CPK, _ = run.search.top_k(probe_PD, rows_GD, DEEPEST_RANK, sizes, cosine=cosine, advance=advance)
+        score_M = suite.pairs.scores(probe_PD, cosine=cosine)
+    probe_M, probes = suite.pairs.probe_M, len(probe_PD)
+    hits = [probe_hits(hit_ranks(score_M, probe_M, top_PK), probe_M, probes, DEEPEST_RANK) for top_PK in top_CPK]
+    return {"hit_CPK": np.stack(hits)}
 
 
 def shot_bands(
-    suite: Suite, probes: FeatureSource, train: StoreSource, threshold: float, seed: int, advance: Advance | None = None
+    run: Run, source: ModelSources, threshold: float, advance: Advance | None = None
 ) -> dict[str, np.ndarray]:
-    """The probes of each pseudo-shot band (bool [P]), by the `direct` similarities of one model.
+    """The probes of each pseudo-shot band (bool [P]), by the `direct` similarities of one model with a train store.
 
     Raises UserError as `measure` does.
     """
-    probe_PD = probe_rows(suite, probes, "direct", seed)
-    keys = train.keys
-    with naming("direct", (probes, suite.probe_paths), (train, keys)):
-        return pseudo_shots(probe_PD, train.rows("direct", keys), threshold, advance=advance)
+    suite, train = run.suite, source.train
+    probe_PD = probe_rows(suite, source.probes, "direct", run.seed)
+
+    def count() -> dict[str, np.ndarray]:
+        with naming("direct", (source.probes, suite.probe_paths), (train, train.keys)):
+            rows_GD = train.rows("direct", train.keys)
+            return {"count_P": run.search.count_above(probe_PD, rows_GD, threshold, advance=advance)}
+
+    depends_on = {"what": "shots", "threshold": threshold, "values": fingerprint(probe_PD), **run.probes()}
+    part = run.parts.get({**depends_on, "train": train.fingerprint("direct")}, count)
+    return pseudo_shot_bands(part["count_P"])
 
 
 def probe_rows(suite: Suite, source: FeatureSource, kind: str, seed: int) -> np.ndarray:

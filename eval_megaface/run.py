@@ -1,5 +1,6 @@
 """`facelt megaface`, also `python eval_megaface/run.py`: measure models on MegaFace."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,8 +22,15 @@ def megaface(
     allow_overlap: Annotated[
         bool, typer.Option("--allow-overlap", help="Measure though probe identities are in the training set.")
     ] = False,
+    allow_missing: Annotated[
+        int | None, typer.Option("--allow-missing", min=0, help="Leave out up to this many images without a feature.")
+    ] = None,
 ) -> None:
-    """Rank-k identification among MegaFace's distractors, by shots and groups, with intervals and a report."""
+    """Rank-k identification among MegaFace's distractors, by shots and groups, with intervals and a report.
+
+    The keys verification and open_set add TAR at FAR and FNIR at FPIR. An interrupted run goes on where it stopped.
+    Under torchrun every process searches a share of the distractors.
+    """
     from eval_megaface.config import MegafaceConfig
     from eval_megaface.evaluate import evaluate
     from facelt.config import load_config
@@ -30,8 +38,12 @@ def megaface(
 
     settings = load_config(config, MegafaceConfig, set_)
     changes = {"out": out or settings.out, "allow_overlap": allow_overlap or settings.allow_overlap}
+    changes["allow_missing"] = settings.allow_missing if allow_missing is None else allow_missing
     settings = settings.model_copy(update=changes)
-    report = _with_progress(lambda begin: evaluate(settings, begin))
+    if os.environ.get("RANK", "0") != "0":
+        evaluate(settings)
+        return
+    report = _with_progress(lambda begin, tell: evaluate(settings, begin, tell))
     page = write_report(report, settings.out)
     print_report(report)
     typer.echo(f"report: {page}")
@@ -49,7 +61,7 @@ def _with_progress(measure: Callable[[Callable], dict]) -> dict:
             task = progress.add_task(label, total=total)
             return lambda rows: progress.advance(task, rows)
 
-        return measure(begin)
+        return measure(begin, lambda line: progress.console.print(line, markup=False, highlight=False, soft_wrap=True))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """The test suite as it is measured: which probes and distractors remain, and who the probes are. P probes."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ import numpy as np
 
 from eval_megaface.config import MegafaceConfig, SuiteConfig
 from eval_megaface.groups import Attributes, Group, attribute_groups, read_attributes, read_gender
-from eval_megaface.lists import Gallery, find_distractor_lists, nest, probe_identity, read_features_list
+from eval_megaface.lists import Gallery, find_distractor_lists, nest
 from eval_megaface.noise import noisy_probes, read_noise_list
 from facelt.errors import UserError
 from facelt.identification import MatePairs, mate_pairs
+from facelt.store.image_lists import probe_identity, read_features_list
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +27,7 @@ class Suite:
     noisy_P: np.ndarray
     pairs: MatePairs
     galleries: list[Gallery]
+    distractor_paths: list[str]
     groups: list[Group]
     summary: dict[str, Any]
     notes: list[str] = field(default_factory=list)
@@ -35,11 +38,15 @@ class Suite:
         return np.bincount(self.pairs.probe_M, minlength=len(self.probe_paths))
 
 
-def load_suite(config: MegafaceConfig) -> Suite:
-    """Read and check all of the suite's files. Raises UserError naming the file at fault."""
+def load_suite(config: MegafaceConfig, without: Mapping[str, frozenset[str]] | None = None) -> Suite:
+    """Read and check all of the suite's files; `without` are `probes` and `distractors` to leave out.
+
+    Raises UserError naming the file at fault.
+    """
+    without = without or {"probes": frozenset(), "distractors": frozenset()}
     suite, files = config.suite, _Files(config.suite.root)
     probe_list = files.use(suite.facescrub_list)
-    listed = read_features_list(probe_list)
+    listed = [path for path in read_features_list(probe_list) if path not in without["probes"]]
     stems = read_noise_list(files.use(suite.facescrub_noises), stems=True) if suite.facescrub_noises else frozenset()
     noisy_P = noisy_probes(listed, stems)
     if config.noise.mode == "drop":
@@ -52,17 +59,18 @@ def load_suite(config: MegafaceConfig) -> Suite:
     names = names.tolist()
     replaced_P = noisy_P if config.noise.mode == "insightface" else np.zeros(len(probes), dtype=bool)
     _check_replaceable(replaced_P, identity_P, names, probe_list)
-    galleries, removed = _galleries(config, files)
+    galleries, removed = _galleries(config, files, without["distractors"])
     groups, notes = attribute_groups(_attributes(suite, files), identity_P, names)
     if config.noise.mode != "raw" and not (suite.facescrub_noises and suite.megaface_noises):
         notes.append(f"Noise mode {config.noise.mode} without both noise lists: the missing one removes nothing.")
+    distractors = _distinct([gallery.paths for gallery in galleries])
     cuts = [cut for gallery in galleries for cut in gallery.cuts]
     pairs = mate_pairs(identity_P)
     summary = {
         "probes": len(probes),
         "identities": len(names),
         "pairs": len(pairs),
-        "distractors": len({path for gallery in galleries for path in gallery.paths}),
+        "distractors": len(distractors),
         "sizes": sorted({size for size, _, _ in cuts}),
         "sets": sorted({number for _, number, _ in cuts}),
         "noise": {
@@ -73,7 +81,12 @@ def load_suite(config: MegafaceConfig) -> Suite:
         },
         "files": files.hashes,
     }
-    return Suite(probes, identity_P, names, replaced_P, pairs, galleries, groups, summary, notes)
+    return Suite(probes, identity_P, names, replaced_P, pairs, galleries, distractors, groups, summary, notes)
+
+
+def _distinct(lists: list[list[str]]) -> list[str]:
+    """All that any of the lists holds, once; a single list as it is."""
+    return lists[0] if len(lists) == 1 else list(dict.fromkeys(path for paths in lists for path in paths))
 
 
 class _Files:
@@ -105,7 +118,7 @@ def _check_replaceable(noisy_P: np.ndarray, identity_P: np.ndarray, names: list[
         )
 
 
-def _galleries(config: MegafaceConfig, files: _Files) -> tuple[list[Gallery], int]:
+def _galleries(config: MegafaceConfig, files: _Files, without: frozenset[str]) -> tuple[list[Gallery], int]:
     """The nested galleries, and how many distinct distractors the noise list took out of them."""
     suite = config.suite
     found = find_distractor_lists(suite.megaface_lists, suite.root, suite.sizes, suite.sets)
@@ -120,7 +133,7 @@ def _galleries(config: MegafaceConfig, files: _Files) -> tuple[list[Gallery], in
         if len(listed) != size:
             raise UserError(f"{path}: lists {len(listed)} distractors, its name says {size}")
         removed |= noisy.intersection(listed)
-        lists[size, number] = [entry for entry in listed if entry not in noisy]
+        lists[size, number] = [entry for entry in listed if entry not in noisy and entry not in without]
     return nest(lists), len(removed)
 
 

@@ -3,6 +3,7 @@
 import typer
 
 from eval_megaface.run import megaface
+from facelt.audit import audit
 from facelt.demo import demo
 from facelt.embed import embed
 from facelt.entry import run_app
@@ -15,7 +16,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (train, embed, evaluate, megaface, demo):
+for command in (train, embed, evaluate, megaface, audit, demo):
     app.command()(command)
 
 

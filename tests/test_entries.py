@@ -193,3 +193,57 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(finished_run):
     done = python("-c", without, "evaluate", "--checkpoint", finished_run)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: this command needs the package torch: pip install 'facelt[train]'\n"
+
+
+@pytest.fixture
+def scores(tmp_path):
+    """Pairs of twelve people, half of them `a`, whose mates score low, and their attributes."""
+    people = [f"p{number}" for number in range(12)]
+    lines = [f"{one},{one},{0.3 if number % 2 else 0.9},1" for number, one in enumerate(people) for _ in range(3)]
+    lines += [f"{one},{two},{0.01 * number},0" for number, one in enumerate(people) for two in people[:number]]
+    (tmp_path / "scores.csv").write_text("\n".join(["id1,id2,score,label", *lines]))
+    rows = [f"{one},{'ab'[number % 2]}" for number, one in enumerate(people)]
+    (tmp_path / "people.csv").write_text("\n".join(["identity,group", *rows]))
+    return ("--scores", tmp_path / "scores.csv", "--attributes", tmp_path / "people.csv", "--out", tmp_path / "report")
+
+
+def test_audit_writes_a_report_and_exits_with_3_where_a_condition_holds(facelt, scores, tmp_path):
+    words = ("audit", *scores, "--by", "group", "--threshold-at", "score=0.5", "--consent", "asked for")
+    code, out, error = facelt(*words)
+    assert code == 0, error
+    assert out.endswith(f"report: {tmp_path / 'report' / 'report.html'}\n")
+    assert "false non-match rate: b 100.00 %, a 0 %" in " ".join(out.split())
+    assert json.loads((tmp_path / "report/report.json").read_text())["provenance"]["consent"] == "asked for"
+    code, _, error = facelt(*words, "--fail-if", "gap(fnmr) > 0.9", "--fail-if", "gap(fmr) > 0.9")
+    assert code == 3
+    assert error.splitlines()[-1] == "failed: gap(fnmr) > 0.9: gap(fnmr, by=group) is 1"
+    code, _, error = facelt(*words, "--fail-if", "ratio(fmr) > 2")
+    assert code == 1
+    assert "cannot be decided" in error.splitlines()[-1]
+
+
+def test_audit_names_the_option_at_fault(refused, scores, tmp_path):
+    by = ("--by", "group")
+    message = refused("audit", *scores, *by, "--threshold-at", "fmt=0.1")
+    assert "command line: threshold.fmt: unknown key; allowed: fmr, fpir, score, store; did you mean 'fmr'?" in message
+    assert "--bins age: expected NAME=VALUE, such as age=18,30" in refused("audit", *scores, *by, "--bins", "age")
+    assert "bins.age: the edges must ascend" in refused("audit", *scores, *by, "--bins", "age=30,18")
+    assert "by: this key is required" in refused("audit", *scores)
+    assert "nothing to audit: name embeddings, scores or training.record" in refused("audit", *by, "--out", tmp_path)
+    both = refused("audit", *scores, *by, "--embeddings", tmp_path)
+    assert "embeddings and scores are two ways to say what is audited" in both
+    assert "name either score or fmr" in refused(
+        "audit", *scores, *by, "--threshold-at", "score=0.1", "--threshold-at", "fmr=0.1"
+    )
+    assert not (tmp_path / "report").exists()
+
+
+def test_audit_counts_a_training_record_alone(facelt, tiny_faces, tmp_path):
+    table = tmp_path / "identities.csv"
+    table.write_text("label,name,gender\n" + "\n".join(f"{label},n{label},{'fm'[label % 2]}" for label in range(6)))
+    words = ("--training", tiny_faces, "--set", f"training.identities={table}", "--by", "gender")
+    code, _, error = facelt("audit", *words, "--out", tmp_path / "r")
+    assert code == 0, error
+    training = json.loads((tmp_path / "r/report.json").read_text())["training"]
+    # Of 14, 12, 9, 6, 1 and no images, every other person's.
+    assert {one["group"][0]: one["images"] for one in training["groupings"][0]["groups"]} == {"f": 24, "m": 18}

@@ -66,7 +66,7 @@ def test_every_help_of_the_record_tools_loads_nothing_heavy():
 
 @pytest.mark.parametrize(
     "entry",
-    [*(f"-m facelt.{name}" for name in ("cli", "train", "embed", "evaluate", "demo")), "eval_megaface/run.py"],
+    [*(f"-m facelt.{name}" for name in ("cli", "train", "embed", "evaluate", "audit", "demo")), "eval_megaface/run.py"],
 )
 def test_an_entry_answers_help_under_its_own_name(entry):
     command = [sys.executable, "-X", "importtime", *entry.split(), "--help"]

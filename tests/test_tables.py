@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from eval_megaface.config import Kind
 from facelt.config import (
+    AuditConfig,
     ClassifyConfig,
     DataConfig,
     DynamicMetaConfig,
@@ -16,6 +17,7 @@ from facelt.config import (
     RecordData,
     StageConfig,
 )
+from facelt.config.audit import TrainingConfig
 from facelt.config.training import Part, Shares
 from facelt.data import DATASETS
 from facelt.data.samplers import SAMPLERS
@@ -72,6 +74,8 @@ def build(method: str):
         (KINDS, set(typing.get_args(Kind))),
         (DTYPES, option(embed, "dtype")),
         (SHOT_CONVENTIONS, option(evaluate, "convention")),
+        (SHOT_CONVENTIONS, allowed(TrainingConfig, "convention")),
+        (KINDS, allowed(AuditConfig, "kind")),
     ],
     ids=lambda value: ",".join(sorted(value)) if isinstance(value, set) else "",
 )

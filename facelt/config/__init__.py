@@ -1,5 +1,6 @@
 """Typed configuration: schema and loading."""
 
+from facelt.config.audit import AuditConfig
 from facelt.config.data import DataConfig, ListData, RecordData
 from facelt.config.loading import load_config
 from facelt.config.methods import ClassifyConfig, DynamicMetaConfig, MethodConfig
@@ -8,6 +9,7 @@ from facelt.config.training import MAY_CHANGE, ModelConfig, OptimConfig, Schedul
 
 __all__ = [
     "MAY_CHANGE",
+    "AuditConfig",
     "ClassifyConfig",
     "DataConfig",
     "DynamicMetaConfig",

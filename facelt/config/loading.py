@@ -31,23 +31,23 @@ def _strict_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict:
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _strict_mapping)
 
 
-def load_config(path: Path, schema: type[Schema], overrides: Sequence[str] = ()) -> Schema:
+def load_config(path: Path | None, schema: type[Schema], overrides: Sequence[str] = ()) -> Schema:
     """The validated configuration in a YAML file.
 
     `base:` names another YAML file, relative to this one, whose values are the defaults. Mappings merge key by key,
     lists are replaced whole. An override is `dotted.key=value`, its value read as YAML; a number steps into a list
-    (`stages.1.epochs=3`).
+    (`stages.1.epochs=3`). Without a file the overrides are all there is.
 
     Raises UserError: missing or malformed file, unknown key, value out of range; the message names the key, what is
     allowed there and the nearest spelling.
     """
-    values = _read(Path(path), depth=0)
+    values = {} if path is None else _read(Path(path), depth=0)
     for override in overrides:
         _apply(values, override)
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise UserError(explain(error, schema, source=str(path))) from None
+        raise UserError(explain(error, schema, source=str(path or "command line"))) from None
 
 
 def _read(path: Path, depth: int) -> dict[str, Any]:

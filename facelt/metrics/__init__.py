@@ -1,1 +1,1 @@
-"""Shot bands, accuracy and intervals."""
+"""Shot bands, accuracy, open-set measures; rates by group with intervals, tests and disparities."""

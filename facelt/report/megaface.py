@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from facelt.report import megaface_plots
+from facelt.report import megaface_plots, megaface_threshold_plots, megaface_thresholds
 from facelt.report.page import render
 from facelt.report.series import assign_styles
 from facelt.report.tables import Table
@@ -60,6 +60,11 @@ def check(report: dict) -> None:
         _require(row, _ROW_KEYS, f"rows[{index}]")
         for number, figure in enumerate(row["figures"]):
             _require(figure, _FIGURE_KEYS, f"rows[{index}].figures[{number}]")
+    for name, (keys, rate_keys) in megaface_thresholds.REQUIRED.items():
+        if section := report.get(name):
+            _require(section, keys, name)
+            for index, rate in enumerate(section["rates"]):
+                _require(rate, rate_keys, f"{name}.rates[{index}]")
 
 
 def columns(report: dict) -> tuple[Column, ...]:
@@ -133,6 +138,7 @@ def tables(report: dict) -> dict[str, Table]:
         "figures.csv": Table((*_ROW_KEYS[:-1], *figure_header), figures),
         "rate_by_size.csv": Table(("model", "kind", "rank", "distractors", "rate", "low", "high"), curves),
         "cmc.csv": Table(("model", "kind", "distractors", "rank", "rate"), cmc),
+        **megaface_thresholds.csv_tables(report),
     }
 
 
@@ -141,7 +147,9 @@ def page(report: dict) -> str:
     shown = columns(report)
     all_rows = rows(report, shown)
     headline = headline_rows(all_rows)
-    keys = [(part["model"], part["kind"]) for name in ("rows", "curves", "cmc") for part in report[name]]
+    parts = [part for name in ("rows", "curves", "cmc") for part in report[name]]
+    parts += [rate for name in megaface_thresholds.REQUIRED for rate in (report.get(name) or {}).get("rates", ())]
+    keys = [(part["model"], part["kind"]) for part in parts]
     styles = assign_styles(keys)
     context = {
         "report": report,
@@ -154,7 +162,13 @@ def page(report: dict) -> str:
         "several": len({(row.rank, row.distractors) for row in all_rows}) > 1,
         "kinds": list(dict.fromkeys(kind for _, kind in keys)),
         "styles": styles,
-        "figures": megaface_plots.figures(report, shown, headline, styles),
+        "verification": megaface_thresholds.verification(report, styles),
+        "open_set": megaface_thresholds.open_set(report, styles),
+        "rate_name": megaface_thresholds.rate_name,
+        "figures": [
+            *megaface_plots.figures(report, shown, headline, styles),
+            *megaface_threshold_plots.figures(report, styles),
+        ],
     }
     return render("megaface.html", context)
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from facelt.report import megaface_terminal, megaface_thresholds
 from facelt.report.megaface import Column, Row, check, columns, count_rows, rows
 from facelt.report.page import interval, percent
 from facelt.report.plain import plain
@@ -19,7 +20,7 @@ _WIDE = 100
 
 
 def print_report(report: dict, console: "Console | None" = None) -> None:
-    """Print the report's rates in percent: the paper's Table 4, then one table for each other group.
+    """Print the report's rates in percent: the paper's Table 4, a table for each other group, those at thresholds.
 
     Args:
         report: schema `facelt.megaface/1`, rates as fractions.
@@ -42,7 +43,11 @@ def print_report(report: dict, console: "Console | None" = None) -> None:
         wide = max(1, (console.width - _LABEL_WIDTH) // (_CELL_WIDTH + 1))
         for start in range(0, len(members), wide):
             console.print(_table(shown, all_rows, members[start : start + wide], group, every_interval=True))
-    console.print(_legend(report), style="dim")
+    thresholds = [megaface_thresholds.verification(report), megaface_thresholds.open_set(report)]
+    measured = [rates for rates in thresholds if rates]
+    for rates in measured:
+        console.print(megaface_terminal.rates_table(rates))
+    console.print(_legend(report, megaface_terminal.legend(report, measured)), style="dim")
 
 
 def _table(
@@ -99,7 +104,7 @@ def _short(number: int) -> str:
     return f"{number / 1000:.0f}k" if number < 1_000_000 else f"{number / 1_000_000:.2f}M"
 
 
-def _legend(report: dict):
+def _legend(report: dict, further: Sequence[str]):
     from rich.text import Text
 
     suite, noise, shots, level = report["suite"], report["suite"]["noise"], report["shots"], report["interval"]
@@ -113,4 +118,4 @@ def _legend(report: dict):
         f"Below a rate: its {100 * level['level']:.0f} % interval ({level['method']}). "
         f"Shots: training embeddings more similar than {shots['threshold']:g}; {bands}; reference {shots['reference']}."
     )
-    return Text("\n".join(visible(line) for line in [words, *(f"Note: {note}" for note in report["notes"])]))
+    return Text("\n".join(visible(line) for line in [words, *further, *(f"Note: {note}" for note in report["notes"])]))

@@ -3,13 +3,14 @@
 from pathlib import Path
 from types import MappingProxyType
 
-from facelt.report import megaface
+from facelt.report import audit, megaface
 from facelt.report.plain import json_text, plain
 from facelt.report.tables import csv_text
 from facelt.whole_files import write_text
 
-# How each schema is drawn: a module with check(report), page(report) and tables(report).
-VIEWS = MappingProxyType({megaface.SCHEMA: megaface})
+# How each schema is drawn: a module with check(report), page(report) and tables(report), and texts(report) where there
+# are further files.
+VIEWS = MappingProxyType({megaface.SCHEMA: megaface, audit.SCHEMA: audit})
 
 
 def write_report(report: dict, out: Path) -> Path:
@@ -39,7 +40,12 @@ def write_report(report: dict, out: Path) -> Path:
     page = out / "report.html"
     drawn = {out / "report.json": json_text(report)}
     drawn |= {out / "tables" / name: csv_text(table) for name, table in view.tables(report).items()}
+    drawn |= {out / name: text for name, text in getattr(view, "texts", _no_texts)(report).items()}
     drawn[page] = view.page(report)
     for path, text in drawn.items():
         write_text(path, text, "choose another folder for the report")
     return page
+
+
+def _no_texts(report: dict) -> dict[str, str]:
+    return {}

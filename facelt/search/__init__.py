@@ -2,8 +2,9 @@
 
 from facelt.search.blocks import BadRow, Rows
 from facelt.search.count import count_above
-from facelt.search.engine import Engine, FaissEngine
+from facelt.search.engine import EngineName
 from facelt.search.exact import similarities
+from facelt.search.search import Search, open_search
 from facelt.search.top_k import top_k
 
-__all__ = ["BadRow", "Engine", "FaissEngine", "Rows", "count_above", "similarities", "top_k"]
+__all__ = ["BadRow", "EngineName", "Rows", "Search", "count_above", "open_search", "similarities", "top_k"]

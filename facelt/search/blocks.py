@@ -1,15 +1,20 @@
 """Stream the rows of an array that may be larger than memory. G gallery rows, B rows of one block, D feature."""
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 
 from facelt.errors import UserError
+from facelt.search.exact import cosine_bound, error_bound
 
 # float32 values of one block; the anonymous memory of a search is a small multiple of this.
 BLOCK_VALUES = 1 << 23
+# Rows whose lengths are this close to one (stored unit vectors are) need no division: the engine's slack covers it.
+NEAR_ONE = 1e-3
 
 
 class Rows(Protocol):
@@ -34,11 +39,16 @@ class BadRow(UserError):
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Rows as float32: `raw_BD` as they are, for exact scores, `rough_BD` for an engine: of length one for cosines."""
+    """Rows as float32: `raw_BD` as they are, for exact scores; `rough_BD` for an engine, about unit length for cosines.
+
+    `length` is the greatest length of raw rows, `stretch` how far lengths of rough rows are from one, for cosines.
+    """
 
     start: int
     raw_BD: np.ndarray
     rough_BD: np.ndarray
+    length: float
+    stretch: float = 0.0
 
     def __len__(self) -> int:
         return len(self.raw_BD)
@@ -49,31 +59,74 @@ def block_rows(dimension: int) -> int:
     return max(1, BLOCK_VALUES // max(1, dimension))
 
 
-def stream(rows_GD: Rows, cuts: Iterable[int], *, cosine: bool, rows: int) -> Iterator[Block]:
-    """Yield blocks up to the largest cut, at most `rows` rows each, none across a cut. Raises BadRow."""
-    start = 0
-    for cut in sorted(set(cuts)):
-        while start < cut:
-            stop = min(cut, start + rows)
-            yield prepare(rows_GD[start:stop], "database", start, cosine=cosine)
-            start = stop
+def stream(rows_GD: Rows, cuts: Iterable[int], *, cosine: bool, rows: int | None = None) -> Iterator[Block]:
+    """Yield blocks up to the largest cut, none across a cut, each valid until the next is asked for. Raises BadRow.
+
+    At most `rows` rows each, by default as many as make a block. The next block is read and checked in a thread while
+    the caller works on this one.
+    """
+    dimension = rows_GD.shape[1]
+    rows = rows or block_rows(dimension)
+    spans = [
+        (start, min(start + rows, stop))
+        for first, stop in pairwise(sorted({0, *cuts}))
+        for start in range(first, stop, rows)
+    ]
+    longest = max((stop - start for start, stop in spans), default=0)
+    # Reused: fresh memory costs as much as filling it.
+    spare = [np.empty((longest, dimension), dtype=np.float32) for _ in range(2)]
+
+    def read(place: int) -> Block:
+        start, stop = spans[place]
+        return prepare(rows_GD[start:stop], "database", start, cosine=cosine, out_BD=spare[place % 2][: stop - start])
+
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(read, 0) if spans else None
+        for place in range(len(spans)):
+            block = ahead.result()
+            if place + 1 < len(spans):
+                ahead = reader.submit(read, place + 1)
+            yield block
 
 
-def prepare(rows_BD: np.ndarray, side: str, start: int = 0, *, cosine: bool) -> Block:
-    """A checked block, without a copy where `rows_BD` is float32 already and no cosine is asked for.
+def prepare(rows_BD: np.ndarray, side: str, start: int = 0, *, cosine: bool, out_BD: np.ndarray | None = None) -> Block:
+    """A checked block, without a copy where `rows_BD` is float32 already, else in `out_BD` if that is given.
 
     Raises BadRow on a row that is not finite or, for cosines, has length zero.
     """
-    raw_BD = np.ascontiguousarray(rows_BD, dtype=np.float32)
+    if rows_BD.dtype == np.float32 and rows_BD.flags.c_contiguous:
+        raw_BD = rows_BD
+    else:
+        raw_BD = np.empty(rows_BD.shape, dtype=np.float32) if out_BD is None else out_BD
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.copyto(raw_BD, rows_BD, casting="unsafe")
     with np.errstate(over="ignore", invalid="ignore"):
         square_B = np.einsum("bd,bd->b", raw_BD, raw_BD)
     if not (finite_B := np.isfinite(square_B)).all():
         raise BadRow(side, start + int(np.argmin(finite_B)), "holds a value that is not finite")
+    length_B = np.sqrt(square_B)
+    length = float(length_B.max(initial=0.0))
     if not cosine:
-        return Block(start, raw_BD, raw_BD)
+        return Block(start, raw_BD, raw_BD, length)
     if not square_B.all():
         raise BadRow(side, start + int(np.argmin(square_B)), "has length zero")
-    return Block(start, raw_BD, raw_BD / np.sqrt(square_B)[:, None])
+    stretch = float(np.abs(length_B - 1).max(initial=0.0))
+    if stretch <= NEAR_ONE:
+        return Block(start, raw_BD, raw_BD, length, stretch)
+    return Block(start, raw_BD, raw_BD / length_B[:, None], length)
+
+
+def rounding(query: Block, block: Block, error: float, *, cosine: bool) -> np.ndarray:
+    """How far an engine's scores of two rough rows can be from the exact ones of the raw rows, per query row [P].
+
+    `error` is what the engine errs beyond a float32 product, as a share of both lengths.
+    """
+    dimension = query.raw_BD.shape[1]
+    if cosine:
+        # |q| and |g| within a stretch of one: |q.g - cos| <= ||q||g| - 1|; lengths themselves are rounded sums.
+        bound = 2 * cosine_bound(dimension) + error + query.stretch + block.stretch
+        return np.full(len(query), 1.01 * bound)
+    return (error_bound(dimension) + error) * np.linalg.norm(query.raw_BD, axis=1) * block.length * 1.01
 
 
 def check_dimensions(query_PD: np.ndarray, database_GD: Rows) -> None:

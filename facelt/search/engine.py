@@ -1,41 +1,68 @@
-"""What a search engine must do for one block; all else (streaming, merging, ties) is common to all engines.
+"""What a search engine must do for one block; all else (streaming, exact scores, merging, ties) is common to all.
 
-P probes, B rows of a block, K neighbours, D feature, M pairs.
+P probes, B rows of a block, D feature, M pairs.
 """
 
-from typing import Protocol
+import importlib.util
+from collections.abc import Iterator
+from typing import Literal, Protocol
 
 import numpy as np
 
+from facelt.errors import UserError
+
+EngineName = Literal["auto", "faiss", "torch"]
+
+# Scores held at once; the pairs above a low threshold can be nearly as many.
+SCORES = 1 << 22
+
+# Query row [M], block row [M], score [M].
+Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+class Scorer(Protocol):
+    """Inner products of one query with one block after another, rounded as `take` says."""
+
+    def take(self, block_BD: np.ndarray) -> float:
+        """Turn to a block. Returns the error beyond a float32 product's, as a share of the lengths of both rows."""
+        ...
+
+    def best(self, k: int, floor_P: np.ndarray) -> tuple[Pairs, np.ndarray]:
+        """Pairs that score at least `floor_P`, as many of them as are among each query row's k best.
+
+        Also how much a pair that was left out can score [P]: -inf where none at or above the floor was.
+        """
+        ...
+
+    def above(self, floor: float) -> Iterator[Pairs]:
+        """All pairs that score more than `floor`, in pieces of no more than SCORES pairs."""
+        ...
+
 
 class Engine(Protocol):
-    """Scores may be rounded as float32 products are: `top_k` and `count_above` re-score what is close."""
+    """Scores may be rounded: `top_k` and `count_above` compute again what is close."""
 
-    def nearest(self, query_PD: np.ndarray, block_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k <= B largest inner products of each query row: scores [P,K] descending and rows [P,K]."""
-        ...
+    name: str
 
-    def pairs_above(
-        self, query_PD: np.ndarray, block_BD: np.ndarray, floor: float
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All pairs whose inner product is above `floor`: query row [M], block row [M], score [M]."""
+    def open(self, query_PD: np.ndarray) -> Scorer:
+        """A scorer for the rows of a query, float32."""
         ...
 
 
-class FaissEngine:
-    """faiss's flat search (Douze et al., The Faiss library, 2024) on the CPU, on faiss's default number of threads."""
+def open_engine(name: EngineName = "auto") -> Engine:
+    """The engine of that name; `auto` is faiss where it is installed, else torch.
 
-    def nearest(self, query_PD: np.ndarray, block_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """See Engine."""
-        import faiss
+    Raises UserError where it, or with `auto` either, is not installed.
+    """
+    installed = [package for package in ("faiss", "torch") if importlib.util.find_spec(package)]
+    chosen = name if name != "auto" else next(iter(installed), None)
+    if chosen not in installed:
+        what = f"{name!r} is not installed" if chosen else "neither faiss nor torch is installed"
+        raise UserError(f"search.engine: {what}; pip install 'facelt[cpu]' brings faiss, 'facelt[train]' torch")
+    if chosen == "faiss":
+        from facelt.search.faiss_engine import FaissEngine
 
-        return faiss.knn(query_PD, block_BD, k, metric=faiss.METRIC_INNER_PRODUCT)
+        return FaissEngine()
+    from facelt.search.torch_engine import TorchEngine
 
-    def pairs_above(
-        self, query_PD: np.ndarray, block_BD: np.ndarray, floor: float
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """See Engine. A plain product: faiss's range search is no faster when both sides are matrices."""
-        score_PB = query_PD @ block_BD.T
-        flat_M = np.flatnonzero(score_PB > floor)
-        query_M, row_M = np.divmod(flat_M, max(1, score_PB.shape[1]))
-        return query_M, row_M, score_PB.ravel()[flat_M]
+    return TorchEngine()

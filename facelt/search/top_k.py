@@ -1,18 +1,19 @@
 """The k best database rows of every query row, for nested galleries, in one pass.
 
-P probes, G gallery rows, B rows of a block, S prefixes, K neighbours, N candidates of a block, D feature.
+P probes, U some of them, G gallery rows, B rows of a block, S prefixes, K neighbours, M pairs, N rows found for one.
 """
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from facelt.search.blocks import BLOCK_VALUES, Block, Rows, block_rows, check_dimensions, prepare, stream
-from facelt.search.engine import Engine, FaissEngine
-from facelt.search.exact import cosine_bound, error_bound, similarities
+from facelt.search.best import Best
+from facelt.search.blocks import BLOCK_VALUES, Block, Rows, check_dimensions, prepare, rounding, stream
+from facelt.search.engine import Engine, Scorer, open_engine
+from facelt.search.exact import similarities
 
-# Fetched beyond k, so that the engine's rounding cannot push one of the k best out of sight.
-SPARE = 12
+# Taken beyond k where a whole block is searched in float64, whose own rounding is far below this many ties.
+TIES = 12
 
 
 def top_k(
@@ -28,75 +29,48 @@ def top_k(
     """Exact search by inner product or cosine: scores float64 [S,P,K] descending and positions int64 [S,P,K].
 
     For each of `prefixes` (by default G alone) the result is that of a gallery of the first so many rows. Equal scores
-    come in the order of position, and equal rows score equally. Where a gallery has fewer than k rows the rest is
-    -inf and -1. `advance(rows)` is called after each block. Never more than a block of the database and P x K results
-    are in memory.
+    come in the order of position, and equal rows score equally, whatever the engine is. Where a
+    gallery has fewer than k rows the rest is -inf and -1. `advance(rows)` is called after each block. Never more than
+    a few blocks of the database, their scores in pieces, and the results are in memory.
 
     Raises BadRow on a row that is not finite or, for cosines, has length zero; UserError on unequal dimensions;
     ValueError on a prefix beyond G.
     """
     check_dimensions(query_PD, database_GD)
-    total, dimension = database_GD.shape
+    total = database_GD.shape[0]
     sizes = [total] if prefixes is None else list(prefixes)
     if k < 1 or any(not 0 <= size <= total for size in sizes):
         raise ValueError(f"k = {k} must be positive and the prefixes {sizes} within the {total} rows")
     query = prepare(query_PD, "query", cosine=cosine)
-    engine = engine or FaissEngine()
-    score_PK = np.full((len(query), k), -np.inf)
-    id_PK = np.full((len(query), k), -1, dtype=np.int64)
-    found = {0: (score_PK, id_PK)}
-    for block in stream(database_GD, sizes, cosine=cosine, rows=block_rows(dimension)):
-        score_PN, row_PN = _best_of_block(engine, query, block, score_PK, cosine=cosine)
-        id_PN = np.where(np.isneginf(score_PN), -1, row_PN + block.start)
-        score_PK, id_PK = _merge(score_PK, id_PK, score_PN, id_PN)
-        found[block.start + len(block)] = (score_PK, id_PK)
-        found = {stop: result for stop, result in found.items() if stop in sizes}
+    scorer = (engine or open_engine()).open(query.rough_BD)
+    best = Best.none(len(query), k)
+    found = {0: best}
+    for block in stream(database_GD, sizes, cosine=cosine):
+        best = _with_block(best, scorer, query, block, cosine=cosine)
+        if (done := block.start + len(block)) in sizes:
+            found[done] = best
         if advance:
             advance(len(block))
-    return np.stack([found[size][0] for size in sizes]), np.stack([found[size][1] for size in sizes])
+    return np.stack([found[size].score_PK for size in sizes]), np.stack([found[size].id_PK for size in sizes])
 
 
-def _merge(
-    score_PK: np.ndarray, id_PK: np.ndarray, score_PN: np.ndarray, id_PN: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The K best of both, by descending score, then by position."""
-    score_PC, id_PC = np.hstack([score_PK, score_PN]), np.hstack([id_PK, id_PN])
-    order_PK = np.lexsort((id_PC, -score_PC), axis=1)[:, : score_PK.shape[1]]
-    return np.take_along_axis(score_PC, order_PK, axis=1), np.take_along_axis(id_PC, order_PK, axis=1)
+def _with_block(best: Best, scorer: Scorer, query: Block, block: Block, *, cosine: bool) -> Best:
+    """The best so far and of this block, by exact scores of all that can be among them."""
 
+    def merged(query_M: np.ndarray, row_M: np.ndarray) -> Best:
+        score_M = similarities(query.raw_BD, query_M, block.raw_BD, row_M, cosine=cosine)
+        return best.merged(query_M, score_M, row_M + block.start)
 
-def _best_of_block(
-    engine: Engine, query: Block, block: Block, best_PK: np.ndarray, *, cosine: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Exact scores [P,N] and block rows [P,N] of all that can be among the k best; -inf where it cannot."""
-    k = best_PK.shape[1]
-    rough_PN, row_PN = engine.nearest(query.rough_BD, block.rough_BD, min(k + SPARE, len(block)))
-    slack_P = _slack(query, block, cosine=cosine)
-    floor_P = best_PK[:, -1] - slack_P
-    if rough_PN.shape[1] > k:
-        floor_P = np.maximum(floor_P, rough_PN[:, k - 1] - 2 * slack_P)
-    probe_M, column_M = np.nonzero(rough_PN >= floor_P[:, None])
-    row_M = row_PN[probe_M, column_M]
-    score_PN = np.full(rough_PN.shape, -np.inf)
-    score_PN[probe_M, column_M] = similarities(query.raw_BD, probe_M, block.raw_BD, row_M, cosine=cosine)
-    if row_PN.shape[1] < len(block):
-        # What was not fetched scores at most the last fetched score plus the rounding.
-        kth_P = np.partition(np.hstack([best_PK, score_PN]), -k, axis=1)[:, -k]
-        (open_U,) = np.nonzero(kth_P <= rough_PN[:, -1] + slack_P)
-        if len(open_U):
-            row_UN = _search_all(query.raw_BD[open_U], block.raw_BD, row_PN.shape[1], cosine=cosine)
-            probe_M = np.repeat(open_U, row_UN.shape[1])
-            score_M = similarities(query.raw_BD, probe_M, block.raw_BD, row_UN.ravel(), cosine=cosine)
-            score_PN[open_U], row_PN[open_U] = score_M.reshape(row_UN.shape), row_UN
-    return score_PN, row_PN
-
-
-def _slack(query: Block, block: Block, *, cosine: bool) -> np.ndarray:
-    """How far the engine's scores can be from the exact ones, for each query row [P]."""
-    dimension = query.raw_BD.shape[1]
-    if cosine:
-        return np.full(len(query), cosine_bound(dimension))
-    return error_bound(dimension) * np.linalg.norm(query.raw_BD, axis=1) * np.linalg.norm(block.raw_BD, axis=1).max()
+    k = best.score_PK.shape[1]
+    slack_P = rounding(query, block, scorer.take(block.rough_BD), cosine=cosine)
+    (query_M, row_M, _), left_P = scorer.best(k, best.score_PK[:, -1] - slack_P)
+    best = merged(query_M, row_M)
+    # A row that the engine left out scores at most so much and the rounding.
+    (open_U,) = np.nonzero((left_P > -np.inf) & (left_P + slack_P >= best.score_PK[:, -1]))
+    if len(open_U):
+        row_UN = _search_all(query.raw_BD[open_U], block.raw_BD, min(k + TIES, len(block)), cosine=cosine)
+        best = merged(np.repeat(open_U, row_UN.shape[1]), row_UN.ravel())
+    return best
 
 
 def _search_all(query_UD: np.ndarray, block_BD: np.ndarray, count: int, *, cosine: bool) -> np.ndarray:

@@ -13,8 +13,9 @@ from facelt.errors import UserError
 from facelt.models.initialise import load_stage
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-RECIPES = sorted(path.name for path in CONFIGS.glob("*.yaml") if "megaface" not in path.name)
-MEASUREMENTS = sorted(path.name for path in CONFIGS.glob("*megaface*.yaml"))
+AUDITS = sorted(path.name for path in CONFIGS.glob("audit_*.yaml"))
+MEASUREMENTS = sorted(path.name for path in CONFIGS.glob("*megaface*.yaml") if path.name not in AUDITS)
+RECIPES = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.name not in (*MEASUREMENTS, *AUDITS))
 
 
 def test_the_recipes_that_are_promised_are_there():

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import yaml
 
+from eval_megaface.config import MegafaceConfig
+from eval_megaface.evaluate import evaluate
+from facelt.config import load_config
 from facelt.store import StoreWriter
 
 
@@ -76,6 +79,10 @@ class SmallSuite:
             "shots": {"threshold": 0.3},
         } | changes
 
+    def run(self, *overrides, **changes):
+        """The report of the configuration with these changes."""
+        return evaluate(load_config(self.write_config(**changes), MegafaceConfig, overrides))
+
     def write_config(self, **changes):
         """The configuration as a YAML file."""
         path = self.root / "config.yaml"
@@ -108,3 +115,55 @@ def small(tmp_path):
     _write_store(tmp_path / "distractors", distractors[::-1], {"direct": distractor_GD[::-1]})
     _write_store(tmp_path / "train", [str(row) for row in range(8)], {"direct": train_ND}, meta={"model": "abc"})
     return SmallSuite(tmp_path, probes, distractors, probe_PD, distractor_GD, train_ND)
+
+
+@pytest.fixture
+def second(small, write_store):
+    """A second model beside the first, with three kinds; `meta` is shorter than one, so that inner products differ."""
+    random = np.random.default_rng(9)
+    arrays = {}
+    for name, keys in (("probes", small.probes), ("distractors", small.distractors)):
+        direct_ND = small.unit(random.standard_normal((len(keys), 6)))
+        meta_ND = small.unit(random.standard_normal((len(keys), 6)))
+        short_ND = meta_ND * random.uniform(0.1, 0.9, (len(keys), 1)).astype(np.float32)
+        arrays[name] = {"direct": direct_ND, "meta": short_ND, "meta_unit": meta_ND}
+        write_store(small.root / f"second_{name}", keys, arrays[name])
+    files = {name: str(small.root / f"second_{name}") for name in ("probes", "distractors")}
+    return small.config()["models"] | {"second": files}, arrays
+
+
+@pytest.fixture(scope="session")
+def real_stores(real_data, write_store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stores")
+    arrays = np.load(real_data / "faces/embeddings.npz")
+    for name in ("facescrub", "megaface"):
+        write_store(folder / name, arrays[f"{name}_paths"].tolist(), {"direct": arrays[name].astype(np.float32)})
+    train_ND = arrays["train"].astype(np.float32)
+    write_store(folder / "train", [str(row) for row in range(len(train_ND))], {"direct": train_ND})
+    return folder
+
+
+@pytest.fixture
+def real_config(real_data, real_stores, tmp_path):
+    """The configuration for the public embeddings of real faces, as a dict."""
+    return {
+        "out": tmp_path,
+        "suite": {
+            "root": real_data / "faces/megaface",
+            "facescrub_list": "facescrub_features_list.json",
+            "megaface_lists": "megaface_features_list.json_{size}_{set}",
+            "facescrub_noises": "facescrub_noises.txt",
+            "megaface_noises": "megaface_noises.txt",
+            "actors": "facescrub_actors.txt",
+            "actresses": "facescrub_actresses.txt",
+        },
+        "models": {
+            "mobile": {
+                "probes": real_stores / "facescrub",
+                "distractors": real_stores / "megaface",
+                "train": real_stores / "train",
+                "training_identities": real_data / "faces/train/identities.csv",
+            }
+        },
+        "interval": {"replicates": 200},
+    }

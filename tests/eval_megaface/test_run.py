@@ -18,12 +18,15 @@ def exit_code(*arguments: str) -> int:
 def test_script_writes_the_report(small, root, tmp_path):
     command = [sys.executable, str(root / "eval_megaface/run.py"), "--config", str(small.write_config())]
     command += ["--set", "noise.mode=raw", "--set", "title=Small & raw", "--out", str(tmp_path / "there")]
+    command += ["--set", "verification=true", "--set", "open_set={}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "there/report.json").read_text())
     assert report["title"] == "Small & raw"
     assert report["suite"]["noise"]["mode"] == "raw"
     assert "there/report.html" in done.stdout
+    assert "Verification: TAR in % at FAR" in done.stdout
+    assert "- FPIR 0.1: a rate of 0.1 needs 10 non-mated searches" in done.stdout
     assert (tmp_path / "there/report.html").is_file()
 
 

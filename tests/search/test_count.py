@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facelt.search import BadRow, blocks, count, count_above
+from facelt.search import BadRow, blocks, count_above, engine
 
 
 @settings(max_examples=40, deadline=None)
@@ -19,7 +19,7 @@ def test_equals_a_plain_count(seed, threshold, block_values, scores):
     cosine_PG = (q @ g.T) / np.linalg.norm(q, axis=1)[:, None] / np.linalg.norm(g, axis=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "BLOCK_VALUES", block_values)
-        patch.setattr(count, "SCORES", scores)
+        patch.setattr(engine, "SCORES", scores)
         found_P = count_above(query_PD, database_GD, threshold)
     np.testing.assert_array_equal(found_P, (cosine_PG > threshold).sum(axis=1))
 

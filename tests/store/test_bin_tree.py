@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval_megaface.bin_tree import TreeRows, feature_path, read_feature, write_feature
 from facelt.errors import UserError
+from facelt.store.bin_tree import TreeRows, feature_path, read_feature, write_feature
 
 
 def test_bytes(tmp_path):

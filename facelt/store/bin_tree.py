@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from eval_megaface.lists import check_inside
 from facelt.errors import UserError
+from facelt.store.image_lists import check_inside
+from facelt.whole_files import replacing
 
 HEADER = np.dtype("<i4")
 VALUES = np.dtype("<f4")
@@ -33,17 +34,8 @@ def write_feature(path: Path, feature_D: np.ndarray) -> None:
     values_D = np.ascontiguousarray(feature_D, dtype=VALUES)
     if values_D.ndim != 1 or not len(values_D) or not np.isfinite(values_D).all():
         raise UserError(f"{path}: a feature is a vector of finite values")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(np.array([len(values_D), 1, 4, 5], dtype=HEADER).tobytes() + values_D.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    with replacing(path) as temporary:
+        temporary.write_bytes(np.array([len(values_D), 1, 4, 5], dtype=HEADER).tobytes() + values_D.tobytes())
 
 
 def read_feature(path: Path, dimension: int | None = None) -> np.ndarray:
@@ -77,7 +69,7 @@ class TreeRows:
     def __init__(self, root: Path, algorithm: str, images: Sequence[str]) -> None:
         self._root = root
         self._paths = [feature_path(root, image, algorithm) for image in images]
-        missing = [path for path in self._paths if not _is_file_below(path, os.path.realpath(root))]
+        missing = [path for path in self._paths if size_below(path, root) is None]
         if missing:
             shown = ", ".join(str(path.relative_to(root)) for path in missing[:3])
             raise UserError(f"{root}: lacks {len(missing)} of {len(images)} features, such as {shown}")
@@ -93,15 +85,20 @@ class TreeRows:
         return value_ND
 
 
-def _is_file_below(path: Path, real_root: str) -> bool:
+def size_below(path: Path, root: Path) -> int | None:
+    """The size of a file below `root`, None where there is none. Raises UserError where a link leads out of it."""
     try:
-        mode = path.lstat().st_mode
+        status = path.lstat()
     except OSError:
-        return False
-    real = os.path.realpath(path) if stat.S_ISLNK(mode) else f"{_real_folder(path.parent)}/{path.name}"
+        return None
+    real_root = _real_folder(root)
+    is_link = stat.S_ISLNK(status.st_mode)
+    real = os.path.realpath(path) if is_link else f"{_real_folder(path.parent)}/{path.name}"
     if os.path.commonpath([real, real_root]) != real_root:
         raise UserError(f"{path}: leads out of {real_root}")
-    return stat.S_ISREG(mode) or Path(real).is_file()
+    if is_link:
+        return Path(real).stat().st_size if Path(real).is_file() else None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 @lru_cache(maxsize=4096)

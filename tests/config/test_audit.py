@@ -1,0 +1,43 @@
+"""The configuration of audits: the ones that are shipped, and what cannot be meant."""
+
+import pytest
+
+from facelt.config import AuditConfig, load_config
+from facelt.errors import UserError
+
+
+def test_every_audit_loads(root):
+    paths = sorted((root / "configs").glob("audit_*.yaml"))
+    assert [path.stem for path in paths] == ["audit_megaface", "audit_scores"]
+    for path in paths:
+        config = load_config(path, AuditConfig)
+        assert config.by[0] == ("gender",)
+        assert config.threshold.fmr == 0.001
+
+
+def test_rates_apply_where_no_threshold_is_named():
+    config = load_config(None, AuditConfig, ["out=x", "scores=y", "by=[[a]]", "threshold.store=z"])
+    assert (config.threshold.wanted.fmr, config.threshold.wanted.fpir) == (1e-3, 1e-2)
+    named = config.model_copy(update={"threshold": config.threshold.model_copy(update={"fpir": 0.1})})
+    assert (named.threshold.wanted.fmr, named.threshold.wanted.fpir) == (None, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        (["gallery.path=z"], "gallery goes with embeddings, which are not named"),
+        (["shots.train=z"], "shots.train goes with embeddings, which are not named"),
+        (["attributes.actors=z"], "attributes: actors and actresses go together: give both files or neither"),
+        (["by=[]"], "by: "),
+        (["by=[[]]"], "by.0: "),
+        (["min_identities=1"], "min_identities: "),
+        (["bins={a: [2, 1]}"], "bins.a: the edges must ascend"),
+        (["embeddings.path=z"], "embeddings and scores are two ways to say what is audited"),
+        (["threshold.fmr=1.5"], "threshold.fmr: "),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_by_its_key(changes, what):
+    with pytest.raises(UserError) as error:
+        load_config(None, AuditConfig, ["out=x", "scores=y", "by=[[a]]", *changes])
+    assert str(error.value).startswith("command line: ")
+    assert what in str(error.value)

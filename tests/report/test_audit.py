@@ -1,0 +1,276 @@
+"""The audit's report: what stands in the page and the tables, and that a name from data can do no harm there."""
+
+import csv
+import json
+from html.parser import HTMLParser
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from facelt.report import print_audit, write_report
+from facelt.report.audit_words import figure_text, limits, model_card, p_value, share, verdict
+
+METRICS = {"rank1": (80, 100), "fnir": (20, 100), "fpir": (0, 100), "fmr": (5, 50_000), "fnmr": (10, 100)}
+
+
+def rate(events, trials, small=False):
+    value = events / trials
+    return {
+        "rate": value, "low": value * 0.5, "high": min(1.0, value * 1.5 + 0.01), "events": float(events),
+        "trials": float(trials), "identities": 3 if small else 20, "effective": 30.0, "small": small,
+        "coverage": {"mean": 0.9487, "lowest": 0.9385},
+    }  # fmt: skip
+
+
+def group(name, worse, small=False):
+    return {
+        "group": name, "identities": 3 if small else 20, "images": 100, "failures": 2, "failure_rate": 0.02,
+        "small": small,
+        "rates": {metric: rate(events + worse, trials, small) for metric, (events, trials) in METRICS.items()},
+        "own_threshold": {
+            "wanted": 1e-3, "threshold": 0.4321, "fmr": 0.0009, "fnmr": 0.12, "supported": True, "reason": None,
+        },
+    }  # fmt: skip
+
+
+def contrast(metric, first, second, p, adjusted):
+    return {
+        "metric": metric, "by": ["hat"], "first": first, "second": second, "difference": 0.07, "low": -0.01,
+        "high": 0.15, "ratio": 1.5, "ratio_low": 0.9, "ratio_high": None, "p": p, "adjusted_p": adjusted,
+    }  # fmt: skip
+
+
+def disparity(figure, metric, value, at_least=False, note=""):
+    ends = (None, None) if at_least else (value / 2, value * 2)
+    return {
+        "figure": figure, "metric": metric, "by": ["hat"], "value": value, "at_least": at_least, "note": note,
+        "low": ends[0], "high": ends[1],
+    }  # fmt: skip
+
+
+def condition(text, reasons=(), undecided=None):
+    return {"text": text, "failed": bool(reasons), "reasons": list(reasons), "undecided": undecided}
+
+
+def make(red="red", blue="blue", by="hat", title="An audit", path="people.csv"):
+    """A report of two groups and a small third one; every name that comes from data can be another."""
+    names = [[red], [blue], ["rare"]]
+    groups = [group(names[0], 0), group(names[1], 7), group(names[2], 3, small=True)]
+    return {
+        "schema": "facelt.audit/1", "title": title, "notes": [f"About {red}."],
+        "provenance": {"data": red, "consent": "asked", "licence": "none", "model": blue, "auditor": ""},
+        "statistics": {"level": 0.95, "alpha": 0.5, "replicates": 2000, "seed": 0, "min_identities": 5},
+        "subject": {
+            "source": "embeddings", "images": 300, "identities": 43, "enrolled": 294, "failures": 6,
+            "failed": [f"{red}.jpg: holds nothing"], "distractors": 1000,
+            "noise": {"mode": "drop", "images_removed": 1, "distractors_removed": 2}, "kind": "direct",
+            "score": "cosine similarity", "shots": None, "models": {"embeddings": {red: {"sha256": blue}}},
+            "files": {path: "ab" * 32},
+        },
+        "thresholds": {
+            "pairs": {
+                "score": 0.4, "kind": "fmr", "where": red, "wanted": 1e-3, "rate": 0.0009, "trials": 90_000,
+                "supported": True,
+            },
+        },
+        "overall": {metric: rate(events, trials) for metric, (events, trials) in METRICS.items()},
+        "det": {"fmr": [0.001, 0.01], "fnmr": [0.2, 0.1], "threshold": [0.5, 0.4]},
+        "groupings": [
+            {
+                "by": [by], "groups": groups,
+                "across": [{"left": a, "right": b, **rate(3, 10_000)} for i, a in enumerate(names) for b in names[i:]],
+                "det": [
+                    {"group": name, "fmr": [0.001, 0.01, 0.1], "fnmr": [0.3, 0.2, 0.1], "threshold": [0.5, 0.4, 0.3]}
+                    for name in names
+                ],
+                "disparities": [
+                    disparity("gap", "rank1", 0.07), disparity("ratio", "fmr", 2.4),
+                    disparity("ratio", "fpir", 1.0, True, f"no error in {red}: their upper bound is used"),
+                    disparity("garbe", "fmr_fnmr", 0.3),
+                ],
+                "contrasts": [contrast("rank1", *names[1::-1], 0.001, 0.005), contrast("fmr", *names[:2], 0.2, 0.2)],
+            }
+        ],
+        "against": {
+            "metric": "rank1", "other": red,
+            "groupings": [
+                {
+                    "by": [by],
+                    "rows": [
+                        {
+                            "group": names[0], "rate": 0.8, "other_rate": 0.85, "difference": 0.05, "low": 0.01,
+                            "high": 0.09, "identities": 20, "small": False, "p": 0.01, "adjusted_p": 0.02,
+                        }
+                    ],
+                }
+            ],
+        },
+        "training": {
+            "record": "train.rec", "files": {"train.rec": "cd" * 32}, "images": 500, "identities": 50,
+            "bands": {"many": ">= 101", "medium": "20 to 100", "few": "<= 19"}, "convention": "paper",
+            "not_grouped": [],
+            "groupings": [
+                {
+                    "by": [by],
+                    "groups": [
+                        {
+                            "group": names[0], "identities": 50, "images": 500, "share_of_images": 1.0,
+                            "median_images": 3.5,
+                            "bands": {band: {"identities": 1, "images": 2} for band in ("many", "medium", "few")},
+                        }
+                    ],
+                }
+            ],
+        },
+        "conditions": [
+            condition("gap(rank1) > 0.05", reasons=["gap(rank1) > 0.05: gap(rank1) is 0.07"]),
+            condition("gap(rank1) > 0.5"),
+            condition("ratio(fpir) > 2", undecided="'ratio(fpir) > 2' cannot be decided"),
+        ],
+    }  # fmt: skip
+
+
+class Page(HTMLParser):
+    def __init__(self, path):
+        super().__init__()
+        self.elements, self.text = [], ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def read_csv(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_files_of_a_report(tmp_path):
+    path = write_report(make(), tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text()) == make()
+    names = {"rates", "groups", "across", "disparities", "contrasts", "det", "against", "training"}
+    assert {file.stem for file in (tmp_path / "tables").iterdir()} == names
+    assert path.name == "report.html"
+    assert (tmp_path / "model_card.md").read_text().strip() == model_card(make())
+    rates = read_csv(tmp_path / "tables/rates.csv")
+    assert len(rates) == 4 * len(METRICS)
+    blue = next(row for row in rates if (row["group"], row["metric"]) == ("blue", "fnmr"))
+    assert (blue["rate"], blue["events"], blue["trials"]) == ("0.17", "17.0", "100.0")
+
+
+def test_the_page_says_what_was_found_and_what_not(tmp_path):
+    page = Page(write_report(make(), tmp_path))
+    text = " ".join(page.text.split())
+    assert "Rank-1 rate: blue 87.00 %, red 80.00 %, a gap of 7.00 points" in text
+    assert "0.005 after Holm's correction): significant at 5 %." in text
+    assert "0.2 after Holm's correction): not significant at 5 %." in text
+    assert "Failed: gap(rank1) > 0.05: gap(rank1) is 0.07" in text
+    assert "Passed: gap(rank1) > 0.5 does not hold" in text
+    assert "Undecided: 'ratio(fpir) > 2' cannot be decided" in text
+    assert "raretoo small to compare" in text
+    assert "at least 1" in text
+    assert "upper bound is used" in text
+    for label, value in (("Consent or legal ground", "asked"), ("Licence", "none"), ("Auditor", "not stated")):
+        assert f"{label}{value}" in text
+    assert "0.4000, set on red for FMR 0.1 %; FMR there is 0.09 % of 90,000" in text
+
+
+def test_a_column_of_gender_brings_its_limits(tmp_path):
+    assert "binary and comes from lists" not in Page(write_report(make(), tmp_path)).text
+    assert "binary and comes from lists" in Page(write_report(make(by="gender"), tmp_path)).text
+
+
+def test_tables_have_headers_and_pictures_words(tmp_path):
+    page = Page(write_report(make(), tmp_path))
+    headers = [attrs for tag, attrs in page.elements if tag == "th"]
+    assert headers
+    assert all(attrs.get("scope") in ("col", "row", "colgroup") for attrs in headers)
+    pictures = [attrs for tag, attrs in page.elements if tag == "svg" and attrs.get("aria-hidden") != "true"]
+    # Five metrics and the trade-off.
+    assert len(pictures) == 6
+    assert all(attrs["role"] == "img" and len(attrs["aria-label"]) > 40 for attrs in pictures)
+    said = next(attrs["aria-label"] for attrs in pictures if "rank-1" in attrs["aria-label"])
+    assert "red 80.00 percent" in said
+    assert "rare * 83.00 percent" in said
+    regions = [attrs for tag, attrs in page.elements if attrs.get("role") == "region"]
+    assert all(attrs["aria-label"] and attrs["tabindex"] == "0" for attrs in regions)
+    ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    assert len(ids) == len(set(ids))
+
+
+def test_nothing_in_a_name_runs_or_loads(tmp_path):
+    script, formula = '<script>alert("x")</script>', "=cmd()|'/c calc'!A1"
+    odd = "$\\frac{$ [red]&amp;\x1b[31m\x00\ud800"
+    report = make(script + odd, formula, by=script, title=script, path=script)
+    page = Page(write_report(report, tmp_path))
+    assert not [tag for tag, _ in page.elements if tag in ("script", "img", "iframe", "object")]
+    assert not [attrs for _, attrs in page.elements if any(name.startswith("on") for name in attrs)]
+    addresses = [value for _, attrs in page.elements for name, value in attrs.items() if name in ("src", "href")]
+    assert all(address.startswith(("#", "data:")) for address in addresses)
+    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "\x1b" not in source
+    assert "\x00" not in source
+    for table in (tmp_path / "tables").iterdir():
+        for row in csv.reader(StringIO(table.read_text(encoding="utf-8"))):
+            assert not [cell for cell in row if cell.startswith("=")]
+    console = Console(file=StringIO(), width=100)
+    print_audit(report, console)
+    assert "\x1b" not in console.file.getvalue()
+    assert "[red]" in console.file.getvalue()
+
+
+def test_a_training_record_alone_is_a_report(tmp_path):
+    report = make() | {"subject": None, "groupings": [], "thresholds": {}, "overall": {}, "against": None}
+    page = Page(write_report(report | {"conditions": []}, tmp_path))
+    assert "Who was in the training data" in page.text
+    assert {file.stem for file in (tmp_path / "tables").iterdir()} == {"training"}
+
+
+def test_a_report_that_lacks_a_key_is_refused(tmp_path):
+    report = make()
+    del report["groupings"][0]["contrasts"]
+    with pytest.raises(ValueError, match=r"groupings\[0\] lacks contrasts \(schema facelt.audit/1\)"):
+        write_report(report, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_terminal_has_each_group_and_each_gap():
+    console = Console(file=StringIO(), width=100)
+    print_audit(make(), console)
+    out = console.file.getvalue()
+    assert "By hat" in out
+    assert "too small" in out
+    assert "a gap of 7.00 points" in out
+    assert "500 (50)" in out
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [
+        (0.83024, "83.02"),
+        (1.0, "100.00"),
+        (0.01, "1.00"),
+        (0.00123, "0.12"),
+        (5e-5, "0.005"),
+        (0, "0"),
+        (-0.05, "-5.00"),
+    ],
+)
+def test_rates_keep_the_digits_that_matter(rate, text):
+    assert share(rate) == text
+
+
+def test_words():
+    assert share(None) == "\N{EN DASH}"
+    assert limits(0.745, 0.8914) == "74.5\N{EN DASH}89.1"
+    assert limits(-0.055, 0.2) == "-5.5 to 20.0"
+    assert limits(None, None) == ""
+    assert p_value(0.14492) == "0.14"
+    assert figure_text(disparity("ratio", "fmr", 2.4, True)) == "at least 2.4"
+    assert figure_text(disparity("gap", "fmr", 0.07)) == "7.00 points"
+    untested = contrast("fmr", ["a"], ["b"], None, None)
+    assert verdict(untested, 0.95).startswith("not tested")

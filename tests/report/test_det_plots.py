@@ -1,0 +1,104 @@
+"""Trade-off curves: drawn where their rates are, faint where unsupported, safe names, no zero on a logarithm."""
+
+import re
+from itertools import pairwise
+from xml.etree import ElementTree
+
+import pytest
+
+from facelt.report.det_plots import Tradeoff, det_figure, open_set_figure, tradeoff_plot
+from facelt.report.series import Style
+
+
+def texts(svg):
+    return ["".join(element.itertext()) for element in ElementTree.fromstring(svg).iter("text")]
+
+
+def lines(svg, colour):
+    """Points of each stroked path of `colour`, with its opacity; marks, which are filled, are left out."""
+    found = []
+    for path in ElementTree.fromstring(svg).iter("path"):
+        style = path.get("style", "")
+        if f"stroke: {colour}" in style and "fill: none" in style:
+            numbers = [float(number) for number in re.findall(r"-?\d+\.?\d*", path.get("d", ""))]
+            opacity = float((re.search(r"stroke-opacity: ([\d.]+)", style) or [0, 1])[1])
+            found.append((list(zip(numbers[::2], numbers[1::2], strict=True)), opacity))
+    return found
+
+
+def curve(**changes):
+    values = {
+        "label": "plain", "x": [1e-5, 1e-4, 1e-3, 1e-2], "y": [0.8, 0.4, 0.2, 0.1],
+        "points": [(1e-3, 0.2), (1e-6, None)], "style": Style("#123456"),
+    }  # fmt: skip
+    return Tradeoff(**{**values, **changes})
+
+
+def plot(*curves):
+    return tradeoff_plot(curves, x_label="FMR (%)", y_label="FNMR (%)", description="curves")
+
+
+def test_a_line_runs_through_its_rates_on_two_logarithmic_axes():
+    svg = plot(curve())
+    ((points, opacity),) = [line for line in lines(svg, "#123456") if len(line[0]) == 4]
+    steps = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(points)]
+    assert opacity == 1
+    # A decade of FMR and a halving of FNMR at each step.
+    assert all(step == pytest.approx(steps[0], rel=1e-3) for step in steps)
+    assert {"0.001", "0.01", "0.1", "1", "FMR (%)", "FNMR (%)"} <= set(texts(svg))
+
+
+def test_a_short_axis_has_labels_as_well():
+    # Neither a decade nor a 2 or a 5 but 20 lies between 18 and 28 percent.
+    shown = texts(plot(curve(y=[0.28, 0.25, 0.22, 0.18], points=[])))
+    assert sum(18 * 0.8 < float(text) < 28 * 1.2 for text in shown if text.isdigit()) >= 3
+
+
+def test_what_the_trials_do_not_support_is_faint():
+    svg = plot(curve(supported_from=1e-3))
+    drawn = {len(points): opacity for points, opacity in lines(svg, "#123456")}
+    assert drawn == {3: 0.4, 2: 1.0}
+    figure = det_figure([curve(supported_from=1e-3)])
+    assert "Faint where the non-mated pairs allow fewer than 30 errors." in figure.caption
+    assert "Faint" not in det_figure([curve(supported_from=1e-6)]).caption
+
+
+def test_zero_is_left_out():
+    svg = plot(curve(x=[0.0, 1e-4, 1e-3, 1e-2, 1.0], y=[1.0, 0.4, 0.2, 0.1, 0.0], points=[(1e-3, 0.0)]))
+    assert [len(points) for points, opacity in lines(svg, "#123456") if opacity == 1] == [3]
+    assert "nan" not in svg.lower()
+    assert "inf" not in svg.lower()
+
+
+def test_a_figure_tells_its_numbers():
+    figure = det_figure([curve(), curve(label="oltr", points=[(1e-2, 0.05)], style=Style(look=1))])
+    assert figure.header == ("", "FNMR (%) at FMR 1 %", "FNMR (%) at FMR 0.1 %", "FNMR (%) at FMR 0.0001 %")
+    assert figure.data == (("plain", "–", "20.00", "–"), ("oltr", "5.00", "–", "–"))  # noqa: RUF001
+    assert [series.label for series in figure.series] == ["plain", "oltr"]
+    assert figure.series[0].x == pytest.approx([1e-3, 1e-2, 1e-1, 1])
+    said = ElementTree.fromstring(figure.svg).get("aria-label")
+    assert "plain: FNMR 20.00 percent at FMR 0.1 percent, FNMR not measured at FMR 0.0001 percent" in said
+
+
+def test_open_set_states_its_rank():
+    figure = open_set_figure([curve()], rank=5)
+    assert "rank 5" in figure.caption
+    assert "false positive identification rate, FPIR (%)" in texts(figure.svg)
+    assert figure.header[1] == "FNIR (%) at FPIR 0.1 %"
+
+
+@pytest.mark.parametrize(
+    "curves", [[], [curve(x=[], y=[], points=[(0.1, None)])], [curve(x=[1.0], y=[0.0], points=[])]]
+)
+def test_no_curve_says_so(curves):
+    figure = det_figure(curves)
+    assert "no curve: too few trials" in texts(figure.svg)
+
+
+def test_a_single_point_and_hostile_names_are_drawn():
+    name = "<script>alert(1)</script>$\\frac{$\x00"
+    figure = open_set_figure([curve(label=name, x=[0.1], y=[0.5], points=[])])
+    root = ElementTree.fromstring(figure.svg)
+    assert not list(root.iter("script"))
+    assert "no figure asked for" in root.get("aria-label")
+    assert "\x00" not in figure.svg

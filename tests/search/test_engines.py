@@ -1,0 +1,152 @@
+"""All engines give the same ids and the same scores, ties and repeated rows included, and are chosen by name."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from facelt.errors import UserError
+from facelt.search import blocks, count_above, engine, open_search, top_k
+from facelt.search.engine import open_engine
+from facelt.search.faiss_engine import FaissEngine, FaissScorer, GpuScorer
+
+
+def crowded(random, rows, dimension):
+    """Rows near a few centres, some of them twice, so that scores are close and many are equal."""
+    centre_CD = random.standard_normal((3, dimension))
+    row_ND = centre_CD[random.integers(0, 3, rows)] + 10.0 ** random.uniform(-6, 0) * random.standard_normal(
+        (rows, dimension)
+    )
+    return row_ND[random.integers(0, rows, rows)].astype(np.float32)
+
+
+def exact(query_PD, database_GD, cosine):
+    """Similarities in float64."""
+    q, g = query_PD.astype(np.float64), database_GD.astype(np.float64)
+    if cosine:
+        q, g = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (q, g))
+    return q @ g.T
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    rows=st.integers(1, 150),
+    k=st.integers(1, 12),
+    dimension=st.integers(2, 24),
+    cosine=st.booleans(),
+    block_values=st.integers(24, 2000),
+    scores=st.integers(1, 400),
+)
+def test_all_engines_agree(engines, seed, rows, k, dimension, cosine, block_values, scores):
+    random = np.random.default_rng(seed)
+    database_GD = crowded(random, rows, dimension)
+    query_PD = np.concatenate([database_GD[:2], crowded(random, 5, dimension)])
+    prefixes = [rows, int(random.integers(0, rows + 1))]
+    threshold = float(random.uniform(-0.5, 1))
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "BLOCK_VALUES", block_values)
+        patch.setattr(engine, "SCORES", scores)
+        for name, one in engines.items():
+            found[name] = (
+                *top_k(query_PD, database_GD, k, prefixes, cosine=cosine, engine=one),
+                count_above(query_PD, database_GD, threshold, engine=one),
+            )
+    score_SPK, id_SPK, count_P = found["faiss"]
+    for other in found.values():
+        np.testing.assert_array_equal(other[0], score_SPK)
+        np.testing.assert_array_equal(other[1], id_SPK)
+        np.testing.assert_array_equal(other[2], count_P)
+    plain_PG = exact(query_PD, database_GD, cosine)
+    for size, score_PK, id_PK in zip(prefixes, score_SPK, id_SPK, strict=True):
+        kept = min(k, size)
+        expected_PK = -np.sort(-plain_PG[:, :size], axis=1)[:, :kept]
+        np.testing.assert_allclose(score_PK[:, :kept], expected_PK, rtol=1e-9, atol=1e-9)
+        assert (id_PK[:, kept:] == -1).all()
+        np.testing.assert_allclose(
+            np.take_along_axis(plain_PG, id_PK[:, :kept], axis=1), score_PK[:, :kept], rtol=1e-9, atol=1e-9
+        )
+        tied_PK = score_PK[:, 1:kept] == score_PK[:, : max(0, kept - 1)]
+        assert (np.diff(id_PK[:, :kept], axis=1)[tied_PK] > 0).all()
+
+
+def test_bfloat16_scores_alone_would_be_wrong(engines):
+    # Differences far below bfloat16's 8 bits decide the order.
+    random = np.random.default_rng(3)
+    row_D = random.standard_normal(64)
+    database_GD = (row_D + 1e-4 * random.standard_normal((5000, 64))).astype(np.float32)
+    _, id_SPK = top_k(row_D[None].astype(np.float32), database_GD, 20, cosine=True, engine=engines["torch bfloat16"])
+    plain_G = exact(row_D[None].astype(np.float32), database_GD, True)[0]
+    np.testing.assert_array_equal(id_SPK[0, 0], np.argsort(-plain_G, kind="stable")[:20])
+
+
+@pytest.mark.parametrize("name", ["faiss", "torch float32", "torch bfloat16"])
+def test_rows_that_get_ever_better(engines, name):
+    # The worst order for a floor: every block is above all before it.
+    random = np.random.default_rng(4)
+    query_PD = random.standard_normal((3, 8)).astype(np.float32)
+    database_GD = query_PD.mean(axis=0) * np.linspace(0.1, 9, 4000, dtype=np.float32)[:, None]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "BLOCK_VALUES", 8 * 300)
+        score_SPK, id_SPK = top_k(query_PD, database_GD, 5, engine=engines[name])
+    plain_PG = exact(query_PD, database_GD, False)
+    np.testing.assert_array_equal(id_SPK[0], np.argsort(-plain_PG, axis=1, kind="stable")[:, :5])
+    np.testing.assert_allclose(score_SPK[0], -np.sort(-plain_PG, axis=1)[:, :5], rtol=1e-12)
+
+
+def test_a_faiss_with_gpus_searches_there(monkeypatch):
+    import faiss
+
+    asked = []
+
+    def knn_gpu(resources, query_PD, block_BD, k, *, metric, device):
+        asked.append((resources, k, device))
+        return faiss.knn(query_PD, block_BD, k, metric=metric)
+
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2)
+    monkeypatch.setattr(faiss, "StandardGpuResources", lambda: "resources", raising=False)
+    monkeypatch.setattr(faiss, "knn_gpu", knn_gpu)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    random = np.random.default_rng(5)
+    query_PD, database_GD = (random.standard_normal((rows, 8)).astype(np.float32) for rows in (4, 3000))
+    gpu = FaissEngine()
+    assert isinstance(gpu.open(query_PD), GpuScorer)
+    found = top_k(query_PD, database_GD, 5, engine=gpu), count_above(query_PD, database_GD, 0.2, engine=gpu)
+    assert {(resources, device) for resources, _, device in asked} == {("resources", 1)}
+    monkeypatch.undo()
+    cpu = FaissEngine()
+    assert isinstance(cpu.open(query_PD), FaissScorer)
+    expected = top_k(query_PD, database_GD, 5, engine=cpu), count_above(query_PD, database_GD, 0.2, engine=cpu)
+    np.testing.assert_array_equal(found[0][1], expected[0][1])
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_engines_by_name(monkeypatch):
+    assert open_engine("auto").name == open_engine("faiss").name == "faiss"
+    assert open_engine("torch").name == "torch"
+    assert open_search("torch").engine.name == "torch"
+    find_spec = engine.importlib.util.find_spec
+    monkeypatch.setattr(
+        engine.importlib, "util", types.SimpleNamespace(find_spec=lambda name: name != "faiss" and find_spec(name))
+    )
+    assert open_engine("auto").name == "torch"
+    with pytest.raises(UserError, match=r"search.engine: 'faiss' is not installed; pip install 'facelt\[cpu\]'"):
+        open_engine("faiss")
+    monkeypatch.setattr(engine.importlib, "util", types.SimpleNamespace(find_spec=lambda name: None))
+    with pytest.raises(UserError, match="neither faiss nor torch is installed"):
+        open_engine("auto")
+
+
+def test_faiss_search_loads_no_torch(root):
+    import subprocess
+
+    code = "import sys, numpy as np; sys.modules['torch'] = None\n"
+    code += "from facelt.search import open_search\n"
+    code += "search = open_search(); rows = np.eye(3, dtype=np.float32)\n"
+    code += "print(search.top_k(rows, rows, 1, [3], cosine=True)[1].ravel(), search.count_above(rows, rows, 0.5))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["[0", "1", "2]", "[1", "1", "1]"], done.stderr

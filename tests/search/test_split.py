@@ -1,0 +1,63 @@
+"""Two processes that share a database find what one finds, and stop together at a row that cannot be scored."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from facelt.search import Search, open_search
+from facelt.search.engine import open_engine
+
+PROGRAM = """
+import sys
+import numpy as np
+import torch.distributed as dist
+from facelt.search import BadRow, open_search
+
+arrays = np.load(sys.argv[1])
+search = open_search(sys.argv[2])
+query_PD, database_GD = arrays["query_PD"], arrays["database_GD"]
+score_SPK, id_SPK = search.top_k(query_PD, database_GD, 7, arrays["prefixes"].tolist(), cosine=True)
+count_P = search.count_above(query_PD, database_GD, 0.3)
+database_GD[-2] = 0
+try:
+    search.count_above(query_PD, database_GD, 0.3)
+    said = "nothing"
+except BadRow as error:
+    said = str(error)
+np.savez(f"{sys.argv[3]}/{search.rank}.npz", score_SPK=score_SPK, id_SPK=id_SPK, count_P=count_P, said=said,
+    is_first=search.is_first)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("name", ["faiss", "torch"])
+def test_two_ranks_equal_one(root, tmp_path, name):
+    random = np.random.default_rng(6)
+    database_GD = random.standard_normal((301, 12)).astype(np.float32)
+    # Ties across the border of the shards.
+    database_GD[200:] = database_GD[:101]
+    query_PD, prefixes = database_GD[:9].copy(), np.array([0, 4, 140, 160, 301])
+    np.savez(tmp_path / "in.npz", query_PD=query_PD, database_GD=database_GD, prefixes=prefixes)
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(tmp_path / "program.py"), str(tmp_path / "in.npz"), name, str(tmp_path)]
+    environment = {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    one = Search(open_engine("faiss"))
+    score_SPK, id_SPK = one.top_k(query_PD, database_GD, 7, prefixes.tolist(), cosine=True)
+    count_P = one.count_above(query_PD, database_GD, 0.3)
+    for rank in range(2):
+        found = np.load(tmp_path / f"{rank}.npz")
+        np.testing.assert_array_equal(found["score_SPK"], score_SPK)
+        np.testing.assert_array_equal(found["id_SPK"], id_SPK)
+        np.testing.assert_array_equal(found["count_P"], count_P)
+        assert str(found["said"]) == "row 299 of the database has length zero"
+        assert bool(found["is_first"]) == (rank == 0)
+
+
+def test_one_process_is_not_split(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert type(open_search("faiss")) is Search
