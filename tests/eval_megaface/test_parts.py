@@ -92,7 +92,7 @@ def test_a_damaged_part_is_named(small):
 
 def test_parts_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot write .*npz"):
+    with pytest.raises(UserError, match=r"cannot write .*npz"):
         Parts(tmp_path / "file/parts").get({"a": 1}, lambda: {"x_N": np.ones(2)})
     reader = Parts(tmp_path / "parts", writes=False)
     assert reader.get({"a": 1}, lambda: {"x_N": np.ones(2)})["x_N"].tolist() == [1, 1]
