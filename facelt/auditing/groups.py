@@ -69,10 +69,8 @@ def measure(
     tests["fnmr"] = _search_test(counts.error_FI.sum(axis=0), counts.trial_FI.sum(axis=0), draws)
     across = pair_table("fmr", non_mated, units, grouping, across=True, **settings)
     found: list[Contrast] = []
-    # Groups without an error have no logarithm for the limits of ratios, which do without.
-    with np.errstate(invalid="ignore"):
-        for metric, table in tables.items():
-            found += contrasts(table, row_of_identities(table), tests[metric])
+    for metric, table in tables.items():
+        found += contrasts(table, row_of_identities(table), tests[metric])
     pairs = {"fmr": non_mated, "fnmr": mated}
     replicates = _replicates(tables, pairs, units, grouping, statistics)
     return Measured(grouping, sizes, tables, replicates, across, histograms, tuple(found))

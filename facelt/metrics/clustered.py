@@ -98,13 +98,13 @@ class RateIntervals:
         self, first: int, second: int, limits: tuple[np.ndarray, np.ndarray, np.ndarray], influence_FI: np.ndarray
     ) -> tuple[float, float]:
         """How far the limits of a difference lie below and above it; `limits` are the middles, lows and highs."""
-        middle_F, low_F, high_F = limits
-        fall_F, rise_F = middle_F - low_F, high_F - middle_F
+        # Of the two alone: another rate may be 0 and have no logarithm.
+        (a, b), (a_low, b_low), (a_high, b_high) = ((limit_F[first], limit_F[second]) for limit_F in limits)
         a_I, b_I = influence_FI[first], influence_FI[second]
         shared = bool(((a_I != 0) & (b_I != 0)).any())
         correlation = float(a_I @ b_I / np.sqrt((a_I @ a_I) * (b_I @ b_I))) if shared else 0.0
-        below = _joined(fall_F[first], rise_F[second], correlation)
-        above = _joined(rise_F[first], fall_F[second], correlation)
+        below = _joined(a - a_low, b_high - b, correlation)
+        above = _joined(a_high - a, b - b_low, correlation)
         if not shared:
             return below, above
         half = self._half_width(a_I - b_I, min(self.freedom_F[first], self.freedom_F[second]))
