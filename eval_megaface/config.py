@@ -83,7 +83,10 @@ class IntervalConfig(Strict):
 
 
 class SearchConfig(Strict):
-    """Who searches: `auto` is faiss where it is installed, else torch; each takes a GPU if it can."""
+    """Who searches: `auto` is faiss where it is installed, else torch; each takes a GPU if it can.
+
+    A large search is torch's by `auto` where it is installed and the machine multiplies bfloat16 fast.
+    """
 
     engine: EngineName = "auto"
 

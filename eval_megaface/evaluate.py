@@ -40,8 +40,9 @@ def evaluate(
     What is finished is kept below the folder `out`: the same run, interrupted, goes on from there. Under torchrun all
     processes call it and get the same report. Raises UserError naming the file, the key or the images at fault.
     """
-    search = open_search(config.search.engine)
     suite = load_suite(config)
+    pairs = len(suite.probe_paths) * sum(len(gallery.paths) for gallery in suite.galleries)
+    search = open_search(config.search.engine, pairs)
     sources = {name: ModelSources(files) for name, files in config.models.items()}
     kinds = {name: measured_kinds(name, source, config) for name, source in sources.items()}
     notes = [*config.notes, *suite.notes, *_overlap(config, suite), *one_sided_kinds(sources)]

@@ -12,7 +12,7 @@ from facelt.errors import UserError
 from facelt.search.exact import cosine_bound, error_bound
 
 # float32 values of one block; the anonymous memory of a search is a small multiple of this.
-BLOCK_VALUES = 1 << 23
+BLOCK_VALUES = 1 << 22
 # Rows whose lengths are this close to one (stored unit vectors are) need no division: the engine's slack covers it.
 NEAR_ONE = 1e-3
 

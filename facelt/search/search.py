@@ -45,12 +45,14 @@ class Search:
         return count_above(query_PD, database_GD, threshold, engine=self.engine, advance=advance)
 
 
-def open_search(name: EngineName = "auto") -> Search:
+def open_search(name: EngineName = "auto", pairs: int = 0) -> Search:
     """A search by the engine of that name, split over all processes where torchrun started several.
+
+    `pairs` is about how many are to be scored: see `open_engine`.
 
     Raises UserError where the engine is not installed.
     """
-    engine = open_engine(name)
+    engine = open_engine(name, pairs)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return Search(engine)
     from facelt.search.split import SplitSearch

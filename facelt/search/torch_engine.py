@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 OUTPUT_ERROR = 2.0**-8 + 2.0**-12
 # Sorted are this many times k, so that the error seldom leaves it open which are the k best.
 SORTED = 4
+# Rows looked at together for how far rounding moved them: their differences stay in the processor's cache.
+PIECE = 512
 # Where more pairs than this many times k a query row pass the floors, sorting is cheaper.
 CROWD = 8
 
@@ -60,8 +62,6 @@ class TorchScorer:
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         self.device, self.dtype = device, torch.bfloat16 if bfloat16 else torch.float32
-        # Reused: fresh memory costs as much as filling it.
-        self._moved_ND: torch.Tensor | None = None
         self.query_PD, self.query_moved = self._rounded(query_PD)
 
     def take(self, block_BD: np.ndarray) -> float:
@@ -99,10 +99,8 @@ class TorchScorer:
         row_ND = exact_ND.to(self.dtype)
         if self.dtype == torch.float32 or not len(row_ND):
             return row_ND, 0.0
-        if self._moved_ND is None or len(self._moved_ND) < len(row_ND):
-            self._moved_ND = torch.empty_like(exact_ND)
-        moved_N = torch.sub(row_ND, exact_ND, out=self._moved_ND[: len(row_ND)]).norm(dim=1)
-        return row_ND, float((moved_N / exact_ND.norm(dim=1).clamp_min(1e-30)).max())
+        moved = map(_moved, exact_ND.split(PIECE), row_ND.split(PIECE))
+        return row_ND, float(torch.stack(list(moved)).max())
 
     def _passing(self, floor_P: np.ndarray) -> Iterator[Pairs]:
         """Pairs that score at least the floors, a tile of the block's rows at a time."""
@@ -128,6 +126,11 @@ class TorchScorer:
             score_PN[part], row_PN[part] = score_QN.cpu().numpy(), row_QN.cpu().numpy()
         left_P = np.full(probes, -np.inf) if count == rows else score_PN[:, -1].astype(np.float64)
         return (np.repeat(np.arange(probes), count), row_PN.ravel(), score_PN.ravel()), left_P
+
+
+def _moved(exact_BD: "torch.Tensor", row_BD: "torch.Tensor") -> "torch.Tensor":
+    """How far the row that moved most did, as a share of its length."""
+    return ((row_BD - exact_BD).norm(dim=1) / exact_BD.norm(dim=1).clamp_min(1e-30)).max()
 
 
 def _above(score_PT: "torch.Tensor", floor_P: np.ndarray) -> "torch.Tensor":

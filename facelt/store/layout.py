@@ -78,10 +78,16 @@ def read_items(path: Path) -> Columns:
     ragged = next((number for number, row in enumerate(rows, start=2) if len(row) != len(header)), None)
     if ragged is not None:
         raise UserError(f"{path}: line {ragged} has {len(rows[ragged - 2])} fields, the header has {len(header)}")
-    columns = [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in header]
-    table = dict(zip(header, columns, strict=True))
+    key_N, *columns = zip(*rows, strict=True) if rows else ([] for _ in header)
+    # Identities and attributes repeat: one text each, however many images have it.
+    table = dict(zip(header, [list(key_N), *map(_shared, columns)], strict=True))
     check_keys(table["key"], str(path))
     return table
+
+
+def _shared(text_N: Sequence[str]) -> list[str]:
+    seen: dict[str, str] = {}
+    return list(map(seen.setdefault, text_N, text_N))
 
 
 def meta_text(rows: int, kinds: Mapping[str, int], dtype: str, reachability: bool, meta: Mapping[str, Any]) -> str:

@@ -125,6 +125,14 @@ def test_a_faiss_with_gpus_searches_there(monkeypatch):
     np.testing.assert_array_equal(found[1], expected[1])
 
 
+@pytest.mark.parametrize(("fast", "chosen"), [(True, "torch"), (False, "faiss")])
+def test_a_large_search_is_torch_s_where_it_is_fast(monkeypatch, fast, chosen):
+    monkeypatch.setattr("facelt.search.torch_engine._has_bfloat16", lambda device: fast)
+    assert open_search("auto", engine.WORTH_TORCH).engine.name == chosen
+    assert open_search("auto", engine.WORTH_TORCH - 1).engine.name == "faiss"
+    assert open_search("faiss", engine.WORTH_TORCH).engine.name == "faiss"
+
+
 def test_engines_by_name(monkeypatch):
     assert open_engine("auto").name == open_engine("faiss").name == "faiss"
     assert open_engine("torch").name == "torch"
