@@ -16,7 +16,7 @@ EngineName = Literal["auto", "faiss", "torch"]
 # Scores held at once; the pairs above a low threshold can be nearly as many.
 SCORES = 1 << 22
 
-# From so many pairs on the time that importing torch takes is made up for: two searches of a million by a thousand.
+# From so many pairs on the time that importing torch takes is made up for: a search of a million by two thousand.
 WORTH_TORCH = 1 << 31
 
 # Query row [M], block row [M], score [M].
