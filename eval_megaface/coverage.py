@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 SHOWN = 5
+REPEATS_SHOWN = 2
 CHUNK = 512
 READERS = 4
 
@@ -54,7 +55,7 @@ class Coverage:
 
     def repeats(self) -> str:
         """The first few that repeat another's embedding."""
-        return _shown([f"{image} as {first}" for image, first in self.repeated.items()])
+        return _shown([f"{image} as {first}" for image, first in self.repeated.items()], REPEATS_SHOWN)
 
     def problems(self) -> str:
         """The unusable images by reason, the first few by name."""
@@ -67,8 +68,8 @@ class Coverage:
         return f"{self.path}: {self.kind} of {count} cannot be used ({'; '.join(reasons[:SHOWN])}{more})"
 
 
-def _shown(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:SHOWN])) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
+def _shown(names: Sequence[str], most: int = SHOWN) -> str:
+    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def scan(value_ND: Values, row_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

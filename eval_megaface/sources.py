@@ -114,10 +114,12 @@ def coverage_notes(sources: dict[str, ModelSources], without: dict[str, frozense
         for part, images in without.items()
         if images
     ]
+    # Photographs that are in a list twice repeat each other by every model.
+    repeating: dict[str, list[str]] = {}
     for name, source in sources.items():
-        notes += [
-            f"{name}, {kind}: {len(found.repeated)} {part} repeat another's embedding: {found.repeats()}."
-            for (part, kind), found in source.coverage.items()
-            if found.repeated
-        ]
+        for (part, kind), found in source.coverage.items():
+            if found.repeated:
+                what = f"{len(found.repeated)} {part} repeat another's embedding: {found.repeats()}."
+                repeating.setdefault(what, []).append(f"{name}, {kind}")
+    notes += [f"{'; '.join(models)}: {what}" for what, models in repeating.items()]
     return notes
