@@ -18,6 +18,7 @@ from facelt.errors import UserError
 from facelt.search.blocks import Rows
 from facelt.store import EmbeddingStore
 from facelt.store.bin_tree import TreeRows
+from facelt.store.chosen_rows import ChosenRows
 
 META = "meta.json"
 
@@ -43,17 +44,6 @@ class FeatureSource(Protocol):
     def describe(self) -> dict[str, Any]:
         """What the report says about where these figures come from."""
         ...
-
-
-class IndexedRows:
-    """Chosen rows of a memory map, copied when sliced."""
-
-    def __init__(self, value_ND: np.ndarray, position_M: np.ndarray) -> None:
-        self._value_ND, self._position_M = value_ND, position_M
-        self.shape = (len(position_M), value_ND.shape[1])
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        return self._value_ND[self._position_M[rows]]
 
 
 @contextmanager
@@ -88,7 +78,7 @@ class StoreSource:
         if len(missing):
             shown = ", ".join(repr(images[row]) for row in missing[:3])
             raise UserError(f"{self.path}: lacks {len(missing)} of {len(images)} listed images, such as {shown}")
-        return IndexedRows(value_ND, position_M)
+        return ChosenRows(value_ND, position_M)
 
     def inspect(self, kind: str, images: Sequence[str]) -> Coverage:
         """See FeatureSource."""

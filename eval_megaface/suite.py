@@ -1,6 +1,5 @@
 """The test suite as it is measured: which probes and distractors remain, and who the probes are. P probes."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from eval_megaface.noise import noisy_probes, read_noise_list
 from facelt.errors import UserError
 from facelt.identification import MatePairs, mate_pairs
 from facelt.store.image_lists import probe_identity, read_features_list
+from facelt.whole_files import sha256_of_input
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,11 +100,7 @@ class _Files:
         return self.add(str(path), self.root / path)
 
     def add(self, name: str, path: Path) -> Path:
-        try:
-            with path.open("rb") as file:
-                self.hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        self.hashes[name] = sha256_of_input(path)
         return path
 
 

@@ -54,3 +54,11 @@ def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, which need not fit in memory. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_input(path: Path) -> str:
+    """The same of a file that a user names. Raises UserError where it cannot be read."""
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error

@@ -17,7 +17,9 @@ from facelt.errors import UserError
 from facelt.search import Rows
 from facelt.store import UNIT_KINDS, EmbeddingStore
 from facelt.store.bin_tree import TreeRows, feature_path, read_feature, size_below
+from facelt.store.chosen_rows import ChosenRows
 from facelt.store.image_lists import probe_identity, read_image_list, read_noise_names
+from facelt.whole_files import sha256_of_input
 
 META = "meta.json"
 # Features of a tree read at a time.
@@ -52,22 +54,9 @@ class Features:
             keys=[self.keys[row] for row in kept],
             identities=[self.identities[row] for row in kept],
             own={name: [values[row] for row in kept] for name, values in self.own.items()},
-            rows=_ChosenRows(self.rows, np.asarray(kept, dtype=np.int64)),
+            rows=ChosenRows(self.rows, np.asarray(kept, dtype=np.int64)),
             reason={place[row]: why for row, why in self.reason.items() if row in place},
         )
-
-
-class _ChosenRows:
-    """Chosen rows of an array, copied when sliced."""
-
-    def __init__(self, value_ND: "np.ndarray | _ChosenRows", position_M: np.ndarray) -> None:
-        nested = isinstance(value_ND, _ChosenRows)
-        self._value_ND = value_ND._value_ND if nested else value_ND
-        self._position_M = value_ND._position_M[position_M] if nested else position_M
-        self.shape = (len(self._position_M), self._value_ND.shape[1])
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        return self._value_ND[self._position_M[rows]]
 
 
 def open_features(config: FeaturesConfig, kind: str, noise: str, *, whole: bool = True) -> Features:
@@ -92,15 +81,6 @@ def is_named(key: str, noisy: frozenset[str]) -> bool:
     return key in noisy or PurePosixPath(key).stem in noisy
 
 
-def file_hash(path: Path) -> str:
-    """The SHA-256 of a file. Raises UserError where it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-
-
 def _values_hash(rows: Rows) -> str:
     """The SHA-256 of the values of a tree in order; every file of a lazy one is read, and so checked, on the way."""
     digest = hashlib.sha256()
@@ -112,7 +92,7 @@ def _values_hash(rows: Rows) -> str:
 def _open_store(config: FeaturesConfig, kind: str, noisy: frozenset[str]) -> Features:
     store = EmbeddingStore.open(config.path)
     value_ND = store.embedding(kind)
-    hashes = {name: file_hash(config.path / name) for name in (META, "items.csv", f"{kind}.npy")}
+    hashes = {name: sha256_of_input(config.path / name) for name in (META, "items.csv", f"{kind}.npy")}
     described = {"path": str(config.path), **store.meta, "sha256": hashes}
     cosine = kind in UNIT_KINDS
     everyone = Features(config.path, store.keys, store.identities, store.attributes, value_ND, cosine, {}, 0, described)

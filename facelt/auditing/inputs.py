@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from facelt.auditing.attributes import Columns, attribute_columns, check_groupable
-from facelt.auditing.features import Features, file_hash, open_features
+from facelt.auditing.features import Features, open_features
 from facelt.auditing.scores import read_scores
 from facelt.auditing.shots import SHOTS, shot_column
 from facelt.auditing.subject import Subject, subject_of_features, subject_of_scores
 from facelt.config.audit import AuditConfig, FeaturesConfig
 from facelt.errors import UserError
+from facelt.whole_files import sha256_of_input
 
 # How many failures to enrol the report names.
 SHOWN_FAILURES = 100
@@ -107,7 +108,7 @@ def _of_scores(config: AuditConfig) -> Inputs:
         "pairs": len(pairs.score_M),
         "identities": len(pairs.identities),
         "score": "as in the file; larger means more alike",
-        "files": {str(config.scores): file_hash(config.scores), **_hashes(config)},
+        "files": {str(config.scores): sha256_of_input(config.scores), **_hashes(config)},
     }
     return Inputs(subject, columns, groupings, None, None, None, None, summary, notes)
 
@@ -169,4 +170,4 @@ def _hashes(config: AuditConfig) -> dict[str, str]:
         *(*attributes.tables, attributes.actors, attributes.actresses),
         *(path for part in (config.embeddings, config.gallery) if part for path in (part.list, part.noises)),
     )
-    return {str(path): file_hash(path) for path in paths if path is not None}
+    return {str(path): sha256_of_input(path) for path in paths if path is not None}

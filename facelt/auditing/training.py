@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from facelt.auditing.attributes import attribute_columns, check_groupable
-from facelt.auditing.features import file_hash
 from facelt.config.audit import AttributesConfig, AuditConfig
 from facelt.metrics.accuracy import BANDS, SHOT_CONVENTIONS, shot_bands
 from facelt.metrics.groups import Units
+from facelt.whole_files import sha256_of_input
 from recordio_tools import FaceRecord
 
 
@@ -45,7 +45,7 @@ def audit_training(config: AuditConfig) -> dict[str, Any]:
     many_from, few_to = SHOT_CONVENTIONS[convention]
     return {
         "record": str(record),
-        "files": {str(path): file_hash(path) for path in (record, index_path, table) if path.is_file()},
+        "files": {str(path): sha256_of_input(path) for path in (record, index_path, table) if path.is_file()},
         "images": int(counted.image_C.sum()),
         "identities": len(counted.names),
         "bands": {"many": f">= {many_from}", "medium": f"{few_to + 1} to {many_from - 1}", "few": f"<= {few_to}"},
