@@ -6,7 +6,7 @@ import os
 import pytest
 
 from facelt.errors import UserError
-from facelt.whole_files import replacing, sha256_of, write_text
+from facelt.whole_files import replacing, sha256_of, sha256_of_input, write_text
 
 
 def test_text_is_written_as_it_is_in_a_folder_that_is_made(tmp_path):
@@ -42,3 +42,10 @@ def test_any_error_of_the_writer_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="half"):
         fail()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_user_s_file_that_is_absent_is_one_line(tmp_path):
+    (tmp_path / "there").write_bytes(b"abc")
+    assert sha256_of_input(tmp_path / "there") == hashlib.sha256(b"abc").hexdigest()
+    with pytest.raises(UserError, match=r"absent: cannot be read \(No such file or directory\)"):
+        sha256_of_input(tmp_path / "absent")

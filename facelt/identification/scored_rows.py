@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from facelt.search import BadRow, Rows
+from facelt.search import Rows
+from facelt.search.blocks import checked_squares
 
 # float32 values of one block.
 BLOCK_VALUES = 1 << 22
@@ -17,15 +18,8 @@ def scored_rows(rows_BD: np.ndarray, side: str, start: int = 0, *, cosine: bool)
     zero.
     """
     rows_BD = np.ascontiguousarray(rows_BD, dtype=np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        square_B = np.einsum("bd,bd->b", rows_BD, rows_BD)
-    if not (finite_B := np.isfinite(square_B)).all():
-        raise BadRow(side, start + int(np.argmin(finite_B)), "holds a value that is not finite")
-    if not cosine:
-        return rows_BD
-    if not square_B.all():
-        raise BadRow(side, start + int(np.argmin(square_B)), "has length zero")
-    return rows_BD / np.sqrt(square_B)[:, None]
+    square_B = checked_squares(rows_BD, side, start, cosine=cosine)
+    return rows_BD / np.sqrt(square_B)[:, None] if cosine else rows_BD
 
 
 def scored_blocks(rows_GD: Rows, rows: int, *, cosine: bool) -> Iterator[np.ndarray]:

@@ -100,20 +100,28 @@ def prepare(rows_BD: np.ndarray, side: str, start: int = 0, *, cosine: bool, out
         raw_BD = np.empty(rows_BD.shape, dtype=np.float32) if out_BD is None else out_BD
         with np.errstate(over="ignore", invalid="ignore"):
             np.copyto(raw_BD, rows_BD, casting="unsafe")
-    with np.errstate(over="ignore", invalid="ignore"):
-        square_B = np.einsum("bd,bd->b", raw_BD, raw_BD)
-    if not (finite_B := np.isfinite(square_B)).all():
-        raise BadRow(side, start + int(np.argmin(finite_B)), "holds a value that is not finite")
-    length_B = np.sqrt(square_B)
+    length_B = np.sqrt(checked_squares(raw_BD, side, start, cosine=cosine))
     length = float(length_B.max(initial=0.0))
     if not cosine:
         return Block(start, raw_BD, raw_BD, length)
-    if not square_B.all():
-        raise BadRow(side, start + int(np.argmin(square_B)), "has length zero")
     stretch = float(np.abs(length_B - 1).max(initial=0.0))
     if stretch <= NEAR_ONE:
         return Block(start, raw_BD, raw_BD, length, stretch)
     return Block(start, raw_BD, raw_BD / length_B[:, None], length)
+
+
+def checked_squares(row_BD: np.ndarray, side: str, start: int = 0, *, cosine: bool) -> np.ndarray:
+    """The squared lengths of float32 rows, [B].
+
+    Raises BadRow on a row that is not finite or, for cosines, has length zero.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        square_B = np.einsum("bd,bd->b", row_BD, row_BD)
+    if not (finite_B := np.isfinite(square_B)).all():
+        raise BadRow(side, start + int(np.argmin(finite_B)), "holds a value that is not finite")
+    if cosine and not square_B.all():
+        raise BadRow(side, start + int(np.argmin(square_B)), "has length zero")
+    return square_B
 
 
 def rounding(query: Block, block: Block, error: float, *, cosine: bool) -> np.ndarray:
