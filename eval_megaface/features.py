@@ -3,10 +3,8 @@
 N images, M chosen ones, D feature.
 """
 
-import gc
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,25 +44,12 @@ class FeatureSource(Protocol):
         ...
 
 
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """A million lines become as many small lists, which the collector would go through again and again for nothing."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
 class StoreSource:
     """An embedding store; its keys are the lists' paths."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with _collector_paused():
-            self.store = EmbeddingStore.open(path)
+        self.store = EmbeddingStore.open(path)
         self.kinds = self.store.kinds
         self._found: list[tuple[Sequence[str], np.ndarray]] = []
 
