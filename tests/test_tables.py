@@ -70,7 +70,7 @@ def build(method: str):
         (typing.get_args(UpdateRule), allowed(DynamicMetaConfig, "centroid_update")),
         (BACKBONES, allowed(ModelConfig, "backbone")),
         (EMBEDDINGS, allowed(StageConfig, "embedding")),
-        (PARTS, set(typing.get_args(Part))),
+        ((*PARTS, "head"), set(typing.get_args(Part))),
         (KINDS, set(typing.get_args(Kind))),
         (DTYPES, option(embed, "dtype")),
         (SHOT_CONVENTIONS, option(evaluate, "convention")),

@@ -15,7 +15,7 @@ class ClassifyConfig(Strict):
     `scale` multiplies the cosines of the heads `cosine` (16 by default) and `margin` (64). `margins` are those of the
     head `margin`: cos(m1 theta + m2) - m3, so (1, 0.5, 0) is ArcFace and (1, 0, 0.4) CosFace. Below a
     `sample_rate` of 1 these two heads train on the batch's own identities and a draw of the others, that share in all
-    (Partial FC).
+    (Partial FC). With `keep_head` the head goes on from the stage it starts from, instead of anew.
     """
 
     name: Literal["classify"]
@@ -24,6 +24,7 @@ class ClassifyConfig(Strict):
     scale: float | None = Field(None, gt=0)
     margins: tuple[float, float, float] | None = None
     sample_rate: float = Field(1.0, gt=0, le=1)
+    keep_head: bool = False
 
     @model_validator(mode="after")
     def _options_fit_the_head(self) -> "ClassifyConfig":

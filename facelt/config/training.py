@@ -9,7 +9,7 @@ from facelt.config.data import DataConfig
 from facelt.config.methods import MethodConfig
 from facelt.config.strict import Strict
 
-Part = Literal["backbone", "attention", "embedding"]
+Part = Literal["backbone", "attention", "embedding", "head"]
 
 MAY_CHANGE = frozenset(
     {
@@ -18,6 +18,9 @@ MAY_CHANGE = frozenset(
     }
 )
 """Keys that say how a run goes about its work: with other values it trains the same model, and may go on with them."""
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class ModelConfig(Strict):
@@ -37,9 +40,16 @@ class OptimConfig(Strict):
 
     lr: float = Field(0.1, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
     weight_decay: float = Field(5e-4, ge=0)
     batch: int = Field(128, ge=2)
     accumulate: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> "OptimConfig":
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov: looks ahead along the momentum, which is 0; raise momentum or leave it out")
+        return self
 
     @model_validator(mode="after")
     def _micro_batches_have_two_images(self) -> "OptimConfig":
@@ -60,10 +70,15 @@ class Shares(Strict):
 
 
 class ScheduleConfig(Strict):
-    """The learning rate over the epochs of a stage: x `factor` after every `every` epochs, or a cosine to 0."""
+    """The learning rate over the epochs of a stage.
 
-    name: Literal["step", "cosine"] = "step"
+    `step`: x `factor` after every `every` epochs; `milestones`: x `factor` at each of the shares `at` of the stage's
+    epochs, so that a shortened stage keeps its shape; `cosine`: to 0; `constant`.
+    """
+
+    name: Literal["step", "milestones", "cosine", "constant"] = "step"
     every: int = Field(10, ge=1)
+    at: tuple[Share, ...] = (0.8, 0.9)
     factor: float = Field(0.1, gt=0, le=1)
     warmup_epochs: float = Field(0.0, ge=0)
 
@@ -71,19 +86,25 @@ class ScheduleConfig(Strict):
 class StageConfig(Strict):
     """One stage: a method, how long, which parts learn how fast, what is frozen, and where it starts from.
 
-    `start` names an earlier stage of the same run, or the FOLDER/STAGE of another. `keep` is the epoch handed on: the
-    best by validation accuracy (the last one where there is no validation) or the last.
+    `start` names an earlier stage of the same run, or the FOLDER/STAGE of another; `teachers` are stages named alike,
+    whose trained models the method may ask and never changes. `optim` stands for the run's in this stage. Frozen parts
+    keep their weights; with `batch_norm: still` the whole network keeps its running statistics and normalises by them.
+    A method that is fitted without steps has `epochs: 0`. `keep` is the epoch handed on: the best by validation
+    accuracy (the last one where there is no validation) or the last.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
     method: MethodConfig
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=0)
     start: str | None = None
+    teachers: tuple[str, ...] = ()
     attention: bool = False
     embedding: Literal["linear_bn", "fc_relu", "none"] = "linear_bn"
+    optim: OptimConfig | None = None
     lr_share: Shares = Shares()
     schedule: ScheduleConfig = ScheduleConfig()
     freeze: tuple[Part, ...] = ()
+    batch_norm: Literal["moving", "still"] = "moving"
     keep: Literal["best", "last"] = "best"
 
 
@@ -120,8 +141,11 @@ class TrainConfig(Strict):
         for stage in self.stages:
             if stage.name in earlier:
                 raise ValueError(f"stages: the name {stage.name!r} is given twice")
+            allowed = ", ".join([*earlier, "the FOLDER/STAGE of another run"])
             if stage.start is not None and stage.start not in earlier and "/" not in stage.start:
-                allowed = ", ".join([*earlier, "the FOLDER/STAGE of another run"])
                 raise ValueError(f"stages: {stage.name!r} starts from {stage.start!r}; allowed: {allowed}")
+            for teacher in stage.teachers:
+                if teacher not in earlier and "/" not in teacher:
+                    raise ValueError(f"stages: {stage.name!r} has the teacher {teacher!r}; allowed: {allowed}")
             earlier.append(stage.name)
         return self

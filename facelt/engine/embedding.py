@@ -73,7 +73,7 @@ def embed_images(
         out,
         source.keys,
         source.identities,
-        dict.fromkeys(method.kinds, method.network.dim),
+        dict.fromkeys(method.kinds, method.dim),
         meta,
         attributes=source.attributes,
         reachability=len(method.kinds) > 1,

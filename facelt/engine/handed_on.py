@@ -21,8 +21,10 @@ WEIGHTS = "model.safetensors"
 CARD = "card.json"
 
 
-def build_method(config: TrainConfig, stage: StageConfig, num_classes: int) -> Method:
-    """A stage's method with fresh weights from torch's random state."""
+def build_method(
+    config: TrainConfig, stage: StageConfig, num_classes: int, counts_C: torch.Tensor | None = None
+) -> Method:
+    """A stage's method with fresh weights from torch's random state; `counts_C` where it is to be trained."""
     network = build_network(
         config.model.backbone,
         image_size=config.data.image_size,
@@ -30,7 +32,7 @@ def build_method(config: TrainConfig, stage: StageConfig, num_classes: int) -> M
         embedding=stage.embedding,
         dim=config.model.dim,
     )
-    return METHODS[stage.method.name](stage.method, network, num_classes)
+    return METHODS[stage.method.name](stage.method, network, num_classes, counts_C)
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def make_card(config: TrainConfig, stage: StageConfig, method: Method, **facts: 
         "schema": SCHEMA,
         "stage": stage.name,
         "kinds": list(method.kinds),
-        "dim": method.network.dim,
+        "dim": method.dim,
         "preprocessing": {
             "image_size": list(config.data.image_size),
             "mean": list(config.data.mean),

@@ -19,6 +19,11 @@ def learning_rate_factor(schedule: ScheduleConfig, progress: Progress) -> float:
     if epoch < schedule.warmup_epochs:
         # The first step learns too, and the first one after the warm-up is at the full rate.
         return (epoch + 1 / progress.steps) / (schedule.warmup_epochs + 1 / progress.steps)
+    if schedule.name == "constant":
+        return 1.0
+    if schedule.name == "milestones":
+        # One part in a thousand of an epoch is for shares that floating point rounds down.
+        return schedule.factor ** sum(progress.epoch + 1e-3 >= share * progress.epochs for share in schedule.at)
     if schedule.name == "cosine":
         done = (epoch - schedule.warmup_epochs) / (progress.epochs - schedule.warmup_epochs)
         return 0.5 * (1 + math.cos(math.pi * done))
@@ -47,13 +52,16 @@ class RowSGD(torch.optim.SGD):
 
     def _move_rows(self, parameter: nn.Parameter, gradient: torch.Tensor, group: dict) -> None:
         (row_K,) = gradient.indices()
-        direction_KD = gradient.values().add(parameter[row_K], alpha=group["weight_decay"])
+        gradient_KD = gradient.values().add(parameter[row_K], alpha=group["weight_decay"])
+        direction_KD = gradient_KD
         if group["momentum"]:
             state = self.state[parameter]
             if state.get("momentum_buffer") is None:
                 state["momentum_buffer"] = torch.zeros_like(parameter)
-            direction_KD.add_(state["momentum_buffer"][row_K], alpha=group["momentum"])
+            direction_KD = gradient_KD.add(state["momentum_buffer"][row_K], alpha=group["momentum"])
             state["momentum_buffer"].index_copy_(0, row_K, direction_KD)
+            if group["nesterov"]:
+                direction_KD = gradient_KD.add_(direction_KD, alpha=group["momentum"])
         parameter.index_add_(0, row_K, direction_KD, alpha=-group["lr"])
 
 
@@ -77,6 +85,7 @@ class Optimisers:
                 ],
                 lr=optim.lr,
                 momentum=optim.momentum,
+                nesterov=optim.nesterov,
                 weight_decay=optim.weight_decay,
             )
             for parts in (groups, own)

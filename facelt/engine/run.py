@@ -7,7 +7,8 @@ import torch
 
 from facelt.config import StageConfig, TrainConfig
 from facelt.engine.data import TrainingData, open_data
-from facelt.engine.handed_on import WEIGHTS, build_method, find_model
+from facelt.engine.freezing import frozen
+from facelt.engine.handed_on import WEIGHTS, build_method, find_model, load_model
 from facelt.engine.log import RunLog, SilentLog
 from facelt.engine.ranks import agree, on_first_rank, process_group
 from facelt.engine.run_folder import RunFolder
@@ -39,6 +40,7 @@ def run(config: TrainConfig, resume: bool = False) -> Path:
                 if not folder.is_finished(stage.name):
                     torch.manual_seed(config.seed + position)
                     method = start_method(config, stage, data, folder)
+                    method.learn_from(load_teachers(config, stage, folder, device))
                     Trainer(config, stage, method, data, folder, log, device).fit()
         finally:
             log.close()
@@ -50,22 +52,33 @@ def _refuse_missing_starts(config: TrainConfig) -> None:
     for stage in config.stages:
         if RunFolder(config.out).is_finished(stage.name):
             continue
-        if stage.start is None:
-            if config.model.pretrained is not None and not config.model.pretrained.is_file():
-                raise UserError(f"model.pretrained: {config.model.pretrained}: no such file")
-        elif "/" in stage.start:
-            find_model(Path(stage.start))
+        if stage.start is None and config.model.pretrained is not None and not config.model.pretrained.is_file():
+            raise UserError(f"model.pretrained: {config.model.pretrained}: no such file")
+        for elsewhere in (stage.start, *stage.teachers):
+            if elsewhere is not None and "/" in elsewhere:
+                find_model(Path(elsewhere))
 
 
 def start_method(config: TrainConfig, stage: StageConfig, data: TrainingData, folder: RunFolder) -> Method:
     """A stage's method with the weights it starts from: an earlier stage's, the pretrained file's, or fresh ones."""
-    method = build_method(config, stage, data.num_classes)
+    method = build_method(config, stage, data.num_classes, torch.from_numpy(data.train_counts))
     if stage.start is not None:
-        elsewhere = "/" in stage.start
-        weights = find_model(Path(stage.start)) / WEIGHTS if elsewhere else folder.weights(stage.start)
-        with open_weights(weights) as entries:
+        with open_weights(_stage_folder(stage.start, folder) / WEIGHTS) as entries:
             load_stage(method.network, network_state(entries))
             method.start_from(entries)
     elif config.model.pretrained is not None:
         load_pretrained(method.network, config.model.pretrained)
     return method
+
+
+def load_teachers(config: TrainConfig, stage: StageConfig, folder: RunFolder, device: torch.device) -> list[Method]:
+    """The stage's teachers, trained and still."""
+    teachers = [frozen(load_model(_stage_folder(name, folder), device).method) for name in stage.teachers]
+    for teacher in teachers:
+        teacher.bf16 = config.precision == "bf16"
+    return teachers
+
+
+def _stage_folder(name: str, folder: RunFolder) -> Path:
+    """Where an earlier stage's model is: of this run, or FOLDER/STAGE."""
+    return find_model(Path(name)) if "/" in name else folder.stage(name)

@@ -38,6 +38,7 @@ class Standing:
         self.epoch = self.step = 0
         self._saved: tuple[int, int] | None = None
         self.best: dict[str, float] = {}
+        self.validation: dict[str, float] = {}
         self.bad = BadImageCount(config.data.max_bad_images)
         self.nonfinite = NonFiniteSteps(folder.nonfinite, stage.name, config.max_nonfinite_steps)
 
@@ -52,6 +53,7 @@ class Standing:
             "step": self.step,
             "log_bytes": self.log.size,
             "best": self.best,
+            "validation": self.validation,
             "bad_images": self.bad.reasons,
             "nonfinite_steps": self.nonfinite.skipped,
             **self.provenance.facts,
@@ -77,5 +79,6 @@ class Standing:
         self.bad.reasons.update(saved["bad_images"])
         self.nonfinite.skipped = saved["nonfinite_steps"]
         self.epoch, self.step, self.best = saved["epoch"], saved["step"], saved["best"]
+        self.validation = saved.get("validation", {})
         self._saved = self.epoch, self.step
         return True

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import torch
 
-from facelt.config import TrainConfig
+from facelt.config import StageConfig, TrainConfig
 from facelt.data.batch import Batch
 from facelt.data.loader import Loader
 from facelt.data.resident import ResidentImages, ResidentLoader
@@ -17,15 +17,15 @@ from facelt.parallel import rank, world
 
 
 def open_streams(
-    method: Method, data: TrainingData, config: TrainConfig, device: torch.device
+    method: Method, data: TrainingData, config: TrainConfig, stage: StageConfig, device: torch.device
 ) -> list[Loader] | list[ResidentLoader]:
     """A loader for each of the method's streams, of this rank's share of every global batch.
 
     Raises UserError where the images are to stay on the device and are too many for it.
     """
-    train, workers = data.train, config.data.workers
+    train, workers, batch = data.train, config.data.workers, (stage.optim or config.optim).batch
     samplers = [
-        SAMPLERS[stream.sampler](train.dataset.labels, config.optim.batch, config.seed, members=train.members)
+        SAMPLERS[stream.sampler](train.dataset.labels, batch, config.seed, members=train.members)
         for stream in method.streams()
     ]
     place = {"rank": rank(), "world": world()}
@@ -36,7 +36,7 @@ def open_streams(
             train.dataset,
             train.members,
             device,
-            lambda: _every_image(train, config.optim.batch, workers, device),
+            lambda: _every_image(train, batch, workers, device),
             ranks,
         )
         return [ResidentLoader(images, sampler, **place) for sampler in samplers]

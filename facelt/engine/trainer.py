@@ -9,6 +9,7 @@ from facelt.config import StageConfig, TrainConfig
 from facelt.data.batch import Batch
 from facelt.engine.data import TrainingData
 from facelt.engine.evaluate import evaluation_batches, predict
+from facelt.engine.freezing import freeze
 from facelt.engine.handed_on import make_card, save_card
 from facelt.engine.log import RunLog
 from facelt.engine.optimisation import Optimisers
@@ -47,22 +48,19 @@ class Trainer:
         self.method = method.to(device)
         self.method.network.to(memory_format=torch.channels_last)
         self.method.bf16 = config.precision == "bf16"
-        for part in stage.freeze:
-            getattr(method.network, part).requires_grad_(False)
-        self.optimisers = Optimisers(method, config.optim, stage)
-        self.update = Update(method, self.optimisers, data.preparation, config.optim.accumulate, device)
+        self.optim = stage.optim or config.optim
+        freeze(method, stage.freeze)
+        self.optimisers = Optimisers(method, self.optim, stage)
+        self.update = Update(method, self.optimisers, data.preparation, self.optim.accumulate, device)
         self.at = Standing(config, stage, data, StageState(method, self.optimisers, device), folder, log)
-        self.loaders = open_streams(method, data, config, device)
+        self.loaders = open_streams(method, data, config, stage, device)
         self.steps = min(loader.steps_per_epoch for loader in self.loaders)
+        batch, accumulate = self.optim.batch, self.optim.accumulate
         if not self.steps:
-            raise UserError(
-                f"optim.batch: {config.optim.batch} is more than the {len(data.train.members)} training images"
-            )
-        if not enough_images([[config.optim.batch // world() // config.optim.accumulate]] * world(), device):
-            times = f" times optim.accumulate: {config.optim.accumulate}" if config.optim.accumulate > 1 else ""
-            raise UserError(
-                f"optim.batch: {config.optim.batch} is too few for {world()} processes{times}, two images for each"
-            )
+            raise UserError(f"optim.batch: {batch} is more than the {len(data.train.members)} training images")
+        if not enough_images([[batch // world() // accumulate]] * world(), device):
+            times = f" times optim.accumulate: {accumulate}" if accumulate > 1 else ""
+            raise UserError(f"optim.batch: {batch} is too few for {world()} processes{times}, two images for each")
 
     def fit(self) -> None:
         """Trains to the end of the stage and hands on its model.
@@ -86,11 +84,14 @@ class Trainer:
             for loader in self.loaders:
                 loader.close()
         self.at.checkpoints.settle()
+        self._choose_setting()
         self._hand_on()
 
     def _train_epoch(self, display: StageDisplay) -> None:
         self.method.train()
-        self.method.begin_epoch(self._progress(), self.at.best)
+        if self.stage.batch_norm == "still":
+            self.method.network.eval()
+        self.method.begin_epoch(self._progress(), self.at.validation)
         streams = [loader.epoch(self.at.epoch, self.at.step) for loader in self.loaders]
         for batches in zip(*streams, strict=False):
             self._step(batches, display)
@@ -127,7 +128,8 @@ class Trainer:
 
     def _end_epoch(self, display: StageDisplay) -> None:
         average_statistics(self.method.network, self.device)
-        figures = {**self.method.diagnostics(), **self.validate()}
+        self.at.validation = self.validate()
+        figures = {**self.method.diagnostics(), **self.at.validation}
         epoch = self.at.epoch + 1
         if figures:
             self.log.write(self.stage.name, epoch * self.steps, {"epoch": epoch, "step": 0, **figures})
@@ -138,7 +140,7 @@ class Trainer:
             self.at.best = {"validation_accuracy": accuracy, "epoch": float(epoch)}
             save_weights(self.method, self.folder.best(self.stage.name))
 
-    def validate(self) -> Mapping[str, float]:
+    def validate(self) -> dict[str, float]:
         """Closed-set accuracy on the validation split, overall and by shots; empty without one."""
         split = self.data.evaluation.get("validation")
         if split is None:
@@ -147,7 +149,7 @@ class Trainer:
             self.method,
             split,
             self.data.preparation,
-            batch=self.config.optim.batch,
+            batch=self.optim.batch,
             workers=self.config.data.workers,
             device=self.device,
             bad=self.at.bad,
@@ -157,11 +159,25 @@ class Trainer:
         names["few"] = "validation_few"
         return {name: accuracy[key] for key, name in names.items() if accuracy[key] is not None}
 
+    def _choose_setting(self) -> None:
+        """Gives the method the one of its settings that validates best; without validation images it keeps its own."""
+        if not self.method.settings or "validation" not in self.data.evaluation:
+            return
+        found = {}
+        for setting in self.method.settings:
+            self.method.use(setting)
+            found[setting] = self.validate()["validation_accuracy"]
+            self._write(setting=setting, validation_accuracy=found[setting])
+        best = max(found, key=found.__getitem__)
+        self.method.use(best)
+        self.at.best = {"validation_accuracy": found[best], "epoch": float(self.at.epoch), "setting": best}
+        save_weights(self.method, self.folder.best(self.stage.name))
+
     @torch.no_grad()
     def _pass_over_training_set(self) -> None:
         self.method.eval()
         for batch in evaluation_batches(
-            self.data.train_plain, self.config.optim.batch, self.config.data.workers, self.device, self.at.bad
+            self.data.train_plain, self.optim.batch, self.config.data.workers, self.device, self.at.bad
         ):
             self.method.accumulate(Inputs(self.data.preparation.for_evaluation(batch), batch.label_B))
         self.method.finish_pass()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from facelt.heads.head import Head
-from facelt.parallel import MIN_NORM, ClassRange, ClassSample, Rows, ShardedLogits, SharedFeature, Shares
+from facelt.parallel import MIN_NORM, ClassRange, ClassSample, ProductLogits, Rows, SharedFeature, Shares
 
 
 class CosineHead(Head):
@@ -27,14 +27,14 @@ class CosineHead(Head):
         self.sample_rate = sample_rate
         self.weight = nn.Parameter(self.classes.uniform_rows(dim, dim**-0.5))
 
-    def along(self, vector_BD: torch.Tensor, shares: Shares) -> ShardedLogits:
+    def along(self, vector_BD: torch.Tensor, shares: Shares) -> ProductLogits:
         """z = scale * v . w / |w|: the vectors of all images with their length, the rows without theirs."""
-        return ShardedLogits(self.scale * vector_BD, Rows(self.weight, unit=True), self.classes, shares)
+        return ProductLogits(self.scale * vector_BD, Rows(self.weight, unit=True), self.classes, shares)
 
-    def forward(self, feature: SharedFeature) -> ShardedLogits:
+    def forward(self, feature: SharedFeature) -> ProductLogits:
         return self.along(F.normalize(feature.all_BD, dim=1, eps=MIN_NORM), feature.shares)
 
-    def training_logits(self, feature: SharedFeature, label_b: torch.Tensor, step: int = 0) -> ShardedLogits:
+    def training_logits(self, feature: SharedFeature, label_b: torch.Tensor, step: int = 0) -> ProductLogits:
         logits = self(feature)
         if self.sample_rate == 1:
             return logits

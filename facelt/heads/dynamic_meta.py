@@ -13,7 +13,7 @@ from torch import nn
 from facelt.heads.cosine import CosineHead
 from facelt.heads.linear import LinearHead
 from facelt.memory import IdentityMemory
-from facelt.parallel import MIN_NORM, ShardedLogits, SharedFeature, replicated
+from facelt.parallel import MIN_NORM, ProductLogits, SharedFeature, replicated
 
 ConventionName = Literal["paper", "released"]
 
@@ -94,11 +94,11 @@ class DynamicMetaHead(nn.Module):
         vector = SharedFeature.of(vector_bD, feature.shares)
         return MetaEmbedding(vector, self.convention.squash(vector_bD), infused_bD, reachability_b)
 
-    def classify(self, embedding: MetaEmbedding) -> ShardedLogits:
+    def classify(self, embedding: MetaEmbedding) -> ProductLogits:
         """z_k = scale * |squashed v| * cos(v, w_k)."""
         return self.classifier.along(self.convention.squash(embedding.vector.all_BD), embedding.vector.shares)
 
-    def forward(self, feature: SharedFeature) -> tuple[ShardedLogits, MetaEmbedding]:
+    def forward(self, feature: SharedFeature) -> tuple[ProductLogits, MetaEmbedding]:
         embedding = self.embed(feature)
         return self.classify(embedding), embedding
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from facelt.heads.head import Head
-from facelt.parallel import ClassRange, Rows, ShardedLogits, SharedFeature
+from facelt.parallel import ClassRange, ProductLogits, Rows, SharedFeature
 
 
 class LinearHead(Head):
@@ -19,5 +19,5 @@ class LinearHead(Head):
         self.weight = nn.Parameter(self.classes.uniform_rows(dim, dim**-0.5))
         self.bias = nn.Parameter(torch.zeros(len(self.classes)))
 
-    def forward(self, feature: SharedFeature) -> ShardedLogits:
-        return ShardedLogits(feature.all_BD, Rows(self.weight, self.bias), self.classes, feature.shares)
+    def forward(self, feature: SharedFeature) -> ProductLogits:
+        return ProductLogits(feature.all_BD, Rows(self.weight, self.bias), self.classes, feature.shares)

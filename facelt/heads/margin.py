@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from facelt.heads.cosine import CosineHead
-from facelt.parallel import ShardedLogits, SharedFeature
+from facelt.parallel import ProductLogits, SharedFeature
 
 # acos has no slope at 1 and -1.
 COSINE_LIMIT = 1 - 1e-6
@@ -56,7 +56,7 @@ class MarginHead(CosineHead):
         super().__init__(dim, num_classes, scale, sample_rate)
         self.margin = margin
 
-    def training_logits(self, feature: SharedFeature, label_b: torch.Tensor, step: int = 0) -> ShardedLogits:
+    def training_logits(self, feature: SharedFeature, label_b: torch.Tensor, step: int = 0) -> ProductLogits:
         """Logits whose loss has the margin taken off each image's own identity, on the rank that holds it."""
         return replace(super().training_logits(feature, label_b, step), harder=self._harder)
 

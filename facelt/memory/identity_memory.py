@@ -11,7 +11,7 @@ from torch import nn
 
 from facelt.parallel import (
     ClassRange,
-    ShardedLogits,
+    ProductLogits,
     SharedFeature,
     all_reduce,
     blocks,
@@ -108,7 +108,7 @@ class IdentityMemory(nn.Module):
         total = torch.linalg.vector_norm(feature_KD - self.centroid_CD[position_K], dim=1).sum()
         return all_reduce(total, dist.ReduceOp.SUM) / feature.shares.total
 
-    def read(self, logits: ShardedLogits) -> torch.Tensor:
+    def read(self, logits: ProductLogits) -> torch.Tensor:
         """The memory feature o M, [b, D], o being the softmax of the logits.
 
         No gradient flows into the centroids. Travelling: W * b * D values, and as many back.

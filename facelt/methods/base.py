@@ -6,14 +6,19 @@ B batch, D feature, C identities.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from facelt.errors import UserError
 from facelt.models.network import Network
-from facelt.parallel import ShardedLogits
+from facelt.parallel import ShardedLogits, rank
+
+
+Shots = Literal["many", "medium", "few"]
 
 
 class Inputs(NamedTuple):
@@ -25,9 +30,15 @@ class Inputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Stream:
-    """A sampler the method wants its batches from, by its name in the table of samplers."""
+    """A sampler the method wants its batches from, by its name in the table of samplers.
+
+    `shots` keeps to the images of many-, medium- or few-shot classes. Streams of another `draw` have an order and
+    augmentations of their own.
+    """
 
     sampler: str
+    shots: Shots | None = None
+    draw: int = 0
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,22 @@ class Progress:
     epochs: int
     step: int
     steps: int
+
+    @property
+    def share(self) -> float:
+        """How much of the stage's epochs is over."""
+        return self.epoch / self.epochs if self.epochs else 1.0
+
+    @property
+    def taken(self) -> int:
+        """Steps taken since the stage began."""
+        return self.epoch * self.steps + self.step
+
+    def generator(self, device: torch.device | str) -> torch.Generator:
+        """What this step draws from on this rank: equal for equal seeds, steps and ranks, and of no other state."""
+        place = (torch.initial_seed(), self.taken, rank(), 2)
+        seed = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0])
+        return torch.Generator(device).manual_seed(seed)
 
 
 @dataclass(frozen=True)
@@ -62,7 +89,10 @@ class Method(nn.Module, ABC):
 
     `kinds` names the embeddings `embed` returns. With `bf16` the network runs in bfloat16 where that is safe; what
     follows it always runs in float32. `replicas` runs the network in training where several ranks train it together;
-    it is no part of the state.
+    it is no part of the state, nor are `teachers`.
+
+    Methods are built as (config, network, num_classes, counts_C): the training images of each class, int64 [C], or
+    None where a trained model is only used, which must not need them.
     """
 
     kinds: tuple[str, ...] = ("direct",)
@@ -71,7 +101,13 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.network = network
         self.bf16 = False
-        self.replicas: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self.replicas: Callable[..., torch.Tensor] | None = None
+        self.teachers: tuple[Method, ...] = ()
+
+    @property
+    def dim(self) -> int:
+        """D, the length of an embedding."""
+        return self.network.dim
 
     @abstractmethod
     def streams(self) -> Sequence[Stream]:
@@ -92,6 +128,11 @@ class Method(nn.Module, ABC):
     def start_from(self, state: Mapping[str, torch.Tensor]) -> None:
         """Takes what it can use from an earlier stage's method; the network is already loaded."""
 
+    def learn_from(self, teachers: Sequence["Method"]) -> None:
+        """Takes the stage's teachers: trained methods in evaluation mode, whose weights stand still."""
+        if teachers:
+            raise UserError(f"teachers: {type(self).__name__} asks none; leave the key out")
+
     def begin_epoch(self, progress: Progress, validation: Mapping[str, float]) -> None:
         """Called before each epoch with the last validation's figures, by name."""
 
@@ -108,6 +149,15 @@ class Method(nn.Module, ABC):
         """The end of that pass."""
         raise TypeError(f"{type(self).__name__} asks for no pass over the training set")
 
+    @property
+    def settings(self) -> Sequence[float]:
+        """Values of the one number that is chosen on the validation images once the stage is over."""
+        return ()
+
+    def use(self, setting: float) -> None:
+        """Answers with that value from here on."""
+        raise TypeError(f"{type(self).__name__} has no settings")
+
     def diagnostics(self) -> Mapping[str, float]:
         """Figures worth a line in the log at an epoch's end."""
         return {}
@@ -121,9 +171,9 @@ class Method(nn.Module, ABC):
         """Embeddings of features; the plain one is the feature's direction."""
         return Embeddings({"direct": F.normalize(feature_BD, dim=1)})
 
-    def features(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        """Direct features [B, D], never in half precision."""
+    def features(self, *image_B3HW: torch.Tensor) -> torch.Tensor:
+        """Direct features [B, D], never in half precision; several inputs are for a network of several branches."""
         run = self.replicas if self.training and self.replicas is not None else self.network
-        with torch.autocast(image_B3HW.device.type, torch.bfloat16, enabled=self.bf16):
-            feature_BD = run(image_B3HW)
+        with torch.autocast(image_B3HW[0].device.type, torch.bfloat16, enabled=self.bf16):
+            feature_BD = run(*image_B3HW)
         return feature_BD.float() if feature_BD.dtype == torch.bfloat16 else feature_BD

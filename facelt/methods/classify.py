@@ -10,6 +10,7 @@ from torch import nn
 
 from facelt.config import ClassifyConfig
 from facelt.heads import HEADS, Margin
+from facelt.heads.head import take_head
 from facelt.methods.base import Inputs, Method, Progress, StepOutput, Stream
 from facelt.models.network import Network
 from facelt.parallel import ShardedLogits, SharedFeature
@@ -24,8 +25,11 @@ class Classify(Method):
     identities are sampled the labels travel twice, 8 P more.
     """
 
-    def __init__(self, config: ClassifyConfig, network: Network, num_classes: int) -> None:
+    def __init__(
+        self, config: ClassifyConfig, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+    ) -> None:
         super().__init__(network)
+        self.keep_head = config.keep_head
         self.sampler = config.sampler
         options = {} if config.scale is None else {"scale": config.scale}
         if config.margins is not None:
@@ -40,11 +44,17 @@ class Classify(Method):
     def parameter_groups(self) -> Mapping[str, list[nn.Parameter]]:
         return {"network": list(self.network.parameters()), "head": list(self.head.parameters())}
 
+    def start_from(self, state: Mapping[str, torch.Tensor]) -> None:
+        """With `keep_head` the head goes on where the earlier stage's ended; otherwise it starts anew."""
+        if self.keep_head:
+            take_head(self.head, state)
+
     def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
         (batch,) = batches
         feature = SharedFeature.of(self.features(batch.image_B3HW))
-        step = progress.epoch * progress.steps + progress.step
-        return StepOutput(self.head.training_logits(feature, batch.label_B, step).cross_entropy(batch.label_B))
+        return StepOutput(
+            self.head.training_logits(feature, batch.label_B, progress.taken).cross_entropy(batch.label_B)
+        )
 
     def logits(self, image_B3HW: torch.Tensor) -> ShardedLogits:
         return self.head(SharedFeature.of(self.features(image_B3HW)))

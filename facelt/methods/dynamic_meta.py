@@ -51,7 +51,9 @@ class DynamicMeta(Method):
 
     kinds = ("direct", "meta", "meta_unit")
 
-    def __init__(self, config: DynamicMetaConfig, network: Network, num_classes: int) -> None:
+    def __init__(
+        self, config: DynamicMetaConfig, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+    ) -> None:
         super().__init__(network)
         self.config = config
         self.convention = _CONVENTIONS[config.convention]

@@ -92,6 +92,14 @@ def gather_batch(value_b: torch.Tensor, shares: Shares) -> torch.Tensor:
     return _Exchange.apply(value_b, shares.gather, shares.scatter_sum) if is_split() else value_b
 
 
+def gather_whole(value_b: torch.Tensor, shares: Shares) -> torch.Tensor:
+    """The rows of all ranks, [B, ...], for a loss that every rank computes whole: the gradient is the own rows' of it.
+
+    Moves W * b * D values, and none back.
+    """
+    return _Exchange.apply(value_b, shares.gather, lambda grad_B: grad_B[shares.own]) if is_split() else value_b
+
+
 def scatter_sum(value_B: torch.Tensor, shares: Shares) -> torch.Tensor:
     """This rank's rows [b, ...] of the sum over ranks of [B, ...]. Moves W * b * D values, and as many back."""
     return _Exchange.apply(value_B, shares.scatter_sum, shares.gather) if is_split() else value_B

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from facelt.heads import Margin, MarginHead
-from facelt.parallel import ClassRange, Rows, ShardedLogits, SharedFeature, Shares
+from facelt.parallel import ClassRange, ProductLogits, Rows, SharedFeature, Shares
 
 
 class GivenCosines(MarginHead):
@@ -17,9 +17,9 @@ class GivenCosines(MarginHead):
     def __init__(self, classes: int, margin: Margin) -> None:
         super().__init__(1, classes, 64.0, margin)
 
-    def forward(self, feature: SharedFeature) -> ShardedLogits:
+    def forward(self, feature: SharedFeature) -> ProductLogits:
         rows = Rows(torch.eye(len(self.classes), dtype=feature.all_BD.dtype))
-        return ShardedLogits(self.scale * feature.all_BD, rows, self.classes, feature.shares)
+        return ProductLogits(self.scale * feature.all_BD, rows, self.classes, feature.shares)
 
 
 @pytest.mark.parametrize(

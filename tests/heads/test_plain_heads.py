@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from facelt.heads import HEADS
-from facelt.parallel import ClassRange, Rows, ShardedLogits, SharedFeature, Shares
+from facelt.parallel import ClassRange, ProductLogits, Rows, SharedFeature, Shares
 
 
-def logits_of(vector: torch.Tensor, rows: Rows) -> ShardedLogits:
-    return ShardedLogits(vector, rows, ClassRange.own(len(rows.weight_CD)), Shares((len(vector),)))
+def logits_of(vector: torch.Tensor, rows: Rows) -> ProductLogits:
+    return ProductLogits(vector, rows, ClassRange.own(len(rows.weight_CD)), Shares((len(vector),)))
 
 
 @pytest.mark.parametrize("name", sorted(HEADS))
@@ -55,6 +55,6 @@ def test_reductions_equal_those_of_the_full_matrix():
 
 def test_columns_must_fit_their_range():
     with pytest.raises(ValueError, match=r"shape \[1, 5\], expected \[1, 4\]"):
-        ShardedLogits(torch.zeros(1, 2), Rows(torch.zeros(5, 2)), ClassRange.own(4), Shares((1,)))
+        ProductLogits(torch.zeros(1, 2), Rows(torch.zeros(5, 2)), ClassRange.own(4), Shares((1,)))
     with pytest.raises(ValueError, match="not a range"):
         ClassRange(3, 2, 4)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from facelt.memory import IdentityMemory
-from facelt.parallel import ClassRange, Rows, ShardedLogits, SharedFeature, Shares
+from facelt.parallel import ClassRange, ProductLogits, Rows, SharedFeature, Shares
 
 of = SharedFeature.of
 
@@ -72,8 +72,8 @@ def test_released_leaves_the_update_to_the_optimiser():
     assert [name for name, _ in memory.named_parameters()] == ["centroid_CD"]
 
 
-def logits_of(rows: Rows, vector: torch.Tensor) -> ShardedLogits:
-    return ShardedLogits(vector, rows, ClassRange.own(len(rows.weight_CD)), Shares((len(vector),)))
+def logits_of(rows: Rows, vector: torch.Tensor) -> ProductLogits:
+    return ProductLogits(vector, rows, ClassRange.own(len(rows.weight_CD)), Shares((len(vector),)))
 
 
 def test_read_is_the_mean_weighed_by_the_softmax_and_detached():

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from facelt.memory import IdentityMemory
-from facelt.parallel import ClassRange, Rows, ShardedLogits, SharedFeature, Shares, row_product
+from facelt.parallel import ClassRange, ProductLogits, Rows, SharedFeature, Shares, row_product
 
 CLASSES, DIM, BATCH = 11, 4, 6
 
@@ -26,7 +26,7 @@ def randoms(*sizes: tuple[int, ...]) -> list[torch.Tensor]:
 def test_cross_entropy_and_its_gradients_equal_those_of_the_whole_matrix(size, unit, harder):
     vector, weight = randoms((BATCH, DIM), (CLASSES, DIM))
     label = torch.tensor([10, 0, 3, 3, 4, 7])
-    logits = ShardedLogits(vector, Rows(weight, unit=unit), ClassRange.own(CLASSES), Shares((BATCH,)), harder)
+    logits = ProductLogits(vector, Rows(weight, unit=unit), ClassRange.own(CLASSES), Shares((BATCH,)), harder)
     column = vector @ (F.normalize(weight, dim=1) if unit else weight).T
     own = column.gather(1, label[:, None])
     column = column.scatter(1, label[:, None], own if harder is None else harder(own))
@@ -41,7 +41,7 @@ def test_only_wanted_gradients_are_made(size):
     vector, weight = randoms((BATCH, DIM), (CLASSES, DIM))
     label = torch.zeros(BATCH, dtype=torch.int64)
     for one, other in ((vector, weight.detach()), (vector.detach(), weight)):
-        logits = ShardedLogits(one, Rows(other, unit=True), ClassRange.own(CLASSES), Shares((BATCH,)))
+        logits = ProductLogits(one, Rows(other, unit=True), ClassRange.own(CLASSES), Shares((BATCH,)))
         logits.cross_entropy(label).backward()
     assert vector.grad.any()
     assert weight.grad.any()
@@ -50,7 +50,7 @@ def test_only_wanted_gradients_are_made(size):
 def test_a_loss_can_be_gone_through_backward_twice(size):
     """Nothing that was saved is spent."""
     vector, weight, bias, value = randoms((BATCH, DIM), (CLASSES, DIM), (CLASSES,), (CLASSES, DIM))
-    logits = ShardedLogits(vector, Rows(weight, bias), ClassRange.own(CLASSES), Shares((BATCH,)))
+    logits = ProductLogits(vector, Rows(weight, bias), ClassRange.own(CLASSES), Shares((BATCH,)))
     label = torch.arange(BATCH)
     loss = logits.cross_entropy(label) + logits.read_out(value.detach()).square().sum() + logits.column_BC.sum()
     factors = (vector, weight, bias)
