@@ -176,10 +176,20 @@ def sample_exponential(
 
 def exponential_counts(identities: int, imbalance: float, maximum: int) -> np.ndarray:
     """int64 [identities]: floor(maximum * imbalance ^ (-c / (C - 1))), the counts of CIFAR-LT (LDAM-DRW's code)."""
+    steps = max(identities - 1, 1)
+    return _falling_counts([Fraction(c, steps) for c in range(identities)], imbalance, maximum)
+
+
+def step_counts(identities: int, imbalance: float, maximum: int) -> np.ndarray:
+    """int64 [identities]: `maximum` for the first half of the identities, floor(maximum / imbalance) for the rest."""
+    return _falling_counts([Fraction(c >= identities // 2) for c in range(identities)], imbalance, maximum)
+
+
+def _falling_counts(share_C: list[Fraction], imbalance: float, maximum: int) -> np.ndarray:
+    """floor(maximum * imbalance ^ -share) of each share in [0, 1]."""
     if not (math.isfinite(imbalance) and imbalance >= 1) or maximum < 1:
         raise RecordIOError(f"imbalance and max must be at least 1, not {imbalance} and {maximum}")
-    steps = max(identities - 1, 1)
-    ratios = [exact_power(imbalance, Fraction(c, steps)) for c in range(identities)]
+    ratios = [exact_power(imbalance, share) for share in share_C]
     return np.array([int(maximum / ratio + WHOLE_SLACK) for ratio in ratios], np.int64)
 
 

@@ -1,7 +1,7 @@
 """Typed configuration: schema and loading."""
 
 from facelt.config.audit import AuditConfig
-from facelt.config.data import DataConfig, ListData, RecordData
+from facelt.config.data import CifarData, DataConfig, ListData, RecordData
 from facelt.config.loading import load_config
 from facelt.config.methods import ClassifyConfig, DynamicMetaConfig, MethodConfig
 from facelt.config.strict import Strict
@@ -10,6 +10,7 @@ from facelt.config.training import MAY_CHANGE, ModelConfig, OptimConfig, Schedul
 __all__ = [
     "MAY_CHANGE",
     "AuditConfig",
+    "CifarData",
     "ClassifyConfig",
     "DataConfig",
     "DynamicMetaConfig",

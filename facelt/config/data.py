@@ -12,7 +12,7 @@ Side = Annotated[int, Field(ge=1, le=4096)]
 
 
 class _Images(Strict):
-    """What both kinds of data share. `mean` and `std` are in RGB order, in units of the full range: white is 1.
+    """What all kinds of data share. `mean` and `std` are in RGB order, in units of the full range: white is 1.
 
     `fused` compiles flips and normalisation to one kernel on GPUs, which needs Triton there; CPUs run them as they are.
     `resident` decodes the training images once, at the start of each stage, and keeps them on the device.
@@ -63,7 +63,7 @@ class ListData(_Images):
     @classmethod
     def _is_cut_anew(cls, resident: bool) -> bool:
         if resident:
-            raise ValueError("a list's training images are cut anew at every look; only kind: record can be resident")
+            raise ValueError("a list's training images are cut anew at every look; only kind: record and kind: cifar can be resident")
         return resident
 
     @property
@@ -72,4 +72,32 @@ class ListData(_Images):
         return self.crop, self.crop
 
 
-DataConfig = Annotated[RecordData | ListData, Field(discriminator="kind")]
+class CifarData(_Images):
+    """CIFAR-10 or CIFAR-100, long-tailed: `root` holds torchvision's files, or a train.rec and a test.rec.
+
+    `imbalance` is the largest class over the smallest, 1 the balanced set; `profile` step gives the second half of the
+    classes their `imbalance`-th part. Training images are padded by `pad` black pixels and cropped, turned by up to
+    `rotation` degrees and mirrored, on the device.
+    """
+
+    kind: Literal["cifar"]
+    root: Path
+    classes: Literal[10, 100] = 100
+    imbalance: float = Field(100, ge=1)
+    profile: Literal["exponential", "step"] = "exponential"
+    download: bool = False
+    pad: int = Field(4, ge=0, le=32)
+    rotation: float = Field(0, ge=0, le=180)
+    flip: bool = True
+    mean: Channels = (0.4914, 0.4822, 0.4465)
+    std: Channels = (0.2023, 0.1994, 0.2010)
+    workers: int = Field(0, ge=0)
+    resident: bool = True
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the network's input."""
+        return 32, 32
+
+
+DataConfig = Annotated[RecordData | ListData | CifarData, Field(discriminator="kind")]

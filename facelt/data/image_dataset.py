@@ -20,17 +20,10 @@ class ImageDataset(Dataset, ABC):
     that the one who trains decides how many are too many.
     """
 
-    def __init__(
-        self,
-        labels: np.ndarray,
-        num_classes: int,
-        transform: ImageTransform,
-        max_pixels: int = DEFAULT_MAX_PIXELS,
-    ) -> None:
+    def __init__(self, labels: np.ndarray, num_classes: int, transform: ImageTransform) -> None:
         self.labels = labels
         self.num_classes = num_classes
         self.transform = transform
-        self.max_pixels = max_pixels
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -42,8 +35,8 @@ class ImageDataset(Dataset, ABC):
         """What a person calls the image: 'file.rec:key' or a relative path."""
 
     @abstractmethod
-    def payload(self, index: int) -> bytes | memoryview:
-        """The encoded image. Raises UndecodableImage where it cannot be read."""
+    def pixels(self, index: int) -> np.ndarray:
+        """The image as it is stored, uint8 [H,W,3] RGB. Raises UndecodableImage where it cannot be read."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,7 +44,7 @@ class ImageDataset(Dataset, ABC):
     def __getitem__(self, draw: Draw) -> Sample | BadImage:
         index, seed = draw
         try:
-            image_HW3 = self.transform(decode_image(self.payload(index), self.max_pixels), seed)
+            image_HW3 = self.transform(self.pixels(index), seed)
         except UndecodableImage as error:
             return BadImage(self.names(index), str(error))
         return Sample(image_HW3, int(self.labels[index]), index, seed)
@@ -71,3 +64,24 @@ class ImageDataset(Dataset, ABC):
                 kept.append(place)
         index_B = draws.index_B[kept]
         return Filled(self.labels[index_B], index_B, draws.seed_B[kept], tuple(bad))
+
+
+class EncodedDataset(ImageDataset):
+    """Images stored as JPEG, PNG, WebP or BMP; one of more than `max_pixels` pixels is a bad image."""
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        num_classes: int,
+        transform: ImageTransform,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+    ) -> None:
+        super().__init__(labels, num_classes, transform)
+        self.max_pixels = max_pixels
+
+    @abstractmethod
+    def payload(self, index: int) -> bytes | memoryview:
+        """The encoded image. Raises UndecodableImage where it cannot be read."""
+
+    def pixels(self, index: int) -> np.ndarray:
+        return decode_image(self.payload(index), self.max_pixels)

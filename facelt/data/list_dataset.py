@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from facelt.data.decode import DEFAULT_MAX_PIXELS, UndecodableImage
-from facelt.data.image_dataset import ImageDataset
+from facelt.data.image_dataset import EncodedDataset
 from facelt.data.layouts import LAYOUTS, find_layout
 from facelt.data.transforms import ImageTransform
 from facelt.errors import UserError
@@ -20,7 +20,7 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 _LINE = re.compile(r"(.+) (-?[0-9]{1,18})")
 
 
-class FileDataset(ImageDataset):
+class FileDataset(EncodedDataset):
     """Images in files below `root`, named by their relative paths; a file that cannot be read is a bad image.
 
     `layout` names the rule of `LAYOUTS` that turns a name into the place to open.

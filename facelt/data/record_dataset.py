@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from facelt.data.decode import DEFAULT_MAX_PIXELS, UndecodableImage
-from facelt.data.image_dataset import ImageDataset
+from facelt.data.image_dataset import EncodedDataset
 from facelt.data.manifest import read_manifest
 from facelt.data.transforms import ExpectSize, ImageTransform
 from facelt.errors import UserError
 from recordio_tools import FaceRecord, RecordIOError
 
 
-class RecordDataset(ImageDataset):
+class RecordDataset(EncodedDataset):
     """Images of `path`; with `manifest` (key, label, new_label) only its rows, in its order, with the new labels.
 
     Without `transform` every image must have the size that the file's `property` states; another size is a bad image.

@@ -10,8 +10,10 @@ from functools import partial
 import numpy as np
 import torch
 
-from facelt.config import DataConfig, ListData, RecordData
+from facelt.config import CifarData, DataConfig, ListData, RecordData
+from facelt.data.augment import ShiftAndTurn
 from facelt.data.batch import Batch
+from facelt.data.cifar import long_tail, open_cifar
 from facelt.data.image_dataset import ImageDataset
 from facelt.data.list_dataset import ListDataset
 from facelt.data.normalise import to_float
@@ -36,15 +38,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Preparation:
-    """How uint8 images become network input, by `data`'s mean and std; `flip` mirrors training images by their draws'
-    seeds. On a GPU it is one kernel unless `data.fused` says otherwise.
+    """How uint8 images become network input, by `data`'s mean and std; `move` and `flip` change training images by
+    their draws' seeds. On a GPU flips and normalisation are one kernel unless `data.fused` says otherwise.
     """
 
     data: DataConfig
     flip: bool = False
+    move: ShiftAndTurn = ShiftAndTurn()
 
     def for_training(self, batch: Batch) -> torch.Tensor:
-        return self._input(batch.image_BHW3, batch.seed_B if self.flip else None)
+        return self._input(self.move(batch.image_BHW3, batch.seed_B), batch.seed_B if self.flip else None)
 
     def for_evaluation(self, batch: Batch) -> torch.Tensor:
         return self._input(batch.image_BHW3, None)
@@ -78,7 +81,13 @@ class TrainingData:
 
 def open_data(config: DataConfig, seed: int) -> TrainingData:
     """Opens what the configuration names. Raises UserError naming the file or the record at fault."""
-    return _open_record(config, seed) if isinstance(config, RecordData) else _open_list(config)
+    match config:
+        case RecordData():
+            return _open_record(config, seed)
+        case ListData():
+            return _open_list(config)
+        case CifarData():
+            return _open_cifar(config)
 
 
 def _open_record(config: RecordData, seed: int) -> TrainingData:
@@ -109,6 +118,13 @@ def _open_list(config: ListData) -> TrainingData:
     }
     # The training crop mirrors in the worker already.
     return TrainingData(_every(train), _every(plain), evaluation, train.num_classes, Preparation(config))
+
+
+def _open_cifar(config: CifarData) -> TrainingData:
+    train, test = (open_cifar(config.root, config.classes, split) for split in ("train", "test"))
+    split = Split(train, long_tail(train, config.profile, config.imbalance))
+    preparation = Preparation(config, config.flip, ShiftAndTurn(config.pad, config.rotation))
+    return TrainingData(split, split, {"test": _every(test)}, train.num_classes, preparation)
 
 
 def _every(dataset: ImageDataset) -> Split:

@@ -38,7 +38,7 @@ def test_too_many_images_stop_before_any_step(resident, train, tmp_path, monkeyp
 
 def test_a_list_cannot_be_resident(recipe, tmp_path):
     data = {"kind": "list", "root": ".", "train": "list.txt", "resident": True}
-    with pytest.raises(ValueError, match="only kind: record can be resident"):
+    with pytest.raises(ValueError, match="only kind: record and kind: cifar can be resident"):
         TrainConfig.model_validate(recipe(tmp_path, data=data))
 
 
@@ -53,7 +53,8 @@ class TwoStreams:
 def batches(values: dict) -> list[tuple]:
     """What this rank gets in two epochs, the first from its second step on."""
     config = TrainConfig.model_validate(values)
-    loaders = open_streams(TwoStreams(), open_data(config.data, config.seed), config, torch.device("cpu"))
+    data, (stage, *_) = open_data(config.data, config.seed), config.stages
+    loaders = open_streams(TwoStreams(), data, config, stage, torch.device("cpu"))
     found = [
         (rank(), batch.index_B.tolist(), batch.label_B.tolist(), batch.seed_B.tolist(), batch.image_BHW3.tolist())
         for epoch, start in ((0, 1), (1, 0))
