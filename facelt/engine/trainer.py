@@ -1,6 +1,5 @@
 """One stage of training: epochs of steps over a method it knows by nothing but its interface."""
 
-from collections.abc import Mapping
 from dataclasses import asdict
 
 import torch

@@ -17,7 +17,6 @@ from facelt.errors import UserError
 from facelt.models.network import Network
 from facelt.parallel import ShardedLogits, rank
 
-
 Shots = Literal["many", "medium", "few"]
 
 
@@ -124,6 +123,10 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def logits(self, image_B3HW: torch.Tensor) -> ShardedLogits:
         """Closed-set logits of images."""
+
+    def logits_and_reachability(self, image_B3HW: torch.Tensor) -> tuple[ShardedLogits, torch.Tensor | None]:
+        """The same logits, and this rank's images' reachability [b] where the method has a memory."""
+        return self.logits(image_B3HW), None
 
     def start_from(self, state: Mapping[str, torch.Tensor]) -> None:
         """Takes what it can use from an earlier stage's method; the network is already loaded."""

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from facelt.config import OptimConfig, ScheduleConfig, StageConfig, TrainConfig
 from facelt.engine.handed_on import build_method
-from facelt.engine.optimisation import Optimisers, learning_rate_factor
+from facelt.engine.optimisation import Optimisers, RowSGD, learning_rate_factor
 from facelt.methods import Progress
 
 
@@ -115,3 +115,26 @@ def test_momentum_and_decay_come_from_the_configuration(recipe, tmp_path):
     stage = StageConfig(name="x", method={"name": "dynamic_meta"}, epochs=1)
     found = Optimisers(method, OptimConfig(lr=0.3, momentum=0.7, weight_decay=0.01), stage).groups()
     assert [(g["momentum"], g["weight_decay"]) for groups in found for g in groups] == [(0.7, 0.01)] * 3
+
+
+def test_milestones_are_shares_of_the_stage_and_keep_its_shape():
+    assert factors(10, 1, name="milestones", at=[0.8, 0.9], factor=0.1) == pytest.approx([1.0] * 8 + [0.1, 0.01])
+    whole = factors(200, 1, name="milestones", at=[0.8, 0.9], factor=0.01, warmup_epochs=5)
+    assert [whole.index(rate) for rate in sorted(set(whole))[:2]] == [180, 160]
+    # A share that floating point cannot hold does not shift an epoch.
+    assert factors(30, 1, name="milestones", at=[0.7], factor=0.1).index(0.1) == 21
+    assert set(factors(3, 2, name="constant")) == {1.0}
+
+
+def test_nesterov_moves_the_rows_of_a_sparse_gradient_as_torch_moves_a_dense_one():
+    random = torch.Generator().manual_seed(0)
+    start, gradients = torch.randn(4, 3, generator=random), torch.randn(3, 4, 3, generator=random)
+    ends = []
+    for kind, sparse in ((torch.optim.SGD, False), (RowSGD, True)):
+        parameter = torch.nn.Parameter(start.clone())
+        optimiser = kind([parameter], lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True)
+        for gradient in gradients:
+            parameter.grad = gradient.to_sparse(1) if sparse else gradient.clone()
+            optimiser.step()
+        ends.append(parameter.detach())
+    assert torch.allclose(*ends, rtol=1e-6, atol=1e-7)
