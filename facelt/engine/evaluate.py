@@ -4,6 +4,7 @@ N images, C classes.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -37,6 +38,17 @@ def evaluation_batches(
         loader.close()
 
 
+@contextmanager
+def evaluating(method: Method) -> Iterator[None]:
+    """The method is in evaluation mode, and afterwards in its own again."""
+    was_training = method.training
+    method.eval()
+    try:
+        yield
+    finally:
+        method.train(was_training)
+
+
 @torch.no_grad()
 def predict(
     method: Method,
@@ -51,13 +63,11 @@ def predict(
     """(labels, predictions), int64 [N] each, of all ranks' images that could be read, in order; the method is left in
     its mode.
     """
-    was_training = method.training
-    method.eval()
     none = torch.empty(0, dtype=torch.int64)
     labels, predictions = [none], [none]
-    for item in evaluation_batches(split, batch, workers, device, bad):
-        logits = method.logits(preparation.for_evaluation(item))
-        predictions.append(logits.shares.gather(logits.argmax()).cpu())
-        labels.append(logits.shares.gather(item.label_B).cpu())
-    method.train(was_training)
+    with evaluating(method):
+        for item in evaluation_batches(split, batch, workers, device, bad):
+            logits = method.logits(preparation.for_evaluation(item))
+            predictions.append(logits.shares.gather(logits.argmax()).cpu())
+            labels.append(logits.shares.gather(item.label_B).cpu())
     return torch.cat(labels).numpy(), torch.cat(predictions).numpy()

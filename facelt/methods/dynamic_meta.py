@@ -140,8 +140,11 @@ class DynamicMeta(Method):
         )
 
     def logits(self, image_B3HW: torch.Tensor) -> ShardedLogits:
-        logits, _ = self.head(SharedFeature.of(self.features(image_B3HW)))
-        return logits
+        return self.logits_and_reachability(image_B3HW)[0]
+
+    def logits_and_reachability(self, image_B3HW: torch.Tensor) -> tuple[ShardedLogits, torch.Tensor]:
+        logits, embedding = self.head(SharedFeature.of(self.features(image_B3HW)))
+        return logits, embedding.reachability_b
 
     def embed_features(self, feature_BD: torch.Tensor) -> Embeddings:
         embedding = self.head.embed(SharedFeature.of(feature_BD))
