@@ -26,7 +26,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class ModelConfig(Strict):
     """The network all stages share; `pretrained` is a file of weights (torchvision's or arcface_torch's names)."""
 
-    backbone: Literal["resnet10", "resnet50", "resnet152", "iresnet18", "iresnet50", "iresnet100"] = "resnet50"
+    backbone: Literal[
+        *("resnet10", "resnet32", "resnet50", "resnet152", "resnext50", "iresnet18", "iresnet50", "iresnet100")
+    ] = "resnet50"
     dim: int = Field(512, ge=1)
     pretrained: Path | None = None
 
@@ -83,13 +85,30 @@ class ScheduleConfig(Strict):
     warmup_epochs: float = Field(0.0, ge=0)
 
 
+class BranchesConfig(Strict):
+    """A network of `count` branches behind layers they share: up to and including `split`, or none.
+
+    `last_block` shares all but the last residual block. The layers behind a layer have `width` times their channels.
+    """
+
+    count: int = Field(3, ge=2)
+    split: Literal["none", "layer1", "layer2", "layer3", "last_block"] = "layer1"
+    width: float = Field(1.0, ge=0.5, le=1)
+
+    @model_validator(mode="after")
+    def _width_is_of_whole_layers(self) -> "BranchesConfig":
+        if self.width != 1 and not self.split.startswith("layer"):
+            raise ValueError(f"width: narrows the layers behind a layer; with the split {self.split} leave it out")
+        return self
+
+
 class StageConfig(Strict):
     """One stage: a method, how long, which parts learn how fast, what is frozen, and where it starts from.
 
     `start` names an earlier stage of the same run, or the FOLDER/STAGE of another; `teachers` are stages named alike,
     whose trained models the method may ask and never changes. `optim` stands for the run's in this stage. Frozen parts
     keep their weights; with `batch_norm: still` the whole network keeps its running statistics and normalises by them.
-    A method that is fitted without steps has `epochs: 0`. `keep` is the epoch handed on: the best by validation
+    Methods of several experts ask for `branches`. A method that is fitted without steps has `epochs: 0`. `keep` is the epoch handed on: the best by validation
     accuracy (the last one where there is no validation) or the last.
     """
 
@@ -100,6 +119,7 @@ class StageConfig(Strict):
     teachers: tuple[str, ...] = ()
     attention: bool = False
     embedding: Literal["linear_bn", "fc_relu", "none"] = "linear_bn"
+    branches: BranchesConfig | None = None
     optim: OptimConfig | None = None
     lr_share: Shares = Shares()
     schedule: ScheduleConfig = ScheduleConfig()

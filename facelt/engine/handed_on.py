@@ -13,6 +13,7 @@ from facelt.config.explain import explain
 from facelt.engine.weights import load_weights, refuse_other_shapes
 from facelt.errors import UserError
 from facelt.methods import METHODS, Method
+from facelt.models.branched import Branches
 from facelt.models.network import build_network
 from facelt.whole_files import sha256_of, write_text
 
@@ -31,6 +32,7 @@ def build_method(
         attention=stage.attention,
         embedding=stage.embedding,
         dim=config.model.dim,
+        branches=None if stage.branches is None else Branches(**stage.branches.model_dump()),
     )
     return METHODS[stage.method.name](stage.method, network, num_classes, counts_C)
 

@@ -95,9 +95,15 @@ class Method(nn.Module, ABC):
     """
 
     kinds: tuple[str, ...] = ("direct",)
+    # Whether it trains a network of several branches.
+    branched: bool = False
 
     def __init__(self, network: Network) -> None:
         super().__init__()
+        if self.branched and network.branches == 1:
+            raise UserError(f"branches: {type(self).__name__} trains several; say how many, and what they share")
+        if network.branches > 1 and not self.branched:
+            raise UserError(f"branches: {type(self).__name__} trains a network of one; leave the key out")
         self.network = network
         self.bf16 = False
         self.replicas: Callable[..., torch.Tensor] | None = None

@@ -3,6 +3,8 @@
 Shapes: B batch, H W image, h w map (H/16, W/16 rounded up: 7x7 at 112x112).
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 WIDTHS = (64, 128, 256, 512)
@@ -31,7 +33,7 @@ class IResNetBlock(nn.Module):
 
 
 class IResNet(nn.Module):
-    """IResNet up to its last batch norm: image [B,3,H,W] -> map [B,512,h,w].
+    """IResNet up to its last batch norm: image [B,3,H,W] -> map [B,C,h,w], C 512.
 
     The layers after the map (`fc`, `features` in arcface_torch) are `facelt.models.embedding.LinearBatchNorm`, so that
     attention can stand between them. The stem does not pool and keeps the resolution; each stage halves it.
@@ -39,17 +41,17 @@ class IResNet(nn.Module):
     so large that IResNet-100 overflows in eval mode until its running statistics have seen some batches.
     """
 
-    def __init__(self, blocks: tuple[int, int, int, int]) -> None:
+    def __init__(self, blocks: tuple[int, int, int, int], widths: Sequence[int] = WIDTHS) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
         self.prelu = nn.PReLU(WIDTHS[0])
         stages = [
             _stage(channels_in, channels, count)
-            for channels_in, channels, count in zip((WIDTHS[0], *WIDTHS[:-1]), WIDTHS, blocks, strict=True)
+            for channels_in, channels, count in zip((WIDTHS[0], *widths[:-1]), widths, blocks, strict=True)
         ]
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.bn2 = nn.BatchNorm2d(WIDTHS[-1])
+        self.bn2 = nn.BatchNorm2d(widths[-1])
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.1)

@@ -1,6 +1,6 @@
 """From image to feature: backbone, attention, embedding. Freezing and loading go by these three names.
 
-Shapes: B batch, H W image, C channels, h w map, D feature.
+Shapes: B batch, H W image, C channels, h w map, K branches, D feature.
 """
 
 from torch import Tensor, nn
@@ -8,34 +8,49 @@ from torch import Tensor, nn
 from facelt.errors import UserError
 from facelt.models import BACKBONES
 from facelt.models.attention import ModulatedAttention
+from facelt.models.branched import BranchedEmbedding, Branches, PerBranch, build_branched
 from facelt.models.embedding import build_embedding
 
 
 class Network(nn.Module):
-    """image [B,3,H,W] -> feature [B,dim]. Without attention its place is taken by an identity with no parameters."""
+    """image [B,3,H,W] -> feature [B,dim]. Without attention its place is taken by an identity with no parameters.
 
-    def __init__(self, backbone: nn.Module, attention: nn.Module | None, embedding: nn.Module) -> None:
+    A network of K branches returns [B,K,dim]. It takes one batch of images, which every branch sees, or K batches of
+    equal size, one for each branch; what is learnt of them together is one call.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, attention: nn.Module | None, embedding: nn.Module, branches: int = 1
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.attention = nn.Identity() if attention is None else attention
         self.embedding = embedding
+        self.branches = branches
 
     @property
     def dim(self) -> int:
-        """D, the length of a feature."""
+        """D, the length of a feature, of one branch where there are several."""
         return self.embedding.dim
 
-    def forward(self, image_B3HW: Tensor) -> Tensor:
-        return self.embedding(self.attention(self.backbone(image_B3HW)))
+    def forward(self, *image_B3HW: Tensor) -> Tensor:
+        return self.embedding(self.attention(self.backbone(*image_B3HW)))
 
 
 def build_network(
-    backbone: str, *, image_size: tuple[int, int], attention: bool, embedding: str, dim: int = 512
+    backbone: str,
+    *,
+    image_size: tuple[int, int],
+    attention: bool,
+    embedding: str,
+    dim: int = 512,
+    branches: Branches | None = None,
 ) -> Network:
     """A network with fresh weights from torch's random state, built for images of (height, width) pixels.
 
     `embedding` names a row of EMBEDDINGS; `dim` is not used by "none", whose features are as long as the map is deep.
-    Raises UserError on an unknown name, an image size below 1 or a dim below 1.
+    With `branches` every branch has attention and embedding of its own.
+    Raises UserError on an unknown name, an image size below 1, a dim below 1 or a place that divides no backbone.
     """
     if backbone not in BACKBONES:
         raise UserError(f"unknown backbone {backbone!r}: choose one of {', '.join(BACKBONES)}")
@@ -43,5 +58,14 @@ def build_network(
         raise UserError(f"image size {image_size[0]}x{image_size[1]} and dim {dim} must be 1 or more")
     spec = BACKBONES[backbone]
     map_size = spec.map_size(image_size)
-    tail = build_embedding(embedding, spec.channels, dim, map_size if spec.flattened else None)
-    return Network(spec.build(), ModulatedAttention(spec.channels, *map_size) if attention else None, tail)
+
+    def tail(channels: int) -> nn.Module:
+        return build_embedding(embedding, channels, dim, map_size if spec.flattened else None)
+
+    if branches is None:
+        focus = ModulatedAttention(spec.channels, *map_size) if attention else None
+        return Network(spec.build(), focus, tail(spec.channels))
+    trunk, channels = build_branched(backbone, spec, branches)
+    count = range(branches.count)
+    focus = PerBranch(ModulatedAttention(channels, *map_size) for _ in count) if attention else None
+    return Network(trunk, focus, BranchedEmbedding(tail(channels) for _ in count), branches.count)

@@ -79,7 +79,8 @@ def test_attention_is_built_for_each_backbones_own_map():
             name: build_network(name, image_size=(112, 112), attention=True, embedding="linear_bn").attention.map_size
             for name in BACKBONES
         }
-    assert sizes == {name: (7, 7) if name.startswith("iresnet") else (4, 4) for name in BACKBONES}
+    plain = {name: (7, 7) if name.startswith("iresnet") else (4, 4) for name in BACKBONES}
+    assert sizes == {**plain, "resnet32": (28, 28)}
 
 
 @pytest.mark.parametrize(
