@@ -108,8 +108,8 @@ class StageConfig(Strict):
     `start` names an earlier stage of the same run, or the FOLDER/STAGE of another; `teachers` are stages named alike,
     whose trained models the method may ask and never changes. `optim` stands for the run's in this stage. Frozen parts
     keep their weights; with `batch_norm: still` the whole network keeps its running statistics and normalises by them.
-    Methods of several experts ask for `branches`. A method that is fitted without steps has `epochs: 0`. `keep` is the epoch handed on: the best by validation
-    accuracy (the last one where there is no validation) or the last.
+    Methods of several experts ask for `branches`. A method that is fitted without steps has `epochs: 0`. `keep` is the
+    epoch handed on: the best by validation accuracy (the last one where there is no validation) or the last.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
