@@ -6,7 +6,9 @@ from pydantic import Field, model_validator
 
 from facelt.config.strict import Strict
 
-Sampler = Literal["instance", "class_aware"]
+Sampler = Literal[
+    "instance", "class_aware", "class_balanced", "square_root", "progressive", "reversed", "oversample", "undersample"
+]
 
 
 class ClassifyConfig(Strict):

@@ -20,6 +20,11 @@ class Stream(IntEnum):
     IMAGE_ORDER = 3
     DRAW_SEED = 4
     VALIDATION = 5
+    CLASS_DRAW = 6
+    IMAGE_DRAW = 7
+    EVEN_IMAGES = 8
+    EVEN_ORDER = 9
+    STREAM_SEED = 10
 
 
 def hash64(*words: int | np.ndarray) -> np.ndarray:

@@ -96,34 +96,41 @@ def test_instance_order_is_uniform():
     assert max(first.values()) < 480
 
 
+# Images an epoch lists of classes of 20, 9, 3 and 1.
+LISTED = dict.fromkeys(SAMPLERS, 33) | {"oversample": 80, "undersample": 4}
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_training_sampler_keeps_the_protocol(name):
     labels = np.repeat(np.arange(4), (20, 9, 3, 1))
-    sampler = SAMPLERS[name](labels, 8, seed=5)
-    assert sampler.steps_per_epoch == 33 // 8
+    sampler = SAMPLERS[name](labels, 4, seed=5, epochs=8)
+    draws = LISTED[name] // 4 * 4
+    assert sampler.steps_per_epoch * 4 == draws
     index_T, seed_T = sampler.draws(2)
     assert index_T.dtype == seed_T.dtype == np.int64
-    assert index_T.shape == seed_T.shape == (32,)
+    assert index_T.shape == seed_T.shape == (draws,)
     assert seed_T.min() >= 0
-    assert seed_T.tolist() == [plain_hash(Stream.DRAW_SEED, 5, 2, position) >> 1 for position in range(32)]
-    np.testing.assert_array_equal(index_T, SAMPLERS[name](labels, 8, seed=5).epoch(2))
+    assert seed_T.tolist() == [plain_hash(Stream.DRAW_SEED, 5, 2, position) >> 1 for position in range(draws)]
+    np.testing.assert_array_equal(index_T, SAMPLERS[name](labels, 4, seed=5, epochs=8).epoch(2))
     assert index_T.tolist() != sampler.epoch(3).tolist()
-    assert index_T.tolist() != SAMPLERS[name](labels, 8, seed=6).epoch(2).tolist()
+    assert index_T.tolist() != SAMPLERS[name](labels, 4, seed=6, epochs=8).epoch(2).tolist()
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_members_restrict_the_draws(name):
     labels, members = np.repeat(np.arange(3), 10), np.array([0, 2, 4, 13, 29])
-    sampler = SAMPLERS[name](labels, 2, seed=0, members=members)
-    assert sampler.steps_per_epoch == 2
-    drawn = {index for epoch in range(10) for index in sampler.epoch(epoch).tolist()}
+    sampler = SAMPLERS[name](labels, 2, seed=0, members=members, epochs=20)
+    assert sampler.steps_per_epoch == {"oversample": 9, "undersample": 3}.get(name, 5) // 2
+    drawn = {index for epoch in range(20) for index in sampler.epoch(epoch).tolist()}
     assert drawn == set(members.tolist())
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_fewer_images_than_a_batch_is_refused(name):
-    with pytest.raises(UserError, match="3 training images are fewer than one batch of 4"):
-        SAMPLERS[name](np.array([0, 1, 1, -1]), 4, seed=0)
+@pytest.mark.parametrize("labels", [[0, 0, 0, -1], [-1, -1, -1, -1]], ids=["three", "none"])
+def test_fewer_images_than_a_batch_is_refused(name, labels):
+    known = labels.count(0)
+    with pytest.raises(UserError, match=f"{known} training images are fewer than one batch of 4"):
+        SAMPLERS[name](np.array(labels), 4, seed=0, epochs=1)
 
 
 def test_sequential_keeps_the_last_partial_batch():
