@@ -8,18 +8,19 @@ from pydantic import BaseModel
 from eval_megaface.config import Kind
 from facelt.config import (
     AuditConfig,
+    CifarData,
     ClassifyConfig,
     DataConfig,
     DynamicMetaConfig,
-    ListData,
     MethodConfig,
     ModelConfig,
-    RecordData,
     StageConfig,
 )
 from facelt.config.audit import TrainingConfig
 from facelt.config.training import Part, Shares
 from facelt.data import DATASETS
+from facelt.data.cifar import PROFILES
+from facelt.data.cifar_files import CIFAR_FILES
 from facelt.data.samplers import SAMPLERS
 from facelt.embed import embed
 from facelt.evaluate import evaluate
@@ -76,8 +77,10 @@ def build(method: str):
         (SHOT_CONVENTIONS, option(evaluate, "convention")),
         (SHOT_CONVENTIONS, allowed(TrainingConfig, "convention")),
         (KINDS, allowed(AuditConfig, "kind")),
+        (PROFILES, allowed(CifarData, "profile")),
+        (CIFAR_FILES, allowed(CifarData, "classes")),
     ],
-    ids=lambda value: ",".join(sorted(value)) if isinstance(value, set) else "",
+    ids=lambda value: ",".join(sorted(map(str, value))) if isinstance(value, set) else "",
 )
 def test_a_table_and_the_configuration_name_the_same(table, words):
     assert set(table) == words
@@ -85,10 +88,9 @@ def test_a_table_and_the_configuration_name_the_same(table, words):
 
 
 def test_the_data_sets_to_train_on_are_in_the_table():
-    assert tags(DataConfig, "kind") == allowed(RecordData, "kind") | allowed(ListData, "kind") == {"record", "list"}
-    assert {"record", "list"} <= set(DATASETS)
+    assert tags(DataConfig, "kind") == {"record", "list", "cifar"} <= set(DATASETS)
     # The others have no labels to train on: `facelt embed` opens them.
-    assert set(DATASETS) - {"record", "list"} == {"paths", "folder"}
+    assert set(DATASETS) - tags(DataConfig, "kind") == {"paths", "folder"}
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -63,7 +63,7 @@ class ListData(_Images):
     @classmethod
     def _is_cut_anew(cls, resident: bool) -> bool:
         if resident:
-            raise ValueError("a list's training images are cut anew at every look; only kind: record and kind: cifar can be resident")
+            raise ValueError("a list's training images are cut anew at every look; record and cifar can be resident")
         return resident
 
     @property

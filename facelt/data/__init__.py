@@ -4,6 +4,7 @@ from importlib import import_module
 
 _DATASETS = {
     "record": ("facelt.data.record_dataset", "RecordDataset"),
+    "cifar": ("facelt.data.cifar", "CifarDataset"),
     "list": ("facelt.data.list_dataset", "ListDataset"),
     "paths": ("facelt.data.list_dataset", "PathListDataset"),
     "folder": ("facelt.data.list_dataset", "FolderDataset"),

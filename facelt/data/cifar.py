@@ -74,9 +74,8 @@ def long_tail(dataset: RecordDataset | CifarDataset, profile: str, imbalance: fl
     if (short_C := counts_C < wanted_C).any():
         label = int(np.argmax(short_C))
         raise UserError(
-            f"data.imbalance: {imbalance:g} ({profile}) wants {wanted_C[label]} images of class {label} and there are "
-            f"{counts_C[label]}: the file itself has the imbalance {counts_C.max() / max(counts_C.min(), 1):g}; ask for "
-            "that or more"
+            f"data.imbalance: {imbalance:g} ({profile}) takes {wanted_C[label]} images of class {label}, which has "
+            f"{counts_C[label]}; ask for at least {counts_C.max() / max(counts_C.min(), 1):g}, what is there itself"
         )
     random = None if isinstance(dataset, RecordDataset) else np.random.RandomState(0)
     kept = []

@@ -44,10 +44,11 @@ class Preparation:
 
     data: DataConfig
     flip: bool = False
-    move: ShiftAndTurn = ShiftAndTurn()
+    move: ShiftAndTurn | None = None
 
     def for_training(self, batch: Batch) -> torch.Tensor:
-        return self._input(self.move(batch.image_BHW3, batch.seed_B), batch.seed_B if self.flip else None)
+        image_BHW3 = batch.image_BHW3 if self.move is None else self.move(batch.image_BHW3, batch.seed_B)
+        return self._input(image_BHW3, batch.seed_B if self.flip else None)
 
     def for_evaluation(self, batch: Batch) -> torch.Tensor:
         return self._input(batch.image_BHW3, None)

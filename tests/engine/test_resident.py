@@ -38,7 +38,7 @@ def test_too_many_images_stop_before_any_step(resident, train, tmp_path, monkeyp
 
 def test_a_list_cannot_be_resident(recipe, tmp_path):
     data = {"kind": "list", "root": ".", "train": "list.txt", "resident": True}
-    with pytest.raises(ValueError, match="only kind: record and kind: cifar can be resident"):
+    with pytest.raises(ValueError, match="at every look; record and cifar can be resident"):
         TrainConfig.model_validate(recipe(tmp_path, data=data))
 
 

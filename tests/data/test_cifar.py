@@ -1,0 +1,209 @@
+"""CIFAR: the published files, which of their images a long-tailed set takes, and what is refused."""
+
+import os
+import pickle
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from facelt.data.batch import Draw
+from facelt.data.cifar import CifarDataset, long_tail, open_cifar
+from facelt.data.cifar_files import read_cifar_file
+from facelt.data.transforms import ExpectSize
+from facelt.errors import UserError
+from recordio_tools import FaceRecordWriter
+from tests.data.cifar_folder import python2_pickle, write_cifar
+
+# METHODS: images of the whole set and of its smallest class for each imbalance.
+PUBLISHED = {
+    10: {10: (20_431, 500), 20: (17_023, 250), 50: (13_996, 100), 100: (12_406, 50), 200: (11_203, 25)},
+    100: {10: (19_573, 50), 20: (15_907, 25), 50: (12_608, 10), 100: (10_847, 5), 200: (9_502, 2)},
+}
+CIFAR10 = {
+    100: [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50],
+    50: [5000, 3237, 2096, 1357, 878, 568, 368, 238, 154, 100],
+    10: [5000, 3871, 2997, 2320, 1796, 1391, 1077, 834, 645, 500],
+    200: [5000, 2775, 1540, 854, 474, 263, 146, 81, 45, 25],
+}
+
+
+def labelled(classes: int, count: int, seed: int = 0) -> SimpleNamespace:
+    """As much of a dataset as the selection looks at."""
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(classes), count))
+    return SimpleNamespace(labels=labels, num_classes=classes)
+
+
+@pytest.mark.parametrize("classes", PUBLISHED)
+def test_the_counts_are_the_published_ones(classes):
+    dataset = labelled(classes, 50_000 // classes)
+    for imbalance, (images, smallest) in PUBLISHED[classes].items():
+        counts = np.bincount(dataset.labels[long_tail(dataset, "exponential", imbalance)])
+        assert (counts.sum(), counts.min(), counts[-1]) == (images, smallest, smallest)
+        assert counts[0] == 50_000 // classes
+        assert (np.diff(counts) <= 0).all()
+        if classes == 10 and imbalance in CIFAR10:
+            assert counts.tolist() == CIFAR10[imbalance]
+    assert len(long_tail(dataset, "exponential", 1)) == 50_000
+    counts = np.bincount(dataset.labels[long_tail(dataset, "step", 100)])
+    assert set(counts[: classes // 2]) == {50_000 // classes}
+    assert set(counts[classes // 2 :]) == {500 // classes}
+
+
+def test_the_images_are_those_of_the_code_that_all_papers_copied():
+    dataset = labelled(10, 40, seed=3)
+    np.random.seed(0)
+    kept = []
+    for label in range(10):
+        places = np.where(dataset.labels == label)[0]
+        np.random.shuffle(places)
+        kept += places[: int(40 * (1 / 20) ** (label / 9))].tolist()
+    assert long_tail(dataset, "exponential", 20).tolist() == kept
+
+
+@given(
+    count=st.integers(1, 60),
+    low=st.floats(1, 300),
+    high=st.floats(1, 300),
+    profile=st.sampled_from(("step", "exponential")),
+)
+def test_a_longer_tail_lies_within_a_shorter_one(count, low, high, profile):
+    dataset = labelled(7, count)
+    shorter, longer = (long_tail(dataset, profile, value) for value in sorted((low, high)))
+    assert set(longer) <= set(shorter)
+    assert len(set(shorter)) == len(shorter)
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+def test_pixels_labels_and_names_are_the_files(tmp_path, classes):
+    splits = write_cifar(tmp_path, classes, per_class=3)
+    for split, (image_NHW3, label_N) in splits.items():
+        dataset = open_cifar(tmp_path, classes, split)
+        assert dataset.labels.tolist() == label_N.tolist()
+        assert (dataset.num_classes, dataset.image_size, len(dataset)) == (classes, (32, 32), len(label_N))
+        for index in range(len(label_N)):
+            sample = dataset[Draw(index, 0)]
+            assert np.array_equal(sample.image_HW3, image_NHW3[index])
+            assert sample.label == label_N[index]
+    names = [open_cifar(tmp_path, classes, "train").names(index) for index in (0, 7, 29)]
+    assert names == (
+        ["data_batch_1:0", "data_batch_2:1", "data_batch_5:5"] if classes == 10 else ["train:0", "train:7", "train:29"]
+    )
+
+
+@pytest.mark.parametrize("protocol", [3, 4])
+def test_files_written_anew_by_python_3_are_read_too(tmp_path, protocol):
+    rows = np.random.default_rng(1).integers(0, 256, (3, 3072), dtype=np.uint8)
+    path = tmp_path / "train"
+    path.write_bytes(pickle.dumps({"data": rows, "fine_labels": [4, 2, 9]}, protocol=protocol))
+    image_NHW3, label_N = read_cifar_file(path, "fine_labels")
+    assert np.array_equal(image_NHW3, rows.reshape(3, 3, 32, 32).transpose(0, 2, 3, 1))
+    assert label_N.tolist() == [4, 2, 9]
+
+
+class Runs:
+    """A pickle of this calls whatever it is made with."""
+
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call
+
+
+def test_no_file_makes_anything_run(tmp_path):
+    canary = tmp_path / "canary"
+    rows = np.zeros((1, 3072), np.uint8)
+    calls = (
+        (os.mkdir, (str(canary),)),
+        (eval, (f"__import__('os').mkdir({str(canary)!r})",)),
+        (np.load, (str(canary),)),
+        (random.Random, ()),
+    )
+    for number, call in enumerate(calls):
+        path = tmp_path / f"file{number}"
+        path.write_bytes(pickle.dumps({"data": rows, "labels": [0], "more": Runs(*call)}))
+        with pytest.raises(
+            UserError, match=r"file\d: no file of CIFAR \(it asks for .*, which no file of CIFAR holds\)"
+        ) as caught:
+            read_cifar_file(path, "labels")
+        assert "\n" not in str(caught.value)
+        assert not canary.exists()
+    pickle.loads(pickle.dumps(Runs(*calls[0])))
+    assert canary.is_dir(), "the file would have made the folder, had it been let"
+
+
+def _pickled(rows: object, labels: object) -> bytes:
+    return pickle.dumps({"data": rows, "labels": labels})
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (b"", "no file of CIFAR"),
+        (b"no pickle", "no file of CIFAR"),
+        (_pickled(np.zeros((2, 3072), np.uint8), [0, 1])[:-900], "no file of CIFAR"),
+        (_pickled(np.zeros((2, 3072), np.int64), [0, 1]), "an array of 'i8' where u1 is expected"),
+        (_pickled(np.array([{}]), [0]), "an array of 'O8' where u1 is expected"),
+        (_pickled(np.zeros((2, 3071), np.uint8), [0, 1]), "no file of CIFAR"),
+        (_pickled(np.zeros((2, 3072), np.uint8), [0, 1, 2]), r"2 images and labels of the shape \(3,\)"),
+        (_pickled(np.zeros((2, 3072), np.uint8), "ab"), "no file of CIFAR"),
+        (_pickled(b"bytes", [0]), "no file of CIFAR"),
+        (pickle.dumps([1, 2]), "no file of CIFAR"),
+        (pickle.dumps({"data": np.zeros((1, 3072), np.uint8)}), r"no file of CIFAR \('labels'\)"),
+        (b"cnumpy\nndarray\n(K\x05tR.", "no file of CIFAR"),
+        (b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\ndtype\nK\x00U\x01btR.", "an array of an unknown class"),
+    ],
+)
+def test_a_damaged_or_foreign_file_is_named_in_one_line(tmp_path, payload, reason):
+    (tmp_path / "batch").write_bytes(payload)
+    with pytest.raises(UserError, match=rf"batch: .*{reason}.*; fetch it again") as caught:
+        read_cifar_file(tmp_path / "batch", "labels")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files_and_labels_out_of_range_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"cifar-100-python/train: cannot be read .*data\.root"):
+        open_cifar(tmp_path, 100, "train")
+    write_cifar(tmp_path, 100, per_class=1)
+    values = {b"fine_labels": [100], b"data": np.zeros((1, 3072), np.uint8)}
+    (tmp_path / "cifar-100-python/test").write_bytes(python2_pickle(values))
+    with pytest.raises(UserError, match=r"cifar-100-python/test: labels outside 0\.\.99"):
+        CifarDataset(tmp_path, 100, "test", ExpectSize((32, 32)))
+
+
+def write_record(path, counts, encode) -> None:
+    with FaceRecordWriter(path, image_size=(32, 32), num_identities=len(counts)) as writer:
+        for number, label in enumerate(np.repeat(np.arange(len(counts)), counts).tolist()):
+            writer.write(label, encode(32, 32, seed=number))
+
+
+def test_of_a_record_the_first_images_of_each_class_stay(tmp_path, encode):
+    counts = [9, 8, 7, 6, 5, 4, 4, 3, 3, 3]
+    write_record(tmp_path / "train.rec", counts, encode)
+    dataset = open_cifar(tmp_path, 10, "train")
+    kept = long_tail(dataset, "exponential", 9)
+    starts = np.cumsum([0, *counts])
+    expected = [starts[c] + place for c in range(10) for place in range(int(9 * (1 / 9) ** (c / 9) + 1e-9))]
+    assert kept.tolist() == expected
+    with pytest.raises(
+        UserError,
+        match=r"data\.imbalance: 2 \(exponential\) takes 7 images of class 3, which has 6; ask .* 3,",
+    ):
+        long_tail(dataset, "exponential", 2)
+    with pytest.raises(UserError, match=r"data\.classes: .*train\.rec has 10 classes, not 100"):
+        open_cifar(tmp_path, 100, "train")
+
+
+def test_the_shared_record_holds_the_published_subsets(real_data):
+    train, test = (open_cifar(real_data / "cifar100_lt", 100, split) for split in ("train", "test"))
+    assert np.bincount(test.labels).tolist() == [100] * 100
+    for imbalance, (images, smallest) in PUBLISHED[100].items():
+        counts = np.bincount(train.labels[long_tail(train, "exponential", imbalance)], minlength=100)
+        assert (counts.sum(), counts.min(), counts[0]) == (images, smallest, 500)
+    assert train[Draw(0, 0)].image_HW3.shape == (32, 32, 3)
+    with pytest.raises(UserError, match="ask for at least 10"):
+        long_tail(train, "exponential", 9)
