@@ -68,13 +68,7 @@ def shot_accuracy(
         ValueError: arrays of different lengths, no vector, no integers, or an unknown convention.
     """
     band_C = shot_bands(train_counts_C, convention)
-    label_N, prediction_N = checked_pair(label_N, prediction_N, classes=len(band_C))
-    known_N = label_N != OPEN_LABEL
-    label_K = label_N[known_N]
-    right_K = label_K == prediction_N[known_N]
-
-    images_C = np.bincount(label_K, minlength=len(band_C))
-    right_C = np.bincount(label_K[right_K], minlength=len(band_C))
+    images_C, right_C = class_counts(label_N, prediction_N, len(band_C))
     tested_C = images_C > 0
     accuracy, classes, images = {}, {}, {}
     for index, band in enumerate(BANDS):
@@ -82,5 +76,18 @@ def shot_accuracy(
         classes[band] = int(member_C.sum())
         images[band] = int(images_C[member_C].sum())
         accuracy[band] = float(np.mean(right_C[member_C] / images_C[member_C])) if classes[band] else None
-    overall = float(right_K.mean()) if right_K.size else None
+    overall = float(right_C.sum() / images_C.sum()) if images_C.any() else None
     return ShotAccuracy(overall=overall, **accuracy, classes=classes, images=images)
+
+
+def class_counts(label_N: np.ndarray, prediction_N: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each class the images tested and those named rightly, int64 [C] each; open images (-1) are left out.
+
+    Raises as `shot_accuracy` does.
+    """
+    label_N, prediction_N = checked_pair(label_N, prediction_N, classes=classes)
+    label_K, prediction_K = (value_N[label_N != OPEN_LABEL] for value_N in (label_N, prediction_N))
+    return (
+        np.bincount(label_K, minlength=classes),
+        np.bincount(label_K[label_K == prediction_K], minlength=classes),
+    )

@@ -68,10 +68,29 @@ def closed_macro_f(label_N: np.ndarray, prediction_N: np.ndarray) -> float | Non
     known_N = label_N != OPEN_LABEL
     if not known_N.any():
         return None
-    label_K, prediction_K = label_N[known_N], prediction_N[known_N]
-    _, code = np.unique(np.concatenate([label_K, prediction_K]), return_inverse=True)
-    label_code_K, prediction_code_K = code[: len(label_K)], code[len(label_K) :]
+    return _macro_f(label_N[known_N], prediction_N[known_N])
+
+
+def open_macro_f(label_N: np.ndarray, prediction_N: np.ndarray) -> float | None:
+    """The mean F1 of the classes met among all images, as true or as predicted class, the unknown being one of them.
+
+    The unknown class is the true one of open images (-1) and the predicted one of rejected images.
+
+    Returns:
+        A fraction, or None without any open image: then there is no unknown class to find.
+
+    Raises:
+        UserError: a label or a prediction below -1.
+        ValueError: different lengths, no vector or no integers.
+    """
+    label_N, prediction_N = checked_pair(label_N, prediction_N)
+    return _macro_f(label_N, prediction_N) if (label_N == OPEN_LABEL).any() else None
+
+
+def _macro_f(label_N: np.ndarray, prediction_N: np.ndarray) -> float:
+    _, code = np.unique(np.concatenate([label_N, prediction_N]), return_inverse=True)
+    label_code_N, prediction_code_N = code[: len(label_N)], code[len(label_N) :]
     classes = int(code.max()) + 1
-    right = np.bincount(label_code_K[label_code_K == prediction_code_K], minlength=classes)
-    met = np.bincount(label_code_K, minlength=classes) + np.bincount(prediction_code_K, minlength=classes)
+    right = np.bincount(label_code_N[label_code_N == prediction_code_N], minlength=classes)
+    met = np.bincount(label_code_N, minlength=classes) + np.bincount(prediction_code_N, minlength=classes)
     return float(np.mean(2 * right / met))
