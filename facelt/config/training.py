@@ -88,11 +88,12 @@ class ScheduleConfig(Strict):
 class BranchesConfig(Strict):
     """A network of `count` branches behind layers they share: up to and including `split`, or none.
 
-    `last_block` shares all but the last residual block. The layers behind a layer have `width` times their channels.
+    `last_block` shares all but the last residual block; `batch_norm` and `conv` share all, and a branch is that one
+    layer on the last map. The layers behind a layer have `width` times their channels.
     """
 
     count: int = Field(3, ge=2)
-    split: Literal["none", "layer1", "layer2", "layer3", "last_block"] = "layer1"
+    split: Literal["none", "layer1", "layer2", "layer3", "last_block", "batch_norm", "conv"] = "layer1"
     width: float = Field(1.0, ge=0.5, le=1)
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from facelt.errors import UserError
 from facelt.models import Backbone
+from facelt.models.light_branches import LIGHT_BRANCHES
 
 # The first layers of a backbone are its stem: convolution, batch norm, activation and pooling.
 LAYER = "layer"
@@ -22,8 +23,8 @@ class Branches:
     """`count` branches that share a backbone up to and including the place `split`.
 
     `none`: nothing, so that each branch is a whole network; `layer1`, `layer2`, `layer3`: the stem and the layers up
-    to this one; `last_block`: all but the last residual block. The layers behind a layer have `width` times their
-    channels.
+    to this one; `last_block`: all but the last residual block; a row of LIGHT_BRANCHES: all, and a branch is that one
+    layer on the last map. The layers behind a layer have `width` times their channels.
     """
 
     count: int
@@ -77,6 +78,9 @@ def build_branched(name: str, spec: Backbone, branches: Branches) -> tuple[Branc
     Every part bears its usual name, so that trunk and branch together have the entries of the plain backbone. Raises
     UserError where the backbone cannot be divided there.
     """
+    if branches.split in LIGHT_BRANCHES:
+        light = [LIGHT_BRANCHES[branches.split](spec.channels) for _ in range(branches.count)]
+        return BranchedBackbone(spec.build(), light), spec.channels
     narrow = branches.width != 1
     first = int(branches.split.removeprefix(LAYER)) if branches.split.startswith(LAYER) else len(spec.widths)
     widths = tuple(
