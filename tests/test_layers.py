@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("recordio_tools", "facelt", "eval_megaface")
 MEASURING = ("facelt.store", "facelt.search", "facelt.identification", "facelt.metrics", "facelt.report")
-ENTRIES = ("facelt.train", "facelt.embed", "facelt.evaluate", "facelt.audit", "facelt.demo")
+ENTRIES = ("facelt.train", "facelt.embed", "facelt.evaluate", "facelt.audit", "facelt.bench", "facelt.demo")
 
 # What any layer may import of ours, and what each may beside that and itself.
 BOTTOM = ("facelt.errors", "facelt.whole_files")
@@ -47,12 +47,15 @@ ALLOWED = {
     ),
     "facelt.report": (),
     "eval_megaface": ("facelt.config", "facelt.entry", "facelt.embed", "facelt.auditing", *MEASURING),
+    # Runs of recipes and their table.
+    "facelt.benchmarking": ("facelt.config", "facelt.engine", "facelt.report"),
     # The entries.
     "facelt.entry": ("recordio_tools",),
     "facelt.train": ("facelt.config", "facelt.entry", "facelt.engine"),
     "facelt.embed": ("facelt.config", "facelt.entry", "facelt.engine"),
     "facelt.evaluate": ("facelt.config", "facelt.entry", "facelt.engine"),
     "facelt.audit": ("facelt.config", "facelt.entry", "facelt.auditing", "facelt.report"),
+    "facelt.bench": ("facelt.config", "facelt.entry", "facelt.benchmarking", "facelt.engine", "facelt.report"),
     "facelt.demo": ("facelt.entry", "facelt.data.synthetic", "recordio_tools"),
     "facelt.cli": ("facelt.entry", "eval_megaface", *ENTRIES),
 }

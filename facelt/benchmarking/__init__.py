@@ -1,0 +1,1 @@
+"""Benchmarks: recipes by name, runs of them with several seeds, and what was found beside what was published."""

@@ -1,0 +1,106 @@
+"""What a benchmark run left: one line of JSON each, in a file that only grows."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from facelt.config import MAY_CHANGE, Strict, TrainConfig
+from facelt.errors import UserError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+NEUTRAL = MAY_CHANGE | {"out", "seed", "device", "data.root", "data.download"}
+"""Keys that do not make it another recipe: where files lie, which seed, on which machine."""
+
+
+class _Origin(Strict):
+    """Which recipe, with which `settings` of the user beside it, of which sources. `config` is a digest of both."""
+
+    suite: str
+    recipe: str
+    imbalance: float | None
+    settings: tuple[str, ...] = ()
+    config: str
+    seed: int
+    machine: str
+    torch: str
+    commit: str
+
+
+class RunRecord(_Origin):
+    """A whole run: accuracy on the test split, overall and by shots of the paper's convention, as fractions.
+
+    `chosen` says which epoch was tested; `minutes` of training and testing are unknown (None) where a sitting was
+    killed.
+    """
+
+    kind: Literal["run"] = "run"
+    overall: Fraction
+    many: Fraction | None
+    medium: Fraction | None
+    few: Fraction | None
+    chosen: str
+    minutes: float | None = Field(ge=0)
+
+
+class SmokeRecord(_Origin):
+    """A shortened run that went well: `losses` of each stage at its beginning and its end. No result of the recipe."""
+
+    kind: Literal["smoke"] = "smoke"
+    losses: dict[str, tuple[float, float]]
+
+
+Record = RunRecord | SmokeRecord
+_LINE = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
+
+
+def read_records(path: Path) -> list[Record]:
+    """Every record of the file in its order; none where the file is absent. Raises UserError naming a bad line."""
+    if not path.exists():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(_LINE.validate_json(line))
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"])) or "the line"
+            raise UserError(f"{path}, line {number}: {where}: {error.errors()[0]['msg']}; mend or remove it") from None
+    return records
+
+
+def append_record(path: Path, record: Record) -> None:
+    """Adds a line in one piece, so that several runs may do so at a time. Raises UserError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(record.model_dump_json() + "\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def config_digest(config: TrainConfig) -> str:
+    """Twelve hexadecimal digits, the same wherever the files lie and whatever the seed.
+
+    Keys at their defaults do not count: a key that is new in a later version leaves the digest as it was.
+    """
+    values = config.model_dump(mode="json", exclude_defaults=True)
+    for key in NEUTRAL:
+        *sections, name = key.split(".")
+        place = values
+        for section in sections:
+            place = place.get(section, {})
+        place.pop(name, None)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def telling(settings: Sequence[str]) -> tuple[str, ...]:
+    """The settings that make it another recipe, sorted."""
+    return tuple(sorted(setting for setting in settings if setting.partition("=")[0] not in NEUTRAL))

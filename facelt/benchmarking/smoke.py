@@ -1,0 +1,66 @@
+"""A recipe shortened to what a CPU does in minutes: it says that everything works, and nothing about accuracy."""
+
+import json
+import math
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from facelt.benchmarking.records import SmokeRecord
+from facelt.benchmarking.trial import Trial, test_accuracy
+from facelt.config import TrainConfig
+from facelt.errors import UserError
+
+EPOCHS = 2
+
+
+def shortened(config: TrainConfig, out: Path) -> TrainConfig:
+    """The same run with at most two epochs a stage, the warm-up in proportion, every step logged."""
+    values = config.model_dump()
+    for stage in values["stages"]:
+        epochs = min(stage["epochs"], EPOCHS)
+        stage["schedule"]["warmup_epochs"] *= epochs / max(stage["epochs"], 1)
+        stage["epochs"] = epochs
+    return TrainConfig.model_validate({**values, "out": out, "log_every": 1})
+
+
+def run_smoke(trial: Trial, config: TrainConfig, say: Callable[[str], None]) -> SmokeRecord:
+    """Trains the shortened recipe in a folder that goes again, says each stage's losses, and tests it once.
+
+    Raises UserError where a loss was not finite or did not fall; Stopped as training does.
+    """
+    from facelt.engine.run import run
+
+    with tempfile.TemporaryDirectory(prefix="facelt-smoke-") as folder:
+        short = shortened(config, Path(folder) / "run")
+        run(short)
+        losses = losses_of(short.out)
+        test_accuracy(short)
+        skipped = sorted(path.name for path in (short.out / "nonfinite").glob("*"))
+    for stage in short.stages:
+        if stage.name in losses:
+            first, last = losses[stage.name]
+            say(f"{stage.name}: loss {first:.4f} at its beginning, {last:.4f} at its end")
+        else:
+            say(f"{stage.name}: no steps, no loss")
+    if skipped:
+        raise UserError(f"{trial.recipe.title}: a loss or gradient was not finite ({skipped[0]})")
+    for stage, (first, last) in losses.items():
+        if not (math.isfinite(first) and math.isfinite(last) and last < first):
+            fall = f"the loss of the stage {stage} does not fall ({first:g} to {last:g})"
+            raise UserError(f"{trial.recipe.title}: {fall}")
+    return SmokeRecord(**trial.origin(config), losses=losses)
+
+
+def losses_of(run: Path) -> dict[str, tuple[float, float]]:
+    """Of each stage that took steps the mean loss of its first and of its last quarter: single batches differ."""
+    by_stage: dict[str, list[float]] = {}
+    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        figures = json.loads(line)
+        if "loss" in figures:
+            by_stage.setdefault(figures["stage"], []).append(figures["loss"])
+    found = {}
+    for stage, losses in by_stage.items():
+        quarter = max(len(losses) // 4, 1)
+        found[stage] = (sum(losses[:quarter]) / quarter, sum(losses[-quarter:]) / quarter)
+    return found

@@ -1,0 +1,134 @@
+"""From records to the rows of the table: runs of one recipe with one configuration make a row."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from facelt.benchmarking.published import PublishedMethod
+from facelt.benchmarking.recipes import all_recipes, imbalance_of
+from facelt.benchmarking.records import Record, RunRecord, SmokeRecord
+from facelt.config import TrainConfig, load_config
+from facelt.report.benchmarks import BenchmarkRow, Figure, PublishedFigure
+
+BANDS = ("many", "medium", "few")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A recipe as it stands in the table whether it was run or not."""
+
+    suite: str
+    recipe: str
+    imbalance: float | None
+
+
+def planned(configs: Path) -> list[Planned]:
+    """Every recipe of every suite at the imbalance it names. Raises UserError where one is no recipe."""
+    return [
+        Planned(one.suite, one.name, imbalance_of(load_config(one.path, TrainConfig))) for one in all_recipes(configs)
+    ]
+
+
+def plan(recipes: Iterable[Planned], published: Iterable[PublishedMethod]) -> list[Planned]:
+    """Each recipe at its own imbalance, and at those of published figures."""
+    recipes = list(recipes)
+    known = {(one.suite, one.recipe) for one in recipes}
+    at_published = [
+        Planned(one.suite, one.recipe, imbalance)
+        for one in published
+        if one.recipe is not None and (one.suite, one.recipe) in known
+        for imbalance in one.accuracy
+    ]
+    return list(dict.fromkeys([*recipes, *at_published]))
+
+
+def rows(
+    records: Sequence[Record], planned: Iterable[Planned], published: Sequence[PublishedMethod]
+) -> list[BenchmarkRow]:
+    """A row for every configuration that was run, and for every planned recipe that was not.
+
+    Of two records of one configuration and seed the later counts. The published figures stand beside the recipe as it
+    is, not beside one with settings of the user's own.
+    """
+    runs: dict[tuple, dict[int, RunRecord]] = {}
+    smokes: dict[tuple, SmokeRecord] = {}
+    for record in records:
+        key = (record.suite, record.recipe, record.imbalance, record.settings)
+        if isinstance(record, SmokeRecord):
+            smokes[key] = record
+        else:
+            runs.setdefault((*key, record.config), {})[record.seed] = record
+    found = [_run_row(list(by_seed.values()), published) for by_seed in runs.values()]
+    done = {key[:4] for key in runs}
+    wanted = [(one.suite, one.recipe, one.imbalance, ()) for one in planned]
+    missing = [key for key in dict.fromkeys([*wanted, *smokes]) if key not in done]
+    found += [_missing_row(key, smokes.get(key), published) for key in missing]
+    return sorted(found, key=lambda row: (row.suite, -(row.imbalance or 0), row.recipe, row.settings))
+
+
+def unmatched(recipes: Iterable[Planned], published: Iterable[PublishedMethod]) -> list[tuple[str, PublishedFigure]]:
+    """(suite, figure) of every published figure without a recipe of ours."""
+    known = {(one.suite, one.recipe) for one in recipes}
+    return [
+        (one.suite, figure) for one in published if (one.suite, one.recipe) not in known for figure in _figures(one)
+    ]
+
+
+def _run_row(records: list[RunRecord], published: Sequence[PublishedMethod]) -> BenchmarkRow:
+    records = sorted(records, key=lambda record: record.seed)
+    first = records[0]
+    times = [record.minutes for record in records]
+    return BenchmarkRow(
+        suite=first.suite,
+        recipe=first.recipe,
+        imbalance=first.imbalance,
+        settings=first.settings,
+        seeds=tuple(record.seed for record in records),
+        overall=_figure([record.overall for record in records]),
+        bands={band: _figure([getattr(record, band) for record in records]) for band in BANDS},
+        minutes=None if None in times else statistics.fmean(times),
+        machines=_each(f"{record.machine}, torch {record.torch}" for record in records),
+        commits=_each(record.commit for record in records),
+        chosen=_each(record.chosen for record in records),
+        published=_beside(first.suite, first.recipe, first.imbalance, first.settings, published),
+    )
+
+
+def _missing_row(key: tuple, smoke: SmokeRecord | None, published: Sequence[PublishedMethod]) -> BenchmarkRow:
+    suite, recipe, imbalance, settings = key
+    return BenchmarkRow(
+        suite=suite,
+        recipe=recipe,
+        imbalance=imbalance,
+        settings=settings,
+        smoke=None if smoke is None else smoke.commit,
+        published=_beside(suite, recipe, imbalance, settings, published),
+    )
+
+
+def _figure(values: list[float | None]) -> Figure | None:
+    """Mean and sample standard deviation, which one value alone has not."""
+    if None in values:
+        return None
+    return Figure(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+
+def _beside(
+    suite: str, recipe: str, imbalance: float | None, settings: tuple, published: Sequence[PublishedMethod]
+) -> tuple[PublishedFigure, ...]:
+    if settings:
+        return ()
+    own = [one for one in published if (one.suite, one.recipe) == (suite, recipe)]
+    return tuple(figure for one in own for figure in _figures(one) if figure.imbalance == imbalance)
+
+
+def _figures(one: PublishedMethod) -> list[PublishedFigure]:
+    return [
+        PublishedFigure(one.method, imbalance, accuracy, one.source, one.selection)
+        for imbalance, accuracy in one.accuracy.items()
+    ]
+
+
+def _each(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(values))

@@ -1,0 +1,49 @@
+"""A small suite in a checkout of its own: two recipes that are over in a second, on a small CIFAR-10."""
+
+import pytest
+import yaml
+
+from facelt.models import BACKBONES
+from tests.data.cifar_folder import write_cifar
+from tests.engine.thin import THIN
+
+PUBLISHED = {
+    "figures": [
+        {"suite": "tiny", "method": "CE", "recipe": "softmax", "source": "R", "accuracy": {"4": 38.3, "2": 50}},
+        {"suite": "tiny", "method": "Other", "source": "M", "selection": "best on test", "accuracy": {"4": 41.25}},
+    ]
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_cifar(tmp_path_factory):
+    """A folder of CIFAR-10 with 12 training and 3 test images a class."""
+    root = tmp_path_factory.mktemp("cifar")
+    write_cifar(root, 10, per_class=12, test_per_class=3)
+    return root
+
+
+@pytest.fixture
+def checkout(tiny_cifar, tmp_path, monkeypatch):
+    """A project's folder with configs/tiny and docs, which `facelt bench` takes for its own."""
+    suite = tmp_path / "checkout" / "configs" / "tiny"
+    suite.mkdir(parents=True)
+    stage = {"name": "plain", "method": {"name": "classify"}, "embedding": "none", "epochs": 4, "keep": "last"}
+    stage["schedule"] = {"name": "milestones", "warmup_epochs": 1}
+    base = {
+        "out": "runs/tiny",
+        "data": {"kind": "cifar", "root": str(tiny_cifar), "classes": 10, "imbalance": 4},
+        "model": {"backbone": "resnet10"},
+        "optim": {"lr": 0.05, "batch": 16},
+        "stages": [stage],
+    }
+    (suite / "base.yaml").write_text(yaml.safe_dump(base))
+    (suite / "softmax.yaml").write_text("base: base.yaml\n")
+    (suite / "slow.yaml").write_text("base: base.yaml\noptim: {lr: 0.001}\n")
+    (tmp_path / "checkout" / "configs" / "alone.yaml").write_text("base: tiny/base.yaml\n")
+    docs = tmp_path / "checkout" / "docs"
+    docs.mkdir()
+    (docs / "published.yaml").write_text(yaml.safe_dump(PUBLISHED))
+    monkeypatch.setattr("facelt.bench.CHECKOUT", tmp_path / "checkout")
+    monkeypatch.setitem(BACKBONES, "resnet10", THIN["resnet10"])
+    return tmp_path / "checkout"

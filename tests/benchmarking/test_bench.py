@@ -1,0 +1,203 @@
+"""The command: runs, records, the table they become, what goes on where it stopped, and what is refused."""
+
+import json
+import math
+
+import pytest
+from typer.testing import CliRunner
+
+from facelt.benchmarking.records import RunRecord, SmokeRecord, read_records
+from facelt.benchmarking.smoke import losses_of, shortened
+from facelt.cli import app
+from facelt.config import TrainConfig, load_config
+from facelt.engine.evaluate import predict as real_predict
+from facelt.methods import METHODS
+
+
+@pytest.fixture
+def bench(checkout, tmp_path):
+    """bench(*words) -> what it said; stops the test where it failed, unless `fails` names the mistake."""
+
+    def call(*words: object, fails: str | None = None) -> str:
+        command = ["bench", *map(str, words), "--out", str(tmp_path / "runs")]
+        done = CliRunner().invoke(app, [*command, "--commit", "c1"])
+        if fails is None:
+            assert done.exit_code == 0, done.exception or done.output
+        else:
+            assert done.exit_code == 1
+            assert fails in str(done.exception)
+        return done.output
+
+    return call
+
+
+@pytest.fixture
+def records(checkout):
+    return lambda: read_records(checkout / "docs" / "benchmarks.jsonl")
+
+
+@pytest.fixture
+def page(checkout):
+    return lambda: (checkout / "docs" / "benchmarks.md").read_text()
+
+
+def test_seeds_are_run_recorded_and_in_the_table(bench, records, page, tmp_path, monkeypatch):
+    seen = []
+
+    def predict(*given, **more):
+        label_N, prediction_N = real_predict(*given, **more)
+        seen.append(float((label_N == prediction_N).mean()))
+        return label_N, prediction_N
+
+    monkeypatch.setattr("facelt.engine.accuracy_table.predict", predict)
+    said = bench("tiny/softmax", "--seeds", "0,1", "--set", "log_every=2")
+    assert len(seen) == 2
+    assert f"tiny/softmax, seed 0: {100 * seen[0]:.2f}% of the test images" in said
+    found = records()
+    assert [(one.suite, one.recipe, one.imbalance, one.seed) for one in found] == [
+        ("tiny", "softmax", 4, 0),
+        ("tiny", "softmax", 4, 1),
+    ]
+    assert [one.overall for one in found] == pytest.approx(seen)
+    assert (found[0].settings, found[0].commit, found[0].chosen) == ((), "c1", "last epoch")
+    assert found[0].config == found[1].config
+    assert found[0].minutes > 0
+    # With 12 images at most, every class is a few-shot one.
+    assert (found[0].many, found[0].medium) == (None, None)
+    assert found[0].few == pytest.approx(seen[0])
+    mean, half = 50 * (seen[0] + seen[1]), abs(seen[0] - seen[1]) * 100 / 2**0.5
+    assert f"| softmax | 4 | {mean:.2f} ± {half:.2f} | - | - | {mean:.2f} ± {half:.2f} | 0, 1 |" in page()
+    assert "| 38.3 (R) |" in page()
+    assert "| slow | 4 | not run |" in page()
+    assert "| softmax | 2 | not run |" in page()
+    results = sorted((tmp_path / "runs").rglob("result.json"))
+    assert [RunRecord.model_validate_json(path.read_text()) for path in results] == found
+
+
+def test_a_run_that_broke_goes_on_and_finished_ones_stay(bench, records, page, monkeypatch, tmp_path):
+    bench("tiny/softmax", "--seeds", "0")
+    before = records()
+    original, steps = METHODS["classify"].step, iter(range(1000))
+
+    def breaks(self, batches, progress):
+        if next(steps) == 9:
+            raise KeyboardInterrupt
+        return original(self, batches, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(METHODS["classify"], "step", breaks)
+        CliRunner().invoke(app, ["bench", "tiny/softmax", "--seeds", "1", "--out", str(tmp_path / "runs")])
+    assert records() == before
+    bench("tiny/softmax", "--seeds", "0,1", fails="already holds a run; add --resume")
+    said = bench("tiny/softmax", "--seeds", "0,1,2", "--resume")
+    assert "seed 0" in said
+    found = records()
+    assert found[:1] == before
+    assert [one.seed for one in found] == [0, 1, 2]
+    assert "| 0, 1, 2 |" in page()
+    # The broken sitting was closed, so both count.
+    sittings = [json.loads(path.read_text()) for path in sorted((tmp_path / "runs").rglob("sittings.json"))]
+    assert [len(one) for one in sittings] == [1, 2, 1]
+    assert found[1].minutes == pytest.approx(sum(sittings[1]) / 60)
+    bench("tiny/softmax", "--seeds", "0,1,2", "--resume")
+    assert records() == found
+
+
+def test_records_lost_from_the_docs_come_back_from_the_run_folders(bench, records, checkout):
+    bench("tiny/softmax")
+    before = records()
+    (checkout / "docs" / "benchmarks.jsonl").unlink()
+    bench("tiny/softmax", "--resume")
+    assert records() == before
+
+
+def test_a_run_asked_to_stop_says_how_to_go_on_and_records_nothing(bench, records, page, monkeypatch):
+    from facelt.engine.stopping import Stopped
+
+    def stops(config, resume=False):
+        config.out.mkdir(parents=True, exist_ok=True)
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr("facelt.engine.run.run", stops)
+        assert "go on with --resume" in bench("tiny/softmax")
+    assert records() == []
+
+
+def test_settings_and_imbalance_make_a_row_of_their_own(bench, records, page):
+    bench("tiny/softmax", "--imbalance", "2", "--set", "data.pad=2")
+    (record,) = records()
+    assert (record.imbalance, record.settings) == (2, ("data.pad=2",))
+    (row,) = [line for line in page().splitlines() if line.startswith("| softmax, data.pad=2 | 2 |")]
+    assert row.endswith("| - |")
+    assert "- `facelt bench tiny/softmax --imbalance 2 --seeds 0 --set data.pad=2`" in page()
+
+
+def test_a_smoke_test_is_said_and_is_no_result(bench, records, page, tmp_path):
+    said = bench("tiny/softmax", "--smoke")
+    assert "plain: loss " in said
+    assert "smoke test passed; the full recipe was not run" in said
+    (record,) = records()
+    assert isinstance(record, SmokeRecord)
+    first, last = record.losses["plain"]
+    assert last < first
+    assert "| softmax | 4 | not run; smoke test passed at c1 |" in page()
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("last", [2.5, 2.6, math.nan])
+def test_a_smoke_test_whose_loss_does_not_fall_fails(bench, records, monkeypatch, last):
+    monkeypatch.setattr("facelt.benchmarking.smoke.losses_of", lambda config: {"plain": (2.5, last)})
+    bench("tiny/softmax", "--smoke", fails=f"the loss of the stage plain does not fall (2.5 to {last:g})")
+    assert records() == []
+
+
+def test_losses_are_the_means_of_the_first_and_of_the_last_quarter(tmp_path):
+    losses = {"one": [5.0, 4.0, 3.0, 2.5, 2.0, 1.5, 1.0, 0.5, 0.25], "two": [3.0, 1.0]}
+    lines = [{"stage": stage, "loss": loss, "lr": 9} for stage, values in losses.items() for loss in values]
+    lines.insert(3, {"stage": "one", "validation_accuracy": 0.5})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert losses_of(tmp_path) == {"one": (4.5, 0.375), "two": (3.0, 1.0)}
+
+
+def test_a_shortened_recipe_keeps_its_shape(checkout, tmp_path):
+    config = load_config(checkout / "configs/tiny/softmax.yaml", TrainConfig, ["stages.0.epochs=8"])
+    short = shortened(config, tmp_path / "run")
+    assert (short.stages[0].epochs, short.stages[0].schedule.warmup_epochs) == (2, 0.25)
+    assert (short.log_every, short.out) == (1, tmp_path / "run")
+    assert short.stages[0].model_copy(update={"epochs": 8, "schedule": config.stages[0].schedule}) == config.stages[0]
+    none = load_config(checkout / "configs/tiny/softmax.yaml", TrainConfig, ["stages.0.epochs=0"])
+    assert shortened(none, tmp_path).stages[0].epochs == 0
+
+
+def test_a_smoke_test_with_a_step_that_is_not_finite_fails(bench, records):
+    bench("tiny/softmax", "--smoke", "--set", "optim.lr=1e30", fails="not finite")
+    assert records() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "mistake"),
+    [
+        (("tiny/sotfmax",), "did you mean tiny/softmax, tiny/slow?"),
+        (("tiny/softmax", "--seeds", "0,x"), "--seeds 0,x: expected numbers"),
+        (("tiny/softmax", "--set", "seed=3"), "--set seed=3: give --seeds instead"),
+        (("tiny/softmax", "--set", "data.imbalance=3"), "give --imbalance instead"),
+        (("tiny/softmax", "--set", "optim.lrr=3"), "did you mean 'lr'?"),
+        (("tiny/softmax", "--set", "data.root=/absent"), "/absent"),
+    ],
+)
+def test_mistakes_are_one_line(bench, records, words, mistake):
+    bench(*words, fails=mistake)
+    assert records() == []
+
+
+def test_without_a_name_only_the_table_is_written(bench, page, tmp_path):
+    said = bench()
+    assert said == f"table: {tmp_path / 'checkout' / 'docs' / 'benchmarks.md'}\n"
+    assert page().count("not run |") == 3
+    assert not (tmp_path / "runs").exists()
+
+
+def test_several_processes_are_refused(bench, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    bench("tiny/softmax", fails="runs in one process")

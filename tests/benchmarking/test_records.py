@@ -1,0 +1,101 @@
+"""Records: what is read is what was written, and what is not a record is named."""
+
+import pytest
+
+from facelt.benchmarking.recipes import all_recipes, find_recipe
+from facelt.benchmarking.records import (
+    RunRecord,
+    SmokeRecord,
+    append_record,
+    config_digest,
+    read_records,
+    telling,
+)
+from facelt.benchmarking.sittings import minutes, sitting
+from facelt.config import TrainConfig, load_config
+from facelt.errors import UserError
+
+ORIGIN = {"suite": "s", "recipe": "r", "imbalance": 100, "config": "ab", "seed": 3, "machine": "M", "torch": "2"}
+RUN = RunRecord(
+    **ORIGIN, commit="c", overall=0.1 + 0.2, many=0.5, medium=None, few=0.0, chosen="last epoch", minutes=None
+)
+SMOKE = SmokeRecord(**ORIGIN, commit="c", losses={"plain": (2.5, 1.25)})
+
+
+def test_records_are_read_as_they_were_written(tmp_path):
+    path = tmp_path / "docs" / "benchmarks.jsonl"
+    assert read_records(path) == []
+    for record in (RUN, SMOKE, RUN):
+        append_record(path, record)
+    assert read_records(path) == [RUN, SMOKE, RUN]
+    assert path.read_text().count("\n") == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("{", "line 2: the line: Invalid JSON"),
+        ('{"kind": "guess"}', "line 2: the line: Input tag 'guess'"),
+        (RUN.model_dump_json().replace('"overall":0.3', '"overall":30.3'), "line 2: run.overall: .*less than or equal"),
+        (RUN.model_dump_json().replace('"seed":3', '"seed":"x"'), "line 2: run.seed"),
+    ],
+)
+def test_a_line_that_is_no_record_is_named(tmp_path, line, what):
+    path = tmp_path / "benchmarks.jsonl"
+    append_record(path, RUN)
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(UserError, match=rf"benchmarks\.jsonl, {what}"):
+        read_records(path)
+
+
+@pytest.fixture
+def digest(checkout):
+    def of(*settings: str) -> str:
+        return config_digest(load_config(checkout / "configs/tiny/softmax.yaml", TrainConfig, settings))
+
+    return of
+
+
+def test_the_digest_is_of_what_is_trained_not_of_where(digest):
+    same = ("out=elsewhere", "seed=7", "device=cuda", "data.root=/other", "data.workers=3", "log_every=1")
+    assert {digest(), digest(*same), digest("optim.momentum=0.9")} == {digest()}
+    others = [digest(setting) for setting in ("data.imbalance=2", "optim.lr=0.06", "stages.0.epochs=5")]
+    assert len({digest(), *others}) == 4
+
+
+def test_settings_that_make_no_other_recipe_are_left_out():
+    assert telling(["optim.lr=1", "data.root=/x", "data.pad=2", "log_every=3"]) == ("data.pad=2", "optim.lr=1")
+
+
+def test_recipes_are_the_files_beside_a_base(checkout):
+    assert [recipe.title for recipe in all_recipes(checkout / "configs")] == ["tiny/slow", "tiny/softmax"]
+    assert find_recipe(checkout / "configs", "tiny/slow").path == checkout / "configs/tiny/slow.yaml"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("tiny/sotfmax", "did you mean tiny/softmax, tiny/slow?"),
+        ("softmax", "did you mean tiny/softmax?"),
+        ("base", "there are: tiny/slow, tiny/softmax"),
+        ("../configs/tiny/slow", "did you mean tiny/slow?"),
+    ],
+)
+def test_a_name_that_is_no_recipe_gets_the_nearest(checkout, name, meant):
+    with pytest.raises(UserError, match=f"^{name}: no such recipe; ") as error:
+        find_recipe(checkout / "configs", name)
+    assert str(error.value).endswith(meant)
+
+
+def test_sittings_add_up_and_one_that_was_killed_leaves_the_sum_unknown(tmp_path, monkeypatch):
+    path = tmp_path / "sittings.json"
+    clock = iter((0.0, 30.0, 100.0, 190.0, 500.0, 600.0))
+    monkeypatch.setattr("facelt.benchmarking.sittings.time.perf_counter", lambda: next(clock))
+    with sitting(path):
+        pass
+    with pytest.raises(KeyboardInterrupt), sitting(path):
+        raise KeyboardInterrupt
+    assert minutes(path) == (30 + 90) / 60
+    killed = sitting(path)
+    killed.__enter__()
+    assert minutes(path) is None

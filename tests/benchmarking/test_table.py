@@ -1,0 +1,140 @@
+"""The table: means and spreads beside a plain computation, published figures in their places, and the page's text."""
+
+import statistics
+
+import pytest
+
+from facelt.benchmarking.published import SOURCES, PublishedMethod, read_published
+from facelt.benchmarking.records import RunRecord, SmokeRecord
+from facelt.benchmarking.table import Planned, plan, planned, rows, unmatched
+from facelt.errors import UserError
+from facelt.report.benchmarks import BenchmarkRow, Figure, PublishedFigure, cell, command, page
+
+
+def run(seed=0, overall=0.4, **changes):
+    values = {
+        **{"suite": "s", "recipe": "r", "imbalance": 100, "config": "ab", "seed": seed, "machine": "M", "torch": "2"},
+        **{"commit": "c1", "overall": overall, "many": 0.6, "medium": 0.3, "few": 0.1, "chosen": "last epoch"},
+        "minutes": 10,
+    }
+    return RunRecord(**values | changes)
+
+
+def smoke(**changes):
+    values = {"suite": "s", "recipe": "r", "imbalance": 100, "config": "ab", "seed": 0, "machine": "M", "torch": "2"}
+    return SmokeRecord(**values | {"commit": "c9", "losses": {"plain": (2, 1)}} | changes)
+
+
+CE = PublishedMethod(suite="s", method="CE", recipe="r", source="R", accuracy={100: 38.3, 50: 43.9})
+NOBODYS = PublishedMethod(suite="s", method="<Other>", source="M", selection="best on test", accuracy={100: 51.5})
+
+
+def test_seeds_of_a_configuration_make_a_row():
+    records = [run(2, 0.41, minutes=13, commit="c2"), run(0, 0.40), run(1, 0.45, many=0.7)]
+    (row,) = rows(records, [], [CE])
+    assert row.seeds == (0, 1, 2)
+    assert row.overall.mean == pytest.approx((0.40 + 0.45 + 0.41) / 3)
+    assert row.overall.spread == pytest.approx(statistics.stdev([0.40, 0.45, 0.41]))
+    assert row.bands["many"].mean == pytest.approx((0.6 + 0.7 + 0.6) / 3)
+    assert row.minutes == 11
+    assert (row.machines, row.commits) == (("M, torch 2",), ("c1", "c2"))
+    assert [one.accuracy for one in row.published] == [38.3]
+
+
+def test_one_seed_has_no_spread_and_what_is_missing_stays_missing():
+    (row,) = rows([run(few=None, minutes=None)], [], [])
+    assert (row.overall.spread, row.bands["few"], row.minutes) == (None, None, None)
+
+
+def test_the_later_of_two_records_of_a_seed_counts():
+    (row,) = rows([run(0, 0.1), run(0, 0.3)], [], [])
+    assert (row.seeds, row.overall.mean) == ((0,), 0.3)
+
+
+def test_another_imbalance_configuration_or_setting_is_another_row():
+    records = [run(), run(imbalance=50), run(config="cd"), run(config="ef", settings=("optim.lr=1",))]
+    found = rows(records, [], [CE])
+    assert [(row.imbalance, row.settings) for row in found] == [(100, ()), (100, ()), (100, ("optim.lr=1",)), (50, ())]
+    assert [len(row.published) for row in found] == [1, 1, 0, 1]
+
+
+def test_what_was_planned_and_not_run_has_a_row_without_figures():
+    recipes = [Planned("s", "r", 100), Planned("s", "q", 100)]
+    wanted = plan(recipes, [CE, NOBODYS])
+    assert wanted == [*recipes, Planned("s", "r", 50)]
+    found = rows([run(), smoke(recipe="q"), smoke(imbalance=50, settings=("data.pad=2",))], wanted, [CE])
+    by_name = {(row.recipe, row.imbalance, row.settings): row for row in found}
+    assert len(found) == 4
+    assert by_name["r", 100, ()].seeds == (0,)
+    for key in (("q", 100, ()), ("r", 50, ()), ("r", 50, ("data.pad=2",))):
+        assert (by_name[key].seeds, by_name[key].overall) == ((), None)
+    assert (by_name["q", 100, ()].smoke, by_name["r", 50, ()].smoke) == ("c9", None)
+    assert by_name["r", 50, ()].published[0].accuracy == 43.9
+
+
+def test_a_smoke_test_never_becomes_a_result():
+    (row,) = rows([smoke()], [Planned("s", "r", 100)], [])
+    assert (row.seeds, row.overall, row.smoke) == ((), None, "c9")
+
+
+def test_published_figures_without_a_recipe_are_kept_apart():
+    ((suite, figure),) = unmatched([Planned("s", "r", 100)], [CE, NOBODYS])
+    assert (suite, figure) == ("s", PublishedFigure("<Other>", 100, 51.5, "M", "best on test"))
+    assert len(unmatched([], [CE])) == 2
+
+
+def test_the_page_says_what_the_rows_hold():
+    done = BenchmarkRow(
+        **{"suite": "s", "recipe": "ldam_drw", "imbalance": 100.0, "seeds": (0, 1), "minutes": 12.34},
+        **{"overall": Figure(0.42125, 0.0031), "bands": {"many": Figure(0.6, 0.1), "medium": Figure(0.3), "few": None}},
+        **{"machines": ("GPU | 1",), "commits": ("c1", "c2"), "chosen": ("last epoch",)},
+        published=(PublishedFigure("LDAM", 100, 42.04, "P", "best on test"), PublishedFigure("LDAM", 100, 42.0, "S")),
+    )
+    missing = BenchmarkRow(suite="s", recipe="bbn", imbalance=50, settings=("optim.lr=[1, 2]",), smoke="c3")
+    chosen = BenchmarkRow(suite="t", recipe="x", imbalance=None, seeds=(4,), chosen=("best validation, epoch 3",))
+    text = page([done, missing, chosen], [("s", PublishedFigure("<Other>", 100, 51.5, "M"))], {"P": "paper"})
+    lines = text.splitlines()
+    assert (
+        "| ldam_drw | 100 | 42.12 ± 0.31 | 60.00 ± 10.00 | 30.00 | - | 0, 1 | 12.3 | GPU \\| 1 | c1; c2 "
+        "| 42.04 (P, best on test); 42.0 (S) |"
+    ) in lines
+    assert "| bbn, optim.lr=\\[1, 2\\] | 50 | not run; smoke test passed at c3 |  |  |  |  |  |  |  | - |" in lines
+    assert "| x | - | - (best validation, epoch 3) | - | - | - | 4 | - |  |  | - |" in lines
+    assert "- `facelt bench s/bbn --imbalance 50 --seeds 0,1,2 --set 'optim.lr=[1, 2]'`" in lines
+    assert "- `facelt bench t/x --seeds 4`" in lines
+    assert "| s | \\<Other\\> | 100 | 51.5 (M) |" in lines
+    assert [line for line in lines if line.startswith("## ")] == ["## s", "## t", "## Published, without a recipe here"]
+    assert "Published figures bear their source: P paper." in lines
+    widths = {line.replace("\\|", "").count("|") for line in lines if line.startswith("|")}
+    assert widths == {12, 5}
+
+
+def test_a_name_ends_no_cell_and_no_line():
+    assert cell("a|b\n`c`<script>\\") == "a\\|b\ufffd\\`c\\`\\<script\\>\\\\"
+    row = BenchmarkRow(suite="s", recipe="r", imbalance=None, settings=("a=`` `",))
+    assert "- ``` facelt bench s/r --seeds 0,1,2 --set 'a=`` `' ```" in page([row], [], {}).splitlines()
+    assert command(row).endswith("'a=`` `'")
+
+
+def test_the_published_file_is_read_and_a_bad_source_is_named(root, tmp_path):
+    figures = read_published(root / "docs" / "published.yaml")
+    ldam = [one for one in figures if (one.suite, one.recipe) == ("cifar100_lt", "ldam_drw")]
+    assert {imbalance: value for one in ldam for imbalance, value in one.accuracy.items()} == {
+        **{100: 42.04, 50: 46.6, 10: 58.71}
+    }
+    assert {one.source for one in figures} <= set(SOURCES)
+    path = tmp_path / "published.yaml"
+    path.write_text("figures: [{suite: s, method: m, source: X, accuracy: {100: 1}}]")
+    with pytest.raises(UserError, match=r"published\.yaml: figures\.0\.source"):
+        read_published(path)
+
+
+def test_every_published_recipe_has_one_place(root):
+    """A method has one figure an imbalance from each source, so that none is shown twice."""
+    figures = read_published(root / "docs" / "published.yaml")
+    places = [(one.suite, one.method, one.source, imbalance) for one in figures for imbalance in one.accuracy]
+    assert len(places) == len(set(places))
+
+
+def test_the_recipes_of_a_checkout_are_planned_at_their_imbalance(checkout):
+    assert planned(checkout / "configs") == [Planned("tiny", "slow", 4), Planned("tiny", "softmax", 4)]
