@@ -5,6 +5,7 @@ import typer
 from eval_megaface.run import megaface
 from facelt.audit import audit
 from facelt.bench import bench
+from facelt.dataset import dataset
 from facelt.demo import demo
 from facelt.embed import embed
 from facelt.entry import run_app
@@ -17,7 +18,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (train, embed, evaluate, megaface, audit, bench, demo):
+for command in (train, embed, evaluate, megaface, audit, dataset, bench, demo):
     app.command()(command)
 
 

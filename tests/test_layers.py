@@ -9,7 +9,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("recordio_tools", "facelt", "eval_megaface")
 MEASURING = ("facelt.store", "facelt.search", "facelt.identification", "facelt.metrics", "facelt.report")
-ENTRIES = ("facelt.train", "facelt.embed", "facelt.evaluate", "facelt.audit", "facelt.bench", "facelt.demo")
+ENTRIES = (
+    "facelt.train",
+    "facelt.embed",
+    "facelt.evaluate",
+    "facelt.audit",
+    "facelt.dataset",
+    "facelt.bench",
+    "facelt.demo",
+)
 
 # What any layer may import of ours, and what each may beside that and itself.
 BOTTOM = ("facelt.errors", "facelt.whole_files")
@@ -55,6 +63,7 @@ ALLOWED = {
     "facelt.embed": ("facelt.config", "facelt.entry", "facelt.engine"),
     "facelt.evaluate": ("facelt.config", "facelt.entry", "facelt.engine"),
     "facelt.audit": ("facelt.config", "facelt.entry", "facelt.auditing", "facelt.report"),
+    "facelt.dataset": ("facelt.config", "facelt.entry", "facelt.engine"),
     "facelt.bench": ("facelt.config", "facelt.entry", "facelt.benchmarking", "facelt.engine", "facelt.report"),
     "facelt.demo": ("facelt.entry", "facelt.data.synthetic", "recordio_tools"),
     "facelt.cli": ("facelt.entry", "eval_megaface", *ENTRIES),

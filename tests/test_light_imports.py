@@ -11,7 +11,7 @@ from facelt.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "torchvision", "faiss", "matplotlib", "sklearn", "scipy", "safetensors", "tensorboard", "pandas")
-PROMISED = {"train", "embed", "evaluate", "megaface", "audit", "bench", "export", "demo"}
+PROMISED = {"train", "dataset", "embed", "evaluate", "megaface", "audit", "bench", "export", "demo"}
 
 REPORT = """
 import sys
@@ -66,7 +66,10 @@ def test_every_help_of_the_record_tools_loads_nothing_heavy():
 
 @pytest.mark.parametrize(
     "entry",
-    [*(f"-m facelt.{name}" for name in ("cli", "train", "embed", "evaluate", "audit", "bench", "demo")), "eval_megaface/run.py"],
+    [
+        *(f"-m facelt.{name}" for name in ("cli", "train", "embed", "evaluate", "audit", "dataset", "bench", "demo")),
+        "eval_megaface/run.py",
+    ],
 )
 def test_an_entry_answers_help_under_its_own_name(entry):
     command = [sys.executable, "-X", "importtime", *entry.split(), "--help"]

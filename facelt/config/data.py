@@ -9,6 +9,8 @@ from facelt.config.strict import Strict
 
 Channels = tuple[float, float, float]
 Side = Annotated[int, Field(ge=1, le=4096)]
+Strength = Annotated[float, Field(ge=0)]
+HueShift = Annotated[float, Field(ge=0, le=0.5)]
 
 
 class _Images(Strict):
@@ -44,8 +46,9 @@ class RecordData(_Images):
 class ListData(_Images):
     """Lists of `path label` lines below one folder, as ImageNet-LT, Places-LT and others publish them.
 
-    Training takes a random crop of `crop` pixels a side, mirrored or not, with jittered colours; evaluation resizes the
-    short side to `resize` and takes the centre.
+    Training takes a random crop of `crop` pixels a side, mirrored or not, its brightness, contrast, saturation and hue
+    changed by up to `jitter`; evaluation resizes the short side to `resize` and takes the centre. `open` lists images
+    of no class of training (label -1), below `open_root` or else `root`.
     """
 
     kind: Literal["list"]
@@ -53,8 +56,11 @@ class ListData(_Images):
     train: Path
     validation: Path | None = None
     test: Path | None = None
+    open: Path | None = None
+    open_root: Path | None = None
     crop: Side = 224
     resize: Side = 256
+    jitter: tuple[Strength, Strength, Strength, HueShift] = (0.4, 0.4, 0.4, 0.0)
     mean: Channels = (0.485, 0.456, 0.406)
     std: Channels = (0.229, 0.224, 0.225)
     num_classes: int | None = Field(None, ge=1)
@@ -70,6 +76,12 @@ class ListData(_Images):
     def image_size(self) -> tuple[int, int]:
         """(height, width) of the network's input."""
         return self.crop, self.crop
+
+    @property
+    def lists(self) -> dict[str, Path]:
+        """The lists that are named, by split."""
+        named = {"train": self.train, "validation": self.validation, "test": self.test, "open": self.open}
+        return {split: path for split, path in named.items() if path is not None}
 
 
 class CifarData(_Images):

@@ -4,7 +4,6 @@ Shapes: N images of the dataset.
 """
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,12 +11,12 @@ import numpy as np
 
 from facelt.data.decode import DEFAULT_MAX_PIXELS, UndecodableImage
 from facelt.data.image_dataset import EncodedDataset
+from facelt.data.image_list import read_list, read_paths
 from facelt.data.layouts import LAYOUTS, find_layout
 from facelt.data.transforms import ImageTransform
 from facelt.errors import UserError
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-_LINE = re.compile(r"(.+) (-?[0-9]{1,18})")
 
 
 class FileDataset(EncodedDataset):
@@ -61,8 +60,7 @@ class ListDataset(FileDataset):
     once, here, by looking for a few of them (facelt.data.layouts). Links inside `root` are followed: image trees are
     commonly assembled from them. Whether every file exists is left to the reading.
 
-    Raises UserError naming the list and the line: an unreadable or empty list, a line without a label, a label outside
-    -1..num_classes - 1, a path that is absolute or leads out of `root`; or that none of the files is there.
+    Raises UserError as facelt.data.image_list does, and where none of the files is there.
     """
 
     labelled = True
@@ -76,12 +74,11 @@ class ListDataset(FileDataset):
         num_classes: int | None = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> None:
-        lines = _read_lines(list_path)
         if self.labelled:
-            paths, labels = _split_labels(list_path, lines, num_classes)
+            paths, labels = read_list(list_path, num_classes)
         else:
-            paths, labels = lines, np.full(len(lines), -1, dtype=np.int64)
-        _refuse_escapes(list_path, paths, root)
+            paths = read_paths(list_path)
+            labels = np.full(len(paths), -1, dtype=np.int64)
         layout = find_layout(Path(root), paths)
         if layout is None:
             raise UserError(
@@ -126,42 +123,3 @@ class FolderDataset(FileDataset):
         if self.identities[0] == "":
             self.identities, labels = self.identities[1:], labels - 1
         super().__init__(root, paths, labels.astype(np.int64), len(self.identities), transform, max_pixels)
-
-
-def _read_lines(list_path: Path) -> list[str]:
-    """Lines of a list without their ends; empty lines may only follow the last."""
-    try:
-        text = Path(list_path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{list_path}: cannot read the list: {error}") from error
-    lines = text.rstrip().split("\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            what = "the list is empty" if len(lines) == 1 else f"line {number} is empty"
-            raise UserError(f"{list_path}: {what}; each line names one image")
-    return lines
-
-
-def _split_labels(list_path: Path, lines: list[str], num_classes: int | None) -> tuple[list[str], np.ndarray]:
-    matches = [_LINE.fullmatch(line) for line in lines]
-    if None in matches:
-        number = matches.index(None)
-        raise UserError(
-            f"{list_path}, line {number + 1}: expected a path, one space and a label, found {lines[number][:120]!r}"
-        )
-    paths, texts = zip(*(match.groups() for match in matches), strict=True)
-    label_N = np.array(texts).astype(np.int64)
-    outside_N = (label_N < -1) | (label_N >= (np.iinfo(np.int64).max if num_classes is None else num_classes))
-    if outside_N.any():
-        number = int(np.argmax(outside_N))
-        top = "" if num_classes is None else f" to {num_classes - 1}"
-        raise UserError(f"{list_path}, line {number + 1}: label {label_N[number]} is not -1 (open set) or 0{top}")
-    return list(paths), label_N
-
-
-def _refuse_escapes(list_path: Path, paths: Sequence[str], root: Path) -> None:
-    for number, path in enumerate(paths, start=1):
-        if path.startswith("/") or "\0" in path or (".." in path and ".." in path.split("/")):
-            raise UserError(
-                f"{list_path}, line {number}: {path[:120]!r} leads out of {root}; list relative paths below it"
-            )

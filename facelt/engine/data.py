@@ -14,12 +14,14 @@ from facelt.config import CifarData, DataConfig, ListData, RecordData
 from facelt.data.augment import ShiftAndTurn
 from facelt.data.batch import Batch
 from facelt.data.cifar import long_tail, open_cifar
+from facelt.data.cifar_download import download_cifar
 from facelt.data.image_dataset import ImageDataset
 from facelt.data.list_dataset import ListDataset
 from facelt.data.normalise import to_float
 from facelt.data.record_dataset import RecordDataset
 from facelt.data.split import split_train_validation
 from facelt.data.transforms import CentreCrop, ExpectSize, TrainCrop
+from facelt.engine.ranks import on_first_rank
 from facelt.errors import UserError
 
 
@@ -105,27 +107,38 @@ def _open_record(config: RecordData, seed: int) -> TrainingData:
 
 
 def _open_list(config: ListData) -> TrainingData:
-    whole = partial(ListDataset, root=config.root, max_pixels=config.max_pixels)
-    centre = CentreCrop(config.crop, config.resize)
-    train = whole(config.train, transform=TrainCrop(config.crop), num_classes=config.num_classes)
-    if (train.labels < 0).any():
-        raise UserError(f"{config.train}: a training list cannot hold open-set images (label -1)")
-    plain = whole(config.train, transform=centre, num_classes=train.num_classes)
-    lists = {"validation": config.validation, "test": config.test}
+    whole = partial(ListDataset, max_pixels=config.max_pixels)
+    transform = TrainCrop(config.crop, jitter=config.jitter)
+    train = whole(config.train, config.root, transform=transform, num_classes=config.num_classes)
+    centre = partial(whole, transform=CentreCrop(config.crop, config.resize), num_classes=train.num_classes)
+    plain = centre(config.train, config.root)
+    roots = {"open": config.open_root or config.root}
     evaluation = {
-        name: _every(whole(path, transform=centre, num_classes=train.num_classes))
-        for name, path in lists.items()
-        if path is not None
+        split: _every(centre(path, roots.get(split, config.root)))
+        for split, path in config.lists.items()
+        if split != "train"
     }
+    refuse_mixed(config, {"train": train.labels, **{name: split.labels for name, split in evaluation.items()}})
     # The training crop mirrors in the worker already.
     return TrainingData(_every(train), _every(plain), evaluation, train.num_classes, Preparation(config))
 
 
 def _open_cifar(config: CifarData) -> TrainingData:
+    if config.download:
+        on_first_rank(lambda: download_cifar(config.root, config.classes))
     train, test = (open_cifar(config.root, config.classes, split) for split in ("train", "test"))
     split = Split(train, long_tail(train, config.profile, config.imbalance))
     preparation = Preparation(config, config.flip, ShiftAndTurn(config.pad, config.rotation))
     return TrainingData(split, split, {"test": _every(test)}, train.num_classes, preparation)
+
+
+def refuse_mixed(config: ListData, labels: dict[str, np.ndarray]) -> None:
+    """Raises UserError where training has open-set images (label -1), or the open set others; `labels` by split."""
+    if (labels["train"] < 0).any():
+        raise UserError(f"{config.train}: a training list cannot hold open-set images (label -1)")
+    if (known_N := labels.get("open", labels["train"][:0]) >= 0).any():
+        label = labels["open"][np.argmax(known_N)]
+        raise UserError(f"{config.open}: a list of the open set gives every image the label -1, not {label}")
 
 
 def _every(dataset: ImageDataset) -> Split:

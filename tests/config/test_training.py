@@ -16,10 +16,13 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 AUDITS = sorted(path.name for path in CONFIGS.glob("audit_*.yaml"))
 MEASUREMENTS = sorted(path.name for path in CONFIGS.glob("*megaface*.yaml") if path.name not in AUDITS)
 RECIPES = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.name not in (*MEASUREMENTS, *AUDITS))
+# Of features, where it is not the 512 of the papers on faces and of OLTR.
+DIMS = {"demo.yaml": 128, "inaturalist18.yaml": 2048}
 
 
 def test_the_recipes_that_are_promised_are_there():
     assert {"ms1m_lt.yaml", "faces_small.yaml", "demo.yaml", "imagenet_lt.yaml", "places_lt.yaml"} <= set(RECIPES)
+    assert {"inaturalist18.yaml", "sun_lt.yaml"} <= set(RECIPES)
     assert "megaface.yaml" in MEASUREMENTS
 
 
@@ -36,7 +39,7 @@ def test_every_recipe_loads_and_its_stages_fit_each_other(name):
     with torch.device("meta"):
         for stage in config.stages:
             method = methods[stage.name] = build_method(config, stage, classes)
-            assert method.network.dim == 512 or name == "demo.yaml"
+            assert method.network.dim == DIMS.get(name, 512)
             if stage.start in methods:
                 earlier = methods[stage.start].network.state_dict()
                 load_stage(method.network, {key: torch.empty_like(value) for key, value in earlier.items()})
@@ -49,6 +52,8 @@ TABLE = {
     ("places_lt", 0): (30, 10, (0.001, 0.1, None), "instance", "fc_relu", False, ()),
     ("places_lt", 1): (30, 10, (0.0001, 0.01, 0.01), "class_aware", "fc_relu", True, ("backbone",)),
 }
+# SUN-LT has no settings of its own: scenes again, and those of Places-LT.
+TABLE |= {("sun_lt", number): TABLE["places_lt", number] for number in (0, 1)}
 
 
 @pytest.mark.parametrize(("name", "number"), TABLE)
@@ -73,11 +78,20 @@ def test_the_recipes_of_the_lists_are_oltrs(name, number):
     )
     assert (config.optim.batch, config.optim.weight_decay, config.optim.momentum) == (128, 5e-4, 0.9)
     assert (config.data.crop, config.data.resize, config.model.dim) == (224, 256, 512)
-    assert config.model.backbone == {"imagenet_lt": "resnet10", "places_lt": "resnet152"}[name]
+    assert config.model.backbone == ("resnet10" if name == "imagenet_lt" else "resnet152")
     assert (config.model.pretrained is None) == (name == "imagenet_lt")
     if number == 1:
         assert (stage.method.centroid_update, stage.method.convention) == ("released", "released")
         assert stage.start == config.stages[0].name
+
+
+def test_the_recipe_of_inaturalist_is_the_one_that_its_classifiers_were_decoupled_from():
+    config = load_config(CONFIGS / "inaturalist18.yaml", TrainConfig)
+    (stage,) = config.stages
+    assert (config.data.num_classes, config.data.jitter, config.model.backbone) == (8142, (0, 0, 0, 0), "resnet50")
+    assert (config.data.mean, config.data.std) == ((0.466, 0.471, 0.380), (0.195, 0.194, 0.192))
+    assert (stage.epochs, stage.schedule.name, stage.keep) == (90, "cosine", "last")
+    assert (config.optim.batch, config.optim.lr, config.optim.weight_decay) == (512, 0.2, 1e-4)
 
 
 def test_the_faces_recipe_is_for_the_long_tail_of_ms1m():

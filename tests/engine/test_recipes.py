@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from facelt.cli import app
+from facelt.data.batch import Draw
+from facelt.engine.data import open_data
 from facelt.engine.handed_on import load_model
 from facelt.models import BACKBONES
 from tests.engine.thin import THIN
@@ -20,6 +22,7 @@ LISTED = {
     "imagenet_lt": {"train": "train/n{}/{}.png", "validation": "train/n{}/{}.png", "test": "val/n{}/{}.png"},
     "places_lt": {"train": "data_256/a/s{}/{}.png", "validation": "data_256/a/s{}/{}.png", "test": "val_256/{}_{}.png"},
 }
+OPEN = ("open set/1.png", "open set/2.png")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,6 +46,10 @@ def make_tree(folder, patterns: dict[str, str]) -> dict[str, list[tuple[str, int
                 cv2.imwrite(str(folder / path), pixels[:, :, ::-1])
                 lists[split].append((path, label))
         (folder / f"{split}.txt").write_text("".join(f"{path} {label}\n" for path, label in lists[split]))
+    for path in OPEN:
+        (folder / path).parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(folder / path), random.integers(0, 256, (36, 44, 3)).astype(np.uint8))
+    (folder / "open.txt").write_text("".join(f"{path.rpartition('/')[2]} -1\n" for path in OPEN))
     return lists
 
 
@@ -70,6 +77,7 @@ def test_a_recipe_of_lists_trains_and_evaluates(name, root, tmp_path):
         weights = tmp_path / "weights.pth"
         torch.save(BACKBONES["resnet10"].build().state_dict(), weights)
     settings = {f"data.{split}": tmp_path / f"{split}.txt" for split in COUNTS}
+    settings |= {"data.open": tmp_path / "open.txt", "data.open_root": tmp_path / "open set"}
     settings |= {"out": tmp_path / "run", "data.root": tmp_path, "data.num_classes": 4, "data.crop": 32}
     settings |= {"data.resize": 36, "data.workers": 0, "device": "cpu", "precision": "float32", "optim.batch": 16}
     # After so few steps batch norm's running statistics are far from the batches', and large rates diverge on that.
@@ -90,6 +98,12 @@ def test_a_recipe_of_lists_trains_and_evaluates(name, root, tmp_path):
         assert released["classes"] == {"many": 1, "medium": 0, "few": 3}
         table = CliRunner().invoke(app, evaluate).stdout
         assert f"{100 * expected['overall']:.2f}" in table
+
+    opened = open_data(load_model(run, torch.device("cpu")).config.data, 0).evaluation["open"]
+    assert opened.labels.tolist() == [-1, -1]
+    for place, path in enumerate(OPEN):
+        plain = cv2.imread(str(tmp_path / path))[2:34, 6:38, ::-1]
+        assert np.array_equal(opened.dataset[Draw(place, 0)].image_HW3, plain)
 
     before, after = (load_file(run / stage / "model.safetensors") for stage in ("plain", "oltr"))
     same = torch.equal(before["network.backbone.conv1.weight"], after["network.backbone.conv1.weight"])
