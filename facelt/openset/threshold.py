@@ -1,0 +1,20 @@
+"""Rejects by the largest softmax probability: the baseline of Hendrycks and Gimpel (ICLR 2017), and OLTR's own rule.
+
+N images, C known classes.
+"""
+
+from facelt.openset.rejecter import Rejecter, Seen, Verdict
+
+
+class Threshold(Rejecter):
+    """The score is the largest probability. 0.1 is the threshold of OLTR's released code.
+
+    An OLTR model has its reachability in these probabilities: it scales the vector that is classified, and a far image
+    gets a flat softmax.
+    """
+
+    threshold = 0.1
+
+    def judge(self, seen: Seen) -> Verdict:
+        probability_N, class_N = seen.logit_NC.double().softmax(dim=1).max(dim=1)
+        return Verdict.by_score(class_N, probability_N)

@@ -1,0 +1,179 @@
+"""OpenMax beside the authors' steps written out as loops, and its Weibull fits beside the likelihood itself."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from facelt.errors import UserError
+from facelt.openset import OpenMax, Seen
+from facelt.openset.openmax import distance
+from facelt.openset.tails import SHIFT, TAIL, Tails
+
+CLASSES = 12
+
+
+def training(images: int = 400, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and labels of which most are right; class 10 is never right and class 11 twice."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, CLASSES, images)
+    logits = random.normal(size=(images, CLASSES)) - 1
+    logits[np.arange(images), labels] += random.gamma(4, 1, images)
+    # By turns, so that both lists of rare images can be made.
+    logits[labels == 10, 10] = -9
+    logits[np.flatnonzero(labels == 11)[2:], 11] = -9
+    logits[np.flatnonzero(labels == 11)[:2], 11] = 9
+    return torch.from_numpy(logits).float(), torch.from_numpy(labels)
+
+
+def passes(logit_NC, label_N, batch=64):
+    return lambda: zip(logit_NC.split(batch), label_N.split(batch), strict=True)
+
+
+def judge(method, logit_NC):
+    return method.judge(Seen(logit_NC, None, None, (1.0, 1.0, 1.0), None))
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    method = OpenMax()
+    method.fit(passes(*training()))
+    return method
+
+
+def plain_distance(one, other):
+    cosine = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+    return np.linalg.norm(one - other) / 200 + 1 - cosine
+
+
+def test_means_and_tails_are_those_of_rightly_classified_images(fitted):
+    logits, labels = (value.double().numpy() for value in training())
+    for number in range(CLASSES):
+        right = logits[(labels == number) & (logits.argmax(1) == number)]
+        if number == 10:
+            assert not len(right)
+            continue
+        assert fitted.mean_CC[number].numpy() == pytest.approx(right.mean(0), abs=1e-9)
+        if number == 11:
+            assert len(right) == 2
+            continue
+        tail = sorted(plain_distance(row, right.mean(0)) for row in right)[-TAIL:]
+        assert fitted.tails.location_C[number] == pytest.approx(tail[0] - SHIFT, abs=1e-9)
+    assert np.flatnonzero(np.isnan(fitted.tails.shape_C)).tolist() == [10, 11]
+    assert fitted.tails.unfitted == 2
+
+
+def test_the_batches_of_a_pass_do_not_matter(fitted):
+    other = OpenMax()
+    other.fit(passes(*training(), batch=7))
+    logits = torch.randn(20, CLASSES, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(judge(other, logits).score_N, judge(fitted, logits).score_N, rtol=1e-6, atol=1e-8)
+
+
+def plain_verdict(fitted, logits):
+    """(probabilities of the known classes, of the unknown one) for one image."""
+    moved = logits.copy()
+    for rank, number in enumerate(np.argsort(-logits)[:10], start=1):
+        far = plain_distance(logits, fitted.mean_CC[number].numpy()) if number < 10 else 0.0
+        weibull = fitted.tails.strays(np.array([far]), np.array([number]))[0] if number < 10 else 0.0
+        moved[number] = logits[number] * (1 - (11 - rank) / 10 * weibull)
+    whole = np.exp([*moved, sum(logits - moved)])
+    return whole[:-1] / whole.sum(), whole[-1] / whole.sum()
+
+
+def test_the_verdict_is_that_of_the_steps_one_by_one(fitted):
+    test = torch.cat(
+        [training(60, seed=1)[0], torch.randn(40, CLASSES, generator=torch.Generator().manual_seed(1)) * 3]
+    )
+    found = judge(fitted, test)
+    rejected = []
+    for row, logits in enumerate(test.double().numpy()):
+        known, unknown = plain_verdict(fitted, logits)
+        assert found.class_N[row] == known.argmax()
+        assert found.held_N[row].item() == pytest.approx(known.max(), rel=1e-9)
+        assert found.score_N[row].item() == pytest.approx(np.log((1 - unknown) / unknown), rel=1e-6, abs=1e-9)
+        rejected.append(unknown > known.max() or known.max() < 0.3)
+    assert (found.answers(0.3) == -1).tolist() == rejected
+    assert found.unknown_N.any()
+    assert 0 < sum(rejected) < len(rejected)
+
+
+def test_negative_logits_count_in_the_unknown_one(fitted):
+    # Far from every mean, so that W is 1 and each of the ten largest loses its share: all of them are negative.
+    logits = torch.full((1, CLASSES), -2.0) - 0.01 * torch.arange(CLASSES)
+    known, unknown = plain_verdict(fitted, logits[0].double().numpy())
+    found = judge(fitted, logits)
+    assert found.score_N.item() == pytest.approx(np.log((1 - unknown) / unknown))
+    # They pull the unknown class down: without them it would have logit 0 and win.
+    assert not found.unknown_N.item()
+    assert unknown < known.min()
+
+
+def test_a_class_with_too_few_right_images_keeps_its_logit(fitted):
+    for number in range(CLASSES):
+        logits = torch.zeros(1, CLASSES)
+        logits[0, number] = 60.0
+        found = judge(fitted, logits)
+        # Any other class is too far from its mean for its logit to stay.
+        assert found.unknown_N.item() == (number < 10)
+        if number >= 10:
+            assert found.class_N.item() == number
+            assert found.held_N.item() == pytest.approx(1, abs=1e-6)
+
+
+def test_fewer_classes_than_ranks_and_no_class_ever_right():
+    logits, labels = torch.tensor([[2.0, 0.0], [1.0, 3.0], [4.0, -1.0]]), torch.tensor([1, 0, 1])
+    method = OpenMax()
+    method.fit(passes(logits, labels))
+    assert method.tails.unfitted == 2
+    found = judge(method, logits)
+    # Nothing was moved: the unknown class stands at 0 beside the plain logits.
+    expected = torch.cat([logits, torch.zeros(3, 1)], dim=1).double().softmax(dim=1)
+    assert torch.allclose(found.held_N, expected[:, :2].amax(dim=1))
+
+
+def test_no_training_image_and_too_many_classes_are_refused():
+    with pytest.raises(UserError, match="none of the training images can be read"):
+        OpenMax().fit(lambda: iter(()))
+    with pytest.raises(UserError, match="20,001 classes"):
+        OpenMax().fit(passes(torch.zeros(1, 20_001), torch.zeros(1, dtype=torch.int64)))
+
+
+def test_the_distance_is_a_two_hundredth_of_euclids_and_one_less_the_cosine():
+    one, other = torch.tensor([[3.0, 4.0]]), torch.tensor([[4.0, -3.0]])
+    assert distance(one, other).item() == pytest.approx(np.sqrt(50) / 200 + 1)
+
+
+@pytest.mark.parametrize("spread", [1e-4, 1e-2, 0.3, 5])
+@pytest.mark.parametrize("images", [3, 10, 60])
+def test_a_fit_has_the_greatest_likelihood_and_is_that_of_gumbel(spread, images):
+    from scipy.stats import gumbel_l, weibull_min
+
+    distances = np.random.default_rng(images).gamma(2, spread, images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = Tails.fit(distances, np.zeros(images, dtype=np.int64), 1)
+    tail = np.sort(distances)[-TAIL:]
+    shape, location, scale = found.shape_C[0], found.location_C[0], found.scale_C[0]
+    assert location == tail[0] - SHIFT
+
+    def likelihood(shape, scale):
+        return weibull_min.logpdf(tail, shape, location, scale).sum()
+
+    best = likelihood(shape, scale)
+    for factor in (0.98, 1.02):
+        assert likelihood(shape * factor, scale) < best
+        assert likelihood(shape, scale + (factor - 1) * (tail[-1] - tail[0])) < best
+    # In units of its own range: scipy's search ends early where numbers are small.
+    unit = (tail - tail[0]) / (tail[-1] - tail[0])
+    place, width = gumbel_l.fit(unit)
+    where = np.linspace(-0.5, 1.5, 9)
+    far = found.strays(tail[0] + where * (tail[-1] - tail[0]), np.zeros(9, dtype=np.int64))
+    assert far == pytest.approx(gumbel_l.cdf(where, place, width), abs=2e-3)
+
+
+def test_equal_distances_find_nothing_far():
+    found = Tails.fit(np.full(30, 0.25), np.zeros(30, dtype=np.int64), 2)
+    assert found.unfitted == 2
+    assert found.strays(np.array([0.0, 99.0]), np.array([0, 1])).tolist() == [0, 0]
