@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from facelt.config.data import DataConfig
 from facelt.config.methods import MethodConfig
+from facelt.config.on_trained import OnTrained
 from facelt.config.strict import Strict
 
 Part = Literal["backbone", "attention", "embedding", "head"]
@@ -106,8 +107,9 @@ class BranchesConfig(Strict):
 class StageConfig(Strict):
     """One stage: a method, how long, which parts learn how fast, what is frozen, and where it starts from.
 
-    `start` names an earlier stage of the same run, or the FOLDER/STAGE of another; `teachers` are stages named alike,
-    whose trained models the method may ask and never changes. `optim` stands for the run's in this stage. Frozen parts
+    `attention: true` is OLTR's modulated attention, `spatial` the plain one it is compared with. `start` names an
+    earlier stage of the same run, or the FOLDER/STAGE of another; `teachers` are stages named alike, whose trained
+    models the method may ask and never changes. `optim` stands for the run's in this stage. Frozen parts
     keep their weights; with `batch_norm: still` the whole network keeps its running statistics and normalises by them.
     Methods of several experts ask for `branches`. A method that is fitted without steps has `epochs: 0`. `keep` is the
     epoch handed on: the best by validation accuracy (the last one where there is no validation) or the last.
@@ -118,7 +120,7 @@ class StageConfig(Strict):
     epochs: int = Field(ge=0)
     start: str | None = None
     teachers: tuple[str, ...] = ()
-    attention: bool = False
+    attention: bool | Literal["spatial"] = False
     embedding: Literal["linear_bn", "fc_relu", "none"] = "linear_bn"
     branches: BranchesConfig | None = None
     optim: OptimConfig | None = None
@@ -127,6 +129,15 @@ class StageConfig(Strict):
     freeze: tuple[Part, ...] = ()
     batch_norm: Literal["moving", "still"] = "moving"
     keep: Literal["best", "last"] = "best"
+
+    @model_validator(mode="after")
+    def _has_what_the_method_needs(self) -> "StageConfig":
+        if isinstance(self.method, OnTrained):
+            if self.start is None:
+                raise ValueError(f"start: {self.method.name} works on a trained model; name the stage it starts from")
+            if self.method.post_hoc and self.epochs:
+                raise ValueError(f"epochs: {self.method.name} takes no steps; set it to 0")
+        return self
 
 
 class TrainConfig(Strict):

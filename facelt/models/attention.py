@@ -1,4 +1,5 @@
-"""Modulated attention: self-attention on the feature map, weighted by a learned distribution over its positions.
+"""Modulated attention: self-attention on the feature map, weighted by a learned distribution over its positions; and
+the plain spatial attention it is compared with, which weighs the map itself.
 
 Shapes: B batch, C channels, I inner channels, h w map, N = h * w positions.
 """
@@ -28,14 +29,35 @@ class ModulatedAttention(nn.Module):
 
     def forward(self, map_BChw: Tensor) -> Tensor:
         """Raises ValueError when the map is not of the size the layer was built for."""
-        check_map_size(map_BChw, self.map_size)
+        mask_B1hw = _mask(self.fc_spatial, map_BChw, self.map_size)
         query_BNI, key_BNI, value_BNI = (
             conv(map_BChw).flatten(2).transpose(1, 2) for conv in (self.theta, self.phi, self.g)
         )
         attended_BNI = F.scaled_dot_product_attention(query_BNI, key_BNI, value_BNI, scale=1.0)
         attended_BIhw = attended_BNI.transpose(1, 2).unflatten(2, self.map_size)
-        mask_B1hw = self.fc_spatial(map_BChw.flatten(1)).softmax(dim=1).unflatten(1, (1, *self.map_size))
         return map_BChw + mask_B1hw * self.conv_mask(attended_BIhw)
+
+
+class SpatialAttention(nn.Module):
+    """out = x + mask * x: modulated attention without its self-attention."""
+
+    def __init__(self, channels: int, height: int, width: int) -> None:
+        super().__init__()
+        self.map_size = (height, width)
+        self.fc_spatial = nn.Linear(channels * height * width, height * width)
+
+    def forward(self, map_BChw: Tensor) -> Tensor:
+        """Raises ValueError when the map is not of the size the layer was built for."""
+        return map_BChw + _mask(self.fc_spatial, map_BChw, self.map_size) * map_BChw
+
+
+def _mask(linear: nn.Linear, map_BChw: Tensor, map_size: tuple[int, int]) -> Tensor:
+    """The learned distribution over positions, [B,1,h,w]."""
+    check_map_size(map_BChw, map_size)
+    return linear(map_BChw.flatten(1)).softmax(dim=1).unflatten(1, (1, *map_size))
+
+
+ATTENTIONS = {"modulated": ModulatedAttention, "spatial": SpatialAttention}
 
 
 def check_map_size(map_BChw: Tensor, built_for: tuple[int, int]) -> None:

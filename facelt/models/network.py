@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from facelt.errors import UserError
 from facelt.models import BACKBONES
-from facelt.models.attention import ModulatedAttention
+from facelt.models.attention import ATTENTIONS
 from facelt.models.branched import BranchedEmbedding, Branches, PerBranch, build_branched
 from facelt.models.embedding import build_embedding
 
@@ -41,14 +41,14 @@ def build_network(
     backbone: str,
     *,
     image_size: tuple[int, int],
-    attention: bool,
+    attention: bool | str,
     embedding: str,
     dim: int = 512,
     branches: Branches | None = None,
 ) -> Network:
     """A network with fresh weights from torch's random state, built for images of (height, width) pixels.
 
-    `embedding` names a row of EMBEDDINGS; `dim` is not used by "none", whose features are as long as the map is deep.
+    `attention` names a row of ATTENTIONS, True is the modulated one; `embedding` names a row of EMBEDDINGS; `dim` is not used by "none", whose features are as long as the map is deep.
     With `branches` every branch has attention and embedding of its own.
     Raises UserError on an unknown name, an image size below 1, a dim below 1 or a place that divides no backbone.
     """
@@ -62,10 +62,13 @@ def build_network(
     def tail(channels: int) -> nn.Module:
         return build_embedding(embedding, channels, dim, map_size if spec.flattened else None)
 
+    def focus(channels: int) -> nn.Module:
+        return ATTENTIONS["modulated" if attention is True else attention](channels, *map_size)
+
     if branches is None:
-        focus = ModulatedAttention(spec.channels, *map_size) if attention else None
-        return Network(spec.build(), focus, tail(spec.channels))
+        focused = focus(spec.channels) if attention else None
+        return Network(spec.build(), focused, tail(spec.channels))
     trunk, channels = build_branched(backbone, spec, branches)
     count = range(branches.count)
-    focus = PerBranch(ModulatedAttention(channels, *map_size) for _ in count) if attention else None
-    return Network(trunk, focus, BranchedEmbedding(tail(channels) for _ in count), branches.count)
+    focused = PerBranch(focus(channels) for _ in count) if attention else None
+    return Network(trunk, focused, BranchedEmbedding(tail(channels) for _ in count), branches.count)

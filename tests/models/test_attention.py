@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from facelt.models.attention import ModulatedAttention
+from facelt.models.attention import ATTENTIONS, ModulatedAttention, SpatialAttention
 
 
 def test_equals_the_released_code(golden):
@@ -38,6 +38,17 @@ def test_memory_format_does_not_matter():
     torch.testing.assert_close(found, expected)
 
 
-def test_another_map_size_is_refused():
+def test_plain_spatial_attention_weighs_each_position_of_the_map_itself():
+    attention = SpatialAttention(4, 2, 3)
+    x = torch.randn(5, 4, 2, 3)
+    logits = x.reshape(5, 24).numpy() @ attention.fc_spatial.weight.detach().numpy().T
+    logits = np.exp(logits + attention.fc_spatial.bias.detach().numpy())
+    share = (logits / logits.sum(1, keepdims=True)).reshape(5, 1, 2, 3)
+    np.testing.assert_allclose(attention(x).detach(), x.numpy() * (1 + share), rtol=1e-5, atol=1e-6)
+    assert set(attention.state_dict()) == {"fc_spatial.weight", "fc_spatial.bias"}
+
+
+@pytest.mark.parametrize("kind", ATTENTIONS.values())
+def test_another_map_size_is_refused(kind):
     with pytest.raises(ValueError, match="4x4, the network was built for 7x7"):
-        ModulatedAttention(8, 7, 7)(torch.zeros(1, 8, 4, 4))
+        kind(8, 7, 7)(torch.zeros(1, 8, 4, 4))
