@@ -48,7 +48,8 @@ def build_network(
 ) -> Network:
     """A network with fresh weights from torch's random state, built for images of (height, width) pixels.
 
-    `attention` names a row of ATTENTIONS, True is the modulated one; `embedding` names a row of EMBEDDINGS; `dim` is not used by "none", whose features are as long as the map is deep.
+    `attention` names a row of ATTENTIONS, True is the modulated one; `embedding` names a row of EMBEDDINGS. `dim` is
+    not used by "none", whose features are as long as the map is deep.
     With `branches` every branch has attention and embedding of its own.
     Raises UserError on an unknown name, an image size below 1, a dim below 1 or a place that divides no backbone.
     """
