@@ -12,9 +12,12 @@ from facelt.config import (
     ClassifyConfig,
     DataConfig,
     DynamicMetaConfig,
+    LossConfig,
     MethodConfig,
+    MetricLossConfig,
     ModelConfig,
     StageConfig,
+    WeightsConfig,
 )
 from facelt.config.audit import TrainingConfig
 from facelt.config.training import Part, Shares
@@ -25,6 +28,7 @@ from facelt.data.samplers import SAMPLERS
 from facelt.embed import embed
 from facelt.evaluate import evaluate
 from facelt.heads import CONVENTIONS, HEADS
+from facelt.losses import LOSSES, METRIC_LOSSES, WEIGHTS
 from facelt.memory.identity_memory import UpdateRule
 from facelt.methods import METHODS
 from facelt.methods.dynamic_meta import _CONVENTIONS
@@ -64,6 +68,9 @@ def build(method: str):
     [
         (METHODS, tags(MethodConfig, "name")),
         (HEADS, allowed(ClassifyConfig, "head")),
+        (LOSSES, tags(LossConfig, "name")),
+        (WEIGHTS, tags(WeightsConfig, "name")),
+        (METRIC_LOSSES, tags(MetricLossConfig, "name")),
         (SAMPLERS, allowed(ClassifyConfig, "sampler")),
         (SAMPLERS, allowed(DynamicMetaConfig, "sampler")),
         (CONVENTIONS, allowed(DynamicMetaConfig, "convention")),

@@ -3,6 +3,7 @@
 from facelt.config.audit import AuditConfig
 from facelt.config.data import CifarData, DataConfig, ListData, RecordData
 from facelt.config.loading import load_config
+from facelt.config.losses import LossConfig, MetricLossConfig, WeightsConfig
 from facelt.config.methods import ClassifyConfig, DynamicMetaConfig, MethodConfig
 from facelt.config.strict import Strict
 from facelt.config.training import MAY_CHANGE, ModelConfig, OptimConfig, ScheduleConfig, StageConfig, TrainConfig
@@ -15,7 +16,9 @@ __all__ = [
     "DataConfig",
     "DynamicMetaConfig",
     "ListData",
+    "LossConfig",
     "MethodConfig",
+    "MetricLossConfig",
     "ModelConfig",
     "OptimConfig",
     "RecordData",
@@ -23,5 +26,6 @@ __all__ = [
     "StageConfig",
     "Strict",
     "TrainConfig",
+    "WeightsConfig",
     "load_config",
 ]

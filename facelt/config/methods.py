@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from facelt.config.losses import LossConfig, MetricLossConfig, SoftmaxLoss, WeightsConfig
 from facelt.config.strict import Strict
 
 Sampler = Literal[
@@ -12,7 +13,11 @@ Sampler = Literal[
 
 
 class ClassifyConfig(Strict):
-    """A classifier on the feature, trained by cross-entropy: the plain model.
+    """A classifier on the feature; by cross-entropy it is the plain model.
+
+    The `loss` on the logits may be another, with class `weights`, and a `metric_loss` on the features beside it. All
+    but plain cross-entropy ask for the logits of all classes at once: they are for the linear and the cosine head, and
+    for thousands of classes. `ldam` takes cosines at its own scale, `sigmoid_focal` a linear head.
 
     `scale` multiplies the cosines of the heads `cosine` (16 by default) and `margin` (64). `margins` are those of the
     head `margin`: cos(m1 theta + m2) - m3, so (1, 0.5, 0) is ArcFace and (1, 0, 0.4) CosFace. Below a
@@ -27,6 +32,27 @@ class ClassifyConfig(Strict):
     margins: tuple[float, float, float] | None = None
     sample_rate: float = Field(1.0, gt=0, le=1)
     keep_head: bool = False
+    loss: LossConfig = SoftmaxLoss()
+    weights: WeightsConfig | None = None
+    metric_loss: MetricLossConfig | None = None
+
+    @model_validator(mode="after")
+    def _loss_fits_the_head(self) -> "ClassifyConfig":
+        if self.loss.name == "softmax" and self.weights is None:
+            return self
+        key = "loss" if self.weights is None else "weights"
+        if self.head == "margin":
+            raise ValueError(f"{key}: the head margin has a loss of its own; use the head linear or cosine")
+        if self.sample_rate < 1:
+            raise ValueError(f"{key}: only plain cross-entropy does with a sample of the classes; drop sample_rate")
+        if self.loss.name == "sigmoid_focal" and self.head != "linear":
+            raise ValueError(f"loss: sigmoid_focal starts from the bias of the head linear; {self.head} has none")
+        if self.loss.name == "ldam" and (self.head != "cosine" or self.scale != self.loss.scale):
+            raise ValueError(
+                f"loss: ldam takes its margins off cosines times {self.loss.scale:g}; write head: cosine and "
+                f"scale: {self.loss.scale:g}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _options_fit_the_head(self) -> "ClassifyConfig":

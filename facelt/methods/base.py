@@ -59,9 +59,12 @@ class Progress:
         """Steps taken since the stage began."""
         return self.epoch * self.steps + self.step
 
-    def generator(self, device: torch.device | str) -> torch.Generator:
-        """What this step draws from on this rank: equal for equal seeds, steps and ranks, and of no other state."""
-        place = (torch.initial_seed(), self.taken, rank(), 2)
+    def generator(self, device: torch.device | str, alike: bool = False) -> torch.Generator:
+        """What this step draws from on this rank: equal for equal seeds, steps and ranks, and of no other state.
+
+        With `alike` it is the same on every rank, for what each of them computes of the whole batch.
+        """
+        place = (torch.initial_seed(), self.taken, 0 if alike else rank(), 3 if alike else 2)
         seed = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0])
         return torch.Generator(device).manual_seed(seed)
 

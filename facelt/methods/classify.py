@@ -1,8 +1,9 @@
-"""The plain model: a classifier on the feature, trained by cross-entropy.
+"""A classifier on the feature, trained by one loss; by cross-entropy it is the plain model.
 
 B images of all ranks, W ranks, D feature.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -11,18 +12,21 @@ from torch import nn
 from facelt.config import ClassifyConfig
 from facelt.heads import HEADS, Margin
 from facelt.heads.head import take_head
+from facelt.losses import METRIC_LOSSES
 from facelt.methods.base import Inputs, Method, Progress, StepOutput, Stream
+from facelt.methods.objective import Objective
 from facelt.models.network import Network
-from facelt.parallel import ShardedLogits, SharedFeature
+from facelt.parallel import ShardedLogits, SharedFeature, gather_whole
 
 
 class Classify(Method):
-    """One head, one loss.
+    """One head, one loss on its logits, and one on the features if asked for.
 
-    What a step hands to the collectives on each rank, as bytes of the whole that is gathered or summed: with B images
-    of all ranks and P = W * the most of one rank, 4 P D + 8 P + 12 B + 8 W forward (features, labels, maximum, sum
-    and own logit, the ranks' numbers of images) and 4 P D back, for every head and any number of identities. Where
-    identities are sampled the labels travel twice, 8 P more.
+    What a step with plain cross-entropy hands to the collectives on each rank, as bytes of the whole that is gathered
+    or summed: with B images of all ranks and P = W * the most of one rank, 4 P D + 8 P + 12 B + 8 W forward (features,
+    labels, maximum, sum and own logit, the ranks' numbers of images) and 4 P D back, for every head and any number of
+    identities. Where identities are sampled the labels travel twice, 8 P more. Another loss gathers the logits of all
+    classes instead of the 12 B. A metric loss gathers features and labels once more, 4 P D + 8 P.
     """
 
     def __init__(
@@ -37,6 +41,11 @@ class Classify(Method):
         if config.sample_rate < 1:
             options["sample_rate"] = config.sample_rate
         self.head = HEADS[config.head](network.dim, num_classes, **options)
+        if config.loss.name == "sigmoid_focal":
+            # Every sigmoid starts at 1 / C, so that the many wrong classes do not drown the own one.
+            nn.init.constant_(self.head.bias, -math.log(max(num_classes - 1, 1)))
+        self.objective = Objective(config.loss, config.weights, counts_C)
+        self.metric_loss = config.metric_loss
 
     def streams(self) -> Sequence[Stream]:
         return (Stream(self.sampler),)
@@ -52,9 +61,15 @@ class Classify(Method):
     def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
         (batch,) = batches
         feature = SharedFeature.of(self.features(batch.image_B3HW))
-        return StepOutput(
-            self.head.training_logits(feature, batch.label_B, progress.taken).cross_entropy(batch.label_B)
-        )
+        logits = self.head.training_logits(feature, batch.label_B, progress.taken)
+        loss = self.objective(logits, batch.label_B, progress)
+        if self.metric_loss is None:
+            return StepOutput(loss)
+        whole_BD = gather_whole(feature.own_bD, feature.shares)
+        label_B = feature.shares.gather(batch.label_B)
+        metric = METRIC_LOSSES[self.metric_loss.name](whole_BD, label_B, **self.metric_loss.options)
+        parts = {"classification_loss": loss.detach(), "metric_loss": metric.detach()}
+        return StepOutput(loss + self.metric_loss.weight * metric, parts)
 
     def logits(self, image_B3HW: torch.Tensor) -> ShardedLogits:
         return self.head(SharedFeature.of(self.features(image_B3HW)))

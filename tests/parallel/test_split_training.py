@@ -12,12 +12,23 @@ from tests.parallel.several import run_ranks
 
 IDENTITIES, DIM, PIXELS = 11, 6, 3 * 2 * 2
 STEPS, BATCH = 20, 10
+COUNTS = torch.tensor([40, 30, 20, 12, 9, 7, 5, 4, 3, 2, 0])
 RECIPES = {
     "linear": ClassifyConfig(name="classify", head="linear"),
     "cosine": ClassifyConfig(name="classify", head="cosine"),
     "arcface": ClassifyConfig(name="classify", head="margin", scale=8.0),
     "cosface": ClassifyConfig(name="classify", head="margin", margins=(1.0, 0.0, 0.4), scale=8.0),
     "combined": ClassifyConfig(name="classify", head="margin", margins=(1.1, 0.3, 0.1), scale=8.0),
+    "weighted draws": ClassifyConfig(
+        name="classify", loss={"name": "seql", "threshold": 0.1}, weights={"name": "class_balanced", "beta": 0.9}
+    ),
+    "metric": ClassifyConfig(
+        name="classify",
+        head="cosine",
+        scale=8.0,
+        loss={"name": "ldam", "scale": 8.0},
+        metric_loss={"name": "lifted", "weight": 0.1},
+    ),
     "released": DynamicMetaConfig(name="dynamic_meta"),
     "paper": DynamicMetaConfig(name="dynamic_meta", convention="paper", margin=200.0, margin_form="per_image"),
     "tracking": DynamicMetaConfig(name="dynamic_meta", centroid_update="tracking"),
@@ -26,6 +37,7 @@ RECIPES = {
 
 class TinyNetwork(nn.Module):
     dim = DIM
+    branches = 1
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +69,7 @@ def is_class_row(name: str) -> bool:
 def train(recipe: str) -> dict:
     """20 steps of SGD; images of a step are dealt out unequally: rank r of W begins at 10 r / W."""
     torch.manual_seed(0)
-    method = METHODS[RECIPES[recipe].name](RECIPES[recipe], TinyNetwork(), IDENTITIES).double()
+    method = METHODS[RECIPES[recipe].name](RECIPES[recipe], TinyNetwork(), IDENTITIES, COUNTS).double()
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(STEPS, BATCH, 3, 2, 2, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, IDENTITIES - 1, (STEPS, BATCH), generator=generator)
