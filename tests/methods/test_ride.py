@@ -1,0 +1,141 @@
+"""RIDE's step beside the released code's loss written out for plain logits, and what its teacher adds."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from facelt.config import ClassifyConfig, RideConfig
+from facelt.errors import UserError
+from facelt.methods import METHODS, Inputs, Progress
+from facelt.models.branched import Branches
+from facelt.models.network import build_network
+
+CLASSES, DIM, EXPERTS, BATCH = 6, 16, 3, 8
+COUNTS = torch.tensor([400, 90, 40, 10, 4, 1])
+EARLY, LATE = Progress(159, 200, 0, 10), Progress(160, 200, 0, 10)
+
+
+def build(experts=EXPERTS, **config):
+    torch.manual_seed(experts)
+    network = build_network(
+        "resnet10",
+        image_size=(32, 32),
+        attention=False,
+        embedding="linear_bn",
+        dim=DIM,
+        branches=Branches(experts, "layer3"),
+    )
+    # In evaluation mode, so that the same images have the same logits again.
+    return METHODS["ride"](RideConfig(name="ride", **config), network, CLASSES, COUNTS).eval()
+
+
+@pytest.fixture
+def inputs():
+    random = torch.Generator().manual_seed(1)
+    return Inputs(torch.randn(BATCH, 3, 32, 32, generator=random), torch.tensor([0, 0, 1, 1, 2, 3, 4, 5]))
+
+
+def logits_of(method, inputs):
+    """Each expert's logits by hand."""
+    feature_BKD = method.network(inputs.image_B3HW)
+    return [
+        30 * F.normalize(feature_BKD[:, k]) @ F.normalize(method.heads[k].weight).T for k in range(len(method.heads))
+    ]
+
+
+def margin_loss(logits_BC, label_B, late):
+    """LDAM, re-weighted by effective numbers once it is late."""
+    margin_C = COUNTS.double() ** -0.25
+    margin_C = 0.5 * margin_C / margin_C.max()
+    taken_BC = F.one_hot(label_B, CLASSES) * 30 * margin_C
+    weight_C = 1e-4 / (1 - 0.9999 ** COUNTS.double())
+    weight_C = CLASSES * weight_C / weight_C.sum()
+    return F.cross_entropy(logits_BC.double() - taken_BC, label_B, weight=weight_C if late else None)
+
+
+def ride_loss(experts, label_B, diversity, late):
+    temperature_C = CLASSES * COUNTS.double() / COUNTS.sum() * 0.05 + 0.95
+    temperature_C = temperature_C / temperature_C.max() if late else torch.ones(CLASSES)
+    total, mean_BC = 0.0, sum(experts) / len(experts)
+    for logits_BC in experts:
+        answer_BC = F.log_softmax(logits_BC / temperature_C, dim=1)
+        aim_BC = F.softmax(mean_BC / temperature_C, dim=1)
+        apart = F.kl_div(answer_BC, aim_BC, reduction="batchmean")
+        total = total + margin_loss(logits_BC, label_B, late) + diversity * temperature_C.mean() ** 2 * apart
+    return total
+
+
+@pytest.mark.parametrize(("progress", "late"), [(EARLY, False), (LATE, True)])
+def test_a_step_is_the_loss_of_plain_logits(inputs, progress, late):
+    method = build(diversity=-0.3)
+    with torch.no_grad():
+        expected = ride_loss(logits_of(method, inputs), inputs.label_B, -0.3, late)
+        found = method.step([inputs], progress).loss
+    assert found.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_collaborative_asks_the_mean_alone(inputs):
+    method = build(collaborative=True)
+    with torch.no_grad():
+        mean_BC = sum(logits_of(method, inputs)) / EXPERTS
+        found = method.step([inputs], LATE).loss
+    assert found.item() == pytest.approx(EXPERTS * margin_loss(mean_BC, inputs.label_B, True).item(), rel=1e-4)
+
+
+def test_without_weights_and_with_plain_cross_entropy(inputs):
+    method = build(loss={"name": "softmax"}, weights=None, diversity=0)
+    with torch.no_grad():
+        expected = sum(F.cross_entropy(logits_BC, inputs.label_B) for logits_BC in logits_of(method, inputs))
+        found = method.step([inputs], LATE).loss
+    assert found.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_the_mean_learns_from_the_teachers_mean_and_all_counts_once_an_expert(inputs):
+    method, teacher = build(distillation={"temperature": 1.5, "weight": 0.7}), build(experts=4)
+    method.learn_from([teacher])
+    student = sum(logits_of(method, inputs)) / EXPERTS / 1.5
+    taught = sum(logits_of(teacher, inputs)) / 4 / 1.5
+    learnt = 1.5**2 * F.kl_div(student.log_softmax(1), taught.softmax(1), reduction="batchmean")
+    output = method.step([inputs], EARLY)
+    expected = EXPERTS * (ride_loss(logits_of(method, inputs), inputs.label_B, -0.45, False) + 0.7 * learnt)
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert output.parts["distillation"].item() == pytest.approx(learnt.item(), rel=1e-4)
+    output.loss.backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert not any("teacher" in name for name in method.state_dict())
+
+
+def test_diversity_parts_the_experts_and_the_mean_gets_no_gradient_of_it(inputs):
+    """One step down the gradient of the diversity alone, at the logits, moves each expert away from the mean."""
+    method = build(loss={"name": "softmax"}, weights=None, diversity=-1.0)
+    plain = build(loss={"name": "softmax"}, weights=None, diversity=0.0)
+    gradients = []
+    for one in (method, plain):
+        one.step([inputs], EARLY).loss.backward()
+        gradients.append([head.weight.grad for head in one.heads])
+    experts = [logits_of(method, inputs)]
+    with torch.no_grad():
+        for head, mixed, alone in zip(method.heads, *gradients, strict=True):
+            head.weight -= 1e-3 * (mixed - alone)
+        experts.append(logits_of(method, inputs))
+        mean_BC = sum(experts[0]) / EXPERTS
+        before, after = (
+            sum(F.kl_div(z.log_softmax(1), mean_BC.softmax(1), reduction="batchmean") for z in one) for one in experts
+        )
+    assert after > before
+
+
+def test_teachers_and_distillation_go_together(inputs):
+    with pytest.raises(UserError, match="teachers: 1 for a method that learns from 0"):
+        build().learn_from([build(experts=2)])
+    with pytest.raises(UserError, match="teachers: 0 for a method that learns from 1"):
+        build(distillation={}).learn_from([])
+    build().learn_from([])
+
+
+def test_another_methods_stage_may_teach(inputs):
+    network = build_network("resnet10", image_size=(32, 32), attention=False, embedding="none")
+    teacher = METHODS["classify"](ClassifyConfig(name="classify"), network, CLASSES).eval()
+    method = build(distillation={})
+    method.learn_from([teacher])
+    assert method.step([inputs], EARLY).loss.isfinite()

@@ -1,0 +1,131 @@
+"""The router's targets, loss and answers beside plain loops over images; what moves and what stands still."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from facelt.config import RideConfig, RideRouterConfig
+from facelt.errors import UserError
+from facelt.methods import METHODS, Inputs, Progress
+from facelt.methods.ride_router import experts_asked, would_help
+from facelt.models.branched import Branches
+from facelt.models.network import build_network
+
+CLASSES, DIM, EXPERTS, TOP = 6, 16, 3, 4
+FIRST = Progress(0, 1, 0, 10)
+
+
+def network_of(experts=EXPERTS):
+    return build_network(
+        "resnet10",
+        image_size=(32, 32),
+        attention=False,
+        embedding="linear_bn",
+        dim=DIM,
+        branches=Branches(experts, "layer3"),
+    )
+
+
+@pytest.fixture
+def method():
+    torch.manual_seed(0)
+    return METHODS["ride_router"](RideRouterConfig(name="ride_router", top=TOP), network_of(), CLASSES)
+
+
+@pytest.fixture
+def inputs():
+    random = torch.Generator().manual_seed(1)
+    return Inputs(torch.randn(24, 3, 32, 32, generator=random), torch.arange(24) % CLASSES)
+
+
+def test_a_later_expert_would_help_where_the_mean_so_far_is_wrong():
+    cases = torch.cartesian_prod(*[torch.tensor([False, True])] * 4).T
+    found = would_help(cases)
+    for image in range(cases.shape[1]):
+        right = cases[:, image].tolist()
+        expected = [not right[j] and any(right[j + 1 :]) for j in range(3)]
+        assert found[:, image].tolist() == expected
+
+
+def test_experts_are_asked_until_one_suffices():
+    for case in torch.cartesian_prod(*[torch.tensor([-1.0, 0.0, 2.0])] * 3):
+        asked = 1
+        while asked <= 3 and case[asked - 1] > 0:
+            asked += 1
+        assert experts_asked(case[:, None]).tolist() == [asked]
+
+
+def answers_by_hand(method, image_3HW):
+    """An image's mean logits after each expert, and the router's answer after each but the last."""
+    feature_KD = method.network(image_3HW[None])[0]
+    total_C, means, answers = torch.zeros(CLASSES), [], []
+    for place, head in enumerate(method.heads):
+        total_C = total_C + 30 * F.normalize(head.weight) @ F.normalize(feature_KD[place], dim=0)
+        means.append(total_C / (place + 1))
+        if place < EXPERTS - 1:
+            hidden = method.router.hidden[place](F.normalize(feature_KD[place], dim=0)).clamp(min=0)
+            top = means[-1].sort(descending=True).values[:TOP]
+            answers.append(method.router.decide(torch.cat([top, hidden])).item())
+    return means, answers
+
+
+def test_the_loss_is_a_weighed_cross_entropy_of_the_decisions(method, inputs):
+    method.train()
+    losses, asked = [], []
+    with torch.no_grad():
+        for image_3HW, label in zip(inputs.image_B3HW, inputs.label_B.tolist(), strict=True):
+            means, answers = answers_by_hand(method, image_3HW)
+            right = [mean_C.argmax().item() == label for mean_C in means]
+            asked.append(1 if answers[0] <= 0 else 2 if answers[1] <= 0 else 3)
+            for place, answer in enumerate(answers):
+                helped = not right[place] and any(right[place + 1 :])
+                share = 1 / (1 + math.exp(-answer))
+                losses.append(-100 * math.log(share) if helped else -math.log(1 - share))
+    output = method.step([inputs], FIRST)
+    assert output.loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-3)
+    assert output.parts["experts_asked"].item() == pytest.approx(sum(asked) / len(asked))
+
+
+def test_an_image_is_answered_by_the_mean_of_the_experts_it_is_shown_to(method, inputs):
+    method.eval()
+    # Answers of both signs at both decisions, so that all three numbers of experts occur.
+    with torch.no_grad():
+        first = torch.tensor([answers_by_hand(method, image)[1] for image in inputs.image_B3HW])
+        method.router.decide.bias -= first.quantile(0.5)
+        found_BC = method.logits(inputs.image_B3HW).whole_BC
+        asked = []
+        for image_3HW, found_C in zip(inputs.image_B3HW, found_BC, strict=True):
+            means, answers = answers_by_hand(method, image_3HW)
+            asked.append(1 if answers[0] <= 0 else 2 if answers[1] <= 0 else 3)
+            torch.testing.assert_close(found_C, means[asked[-1] - 1], rtol=1e-3, atol=1e-3)
+    assert len(set(asked)) > 1
+    assert method.diagnostics() == {"experts_per_image": pytest.approx(sum(asked) / len(asked))}
+    assert method.diagnostics() == {}
+
+
+def test_the_router_alone_moves(method, inputs):
+    method.train()
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    parameters = [p for group in method.parameter_groups().values() for p in group if p.requires_grad]
+    optimiser = torch.optim.SGD(parameters, lr=0.1)
+    method.step([inputs], FIRST).loss.backward()
+    optimiser.step()
+    moved = {name for name, value in method.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name.split(".")[0] for name in moved} == {"router"}
+    assert "router.decide.weight" in moved
+
+
+def test_it_starts_from_rides_heads(method):
+    ride = METHODS["ride"](RideConfig(name="ride"), network_of(), CLASSES)
+    method.start_from(ride.state_dict())
+    assert all(torch.equal(own.weight, given.weight) for own, given in zip(method.heads, ride.heads, strict=True))
+    with pytest.raises(UserError, match="the earlier stage has no head like this one"):
+        method.start_from({"head.weight": torch.zeros(CLASSES, DIM)})
+
+
+def test_there_may_be_fewer_classes_than_logits_to_look_at(inputs):
+    method = METHODS["ride_router"](RideRouterConfig(name="ride_router", top=30), network_of(2), CLASSES).eval()
+    with torch.no_grad():
+        assert method.logits(inputs.image_B3HW).whole_BC.shape == (24, CLASSES)
