@@ -16,6 +16,7 @@ ENTRIES = (
     "facelt.audit",
     "facelt.dataset",
     "facelt.bench",
+    "facelt.figures",
     "facelt.demo",
 )
 
@@ -37,7 +38,7 @@ ALLOWED = {
     "facelt.heads": ("facelt.parallel", "facelt.memory"),
     "facelt.methods": (
         *("facelt.config", "facelt.models", "facelt.parallel"),
-        *("facelt.memory", "facelt.losses", "facelt.heads"),
+        *("facelt.memory", "facelt.losses", "facelt.heads", "facelt.metrics"),
     ),
     "facelt.openset": (),
     "facelt.engine": (
@@ -65,6 +66,7 @@ ALLOWED = {
     "facelt.audit": ("facelt.config", "facelt.entry", "facelt.auditing", "facelt.report"),
     "facelt.dataset": ("facelt.config", "facelt.entry", "facelt.engine"),
     "facelt.bench": ("facelt.config", "facelt.entry", "facelt.benchmarking", "facelt.engine", "facelt.report"),
+    "facelt.figures": ("facelt.config", "facelt.entry", "facelt.engine", "facelt.metrics", "facelt.report"),
     "facelt.demo": ("facelt.entry", "facelt.data.synthetic", "recordio_tools"),
     "facelt.cli": ("facelt.entry", "eval_megaface", *ENTRIES),
 }

@@ -1,0 +1,190 @@
+"""LFME: one student of several experts, each of a group of classes with alike many images (Xiang et al., ECCV 2020).
+
+B images of all ranks, E groups (many, medium, few), C classes, G classes of one group.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from facelt.config import LfmeConfig
+from facelt.errors import UserError
+from facelt.heads import HEADS
+from facelt.losses import LOSSES, distillation
+from facelt.methods.base import Inputs, Method, Progress, StepOutput, Stream
+from facelt.metrics.accuracy import BANDS, shot_bands
+from facelt.models.network import Network
+from facelt.parallel import ShardedLogits, SharedFeature, Shares
+
+TEMPERATURE = 2.0
+# Up to this share of the expert's accuracy the student follows it with full weight.
+FOLLOWED = 0.3
+
+
+class _Answer(NamedTuple):
+    """An expert's logits [B, G] of its group's classes [G]."""
+
+    group: int
+    class_G: torch.Tensor
+    logit_BG: torch.Tensor
+
+
+class Lfme(Method):
+    """mean v_i * loss_i of the images, plus for every expert w_e KL(expert || student's logits of its group).
+
+    - The divergence is at temperature 2, of all images, without T^2.
+    - w_e is 1 up to 0.3 of the expert's accuracy in its group and falls from there, linearly in the student's, to 0
+      where both are equal. Accuracies are of the validation images, renewed each epoch. Without such images (the
+      released code always has them) both are counted on the last epoch's training batches, the student's as it learns.
+    - v_i is the confidence of the image's own expert, mapped from its range in the class to floor ... 1, and moves from
+      there linearly to 1 over the epochs. Floors are 1 for few shots, otherwise the few-shot classes' mean number of
+      images over the group's: 12/53 and 12/230 on ImageNet-LT. As in the paper it weighs the image's loss and ends at
+      1; in the released code it multiplies the logits, is 1 after half of the epochs and rises above it.
+    - The range is that of the class's training images without augmentation, the confidence that of the image as the
+      student sees it, clamped to the range; the released code keeps each image's confidence without augmentation.
+    """
+
+    def __init__(
+        self, config: LfmeConfig, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+    ) -> None:
+        super().__init__(network)
+        self.sampler = config.sampler
+        options = {"scale": config.scale} if config.head == "cosine" else {}
+        self.head = HEADS[config.head](network.dim, num_classes, **options)
+        # All that a stage must not forget where it goes on.
+        self.register_buffer("least_C", torch.ones(num_classes))
+        self.register_buffer("most_C", torch.zeros(num_classes))
+        self.register_buffer("weight_E", torch.ones(len(BANDS)))
+        self.register_buffer("student_right_E", torch.zeros(len(BANDS), dtype=torch.int64))
+        self.register_buffer("expert_right_E", torch.zeros(len(BANDS), dtype=torch.int64))
+        if counts_C is not None:
+            self.loss = LOSSES[config.loss.name](counts_C, **config.loss.options)
+            band_C = torch.from_numpy(shot_bands(counts_C.numpy(), "paper"))
+            self.sizes = torch.bincount(band_C, minlength=len(BANDS)).tolist()
+            self.groups = [BANDS[group] for group in band_C[counts_C > 0].unique().tolist()]
+            self.register_buffer("band_C", band_C, persistent=False)
+            self.register_buffer("by_band_C", band_C.argsort(stable=True), persistent=False)
+            self.register_buffer("floor_C", floors(counts_C, band_C), persistent=False)
+
+    def streams(self) -> Sequence[Stream]:
+        return (Stream(self.sampler),)
+
+    def parameter_groups(self) -> Mapping[str, list[nn.Parameter]]:
+        return {"network": list(self.network.parameters()), "head": list(self.head.parameters())}
+
+    def learn_from(self, teachers: Sequence[Method]) -> None:
+        """Raises UserError unless there is one expert for each group that has images, in any order."""
+        found = [getattr(teacher, "shots", None) or "all" for teacher in teachers]
+        if sorted(found) != sorted(self.groups):
+            raise UserError(
+                f"teachers: lfme learns from one stage of classify for each of method.shots: {', '.join(self.groups)}; "
+                f"here they are of the shots: {', '.join(found) or 'none'}"
+            )
+        for teacher in teachers:
+            if teacher.head.classes.total != self.head.classes.total:
+                raise UserError(
+                    f"teachers: the expert of {teacher.shots} shots knows {teacher.head.classes.total} classes, the "
+                    f"data have {self.head.classes.total}; name a stage trained on these data"
+                )
+        self.teachers = tuple(teachers)
+
+    def begin_epoch(self, progress: Progress, validation: Mapping[str, float]) -> None:
+        """Weighs the experts anew; an epoch that goes on keeps what it began with."""
+        if progress.step or not progress.epoch:
+            return
+        for teacher in self.teachers:
+            group, figure = BANDS.index(teacher.shots), f"validation_{teacher.shots}"
+            student, expert = self.student_right_E[group].item(), self.expert_right_E[group].item()
+            if figure in validation and figure in teacher.validation:
+                student, expert = validation[figure], teacher.validation[figure]
+            if expert:
+                self.weight_E[group] = min(max((expert - student) / ((1 - FOLLOWED) * expert), 0.0), 1.0)
+        self.student_right_E.zero_()
+        self.expert_right_E.zero_()
+
+    @property
+    def wants_pass(self) -> bool:
+        return not bool(self.most_C.any())
+
+    def accumulate(self, batch: Inputs) -> None:
+        """Widens the classes' ranges of confidence."""
+        label_B = Shares.agree(len(batch.label_B), batch.label_B.device).gather(batch.label_B)
+        confidence_B = self._confidence(self._answers(batch.image_B3HW), label_B)
+        self.least_C.scatter_reduce_(0, label_B, confidence_B, "amin")
+        self.most_C.scatter_reduce_(0, label_B, confidence_B, "amax")
+
+    def finish_pass(self) -> None:
+        """Nothing is left to do."""
+
+    def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
+        (batch,) = batches
+        feature = SharedFeature.of(self.features(batch.image_B3HW))
+        student_BC = self.head(feature).whole_BC
+        label_B = feature.shares.gather(batch.label_B)
+        answers = self._answers(batch.image_B3HW)
+        pace_B = self._pace(self._confidence(answers, label_B), label_B, progress.share)
+        term_B = self.loss.terms(student_BC, label_B, progress.generator(student_BC.device, alike=True))
+        learnt = (pace_B * term_B).mean()
+        followed = sum(
+            self.weight_E[answer.group]
+            * distillation(student_BC[:, answer.class_G], answer.logit_BG, TEMPERATURE).mean()
+            for answer in answers
+        )
+        said_B = student_BC.argmax(dim=1)
+        return StepOutput(
+            learnt + followed,
+            {"instance_loss": learnt.detach(), "expert_loss": followed.detach()},
+            after=lambda: self._count(said_B, answers, label_B),
+        )
+
+    def logits(self, image_B3HW: torch.Tensor) -> ShardedLogits:
+        return self.head(SharedFeature.of(self.features(image_B3HW)))
+
+    def diagnostics(self) -> Mapping[str, float]:
+        """How much each expert weighed in the epoch."""
+        weight_E = self.weight_E.tolist()
+        return {f"weight_{teacher.shots}": weight_E[BANDS.index(teacher.shots)] for teacher in self.teachers}
+
+    @torch.no_grad()
+    def _answers(self, image_B3HW: torch.Tensor) -> list[_Answer]:
+        """What each expert says of the images, of its own group's classes alone."""
+        classes = self.by_band_C.split(self.sizes)
+        groups = [BANDS.index(teacher.shots) for teacher in self.teachers]
+        return [
+            _Answer(group, classes[group], teacher.logits(image_B3HW).whole_BC[:, classes[group]])
+            for group, teacher in zip(groups, self.teachers, strict=True)
+        ]
+
+    def _confidence(self, answers: Sequence[_Answer], label_B: torch.Tensor) -> torch.Tensor:
+        """The probability [B] of each image's class by the expert of that class's group."""
+        share_BC = answers[0].logit_BG.new_zeros(len(label_B), len(self.band_C))
+        for answer in answers:
+            share_BC[:, answer.class_G] = answer.logit_BG.softmax(dim=1)
+        return share_BC.gather(1, label_B[:, None])[:, 0]
+
+    def _pace(self, confidence_B: torch.Tensor, label_B: torch.Tensor, over: float) -> torch.Tensor:
+        """The images' weights [B] when that share of the stage is over; 1 in a class whose images are all alike."""
+        least_B, most_B, floor_B = self.least_C[label_B], self.most_C[label_B], self.floor_C[label_B]
+        place_B = ((confidence_B - least_B) / (most_B - least_B)).clamp(0, 1)
+        place_B = torch.where(most_B > least_B, place_B, torch.ones_like(place_B))
+        first_B = floor_B + (1 - floor_B) * place_B
+        return first_B + (1 - first_B) * over
+
+    def _count(self, said_B: torch.Tensor, answers: Sequence[_Answer], label_B: torch.Tensor) -> None:
+        """Notes how many images of each group the student and the expert had right."""
+        group_BE = F.one_hot(self.band_C[label_B], len(BANDS))
+        self.student_right_E += group_BE[said_B == label_B].sum(dim=0)
+        for answer in answers:
+            expert_said_B = answer.class_G[answer.logit_BG.argmax(dim=1)]
+            self.expert_right_E += group_BE[expert_said_B == label_B].sum(dim=0)
+
+
+def floors(counts_C: torch.Tensor, band_C: torch.Tensor) -> torch.Tensor:
+    """The least weight of an image of each class, [C]: the fewest images a class of any group over the own group's."""
+    image_E = torch.bincount(band_C, counts_C.double(), minlength=len(BANDS))
+    mean_E = image_E / torch.bincount(band_C[counts_C > 0], minlength=len(BANDS)).clamp_min(1)
+    fewest = mean_E[mean_E > 0].min()
+    return (fewest / mean_E.clamp_min(fewest))[band_C].to(torch.get_default_dtype())

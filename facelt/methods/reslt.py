@@ -1,0 +1,75 @@
+"""ResLT: branches for ever rarer classes whose answers add up (Cui et al., TPAMI 2022).
+
+b images of this rank, B of all ranks, K branches, C classes, D feature of a branch.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from facelt.config import ResltConfig
+from facelt.errors import UserError
+from facelt.heads import LinearHead
+from facelt.losses import reslt
+from facelt.methods.base import Embeddings, Inputs, Method, Progress, StepOutput, Stream
+from facelt.models.network import Network
+from facelt.parallel import Rows, ShardedLogits, SharedFeature
+
+
+class Reslt(Method):
+    """One linear classifier reads every branch; the model's logits are the sum of what it reads.
+
+    The first branch answers for all classes, each further one for those from a rank of `starts` on, classes ordered by
+    their training images, most first; of classes with equally many the one with the lower label comes first. Released
+    code, whose order of such classes is left to chance.
+    """
+
+    branched = True
+
+    def __init__(
+        self, config: ResltConfig, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+    ) -> None:
+        super().__init__(network)
+        if network.branches != 1 + len(config.starts):
+            raise UserError(
+                f"branches: {network.branches} do not fit starts: {list(config.starts)}; reslt has one branch for all "
+                "classes and one for each start"
+            )
+        if config.starts[-1] >= num_classes:
+            raise UserError(f"starts: {config.starts[-1]} is no rank among {num_classes} classes; they begin at 0")
+        self.individual = config.alpha
+        self.head = LinearHead(network.dim, num_classes)
+        member_KC = None if counts_C is None else members(counts_C, config.starts)
+        self.register_buffer("member_KC", member_KC, persistent=False)
+
+    def streams(self) -> Sequence[Stream]:
+        return (Stream("instance"),)
+
+    def parameter_groups(self) -> Mapping[str, list[nn.Parameter]]:
+        return {"network": list(self.network.parameters()), "head": list(self.head.parameters())}
+
+    def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
+        (batch,) = batches
+        feature = SharedFeature.of(self.features(batch.image_B3HW))
+        branches = zip(feature.own_bD.unbind(1), feature.all_BD.unbind(1), strict=True)
+        branch_KBC = torch.stack([self.head(SharedFeature(*branch, feature.shares)).whole_BC for branch in branches])
+        label_B = feature.shares.gather(batch.label_B)
+        return StepOutput(reslt(branch_KBC, label_B, self.member_KC, individual=self.individual))
+
+    def logits(self, image_B3HW: torch.Tensor) -> ShardedLogits:
+        # The sum of K linear answers is one on the sum of the features, with K times the bias.
+        logits = self.head(SharedFeature.of(self.features(image_B3HW).sum(dim=1)))
+        return replace(logits, rows=Rows(self.head.weight, self.network.branches * self.head.bias))
+
+    def embed_features(self, feature_BD: torch.Tensor) -> Embeddings:
+        return Embeddings({"direct": F.normalize(feature_BD.sum(dim=1), dim=1)})
+
+
+def members(counts_C: torch.Tensor, starts: Sequence[int]) -> torch.Tensor:
+    """Which classes each branch answers for, bool [K, C]: all, then those from each start's rank on."""
+    order_C = counts_C.argsort(descending=True, stable=True)
+    rank_C = order_C.argsort()
+    return torch.stack([rank_C >= start for start in (0, *starts)])
