@@ -1,4 +1,4 @@
-"""python -m recordio_tools info | verify | sample | pack | unpack."""
+"""python -m recordio_tools info | verify | sample | lists | pack | unpack."""
 
 import sys
 from collections.abc import Sequence

@@ -17,6 +17,16 @@ app = typer.Typer(
 Source = Annotated[Path, typer.Argument(help="A .rec file, or a folder that holds train.rec.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Out = Annotated[Path, typer.Option(help="The folder to write.")]
+Seed = Annotated[int, typer.Option(help="The same seed draws the same images on any machine.")]
+Images = Annotated[int | None, typer.Option(help="Images to draw (proportional).")]
+Identities = Annotated[int | None, typer.Option(help="Identities to keep; by default as many as are drawn.")]
+Power = Annotated[float | None, typer.Option(help="Weight = images of the identity ^ power; 1 (proportional).")]
+Alpha = Annotated[float | None, typer.Option(help="Shape of the distribution; 6 (pareto).")]
+Imbalance = Annotated[float | None, typer.Option(help="Largest count / smallest; 100 (exponential, step).")]
+Maximum = Annotated[
+    int | None, typer.Option("--max", help="Largest count; 1280 (pareto), the source's largest (exponential, step).")
+]
+Minimum = Annotated[int | None, typer.Option("--min", help="Smallest count; 5 (pareto).")]
 
 
 class Profile(StrEnum):
@@ -25,6 +35,7 @@ class Profile(StrEnum):
     proportional = "proportional"
     pareto = "pareto"
     exponential = "exponential"
+    step = "step"
 
 
 def record_path(source: Path) -> Path:
@@ -89,19 +100,15 @@ def verify_command(
 def sample_command(
     source: Source,
     out: Out,
-    seed: Annotated[int, typer.Option(help="The same seed draws the same images on any machine.")] = 0,
-    images: Annotated[int | None, typer.Option(help="Images to draw (proportional).")] = None,
-    identities: Annotated[int | None, typer.Option(help="Identities to keep; by default as many as are drawn.")] = None,
+    seed: Seed = 0,
+    images: Images = None,
+    identities: Identities = None,
     profile: Annotated[Profile, typer.Option(help="The shape of the selection.")] = Profile.proportional,
-    power: Annotated[
-        float | None, typer.Option(help="Weight = images of the identity ^ power; 1 (proportional).")
-    ] = None,
-    alpha: Annotated[float | None, typer.Option(help="Shape of the distribution; 6 (pareto).")] = None,
-    imbalance: Annotated[float | None, typer.Option(help="Largest count / smallest; 100 (exponential).")] = None,
-    maximum: Annotated[
-        int | None, typer.Option("--max", help="Largest count; 1280 (pareto), the source's largest (exponential).")
-    ] = None,
-    minimum: Annotated[int | None, typer.Option("--min", help="Smallest count; 5 (pareto).")] = None,
+    power: Power = None,
+    alpha: Alpha = None,
+    imbalance: Imbalance = None,
+    maximum: Maximum = None,
+    minimum: Minimum = None,
     pack: Annotated[
         bool, typer.Option("--pack", help="Write the images too, as train.rec, .idx and property.")
     ] = False,
@@ -116,7 +123,7 @@ def sample_command(
     with progress_bar("reading headers", as_json) as progress:
         faces = FaceRecord(record_path(source), progress=progress)
     with faces:
-        selection, made = draw(faces, profile.value, seed, identities, given)
+        selection, made = draw(faces.image_keys, faces.labels, profile.value, seed, identities, given)
         if pack:
             with progress_bar("packing", as_json) as progress:
                 pack_selection(faces, selection, out, progress)
@@ -126,6 +133,42 @@ def sample_command(
     else:
         shown = {name: values for name, values in statistics["selection"].items() if name != "empty_identities"}
         show({"source": statistics["source"]["file"], "profile": made, **shown, "written to": str(out)}, as_json)
+
+
+@app.command("lists")
+def lists_command(
+    source: Annotated[
+        Path, typer.Argument(help="A folder with one folder per class, or a list of `path label` lines.")
+    ],
+    out: Out,
+    profile: Annotated[Profile, typer.Option(help="The shape of the training list.")],
+    seed: Seed = 0,
+    validation: Annotated[int, typer.Option(min=0, help="Images of each class for validation.")] = 0,
+    test: Annotated[int, typer.Option(min=0, help="Images of each class for test.")] = 0,
+    images: Images = None,
+    identities: Identities = None,
+    power: Power = None,
+    alpha: Alpha = None,
+    imbalance: Imbalance = None,
+    maximum: Maximum = None,
+    minimum: Minimum = None,
+    as_json: Json = False,
+) -> None:
+    """Write a long-tailed training list of images in files, and lists for validation and test that it leaves alone."""
+    from recordio_tools.split_lists import HeldOut, write_lists
+
+    if not source.exists():
+        raise RecordIOError(f"{source}: no such folder or list")
+    given = {"images": images, "power": power, "alpha": alpha, "imbalance": imbalance, "max": maximum, "min": minimum}
+    statistics = write_lists(source, out, profile.value, seed, HeldOut(validation, test), identities, given)
+    if as_json:
+        show(statistics, as_json)
+        return
+    show({"profile": statistics["profile"]}, as_json)
+    for split in ("source", "train", "validation", "test"):
+        if split in statistics:
+            show({split: statistics[split].pop("images"), **statistics[split]}, as_json)
+    show({"written to": str(out)}, as_json)
 
 
 @app.command("pack")

@@ -3,9 +3,12 @@
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from recordio_tools.errors import RecordIOError
 
 
 def temporary_beside(path: Path) -> Path:
@@ -48,3 +51,25 @@ def write_text(path: Path, text: str) -> None:
     """Write a whole text file atomically, UTF-8."""
     with atomic(path) as stream:
         stream.write(text.encode())
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A new folder that becomes `path` when the block ends well, and vanishes when it does not.
+
+    Raises RecordIOError where `path` already holds something.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RecordIOError(f"{path}: already there and not empty; choose another folder for --out")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = temporary_beside(path)
+    partial.mkdir()
+    try:
+        yield partial
+        if path.is_dir():
+            path.rmdir()
+        partial.replace(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    sync_folder(path.parent)

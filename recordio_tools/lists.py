@@ -1,11 +1,15 @@
-"""Lists of images: im2rec's (index, label, path), InsightFace's (aligned, path, label), and folders per identity."""
+"""Lists of images: im2rec's (index, label, path), InsightFace's (aligned, path, label), those of long-tailed sets (path
+label), and folders per identity.
+"""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from recordio_tools.errors import RecordIOError
 
+_PATH_AND_LABEL = re.compile(r"(.+) ([0-9]{1,9})")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
 
@@ -60,6 +64,33 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def read_labelled_paths(path: Path) -> tuple[list[str], list[int]]:
+    """Relative paths and labels of a list of `path label` lines, as ImageNet-LT and others are published.
+
+    Raises RecordIOError naming the line that is none, whose path leaves its root, or that names an image once more.
+    """
+    try:
+        lines = path.read_text("utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordIOError(f"{path}: cannot be read ({error})") from None
+    labels: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        match = _PATH_AND_LABEL.fullmatch(line)
+        if match is None:
+            raise RecordIOError(f"{path}: line {number}: expected a path, one space and a label of at least 0")
+        name, label = match.groups()
+        if name.startswith("/") or ".." in name.split("/"):
+            raise RecordIOError(f"{path}: line {number}: {name} leads out of the images' folder; list paths below it")
+        if name in labels:
+            raise RecordIOError(f"{path}: line {number}: {name} is listed twice")
+        labels[name] = int(label)
+    if not labels:
+        raise RecordIOError(f"{path}: the list names no image")
+    return list(labels), list(labels.values())
 
 
 def read_folders(root: Path) -> tuple[list[ListedImage], list[str]]:

@@ -7,9 +7,11 @@ so
   that with power 1 an identity's share of the draw goes with its image count and the source's tail grows longer.
 - Pareto (ImageNet-LT): image counts follow a Pareto distribution's quantiles between two bounds.
 - exponential (CIFAR-LT): counts fall by a constant factor from class to class.
+- step (CIFAR-LT): the second half of the classes has a fixed part of the first half's counts.
 """
 
 import math
+from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
 from typing import NamedTuple
@@ -19,7 +21,7 @@ import numpy as np
 from recordio_tools.draws import exact_power, exponentials, hash64
 from recordio_tools.errors import RecordIOError
 
-IMAGE_STREAM, IDENTITY_STREAM = 0, 1  # of the hash: images and identities draw independently
+IMAGE_STREAM, IDENTITY_STREAM, HELD_OUT_STREAM = 0, 1, 2  # of the hash: each draw independent of the others
 WHOLE_SLACK = Decimal("1e-9")  # keeps a quotient that is whole in truth from being rounded to the number below
 
 
@@ -165,13 +167,31 @@ def sample_exponential(
     Labels keep their order, label 0 the largest; `identities` keeps only the first so many that have images. Smaller
     selections of the same seed lie within larger ones. Raises RecordIOError where a label has too few images.
     """
+    return _sample_falling(exponential_counts, keys, labels, seed, imbalance, maximum, identities)
+
+
+def sample_step(
+    keys: np.ndarray,
+    labels: np.ndarray,
+    seed: int,
+    imbalance: float = 100.0,
+    maximum: int | None = None,
+    identities: int | None = None,
+) -> Selection:
+    """Image counts of `maximum` (default: the largest count) for the first half of the identities and `maximum` /
+    `imbalance` for the second; everything else is as `sample_exponential` has it.
+    """
+    return _sample_falling(step_counts, keys, labels, seed, imbalance, maximum, identities)
+
+
+def _sample_falling(profile: Callable, keys, labels, seed: int, imbalance: float, maximum, identities) -> Selection:
     counts_C = _checked_counts(keys, labels, seed)
     present = np.flatnonzero(counts_C)
     if identities is not None and not 1 <= identities <= len(present):
         raise RecordIOError(f"{identities} identities cannot be kept: the source has {len(present)} with images")
     kept = present[:identities]
     maximum = int(counts_C.max()) if maximum is None else maximum
-    return _take(keys, labels, counts_C, kept, exponential_counts(len(kept), imbalance, maximum), seed)
+    return _take(keys, labels, counts_C, kept, profile(len(kept), imbalance, maximum), seed)
 
 
 def exponential_counts(identities: int, imbalance: float, maximum: int) -> np.ndarray:
@@ -202,10 +222,16 @@ def _take(keys, labels, counts_C, kept, wanted, seed: int) -> Selection:
         )
     wanted_C = np.zeros(len(counts_C), np.int64)
     wanted_C[kept] = wanted
-    order = np.lexsort((keys, hash64(keys, seed, IMAGE_STREAM), labels))
-    first_C = np.concatenate([[0], np.cumsum(counts_C)[:-1]])
-    rank = np.arange(len(order)) - first_C[labels[order]]
-    drawn = order[rank < wanted_C[labels[order]]]
+    drawn = np.flatnonzero(place_within(keys, labels, seed) < wanted_C[labels])
     if not len(drawn):
         raise RecordIOError("the profile leaves no image: raise --max")
     return _selection(keys[drawn], labels[drawn])
+
+
+def place_within(keys: np.ndarray, labels: np.ndarray, seed: int, stream: int = IMAGE_STREAM) -> np.ndarray:
+    """The place of each image among those of its label, int64 [N] from 0, in the order of the hash of its key."""
+    order = np.lexsort((keys, hash64(keys, seed, stream), labels))
+    counts_C = np.bincount(labels)
+    place_N = np.empty(len(order), np.int64)
+    place_N[order] = np.arange(len(order)) - (np.cumsum(counts_C) - counts_C)[labels[order]]
+    return place_N

@@ -3,7 +3,6 @@ for."""
 
 import csv
 import io
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from recordio_tools.errors import RecordIOError
 from recordio_tools.face_layout import FaceRecord
 from recordio_tools.face_writer import FaceRecordWriter
-from recordio_tools.files import temporary_beside, write_text
+from recordio_tools.files import whole_folder, write_text
 from recordio_tools.header_scan import Progress
 from recordio_tools.identity_table import NAME
 from recordio_tools.image import EXTENSIONS, decode, image_format, image_size
@@ -87,21 +86,11 @@ def unpack(source: Path, out: Path, progress: Progress | None = None) -> dict:
     Returns counts. Raises RecordIOError where `out` already holds something, or a record is damaged; then `out` is
     absent.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RecordIOError(f"{out}: already there and not empty; choose another folder for --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = temporary_beside(out)
-    try:
+    with whole_folder(out) as folder:
         with FaceRecord(source) as faces:
-            lines = _write_images(faces, partial, progress)
+            lines = _write_images(faces, folder, progress)
             summary = {"images": len(faces), "identities": int(np.count_nonzero(faces.counts))}
-        (partial / "images.lst").write_text("".join(lines), "utf-8")
-        if out.is_dir():
-            out.rmdir()
-        partial.replace(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        (folder / "images.lst").write_text("".join(lines), "utf-8")
     return summary
 
 
