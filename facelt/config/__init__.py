@@ -5,6 +5,15 @@ from facelt.config.data import CifarData, DataConfig, ListData, RecordData
 from facelt.config.loading import load_config
 from facelt.config.losses import LossConfig, MetricLossConfig, WeightsConfig
 from facelt.config.methods import ClassifyConfig, DynamicMetaConfig, MethodConfig
+from facelt.config.on_trained import (
+    FusionAsmConfig,
+    FusionConfig,
+    FusionKtConfig,
+    FusionLlwConfig,
+    LwsConfig,
+    NcmConfig,
+    TauNormConfig,
+)
 from facelt.config.strict import Strict
 from facelt.config.training import MAY_CHANGE, ModelConfig, OptimConfig, ScheduleConfig, StageConfig, TrainConfig
 
@@ -15,16 +24,23 @@ __all__ = [
     "ClassifyConfig",
     "DataConfig",
     "DynamicMetaConfig",
+    "FusionAsmConfig",
+    "FusionConfig",
+    "FusionKtConfig",
+    "FusionLlwConfig",
     "ListData",
     "LossConfig",
+    "LwsConfig",
     "MethodConfig",
     "MetricLossConfig",
     "ModelConfig",
+    "NcmConfig",
     "OptimConfig",
     "RecordData",
     "ScheduleConfig",
     "StageConfig",
     "Strict",
+    "TauNormConfig",
     "TrainConfig",
     "WeightsConfig",
     "load_config",

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from facelt.config.losses import LossConfig, MetricLossConfig, SoftmaxLoss, WeightsConfig
+from facelt.config.on_trained import OtherClassifierConfig
 from facelt.config.strict import Strict
 
 Sampler = Literal[
@@ -88,4 +89,4 @@ class DynamicMetaConfig(Strict):
     reachability: bool = True
 
 
-MethodConfig = Annotated[ClassifyConfig | DynamicMetaConfig, Field(discriminator="name")]
+MethodConfig = Annotated[ClassifyConfig | DynamicMetaConfig | OtherClassifierConfig, Field(discriminator="name")]

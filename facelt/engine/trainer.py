@@ -67,8 +67,7 @@ class Trainer:
         Raises Stopped, with the state saved, when a rank was asked to stop.
         """
         if not self.at.restore():
-            if self.method.wants_pass:
-                self._pass_over_training_set()
+            self._pass_over_training_set()
             # From here on an interrupted stage knows which lines of the log are its own.
             self.at.save(self._taken)
         try:
@@ -87,10 +86,11 @@ class Trainer:
         self._hand_on()
 
     def _train_epoch(self, display: StageDisplay) -> None:
+        self.method.begin_epoch(self._progress(), self.at.validation)
+        self._pass_over_training_set()
         self.method.train()
         if self.stage.batch_norm == "still":
             self.method.network.eval()
-        self.method.begin_epoch(self._progress(), self.at.validation)
         streams = [loader.epoch(self.at.epoch, self.at.step) for loader in self.loaders]
         for batches in zip(*streams, strict=False):
             self._step(batches, display)
@@ -127,6 +127,7 @@ class Trainer:
 
     def _end_epoch(self, display: StageDisplay) -> None:
         average_statistics(self.method.network, self.device)
+        self.method.end_epoch()
         self.at.validation = self.validate()
         figures = {**self.method.diagnostics(), **self.at.validation}
         epoch = self.at.epoch + 1
@@ -174,12 +175,14 @@ class Trainer:
 
     @torch.no_grad()
     def _pass_over_training_set(self) -> None:
-        self.method.eval()
-        for batch in evaluation_batches(
-            self.data.train_plain, self.optim.batch, self.config.data.workers, self.device, self.at.bad
-        ):
-            self.method.accumulate(Inputs(self.data.preparation.for_evaluation(batch), batch.label_B))
-        self.method.finish_pass()
+        """Shows the method the training set, as often as it wants to see it."""
+        while self.method.wants_pass:
+            self.method.eval()
+            for batch in evaluation_batches(
+                self.data.train_plain, self.optim.batch, self.config.data.workers, self.device, self.at.bad
+            ):
+                self.method.accumulate(Inputs(self.data.preparation.for_evaluation(batch), batch.label_B))
+            self.method.finish_pass()
 
     @property
     def _taken(self) -> int:

@@ -4,6 +4,8 @@ from facelt.heads.cosine import CosineHead
 from facelt.heads.dynamic_meta import CONVENTIONS, Convention, DynamicMetaHead, MetaEmbedding
 from facelt.heads.linear import LinearHead
 from facelt.heads.margin import Margin, MarginHead
+from facelt.heads.ncm import NcmHead
+from facelt.heads.scaled import ScaledHead
 
 HEADS = {"linear": LinearHead, "cosine": CosineHead, "margin": MarginHead}
 
@@ -17,4 +19,6 @@ __all__ = [
     "Margin",
     "MarginHead",
     "MetaEmbedding",
+    "NcmHead",
+    "ScaledHead",
 ]

@@ -58,6 +58,11 @@ class IdentityMemory(nn.Module):
         self._sum_CD: torch.Tensor | None = None
         self._count_C: torch.Tensor | None = None
 
+    @property
+    def is_filled(self) -> bool:
+        """Whether any rank holds a centroid; all ranks ask together."""
+        return bool(all_reduce(self.filled_C.any().to(torch.uint8), dist.ReduceOp.MAX))
+
     @torch.no_grad()
     def accumulate(self, feature: SharedFeature, label_b: torch.Tensor) -> None:
         """Adds features to the running class sums; the engine passes over the data once, then calls `finish`."""

@@ -3,7 +3,24 @@
 from facelt.methods.base import Embeddings, Inputs, Method, Progress, StepOutput, Stream
 from facelt.methods.classify import Classify
 from facelt.methods.dynamic_meta import DynamicMeta
+from facelt.methods.fusion import Fusion
+from facelt.methods.fusion_asm import FusionAsm
+from facelt.methods.fusion_kt import FusionKt
+from facelt.methods.fusion_llw import FusionLlw
+from facelt.methods.lws import Lws
+from facelt.methods.ncm import Ncm
+from facelt.methods.tau_norm import TauNorm
 
-METHODS: dict[str, type[Method]] = {"classify": Classify, "dynamic_meta": DynamicMeta}
+METHODS: dict[str, type[Method]] = {
+    "classify": Classify,
+    "dynamic_meta": DynamicMeta,
+    "lws": Lws,
+    "tau_norm": TauNorm,
+    "ncm": Ncm,
+    "fusion": Fusion,
+    "fusion_llw": FusionLlw,
+    "fusion_asm": FusionAsm,
+    "fusion_kt": FusionKt,
+}
 
 __all__ = ["METHODS", "Embeddings", "Inputs", "Method", "Progress", "StepOutput", "Stream"]

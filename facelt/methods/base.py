@@ -148,9 +148,16 @@ class Method(nn.Module, ABC):
     def begin_epoch(self, progress: Progress, validation: Mapping[str, float]) -> None:
         """Called before each epoch with the last validation's figures, by name."""
 
+    def end_epoch(self) -> None:
+        """Called once an epoch's steps are over, before the method is validated or saved."""
+
     @property
     def wants_pass(self) -> bool:
-        """Whether `accumulate` is to see the training set once before the first step."""
+        """Whether `accumulate` is to see the training set, asked before each epoch and after each pass.
+
+        A stage without epochs is asked as well. What a pass leaves that is no part of the state is gone in a resumed
+        run, which is asked anew. All ranks must answer alike.
+        """
         return False
 
     def accumulate(self, batch: Inputs) -> None:

@@ -101,7 +101,7 @@ class DynamicMeta(Method):
 
     @property
     def wants_pass(self) -> bool:
-        return not bool(self.memory.filled_C.any())
+        return not self.memory.is_filled
 
     def accumulate(self, batch: Inputs) -> None:
         self.memory.accumulate(SharedFeature.of(self.features(batch.image_B3HW)), batch.label_B)

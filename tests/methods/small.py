@@ -1,0 +1,68 @@
+"""A network of one linear layer and batch norm on images of 2 x 2 pixels, and images that show their class.
+
+N images, D feature.
+"""
+
+import torch
+from torch import nn
+
+from facelt.methods import Inputs, Progress
+from facelt.models.network import Network
+
+CLASSES, DIM = 6, 8
+FIRST = Progress(epoch=0, epochs=1, step=0, steps=2)
+# The last class has no images.
+COUNTS = (9, 7, 5, 3, 2, 0)
+
+
+class _Feature(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.linear = nn.Linear(12, dim)
+        self.norm = nn.BatchNorm1d(dim)
+
+    def forward(self, image_N322: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.linear(image_N322.flatten(1)))
+
+
+def small_network(dim: int = DIM) -> Network:
+    """With weights and running statistics of its own."""
+    torch.manual_seed(0)
+    network = Network(nn.Identity(), None, _Feature(dim))
+    network(torch.randn(32, 3, 2, 2))
+    return network
+
+
+def training_set(counts: tuple[int, ...] = COUNTS) -> Inputs:
+    """Images that lie around a point of their class's own, some of them nearer to another's."""
+    random = torch.Generator().manual_seed(1)
+    centre_C12 = 0.8 * torch.randn(len(counts), 12, generator=random)
+    label_N = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    image_N = centre_C12[label_N] + torch.randn(len(label_N), 12, generator=random)
+    return Inputs(image_N.view(-1, 3, 2, 2), label_N)
+
+
+def linear_head(dim: int = DIM, classes: int = CLASSES) -> dict[str, torch.Tensor]:
+    """What an earlier stage's linear head leaves."""
+    random = torch.Generator().manual_seed(2)
+    weight_CD = torch.randn(classes, dim, generator=random)
+    return {"head.weight": weight_CD, "head.bias": torch.randn(classes, generator=random)}
+
+
+def look_over(method, data: Inputs, batch: int = 7) -> None:
+    """The passes a method asks for, batch by batch, as the trainer makes them."""
+    with torch.no_grad():
+        while method.wants_pass:
+            method.eval()
+            for image, label in zip(data.image_B3HW.split(batch), data.label_B.split(batch), strict=True):
+                method.accumulate(Inputs(image, label))
+            method.finish_pass()
+    method.train()
+
+
+def reborn(method, build):
+    """A method of the same kind, built without counts and filled from the other's state, ready to answer."""
+    copy = build()
+    copy.load_state_dict({name: value.clone() for name, value in method.state_dict().items()})
+    return copy.eval()

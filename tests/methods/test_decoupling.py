@@ -1,0 +1,162 @@
+"""The classifiers of Decoupling beside their formulas."""
+
+import json
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from facelt.config import LwsConfig, NcmConfig, TauNormConfig, TrainConfig
+from facelt.errors import UserError
+from facelt.engine.run import run
+from facelt.methods.lws import Lws
+from facelt.methods.ncm import Ncm
+from facelt.methods.tau_norm import TauNorm
+from tests.methods.small import CLASSES, DIM, FIRST, COUNTS, linear_head, look_over, reborn, small_network, training_set
+
+
+def features(network, image):
+    network.eval()
+    with torch.no_grad():
+        return network(image)
+
+
+def ncm(**config):
+    return Ncm(NcmConfig(name="ncm", **config), small_network(), CLASSES)
+
+
+def plain_distances(feature_ND, label_N, query_QD, centre):
+    """Squared distances of the queries to the class means, one by one, in float64."""
+    feature_ND, query_QD = feature_ND.double(), query_QD.double()
+    mean_D = feature_ND.mean(0) if centre else torch.zeros(DIM, dtype=torch.float64)
+    unit = [(row - mean_D) / (row - mean_D).norm() for row in feature_ND]
+    means = {c: sum(u for u, y in zip(unit, label_N, strict=True) if y == c) / n for c, n in enumerate(COUNTS) if n}
+    rows = [(row - mean_D) / (row - mean_D).norm() for row in query_QD]
+    return torch.stack([torch.stack([(row - mean).square().sum() for mean in means.values()]) for row in rows])
+
+
+@pytest.mark.parametrize("centre", [True, False])
+def test_ncm_orders_classes_by_the_distance_to_their_means(centre):
+    method, data = ncm(centre=centre), training_set()
+    look_over(method, data)
+    method.eval()
+    query = torch.randn(5, 3, 2, 2)
+    expected_QC = plain_distances(
+        features(method.network, data.image_B3HW), data.label_B, features(method.network, query), centre
+    )
+    found_QC = method.logits(query).column_BC
+    # |f - c|^2 = 1 - (2 f . c - |c|^2); the class without images is last everywhere.
+    assert torch.allclose(1 - found_QC[:, :5].double(), expected_QC, atol=1e-5)
+    assert (found_QC.argmin(dim=1) == 5).all()
+    again = reborn(method, lambda: ncm(centre=centre))
+    assert torch.equal(again.logits(query).column_BC, found_QC)
+    assert not again.wants_pass
+
+
+def test_the_cosine_to_the_means_does_not_depend_on_their_length():
+    method, data = ncm(distance="cosine", centre=False), training_set()
+    look_over(method, data)
+    method.eval()
+    query = torch.randn(5, 3, 2, 2)
+    feature_ND, query_QD = (features(method.network, image).double() for image in (data.image_B3HW, query))
+    unit_ND = feature_ND / feature_ND.norm(dim=1, keepdim=True)
+    for place in range(5):
+        mean_D = unit_ND[data.label_B == place].mean(0)
+        expected_Q = query_QD @ mean_D / query_QD.norm(dim=1) / mean_D.norm()
+        assert torch.allclose(method.logits(query).column_BC[:, place].double(), expected_Q, atol=1e-5)
+    assert (method.logits(query).column_BC[:, 5] == -1).all()
+
+
+def test_ncm_takes_no_steps_and_leaves_the_network_as_it_is():
+    method, data = ncm(), training_set()
+    before = {name: value.clone() for name, value in method.network.state_dict().items()}
+    look_over(method, data)
+    method.train().features(data.image_B3HW)
+    assert all(torch.equal(value, before[name]) for name, value in method.network.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in method.parameters())
+    with pytest.raises(TypeError, match="takes no steps"):
+        method.step([data], FIRST)
+
+
+def tau_norm(**config):
+    method = TauNorm(TauNormConfig(name="tau_norm", **config), small_network(), CLASSES)
+    method.start_from(linear_head())
+    return method.eval()
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.7, 1.0])
+def test_tau_norm_divides_the_rows_and_drops_the_bias(tau):
+    method, image = tau_norm(), torch.randn(4, 3, 2, 2)
+    method.use(tau)
+    weight_CD, feature_BD = linear_head()["head.weight"], features(method.network, image)
+    expected_BC = torch.stack([feature_BD @ row / sum(x * x for x in row) ** (tau / 2) for row in weight_CD], dim=1)
+    assert torch.allclose(method.logits(image).column_BC, expected_BC, rtol=1e-4, atol=1e-5)
+    assert torch.equal(reborn(method, tau_norm).logits(image).column_BC, method.logits(image).column_BC)
+
+
+def test_tau_is_tried_from_nought_to_two_and_one_where_nothing_is_tried():
+    method = tau_norm()
+    assert method.tau == 1
+    assert list(method.settings) == pytest.approx([0.1 * step for step in range(21)])
+
+
+def lws():
+    method = Lws(LwsConfig(name="lws"), small_network(), CLASSES)
+    method.start_from(linear_head())
+    return method
+
+
+def test_lws_learns_one_factor_a_class_and_nothing_else():
+    method, data, head = lws(), training_set(), linear_head()
+    method.eval()
+    feature_BD = features(method.network, data.image_B3HW)
+    scale_C = torch.ones(CLASSES, requires_grad=True)
+    expected = torch.nn.functional.cross_entropy(
+        scale_C * (feature_BD @ head["head.weight"].T + head["head.bias"]), data.label_B
+    )
+    expected.backward()
+    output = method.step([data], FIRST)
+    output.loss.backward()
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert torch.allclose(method.head.scale_C.grad, scale_C.grad, rtol=1e-4, atol=1e-6)
+    assert [name for name, value in method.head.named_parameters() if value.requires_grad] == ["scale_C"]
+    with torch.no_grad():
+        method.head.scale_C.copy_(torch.arange(6))
+    assert torch.equal(reborn(method, lws).logits(data.image_B3HW).column_BC, method.logits(data.image_B3HW).column_BC)
+
+
+@pytest.mark.parametrize("build", [tau_norm, lws])
+def test_an_earlier_stage_without_a_linear_head_is_refused(build):
+    method, head = build(), linear_head()
+    for state in ({}, {"head.weight": head["head.weight"]}, linear_head(classes=CLASSES + 1)):
+        with pytest.raises(UserError, match="start: the earlier stage has no head like this one"):
+            method.start_from(state)
+
+
+@pytest.mark.parametrize("name", ["ncm", "tau_norm", "lws", "fusion"])
+def test_a_stage_that_starts_from_nothing_is_refused_before_any_work(name, recipe, tmp_path):
+    with pytest.raises(ValidationError, match=f"start: {name} works on a trained model"):
+        stage = {"name": "only", "method": {"name": name}, "epochs": 0}
+        TrainConfig.model_validate(recipe(tmp_path, stages=[stage]))
+
+
+def test_what_is_fitted_without_steps_has_no_epochs(recipe, tmp_path):
+    plain = {"name": "plain", "method": {"name": "classify"}, "epochs": 1}
+    stage = {"name": "ncm", "start": "plain", "method": {"name": "ncm"}, "epochs": 1}
+    with pytest.raises(ValidationError, match="epochs: ncm takes no steps; set it to 0"):
+        TrainConfig.model_validate(recipe(tmp_path, stages=[plain, stage]))
+
+
+def test_tau_is_chosen_on_the_validation_images(recipe, tmp_path):
+    plain = {"name": "plain", "method": {"name": "classify"}, "epochs": 1}
+    stage = {"name": "tau", "start": "plain", "method": {"name": "tau_norm"}, "epochs": 0}
+    folder = run(TrainConfig.model_validate(recipe(tmp_path / "run", stages=[plain, stage])))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    tried = {line["setting"]: line["validation_accuracy"] for line in lines if "setting" in line}
+    card = json.loads((folder / "tau/card.json").read_text())
+    assert len(tried) == 21
+    assert tried[card["best"]["setting"]] == max(tried.values())
+    left = load_file(folder / "tau/model.safetensors")
+    assert left["tau"].item() == pytest.approx(card["best"]["setting"])
+    assert torch.equal(left["head.weight"], load_file(folder / "plain/model.safetensors")["head.weight"])

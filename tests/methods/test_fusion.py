@@ -1,0 +1,277 @@
+"""A linear classifier and the nearest class mean put together, beside plain loops over images and classes."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from facelt.config import FusionAsmConfig, FusionConfig, FusionKtConfig, FusionLlwConfig, TrainConfig
+from facelt.engine.run import run
+from facelt.errors import UserError
+from facelt.methods import METHODS, Inputs, Progress
+from facelt.methods.fusion_asm import even_cross_entropy
+from facelt.methods.two_classifiers import to_range_of
+from tests.methods.small import CLASSES, FIRST, linear_head, look_over, reborn, small_network, training_set
+
+CONFIGS = {config.model_fields["name"].annotation.__args__[0]: config for config in (
+    FusionConfig, FusionAsmConfig, FusionKtConfig, FusionLlwConfig
+)}
+
+
+def build(name, **config):
+    return METHODS[name](CONFIGS[name](name=name, **config), small_network(), CLASSES)
+
+
+def fitted(name, **config):
+    method = build(name, **config)
+    method.start_from(linear_head())
+    look_over(method, training_set())
+    return method.eval()
+
+
+def plain_answers(network, image, scaled):
+    """(linear, nearest mean) [images][classes] as lists of floats."""
+    data, head = training_set(), linear_head()
+    network.eval()
+    with torch.no_grad():
+        seen, asked = network(data.image_B3HW).double(), network(image).double()
+    unit = seen / seen.norm(dim=1, keepdim=True)
+    means = [unit[data.label_B == c].mean(0) for c in range(5)]
+    linear, nearest = [], []
+    for row in asked:
+        z_l = [float(row @ w + b) for w, b in zip(head["head.weight"].double(), head["head.bias"].double(), strict=True)]
+        z_d = [float(row @ m / row.norm() / m.norm()) for m in means] + [-1.0]
+        if scaled:
+            share = [(value - min(z_d)) / (max(z_d) - min(z_d)) for value in z_d]
+            z_d = [min(z_l) + part * (max(z_l) - min(z_l)) for part in share]
+        linear.append(z_l)
+        nearest.append(z_d)
+    return linear, nearest
+
+
+def softmax(values):
+    total = sum(math.exp(value) for value in values)
+    return [math.exp(value) / total for value in values]
+
+
+RULES = {
+    "sum": lambda a, b: [x + y for x, y in zip(a, b, strict=True)],
+    "softmax_sum": lambda a, b: [x + y for x, y in zip(softmax(a), softmax(b), strict=True)],
+    "max": lambda a, b: [max(x, y) for x, y in zip(a, b, strict=True)],
+    "w_mix": lambda a, b: [0.3 * x + 0.7 * y for x, y in zip(a, b, strict=True)],
+}
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_puts_both_answers_together(rule, scaled):
+    method, image = fitted("fusion", rule=rule, scaled=scaled, weight=0.3), torch.randn(5, 3, 2, 2)
+    found = method.logits(image)
+    expected = [RULES[rule](*pair) for pair in zip(*plain_answers(method.network, image, scaled), strict=True)]
+    assert torch.allclose(found.whole_BC.double(), torch.tensor(expected, dtype=torch.float64), atol=1e-4)
+    again = reborn(method, lambda: build("fusion", rule=rule, scaled=scaled))
+    assert torch.equal(again.logits(image).whole_BC, found.whole_BC)
+
+
+def test_only_the_mixture_has_a_weight_to_try():
+    assert list(build("fusion", rule="w_mix").settings) == pytest.approx([0.1 * step for step in range(11)])
+    assert not build("fusion", rule="sum").settings
+    method, image = fitted("fusion", rule="w_mix", scaled=False), torch.randn(3, 3, 2, 2)
+    for weight, place in ((1.0, 0), (0.0, 1)):
+        method.use(weight)
+        expected = torch.tensor(plain_answers(method.network, image, False)[place])
+        assert torch.allclose(method.logits(image).whole_BC, expected, atol=1e-4)
+
+
+def test_the_range_of_one_class_is_a_point():
+    assert to_range_of(torch.tensor([[3.0]]), torch.tensor([[0.2]])).tolist() == [[3.0]]
+
+
+def test_llw_weighs_every_class_of_both_and_learns_that_alone():
+    method, data = fitted("fusion_llw"), training_set()
+    (w1, w2), (b1, b2) = method.weight_2C.detach().tolist(), method.offset_2C.detach().tolist()
+    linear, nearest = plain_answers(method.network, data.image_B3HW, True)
+    mixed = [
+        [w1[c] * a[c] + b1[c] + w2[c] * b[c] + b2[c] for c in range(CLASSES)]
+        for a, b in zip(linear, nearest, strict=True)
+    ]
+    assert torch.allclose(method.logits(data.image_B3HW).whole_BC, torch.tensor(mixed), atol=1e-4)
+    label_N = data.label_B.tolist()
+    expected = -sum(math.log(softmax(row)[y]) for row, y in zip(mixed, label_N, strict=True)) / len(mixed)
+    output = method.train().step([data], FIRST)
+    assert output.loss.item() == pytest.approx(expected, rel=1e-4)
+    output.loss.backward()
+    learning = {name for name, value in method.named_parameters() if value.requires_grad}
+    assert learning == {"weight_2C", "offset_2C"}
+    # d loss / d b_c is the mean of p_c - [y = c], the same for both offsets.
+    missed = [sum(softmax(row)[c] - (y == c) for row, y in zip(mixed, label_N, strict=True)) / len(mixed) for c in range(6)]
+    assert torch.allclose(method.offset_2C.grad, torch.tensor([missed, missed]), atol=1e-5)
+    again = reborn(method, lambda: build("fusion_llw"))
+    assert torch.equal(again.logits(data.image_B3HW).whole_BC, method.eval().logits(data.image_B3HW).whole_BC)
+
+
+def test_llws_numbers_begin_as_normal_ones():
+    torch.manual_seed(3)
+    network = small_network()
+    drawn = METHODS["fusion_llw"](FusionLlwConfig(name="fusion_llw"), network, 5000)
+    for value in (*drawn.weight_2C.detach(), *drawn.offset_2C.detach()):
+        assert abs(value.mean()) < 0.1
+        assert value.std().item() == pytest.approx(1, abs=0.1)
+
+
+def test_asm_hands_over_what_the_selector_points_at():
+    method, data = fitted("fusion_asm", top=3, hidden=4), training_set()
+    linear, nearest = plain_answers(method.network, data.image_B3HW, True)
+    with torch.no_grad():
+        feature_ND = method.network(data.image_B3HW)
+    selector = method.selector
+    scores = []
+    for row, z_l in zip(feature_ND, linear, strict=True):
+        look = selector.look.weight @ (row / row.norm()) + selector.look.bias
+        seen = [x if x > 0 else 0.1 * x for x in look.tolist()] + sorted(z_l, reverse=True)[:3]
+        scores.append(sum(w * x for w, x in zip(selector.decide.weight[0].tolist(), seen, strict=True)))
+    scores = [score + selector.decide.bias.item() for score in scores]
+    # Half of the images on either side of the threshold.
+    middle = sorted(scores)[len(scores) // 2] - 1e-4
+    with torch.no_grad():
+        selector.decide.bias -= middle
+    handed = [score > middle for score in scores]
+    assert 0 < sum(handed) < len(handed)
+    expected = [b if over else a for a, b, over in zip(linear, nearest, handed, strict=True)]
+    assert torch.allclose(method.logits(data.image_B3HW).whole_BC, torch.tensor(expected), atol=1e-4)
+    again = reborn(method, lambda: build("fusion_asm", top=3, hidden=4))
+    assert torch.equal(again.logits(data.image_B3HW).whole_BC, method.logits(data.image_B3HW).whole_BC)
+
+    # The step: where the linear classifier is wrong and the nearest mean right, and its count.
+    def best(row):
+        return max(range(CLASSES), key=row.__getitem__)
+
+    labels = data.label_B.tolist()
+    wanted = [best(a) != y and best(b) == y for a, b, y in zip(linear, nearest, labels, strict=True)]
+    assert 0 < sum(wanted) < len(wanted)
+    terms = [
+        math.log1p(math.exp(-(score - middle) if want else score - middle))
+        for score, want in zip(scores, wanted, strict=True)
+    ]
+    yes = sum(term for term, want in zip(terms, wanted, strict=True) if want) / sum(wanted)
+    no = sum(term for term, want in zip(terms, wanted, strict=True) if not want) / (len(wanted) - sum(wanted))
+    method.train().begin_epoch(FIRST, {})
+    output = method.step([data], FIRST)
+    assert output.loss.item() == pytest.approx((yes + no) / 2, rel=1e-4)
+    output.after()
+    right = sum(want and over for want, over in zip(wanted, handed, strict=True))
+    f1 = 2 * right / (sum(wanted) + sum(handed))
+    assert method.diagnostics()["selector_f1"] == pytest.approx(f1)
+    output.loss.backward()
+    assert {name for name, value in method.named_parameters() if value.grad is not None} == {
+        f"selector.{part}.{kind}" for part in ("look", "decide") for kind in ("weight", "bias")
+    }
+
+
+def test_asms_count_begins_with_each_epoch_and_goes_on_within_it():
+    method = fitted("fusion_asm")
+    method.hits_3.fill_(4)
+    method.begin_epoch(Progress(1, 2, 5, 9), {})
+    assert method.diagnostics()["selector_f1"] == pytest.approx(0.5)
+    method.begin_epoch(Progress(1, 2, 0, 9), {})
+    assert method.diagnostics()["selector_f1"] == 0
+
+
+def test_a_batch_with_nothing_to_hand_over_has_a_finite_loss():
+    score_B = torch.tensor([0.0, 2.0], requires_grad=True)
+    loss = even_cross_entropy(score_B, torch.tensor([False, False]))
+    assert loss.item() == pytest.approx((math.log(2) + math.log1p(math.exp(2))) / 4)
+    loss.backward()
+    assert score_B.grad.isfinite().all()
+
+
+def kt(epoch, **config):
+    """A method that stands in that epoch of ten, its means taken if they are due."""
+    method = build("fusion_kt", **config)
+    method.begin_epoch(Progress(epoch, 10, 0, 2), {})
+    look_over(method, training_set())
+    return method.eval()
+
+
+def test_kt_learns_as_a_plain_head_until_the_means_are_due():
+    early, late = kt(0, memory_from=0.2), kt(2, memory_from=0.2)
+    assert not early.ncm.memory.is_filled
+    assert late.ncm.memory.is_filled
+    data = training_set()
+    output = early.step([data], FIRST)
+    feature_ND = early.network(data.image_B3HW)
+    losses = [
+        torch.nn.functional.cross_entropy(feature_ND @ head.weight.T + head.bias, data.label_B).item()
+        for head in (early.first, early.head)
+    ]
+    assert output.loss.item() == pytest.approx(sum(losses), rel=1e-5)
+    output.after()
+    assert not early.ncm.memory.is_filled
+
+
+def test_kt_is_the_formula_and_its_second_head_sends_nothing_into_the_network():
+    method, data = kt(5), training_set()
+    feature_ND = method.network(data.image_B3HW).detach()
+    first_NC, second_NC = (
+        (feature_ND @ head.weight.T + head.bias).detach().double() for head in (method.first, method.head)
+    )
+    mean_CD = method.ncm.memory.centroid_CD.double()
+    taught, alone = [], []
+    for row, z_l, z_s, label in zip(feature_ND.double(), first_NC, second_NC, data.label_B.tolist(), strict=True):
+        z_d = torch.stack([row @ mean / row.norm() / mean.norm() for mean in mean_CD[:5]] + [torch.tensor(-1.0)])
+        z_d = z_l.min() + (z_d - z_d.min()) / (z_d.max() - z_d.min()) * (z_l.max() - z_l.min())
+        own = -z_s.log_softmax(0)[label].item()
+        if z_d.argmax() == label:
+            p = z_d.softmax(0)
+            taught.append(0.2 * own + 0.8 * (p * (p.log() - z_s.log_softmax(0))).sum().item())
+        else:
+            alone.append(own)
+    assert taught and alone
+    expected = sum(taught) / len(taught) + sum(alone) / len(alone)
+    output = method.step([data], FIRST)
+    assert output.parts["transfer_loss"].item() == pytest.approx(expected, rel=1e-4)
+    plain = torch.nn.functional.cross_entropy(first_NC, data.label_B).item()
+    assert output.loss.item() == pytest.approx(expected + plain, rel=1e-4)
+
+    output.loss.backward()
+    got = method.network.embedding.linear.weight.grad.clone()
+    method.zero_grad()
+    feature_ND = method.network(data.image_B3HW)
+    torch.nn.functional.cross_entropy(feature_ND @ method.first.weight.T + method.first.bias, data.label_B).backward()
+    assert torch.allclose(got, method.network.embedding.linear.weight.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_kts_means_follow_the_features_and_the_second_head_answers():
+    method, data = kt(5, rate=0.1), training_set()
+    before = method.ncm.memory.centroid_CD.clone()
+    method.step([data], FIRST).after()
+    with torch.no_grad():
+        feature_ND = method.network(data.image_B3HW)
+    unit_ND = feature_ND / feature_ND.norm(dim=1, keepdim=True)
+    for label in range(5):
+        seen = unit_ND[data.label_B == label]
+        expected = before[label] + 0.1 * (seen - before[label]).sum(0) / (1 + len(seen))
+        assert torch.allclose(method.ncm.memory.centroid_CD[label], expected, atol=1e-6)
+    expected_NC = feature_ND @ method.head.weight.T + method.head.bias
+    assert torch.allclose(method.logits(data.image_B3HW).column_BC, expected_NC, atol=1e-5)
+    again = reborn(method, lambda: build("fusion_kt"))
+    assert torch.equal(again.logits(data.image_B3HW).column_BC, method.logits(data.image_B3HW).column_BC)
+
+
+@pytest.mark.parametrize("name", ["fusion", "fusion_llw", "fusion_asm"])
+def test_an_earlier_stage_without_a_linear_head_is_refused(name):
+    with pytest.raises(UserError, match="start: the earlier stage has no head like this one"):
+        build(name).start_from({"head.weight": linear_head()["head.weight"]})
+
+
+def test_a_run_mixes_both_by_the_weight_that_validates_best_and_takes_kts_means_while_it_trains(recipe, tmp_path):
+    plain = {"name": "plain", "method": {"name": "fusion_kt", "memory_from": 0.5}, "epochs": 2}
+    mix = {"name": "mix", "start": "plain", "method": {"name": "fusion", "rule": "w_mix"}, "epochs": 0}
+    folder = run(TrainConfig.model_validate(recipe(tmp_path / "run", stages=[plain, mix])))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    tried = {line["setting"]: line["validation_accuracy"] for line in lines if "setting" in line}
+    assert len(tried) == 11
+    assert json.loads((folder / "mix/card.json").read_text())["best"]["validation_accuracy"] == max(tried.values())
+    steps = [line for line in lines if line["stage"] == "plain" and "transfer_loss" in line]
+    assert {line["epoch"] for line in steps} == {0, 1}
