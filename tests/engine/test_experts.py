@@ -1,0 +1,91 @@
+"""Runs of several experts: a teacher, its student, a router on the student, and what each expert says of a split."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from facelt.config import TrainConfig
+from facelt.data.bad_images import BadImageCount
+from facelt.engine.data import Split, open_data
+from facelt.engine.experts import expert_predictions
+from facelt.engine.handed_on import load_model
+from facelt.engine.outputs import Reading
+from facelt.engine.run import run
+from facelt.errors import UserError
+
+CPU = torch.device("cpu")
+NARROW = {"split": "layer1", "width": 0.75}
+
+
+def reading() -> Reading:
+    return Reading(4, 0, CPU, BadImageCount(0))
+
+
+@pytest.fixture(scope="module")
+def experts_run(recipe, tmp_path_factory):
+    """The folder of a run with all methods of several experts."""
+    values = recipe(tmp_path_factory.mktemp("experts") / "run")
+    values["model"] = {"backbone": "resnet32"}
+    values["optim"] = {"lr": 0.05, "batch": 16}
+    shared = {"epochs": 1, "embedding": "none"}
+    ride = {"name": "ride", "distillation": {}}
+    three = {"count": 3, **NARROW}
+    values["stages"] = [
+        {"name": "teacher", "method": {"name": "ride"}, "branches": {"count": 4, **NARROW}, **shared},
+        {"name": "student", "teachers": ["teacher"], "method": ride, "branches": three, **shared},
+        {"name": "router", "start": "student", "method": {"name": "ride_router"}, "branches": three, **shared},
+        {
+            "name": "independent",
+            "method": {"name": "independent", "average": "probabilities"},
+            "branches": {"count": 2, "split": "none"},
+            **shared,
+        },
+    ]
+    return run(TrainConfig.model_validate(values))
+
+
+@pytest.mark.parametrize("stage", ["student", "router", "independent"])
+def test_each_experts_predictions_are_those_of_its_branch_alone(experts_run, stage):
+    model = load_model(experts_run / stage, CPU)
+    data = open_data(model.config.data, model.config.seed)
+    split = data.evaluation["validation"]
+    label_N, expert_KN, together_N = expert_predictions(model.method, split, data.preparation, reading())
+    assert label_N.tolist() == split.labels.tolist()
+    with torch.no_grad():
+        for place, member in enumerate(split.members.tolist()):
+            image = torch.from_numpy(split.dataset[(member, 0)].image_HW3).permute(2, 0, 1)[None] / 127.5 - 1
+            feature_KD = model.method.network(image)[0]
+            for expert, head in enumerate(model.method.heads):
+                cosine_C = torch.nn.functional.normalize(head.weight) @ feature_KD[expert]
+                assert expert_KN[expert, place] == cosine_C.argmax().item()
+            assert together_N[place] == model.method.logits(image).argmax().item()
+    assert expert_KN.shape == (len(model.method.heads), len(split.members))
+
+
+def test_the_router_leaves_the_student_as_it_is_and_counts_its_experts(experts_run):
+    student, router = (load_model(experts_run / stage, CPU).method.state_dict() for stage in ("student", "router"))
+    for name, value in router.items():
+        if not name.startswith("router."):
+            assert torch.equal(value, student[name]), name
+    lines = [json.loads(line) for line in (experts_run / "metrics.jsonl").read_text().splitlines()]
+    counted = [line["experts_per_image"] for line in lines if "experts_per_image" in line]
+    assert len(counted) == 1
+    assert 1 <= counted[0] <= 3
+    asked = [line["experts_asked"] for line in lines if "experts_asked" in line]
+    assert len(asked) > 0
+    assert all(1 <= count <= 3 for count in asked)
+
+
+def test_a_split_without_an_image_and_a_method_without_experts(experts_run, finished_run):
+    model = load_model(experts_run / "student", CPU)
+    data = open_data(model.config.data, model.config.seed)
+    split = data.evaluation["validation"]
+    nothing = Split(split.dataset, split.members[:0])
+    label_N, expert_KN, together_N = expert_predictions(model.method, nothing, data.preparation, reading())
+    assert (label_N.shape, expert_KN.shape, together_N.shape) == ((0,), (3, 0), (0,))
+    assert expert_KN.dtype == np.int64
+    plain = load_model(finished_run / "plain", CPU).method
+    with pytest.raises(UserError, match="Classify has no experts: train a method with several, such as independent"):
+        expert_predictions(plain, split, data.preparation, reading())
