@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from facelt.config.losses import LossConfig, MetricLossConfig, SoftmaxLoss, WeightsConfig
+from facelt.config.mixing import ForegroundConfig, MixConfig
 from facelt.config.on_trained import OtherClassifierConfig
 from facelt.config.strict import Strict
 
@@ -24,6 +25,9 @@ class ClassifyConfig(Strict):
     head `margin`: cos(m1 theta + m2) - m3, so (1, 0.5, 0) is ArcFace and (1, 0, 0.4) CosFace. Below a
     `sample_rate` of 1 these two heads train on the batch's own identities and a draw of the others, that share in all
     (Partial FC). With `keep_head` the head goes on from the stage it starts from, instead of anew.
+
+    `mix` trains on blends of two images. `move_foreground` asks for one of the `teachers`, a linear classifier on the
+    averaged map, which says what is foreground.
     """
 
     name: Literal["classify"]
@@ -36,6 +40,16 @@ class ClassifyConfig(Strict):
     loss: LossConfig = SoftmaxLoss()
     weights: WeightsConfig | None = None
     metric_loss: MetricLossConfig | None = None
+    mix: MixConfig | None = None
+    move_foreground: ForegroundConfig | None = None
+
+    @model_validator(mode="after")
+    def _blends_have_a_loss(self) -> "ClassifyConfig":
+        if self.mix is not None and self.metric_loss is not None:
+            raise ValueError("mix: a blend has no one class, which metric_loss asks for; use one of the two")
+        if self.mix is not None and self.sample_rate < 1:
+            raise ValueError("mix: a blend has two classes, and sample_rate keeps but one of them; drop sample_rate")
+        return self
 
     @model_validator(mode="after")
     def _loss_fits_the_head(self) -> "ClassifyConfig":

@@ -10,23 +10,27 @@ import torch
 from torch import nn
 
 from facelt.config import ClassifyConfig
+from facelt.errors import UserError
 from facelt.heads import HEADS, Margin
 from facelt.heads.head import take_head
 from facelt.losses import METRIC_LOSSES
 from facelt.methods.base import Inputs, Method, Progress, StepOutput, Stream
+from facelt.methods.foreground import ForegroundMoves
+from facelt.methods.mixing import MIXINGS, Blend
 from facelt.methods.objective import Objective
 from facelt.models.network import Network
 from facelt.parallel import ShardedLogits, SharedFeature, gather_whole
 
 
 class Classify(Method):
-    """One head, one loss on its logits, and one on the features if asked for.
+    """One head, one loss on its logits, and one on the features if asked for; the images may be blends, or moved.
 
     What a step with plain cross-entropy hands to the collectives on each rank, as bytes of the whole that is gathered
     or summed: with B images of all ranks and P = W * the most of one rank, 4 P D + 8 P + 12 B + 8 W forward (features,
     labels, maximum, sum and own logit, the ranks' numbers of images) and 4 P D back, for every head and any number of
     identities. Where identities are sampled the labels travel twice, 8 P more. Another loss gathers the logits of all
     classes instead of the 12 B. A metric loss gathers features and labels once more, 4 P D + 8 P.
+    A blend has two losses of the same logits.
     """
 
     def __init__(
@@ -46,6 +50,9 @@ class Classify(Method):
             nn.init.constant_(self.head.bias, -math.log(max(num_classes - 1, 1)))
         self.objective = Objective(config.loss, config.weights, counts_C)
         self.metric_loss = config.metric_loss
+        self.mixing = None if config.mix is None else MIXINGS[config.mix.name](counts_C, **config.mix.options)
+        moves = config.move_foreground
+        self.moves = None if moves is None else ForegroundMoves(counts_C, moves.threshold)
 
     def streams(self) -> Sequence[Stream]:
         return (Stream(self.sampler),)
@@ -58,8 +65,23 @@ class Classify(Method):
         if self.keep_head:
             take_head(self.head, state)
 
+    def learn_from(self, teachers: Sequence[Method]) -> None:
+        """With `move_foreground`, from the one teacher that says what is foreground."""
+        if self.moves is None:
+            super().learn_from(teachers)
+            return
+        if len(teachers) != 1:
+            raise UserError(f"teachers: move_foreground asks for one, not {len(teachers)}; name the plain stage's")
+        self.moves.learn_from(teachers[0])
+        self.teachers = tuple(teachers)
+
     def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
         (batch,) = batches
+        generator = progress.generator("cpu")
+        if self.moves is not None:
+            batch = self.moves(batch, self.teachers[0], generator)
+        if self.mixing is not None:
+            return self._mixed_step(self.mixing.draw(batch.label_B, progress, generator), batch, progress)
         feature = SharedFeature.of(self.features(batch.image_B3HW))
         logits = self.head.training_logits(feature, batch.label_B, progress.taken)
         loss = self.objective(logits, batch.label_B, progress)
@@ -70,6 +92,14 @@ class Classify(Method):
         metric = METRIC_LOSSES[self.metric_loss.name](whole_BD, label_B, **self.metric_loss.options)
         parts = {"classification_loss": loss.detach(), "metric_loss": metric.detach()}
         return StepOutput(loss + self.metric_loss.weight * metric, parts)
+
+    def _mixed_step(self, blend: Blend, batch: Inputs, progress: Progress) -> StepOutput:
+        if self.mixing.on_features:
+            feature = SharedFeature.of(blend.of(self.features(batch.image_B3HW)))
+        else:
+            feature = SharedFeature.of(self.features(blend.of(batch.image_B3HW)))
+        logits = self.head.training_logits(feature, blend.label_b, progress.taken)
+        return StepOutput(blend.loss(lambda label_b: self.objective(logits, label_b, progress)))
 
     def logits(self, image_B3HW: torch.Tensor) -> ShardedLogits:
         return self.head(SharedFeature.of(self.features(image_B3HW)))
