@@ -20,6 +20,7 @@ from facelt.config import (
     WeightsConfig,
 )
 from facelt.config.audit import TrainingConfig
+from facelt.config.mixing import MixConfig
 from facelt.config.training import Part, Shares
 from facelt.data import DATASETS
 from facelt.data.cifar import PROFILES
@@ -32,6 +33,7 @@ from facelt.losses import LOSSES, METRIC_LOSSES, WEIGHTS
 from facelt.memory.identity_memory import UpdateRule
 from facelt.methods import METHODS
 from facelt.methods.dynamic_meta import _CONVENTIONS
+from facelt.methods.mixing import MIXINGS
 from facelt.metrics.accuracy import SHOT_CONVENTIONS
 from facelt.models import BACKBONES
 from facelt.models.embedding import EMBEDDINGS
@@ -71,6 +73,7 @@ def build(method: str):
         (LOSSES, tags(LossConfig, "name")),
         (WEIGHTS, tags(WeightsConfig, "name")),
         (METRIC_LOSSES, tags(MetricLossConfig, "name")),
+        (MIXINGS, tags(MixConfig, "name")),
         (SAMPLERS, allowed(ClassifyConfig, "sampler")),
         (SAMPLERS, allowed(DynamicMetaConfig, "sampler")),
         (CONVENTIONS, allowed(DynamicMetaConfig, "convention")),
