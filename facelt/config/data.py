@@ -89,7 +89,8 @@ class CifarData(_Images):
 
     `imbalance` is the largest class over the smallest, 1 the balanced set; `profile` step gives the second half of the
     classes their `imbalance`-th part. Training images are padded by `pad` black pixels and cropped, turned by up to
-    `rotation` degrees and mirrored, on the device.
+    `rotation` degrees and mirrored, on the device. `open` is a folder of images of no class of training, brought to
+    CIFAR's size; beside it the first `tuning` images of it and of the test set are splits of their own.
     """
 
     kind: Literal["cifar"]
@@ -98,6 +99,8 @@ class CifarData(_Images):
     imbalance: float = Field(100, ge=1)
     profile: Literal["exponential", "step"] = "exponential"
     download: bool = False
+    open: Path | None = None
+    tuning: int = Field(1000, ge=0)
     pad: int = Field(4, ge=0, le=32)
     rotation: float = Field(0, ge=0, le=180)
     flip: bool = True

@@ -28,7 +28,8 @@ class ModelConfig(Strict):
     """The network all stages share; `pretrained` is a file of weights (torchvision's or arcface_torch's names)."""
 
     backbone: Literal[
-        *("resnet10", "resnet32", "resnet50", "resnet152", "resnext50", "iresnet18", "iresnet50", "iresnet100")
+        *("resnet10", "resnet32", "resnet50", "resnet152", "resnext50"),
+        *("densenet_bc100", "iresnet18", "iresnet50", "iresnet100"),
     ] = "resnet50"
     dim: int = Field(512, ge=1)
     pretrained: Path | None = None

@@ -101,13 +101,20 @@ class FolderDataset(FileDataset):
     """Every image file below `root` in the order of its relative path, which is its name.
 
     The first folder of a path is the identity: labels count the folders with images in the order of `identities`. An
-    image that lies in `root` itself has label -1, so a flat folder is a set without labels. Linked folders are not
-    entered.
+    image that lies in `root` itself has label -1, so a flat folder is a set without labels; so has every image of the
+    `open_set`. Linked folders are not entered.
 
     Raises UserError: no such folder, or no image in it.
     """
 
-    def __init__(self, root: Path, *, transform: ImageTransform, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        transform: ImageTransform,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        open_set: bool = False,
+    ) -> None:
         if not Path(root).is_dir():
             raise UserError(f"{root}: no such folder of images")
         paths = sorted(
@@ -118,7 +125,7 @@ class FolderDataset(FileDataset):
         )
         if not paths:
             raise UserError(f"{root}: the folder holds no image ({', '.join(IMAGE_SUFFIXES)})")
-        first = [path.partition("/")[0] if "/" in path else "" for path in paths]
+        first = [path.partition("/")[0] if "/" in path and not open_set else "" for path in paths]
         self.identities, labels = np.unique(first, return_inverse=True)
         if self.identities[0] == "":
             self.identities, labels = self.identities[1:], labels - 1

@@ -31,6 +31,17 @@ class ExpectSize:
 
 
 @dataclass(frozen=True)
+class Resize:
+    """The whole image brought to (height, width), its shape given up."""
+
+    image_size: tuple[int, int]
+
+    def __call__(self, image_HW3: np.ndarray, seed: int) -> np.ndarray:
+        image_3HW = torch.from_numpy(image_HW3).permute(2, 0, 1)
+        return v2.functional.resize(image_3HW, list(self.image_size), antialias=True).permute(1, 2, 0).numpy()
+
+
+@dataclass(frozen=True)
 class _Crop(ABC):
     """A square of `size` that torchvision cuts."""
 

@@ -16,11 +16,11 @@ from facelt.data.batch import Batch
 from facelt.data.cifar import long_tail, open_cifar
 from facelt.data.cifar_download import download_cifar
 from facelt.data.image_dataset import ImageDataset
-from facelt.data.list_dataset import ListDataset
+from facelt.data.list_dataset import FolderDataset, ListDataset
 from facelt.data.normalise import to_float
 from facelt.data.record_dataset import RecordDataset
 from facelt.data.split import split_train_validation
-from facelt.data.transforms import CentreCrop, ExpectSize, TrainCrop
+from facelt.data.transforms import CentreCrop, ExpectSize, Resize, TrainCrop
 from facelt.engine.ranks import on_first_rank
 from facelt.errors import UserError
 
@@ -129,7 +129,26 @@ def _open_cifar(config: CifarData) -> TrainingData:
     train, test = (open_cifar(config.root, config.classes, split) for split in ("train", "test"))
     split = Split(train, long_tail(train, config.profile, config.imbalance))
     preparation = Preparation(config, config.flip, ShiftAndTurn(config.pad, config.rotation))
-    return TrainingData(split, split, {"test": _every(test)}, train.num_classes, preparation)
+    return TrainingData(split, split, _cifar_evaluation(config, test), train.num_classes, preparation)
+
+
+def _cifar_evaluation(config: CifarData, test: ImageDataset) -> dict[str, Split]:
+    """The test set; where unknown images are named, they too, and of both the part that tuning may look at."""
+    if config.open is None:
+        return {"test": _every(test)}
+    transform = Resize(config.image_size)
+    unknown = FolderDataset(config.open, transform=transform, max_pixels=config.max_pixels, open_set=True)
+    if config.tuning >= min(len(test), len(unknown)):
+        raise UserError(
+            f"data.tuning: {config.tuning} of {len(test)} test images and {len(unknown)} in {config.open} leave none; "
+            "lower it, 0 sets none apart"
+        )
+    splits = {}
+    for name, dataset in (("test", test), ("open", unknown)):
+        splits[name] = Split(dataset, np.arange(config.tuning, len(dataset)))
+        if config.tuning:
+            splits[f"{name}_tuning"] = Split(dataset, np.arange(config.tuning))
+    return splits
 
 
 def refuse_mixed(config: ListData, labels: dict[str, np.ndarray]) -> None:

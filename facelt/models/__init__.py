@@ -8,6 +8,8 @@ from torch import nn
 
 from facelt.models.cifar_resnet import WIDTHS as CIFAR_WIDTHS
 from facelt.models.cifar_resnet import resnet32
+from facelt.models.densenet import WIDTHS as DENSENET_WIDTHS
+from facelt.models.densenet import densenet_bc100
 from facelt.models.iresnet import IResNet
 from facelt.models.resnet import WIDTHS, resnet10, resnet50, resnet152, resnext50
 
@@ -39,6 +41,7 @@ BACKBONES: dict[str, Backbone] = {
     "resnet50": Backbone(resnet50, channels=2048, stride=32),
     "resnet152": Backbone(resnet152, channels=2048, stride=32),
     "resnext50": Backbone(resnext50, channels=2048, stride=32),
+    "densenet_bc100": Backbone(densenet_bc100, channels=342, stride=4, widths=DENSENET_WIDTHS),
     "iresnet18": Backbone(partial(IResNet, (2, 2, 2, 2)), channels=512, stride=16, flattened=True),
     "iresnet50": Backbone(partial(IResNet, (3, 4, 14, 3)), channels=512, stride=16, flattened=True),
     "iresnet100": Backbone(partial(IResNet, (3, 13, 30, 3)), channels=512, stride=16, flattened=True),

@@ -17,12 +17,12 @@ AUDITS = sorted(path.name for path in CONFIGS.glob("audit_*.yaml"))
 MEASUREMENTS = sorted(path.name for path in CONFIGS.glob("*megaface*.yaml") if path.name not in AUDITS)
 RECIPES = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.name not in (*MEASUREMENTS, *AUDITS))
 # Of features, where it is not the 512 of the papers on faces and of OLTR.
-DIMS = {"demo.yaml": 128, "inaturalist18.yaml": 2048}
+DIMS = {"demo.yaml": 128, "inaturalist18.yaml": 2048, "cifar100_tinyimagenet.yaml": 342}
 
 
 def test_the_recipes_that_are_promised_are_there():
     assert {"ms1m_lt.yaml", "faces_small.yaml", "demo.yaml", "imagenet_lt.yaml", "places_lt.yaml"} <= set(RECIPES)
-    assert {"inaturalist18.yaml", "sun_lt.yaml"} <= set(RECIPES)
+    assert {"inaturalist18.yaml", "sun_lt.yaml", "cifar100_tinyimagenet.yaml"} <= set(RECIPES)
     assert "megaface.yaml" in MEASUREMENTS
 
 
@@ -94,6 +94,13 @@ def test_the_recipe_of_inaturalist_is_the_one_that_its_classifiers_were_decouple
     assert (config.optim.batch, config.optim.lr, config.optim.weight_decay) == (512, 0.2, 1e-4)
 
 
+def test_the_recipe_for_detection_is_odins_row():
+    data = load_config(CONFIGS / "cifar100_tinyimagenet.yaml", TrainConfig).data
+    assert (data.classes, data.imbalance, data.tuning, data.pad, data.flip) == (100, 1, 1000, 4, True)
+    assert data.mean == pytest.approx([125.3 / 255, 123 / 255, 113.9 / 255], abs=1e-5)
+    assert data.std == pytest.approx([63 / 255, 62.1 / 255, 66.7 / 255], abs=1e-5)
+
+
 def test_the_faces_recipe_is_for_the_long_tail_of_ms1m():
     config = load_config(CONFIGS / "ms1m_lt.yaml", TrainConfig)
     plain, oltr = config.stages
@@ -128,7 +135,7 @@ def refusal(recipe, tmp_path):
     [
         (
             "optim.learning_rate=1",
-            "optim.learning_rate: unknown key; allowed: accumulate, batch, lr, momentum, weight_decay",
+            "optim.learning_rate: unknown key; allowed: accumulate, batch, lr, momentum, nesterov, weight_decay",
         ),
         ("optim.lrr=1", "did you mean 'lr'?"),
         ("optim.lr=0", "optim.lr: 0: input should be greater than 0"),
@@ -145,7 +152,10 @@ def refusal(recipe, tmp_path):
         ("stages.0.start=oltr", "'plain' starts from 'oltr'"),
         ("stages.1.name=plain", "the name 'plain' is given twice"),
         ("stages.1.name=../x", "stages.1.name"),
-        ("stages.0.freeze=[head]", "stages.0.freeze.0: 'head' is not allowed; allowed: backbone, attention, embedding"),
+        (
+            "stages.0.freeze=[heads]",
+            "stages.0.freeze.0: 'heads' is not allowed; allowed: backbone, attention, embedding, head",
+        ),
         (
             "stages.1.method.centroid_update=follow",
             "stages.1.method.centroid_update: 'follow' is not allowed; allowed: rele",

@@ -159,6 +159,13 @@ def test_a_flat_folder_and_a_mixed_one(tree, encode):
     assert mixed.identities.tolist() == ["x", "y"]
 
 
+def test_a_folder_of_unknown_images_has_no_labels(tree):
+    dataset = FolderDataset(tree, transform=CROP, open_set=True)
+    assert dataset.paths == FolderDataset(tree, transform=CROP).paths
+    assert dataset.labels.tolist() == [-1, -1, -1]
+    assert dataset.num_classes == 0
+
+
 def test_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no image"):
         FolderDataset(tmp_path, transform=CROP)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from facelt.data.decode import UndecodableImage
-from facelt.data.transforms import CentreCrop, ExpectSize, TrainCrop
+from facelt.data.transforms import CentreCrop, ExpectSize, Resize, TrainCrop
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
@@ -49,3 +49,13 @@ def test_expected_size_passes_untouched_and_refuses_others():
     assert ExpectSize((40, 60))(IMAGE, 0) is IMAGE
     with pytest.raises(UndecodableImage, match=r"40 x 60 pixels .* 60 x 40"):
         ExpectSize((60, 40))(IMAGE, 0)
+
+
+def test_resizing_keeps_the_whole_image_and_those_of_the_size_untouched():
+    halves = np.zeros((64, 20, 3), np.uint8)
+    halves[:32] = 200
+    small = Resize((32, 40))(halves, 0)
+    assert (small.shape, small.dtype) == ((32, 40, 3), np.uint8)
+    assert (small[:15] == 200).all()
+    assert (small[17:] == 0).all()
+    np.testing.assert_array_equal(Resize((40, 60))(IMAGE, 0), IMAGE)

@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -10,8 +11,9 @@ from typer.testing import CliRunner
 
 from facelt.cli import app
 from facelt.config import CifarData, TrainConfig
-from facelt.data.batch import Batch
+from facelt.data.batch import Batch, Draw
 from facelt.engine.data import open_data
+from facelt.errors import UserError
 from tests.data.cifar_folder import write_cifar
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -75,6 +77,47 @@ def test_a_run_is_the_same_with_images_kept_or_read(section, train, plain_stage,
     done = CliRunner().invoke(app, ["evaluate", "--checkpoint", str(kept), "--split", "test", "--json"])
     assert done.exit_code == 0, done.exception
     assert sum(json.loads(done.stdout)["images"].values()) == 30
+
+
+@pytest.fixture
+def unknown(tmp_path):
+    """Seven images of other sizes, in folders and beside them; in the order of their paths."""
+    random, images = np.random.default_rng(5), []
+    for number, path in enumerate(["a/1.png", "a/2.png", "b c/0.png", "x.png", "y.png", "z 1.png", "z.png"]):
+        pixels = random.integers(0, 256, ((32, 32, 3), (64, 40, 3))[number % 2], dtype=np.uint8)
+        (tmp_path / "unknown" / path).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / "unknown" / path), pixels[:, :, ::-1])
+        images.append(pixels)
+    return tmp_path / "unknown", images
+
+
+def test_unknown_images_are_splits_and_the_first_of_all_are_for_tuning(cifar, section, unknown):
+    folder, images = unknown
+    data = open_data(CifarData.model_validate({**section, "open": str(folder), "tuning": 2}), seed=0)
+    found = {name: split.members.tolist() for name, split in data.evaluation.items()}
+    assert found == {"test": [*range(2, 30)], "test_tuning": [0, 1], "open": [*range(2, 7)], "open_tuning": [0, 1]}
+    for name in ("open", "open_tuning"):
+        split = data.evaluation[name]
+        assert set(split.labels.tolist()) == {-1}
+        for index in split.members.tolist():
+            sample = split.dataset[Draw(index, 0)]
+            assert sample.image_HW3.shape == (32, 32, 3)
+            # Those that have the size already are as they are; others keep their mean colour.
+            if images[index].shape == (32, 32, 3):
+                assert np.array_equal(sample.image_HW3, images[index])
+            else:
+                colour = images[index].mean((0, 1))
+                np.testing.assert_allclose(sample.image_HW3.mean((0, 1)), colour, atol=3)
+    whole = open_data(CifarData.model_validate({**section, "open": str(folder), "tuning": 0}), seed=0)
+    assert {name: len(split.members) for name, split in whole.evaluation.items()} == {"test": 30, "open": 7}
+    assert whole.fingerprint() == data.fingerprint()
+
+
+@pytest.mark.parametrize("tuning", [7, 1000])
+def test_tuning_must_leave_some(section, unknown, tuning):
+    config = CifarData.model_validate({**section, "open": str(unknown[0]), "tuning": tuning})
+    with pytest.raises(UserError, match=rf"^data\.tuning: {tuning} of 30 test images and 7 in .* leave none; lower it"):
+        open_data(config, seed=0)
 
 
 def test_the_recipe_is_cifar_100_at_the_published_settings(root):
