@@ -12,8 +12,12 @@ from facelt.engine.data import Split, open_data
 from facelt.engine.experts import expert_predictions
 from facelt.engine.handed_on import load_model
 from facelt.engine.outputs import Reading
+from facelt.engine.replicas import replicate
 from facelt.engine.run import run
 from facelt.errors import UserError
+from facelt.models.branched import Branches
+from facelt.models.network import build_network
+from facelt.parallel import rank, world
 
 CPU = torch.device("cpu")
 NARROW = {"split": "layer1", "width": 0.75}
@@ -89,3 +93,26 @@ def test_a_split_without_an_image_and_a_method_without_experts(experts_run, fini
     plain = load_model(finished_run / "plain", CPU).method
     with pytest.raises(UserError, match="Classify has no experts: train a method with several, such as independent"):
         expert_predictions(plain, split, data.preparation, reading())
+
+
+def gradients_of_a_step() -> dict[str, torch.Tensor]:
+    """Of a network whose two branches see other images, of which each rank has its share."""
+    torch.manual_seed(0)
+    network = build_network(
+        "resnet32", image_size=(8, 8), attention=False, embedding="none", branches=Branches(2, "layer1")
+    ).eval()
+    run_network = replicate(network, CPU) or network
+    random = torch.Generator().manual_seed(1)
+    image_KB388 = torch.randn(2, 4, 3, 8, 8, generator=random)
+    weight_BKD = torch.randn(4, 2, network.dim, generator=random)
+    own = slice(4 * rank() // world(), 4 * (rank() + 1) // world())
+    (run_network(*image_KB388[:, own]) * weight_BKD[own]).sum().backward()
+    return {name: parameter.grad for name, parameter in network.named_parameters()}
+
+
+def test_ranks_put_the_gradients_of_a_step_with_several_inputs_together(rank_pool):
+    alone = gradients_of_a_step()
+    for together in rank_pool.run(gradients_of_a_step, 2):
+        for name, gradient in alone.items():
+            scale = gradient.abs().max().item()
+            torch.testing.assert_close(together[name], gradient, rtol=1e-3, atol=1e-4 * scale, msg=name)

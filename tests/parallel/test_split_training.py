@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from facelt.config import ClassifyConfig, DynamicMetaConfig
+from facelt.config import ClassifyConfig, DynamicMetaConfig, IndependentConfig, RideConfig, RideRouterConfig
 from facelt.methods import METHODS, Inputs, Progress
 from facelt.parallel import ClassRange, is_split, rank, world
 from tests.parallel.several import run_ranks
@@ -32,6 +32,12 @@ RECIPES = {
     "released": DynamicMetaConfig(name="dynamic_meta"),
     "paper": DynamicMetaConfig(name="dynamic_meta", convention="paper", margin=200.0, margin_form="per_image"),
     "tracking": DynamicMetaConfig(name="dynamic_meta", centroid_update="tracking"),
+    "ride": RideConfig(name="ride", scale=8.0, loss={"name": "ldam", "scale": 8.0}, temperature_start=0.0),
+    "router": RideRouterConfig(name="ride_router", scale=8.0, pos_weight=2.0),
+    "independent": IndependentConfig(name="independent", head="linear", loss={"name": "balanced_softmax"}),
+    "mean probabilities": IndependentConfig(
+        name="independent", head="linear", loss={"name": "softmax"}, weights=None, average="probabilities"
+    ),
 }
 
 
@@ -45,6 +51,20 @@ class TinyNetwork(nn.Module):
 
     def forward(self, image):
         return torch.tanh(self.linear(image.flatten(1)))
+
+
+class TinyBranches(TinyNetwork):
+    """A shared layer and three more, each with an input of its own if there are several."""
+
+    branches = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tails = nn.ModuleList(nn.Linear(DIM, DIM) for _ in range(self.branches))
+
+    def forward(self, *images):
+        maps = [super(TinyBranches, self).forward(image) for image in images]
+        return torch.stack([tail(maps[place % len(maps)]) for place, tail in enumerate(self.tails)], dim=1)
 
 
 def full_state(method) -> dict[str, torch.Tensor]:
@@ -63,13 +83,15 @@ def full_state(method) -> dict[str, torch.Tensor]:
 
 
 def is_class_row(name: str) -> bool:
-    return not name.startswith("network.") and "selector" not in name
+    return not name.startswith(("network.", "router.")) and "selector" not in name
 
 
 def train(recipe: str) -> dict:
     """20 steps of SGD; images of a step are dealt out unequally: rank r of W begins at 10 r / W."""
     torch.manual_seed(0)
-    method = METHODS[RECIPES[recipe].name](RECIPES[recipe], TinyNetwork(), IDENTITIES, COUNTS).double()
+    kind = METHODS[RECIPES[recipe].name]
+    network = TinyBranches() if kind.branched else TinyNetwork()
+    method = kind(RECIPES[recipe], network, IDENTITIES, COUNTS).double()
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(STEPS, BATCH, 3, 2, 2, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, IDENTITIES - 1, (STEPS, BATCH), generator=generator)
@@ -80,16 +102,21 @@ def train(recipe: str) -> dict:
                 method.accumulate(Inputs(image[own], label[own]))
         method.finish_pass()
     start = full_state(method)
-    parameters = [p for group in method.parameter_groups().values() for p in group]
+    parameters = [p for group in method.parameter_groups().values() for p in group if p.requires_grad]
     optimiser = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=5e-4)
     losses = []
     for image, label in zip(images, labels, strict=True):
         optimiser.zero_grad()
-        output = method.step([Inputs(image[own], label[own])], Progress(0, 1, 0, STEPS))
+        # Further streams see the images in another order.
+        batches = [
+            Inputs(image.roll(place, 0)[own], label.roll(place)[own]) for place, _ in enumerate(method.streams())
+        ]
+        output = method.step(batches, Progress(0, 1, 0, STEPS))
         output.loss.backward()
         if is_split():
             for parameter in method.network.parameters():
-                dist.all_reduce(parameter.grad)
+                if parameter.requires_grad:
+                    dist.all_reduce(parameter.grad)
         optimiser.step()
         output.after()
         losses.append(output.loss.detach())
