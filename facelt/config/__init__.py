@@ -2,6 +2,7 @@
 
 from facelt.config.audit import AuditConfig
 from facelt.config.data import CifarData, DataConfig, ListData, RecordData
+from facelt.config.experts import IndependentConfig, RideConfig, RideRouterConfig
 from facelt.config.loading import load_config
 from facelt.config.losses import LossConfig, MetricLossConfig, WeightsConfig
 from facelt.config.methods import ClassifyConfig, DynamicMetaConfig, MethodConfig
@@ -28,6 +29,7 @@ __all__ = [
     "FusionConfig",
     "FusionKtConfig",
     "FusionLlwConfig",
+    "IndependentConfig",
     "ListData",
     "LossConfig",
     "LwsConfig",
@@ -37,6 +39,8 @@ __all__ = [
     "NcmConfig",
     "OptimConfig",
     "RecordData",
+    "RideConfig",
+    "RideRouterConfig",
     "ScheduleConfig",
     "StageConfig",
     "Strict",

@@ -4,14 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from facelt.config.experts import IndependentConfig, RideConfig, RideRouterConfig
 from facelt.config.losses import LossConfig, MetricLossConfig, SoftmaxLoss, WeightsConfig
 from facelt.config.mixing import ForegroundConfig, MixConfig
 from facelt.config.on_trained import OtherClassifierConfig
+from facelt.config.sampler import Sampler
 from facelt.config.strict import Strict
-
-Sampler = Literal[
-    "instance", "class_aware", "class_balanced", "square_root", "progressive", "reversed", "oversample", "undersample"
-]
 
 
 class ClassifyConfig(Strict):
@@ -103,4 +101,12 @@ class DynamicMetaConfig(Strict):
     reachability: bool = True
 
 
-MethodConfig = Annotated[ClassifyConfig | DynamicMetaConfig | OtherClassifierConfig, Field(discriminator="name")]
+MethodConfig = Annotated[
+    ClassifyConfig
+    | DynamicMetaConfig
+    | RideConfig
+    | RideRouterConfig
+    | IndependentConfig
+    | OtherClassifierConfig,
+    Field(discriminator="name"),
+]

@@ -7,13 +7,19 @@ from facelt.methods.fusion import Fusion
 from facelt.methods.fusion_asm import FusionAsm
 from facelt.methods.fusion_kt import FusionKt
 from facelt.methods.fusion_llw import FusionLlw
+from facelt.methods.independent import Independent
 from facelt.methods.lws import Lws
 from facelt.methods.ncm import Ncm
+from facelt.methods.ride import Ride
+from facelt.methods.ride_router import RideRouter
 from facelt.methods.tau_norm import TauNorm
 
 METHODS: dict[str, type[Method]] = {
     "classify": Classify,
     "dynamic_meta": DynamicMeta,
+    "ride": Ride,
+    "ride_router": RideRouter,
+    "independent": Independent,
     "lws": Lws,
     "tau_norm": TauNorm,
     "ncm": Ncm,
