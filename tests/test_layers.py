@@ -62,7 +62,7 @@ ALLOWED = {
     "facelt.entry": ("recordio_tools",),
     "facelt.train": ("facelt.config", "facelt.entry", "facelt.engine"),
     "facelt.embed": ("facelt.config", "facelt.entry", "facelt.engine"),
-    "facelt.evaluate": ("facelt.config", "facelt.entry", "facelt.engine"),
+    "facelt.evaluate": ("facelt.config", "facelt.entry", "facelt.engine", "facelt.report"),
     "facelt.audit": ("facelt.config", "facelt.entry", "facelt.auditing", "facelt.report"),
     "facelt.dataset": ("facelt.config", "facelt.entry", "facelt.engine"),
     "facelt.bench": ("facelt.config", "facelt.entry", "facelt.benchmarking", "facelt.engine", "facelt.report"),

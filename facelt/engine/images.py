@@ -67,7 +67,7 @@ def open_images(
 def _from_record(path: Path, transform: ImageTransform, manifest: Path | None, max_pixels: int) -> ImageSource:
     dataset = RecordDataset(path, manifest=manifest, transform=transform, max_pixels=max_pixels)
     # identities.csv names the labels of the file itself, so a manifest's new labels do not go with it.
-    named = _read_identities(path.with_name("identities.csv")) if manifest is None else {}
+    named = read_identities(path.with_name("identities.csv")) if manifest is None else {}
     labels = [str(label) for label in dataset.labels.tolist()]
     columns = sorted({column for row in named.values() for column in row} - {"label", "name", "images"})
     return ImageSource(
@@ -96,7 +96,7 @@ def _is_labelled(path: Path) -> bool:
         raise UserError(f"{path}: cannot read the list: {error}") from error
 
 
-def _read_identities(path: Path) -> dict[str, dict[str, str]]:
+def read_identities(path: Path) -> dict[str, dict[str, str]]:
     """Rows of identities.csv by label; none where the file is absent."""
     if not path.exists():
         return {}

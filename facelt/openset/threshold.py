@@ -16,5 +16,4 @@ class Threshold(Rejecter):
     threshold = 0.1
 
     def judge(self, seen: Seen) -> Verdict:
-        probability_N, class_N = seen.logit_NC.double().softmax(dim=1).max(dim=1)
-        return Verdict.by_score(class_N, probability_N)
+        return Verdict.by_score(seen.logit_NC.argmax(dim=1), seen.logit_NC.double().softmax(dim=1).amax(dim=1))

@@ -34,3 +34,8 @@ def plain(value: object, where: str = "report") -> object:
 def json_text(report: dict) -> str:
     """The report as indented JSON; keys keep their order, so that equal reports are equal files."""
     return json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def json_line(report: dict) -> str:
+    """The report as JSON in a single line."""
+    return json.dumps(plain(report), ensure_ascii=False, allow_nan=False)
