@@ -36,10 +36,12 @@ from facelt.methods.dynamic_meta import _CONVENTIONS
 from facelt.methods.mixing import MIXINGS
 from facelt.metrics.accuracy import SHOT_CONVENTIONS
 from facelt.models import BACKBONES
+from facelt.models.branched import Branches
 from facelt.models.embedding import EMBEDDINGS
 from facelt.models.initialise import PARTS
 from facelt.models.network import build_network
 from facelt.store.layout import DTYPES, KINDS
+from tests.methods.minimal import BRANCHES, OPTIONS
 
 
 def allowed(model: type[BaseModel], key: str) -> set[str]:
@@ -60,9 +62,12 @@ def option(command, name: str) -> set[str]:
 
 
 def build(method: str):
-    network = build_network("resnet10", image_size=(32, 32), attention=True, embedding="linear_bn", dim=4)
+    branches = Branches(**BRANCHES[method]) if method in BRANCHES else None
+    network = build_network(
+        "resnet10", image_size=(32, 32), attention=True, embedding="linear_bn", dim=4, branches=branches
+    )
     (config,) = (m for m in typing.get_args(typing.get_args(MethodConfig)[0]) if allowed(m, "name") == {method})
-    return METHODS[method](config(name=method), network, 3)
+    return METHODS[method](config(name=method, **OPTIONS.get(method, {})), network, 3)
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,14 @@ from facelt.config.on_trained import (
     NcmConfig,
     TauNormConfig,
 )
+from facelt.config.shot_groups import BbnConfig, LfmeConfig, ResltConfig
 from facelt.config.strict import Strict
 from facelt.config.training import MAY_CHANGE, ModelConfig, OptimConfig, ScheduleConfig, StageConfig, TrainConfig
 
 __all__ = [
     "MAY_CHANGE",
     "AuditConfig",
+    "BbnConfig",
     "CifarData",
     "ClassifyConfig",
     "DataConfig",
@@ -30,6 +32,7 @@ __all__ = [
     "FusionKtConfig",
     "FusionLlwConfig",
     "IndependentConfig",
+    "LfmeConfig",
     "ListData",
     "LossConfig",
     "LwsConfig",
@@ -39,6 +42,7 @@ __all__ = [
     "NcmConfig",
     "OptimConfig",
     "RecordData",
+    "ResltConfig",
     "RideConfig",
     "RideRouterConfig",
     "ScheduleConfig",

@@ -9,6 +9,7 @@ from facelt.config.losses import LossConfig, MetricLossConfig, SoftmaxLoss, Weig
 from facelt.config.mixing import ForegroundConfig, MixConfig
 from facelt.config.on_trained import OtherClassifierConfig
 from facelt.config.sampler import Sampler
+from facelt.config.shot_groups import BbnConfig, LfmeConfig, ResltConfig
 from facelt.config.strict import Strict
 
 
@@ -26,10 +27,13 @@ class ClassifyConfig(Strict):
 
     `mix` trains on blends of two images. `move_foreground` asks for one of the `teachers`, a linear classifier on the
     averaged map, which says what is foreground.
+
+    With `shots` it is an expert: trained on the images of many-, medium- or few-shot classes alone.
     """
 
     name: Literal["classify"]
     sampler: Sampler = "instance"
+    shots: Literal["many", "medium", "few"] | None = None
     head: Literal["linear", "cosine", "margin"] = "linear"
     scale: float | None = Field(None, gt=0)
     margins: tuple[float, float, float] | None = None
@@ -104,6 +108,9 @@ class DynamicMetaConfig(Strict):
 MethodConfig = Annotated[
     ClassifyConfig
     | DynamicMetaConfig
+    | BbnConfig
+    | ResltConfig
+    | LfmeConfig
     | RideConfig
     | RideRouterConfig
     | IndependentConfig

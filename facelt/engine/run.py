@@ -73,9 +73,13 @@ def start_method(config: TrainConfig, stage: StageConfig, data: TrainingData, fo
 
 def load_teachers(config: TrainConfig, stage: StageConfig, folder: RunFolder, device: torch.device) -> list[Method]:
     """The stage's teachers, trained and still."""
-    teachers = [frozen(load_model(_stage_folder(name, folder), device).method) for name in stage.teachers]
-    for teacher in teachers:
+    teachers = []
+    for name in stage.teachers:
+        model = load_model(_stage_folder(name, folder), device)
+        teacher = frozen(model.method)
         teacher.bf16 = config.precision == "bf16"
+        teacher.validation = model.card.get("validation", {})
+        teachers.append(teacher)
     return teachers
 
 

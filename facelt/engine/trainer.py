@@ -137,7 +137,7 @@ class Trainer:
         display.line(f"{self.stage.name}: epoch {epoch}/{self.stage.epochs}  {shown}".rstrip())
         accuracy = figures.get("validation_accuracy")
         if accuracy is not None and accuracy > self.at.best.get("validation_accuracy", -1.0):
-            self.at.best = {"validation_accuracy": accuracy, "epoch": float(epoch)}
+            self.at.best = {**self.at.validation, "epoch": float(epoch)}
             save_weights(self.method, self.folder.best(self.stage.name))
 
     def validate(self) -> dict[str, float]:
@@ -219,6 +219,7 @@ class Trainer:
             weights_sha256=sha256_of(self.folder.weights(name)),
             training_images=len(self.data.train.members),
             best=self.at.best,
+            validation=self.at.best if self.stage.keep == "best" else self.at.validation,
             bad_images=self.at.bad.reasons,
         )
         save_card(card, self.folder.card(name))

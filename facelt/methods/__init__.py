@@ -1,6 +1,7 @@
 """What one training step is, by name."""
 
 from facelt.methods.base import Embeddings, Inputs, Method, Progress, StepOutput, Stream
+from facelt.methods.bbn import Bbn
 from facelt.methods.classify import Classify
 from facelt.methods.dynamic_meta import DynamicMeta
 from facelt.methods.fusion import Fusion
@@ -8,8 +9,10 @@ from facelt.methods.fusion_asm import FusionAsm
 from facelt.methods.fusion_kt import FusionKt
 from facelt.methods.fusion_llw import FusionLlw
 from facelt.methods.independent import Independent
+from facelt.methods.lfme import Lfme
 from facelt.methods.lws import Lws
 from facelt.methods.ncm import Ncm
+from facelt.methods.reslt import Reslt
 from facelt.methods.ride import Ride
 from facelt.methods.ride_router import RideRouter
 from facelt.methods.tau_norm import TauNorm
@@ -17,6 +20,9 @@ from facelt.methods.tau_norm import TauNorm
 METHODS: dict[str, type[Method]] = {
     "classify": Classify,
     "dynamic_meta": DynamicMeta,
+    "bbn": Bbn,
+    "reslt": Reslt,
+    "lfme": Lfme,
     "ride": Ride,
     "ride_router": RideRouter,
     "independent": Independent,

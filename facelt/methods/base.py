@@ -91,7 +91,7 @@ class Method(nn.Module, ABC):
 
     `kinds` names the embeddings `embed` returns. With `bf16` the network runs in bfloat16 where that is safe; what
     follows it always runs in float32. `replicas` runs the network in training where several ranks train it together;
-    it is no part of the state, nor are `teachers`.
+    it is no part of the state, nor are `teachers` and a teacher's `validation`, the figures of its handed-on epoch.
 
     Methods are built as (config, network, num_classes, counts_C): the training images of each class, int64 [C], or
     None where a trained model is only used, which must not need them.
@@ -111,6 +111,7 @@ class Method(nn.Module, ABC):
         self.bf16 = False
         self.replicas: Callable[..., torch.Tensor] | None = None
         self.teachers: tuple[Method, ...] = ()
+        self.validation: Mapping[str, float] = {}
 
     @property
     def dim(self) -> int:

@@ -38,7 +38,7 @@ class Classify(Method):
     ) -> None:
         super().__init__(network)
         self.keep_head = config.keep_head
-        self.sampler = config.sampler
+        self.sampler, self.shots = config.sampler, config.shots
         options = {} if config.scale is None else {"scale": config.scale}
         if config.margins is not None:
             options["margin"] = Margin(*config.margins)
@@ -55,7 +55,7 @@ class Classify(Method):
         self.moves = None if moves is None else ForegroundMoves(counts_C, moves.threshold)
 
     def streams(self) -> Sequence[Stream]:
-        return (Stream(self.sampler),)
+        return (Stream(self.sampler, self.shots),)
 
     def parameter_groups(self) -> Mapping[str, list[nn.Parameter]]:
         return {"network": list(self.network.parameters()), "head": list(self.head.parameters())}

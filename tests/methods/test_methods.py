@@ -10,6 +10,7 @@ from facelt.engine.run import run
 from facelt.methods import METHODS, Inputs, Progress
 from facelt.models.network import build_network
 from facelt.parallel import SharedFeature
+from tests.methods.minimal import stages
 
 CLASSES, DIM = 6, 16
 FIRST = Progress(epoch=0, epochs=1, step=0, steps=2)
@@ -48,7 +49,7 @@ def test_every_method_trains_is_saved_loaded_and_evaluated(name, recipe, tmp_pat
     values = recipe(tmp_path / "run")
     # Two steps of fifteen images out of the 37.
     values["optim"]["batch"] = 15
-    values["stages"] = [{"name": "only", "method": {"name": name}, "epochs": 1}]
+    values["stages"] = stages(name)
     folder = run(TrainConfig.model_validate(values))
     model = load_model(folder, torch.device("cpu"))
     assert isinstance(model.method, METHODS[name])
@@ -58,7 +59,8 @@ def test_every_method_trains_is_saved_loaded_and_evaluated(name, recipe, tmp_pat
     with torch.no_grad():
         embeddings = model.method.embed(torch.randn(3, 3, 32, 32))
     assert tuple(embeddings.by_kind) == model.method.kinds
-    assert all(value.shape == (3, DIM) and value.isfinite().all() for value in embeddings.by_kind.values())
+    shape = (3, model.method.dim)
+    assert all(value.shape == shape and value.isfinite().all() for value in embeddings.by_kind.values())
     assert (embeddings.reachability_B is None) == (len(model.method.kinds) == 1)
 
 
