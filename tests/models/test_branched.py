@@ -112,8 +112,8 @@ def test_rides_widths_on_cifar_and_imagenet():
     assert large.dim == 1536
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_every_backbone_has_branches_of_its_last_block(backbone):
+@pytest.mark.parametrize("backbone", sorted(set(BACKBONES) - {"densenet_bc100"}))
+def test_every_residual_network_has_branches_of_its_last_block(backbone):
     with torch.device("meta"):
         network = build(backbone, "last_block", count=2)
         plain = BACKBONES[backbone].build()
@@ -149,5 +149,7 @@ def test_channels_last_gives_the_same_feature():
 def test_places_that_divide_no_backbone_and_other_numbers_of_inputs_are_refused():
     with pytest.raises(UserError, match="layer3 is no place to divide resnet32; choose none, layer1, layer2, last_bl"):
         build("resnet32", "layer3")
+    with pytest.raises(UserError, match="last_block is no place to divide densenet_bc100; choose none"):
+        build("densenet_bc100", "last_block")
     with pytest.raises(ValueError, match="2 inputs for 3 branches"):
         build()(images(), images())

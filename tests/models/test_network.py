@@ -80,7 +80,7 @@ def test_attention_is_built_for_each_backbones_own_map():
             for name in BACKBONES
         }
     plain = {name: (7, 7) if name.startswith("iresnet") else (4, 4) for name in BACKBONES}
-    assert sizes == {**plain, "resnet32": (28, 28)}
+    assert sizes == {**plain, "resnet32": (28, 28), "densenet_bc100": (28, 28)}
 
 
 @pytest.mark.parametrize(
