@@ -27,9 +27,9 @@ class Style:
         return MARKERS[self.look]
 
     @property
-    def dash(self) -> tuple:
-        """matplotlib's line style."""
-        return DASHES[self.look]
+    def dash(self) -> tuple | str:
+        """matplotlib's line style; the solid one by its name, which leaves no empty dash list in an SVG."""
+        return DASHES[self.look] if DASHES[self.look][1] else "solid"
 
     @property
     def hatch(self) -> str:
@@ -39,7 +39,7 @@ class Style:
     @property
     def dash_array(self) -> str:
         """The line style as SVG's stroke-dasharray."""
-        return " ".join(str(length) for length in self.dash[1]) or "none"
+        return " ".join(str(length) for length in DASHES[self.look][1]) or "none"
 
 
 @dataclass(frozen=True)

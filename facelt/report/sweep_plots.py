@@ -42,6 +42,8 @@ def draw_sweep(table: Table, path: Path) -> None:
         axes = page.axes[0, 0]
         for number, (label, model, place) in enumerate(lines):
             points = [(row[1], 100 * row[place]) for row in table.rows if row[0] == model and row[place] is not None]
+            if not points:
+                continue
             style = Style(PALETTE[number % len(PALETTE)], number % len(MARKERS))
             axes.plot(
                 [x for x, _ in points], [y for _, y in points], label=label, color=style.colour, linestyle=style.dash,
