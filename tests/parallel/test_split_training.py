@@ -5,7 +5,16 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from facelt.config import ClassifyConfig, DynamicMetaConfig, IndependentConfig, RideConfig, RideRouterConfig
+from facelt.config import (
+    BbnConfig,
+    ClassifyConfig,
+    DynamicMetaConfig,
+    IndependentConfig,
+    LfmeConfig,
+    ResltConfig,
+    RideConfig,
+    RideRouterConfig,
+)
 from facelt.methods import METHODS, Inputs, Progress
 from facelt.parallel import ClassRange, is_split, rank, world
 from tests.parallel.several import run_ranks
@@ -38,6 +47,9 @@ RECIPES = {
     "mean probabilities": IndependentConfig(
         name="independent", head="linear", loss={"name": "softmax"}, weights=None, average="probabilities"
     ),
+    "bbn": BbnConfig(name="bbn"),
+    "reslt": ResltConfig(name="reslt", starts=(3, 6), alpha=0.8),
+    "lfme": LfmeConfig(name="lfme"),
 }
 
 
@@ -54,13 +66,12 @@ class TinyNetwork(nn.Module):
 
 
 class TinyBranches(TinyNetwork):
-    """A shared layer and three more, each with an input of its own if there are several."""
+    """A shared layer and so many more, each with an input of its own if there are several."""
 
-    branches = 3
-
-    def __init__(self) -> None:
+    def __init__(self, branches: int) -> None:
         super().__init__()
-        self.tails = nn.ModuleList(nn.Linear(DIM, DIM) for _ in range(self.branches))
+        self.branches = branches
+        self.tails = nn.ModuleList(nn.Linear(DIM, DIM) for _ in range(branches))
 
     def forward(self, *images):
         maps = [super(TinyBranches, self).forward(image) for image in images]
@@ -83,15 +94,23 @@ def full_state(method) -> dict[str, torch.Tensor]:
 
 
 def is_class_row(name: str) -> bool:
-    return not name.startswith(("network.", "router.")) and "selector" not in name
+    # What a method itself notes of the classes is whole on every rank.
+    return "." in name and not name.startswith(("network.", "router.")) and "selector" not in name
+
+
+def expert(shots: str) -> nn.Module:
+    config = ClassifyConfig(name="classify", shots=shots)
+    return METHODS["classify"](config, TinyNetwork(), IDENTITIES).double().eval().requires_grad_(False)
 
 
 def train(recipe: str) -> dict:
     """20 steps of SGD; images of a step are dealt out unequally: rank r of W begins at 10 r / W."""
     torch.manual_seed(0)
     kind = METHODS[RECIPES[recipe].name]
-    network = TinyBranches() if kind.branched else TinyNetwork()
+    network = TinyBranches(2 if recipe == "bbn" else 3) if kind.branched else TinyNetwork()
     method = kind(RECIPES[recipe], network, IDENTITIES, COUNTS).double()
+    if recipe == "lfme":
+        method.learn_from([expert("medium"), expert("few")])
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(STEPS, BATCH, 3, 2, 2, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, IDENTITIES - 1, (STEPS, BATCH), generator=generator)
@@ -111,7 +130,7 @@ def train(recipe: str) -> dict:
         batches = [
             Inputs(image.roll(place, 0)[own], label.roll(place)[own]) for place, _ in enumerate(method.streams())
         ]
-        output = method.step(batches, Progress(0, 1, 0, STEPS))
+        output = method.step(batches, Progress(1, 4, 0, STEPS))
         output.loss.backward()
         if is_split():
             for parameter in method.network.parameters():
