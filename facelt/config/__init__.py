@@ -7,11 +7,14 @@ from facelt.config.loading import load_config
 from facelt.config.losses import LossConfig, MetricLossConfig, WeightsConfig
 from facelt.config.methods import ClassifyConfig, DynamicMetaConfig, MethodConfig
 from facelt.config.on_trained import (
+    FslwfConfig,
     FusionAsmConfig,
     FusionConfig,
     FusionKtConfig,
     FusionLlwConfig,
     LwsConfig,
+    MetaModelNetConfig,
+    ModelRegressionConfig,
     NcmConfig,
     TauNormConfig,
 )
@@ -27,6 +30,7 @@ __all__ = [
     "ClassifyConfig",
     "DataConfig",
     "DynamicMetaConfig",
+    "FslwfConfig",
     "FusionAsmConfig",
     "FusionConfig",
     "FusionKtConfig",
@@ -36,9 +40,11 @@ __all__ = [
     "ListData",
     "LossConfig",
     "LwsConfig",
+    "MetaModelNetConfig",
     "MethodConfig",
     "MetricLossConfig",
     "ModelConfig",
+    "ModelRegressionConfig",
     "NcmConfig",
     "OptimConfig",
     "RecordData",

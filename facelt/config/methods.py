@@ -20,10 +20,11 @@ class ClassifyConfig(Strict):
     but plain cross-entropy ask for the logits of all classes at once: they are for the linear and the cosine head, and
     for thousands of classes. `ldam` takes cosines at its own scale, `sigmoid_focal` a linear head.
 
-    `scale` multiplies the cosines of the heads `cosine` (16 by default) and `margin` (64). `margins` are those of the
-    head `margin`: cos(m1 theta + m2) - m3, so (1, 0.5, 0) is ArcFace and (1, 0, 0.4) CosFace. Below a
-    `sample_rate` of 1 these two heads train on the batch's own identities and a draw of the others, that share in all
-    (Partial FC). With `keep_head` the head goes on from the stage it starts from, instead of anew.
+    `scale` multiplies the cosines of the heads `cosine` (16 by default) and `margin` (64); with `learn_scale` that of
+    `cosine` is learned from there on. `margins` are those of the head `margin`: cos(m1 theta + m2) - m3, so (1, 0.5, 0)
+    is ArcFace and (1, 0, 0.4) CosFace. Below a `sample_rate` of 1 these two heads train on the batch's own identities
+    and a draw of the others, that share in all (Partial FC). With `keep_head` the head goes on from the stage it starts
+    from, instead of anew.
 
     `mix` trains on blends of two images. `move_foreground` asks for one of the `teachers`, a linear classifier on the
     averaged map, which says what is foreground.
@@ -36,6 +37,7 @@ class ClassifyConfig(Strict):
     shots: Literal["many", "medium", "few"] | None = None
     head: Literal["linear", "cosine", "margin"] = "linear"
     scale: float | None = Field(None, gt=0)
+    learn_scale: bool = False
     margins: tuple[float, float, float] | None = None
     sample_rate: float = Field(1.0, gt=0, le=1)
     keep_head: bool = False
@@ -75,6 +77,8 @@ class ClassifyConfig(Strict):
     def _options_fit_the_head(self) -> "ClassifyConfig":
         if self.scale is not None and self.head == "linear":
             raise ValueError("scale: the head linear has none; it belongs to cosine and margin")
+        if self.learn_scale and (self.head != "cosine" or self.loss.name == "ldam"):
+            raise ValueError("learn_scale: only the head cosine learns its scale, and not with ldam, which is at one")
         if self.margins is not None and self.head != "margin":
             raise ValueError(f"margins: the head {self.head} has none; they belong to the head margin")
         if self.sample_rate < 1 and self.head == "linear":

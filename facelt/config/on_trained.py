@@ -140,4 +140,7 @@ OtherClassifierConfig = (
     | FusionLlwConfig
     | FusionAsmConfig
     | FusionKtConfig
+    | FslwfConfig
+    | ModelRegressionConfig
+    | MetaModelNetConfig
 )

@@ -12,7 +12,10 @@ from facelt.parallel import ProductLogits, Rows, SharedFeature
 
 
 class ScaledHead(Head):
-    """z_c = s_c (w_c f + b_c): w and b stand still, s begins at 1 (learnable weight scaling, Kang et al., ICLR 2020)."""
+    """z_c = s_c (w_c f + b_c): w and b stand still, s begins at 1.
+
+    Source: learnable weight scaling, Kang et al., Decoupling Representation and Classifier, ICLR 2020.
+    """
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()

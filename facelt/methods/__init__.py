@@ -4,6 +4,7 @@ from facelt.methods.base import Embeddings, Inputs, Method, Progress, StepOutput
 from facelt.methods.bbn import Bbn
 from facelt.methods.classify import Classify
 from facelt.methods.dynamic_meta import DynamicMeta
+from facelt.methods.fslwf import Fslwf
 from facelt.methods.fusion import Fusion
 from facelt.methods.fusion_asm import FusionAsm
 from facelt.methods.fusion_kt import FusionKt
@@ -11,6 +12,8 @@ from facelt.methods.fusion_llw import FusionLlw
 from facelt.methods.independent import Independent
 from facelt.methods.lfme import Lfme
 from facelt.methods.lws import Lws
+from facelt.methods.meta_model_net import MetaModelNet
+from facelt.methods.model_regression import ModelRegression
 from facelt.methods.ncm import Ncm
 from facelt.methods.reslt import Reslt
 from facelt.methods.ride import Ride
@@ -33,6 +36,9 @@ METHODS: dict[str, type[Method]] = {
     "fusion_llw": FusionLlw,
     "fusion_asm": FusionAsm,
     "fusion_kt": FusionKt,
+    "fslwf": Fslwf,
+    "model_regression": ModelRegression,
+    "meta_model_net": MetaModelNet,
 }
 
 __all__ = ["METHODS", "Embeddings", "Inputs", "Method", "Progress", "StepOutput", "Stream"]

@@ -42,6 +42,8 @@ class Classify(Method):
         options = {} if config.scale is None else {"scale": config.scale}
         if config.margins is not None:
             options["margin"] = Margin(*config.margins)
+        if config.learn_scale:
+            options["learn_scale"] = True
         if config.sample_rate < 1:
             options["sample_rate"] = config.sample_rate
         self.head = HEADS[config.head](network.dim, num_classes, **options)

@@ -11,7 +11,7 @@ from torch import nn
 
 from facelt.config import FusionAsmConfig
 from facelt.methods.base import Inputs, Progress, StepOutput, Stream
-from facelt.methods.two_classifiers import Answers, TwoClassifiers
+from facelt.methods.two_classifiers import TwoClassifiers, mean_where
 from facelt.models.network import Network
 from facelt.parallel import MIN_NORM, GivenLogits, SharedFeature
 
@@ -75,13 +75,12 @@ class FusionAsm(TwoClassifiers):
 
     def logits(self, image_B3HW: torch.Tensor) -> GivenLogits:
         feature = SharedFeature.of(self.features(image_B3HW))
-        both: Answers = self.answers(feature)
+        both = self.answers(feature)
         hand_over_B1 = self.selector(feature.all_BD, both.linear_BC)[:, None] > 0
         return self.given(torch.where(hand_over_B1, both.ncm_BC, both.linear_BC), feature)
 
 
 def even_cross_entropy(score_B: torch.Tensor, wanted_B: torch.Tensor) -> torch.Tensor:
-    """Half the mean over the images that are wanted plus half that over the others, a scalar; none of a kind counts 0."""
+    """Half the mean over the images that are wanted plus half that over the others, a scalar."""
     term_B = F.binary_cross_entropy_with_logits(score_B, wanted_B.to(score_B.dtype), reduction="none")
-    kinds = [wanted_B, ~wanted_B]
-    return sum((term_B * kind_B).sum() / kind_B.sum().clamp_min(1) for kind_B in kinds) / 2
+    return (mean_where(term_B, wanted_B) + mean_where(term_B, ~wanted_B)) / 2

@@ -13,7 +13,7 @@ from facelt.config import FusionKtConfig
 from facelt.heads import LinearHead, NcmHead
 from facelt.losses import distillation
 from facelt.methods.base import Inputs, Method, Progress, StepOutput, Stream
-from facelt.methods.two_classifiers import to_range_of
+from facelt.methods.two_classifiers import mean_where, to_range_of
 from facelt.models.network import Network
 from facelt.parallel import ProductLogits, SharedFeature
 
@@ -87,5 +87,4 @@ class FusionKt(Method):
         own_B = F.cross_entropy(second_BC, label_B, reduction="none")
         share = self.config.transfer
         taught_B = (1 - share) * own_B + share * distillation(second_BC, ncm_BC)
-        kinds = [(taught_B, right_B), (own_B, ~right_B)]
-        return sum((term_B * kind_B).sum() / kind_B.sum().clamp_min(1) for term_B, kind_B in kinds)
+        return mean_where(taught_B, right_B) + mean_where(own_B, ~right_B)

@@ -62,3 +62,8 @@ def to_range_of(goal_BC: torch.Tensor, value_BC: torch.Tensor) -> torch.Tensor:
     goal_low_B1, goal_high_B1 = goal_BC.amin(dim=1, keepdim=True), goal_BC.amax(dim=1, keepdim=True)
     share_BC = (value_BC - low_B1) / (high_B1 - low_B1).clamp_min(torch.finfo(value_BC.dtype).tiny)
     return goal_low_B1 + share_BC * (goal_high_B1 - goal_low_B1)
+
+
+def mean_where(term_B: torch.Tensor, kind_B: torch.Tensor) -> torch.Tensor:
+    """The mean of the terms of one kind of images, a scalar; 0 where there are none."""
+    return (term_B * kind_B).sum() / kind_B.sum().clamp_min(1)

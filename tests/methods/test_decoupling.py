@@ -8,12 +8,12 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from facelt.config import LwsConfig, NcmConfig, TauNormConfig, TrainConfig
-from facelt.errors import UserError
 from facelt.engine.run import run
+from facelt.errors import UserError
 from facelt.methods.lws import Lws
 from facelt.methods.ncm import Ncm
 from facelt.methods.tau_norm import TauNorm
-from tests.methods.small import CLASSES, DIM, FIRST, COUNTS, linear_head, look_over, reborn, small_network, training_set
+from tests.methods.small import CLASSES, COUNTS, DIM, FIRST, linear_head, look_over, reborn, small_network, training_set
 
 
 def features(network, image):
@@ -136,16 +136,17 @@ def test_an_earlier_stage_without_a_linear_head_is_refused(build):
 
 @pytest.mark.parametrize("name", ["ncm", "tau_norm", "lws", "fusion"])
 def test_a_stage_that_starts_from_nothing_is_refused_before_any_work(name, recipe, tmp_path):
+    values = recipe(tmp_path, stages=[{"name": "only", "method": {"name": name}, "epochs": 0}])
     with pytest.raises(ValidationError, match=f"start: {name} works on a trained model"):
-        stage = {"name": "only", "method": {"name": name}, "epochs": 0}
-        TrainConfig.model_validate(recipe(tmp_path, stages=[stage]))
+        TrainConfig.model_validate(values)
 
 
 def test_what_is_fitted_without_steps_has_no_epochs(recipe, tmp_path):
     plain = {"name": "plain", "method": {"name": "classify"}, "epochs": 1}
     stage = {"name": "ncm", "start": "plain", "method": {"name": "ncm"}, "epochs": 1}
+    values = recipe(tmp_path, stages=[plain, stage])
     with pytest.raises(ValidationError, match="epochs: ncm takes no steps; set it to 0"):
-        TrainConfig.model_validate(recipe(tmp_path, stages=[plain, stage]))
+        TrainConfig.model_validate(values)
 
 
 def test_tau_is_chosen_on_the_validation_images(recipe, tmp_path):

@@ -6,17 +6,15 @@ import math
 import pytest
 import torch
 
-from facelt.config import FusionAsmConfig, FusionConfig, FusionKtConfig, FusionLlwConfig, TrainConfig
+from facelt.config import FusionAsmConfig, FusionConfig, FusionLlwConfig, TrainConfig
 from facelt.engine.run import run
 from facelt.errors import UserError
-from facelt.methods import METHODS, Inputs, Progress
+from facelt.methods import METHODS, Progress
 from facelt.methods.fusion_asm import even_cross_entropy
 from facelt.methods.two_classifiers import to_range_of
 from tests.methods.small import CLASSES, FIRST, linear_head, look_over, reborn, small_network, training_set
 
-CONFIGS = {config.model_fields["name"].annotation.__args__[0]: config for config in (
-    FusionConfig, FusionAsmConfig, FusionKtConfig, FusionLlwConfig
-)}
+CONFIGS = {"fusion": FusionConfig, "fusion_asm": FusionAsmConfig, "fusion_llw": FusionLlwConfig}
 
 
 def build(name, **config):
@@ -40,7 +38,9 @@ def plain_answers(network, image, scaled):
     means = [unit[data.label_B == c].mean(0) for c in range(5)]
     linear, nearest = [], []
     for row in asked:
-        z_l = [float(row @ w + b) for w, b in zip(head["head.weight"].double(), head["head.bias"].double(), strict=True)]
+        z_l = [
+            float(row @ w + b) for w, b in zip(head["head.weight"].double(), head["head.bias"].double(), strict=True)
+        ]
         z_d = [float(row @ m / row.norm() / m.norm()) for m in means] + [-1.0]
         if scaled:
             share = [(value - min(z_d)) / (max(z_d) - min(z_d)) for value in z_d]
@@ -105,7 +105,9 @@ def test_llw_weighs_every_class_of_both_and_learns_that_alone():
     learning = {name for name, value in method.named_parameters() if value.requires_grad}
     assert learning == {"weight_2C", "offset_2C"}
     # d loss / d b_c is the mean of p_c - [y = c], the same for both offsets.
-    missed = [sum(softmax(row)[c] - (y == c) for row, y in zip(mixed, label_N, strict=True)) / len(mixed) for c in range(6)]
+    missed = [
+        sum(softmax(row)[c] - (y == c) for row, y in zip(mixed, label_N, strict=True)) / len(mixed) for c in range(6)
+    ]
     assert torch.allclose(method.offset_2C.grad, torch.tensor([missed, missed]), atol=1e-5)
     again = reborn(method, lambda: build("fusion_llw"))
     assert torch.equal(again.logits(data.image_B3HW).whole_BC, method.eval().logits(data.image_B3HW).whole_BC)
@@ -184,79 +186,6 @@ def test_a_batch_with_nothing_to_hand_over_has_a_finite_loss():
     assert loss.item() == pytest.approx((math.log(2) + math.log1p(math.exp(2))) / 4)
     loss.backward()
     assert score_B.grad.isfinite().all()
-
-
-def kt(epoch, **config):
-    """A method that stands in that epoch of ten, its means taken if they are due."""
-    method = build("fusion_kt", **config)
-    method.begin_epoch(Progress(epoch, 10, 0, 2), {})
-    look_over(method, training_set())
-    return method.eval()
-
-
-def test_kt_learns_as_a_plain_head_until_the_means_are_due():
-    early, late = kt(0, memory_from=0.2), kt(2, memory_from=0.2)
-    assert not early.ncm.memory.is_filled
-    assert late.ncm.memory.is_filled
-    data = training_set()
-    output = early.step([data], FIRST)
-    feature_ND = early.network(data.image_B3HW)
-    losses = [
-        torch.nn.functional.cross_entropy(feature_ND @ head.weight.T + head.bias, data.label_B).item()
-        for head in (early.first, early.head)
-    ]
-    assert output.loss.item() == pytest.approx(sum(losses), rel=1e-5)
-    output.after()
-    assert not early.ncm.memory.is_filled
-
-
-def test_kt_is_the_formula_and_its_second_head_sends_nothing_into_the_network():
-    method, data = kt(5), training_set()
-    feature_ND = method.network(data.image_B3HW).detach()
-    first_NC, second_NC = (
-        (feature_ND @ head.weight.T + head.bias).detach().double() for head in (method.first, method.head)
-    )
-    mean_CD = method.ncm.memory.centroid_CD.double()
-    taught, alone = [], []
-    for row, z_l, z_s, label in zip(feature_ND.double(), first_NC, second_NC, data.label_B.tolist(), strict=True):
-        z_d = torch.stack([row @ mean / row.norm() / mean.norm() for mean in mean_CD[:5]] + [torch.tensor(-1.0)])
-        z_d = z_l.min() + (z_d - z_d.min()) / (z_d.max() - z_d.min()) * (z_l.max() - z_l.min())
-        own = -z_s.log_softmax(0)[label].item()
-        if z_d.argmax() == label:
-            p = z_d.softmax(0)
-            taught.append(0.2 * own + 0.8 * (p * (p.log() - z_s.log_softmax(0))).sum().item())
-        else:
-            alone.append(own)
-    assert taught and alone
-    expected = sum(taught) / len(taught) + sum(alone) / len(alone)
-    output = method.step([data], FIRST)
-    assert output.parts["transfer_loss"].item() == pytest.approx(expected, rel=1e-4)
-    plain = torch.nn.functional.cross_entropy(first_NC, data.label_B).item()
-    assert output.loss.item() == pytest.approx(expected + plain, rel=1e-4)
-
-    output.loss.backward()
-    got = method.network.embedding.linear.weight.grad.clone()
-    method.zero_grad()
-    feature_ND = method.network(data.image_B3HW)
-    torch.nn.functional.cross_entropy(feature_ND @ method.first.weight.T + method.first.bias, data.label_B).backward()
-    assert torch.allclose(got, method.network.embedding.linear.weight.grad, rtol=1e-3, atol=1e-6)
-
-
-def test_kts_means_follow_the_features_and_the_second_head_answers():
-    method, data = kt(5, rate=0.1), training_set()
-    before = method.ncm.memory.centroid_CD.clone()
-    method.step([data], FIRST).after()
-    with torch.no_grad():
-        feature_ND = method.network(data.image_B3HW)
-    unit_ND = feature_ND / feature_ND.norm(dim=1, keepdim=True)
-    for label in range(5):
-        seen = unit_ND[data.label_B == label]
-        expected = before[label] + 0.1 * (seen - before[label]).sum(0) / (1 + len(seen))
-        assert torch.allclose(method.ncm.memory.centroid_CD[label], expected, atol=1e-6)
-    expected_NC = feature_ND @ method.head.weight.T + method.head.bias
-    assert torch.allclose(method.logits(data.image_B3HW).column_BC, expected_NC, atol=1e-5)
-    again = reborn(method, lambda: build("fusion_kt"))
-    assert torch.equal(again.logits(data.image_B3HW).column_BC, method.logits(data.image_B3HW).column_BC)
 
 
 @pytest.mark.parametrize("name", ["fusion", "fusion_llw", "fusion_asm"])

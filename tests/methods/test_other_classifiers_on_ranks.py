@@ -1,0 +1,99 @@
+"""Classifiers on a trained feature, on two ranks as on one: the same pass, loss, gradients and answers."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from facelt.config import (
+    FslwfConfig,
+    FusionAsmConfig,
+    FusionConfig,
+    FusionKtConfig,
+    FusionLlwConfig,
+    LwsConfig,
+    MetaModelNetConfig,
+    ModelRegressionConfig,
+    NcmConfig,
+    TauNormConfig,
+)
+from facelt.methods import METHODS, Inputs, Method, Progress
+from facelt.parallel import rank, split_entries, world
+from tests.methods.small import CLASSES, COUNTS, linear_head, small_network, training_set
+from tests.parallel.several import run_ranks
+
+CONFIGS = [
+    NcmConfig(name="ncm"),
+    TauNormConfig(name="tau_norm"),
+    LwsConfig(name="lws"),
+    FusionConfig(name="fusion", rule="softmax_sum"),
+    FusionLlwConfig(name="fusion_llw"),
+    FusionAsmConfig(name="fusion_asm"),
+    FusionKtConfig(name="fusion_kt"),
+    FslwfConfig(name="fslwf", novel_below=4),
+    ModelRegressionConfig(name="model_regression", levels=3),
+    MetaModelNetConfig(name="meta_model_net", levels=3),
+]
+
+
+def share(data: Inputs) -> Inputs:
+    """A rank's images: the first one has more."""
+    places = torch.arange(len(data.label_B)).tensor_split([17])[rank()] if world() > 1 else slice(None)
+    return Inputs(data.image_B3HW[places], data.label_B[places])
+
+
+def gone_through(config: Any) -> tuple[Method, dict[str, Any]]:
+    """What a method does with one pass, a step in the middle of a stage, and the same images as questions."""
+    torch.manual_seed(3)
+    method = METHODS[config.name](config, small_network(), CLASSES, torch.tensor(COUNTS))
+    head = linear_head()
+    method.start_from({"head.weight": head["head.weight"]} if config.name == "fslwf" else head)
+    own, progress = share(training_set()), Progress(1, 2, 0, 2)
+    method.begin_epoch(progress, {})
+    # Batch norm of ranks without a GPU is each one's own: here it stands still.
+    method.eval()
+    with torch.no_grad():
+        while method.wants_pass:
+            method.accumulate(own)
+            method.finish_pass()
+    found: dict[str, Any] = {"split": split_entries(method)}
+    if config.name not in ("ncm", "tau_norm", "fusion"):
+        output = method.step([own], progress)
+        output.loss.backward()
+        output.after()
+        found |= {"loss": output.loss.item(), "diagnostics": dict(method.diagnostics())}
+        found["gradients"] = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
+    logits = method.logits(own.image_B3HW)
+    found |= {"answers": logits.argmax(), "logits": logits.whole_BC.detach()}
+    return method, found
+
+
+def on_a_rank() -> dict[str, dict[str, Any]]:
+    return {config.name: gone_through(config)[1] for config in CONFIGS}
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    return run_ranks(on_a_rank, 2, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
+def test_two_ranks_do_as_one(config, two_ranks):
+    assert not dist.is_initialized()
+    _, alone = gone_through(config)
+    parts = [found[config.name] for found in two_ranks]
+    assert torch.equal(torch.cat([part["answers"] for part in parts]), alone["answers"])
+    for part in parts:
+        assert torch.allclose(part["logits"], alone["logits"], rtol=1e-3, atol=1e-3)
+        if "loss" in alone:
+            assert part["loss"] == pytest.approx(alone["loss"], rel=1e-3)
+            assert part["diagnostics"] == pytest.approx(alone["diagnostics"])
+    for name, gradient in alone.get("gradients", {}).items():
+        theirs = [part["gradients"][name] for part in parts]
+        if name in alone["split"]:
+            theirs = [torch.cat(theirs)]
+        elif name.startswith("network."):
+            theirs = [sum(theirs)]
+        for found in theirs:
+            assert torch.allclose(found, gradient, rtol=1e-2, atol=1e-3 * gradient.abs().max().item()), name
