@@ -53,6 +53,12 @@ def open_cifar(root: Path, classes: int, split: str) -> RecordDataset | CifarDat
     transform = ExpectSize((SIDE, SIDE))
     record = Path(root) / f"{split}.rec"
     if not record.is_file():
+        folder = CIFAR_FILES[classes].folder
+        if not (Path(root) / folder).is_dir():
+            raise UserError(
+                f"data.root: {root} holds neither {folder} nor {record.name}; name the folder above the files, or set "
+                "data.download=true"
+            )
         return CifarDataset(root, classes, split, transform)
     dataset = RecordDataset(record, transform=transform)
     if dataset.num_classes != classes:

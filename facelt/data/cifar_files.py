@@ -93,7 +93,7 @@ def read_cifar_file(path: Path, label: str) -> tuple[np.ndarray, np.ndarray]:
         pixel_N, label_N = values["data"].pixels, np.array(values[label], dtype=np.int64)
         image_N3HW = pixel_N.reshape(-1, 3, SIDE, SIDE)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); data.root is the folder above it") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); fetch the files again") from None
     except Exception as error:  # a damaged pickle raises whatever its bytes lead to
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{path}: no file of CIFAR ({reason or type(error).__name__}); fetch it again") from None

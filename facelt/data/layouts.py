@@ -1,7 +1,8 @@
 """Where the images of a list lie: as listed, or in the other layout in which the same data set is handed round.
 
 The lists of Places-LT name `data_256/<letter>/<scene>/x.jpg`; copies of the data also come as `train/<scene>/x.jpg`,
-where a scene with a kind (apartment_building/outdoor) is one folder with a hyphen or two folders.
+where a scene with a kind (apartment_building/outdoor) is one folder with a hyphen or two folders. Lists of ImageNet's
+validation images name `val/<wnid>/x.JPEG`; its publishers lay them into one folder.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,11 +40,17 @@ def _data_256(path: str) -> str | None:
     return f"data_256/{scene[0]}/{scene}/{parts[-1]}" if parts[0] == "train" and scene else None
 
 
+def _val_flat(path: str) -> str | None:
+    parts = path.split("/")
+    return f"val/{parts[-1]}" if parts[0] == "val" and len(parts) == 3 else None
+
+
 LAYOUTS: dict[str, Layout] = {
     "as listed": _as_listed,
     "train/<scene>-<kind>": _train_hyphen,
     "train/<scene>/<kind>": _train_folders,
     "data_256/<letter>/<scene>/<kind>": _data_256,
+    "val/<file>": _val_flat,
 }
 
 

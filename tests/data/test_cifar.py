@@ -94,6 +94,13 @@ def test_pixels_labels_and_names_are_the_files(tmp_path, classes):
     )
 
 
+def test_the_small_files_are_what_python_2_wrote():
+    rows = np.random.default_rng(1).integers(0, 256, (2, 5), dtype=np.uint8)
+    found = pickle.loads(python2_pickle({b"data": rows, b"labels": [3, 400], b"batch_label": b"x"}), encoding="latin1")
+    assert np.array_equal(found.pop("data"), rows)
+    assert found == {"labels": [3, 400], "batch_label": "x"}
+
+
 @pytest.mark.parametrize("protocol", [3, 4])
 def test_files_written_anew_by_python_3_are_read_too(tmp_path, protocol):
     rows = np.random.default_rng(1).integers(0, 256, (3, 3072), dtype=np.uint8)
@@ -166,9 +173,14 @@ def test_a_damaged_or_foreign_file_is_named_in_one_line(tmp_path, payload, reaso
 
 
 def test_missing_files_and_labels_out_of_range_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"cifar-100-python/train: cannot be read .*data\.root"):
+    with pytest.raises(
+        UserError, match=r"^data\.root: .* holds neither cifar-100-python nor train\.rec; .*download=true"
+    ):
         open_cifar(tmp_path, 100, "train")
     write_cifar(tmp_path, 100, per_class=1)
+    (tmp_path / "cifar-100-python/train").unlink()
+    with pytest.raises(UserError, match=r"cifar-100-python/train: cannot be read \(No such file"):
+        open_cifar(tmp_path, 100, "train")
     values = {b"fine_labels": [100], b"data": np.zeros((1, 3072), np.uint8)}
     (tmp_path / "cifar-100-python/test").write_bytes(python2_pickle(values))
     with pytest.raises(UserError, match=r"cifar-100-python/test: labels outside 0\.\.99"):

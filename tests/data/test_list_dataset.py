@@ -132,6 +132,15 @@ def test_a_list_in_the_other_layout_finds_the_published_tree(tmp_path, encode, s
     assert dataset.payload(0) == encode(8, 8)
 
 
+def test_imagenets_validation_images_may_lie_in_one_folder(tmp_path, encode):
+    path = "val/n01440764/ILSVRC2012_val_00029930.JPEG"
+    put(tmp_path, "val/ILSVRC2012_val_00029930.JPEG", encode(8, 8, suffix=".jpg"))
+    dataset = ListDataset(listed(tmp_path / "root", f"{path} 0\n"), tmp_path, transform=CROP)
+    assert dataset.payload(0) == encode(8, 8, suffix=".jpg")
+    put(tmp_path, path, encode(8, 8, seed=1, suffix=".jpg"))
+    assert find_layout(tmp_path, [path]) == "as listed"
+
+
 def test_a_name_that_the_chosen_layout_does_not_know_is_a_bad_image(tmp_path, encode):
     put(tmp_path, "train/airfield/1.jpg", encode(8, 8))
     dataset = ListDataset(listed(tmp_path / "root", f"{LISTED[0]} 0\nelsewhere/4.jpg 0\n"), tmp_path, transform=CROP)

@@ -137,6 +137,6 @@ def test_real_faces(real_data):
 
 
 def test_the_table_of_datasets():
-    assert set(DATASETS) == {"record", "list", "paths", "folder"}
+    assert set(DATASETS) == {"record", "cifar", "list", "paths", "folder"}
     assert DATASETS["record"] is RecordDataset
     assert all(hasattr(dataset, "__getitem__") for dataset in DATASETS.values())
