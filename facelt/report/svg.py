@@ -13,7 +13,7 @@ from facelt.report.visible import visible
 
 INK, MUTED, GRID = "#1b1f24", "#57606a", "#e3e7eb"
 
-_SETTINGS = {
+SETTINGS = {
     "svg.fonttype": "none",  # text stays text: it can be read aloud, found and copied
     "text.parse_math": False,  # a name with two dollar signs is a name, not a formula
     "font.family": "sans-serif",
@@ -40,7 +40,7 @@ def drawing(width: float, height: float, description: str) -> Iterator[SimpleNam
 
     # The same drawing gets the same names in each run, different drawings of a page different ones.
     salt = hashlib.sha256(description.encode()).hexdigest()[:8]
-    with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": salt}), warnings.catch_warnings():
+    with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": salt}), warnings.catch_warnings():
         # The browser has letters that matplotlib's own font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=(width, height), layout="constrained")

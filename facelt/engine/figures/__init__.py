@@ -1,0 +1,1 @@
+"""What the paper's figures show, gathered from trained models; facelt.report.figures draws it."""
