@@ -60,11 +60,12 @@ def evaluate(
     for path in checkpoint:
         model = load_model(path, resolve_device(device))
         found, images = evaluate_model(model, split, convention, question, batch=batch, workers=workers)
-        evaluations.append(found)
+        evaluations.append(found.beside(evaluations))
+        report = evaluations[-1].report()
         if json:
-            typer.echo(json_line(found.report()))
+            typer.echo(json_line(report))
         else:
-            print_evaluation(found.report())
+            print_evaluation(report)
     written = [] if per_class is None else [write_table(per_class, *evaluations[0].classes())]
     if out is not None and open_ is not None:
         reports, curves = [one.report() for one in evaluations], [one.oscr for one in evaluations]

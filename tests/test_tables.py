@@ -27,6 +27,7 @@ from facelt.data.cifar import PROFILES
 from facelt.data.cifar_files import CIFAR_FILES
 from facelt.data.samplers import SAMPLERS
 from facelt.embed import embed
+from facelt.engine.sweeps import SWEEPS
 from facelt.evaluate import evaluate
 from facelt.heads import CONVENTIONS, HEADS
 from facelt.losses import LOSSES, METRIC_LOSSES, WEIGHTS
@@ -40,6 +41,7 @@ from facelt.models.branched import Branches
 from facelt.models.embedding import EMBEDDINGS
 from facelt.models.initialise import PARTS
 from facelt.models.network import build_network
+from facelt.openset import OPENSET
 from facelt.store.layout import DTYPES, KINDS
 from tests.methods.minimal import BRANCHES, OPTIONS
 
@@ -56,9 +58,10 @@ def tags(union: object, key: str) -> set[str]:
 
 
 def option(command, name: str) -> set[str]:
-    """The words a command's option takes."""
+    """The words a command's option takes, if it is not left out."""
     hint = typing.get_type_hints(command)[name]
-    return set(typing.get_args(hint))
+    choices = hint if typing.get_origin(hint) is typing.Literal else typing.get_args(hint)[0]
+    return set(typing.get_args(choices))
 
 
 def build(method: str):
@@ -90,6 +93,8 @@ def build(method: str):
         (KINDS, set(typing.get_args(Kind))),
         (DTYPES, option(embed, "dtype")),
         (SHOT_CONVENTIONS, option(evaluate, "convention")),
+        (OPENSET, option(evaluate, "open_")),
+        (SWEEPS, option(evaluate, "sweep")),
         (SHOT_CONVENTIONS, allowed(TrainingConfig, "convention")),
         (KINDS, allowed(AuditConfig, "kind")),
         (PROFILES, allowed(CifarData, "profile")),

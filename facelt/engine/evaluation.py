@@ -3,8 +3,10 @@
 Shapes: N images, C classes.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import count
 
 import numpy as np
 
@@ -42,6 +44,7 @@ class Evaluation:
     known: Answers
     rejection: Rejection | None = None
     unknown: Answers | None = None
+    number: int = 1
 
     @cached_property
     def counts_C(self) -> np.ndarray:
@@ -55,8 +58,17 @@ class Evaluation:
 
     @property
     def name(self) -> str:
-        """What the model is called where several are compared: its run and its stage."""
-        return f"{self.model.config.out.name}/{self.model.card['stage']}"
+        """What the model is called where several are compared: its run and its stage, and, from the second model of one
+        name on, a number.
+        """
+        again = f" ({self.number})" if self.number > 1 else ""
+        return f"{self.model.config.out.name}/{self.model.card['stage']}{again}"
+
+    def beside(self, others: Sequence["Evaluation"]) -> "Evaluation":
+        """The same with a name that none of these has."""
+        taken = {one.name for one in others}
+        numbered = (replace(self, number=number) for number in count(1))
+        return next(one for one in numbered if one.name not in taken)
 
     def with_unknown(self, unknown: Answers) -> "Evaluation":
         """The same with other unknown images."""

@@ -62,7 +62,8 @@ def print_evaluation(report: dict, console: "Console | None" = None) -> None:
     if (open_ := report["open"]) is None:
         return
     method = f"{open_['method']}, threshold {open_['threshold']:.6g} ({open_['threshold_from']})"
-    _show(console, f"\n{method}, {open_['open_images']:,} open images", _figures(open_))
+    console.print()
+    _show(console, f"{method}, {open_['open_images']:,} open images", _figures(open_))
     if open_["reason"]:
         console.print(f"- : {open_['reason']}", highlight=False)
     _show(console, "Images by where they belong and how they are answered", _confusion(open_["confusion"]))
@@ -71,7 +72,7 @@ def print_evaluation(report: dict, console: "Console | None" = None) -> None:
 def _show(console: "Console", title: str, table) -> None:
     from rich.text import Text
 
-    console.print(Text("\n".join(map(visible, title.split("\n"))), style="bold"))
+    console.print(Text(visible(title), style="bold"))
     console.print(table)
 
 

@@ -311,6 +311,9 @@ def test_a_sweep_of_imbalance_compares_models(evaluate, report, trained, tmp_pat
     ]  # fmt: skip
     whole = report("--checkpoint", runs[1] / "plain", "--open", "threshold")["open"]
     assert float(rows[3]["f_measure_released"]) == pytest.approx(whole["f_measure_released"])
+    words = ["--checkpoint", runs[0], "--checkpoint", runs[0]]
+    code, out, _ = evaluate(*words, "--json")
+    assert [json.loads(line)["model"]["name"] for line in out.splitlines()] == ["run/oltr", "run/oltr (2)"]
     words = ["--checkpoint", runs[0], "--checkpoint", runs[1]]
     assert evaluate(*words, "--sweep", "longtailness", "--out", tmp_path / "closed")[0] == 0
     rows = read_csv(tmp_path / "closed/longtailness.csv")

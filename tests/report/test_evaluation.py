@@ -1,0 +1,160 @@
+"""An evaluation as it is shown and written: in 80 columns, and nothing that a terminal or a spreadsheet runs."""
+
+import copy
+import csv
+import io
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from facelt.report.evaluation import OPEN_FIGURES, check, print_evaluation
+from facelt.report.evaluation_files import MOST_POINTS, write_open, write_sweep, write_table
+from facelt.report.plain import json_line
+
+BANDS = {"many": 1_234, "medium": 56_789, "few": 123_456}
+ACCURACY = {"overall": 0.41, "many": 0.72, "medium": None, "few": 0.0123, "classes": BANDS, "images": BANDS}
+OPEN = {
+    "method": "reachability",
+    "threshold": 12.345678,
+    "threshold_from": "accepts 95 % of known validation images",
+    **ACCURACY,
+    "open_images": 6_600,
+    **{name: 0.1 + 0.01 * place for place, name in enumerate(OPEN_FIGURES)},
+    "reason": None,
+    "confusion": {
+        **{band: dict(zip(("right", *BANDS, "rejected"), range(5), strict=True)) for band in BANDS},
+        "open": {"right": 0, "many": 123_456, "medium": 0, "few": 7, "rejected": 89},
+    },
+}
+REPORT = {
+    "schema": "facelt.evaluation/1",
+    "model": {"name": "run/oltr", "weights_sha256": "ab" * 32, "classes": 8_142},
+    "split": "validation",
+    "convention": "released",
+    **ACCURACY,
+    "macro_f": 0.333,
+    "ece": None,
+    "ece_bins": 15,
+    "open": OPEN,
+}
+
+
+@pytest.fixture
+def report():
+    return copy.deepcopy(REPORT)
+
+
+def shown(report, width=80) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    print_evaluation(report, console)
+    return console.file.getvalue()
+
+
+def test_everything_stands_in_80_columns(report):
+    text = shown(report)
+    assert max(map(len, text.splitlines())) <= 80
+    words = " ".join(text.split())
+    assert "reachability, threshold 12.3457 (accepts 95 % of known validation images), 6,600 open images" in words
+    assert "accuracy 41.00 72.00 - 1.23" in words
+    assert "macro-F 33.30, calibration error (ECE, 15 bins) -" in words
+    assert "classes 181,479 1,234 56,789 123,456" in words
+    # An open image has no right answer.
+    assert "open 123,456 0 7 89 123,552" in words
+    for place, figure in enumerate(OPEN_FIGURES.values()):
+        assert f"{figure} {10 + place}.00" in words
+
+
+def test_without_a_rejection_there_is_one_table(report):
+    text = shown({**report, "open": None})
+    assert "with rejection" not in text
+    assert "AUROC" not in text
+    assert text.count("accuracy") == 2
+
+
+def test_why_there_is_no_figure_is_told(report):
+    report["open"] |= {**dict.fromkeys(OPEN_FIGURES), "open_images": 0, "reason": "there are 9 known and 0 open images"}
+    words = " ".join(shown(report).split())
+    assert "AUROC -" in words
+    assert "- : there are 9 known and 0 open images" in words
+
+
+def test_a_name_moves_no_cursor(report):
+    report["model"]["name"] = "a\x1b[2J\u202eb\nc"
+    assert "a\ufffd[2J\ufffdb\ufffdc: accuracy" in shown(report)
+    assert "\x1b" not in shown(report)
+
+
+def test_markup_in_a_name_is_text(report):
+    report["model"]["name"] = "[red]run[/red]"
+    assert "[red]run[/red]: accuracy" in shown(report)
+
+
+@pytest.mark.parametrize("place", ["", "open", "model"])
+def test_a_missing_key_is_named(report, place):
+    part = report[place] if place else report
+    key = list(part)[-1]
+    del part[key]
+    with pytest.raises(ValueError, match=rf"{place or 'report'} lacks {key} \(schema"):
+        check(report)
+
+
+def test_another_schema_is_refused(report):
+    with pytest.raises(ValueError, match=r"the schema is 'facelt\.audit/1'"):
+        check({**report, "schema": "facelt.audit/1"})
+
+
+def test_json_is_one_line_without_nan():
+    assert json_line({"a": np.float32("nan"), "b": np.arange(2)}) == '{"a": null, "b": [0, 1]}'
+
+
+def rows(path) -> list[list[str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+def test_files_of_the_open_set(report, tmp_path):
+    curve = np.linspace(0, 1, 10_001)
+    other = {**report, "model": {**report["model"], "name": "=other"}}
+    confusion, oscr = write_open(tmp_path / "new", [report, other], [(curve, curve / 2), None])
+    assert rows(confusion)[4] == ["run/oltr", "open", "0", "123456", "0", "7", "89"]
+    assert {row[0] for row in rows(confusion)[1:]} == {"run/oltr", "'=other"}
+    points = rows(oscr)[1:]
+    assert len(points) == MOST_POINTS
+    assert (points[0][1:], points[-1][1:]) == (["0.0", "0.0"], ["1.0", "0.5"])
+    assert {row[0] for row in points} == {"run/oltr"}
+
+
+def test_a_table_of_classes_runs_nothing(tmp_path):
+    write_table(tmp_path / "classes.csv", ("class", "name"), [[0, "=cmd()"], [1, None]])
+    assert rows(tmp_path / "classes.csv") == [["class", "name"], ["0", "'=cmd()"], ["1", ""]]
+
+
+HEADER = ("model", "imbalance", "overall", "many", "medium", "few", "open_images", "open_rejected")
+HEADER += ("f_measure_paper", "f_measure_released", "macro_f_with_unknown")
+
+
+def words_of(path) -> list[str]:
+    return ["".join(element.itertext()) for element in ElementTree.parse(path).getroot().iter() if element.text]
+
+
+def test_a_sweep_of_one_model_draws_its_figures_and_leaves_out_what_is_missing(tmp_path):
+    closed = [["plain", x, 0.5, None, 0.4, 0.1, *[None] * 5] for x in (10.0, 100.0)]
+    files = write_sweep(tmp_path, "longtailness", HEADER, closed)
+    assert [path.name for path in files] == ["longtailness.csv", "longtailness.svg", "longtailness.png"]
+    words = words_of(files[1])
+    assert {"all images", "medium shots", "few shots", "10", "100"} <= set(words)
+    assert "many shots" not in words
+    assert b"stroke-dasharray: ;" not in files[1].read_bytes()
+
+
+def test_a_sweep_of_several_models_draws_the_f_measure_of_each(tmp_path):
+    points = [[model, x, 0.5, 0.6, 0.4, 0.1, 9, 0.2, 0.3, 0.35, 0.4] for model in ("a$b$", "c") for x in (1, 2, 3)]
+    header = ("model", "open_classes", *HEADER[2:])
+    words = words_of(write_sweep(tmp_path, "open-classes", header, points)[1])
+    assert {"a$b$", "c", "open classes", "F-measure, released form (%)"} <= set(words)
+    assert "known images right" not in words
+    # There is no half class.
+    assert {"1", "2", "3"} <= set(words)
+    assert not {"1.5", "1.50"} & set(words)
