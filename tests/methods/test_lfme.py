@@ -1,25 +1,18 @@
-"""LFME's step beside its loss written out image by image, the experts' weights, the images' weights, and resuming.
+"""LFME's step beside its loss written out image by image, the experts' weights and the images'.
 
 B images, C classes.
 """
 
-import json
 import math
-from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
-from facelt.config import ClassifyConfig, LfmeConfig, TrainConfig
-from facelt.engine.run import run
+from facelt.config import ClassifyConfig, LfmeConfig
 from facelt.errors import UserError
 from facelt.methods import METHODS, Inputs, Progress
-from facelt.methods.lfme import Lfme, floors
-from facelt.models import BACKBONES
-from tests.engine.thin import THIN
+from facelt.methods.lfme import floors
 from tests.methods.small import look_over, small_network
 
 # Two classes of many shots, two of medium, two of few.
@@ -27,7 +20,6 @@ COUNTS = torch.tensor([150, 110, 60, 40, 16, 8])
 GROUPS = {"many": [0, 1], "medium": [2, 3], "few": [4, 5]}
 MEAN = {"many": 130, "medium": 50, "few": 12}
 CLASSES, DIM, EPOCHS = 6, 4, 10
-EPOCHS_OF_STUDENT = 3
 
 
 def expert(shots: str | None, classes: int = CLASSES) -> nn.Module:
@@ -258,61 +250,3 @@ def test_experts_of_other_data_are_refused():
 def test_margins_of_another_scale_are_refused():
     with pytest.raises(ValueError, match="ldam's 30 is of a cosine head with that scale"):
         LfmeConfig(name="lfme", loss={"name": "ldam"})
-
-
-@pytest.fixture
-def train(recipe, monkeypatch):
-    """train(out, resume, stop_at, **data) -> the weights an expert and its student leave, with a thin backbone."""
-    for name, backbone in THIN.items():
-        monkeypatch.setitem(BACKBONES, name, backbone)
-
-    def train(out: Path, resume: bool = False, stop_at: int | None = None, **data):
-        original, calls = Lfme.step, iter(range(100))
-
-        def step(self, batches, progress):
-            if next(calls) == stop_at:
-                raise KeyboardInterrupt
-            return original(self, batches, progress)
-
-        values = recipe(out, checkpoint_every=2)
-        values["data"] |= data
-        expert = {"name": "expert", "method": {"name": "classify", "shots": "few"}, "epochs": 4}
-        student = {"name": "student", "method": {"name": "lfme"}, "epochs": EPOCHS_OF_STUDENT, "teachers": ["expert"]}
-        values["stages"] = [{**stage, "keep": "last"} for stage in (expert, student)]
-        with monkeypatch.context() as patch:
-            patch.setattr(Lfme, "step", step)
-            run(TrainConfig.model_validate(values), resume)
-        return load_file(out / "student/model.safetensors")
-
-    return train
-
-
-@pytest.mark.parametrize("fraction", [0.0, 0.3], ids=["counted on batches", "validated"])
-def test_a_run_that_is_stopped_and_goes_on_ends_as_a_straight_one(train, tmp_path, fraction):
-    straight = train(tmp_path / "straight", validation_fraction=fraction)
-    steps = sum("lr" in line for line in lines(tmp_path / "straight", "student")) // EPOCHS_OF_STUDENT
-    # In the middle of the second epoch, behind a checkpoint.
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "stopped", stop_at=steps + 3, validation_fraction=fraction)
-    resumed = train(tmp_path / "stopped", resume=True, validation_fraction=fraction)
-    assert straight.keys() == resumed.keys()
-    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
-    assert straight["most_C"].any()
-    if fraction:
-        assert_weights_follow_validation(tmp_path / "straight")
-
-
-def assert_weights_follow_validation(folder: Path) -> None:
-    """An epoch's weight is that of the figures before it, the expert's those of the epoch it handed on, the last."""
-    taught = [line["validation_few"] for line in lines(folder, "expert") if "validation_few" in line][-1]
-    epochs = [line for line in lines(folder, "student") if "weight_few" in line]
-    assert [line["weight_few"] for line in epochs][0] == 1
-    for before, after in pairwise(epochs):
-        expected = min(max((taught - before["validation_few"]) / (0.7 * taught), 0), 1)
-        assert after["weight_few"] == pytest.approx(expected, rel=1e-6)
-    assert any(0 < line["weight_few"] < 1 for line in epochs)
-
-
-def lines(folder: Path, stage: str) -> list[dict]:
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in found if line["stage"] == stage]
