@@ -100,7 +100,7 @@ def run_trial(trial: Trial, config: TrainConfig) -> RunRecord:
 
 def test_accuracy(config: TrainConfig):
     """The accuracy of the finished run on its test split, and which epoch's weights these are."""
-    from facelt.engine.accuracy_table import accuracy_of
+    from facelt.engine.accuracy import accuracy_of
     from facelt.engine.device import resolve_device
     from facelt.engine.handed_on import load_model
 

@@ -49,7 +49,7 @@ def test_seeds_are_run_recorded_and_in_the_table(bench, records, page, tmp_path,
         seen.append(float((label_N == prediction_N).mean()))
         return label_N, prediction_N
 
-    monkeypatch.setattr("facelt.engine.accuracy_table.predict", predict)
+    monkeypatch.setattr("facelt.engine.accuracy.predict", predict)
     said = bench("tiny/softmax", "--seeds", "0,1", "--set", "log_every=2")
     assert len(seen) == 2
     assert f"tiny/softmax, seed 0: {100 * seen[0]:.2f}% of the test images" in said

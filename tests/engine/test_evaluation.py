@@ -2,6 +2,8 @@
 
 import csv
 import json
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,8 +16,10 @@ from facelt.cli import app
 from facelt.config import TrainConfig
 from facelt.engine.data import open_data
 from facelt.engine.handed_on import load_model
+from facelt.engine.model_evaluation import OpenQuestion, evaluate_model
 from facelt.engine.run import run
 from facelt.entry import run_app
+from facelt.report.evaluation import check
 
 CPU = torch.device("cpu")
 NAMES = ("apple", "=cmd()", "bear", "tail")
@@ -366,3 +370,35 @@ def test_what_a_model_lacks_is_named(evaluate, trained, finished_run, lists, tmp
     code, _, error = evaluate("--checkpoint", trained(), "--open", "threshold", *words, "--out", tmp_path / "out")
     assert code == 1
     assert "the names of the open images tell no classes" in error
+
+
+@pytest.fixture(scope="module")
+def evaluation(trained):
+    """An evaluation of the tiny model by softmax threshold, as the engine has it."""
+    found, _ = evaluate_model(
+        load_model(trained(), CPU), "validation", "paper", OpenQuestion("threshold"), batch=16, workers=0
+    )
+    return found
+
+
+def test_without_open_images_there_are_reasons_instead_of_figures(evaluation):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = evaluation.with_unknown(evaluation.unknown.some(slice(0, 0))).report()
+    check(found)
+    assert found["open"]["reason"] == "there are 32 known and 0 open images"
+    assert found["open"]["overall"] == pytest.approx(found["overall"])
+    for figure in ("auroc", "aupr_known_positive", "oscr", "open_rejected", "macro_f_with_unknown"):
+        assert found["open"][figure] is None
+    assert found["open"]["open_images"] == 0
+
+
+def test_without_known_images_neither(evaluation):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = replace(evaluation, known=evaluation.known.some(slice(0, 0))).report()
+    check(found)
+    assert (found["overall"], found["macro_f"], found["ece"]) == (None, None, None)
+    assert found["open"]["reason"] == "there are 0 known and 30 open images"
+    assert found["open"]["f_measure_paper"] is None
+    assert sum(found["open"]["confusion"]["open"].values()) == 30

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from facelt.config import ClassifyConfig, TrainConfig
-from facelt.engine.accuracy_table import accuracy_of
+from facelt.engine.accuracy import accuracy_of
 from facelt.engine.handed_on import load_model
 from facelt.engine.run import run
 from facelt.losses import LOSSES, METRIC_LOSSES, WEIGHTS

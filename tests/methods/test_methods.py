@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from facelt.config import ClassifyConfig, DynamicMetaConfig, TrainConfig
-from facelt.engine.accuracy_table import accuracy_of
+from facelt.engine.accuracy import accuracy_of
 from facelt.engine.handed_on import load_model
 from facelt.engine.run import run
 from facelt.methods import METHODS, Inputs, Progress

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from facelt.config import ClassifyConfig, TrainConfig
-from facelt.engine.accuracy_table import accuracy_of
+from facelt.engine.accuracy import accuracy_of
 from facelt.engine.handed_on import load_model
 from facelt.engine.run import run
 from facelt.methods import Classify
