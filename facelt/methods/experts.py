@@ -46,8 +46,7 @@ class Experts(Method):
 
     def experts_of(self, feature: SharedFeature) -> list[ProductLogits]:
         """Each expert's logits of its own branch's features."""
-        branches = zip(self.heads, feature.own_bD.unbind(dim=1), feature.all_BD.unbind(dim=1), strict=True)
-        return [head(SharedFeature(own_bD, all_BD, feature.shares)) for head, own_bD, all_BD in branches]
+        return [head(branch) for head, branch in zip(self.heads, by_branch(feature), strict=True)]
 
     def together(self, feature: SharedFeature, experts: Sequence[ProductLogits]) -> ShardedLogits:
         """What the experts say together of images with these features: the mean of their logits."""
@@ -66,6 +65,12 @@ class Experts(Method):
         """Of the branches' features [B,K,D]."""
         direction_BKD = F.normalize(feature_BD, dim=2)
         return Embeddings({"direct": direction_BKD.flatten(1) / self.network.branches**0.5})
+
+
+def by_branch(feature: SharedFeature) -> list[SharedFeature]:
+    """Each branch's own of features [b,K,D] that were gathered together."""
+    pairs = zip(feature.own_bD.unbind(dim=1), feature.all_BD.unbind(dim=1), strict=True)
+    return [SharedFeature(own_bD, all_BD, feature.shares) for own_bD, all_BD in pairs]
 
 
 def mean_logits(experts: Sequence[ProductLogits]) -> ProductLogits:

@@ -37,8 +37,9 @@ class Lfme(Method):
 
     - The divergence is at temperature 2, of all images, without T^2.
     - w_e is 1 up to 0.3 of the expert's accuracy in its group and falls from there, linearly in the student's, to 0
-      where both are equal. Accuracies are of the validation images, renewed each epoch. Without such images (the
-      released code always has them) both are counted on the last epoch's training batches, the student's as it learns.
+      where both are equal. Accuracies are of the validation images, renewed each epoch. Where student or expert had
+      none, which is not foreseen in the released code, both are counted on the last epoch's training batches, the
+      student's as it learns.
     - v_i is the confidence of the image's own expert, mapped from its range in the class to floor ... 1, and moves from
       there linearly to 1 over the epochs. Floors are 1 for few shots, otherwise the few-shot classes' mean number of
       images over the group's: 12/53 and 12/230 on ImageNet-LT. As in the paper it weighs the image's loss and ends at
@@ -55,6 +56,7 @@ class Lfme(Method):
         options = {"scale": config.scale} if config.head == "cosine" else {}
         self.head = HEADS[config.head](network.dim, num_classes, **options)
         # All that a stage must not forget where it goes on.
+        self.register_buffer("ranged", torch.tensor(False))
         self.register_buffer("least_C", torch.ones(num_classes))
         self.register_buffer("most_C", torch.zeros(num_classes))
         self.register_buffer("weight_E", torch.ones(len(BANDS)))
@@ -107,7 +109,7 @@ class Lfme(Method):
 
     @property
     def wants_pass(self) -> bool:
-        return not bool(self.most_C.any())
+        return not bool(self.ranged)
 
     def accumulate(self, batch: Inputs) -> None:
         """Widens the classes' ranges of confidence."""
@@ -117,7 +119,7 @@ class Lfme(Method):
         self.most_C.scatter_reduce_(0, label_B, confidence_B, "amax")
 
     def finish_pass(self) -> None:
-        """Nothing is left to do."""
+        self.ranged.fill_(True)
 
     def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
         (batch,) = batches

@@ -15,6 +15,7 @@ from facelt.errors import UserError
 from facelt.heads import LinearHead
 from facelt.losses import reslt
 from facelt.methods.base import Embeddings, Inputs, Method, Progress, StepOutput, Stream
+from facelt.methods.experts import by_branch, whole_logits
 from facelt.models.network import Network
 from facelt.parallel import Rows, ShardedLogits, SharedFeature
 
@@ -54,8 +55,7 @@ class Reslt(Method):
     def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
         (batch,) = batches
         feature = SharedFeature.of(self.features(batch.image_B3HW))
-        branches = zip(feature.own_bD.unbind(1), feature.all_BD.unbind(1), strict=True)
-        branch_KBC = torch.stack([self.head(SharedFeature(*branch, feature.shares)).whole_BC for branch in branches])
+        branch_KBC = whole_logits([self.head(branch) for branch in by_branch(feature)])
         label_B = feature.shares.gather(batch.label_B)
         return StepOutput(reslt(branch_KBC, label_B, self.member_KC, individual=self.individual))
 

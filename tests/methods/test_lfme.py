@@ -210,7 +210,8 @@ def test_teachers_are_no_part_of_the_student_and_do_not_move():
     grouped = [parameter for group in method.parameter_groups().values() for parameter in group]
     assert {id(parameter) for parameter in grouped} == {id(parameter) for parameter in method.parameters()}
     assert not {id(parameter) for parameter in grouped} & {id(parameter) for parameter in after}
-    assert all(name.split(".")[0] in ("network", "head") or name.endswith(("_C", "_E")) for name in method.state_dict())
+    noted = {"ranged", "least_C", "most_C", "weight_E", "student_right_E", "expert_right_E"}
+    assert {name.partition(".")[0] for name in method.state_dict()} == {"network", "head", *noted}
 
 
 def test_a_student_is_used_without_counts_and_teachers():
