@@ -7,8 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from facelt.parallel import MIN_NORM
-
 # The query layer begins as the identity plus noise of this size, as in the released code.
 NOISE = 0.001
 
@@ -35,13 +33,10 @@ class WeightGenerator(nn.Module):
         self, exemplar_ED: torch.Tensor, label_E: torch.Tensor, weight_CD: torch.Tensor, base_C: torch.Tensor
     ) -> torch.Tensor:
         """Weights [C, D], 0 for a class without exemplars; `base_C` says which rows of `weight_CD` may be read."""
-        exemplar_ED, query_ED = _unit(exemplar_ED), _unit(self.query(_unit(exemplar_ED)))
-        score_EC = self.scale * query_ED @ _unit(self.key_CD).t()
-        read_ED = score_EC.masked_fill(~base_C, -torch.inf).softmax(dim=1) @ _unit(weight_CD)
+        exemplar_ED = F.normalize(exemplar_ED)
+        query_ED = F.normalize(self.query(exemplar_ED))
+        score_EC = self.scale * query_ED @ F.normalize(self.key_CD).t()
+        read_ED = score_EC.masked_fill(~base_C, -torch.inf).softmax(dim=1) @ F.normalize(weight_CD)
         made_ED = self.average_D * exemplar_ED + self.attention_D * read_ED
         count_C1 = torch.bincount(label_E, minlength=len(weight_CD)).clamp_min(1)[:, None]
         return torch.zeros_like(weight_CD).index_add(0, label_E, made_ED) / count_C1
-
-
-def _unit(row_ED: torch.Tensor) -> torch.Tensor:
-    return F.normalize(row_ED, dim=1, eps=MIN_NORM)

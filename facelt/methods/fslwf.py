@@ -17,7 +17,7 @@ from facelt.memory.feature_bank import turn_in_class
 from facelt.methods.base import Inputs, Progress, StepOutput
 from facelt.methods.frozen_network import OnFrozenNetwork
 from facelt.models.network import Network
-from facelt.parallel import MIN_NORM, ClassRange, ProductLogits, Rows, SharedFeature
+from facelt.parallel import ClassRange, ProductLogits, Rows, SharedFeature
 
 
 class Fslwf(OnFrozenNetwork):
@@ -96,7 +96,7 @@ class Fslwf(OnFrozenNetwork):
             feature_BD[exemplar_B], label_B[exemplar_B], self.weight_CD, ~self.novel_C & ~pretended_C
         )
         weight_CD = torch.where(pretended_C[:, None], generated_CD, self.weight_CD)
-        cosine_QC = _unit(feature_BD[query_B]) @ _unit(weight_CD).t()
+        cosine_QC = F.normalize(feature_BD[query_B]) @ F.normalize(weight_CD).t()
         logit_QC = (self.scale * cosine_QC).masked_fill(self.novel_C, -torch.inf)
         return StepOutput(F.cross_entropy(logit_QC, label_B[query_B]))
 
@@ -105,7 +105,7 @@ class Fslwf(OnFrozenNetwork):
         weight_CD = torch.where(self.novel_C[:, None], self.generated_CD, self.weight_CD)
         classes = ClassRange.own(len(weight_CD))
         rows = Rows(weight_CD[classes.first : classes.stop], unit=True)
-        return ProductLogits(self.scale * _unit(feature.all_BD), rows, classes, feature.shares)
+        return ProductLogits(self.scale * F.normalize(feature.all_BD), rows, classes, feature.shares)
 
     def _pretended(self, label_B: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Which classes are pretended to be novel, bool [C]: some of the base classes with two images in the batch."""
@@ -120,7 +120,3 @@ class Fslwf(OnFrozenNetwork):
 def _first_half(label_B: torch.Tensor) -> torch.Tensor:
     """Which images are among the first half of their class's in the batch, rounded down."""
     return turn_in_class(label_B) < torch.bincount(label_B)[label_B] // 2
-
-
-def _unit(row_BD: torch.Tensor) -> torch.Tensor:
-    return F.normalize(row_BD, dim=1, eps=MIN_NORM)

@@ -12,6 +12,7 @@ from facelt.engine.run import run
 from facelt.methods import METHODS
 from facelt.models.initialise import load_stage
 from tests.data.cifar_folder import write_cifar
+from tests.engine.frozen import run_frozen
 
 # Of the last stage: method, epochs, learning rate, batch. METHODS.md has these of BagofTricks-LT for the first two and
 # of the fusion's authors for llw, asm and kt.
@@ -135,3 +136,23 @@ def test_retraining_keeps_the_network_but_for_its_statistics(root, cifar, tmp_pa
     assert any(name.endswith(statistics) for name in moved)
     card = json.loads((folder / "crt/card.json").read_text())
     assert card["stage"] == "crt"
+
+
+def test_three_processes_make_the_passes_as_one(recipe, rank_pool, tmp_path):
+    """The third one holds two of the six classes, one of them without images."""
+    kt = {"name": "kt", "method": {"name": "fusion_kt", "memory_from": 0.5}, "epochs": 2}
+    ncm = {"name": "ncm", "start": "kt", "method": {"name": "ncm"}, "epochs": 0}
+    llw = {"name": "llw", "start": "kt", "method": {"name": "fusion_llw"}, "epochs": 1}
+    for name in ("one", "three"):
+        (tmp_path / f"{name}.seen").mkdir()
+    # Without batch norm at work large steps diverge.
+    one, three = (
+        recipe(tmp_path / name, stages=[kt, ncm, llw], optim={"lr": 0.01, "batch": 8}) for name in ("one", "three")
+    )
+    run_frozen(one, tmp_path / "one.seen")
+    rank_pool.run(run_frozen, 3, three, tmp_path / "three.seen")
+    for stage in ("kt", "ncm", "llw"):
+        alone, together = (load_file(tmp_path / name / stage / "model.safetensors") for name in ("one", "three"))
+        assert alone.keys() == together.keys()
+        for key, value in alone.items():
+            torch.testing.assert_close(together[key], value, rtol=1e-3, atol=1e-4, msg=f"{stage} {key}")
