@@ -21,7 +21,7 @@ def bench(
     set_: Annotated[list[str], typer.Option("--set", help="Override a key of the recipe.")] = [],  # noqa: B006
     out: Annotated[Path, typer.Option(help="The folder for the runs.")] = Path("runs/bench"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what is missing.")] = False,
-    smoke: Annotated[bool, typer.Option("--smoke", help="Two epochs a stage on the CPU: does it work?")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="One epoch a stage on the CPU: does it work?")] = False,
     commit: Annotated[str | None, typer.Option(help="Of the sources, for a copy without git.")] = None,
 ) -> None:
     """Train a recipe, test it, record the figures, and write the table of all of them.

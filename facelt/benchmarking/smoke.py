@@ -11,17 +11,17 @@ from facelt.benchmarking.trial import Trial, test_accuracy
 from facelt.config import TrainConfig
 from facelt.errors import UserError
 
-EPOCHS = 2
+EPOCHS = 1
 
 
-def shortened(config: TrainConfig, out: Path) -> TrainConfig:
-    """The same run with at most two epochs a stage, the warm-up in proportion, every step logged."""
+def shortened(config: TrainConfig, out: Path, most: int = EPOCHS) -> TrainConfig:
+    """The same run with so few epochs a stage, the warm-up in proportion, the network in bfloat16, every step logged."""
     values = config.model_dump()
     for stage in values["stages"]:
-        epochs = min(stage["epochs"], EPOCHS)
+        epochs = min(stage["epochs"], most)
         stage["schedule"]["warmup_epochs"] *= epochs / max(stage["epochs"], 1)
         stage["epochs"] = epochs
-    return TrainConfig.model_validate({**values, "out": out, "log_every": 1})
+    return TrainConfig.model_validate({**values, "out": out, "precision": "bf16", "log_every": 1})
 
 
 def run_smoke(trial: Trial, config: TrainConfig, say: Callable[[str], None]) -> SmokeRecord:

@@ -163,7 +163,7 @@ def test_losses_are_the_means_of_the_first_and_of_the_last_quarter(tmp_path):
 def test_a_shortened_recipe_keeps_its_shape(checkout, tmp_path):
     config = load_config(checkout / "configs/tiny/softmax.yaml", TrainConfig, ["stages.0.epochs=8"])
     short = shortened(config, tmp_path / "run")
-    assert (short.stages[0].epochs, short.stages[0].schedule.warmup_epochs) == (2, 0.25)
+    assert (short.stages[0].epochs, short.stages[0].schedule.warmup_epochs) == (1, 0.125)
     assert (short.log_every, short.out) == (1, tmp_path / "run")
     assert short.stages[0].model_copy(update={"epochs": 8, "schedule": config.stages[0].schedule}) == config.stages[0]
     none = load_config(checkout / "configs/tiny/softmax.yaml", TrainConfig, ["stages.0.epochs=0"])
