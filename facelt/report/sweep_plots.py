@@ -65,3 +65,6 @@ def _x_axis(axes, name: str, places: list[float]) -> None:
         axes.set_xticks(places, [f"{x:,.4g}" for x in places])
     elif name == "open_classes":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    elif places[0] > 0 and places[-1] > 50 * places[0]:
+        # Reachability: an image on a centroid would push all others into a corner.
+        axes.set_xscale("log")

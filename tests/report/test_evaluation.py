@@ -3,6 +3,7 @@
 import copy
 import csv
 import io
+import re
 from xml.etree import ElementTree
 
 import numpy as np
@@ -158,3 +159,15 @@ def test_a_sweep_of_several_models_draws_the_f_measure_of_each(tmp_path):
     # There is no half class.
     assert {"1", "2", "3"} <= set(words)
     assert not {"1.5", "1.50"} & set(words)
+
+
+@pytest.mark.parametrize(("last", "gaps"), [(1000.0, 1.0), (3.0, 20.0)])
+def test_thresholds_far_apart_stand_on_a_logarithmic_axis(tmp_path, last, gaps):
+    """The middle one of three thresholds is drawn in the middle, or where it is."""
+    places = (1.0, last**0.5 if gaps == 1 else 1.095238, last)
+    points = [["c", x, 0.5, 0.6, 0.4, 0.1, 9, 0.2, 0.3, 0.35, 0.4] for x in places]
+    header = ("model", "threshold", *HEADER[2:])
+    svg = write_sweep(tmp_path, "threshold", header, points)[1].read_text()
+    (line,) = re.findall(r'<path d="M ([^"]*)" clip-path[^>]*#0072b2', svg)
+    x = [float(pair.split()[0]) for pair in line.split("L")]
+    assert (x[2] - x[1]) / (x[1] - x[0]) == pytest.approx(gaps, rel=0.01)
