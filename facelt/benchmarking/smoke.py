@@ -15,7 +15,7 @@ EPOCHS = 1
 
 
 def shortened(config: TrainConfig, out: Path, most: int = EPOCHS) -> TrainConfig:
-    """The same run with so few epochs a stage, the warm-up in proportion, the network in bfloat16, every step logged."""
+    """The same run with so few epochs a stage, warm-up in proportion, the network in bfloat16, every step logged."""
     values = config.model_dump()
     for stage in values["stages"]:
         epochs = min(stage["epochs"], most)

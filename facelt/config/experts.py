@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from facelt.config.losses import ClassBalancedWeights, LdamLoss, LossConfig, SoftmaxLoss, WeightsConfig
+from facelt.config.method import AnyMethod
 from facelt.config.sampler import Sampler
 from facelt.config.strict import Strict
 
@@ -23,7 +24,7 @@ class Distillation(Strict):
     weight: float = Field(1.0, gt=0)
 
 
-class RideConfig(Strict):
+class RideConfig(AnyMethod):
     """Experts that are each right by themselves and unlike their mean, one for each of the stage's `branches`.
 
     `diversity` is the weight of the divergence from the mean, below 0 so that experts part. From the share
@@ -43,13 +44,17 @@ class RideConfig(Strict):
     collaborative: bool = False
     distillation: Distillation | None = None
 
+    @property
+    def teachers_wanted(self) -> range:
+        return range(1) if self.distillation is None else range(1, 2)
+
     @model_validator(mode="after")
     def _margins_fit_the_logits(self) -> "RideConfig":
         check_scale(self.loss, "cosine", self.scale)
         return self
 
 
-class RideRouterConfig(Strict):
+class RideRouterConfig(AnyMethod):
     """Which of RIDE's experts an image is shown to, in turn; it starts from a stage of RIDE, which stands still.
 
     The router reads `hidden` units of an expert's feature and the `top` largest logits so far, all where there are
@@ -64,7 +69,7 @@ class RideRouterConfig(Strict):
     pos_weight: float = Field(100.0, gt=0)
 
 
-class IndependentConfig(Strict):
+class IndependentConfig(AnyMethod):
     """Experts that know nothing of each other, each with its own draws of the whole training set, averaged in the end.
 
     They are independent with `branches: {split: none}`. `average` is that of the test: the experts' logits or

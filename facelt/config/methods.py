@@ -6,14 +6,14 @@ from pydantic import Field, model_validator
 
 from facelt.config.experts import IndependentConfig, RideConfig, RideRouterConfig
 from facelt.config.losses import LossConfig, MetricLossConfig, SoftmaxLoss, WeightsConfig
+from facelt.config.method import AnyMethod
 from facelt.config.mixing import ForegroundConfig, MixConfig
 from facelt.config.on_trained import OtherClassifierConfig
 from facelt.config.sampler import Sampler
 from facelt.config.shot_groups import BbnConfig, LfmeConfig, ResltConfig
-from facelt.config.strict import Strict
 
 
-class ClassifyConfig(Strict):
+class ClassifyConfig(AnyMethod):
     """A classifier on the feature; by cross-entropy it is the plain model.
 
     The `loss` on the logits may be another, with class `weights`, and a `metric_loss` on the features beside it. All
@@ -46,6 +46,10 @@ class ClassifyConfig(Strict):
     metric_loss: MetricLossConfig | None = None
     mix: MixConfig | None = None
     move_foreground: ForegroundConfig | None = None
+
+    @property
+    def teachers_wanted(self) -> range:
+        return range(1) if self.move_foreground is None else range(1, 2)
 
     @model_validator(mode="after")
     def _blends_have_a_loss(self) -> "ClassifyConfig":
@@ -86,7 +90,7 @@ class ClassifyConfig(Strict):
         return self
 
 
-class DynamicMetaConfig(Strict):
+class DynamicMetaConfig(AnyMethod):
     """OLTR: dynamic meta-embedding over an identity memory.
 
     `convention` settles what paper and released code say differently: loss weight 0.1 or 0.01, squash n^2 / (1 + n^2)

@@ -4,10 +4,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from facelt.config.strict import Strict
+from facelt.config.method import AnyMethod
 
 
-class OnTrained(Strict):
+class OnTrained(AnyMethod):
     """A method on a model that an earlier stage trained; a `post_hoc` one is fitted without steps."""
 
     post_hoc: ClassVar[bool] = False
@@ -75,7 +75,7 @@ class FusionAsmConfig(_TwoClassifiers):
     hidden: int = Field(50, ge=1)
 
 
-class FusionKtConfig(Strict):
+class FusionKtConfig(AnyMethod):
     """A second linear classifier that learns from the nearest class mean while the network trains.
 
     Where the nearest mean is right, a share of `transfer` of its loss is to answer as that does. The means are taken

@@ -6,17 +6,17 @@ from pydantic import Field, model_validator
 
 from facelt.config.experts import check_scale
 from facelt.config.losses import LossConfig, SoftmaxLoss
+from facelt.config.method import AnyMethod
 from facelt.config.sampler import Sampler
-from facelt.config.strict import Strict
 
 
-class BbnConfig(Strict):
+class BbnConfig(AnyMethod):
     """BBN: from the images as they come to rare classes, over the epochs, in a network of two `branches`."""
 
     name: Literal["bbn"]
 
 
-class ResltConfig(Strict):
+class ResltConfig(AnyMethod):
     """ResLT: one of the `branches` for all classes and one from each rank of `starts` on, most images first, from 0.
 
     `alpha` weighs the branches' own cross-entropies, the rest is that of their sum.
@@ -33,7 +33,7 @@ class ResltConfig(Strict):
         return self
 
 
-class LfmeConfig(Strict):
+class LfmeConfig(AnyMethod):
     """LFME: a student of experts, the stage's `teachers`, each trained on many-, medium- or few-shot classes alone.
 
     These are stages of the method classify with `shots`. `scale` belongs to the head `cosine`.
@@ -44,6 +44,10 @@ class LfmeConfig(Strict):
     head: Literal["linear", "cosine"] = "linear"
     scale: float = Field(16.0, gt=0)
     loss: LossConfig = SoftmaxLoss()
+
+    @property
+    def teachers_wanted(self) -> range:
+        return range(1, 4)
 
     @model_validator(mode="after")
     def _margins_fit_the_logits(self) -> "LfmeConfig":

@@ -133,6 +133,11 @@ class StageConfig(Strict):
 
     @model_validator(mode="after")
     def _has_what_the_method_needs(self) -> "StageConfig":
+        wanted = self.method.teachers_wanted
+        if len(self.teachers) not in wanted:
+            number = str(wanted[0]) if len(wanted) == 1 else f"{wanted[0]} to {wanted[-1]}"
+            named = f"learns from {number} of them, {len(self.teachers)} are named"
+            raise ValueError(f"teachers: {self.method.name} as it is set {named}")
         if isinstance(self.method, OnTrained):
             if self.start is None:
                 raise ValueError(f"start: {self.method.name} works on a trained model; name the stage it starts from")

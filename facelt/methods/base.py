@@ -142,9 +142,10 @@ class Method(nn.Module, ABC):
         """Takes what it can use from an earlier stage's method; the network is already loaded."""
 
     def learn_from(self, teachers: Sequence["Method"]) -> None:
-        """Takes the stage's teachers: trained methods in evaluation mode, whose weights stand still."""
-        if teachers:
-            raise UserError(f"teachers: {type(self).__name__} asks none; leave the key out")
+        """Takes the stage's teachers, as many as the configuration wants: trained methods in evaluation mode, whose
+        weights stand still.
+        """
+        self.teachers = tuple(teachers)
 
     def begin_epoch(self, progress: Progress, validation: Mapping[str, float]) -> None:
         """Called before each epoch with the last validation's figures, by name."""

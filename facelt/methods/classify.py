@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from facelt.config import ClassifyConfig
-from facelt.errors import UserError
 from facelt.heads import HEADS, Margin
 from facelt.heads.head import take_head
 from facelt.losses import METRIC_LOSSES
@@ -69,13 +68,9 @@ class Classify(Method):
 
     def learn_from(self, teachers: Sequence[Method]) -> None:
         """With `move_foreground`, from the one teacher that says what is foreground."""
-        if self.moves is None:
-            super().learn_from(teachers)
-            return
-        if len(teachers) != 1:
-            raise UserError(f"teachers: move_foreground asks for one, not {len(teachers)}; name the plain stage's")
-        self.moves.learn_from(teachers[0])
-        self.teachers = tuple(teachers)
+        super().learn_from(teachers)
+        if self.moves is not None:
+            self.moves.learn_from(teachers[0])
 
     def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
         (batch,) = batches

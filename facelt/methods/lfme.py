@@ -91,7 +91,7 @@ class Lfme(Method):
                     f"teachers: the expert of {teacher.shots} shots knows {teacher.head.classes.total} classes, the "
                     f"data have {self.head.classes.total}; name a stage trained on these data"
                 )
-        self.teachers = tuple(teachers)
+        super().learn_from(teachers)
 
     def begin_epoch(self, progress: Progress, validation: Mapping[str, float]) -> None:
         """Weighs the experts anew; an epoch that goes on keeps what it began with."""

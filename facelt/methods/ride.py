@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from facelt.config import RideConfig
-from facelt.errors import UserError
 from facelt.losses import LOSSES, WEIGHTS, Loss, distillation, diversity_temperature, ride
-from facelt.methods.base import Inputs, Method, Progress, StepOutput
+from facelt.methods.base import Inputs, Progress, StepOutput
 from facelt.methods.experts import Experts, whole_logits
 from facelt.models.network import Network
 
@@ -39,16 +38,6 @@ class Ride(Experts):
                 weight_C = WEIGHTS[config.weights.name](counts_C, **config.weights.options)
         self.register_buffer("weight_C", weight_C, persistent=False)
         self.register_buffer("temperature_C", temperature_C, persistent=False)
-
-    def learn_from(self, teachers: Sequence[Method]) -> None:
-        """Raises UserError unless there is one teacher with `distillation`, and none without."""
-        wanted = int(self.config.distillation is not None)
-        if len(teachers) != wanted:
-            raise UserError(
-                f"teachers: {len(teachers)} for a method that learns from {wanted}; with method.distillation name the "
-                "one stage it learns from, without it none"
-            )
-        self.teachers = tuple(teachers)
 
     def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
         (batch,) = batches

@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from facelt.config import OptimConfig, TrainConfig
+from facelt.config import ClassifyConfig, OptimConfig, TrainConfig
 from facelt.engine.handed_on import load_model
 from facelt.engine.run import run
 from facelt.errors import UserError
@@ -42,6 +42,7 @@ class Taught(Classify):
 @pytest.fixture
 def taught(monkeypatch):
     monkeypatch.setitem(METHODS, "classify", Taught)
+    monkeypatch.setattr(ClassifyConfig, "teachers_wanted", range(3))
     return Taught
 
 
@@ -110,9 +111,12 @@ def test_teachers_are_still_and_of_the_stages_named(train, taught, finished_run,
         assert all(torch.equal(value, expected[name]) for name, value in teacher.state_dict().items())
 
 
-def test_a_method_that_asks_no_teacher_refuses_one_and_a_missing_one_is_named(train, recipe, finished_run, tmp_path):
-    with pytest.raises(UserError, match="teachers: Classify asks none"):
+def test_a_method_that_asks_no_teacher_refuses_one(train, finished_run, tmp_path):
+    with pytest.raises(ValidationError, match="teachers: classify as it is set learns from 0 of them, 1 are named"):
         train(tmp_path / "asked", stages=[second(finished_run, teachers=[str(finished_run / "plain")])])
+
+
+def test_a_missing_teacher_is_named(train, taught, recipe, finished_run, tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         train(tmp_path / "missing", stages=[second(finished_run, teachers=[str(tmp_path / "nowhere")])])
     assert not (tmp_path / "missing").exists()

@@ -5,12 +5,12 @@ B images, C classes, D feature.
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from facelt.config import ClassifyConfig, TrainConfig, load_config
 from facelt.engine.handed_on import build_method, load_model
 from facelt.engine.run import run
-from facelt.errors import UserError
 from facelt.heads.head import take_head
 from facelt.methods import METHODS, Classify, Inputs, Progress
 from facelt.methods.foreground import ForegroundMoves
@@ -119,10 +119,10 @@ def test_the_bag_of_tricks_trains_stops_and_goes_on(root, cifar, tmp_path, monke
 
 def test_foregrounds_ask_for_one_teacher(finished_run, train, plain_stage, tmp_path):
     stages = plain_stage(method={"name": "classify", "move_foreground": {}})
-    with pytest.raises(UserError, match="teachers: move_foreground asks for one, not 0"):
+    with pytest.raises(ValidationError, match="teachers: classify as it is set learns from 1 of them, 0 are named"):
         train(tmp_path / "none", stages=stages)
     stages = plain_stage(teachers=[str(finished_run / "plain")])
-    with pytest.raises(UserError, match="asks none; leave the key out"):
+    with pytest.raises(ValidationError, match="teachers: classify as it is set learns from 0 of them, 1 are named"):
         train(tmp_path / "one", stages=stages)
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 
-from facelt.config import ClassifyConfig, RideConfig
-from facelt.errors import UserError
+from facelt.config import ClassifyConfig, RideConfig, StageConfig
 from facelt.methods import METHODS, Inputs, Progress
 from facelt.models.branched import Branches
 from facelt.models.network import build_network
@@ -125,12 +125,14 @@ def test_diversity_parts_the_experts_and_the_mean_gets_no_gradient_of_it(inputs)
     assert after > before
 
 
-def test_teachers_and_distillation_go_together(inputs):
-    with pytest.raises(UserError, match="teachers: 1 for a method that learns from 0"):
-        build().learn_from([build(experts=2)])
-    with pytest.raises(UserError, match="teachers: 0 for a method that learns from 1"):
-        build(distillation={}).learn_from([])
-    build().learn_from([])
+def test_teachers_and_distillation_go_together():
+    stage = {"name": "student", "epochs": 1, "branches": {"count": EXPERTS, "split": "layer2"}}
+    ride, distilled = {"name": "ride"}, {"name": "ride", "distillation": {}}
+    with pytest.raises(ValidationError, match="teachers: ride as it is set learns from 0 of them, 1 are named"):
+        StageConfig(**stage, method=ride, teachers=["teacher"])
+    with pytest.raises(ValidationError, match="teachers: ride as it is set learns from 1 of them, 0 are named"):
+        StageConfig(**stage, method=distilled)
+    assert StageConfig(**stage, method=distilled, teachers=["teacher"]).teachers == ("teacher",)
 
 
 def test_another_methods_stage_may_teach(inputs):
