@@ -103,12 +103,14 @@ def _concepts(source, split: str, path: Path, *, images: int, seed: int):
         pictures = []
         for place, concept in enumerate(one.concepts, start=1):
             picture, distance = concept.nearest or (None, None)
-            pictures.append((picture and picture.image_HW3, f"class {concept.label}: {concept.coefficient:.3f}"))
-            name = picture and picture.name
-            rows.append((one.picture.name, one.label, place, concept.label, concept.coefficient, name, distance))
-        lines.append(((one.picture.image_HW3, "open set" if one.label < 0 else f"class {one.label}"), pictures))
+            pictures.append((picture and picture.image_HW3, f"{concept.coefficient:.3f} {concept.name}"))
+            nearest = (picture and picture.name, distance)
+            called_by = (one.picture.name, one.label, one.name)
+            rows.append((*called_by, place, concept.label, concept.name, concept.coefficient, *nearest))
+        lines.append(((one.picture.image_HW3, one.name), pictures))
     draw_concepts(lines, path)
-    return Table(("image", "label", "place", "class", "coefficient", "nearest_image", "distance"), rows)
+    header = ("image", "label", "name", "place", "class", "class_name", "coefficient", "nearest_image", "distance")
+    return Table(header, rows)
 
 
 def _write(table, path: Path) -> None:

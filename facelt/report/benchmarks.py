@@ -1,4 +1,4 @@
-"""The page of benchmark results, in Markdown: a table a suite, what was not run, what others published."""
+"""The page of benchmark results, in Markdown: what was run, what was not and how it would be, what others published."""
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,13 +9,16 @@ from facelt.report.visible import visible
 NOTHING = "-"
 COLUMNS = ("recipe", "IF", "overall", "many", "medium", "few", "seeds", "minutes", "machine", "commit", "published")
 
+MISSING = ("not run", "smoke test", "published")
+
 HEAD = """# Benchmarks
 
 Top-1 accuracy in % on the test split: mean over seeds, ± the sample standard deviation; many, medium and few are means
-of class accuracies (more than 100, 20 to 100, fewer than 20 training images). IF is the largest class over the least.
-Where a data set has no validation images the last epoch is tested, so nothing is chosen on the test split. Minutes are
-those of one run, training and testing. `facelt bench` writes this page from `benchmarks.jsonl`, one line a run, and
-`published.yaml`; a figure of ours is never taken from a publication, and *not run* means that.
+of class accuracies (more than 100, 20 to 100, fewer than 20 training images). IF is the imbalance: the largest class
+over the smallest. Where a data set has no validation images the last epoch is tested, so nothing is chosen on the test
+split. Minutes are those of one run, training and testing. `facelt bench` writes this page from `benchmarks.jsonl`, one
+line a run, and `published.yaml`; a figure of ours is never taken from a publication. What was *not run* has its command
+instead; a smoke test is a run of two epochs a stage on a CPU, in which every loss was finite and fell.
 
 Published figures bear their source: """
 PUBLISHED = """
@@ -77,8 +80,13 @@ def page(
     parts = [HEAD, ", ".join(f"{letter} {meaning}" for letter, meaning in sources.items()), ".\n"]
     for suite in dict.fromkeys(row.suite for row in rows):
         own = [row for row in rows if row.suite == suite]
-        parts += [f"\n## {cell(suite)}\n\n", *_table(COLUMNS, map(_cells, own)), "\n"]
-        parts += ["Commands:\n\n", *(f"- {_code(command(row))}\n" for row in own)]
+        run, missing = [row for row in own if row.seeds], [row for row in own if not row.seeds]
+        parts.append(f"\n## {cell(suite)}\n")
+        if run:
+            parts += ["\n", *_table(COLUMNS, map(_cells, run)), "\nThe same again:\n\n"]
+            parts += [f"- {_code(command(row))}\n" for row in run]
+        if missing:
+            parts += ["\n", *_table(MISSING, map(_missing_cells, missing))]
     if unmatched:
         parts.append(PUBLISHED)
         parts += [
@@ -102,10 +110,6 @@ def cell(text: str) -> str:
 
 def _cells(row: BenchmarkRow) -> list[str]:
     name = ", ".join([row.recipe, *row.settings])
-    published = "; ".join(_published(one) for one in row.published) or NOTHING
-    if not row.seeds:
-        smoke = "" if row.smoke is None else f"; smoke test passed at {cell(row.smoke)}"
-        return [cell(name), _number(row.imbalance), f"not run{smoke}", *[""] * 7, published]
     overall = _percent(row.overall)
     # Where an epoch was chosen the reader is told.
     overall += "".join(f" ({cell(chosen)})" for chosen in row.chosen if chosen != "last epoch")
@@ -116,8 +120,17 @@ def _cells(row: BenchmarkRow) -> list[str]:
         NOTHING if row.minutes is None else f"{row.minutes:.1f}",
         "; ".join(map(cell, row.machines)),
         "; ".join(map(cell, row.commits)),
-        published,
+        _beside(row),
     ]
+
+
+def _missing_cells(row: BenchmarkRow) -> list[str]:
+    smoke = NOTHING if row.smoke is None else f"passed at {cell(row.smoke)}"
+    return [_code(command(row)).replace("|", "\\|"), smoke, _beside(row)]
+
+
+def _beside(row: BenchmarkRow) -> str:
+    return "; ".join(map(_published, row.published)) or NOTHING
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

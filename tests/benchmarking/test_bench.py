@@ -68,8 +68,9 @@ def test_seeds_are_run_recorded_and_in_the_table(bench, records, page, tmp_path,
     mean, half = 50 * (seen[0] + seen[1]), abs(seen[0] - seen[1]) * 100 / 2**0.5
     assert f"| softmax | 4 | {mean:.2f} ± {half:.2f} | - | - | {mean:.2f} ± {half:.2f} | 0, 1 |" in page()
     assert "| 38.3 (R) |" in page()
-    assert "| slow | 4 | not run |" in page()
-    assert "| softmax | 2 | not run |" in page()
+    _, _, missing = page().partition("| not run | smoke test | published |")
+    assert "| `facelt bench tiny/slow --imbalance 4 --seeds 0,1,2` | - | - |" in missing
+    assert "| `facelt bench tiny/softmax --imbalance 2 --seeds 0,1,2` | - | 50.0 (R) |" in missing
     results = sorted((tmp_path / "runs").rglob("result.json"))
     assert [RunRecord.model_validate_json(path.read_text()) for path in results] == found
 
@@ -141,7 +142,8 @@ def test_a_smoke_test_is_said_and_is_no_result(bench, records, page, tmp_path):
     assert isinstance(record, SmokeRecord)
     first, last = record.losses["plain"]
     assert last < first
-    assert "| softmax | 4 | not run; smoke test passed at c1 |" in page()
+    line = "| `facelt bench tiny/softmax --imbalance 4 --seeds 0,1,2` | passed at c1 | 38.3 (R) |"
+    assert line in page().partition("| not run | smoke test | published |")[2]
     assert not (tmp_path / "runs").exists()
 
 
@@ -194,7 +196,7 @@ def test_mistakes_are_one_line(bench, records, words, mistake):
 def test_without_a_name_only_the_table_is_written(bench, page, tmp_path):
     said = bench()
     assert said == f"table: {tmp_path / 'checkout' / 'docs' / 'benchmarks.md'}\n"
-    assert page().count("not run |") == 3
+    assert page().partition("| not run | smoke test | published |")[2].count("| `facelt bench ") == 3
     assert not (tmp_path / "runs").exists()
 
 

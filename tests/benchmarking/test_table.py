@@ -5,7 +5,7 @@ import statistics
 import pytest
 
 from facelt.benchmarking.published import SOURCES, PublishedMethod, read_published
-from facelt.benchmarking.records import RunRecord, SmokeRecord
+from facelt.benchmarking.records import RunRecord, SmokeRecord, read_records
 from facelt.benchmarking.table import Planned, plan, planned, rows, unmatched
 from facelt.errors import UserError
 from facelt.report.benchmarks import BenchmarkRow, Figure, PublishedFigure, cell, command, page
@@ -98,27 +98,27 @@ def test_the_page_says_what_the_rows_hold():
         "| ldam_drw | 100 | 42.12 ± 0.31 | 60.00 ± 10.00 | 30.00 | - | 0, 1 | 12.3 | GPU \\| 1 | c1; c2 "
         "| 42.04 (P, best on test); 42.0 (S) |"
     ) in lines
-    assert "| bbn, optim.lr=\\[1, 2\\] | 50 | not run; smoke test passed at c3 |  |  |  |  |  |  |  | - |" in lines
+    assert "| `facelt bench s/bbn --imbalance 50 --seeds 0,1,2 --set 'optim.lr=[1, 2]'` | passed at c3 | - |" in lines
+    assert "- `facelt bench s/ldam_drw --imbalance 100 --seeds 0,1`" in lines
     assert "| x | - | - (best validation, epoch 3) | - | - | - | 4 | - |  |  | - |" in lines
-    assert "- `facelt bench s/bbn --imbalance 50 --seeds 0,1,2 --set 'optim.lr=[1, 2]'`" in lines
     assert "- `facelt bench t/x --seeds 4`" in lines
     assert "| s | \\<Other\\> | 100 | 51.5 (M) |" in lines
     assert [line for line in lines if line.startswith("## ")] == ["## s", "## t", "## Published, without a recipe here"]
     assert "Published figures bear their source: P paper." in lines
     widths = {line.replace("\\|", "").count("|") for line in lines if line.startswith("|")}
-    assert widths == {12, 5}
+    assert widths == {12, 5, 4}
 
 
 def test_a_name_ends_no_cell_and_no_line():
     assert cell("a|b\n`c`<script>\\") == "a\\|b\ufffd\\`c\\`\\<script\\>\\\\"
-    row = BenchmarkRow(suite="s", recipe="r", imbalance=None, settings=("a=`` `",))
-    assert "- ``` facelt bench s/r --seeds 0,1,2 --set 'a=`` `' ```" in page([row], [], {}).splitlines()
-    assert command(row).endswith("'a=`` `'")
+    row = BenchmarkRow(suite="s", recipe="r", imbalance=None, settings=("a=`` `|",))
+    assert "| ``` facelt bench s/r --seeds 0,1,2 --set 'a=`` `\\|' ``` | - | - |" in page([row], [], {}).splitlines()
+    assert command(row).endswith("'a=`` `|'")
 
 
 def test_the_published_file_is_read_and_a_bad_source_is_named(root, tmp_path):
     figures = read_published(root / "docs" / "published.yaml")
-    ldam = [one for one in figures if (one.suite, one.recipe) == ("cifar100_lt", "ldam_drw")]
+    ldam = [one for one in figures if (one.suite, one.method) == ("cifar100_lt", "LDAM-DRW")]
     assert {imbalance: value for one in ldam for imbalance, value in one.accuracy.items()} == {
         **{100: 42.04, 50: 46.6, 10: 58.71}
     }
@@ -134,6 +134,21 @@ def test_every_published_recipe_has_one_place(root):
     figures = read_published(root / "docs" / "published.yaml")
     places = [(one.suite, one.method, one.source, imbalance) for one in figures for imbalance in one.accuracy]
     assert len(places) == len(set(places))
+
+
+def test_the_page_in_the_docs_is_what_its_records_make(root):
+    """`facelt bench` without a name writes it anew."""
+    docs, configs = root / "docs", root / "configs"
+    recipes, published = planned(configs), read_published(docs / "published.yaml")
+    found = rows(read_records(docs / "benchmarks.jsonl"), plan(recipes, published), published)
+    assert (docs / "benchmarks.md").read_text() == page(found, unmatched(recipes, published), SOURCES)
+
+
+def test_published_figures_name_recipes_that_are_there(root):
+    known = {(one.suite, one.recipe) for one in planned(root / "configs")}
+    suites = {suite for suite, _ in known}
+    figures = read_published(root / "docs" / "published.yaml")
+    assert {(one.suite, one.recipe) for one in figures if one.recipe and one.suite in suites} <= known
 
 
 def test_the_recipes_of_a_checkout_are_planned_at_their_imbalance(checkout):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from facelt.data.batch import Batch
+from facelt.engine.class_names import class_names
 from facelt.engine.data import Split
 from facelt.engine.figures.source import Source, drawn
 from facelt.errors import UserError
@@ -40,16 +41,18 @@ class Concept:
     """A class, the coefficient of its centroid in what is read from the memory, and a picture; None without images."""
 
     label: int
+    name: str
     coefficient: float
     nearest: Nearest | None
 
 
 @dataclass(frozen=True)
 class Called:
-    """An image, its label (-1 in the open set), and its concepts, the strongest first."""
+    """An image, its label (-1 in the open set) and class, and its concepts, the strongest first."""
 
     picture: Picture
     label: int
+    name: str
     concepts: tuple[Concept, ...]
 
 
@@ -64,8 +67,15 @@ def called_concepts(source: Source, split: str, *, images: int, seed: int) -> li
     chosen = drawn(source.split(split), images, np.random.default_rng(seed))
     found = [one for batch, inputs in source.batches(chosen) for one in _strongest(source, chosen, batch, inputs)]
     nearest = nearest_images(source, {label for *_, strongest in found for label, _ in strongest})
+    # The last name is that of the label -1.
+    names = [*class_names(source.data, source.model.config.data), "open set"]
     return [
-        Called(picture, label, tuple(Concept(one, share, nearest.get(one)) for one, share in strongest))
+        Called(
+            picture,
+            label,
+            names[label],
+            tuple(Concept(one, names[one], share, nearest.get(one)) for one, share in strongest),
+        )
         for picture, label, strongest in found
     ]
 

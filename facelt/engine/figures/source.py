@@ -14,8 +14,8 @@ from facelt.data.batch import Batch
 from facelt.engine.data import Split, TrainingData, open_data
 from facelt.engine.evaluate import evaluation_batches
 from facelt.engine.handed_on import TrainedModel
+from facelt.engine.model_evaluation import find_split
 from facelt.engine.outputs import Reading
-from facelt.errors import UserError
 from facelt.methods import Method
 from facelt.metrics.accuracy import shot_bands
 
@@ -41,10 +41,7 @@ class Source:
 
     def split(self, name: str) -> Split:
         """Images to evaluate on. Raises UserError where the data have no such split."""
-        if name not in self.data.evaluation:
-            known = ", ".join(self.data.evaluation) or "none"
-            raise UserError(f"--split {name}: the configuration of this model has no such split; it has: {known}")
-        return self.data.evaluation[name]
+        return find_split(self.data, name)
 
     def bands(self, convention: str) -> np.ndarray:
         """The band of each class as an index into `BANDS`."""
