@@ -1,7 +1,9 @@
-"""Files that are whole: written completely or not at all, and known by a digest of all they hold."""
+"""Files and folders that are whole: written completely or not at all; files are known by a digest of all they hold."""
 
 import hashlib
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -48,6 +50,31 @@ def write_text(path: Path, text: str, advice: str = "") -> None:
     """Writes UTF-8 text as it is, without changing ends of lines."""
     with replacing(path, advice) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         file.write(text)
+
+
+@contextmanager
+def fresh_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` that takes its place when the block ends well, and vanishes when it does not.
+
+    Raises UserError where something other than an empty folder is at `target`, or where it cannot be written.
+    """
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UserError(f"{target}: exists already; remove it or choose another folder")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror}); choose another folder") from error
+    try:
+        yield temporary
+        temporary.chmod(0o755)  # mkdtemp's folders are for their owner alone
+        temporary.replace(target)
+    except OSError as error:
+        raise UserError(
+            f"{target}: cannot be written ({error.strerror}); make room or choose another folder"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sha256_of(path: Path) -> str:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from facelt.data.synthetic.album import Picture, identity_name, render_album
 from facelt.data.synthetic.difficulty import DEMO, Difficulty
-from facelt.data.synthetic.folder import fresh_folder, whole_number
 from facelt.data.synthetic.identity import draw_identity
 from facelt.data.synthetic.streams import Purpose, stream
+from facelt.data.synthetic.whole_number import whole_number
 from facelt.errors import UserError
+from facelt.whole_files import fresh_folder
 
 _TABLE_HEADER = "name\timage_id\tface_id\turl\tbbox\tsha256"
 _README = """Synthetic test suite in MegaFace's layout, made by facelt.data.synthetic.

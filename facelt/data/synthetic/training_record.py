@@ -9,10 +9,11 @@ import numpy as np
 
 from facelt.data.synthetic.album import identity_name, render_album
 from facelt.data.synthetic.difficulty import DEMO, Difficulty
-from facelt.data.synthetic.folder import fresh_folder, whole_number
 from facelt.data.synthetic.identity import draw_identity
 from facelt.data.synthetic.streams import Purpose, stream
+from facelt.data.synthetic.whole_number import whole_number
 from facelt.errors import UserError
+from facelt.whole_files import fresh_folder
 from recordio_tools.errors import RecordIOError
 from recordio_tools.face_writer import FaceRecordWriter
 
