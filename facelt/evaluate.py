@@ -35,6 +35,9 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="A folder for tables of a sweep, of confusion with the open set and of OSCR.")
     ] = None,
+    experts: Annotated[
+        bool, typer.Option("--experts", help="Of several experts: images one gets right and their average wrong.")
+    ] = False,
     per_class: Annotated[Path | None, typer.Option(help="A CSV file of accuracies by class.")] = None,
     batch: Annotated[int, typer.Option(min=1)] = 128,
     workers: Annotated[int, typer.Option(min=0)] = 1,
@@ -59,7 +62,9 @@ def evaluate(
     evaluations = []
     for path in checkpoint:
         model = load_model(path, resolve_device(device))
-        found, images = evaluate_model(model, split, convention, question, batch=batch, workers=workers)
+        found, images = evaluate_model(
+            model, split, convention, question, batch=batch, workers=workers, experts=experts
+        )
         evaluations.append(found.beside(evaluations))
         report = evaluations[-1].report()
         if json:

@@ -17,6 +17,7 @@ from facelt.engine.handed_on import TrainedModel
 from facelt.metrics.accuracy import BANDS, class_counts, shot_accuracy, shot_bands
 from facelt.metrics.calibration import BINS, expected_calibration_error
 from facelt.metrics.detection import detection
+from facelt.metrics.experts import ExpertCounts
 from facelt.metrics.open_confusion import ANSWERS, TRUE, open_confusion
 from facelt.metrics.open_set import F_MEASURE_FORMS, closed_macro_f, open_macro_f, open_set_f_measure
 from facelt.metrics.oscr import OscrCurve, oscr
@@ -45,6 +46,7 @@ class Evaluation:
     rejection: Rejection | None = None
     unknown: Answers | None = None
     number: int = 1
+    experts: ExpertCounts | None = None
 
     @cached_property
     def counts_C(self) -> np.ndarray:
@@ -94,6 +96,7 @@ class Evaluation:
             "ece": expected_calibration_error(np.minimum(known.confidence_N, 1), right_N),
             "ece_bins": BINS,
             "open": None if self.rejection is None else self._open(),
+            "experts": None if self.experts is None else asdict(self.experts),
         }
 
     def _open(self) -> dict:

@@ -7,11 +7,13 @@ from facelt.data.bad_images import BadImageCount
 from facelt.engine.answers import Answers, Respondent, answers, fit_rejecter
 from facelt.engine.data import Split, TrainingData, open_data
 from facelt.engine.evaluation import Evaluation, Rejection
+from facelt.engine.experts import expert_predictions
 from facelt.engine.handed_on import TrainedModel
 from facelt.engine.open_images import OpenImages, find_open_images
 from facelt.engine.outputs import Reading
 from facelt.errors import UserError
 from facelt.metrics.detection import WANTED, accepting_threshold
+from facelt.metrics.experts import expert_counts
 from facelt.openset import OPENSET
 
 VALIDATION = "validation"
@@ -30,20 +32,31 @@ class OpenQuestion:
 
 
 def evaluate_model(
-    model: TrainedModel, split: str, convention: str, open_: OpenQuestion | None, *, batch: int, workers: int
+    model: TrainedModel,
+    split: str,
+    convention: str,
+    open_: OpenQuestion | None,
+    *,
+    batch: int,
+    workers: int,
+    experts: bool = False,
 ) -> tuple[Evaluation, OpenImages | None]:
-    """The evaluation, and the open images it is of.
+    """The evaluation, and the open images it is of; with `experts` also what each of the model's experts says alone.
 
-    Raises UserError where the data have no such split, no open images, or nothing to set a threshold by.
+    Raises UserError where the data have no such split, no open images, or nothing to set a threshold by, and where a
+    model without experts is asked for them.
     """
     data = open_data(model.config.data, model.config.seed)
     bad = BadImageCount(model.config.data.max_bad_images)
     device = next(model.method.parameters()).device
     asked = Respondent(model.method, data.preparation, Reading(batch, workers, device, bad))
     known_split = find_split(data, split)
+    apart = None
+    if experts:
+        apart = expert_counts(*expert_predictions(model.method, known_split, asked.preparation, asked.reading))
     if open_ is None:
         known = answers(asked, known_split, OPENSET["threshold"](), split)
-        return Evaluation(model, data, split, convention, known), None
+        return Evaluation(model, data, split, convention, known, experts=apart), None
     images = find_open_images(data, model.config, open_.images, open_.root)
     rejecter = OPENSET[open_.method]()
     if open_.threshold is None and rejecter.threshold is None and VALIDATION not in data.evaluation:
@@ -63,7 +76,7 @@ def evaluate_model(
         threshold, source = _accepting(held_out()), f"accepts {WANTED} % of known {VALIDATION} images"
     unknown = images.unknown(answers(asked, images.split, rejecter, "open images"))
     rejection = Rejection(open_.method, threshold, source)
-    return Evaluation(model, data, split, convention, known, rejection, unknown), images
+    return Evaluation(model, data, split, convention, known, rejection, unknown, experts=apart), images
 
 
 def find_split(data: TrainingData, name: str) -> Split:

@@ -28,8 +28,9 @@ OPEN_FIGURES = {
 }
 _ACCURACY = ("overall", *BANDS, "classes", "images")
 _REQUIRED = {
-    "": ("schema", "model", "split", "convention", *_ACCURACY, "macro_f", "ece", "ece_bins", "open"),
+    "": ("schema", "model", "split", "convention", *_ACCURACY, "macro_f", "ece", "ece_bins", "open", "experts"),
     "model": ("name", "weights_sha256", "classes"),
+    "experts": ("images", "average_right", "right", "lost", "won", "some_right", "none_right"),
     "open": ("method", "threshold", "threshold_from", *_ACCURACY, "open_images", "reason", "confusion", *OPEN_FIGURES),
 }
 
@@ -59,6 +60,12 @@ def print_evaluation(report: dict, console: "Console | None" = None) -> None:
     _show(console, f"{model}: accuracy on {split} in %, shots by the {convention} convention", _accuracies(report))
     macro_f, ece = _percent(report["macro_f"]), _percent(report["ece"])
     console.print(f"in %: macro-F {macro_f}, calibration error (ECE, {report['ece_bins']} bins) {ece}", highlight=False)
+    if report["experts"] is not None:
+        console.print()
+        apart = report["experts"]
+        _show(console, f"{apart['images']:,} images by expert, beside the answer of all together", _experts(apart))
+        some, none = f"{apart['some_right']:,}", f"{apart['none_right']:,}"
+        console.print(f"together wrong, some expert right: {some}; together right, no expert: {none}", highlight=False)
     if (open_ := report["open"]) is None:
         return
     method = f"{open_['method']}, threshold {open_['threshold']:.6g} ({open_['threshold_from']})"
@@ -84,6 +91,14 @@ def _accuracies(report: dict):
     for name in ("classes", "images"):
         counts = [report[name][band] for band in BANDS]
         table.add_row(name, *(f"{count:,}" for count in (sum(counts), *counts)))
+    return table
+
+
+def _experts(experts: dict):
+    table = _table(("right", "right, together wrong", "wrong, together right"))
+    for number, counts in enumerate(zip(experts["right"], experts["lost"], experts["won"], strict=True), start=1):
+        table.add_row(f"expert {number}", *(f"{count:,}" for count in counts))
+    table.add_row("together", f"{experts['average_right']:,}", "", "")
     return table
 
 

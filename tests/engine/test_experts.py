@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from facelt.cli import app
 from facelt.config import TrainConfig
 from facelt.data.bad_images import BadImageCount
 from facelt.engine.data import Split, open_data
@@ -116,3 +118,22 @@ def test_ranks_put_the_gradients_of_a_step_with_several_inputs_together(rank_poo
         for name, gradient in alone.items():
             scale = gradient.abs().max().item()
             torch.testing.assert_close(together[name], gradient, rtol=1e-3, atol=1e-4 * scale, msg=name)
+
+
+def test_the_command_counts_what_experts_win_and_lose_together(experts_run, finished_run):
+    words = ["evaluate", "--workers", "0", "--json", "--experts", "--checkpoint"]
+    done = CliRunner().invoke(app, [*words, str(experts_run / "independent")])
+    assert done.exit_code == 0, done.exception
+    found = json.loads(done.stdout)["experts"]
+    model = load_model(experts_run / "independent", CPU)
+    data = open_data(model.config.data, model.config.seed)
+    split = data.evaluation["validation"]
+    label_N, expert_KN, together_N = expert_predictions(model.method, split, data.preparation, reading())
+    lost = [
+        sum(one == label != both for label, one, both in zip(label_N, expert_N, together_N, strict=True))
+        for expert_N in expert_KN
+    ]
+    assert (found["images"], found["lost"]) == (len(label_N), lost)
+    refused = CliRunner().invoke(app, [*words, str(finished_run)])
+    assert refused.exit_code == 1
+    assert "has no experts" in str(refused.exception)

@@ -39,6 +39,7 @@ REPORT = {
     "ece": None,
     "ece_bins": 15,
     "open": OPEN,
+    "experts": None,
 }
 
 
@@ -65,6 +66,18 @@ def test_everything_stands_in_80_columns(report):
     assert "open 123,456 0 7 89 123,552" in words
     for place, figure in enumerate(OPEN_FIGURES.values()):
         assert f"{figure} {10 + place}.00" in words
+
+
+def test_experts_stand_beside_what_they_say_together(report):
+    counts = {"right": (5_001, 4_002), "lost": (31, 42), "won": (503, 604), "some_right": 60, "none_right": 7}
+    report["experts"] = {"images": 10_000, "average_right": 6_003, **counts}
+    text = shown(report)
+    assert max(map(len, text.splitlines())) <= 80
+    rows = [line.split() for line in text.splitlines()]
+    assert ["expert", "1", "5,001", "31", "503"] in rows
+    assert ["expert", "2", "4,002", "42", "604"] in rows
+    assert ["together", "6,003"] in rows
+    assert "together wrong, some expert right: 60; together right, no expert: 7" in text
 
 
 def test_without_a_rejection_there_is_one_table(report):
