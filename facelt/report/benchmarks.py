@@ -18,7 +18,7 @@ of class accuracies (more than 100, 20 to 100, fewer than 20 training images). I
 over the smallest. Where a data set has no validation images the last epoch is tested, so nothing is chosen on the test
 split. Minutes are those of one run, training and testing. `facelt bench` writes this page from `benchmarks.jsonl`, one
 line a run, and `published.yaml`; a figure of ours is never taken from a publication. What was *not run* has its command
-instead; a smoke test is a run of two epochs a stage on a CPU, in which every loss was finite and fell.
+instead; a smoke test is a run of one epoch a stage in bfloat16 on a CPU, in which every loss was finite and fell.
 
 Published figures bear their source: """
 PUBLISHED = """

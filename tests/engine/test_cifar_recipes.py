@@ -67,7 +67,7 @@ def trained(pictures, tmp_path_factory):
                 optim["batch"] = min(optim["batch"], BATCH)
             for stage in values["stages"]:
                 stage["teachers"] = [elsewhere(teacher) for teacher in stage["teachers"]]
-            values |= {"device": "cpu", "data": {**values["data"], "root": pictures}}
+            values |= {"device": "cpu", "precision": "float32", "data": {**values["data"], "root": pictures}}
             config = TrainConfig.model_validate(values)
             done[name] = config, run(config)
         return done[name]
