@@ -10,6 +10,7 @@ from facelt.demo import demo
 from facelt.embed import embed
 from facelt.entry import run_app
 from facelt.evaluate import evaluate
+from facelt.export import export
 from facelt.figures import figures
 from facelt.train import train
 
@@ -19,7 +20,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (train, embed, evaluate, megaface, audit, dataset, bench, figures, demo):
+for command in (train, embed, evaluate, megaface, audit, dataset, bench, figures, export, demo):
     app.command()(command)
 
 

@@ -17,6 +17,7 @@ ENTRIES = (
     "facelt.dataset",
     "facelt.bench",
     "facelt.figures",
+    "facelt.export",
     "facelt.demo",
 )
 
@@ -67,6 +68,7 @@ ALLOWED = {
     "facelt.dataset": ("facelt.config", "facelt.entry", "facelt.engine"),
     "facelt.bench": ("facelt.config", "facelt.entry", "facelt.benchmarking", "facelt.engine", "facelt.report"),
     "facelt.figures": ("facelt.config", "facelt.entry", "facelt.engine", "facelt.metrics", "facelt.report"),
+    "facelt.export": ("facelt.config", "facelt.entry", "facelt.engine"),
     "facelt.demo": ("facelt.entry", "facelt.data.synthetic", "recordio_tools"),
     "facelt.cli": ("facelt.entry", "eval_megaface", *ENTRIES),
 }

@@ -10,7 +10,10 @@ import pytest
 from facelt.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAVY = ("torch", "torchvision", "faiss", "matplotlib", "sklearn", "scipy", "safetensors", "tensorboard", "pandas")
+HEAVY = (
+    *("torch", "torchvision", "faiss", "matplotlib", "sklearn", "scipy", "safetensors", "tensorboard", "pandas"),
+    *("onnx", "onnxruntime"),
+)
 PROMISED = {"train", "dataset", "embed", "evaluate", "megaface", "audit", "bench", "figures", "export", "demo"}
 
 REPORT = """
@@ -68,7 +71,7 @@ def test_every_help_of_the_record_tools_loads_nothing_heavy():
     "entry",
     [
         *(f"-m facelt.{name}" for name in ("cli", "train", "embed", "evaluate", "audit", "dataset")),
-        *(f"-m facelt.{name}" for name in ("bench", "figures", "demo")),
+        *(f"-m facelt.{name}" for name in ("bench", "figures", "export", "demo")),
         "eval_megaface/run.py",
     ],
 )

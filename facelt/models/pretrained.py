@@ -6,10 +6,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from facelt.errors import UserError
+from facelt.models.embedding import LinearBatchNorm
 from facelt.models.initialise import PARTS, difference, part_of
+from facelt.models.iresnet import IResNet
 from facelt.models.network import Network
 
 WRAPPERS = ("state_dict", "state_dict_backbone", "model")
@@ -55,6 +57,14 @@ def load_pretrained(network: Network, path: str | Path) -> LoadSummary:
         initial=tuple(name for name in own if name not in ours),
         ignored=tuple(source[name] for name in source if name not in ours),
     )
+
+
+def arcface_state(network: Network) -> dict[str, Tensor] | None:
+    """A plain IResNet's tensors under arcface_torch's names; None of another network, which it has no names for."""
+    plain = isinstance(network.backbone, IResNet) and isinstance(network.embedding, LinearBatchNorm)
+    if not plain or not isinstance(network.attention, nn.Identity):
+        return None
+    return {name.partition(".")[2]: value for name, value in network.state_dict().items()}
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
