@@ -65,19 +65,10 @@ def trained(pictures, tmp_path_factory):
             values = shortened(config, tmp_path_factory.mktemp(name) / "run", EPOCHS).model_dump()
             for optim in filter(None, [values["optim"], *(stage["optim"] for stage in values["stages"])]):
                 optim["batch"] = min(optim["batch"], BATCH)
-            for stage in values["stages"]:
-                stage["teachers"] = [elsewhere(teacher) for teacher in stage["teachers"]]
             values |= {"device": "cpu", "precision": "float32", "data": {**values["data"], "root": pictures}}
             config = TrainConfig.model_validate(values)
             done[name] = config, run(config)
         return done[name]
-
-    def elsewhere(teacher: str) -> str:
-        """A teacher of another recipe's run, runs/SUITE/RECIPE/STAGE, is one of that recipe's run here."""
-        if "/" not in teacher:
-            return teacher
-        *_, name, stage = teacher.split("/")
-        return str(of(name)[1] / stage)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BACKBONES, "resnet32", Backbone(thin, channels=WIDTHS[-1], stride=4, widths=WIDTHS))
