@@ -1,0 +1,70 @@
+"""Weights alone: a card says how to build the network, and both ways of naming load to the same embedding."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from facelt.engine.exporting.network_file import export_network
+from facelt.errors import UserError
+from facelt.models.branched import Branches
+from facelt.models.network import build_network
+from facelt.models.pretrained import load_pretrained
+from facelt.whole_files import sha256_of
+
+
+def built_from(card: dict):
+    """The network that a card describes, from what the card holds and nothing else."""
+    outline = card["network"]
+    return build_network(
+        outline["backbone"],
+        image_size=tuple(card["preprocessing"]["image_size"]),
+        attention=outline["attention"],
+        embedding=outline["embedding"],
+        dim=outline["dim"],
+        branches=outline["branches"] and Branches(**outline["branches"]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "stage"),
+    [
+        ("facelt", {"method": {"name": "dynamic_meta"}, "attention": True}),
+        ("facelt", {"method": {"name": "ride"}, "branches": {"count": 2, "split": "none"}}),
+        ("facelt", {"method": {"name": "classify"}, "attention": "spatial", "model": {"backbone": "iresnet18"}}),
+        ("arcface_torch", {"method": {"name": "classify"}, "model": {"backbone": "iresnet18"}}),
+    ],
+)
+def test_a_network_is_built_from_its_card_and_embeds_as_the_model(names, stage, build_model, tmp_path):
+    model = build_model(**stage)
+    path = tmp_path / "new/network.safetensors"
+    place = export_network(model, path)
+    assert place == tmp_path / "new/network.json"
+    card = json.loads(place.read_text())
+    assert card["names"] == names
+    assert card["weights_sha256"] == sha256_of(path)
+    assert card["preprocessing"] == model.card["preprocessing"]
+    assert not any("head" in name for name in load_file(path))
+    network = built_from(card)
+    summary = load_pretrained(network, path)
+    assert summary.initial == summary.ignored == ()
+    image = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(network.eval()(image), model.method.network(image))
+
+
+def test_an_iresnets_names_are_arcface_torchs(build_model, tmp_path):
+    model = build_model({"name": "classify"}, model={"backbone": "iresnet18"})
+    export_network(model, tmp_path / "network.safetensors")
+    names = load_file(tmp_path / "network.safetensors").keys()
+    assert {"conv1.weight", "prelu.weight", "layer2.0.downsample.1.running_var", "layer4.1.bn3.bias"} <= names
+    assert {"bn2.running_mean", "fc.weight", "fc.bias", "features.weight", "features.running_var"} <= names
+    assert not any(name.startswith(("backbone.", "embedding.")) for name in names)
+
+
+def test_a_place_that_cannot_be_written_is_named(build_model, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write .*network\.safetensors.*--out") as caught:
+        export_network(build_model({"name": "classify"}), tmp_path / "file/network.safetensors")
+    assert "\n" not in str(caught.value)
