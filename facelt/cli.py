@@ -3,6 +3,7 @@
 import typer
 
 from eval_megaface.run import megaface
+from facelt.align import align
 from facelt.audit import audit
 from facelt.bench import bench
 from facelt.dataset import dataset
@@ -20,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (train, embed, evaluate, megaface, audit, dataset, bench, figures, export, demo):
+for command in (train, align, embed, evaluate, megaface, audit, dataset, bench, figures, export, demo):
     app.command()(command)
 
 

@@ -20,25 +20,40 @@ def embed(
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     dtype: Annotated[Literal["float16", "float32"], typer.Option(help="How embeddings are stored.")] = "float16",
     max_bad_images: Annotated[int, typer.Option(min=0, help="Leave out up to this many unusable images.")] = 0,
+    align: Annotated[str | None, typer.Option(help="For photographs: yunet:FILE.onnx or insightface:ROOT.")] = None,
+    faces: Annotated[Literal["largest", "all"], typer.Option(help="With --align: of each photograph.")] = "largest",
+    people: Annotated[Literal["folder", "file"], typer.Option(help="With --align: what names a person.")] = "folder",
+    min_score: Annotated[float | None, typer.Option(min=0, max=1, help="With --align: of a face.")] = None,
 ) -> None:
     """Embed images: every kind the model makes, flip-averaged; an interrupted run goes on where it stopped.
 
-    Under torchrun every process takes a share of the images, all into one store.
+    Under torchrun every process takes a share of the images, all into one store. With --align photographs are aligned
+    on the way, as `facelt align` does; those without a face are told and left out; the store has each face's quality.
     """
     keep_threads_awake(device)
+    from facelt.alignment.photographs import find_photographs
+    from facelt.alignment.survey import Terms
     from facelt.engine.device import resolve_device
     from facelt.engine.embedding import embed_images, sound_images
     from facelt.engine.handed_on import load_model
     from facelt.engine.images import open_images
+    from facelt.engine.photographs import open_photographs
 
     model = load_model(checkpoint, resolve_device(device))
-    source = open_images(images, model.config, root=root, manifest=manifest)
     left_out: dict[str, str] = {}
-    first = os.environ.get("RANK", "0") == "0"
+    if align is None:
+        source = open_images(images, model.config, root=root, manifest=manifest)
+    else:
+        terms = Terms(align, min_score, faces == "all", model.config.data.max_pixels)
+        photographs = find_photographs(images, root=root, people=people)
+        source, failed = open_photographs(photographs, terms, model.config.data.image_size, workers)
+        left_out = {failure.photograph.name: failure.reason for failure in failed}
     if max_bad_images:
-        source, left_out = sound_images(source, workers, max_bad_images)
-        for name, reason in left_out.items() if first else ():
-            typer.echo(f"left out {name}: {reason}", err=True)
+        source, unusable = sound_images(source, workers, max_bad_images)
+        left_out |= unusable
+    first = os.environ.get("RANK", "0") == "0"
+    for name, reason in left_out.items() if first else ():
+        typer.echo(f"left out {name}: {reason}", err=True)
     store = embed_images(model, source, out, batch=batch, workers=workers, dtype=dtype, left_out=left_out)
     if first:
         typer.echo(f"{len(source.keys)} images embedded ({', '.join(model.method.kinds)}): {store}")

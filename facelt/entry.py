@@ -17,6 +17,7 @@ EXTRAS = {
     **dict.fromkeys(("torch", "torchvision", "tensorboard", "safetensors"), "train"),
     **dict.fromkeys(("scipy", "sklearn", "fairlearn", "jinja2", "matplotlib"), "audit"),
     "faiss": "cpu",
+    "insightface": "insightface",
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "export"),
 }
 # torchrun's store answers at once; without it a mistake is told by every process.

@@ -11,6 +11,7 @@ PACKAGES = ("recordio_tools", "facelt", "eval_megaface")
 MEASURING = ("facelt.store", "facelt.search", "facelt.identification", "facelt.metrics", "facelt.report")
 ENTRIES = (
     "facelt.train",
+    "facelt.align",
     "facelt.embed",
     "facelt.evaluate",
     "facelt.audit",
@@ -32,6 +33,8 @@ ALLOWED = {
     # The training side.
     "facelt.data": ("recordio_tools",),
     "facelt.data.synthetic": ("recordio_tools",),
+    # From photographs to aligned faces, without torch.
+    "facelt.alignment": ("facelt.data", "facelt.report", "recordio_tools"),
     "facelt.models": (),
     "facelt.parallel": (),
     "facelt.memory": ("facelt.parallel",),
@@ -44,7 +47,7 @@ ALLOWED = {
     "facelt.openset": (),
     "facelt.engine": (
         *("facelt.config", "facelt.data", "facelt.models", "facelt.parallel", "facelt.methods", "facelt.openset"),
-        *("facelt.metrics", "facelt.store", "recordio_tools"),
+        *("facelt.metrics", "facelt.store", "facelt.alignment", "recordio_tools"),
     ),
     # The measuring side.
     "facelt.store": (),
@@ -62,7 +65,8 @@ ALLOWED = {
     # The entries.
     "facelt.entry": ("recordio_tools",),
     "facelt.train": ("facelt.config", "facelt.entry", "facelt.engine"),
-    "facelt.embed": ("facelt.config", "facelt.entry", "facelt.engine"),
+    "facelt.align": ("facelt.entry", "facelt.alignment"),
+    "facelt.embed": ("facelt.config", "facelt.entry", "facelt.alignment", "facelt.engine"),
     "facelt.evaluate": ("facelt.config", "facelt.entry", "facelt.engine", "facelt.report"),
     "facelt.audit": ("facelt.config", "facelt.entry", "facelt.auditing", "facelt.report"),
     "facelt.dataset": ("facelt.config", "facelt.entry", "facelt.engine"),
@@ -78,6 +82,7 @@ NEVER = {
     "recordio_tools": (*HEAVY, "scipy", "mxnet"),
     "facelt.config": HEAVY,
     "facelt.data.synthetic": HEAVY,
+    "facelt.alignment": HEAVY,
     **dict.fromkeys(("facelt.store", "facelt.metrics", "facelt.identification", "facelt.report"), HEAVY[:3]),
     "facelt.auditing": HEAVY[:3],
     "eval_megaface": HEAVY,

@@ -14,7 +14,7 @@ HEAVY = (
     *("torch", "torchvision", "faiss", "matplotlib", "sklearn", "scipy", "safetensors", "tensorboard", "pandas"),
     *("onnx", "onnxruntime"),
 )
-PROMISED = {"train", "dataset", "embed", "evaluate", "megaface", "audit", "bench", "figures", "export", "demo"}
+PROMISED = {"train", "align", "dataset", "embed", "evaluate", "megaface", "audit", "bench", "figures", "export", "demo"}
 
 REPORT = """
 import sys
@@ -71,7 +71,7 @@ def test_every_help_of_the_record_tools_loads_nothing_heavy():
     "entry",
     [
         *(f"-m facelt.{name}" for name in ("cli", "train", "embed", "evaluate", "audit", "dataset")),
-        *(f"-m facelt.{name}" for name in ("bench", "figures", "export", "demo")),
+        *(f"-m facelt.{name}" for name in ("align", "bench", "figures", "export", "demo")),
         "eval_megaface/run.py",
     ],
 )

@@ -11,6 +11,16 @@ import numpy as np
 from facelt.errors import UserError
 
 _LINE = re.compile(r"(.+) (-?[0-9]{1,18})")
+_LABELLED_LINE = re.compile(r".+ -?[0-9]+")
+
+
+def is_labelled(list_path: Path) -> bool:
+    """Whether every line ends in a label. Raises UserError where the list cannot be read."""
+    try:
+        with list_path.open(encoding="utf-8") as file:
+            return all(_LABELLED_LINE.fullmatch(line.rstrip("\n")) for line in file if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{list_path}: cannot read the list: {error}") from error
 
 
 def read_list(list_path: Path, num_classes: int | None = None) -> tuple[list[str], np.ndarray]:

@@ -64,7 +64,7 @@ def embed_images(
             "training_images": model.card.get("training_images"),
             "data_fingerprint": model.card.get("data_fingerprint"),
         },
-        "preprocessing": {**model.card["preprocessing"], "flip_averaged": True},
+        "preprocessing": {**model.card["preprocessing"], **source.preparation, "flip_averaged": True},
         "left_out": left_out,
     }
     company = Company.of_torchrun()

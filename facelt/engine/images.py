@@ -4,31 +4,34 @@ N images.
 """
 
 import csv
-import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from facelt.config import ListData, TrainConfig
 from facelt.data.image_dataset import ImageDataset
+from facelt.data.image_list import is_labelled
 from facelt.data.list_dataset import FolderDataset, ListDataset, PathListDataset
 from facelt.data.record_dataset import RecordDataset
 from facelt.data.transforms import CentreCrop, ExpectSize, ImageTransform
 from facelt.errors import UserError
 
-_LABELLED_LINE = re.compile(r".+ -?[0-9]+")
-
 
 @dataclass(frozen=True)
 class ImageSource:
-    """A dataset, which of its images count, and a key, an identity and attributes [N] for each of those."""
+    """A dataset, which of its images count, and a key, an identity and attributes [N] for each of those.
+
+    `preparation` says what is done to the stored images before they are this dataset's.
+    """
 
     dataset: ImageDataset
     members: np.ndarray
     keys: list[str]
     identities: list[str]
     attributes: dict[str, list[str]]
+    preparation: dict[str, Any] = field(default_factory=dict)
 
     def without(self, bad: set[str]) -> "ImageSource":
         """The same without the images of these names."""
@@ -60,7 +63,7 @@ def open_images(
         return _from_paths(FolderDataset(path, transform=transform, max_pixels=data.max_pixels))
     if root is None:
         raise UserError(f"{path}: a list needs --root, the folder its paths lie in")
-    kind = ListDataset if _is_labelled(path) else PathListDataset
+    kind = ListDataset if is_labelled(path) else PathListDataset
     return _from_paths(kind(path, root, transform=transform, max_pixels=data.max_pixels))
 
 
@@ -86,14 +89,6 @@ def _from_paths(dataset: ListDataset | FolderDataset) -> ImageSource:
         [str(label) for label in dataset.labels.tolist()] if labelled else [Path(path).parent.name for path in paths]
     )
     return ImageSource(dataset, np.arange(len(dataset)), paths, identities, {})
-
-
-def _is_labelled(path: Path) -> bool:
-    try:
-        with path.open(encoding="utf-8") as file:
-            return all(_LABELLED_LINE.fullmatch(line.rstrip("\n")) for line in file if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read the list: {error}") from error
 
 
 def read_identities(path: Path) -> dict[str, dict[str, str]]:

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 # A spreadsheet takes a cell that begins so for a formula, the full-width forms included.
@@ -29,10 +29,14 @@ def safe_cell(value: object) -> object:
     return value
 
 
-def csv_text(table: Table) -> str:
-    """The table as RFC 4180 text (CRLF lines), every text quoted, so that no separator splits a name into two cells."""
+def csv_lines(rows: Iterable[Sequence[object]]) -> str:
+    """Rows as RFC 4180 text (CRLF lines), every text quoted, so that no separator splits a name into two cells."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\r\n")
-    writer.writerow([safe_cell(name) for name in table.header])
-    writer.writerows([safe_cell(value) for value in row] for row in table.rows)
+    writer.writerows([safe_cell(value) for value in row] for row in rows)
     return buffer.getvalue()
+
+
+def csv_text(table: Table) -> str:
+    """The table as `csv_lines`, its header first."""
+    return csv_lines([table.header, *table.rows])
