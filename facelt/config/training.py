@@ -29,7 +29,7 @@ class ModelConfig(Strict):
 
     backbone: Literal[
         *("resnet10", "resnet32", "resnet50", "resnet152", "resnext50"),
-        *("densenet_bc100", "iresnet18", "iresnet50", "iresnet100"),
+        *("densenet_bc100", "iresnet18", "iresnet34", "iresnet50", "iresnet100", "iresnet200"),
     ] = "resnet50"
     dim: int = Field(512, ge=1)
     pretrained: Path | None = None

@@ -43,6 +43,8 @@ BACKBONES: dict[str, Backbone] = {
     "resnext50": Backbone(resnext50, channels=2048, stride=32),
     "densenet_bc100": Backbone(densenet_bc100, channels=342, stride=4, widths=DENSENET_WIDTHS),
     "iresnet18": Backbone(partial(IResNet, (2, 2, 2, 2)), channels=512, stride=16, flattened=True),
+    "iresnet34": Backbone(partial(IResNet, (3, 4, 6, 3)), channels=512, stride=16, flattened=True),
     "iresnet50": Backbone(partial(IResNet, (3, 4, 14, 3)), channels=512, stride=16, flattened=True),
     "iresnet100": Backbone(partial(IResNet, (3, 13, 30, 3)), channels=512, stride=16, flattened=True),
+    "iresnet200": Backbone(partial(IResNet, (6, 26, 60, 6)), channels=512, stride=16, flattened=True),
 }

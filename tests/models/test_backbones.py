@@ -8,7 +8,13 @@ from facelt.models import BACKBONES
 from facelt.models.cifar_resnet import CifarResNet
 from facelt.models.iresnet import IResNet
 
-BLOCKS = {"iresnet18": (2, 2, 2, 2), "iresnet50": (3, 4, 14, 3), "iresnet100": (3, 13, 30, 3)}
+BLOCKS = {
+    "iresnet18": (2, 2, 2, 2),
+    "iresnet34": (3, 4, 6, 3),
+    "iresnet50": (3, 4, 14, 3),
+    "iresnet100": (3, 13, 30, 3),
+    "iresnet200": (6, 26, 60, 6),
+}
 
 
 def basic_resnet10_parameters() -> int:

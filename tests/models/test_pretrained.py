@@ -83,7 +83,14 @@ def test_arcface_weights_load_whole_and_give_the_same_embedding(form, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("name", "blocks"), [("iresnet18", (2, 2, 2, 2)), ("iresnet50", (3, 4, 14, 3)), ("iresnet100", (3, 13, 30, 3))]
+    ("name", "blocks"),
+    [
+        ("iresnet18", (2, 2, 2, 2)),
+        ("iresnet34", (3, 4, 6, 3)),
+        ("iresnet50", (3, 4, 14, 3)),
+        ("iresnet100", (3, 13, 30, 3)),
+        ("iresnet200", (6, 26, 60, 6)),
+    ],
 )
 def test_every_iresnet_has_arcface_torchs_names_and_shapes(name, blocks):
     with torch.device("meta"):
