@@ -87,7 +87,8 @@ def test_the_recipes_of_the_lists_are_oltrs(name, number):
 
 def test_the_recipe_of_inaturalist_is_the_one_that_its_classifiers_were_decoupled_from():
     config = load_config(CONFIGS / "inaturalist18.yaml", TrainConfig)
-    (stage,) = config.stages
+    stage, oltr = config.stages
+    assert (oltr.method.name, oltr.start) == ("dynamic_meta", "plain")
     assert (config.data.num_classes, config.data.jitter, config.model.backbone) == (8142, (0, 0, 0, 0), "resnet50")
     assert (config.data.mean, config.data.std) == ((0.466, 0.471, 0.380), (0.195, 0.194, 0.192))
     assert (stage.epochs, stage.schedule.name, stage.keep) == (90, "cosine", "last")
