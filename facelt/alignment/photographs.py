@@ -19,7 +19,7 @@ NAMED = (".apng", ".avif", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".tif", ".t
 LARGEST_PER_PIXEL = 8
 """Bytes: a colour of four 16-bit channels. A file that exceeds this for all the pixels allowed is none to be read."""
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_COUNTED = re.compile(r"(.+?)[ _-]*[0-9]+")
+_COUNTED = re.compile(r"(.*[^ _-])[ _-]+[0-9]+|(.*[^0-9 _-])[0-9]+")
 
 
 class Photograph(NamedTuple):
@@ -102,4 +102,4 @@ def _person(name: str, people: str) -> str:
     if people == "folder":
         return path.parent.name
     match = _COUNTED.fullmatch(path.stem)
-    return match[1] if match else path.stem
+    return match[1] or match[2] if match else path.stem

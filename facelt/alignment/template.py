@@ -19,14 +19,13 @@ def similarity(point_52: np.ndarray, size: int = SIZE) -> np.ndarray:
     The closed form of Umeyama (1991), equations 39 to 42. A square of another `size` has the template scaled. Raises
     ValueError where the points are not finite or all in one place.
     """
+    if not np.isfinite(point_52).all() or np.ptp(point_52, axis=0).max() < 1e-3:
+        raise ValueError("the landmarks lie in one place or nowhere")
     centre_2, target_52 = point_52.mean(0), TEMPLATE_52 * (size / SIZE)
     apart_52, wanted_52 = point_52 - centre_2, target_52 - target_52.mean(0)
-    spread = (apart_52**2).sum()
-    if not np.isfinite(spread) or spread < 1e-6:
-        raise ValueError("the landmarks lie in one place or nowhere")
     u_22, value_2, v_22 = np.linalg.svd(wanted_52.T @ apart_52)
     sign_2 = np.array([1.0, np.sign(np.linalg.det(u_22) * np.linalg.det(v_22))])
-    scaled_22 = (value_2 @ sign_2 / spread) * (u_22 * sign_2) @ v_22
+    scaled_22 = (value_2 @ sign_2 / (apart_52**2).sum()) * (u_22 * sign_2) @ v_22
     return np.column_stack([scaled_22, target_52.mean(0) - scaled_22 @ centre_2])
 
 

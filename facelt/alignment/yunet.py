@@ -44,9 +44,7 @@ class YuNet:
             self._net = cv2.FaceDetectorYN.create(str(path), "", (SIDES[0], SIDES[0]), min_score, 0.3, 5000)
             self.detect(np.zeros((120, 120, 3), np.uint8))
         except cv2.error:
-            raise UserError(
-                f"{path}: is no YuNet that OpenCV {cv2.__version__} can run; get it from {SOURCE}"
-            ) from None
+            raise UserError(f"{path}: no YuNet that OpenCV {cv2.__version__} can run; get one from {SOURCE}") from None
 
     def detect(self, image_HW3: np.ndarray) -> list[Face]:
         """The faces in an RGB photograph."""

@@ -1,0 +1,38 @@
+"""The drawn detector by name, a real one, and three people's photographs."""
+
+from pathlib import Path
+
+import pytest
+
+import facelt.alignment
+from tests.alignment.drawing import DrawnFaces, draw, encode, turned
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> str:
+    """The detector's words on a command line."""
+    monkeypatch.setitem(facelt.alignment.DETECTORS, "drawn", DrawnFaces)
+    return "drawn:squares"
+
+
+@pytest.fixture(scope="session")
+def yunet(real_data) -> str:
+    return f"yunet:{real_data / 'models/yunet_n_dynamic.onnx'}"
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Three people's photographs: two sound ones of Ann, one of them showing a second face; none of Bob; a torn one."""
+    first, second = turned(10, 0.7, (60, 70)), turned(-20, 0.4, (150, 60))
+    files = {
+        "Ann/1.png": encode(draw(first)),
+        "Ann/2.png": encode(draw(second, first)),
+        "Bob/1.png": encode(draw()),
+        "Cid/1.png": encode(draw(first))[:900],
+        "Cid/2.png": encode(draw(second)),
+    }
+    for name, payload in files.items():
+        place = tmp_path / "photos" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(payload)
+    return tmp_path / "photos"

@@ -1,0 +1,195 @@
+"""Which photographs there are and whose; pixels upright, and every kind that is refused by name."""
+
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from facelt.alignment import photographs
+from facelt.alignment.animated import is_animated
+from facelt.alignment.photographs import find_photographs, printable, read_photograph
+from facelt.data import decode
+from facelt.data.decode import UndecodableImage
+from facelt.errors import UserError
+from tests.alignment.drawing import draw, encode, turned
+
+PICTURE = draw(turned(0, 0.5, (60, 60)), height=120, width=100)
+# EXIF 2.3, tag 0x0112: how a picture must be changed to stand upright.
+UPRIGHT = {
+    1: lambda image: image,
+    2: lambda image: image[:, ::-1],
+    3: lambda image: np.rot90(image, 2),
+    4: lambda image: image[::-1],
+    5: lambda image: image.transpose(1, 0, 2),
+    6: lambda image: np.rot90(image, -1),
+    7: lambda image: np.rot90(image.transpose(1, 0, 2), 2),
+    8: lambda image: np.rot90(image, 1),
+}
+
+
+def reason(place: Path, payload: bytes, max_pixels: int = 10**6) -> str:
+    place.write_bytes(payload)
+    with pytest.raises(UndecodableImage) as error:
+        read_photograph(place, max_pixels)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize(("kind", "off"), [("PNG", 0), ("WEBP", 0), ("JPEG", 25)])
+def test_photographs_stand_upright(tmp_path, kind, off, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    smooth = np.asarray(Image.fromarray(PICTURE).resize((12, 9)).resize((100, 120), Image.Resampling.BILINEAR))
+    options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {"lossless": True}
+    (tmp_path / "photo").write_bytes(encode(smooth, kind, exif=exif, **options))
+    found = read_photograph(tmp_path / "photo", 10**6)
+    assert np.abs(found.astype(int) - UPRIGHT[orientation](smooth)).max() <= off
+
+
+def test_an_orientation_that_does_not_exist_changes_nothing(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 9
+    (tmp_path / "photo").write_bytes(encode(PICTURE, exif=exif))
+    np.testing.assert_array_equal(read_photograph(tmp_path / "photo", 10**6), PICTURE)
+
+
+def animation(kind: str, frames: int, **options) -> bytes:
+    images = [Image.fromarray(PICTURE[::-1] if number % 2 else PICTURE) for number in range(frames)]
+    return encode(PICTURE, kind, save_all=True, append_images=images[1:], **options)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_animated_images_are_named_and_still_ones_are_not(tmp_path, kind):
+    assert is_animated(animation(kind, 3))
+    assert reason(tmp_path / "photo", animation(kind, 2)).startswith("an animated image")
+    assert not is_animated(encode(PICTURE, kind))
+    if kind != "GIF":
+        (tmp_path / "photo").write_bytes(encode(PICTURE, kind))
+        assert read_photograph(tmp_path / "photo", 10**6).shape == PICTURE.shape
+
+
+def test_a_gif_is_named_and_one_with_comments_counted_right(tmp_path):
+    assert reason(tmp_path / "photo", encode(PICTURE, "GIF")) == "a GIF; convert it to PNG"
+    assert not is_animated(encode(PICTURE, "GIF", comment=b", and, more,"))
+    assert is_animated(animation("GIF", 2, comment=b"x" * 600))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_no_beginning_of_an_animation_breaks_the_look_at_it(kind):
+    payload = animation(kind, 2)
+    for length in range(0, len(payload), 7):
+        assert is_animated(payload[:length]) in (False, True)
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def test_a_bomb_is_refused_before_anything_is_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(decode.cv2, "imdecode", lambda *_: pytest.fail("the decoder saw it"))
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 0, 0, 0, 0)
+    rows = zlib.compress(bytes(50_001 * 1_000))
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    assert len(bomb) < 100_000
+    assert reason(tmp_path / "photo", bomb).startswith("50000 x 50000 pixels, allowed are 1 to 1000000")
+
+
+def test_a_file_that_is_too_long_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "read_bytes", lambda *_: pytest.fail("it was read"))
+    with (tmp_path / "photo").open("wb") as file:
+        file.truncate(10**10)
+    with pytest.raises(UndecodableImage, match="10000000000 bytes, more than any image of 1000000 pixels"):
+        read_photograph(tmp_path / "photo", 10**6)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
+def test_a_cut_image_is_refused(tmp_path, kind):
+    payload = encode(PICTURE, kind)
+    for share in (0.2, 0.6, 0.98):
+        assert reason(tmp_path / "photo", payload[: int(len(payload) * share)])
+
+
+def test_what_is_no_image_is_refused(tmp_path):
+    assert reason(tmp_path / "photo", b"").startswith("not a JPEG")
+    assert reason(tmp_path / "photo", b"II*\x00" + bytes(100)).startswith("not a JPEG")
+    with pytest.raises(UndecodableImage, match="No such file"):
+        read_photograph(tmp_path / "absent", 10**6)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UndecodableImage, match="is no file"):
+        read_photograph(tmp_path / "pipe", 10**6)
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    names = ["Ann/2.JPG", "Ann/10.jpg", "b/Bob Lee/x.png", "top_03.webp", "Ann/film.gif", "Ann/scan.TIFF"]
+    for name in [*names, "Ann/._2.jpg", ".trash/9.jpg", "Ann/notes.txt"]:
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / name).touch()
+    return tmp_path / "tree"
+
+
+def test_a_folder_has_its_photographs_in_order_and_the_last_folder_names_people(tree):
+    found = {item.name: item.identity for item in find_photographs(tree)}
+    names = ["Ann/10.jpg", "Ann/2.JPG", "Ann/film.gif", "Ann/scan.TIFF", "b/Bob Lee/x.png", "top_03.webp"]
+    assert list(found) == names
+    assert list(found.values()) == ["Ann"] * 4 + ["Bob Lee", ""]
+    assert find_photographs(tree)[4].place == tree / "b/Bob Lee/x.png"
+
+
+@pytest.mark.parametrize(
+    ("name", "who"),
+    [
+        ("Ada_Byron_0002.jpg", "Ada_Byron"),
+        ("x/Ada Byron 2.jpg", "Ada Byron"),
+        ("ada2.jpg", "ada"),
+        ("Ada.jpg", "Ada"),
+        ("0002.jpg", "0002"),
+        ("R2-D2_1.jpg", "R2-D2"),
+    ],
+)
+def test_files_name_people_without_their_number(tmp_path, name, who):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    assert [item.identity for item in find_photographs(tmp_path, people="file")] == [who]
+
+
+def test_lists_and_single_files(tree, tmp_path):
+    (tmp_path / "plain.txt").write_text("Ann/2.JPG\nb/Bob Lee/x.png\n")
+    assert [item.identity for item in find_photographs(tmp_path / "plain.txt", root=tree)] == ["Ann", "Bob Lee"]
+    (tmp_path / "labelled.txt").write_text("Ann/2.JPG 7\nb/Bob Lee/x.png -1\n")
+    found = find_photographs(tmp_path / "labelled.txt", root=tree)
+    assert [(item.identity, item.place) for item in found] == [
+        ("7", tree / "Ann/2.JPG"),
+        ("-1", tree / "b/Bob Lee/x.png"),
+    ]
+    (single,) = find_photographs(tree / "Ann/2.JPG")
+    assert (single.name, single.place) == ("2.JPG", tree / "Ann/2.JPG")
+
+
+def test_what_holds_no_photograph_is_refused(tmp_path):
+    with pytest.raises(UserError, match="the folder holds no photograph"):
+        find_photographs(tmp_path)
+    with pytest.raises(UserError, match=r"a \.rec holds aligned faces"):
+        find_photographs(tmp_path / "train.rec")
+    with pytest.raises(UserError, match="a list needs --root"):
+        find_photographs(tmp_path / "list.txt")
+    (tmp_path / "list.txt").write_text("../secret.jpg\n")
+    with pytest.raises(UserError, match="leads out of the root folder"):
+        find_photographs(tmp_path / "list.txt", root=tmp_path)
+
+
+def test_a_name_that_is_no_text_is_spelt_out(tmp_path):
+    place = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9\n.png"))
+    place.write_bytes(encode(PICTURE))
+    (item,) = find_photographs(tmp_path)
+    assert item.name == r"caf\xe9\x0a.png"
+    assert read_photograph(item.place, 10**6).shape == PICTURE.shape
+    assert printable("Zoë, =1+1.jpg") == "Zoë, =1+1.jpg"
+
+
+def test_every_suffix_is_either_read_or_named():
+    assert not set(photographs.READ) & set(photographs.NAMED)
