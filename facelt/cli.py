@@ -13,6 +13,7 @@ from facelt.entry import run_app
 from facelt.evaluate import evaluate
 from facelt.export import export
 from facelt.figures import figures
+from facelt.gallery_cli import app as gallery
 from facelt.train import train
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 for command in (train, align, embed, evaluate, megaface, audit, dataset, bench, figures, export, demo):
     app.command()(command)
+app.add_typer(gallery, name="gallery")
 
 
 def main() -> None:

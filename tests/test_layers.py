@@ -8,7 +8,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("recordio_tools", "facelt", "eval_megaface")
-MEASURING = ("facelt.store", "facelt.search", "facelt.identification", "facelt.metrics", "facelt.report")
+MEASURING = (
+    *("facelt.store", "facelt.search", "facelt.identification", "facelt.metrics", "facelt.gallery", "facelt.report"),
+)
 ENTRIES = (
     "facelt.train",
     "facelt.align",
@@ -19,6 +21,7 @@ ENTRIES = (
     "facelt.bench",
     "facelt.figures",
     "facelt.export",
+    "facelt.gallery_cli",
     "facelt.demo",
 )
 
@@ -54,6 +57,7 @@ ALLOWED = {
     "facelt.metrics": (),
     "facelt.search": ("facelt.store",),
     "facelt.identification": ("facelt.store", "facelt.search", "facelt.metrics"),
+    "facelt.gallery": ("facelt.store", "facelt.search", "facelt.identification", "facelt.metrics"),
     "facelt.auditing": (
         *("facelt.config", "facelt.store", "facelt.search", "facelt.identification", "facelt.metrics"),
         "recordio_tools",
@@ -73,6 +77,9 @@ ALLOWED = {
     "facelt.bench": ("facelt.config", "facelt.entry", "facelt.benchmarking", "facelt.engine", "facelt.report"),
     "facelt.figures": ("facelt.config", "facelt.entry", "facelt.engine", "facelt.metrics", "facelt.report"),
     "facelt.export": ("facelt.config", "facelt.entry", "facelt.engine"),
+    "facelt.gallery_cli": (
+        *("facelt.entry", "facelt.gallery", "facelt.store", "facelt.alignment", "facelt.engine", "facelt.report"),
+    ),
     "facelt.demo": ("facelt.entry", "facelt.data.synthetic", "recordio_tools"),
     "facelt.cli": ("facelt.entry", "eval_megaface", *ENTRIES),
 }
@@ -83,7 +90,9 @@ NEVER = {
     "facelt.config": HEAVY,
     "facelt.data.synthetic": HEAVY,
     "facelt.alignment": HEAVY,
-    **dict.fromkeys(("facelt.store", "facelt.metrics", "facelt.identification", "facelt.report"), HEAVY[:3]),
+    **dict.fromkeys(
+        ("facelt.store", "facelt.metrics", "facelt.identification", "facelt.gallery", "facelt.report"), HEAVY[:3]
+    ),
     "facelt.auditing": HEAVY[:3],
     "eval_megaface": HEAVY,
 }

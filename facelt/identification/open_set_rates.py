@@ -100,6 +100,15 @@ def outcomes(
     return decisions.mated_M < threshold, decisions.nonmated_N >= threshold
 
 
+def lowest_threshold(score_N: np.ndarray, wanted: float) -> float:
+    """The lowest threshold that no more than the share `wanted` of these scores, of which there are some, reaches."""
+    ordered_N = np.sort(score_N)[::-1]
+    allowed = allowed_errors(wanted, len(ordered_N))
+    # The first score too many must not match; one that all may match leaves the lowest score there is.
+    too_many = ordered_N[allowed] if allowed < len(ordered_N) else np.nextafter(ordered_N[-1], -np.inf)
+    return float(np.nextafter(too_many, np.inf))
+
+
 @dataclass(frozen=True, eq=False)
 class _Decisions:
     """What is compared with the threshold: -inf in mated searches whose mate is not among the best R."""
@@ -122,11 +131,7 @@ class _Decisions:
 
     def at(self, wanted: float) -> HalfRates:
         """The rates at the lowest threshold within `wanted`, which must allow an error."""
-        ordered_N = np.sort(self.nonmated_N)[::-1]
-        allowed = allowed_errors(wanted, len(ordered_N))
-        # The first score too many must not match; one that all may match leaves the lowest score there is.
-        too_many = ordered_N[allowed] if allowed < len(ordered_N) else np.nextafter(ordered_N[-1], -np.inf)
-        threshold = float(np.nextafter(too_many, np.inf))
+        threshold = lowest_threshold(self.nonmated_N, wanted)
         miss_M, positive_N = self.mated_M < threshold, self.nonmated_N >= threshold
         counts = len(miss_M), len(positive_N), len(self.half.enrolled_E), self.half.gallery
         return HalfRates(threshold, float(positive_N.mean()), float(miss_M.mean()), *counts)

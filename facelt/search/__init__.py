@@ -2,9 +2,22 @@
 
 from facelt.search.blocks import BadRow, Rows
 from facelt.search.count import count_above
-from facelt.search.engine import EngineName
+from facelt.search.engine import Engine, EngineName, open_engine
 from facelt.search.exact import similarities
 from facelt.search.search import Search, open_search
+from facelt.search.sound import top_k_sound
 from facelt.search.top_k import top_k
 
-__all__ = ["BadRow", "EngineName", "Rows", "Search", "count_above", "open_search", "similarities", "top_k"]
+__all__ = [
+    "BadRow",
+    "Engine",
+    "EngineName",
+    "Rows",
+    "Search",
+    "count_above",
+    "open_engine",
+    "open_search",
+    "similarities",
+    "top_k",
+    "top_k_sound",
+]

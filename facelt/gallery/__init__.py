@@ -1,0 +1,24 @@
+"""People by name: enrolled with samples of one model's embeddings, searched exactly, unknown below a threshold."""
+
+from facelt.gallery.calibrate import Calibration
+from facelt.gallery.contract import Contract, model_name
+from facelt.gallery.gallery import Answer, Gallery, Identification
+from facelt.gallery.local import LocalGallery
+from facelt.gallery.protocol import Backend, Candidate, Count, Found, Removed
+from facelt.gallery.samples import Samples
+
+__all__ = [
+    "Answer",
+    "Backend",
+    "Calibration",
+    "Candidate",
+    "Contract",
+    "Count",
+    "Found",
+    "Gallery",
+    "Identification",
+    "LocalGallery",
+    "Removed",
+    "Samples",
+    "model_name",
+]

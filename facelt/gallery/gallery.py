@@ -1,0 +1,200 @@
+"""A gallery of people: enrol them, and tell who somebody is, or that nobody knows. P probes, N samples, D feature."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from facelt.errors import UserError
+from facelt.gallery.calibrate import Calibration, calibrated
+from facelt.gallery.contract import Contract
+from facelt.gallery.local import LocalGallery
+from facelt.gallery.protocol import Backend, Candidate, Count, Removed
+from facelt.gallery.samples import Samples
+
+MILVUS = "milvus:"
+# Samples of one change: more are not much faster and would all be lost together.
+ENROL_ROWS = 4096
+# Probes of one search.
+PROBE_ROWS = 1024
+
+
+class Answer(NamedTuple):
+    """The people who reach the threshold, best first; nobody for `unknown`. `best` is the nearest one all the same."""
+
+    candidates: list[Candidate]
+    best: Candidate | None
+
+    @property
+    def is_known(self) -> bool:
+        return bool(self.candidates)
+
+
+@dataclass(frozen=True)
+class Identification:
+    """An answer to each probe, the threshold they were given at, and a warning where that no longer holds."""
+
+    answers: list[Answer]
+    threshold: float
+    exact: bool
+    warning: str | None
+
+
+class Gallery:
+    """What every backend can do, and the thresholds; close it, or use it in a `with` block."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+
+    @classmethod
+    def create(cls, where: str | Path, contract: Contract) -> "Gallery":
+        """A new gallery in a folder or, as `milvus:URI`, in a Milvus, open for writing; UserError where one exists."""
+        if str(where).startswith(MILVUS):
+            from facelt.gallery.milvus import MilvusGallery
+
+            return cls(MilvusGallery.create(str(where).removeprefix(MILVUS), contract))
+        return cls(LocalGallery.create(where, contract))
+
+    @classmethod
+    def open(cls, where: str | Path, *, write: bool = False) -> "Gallery":
+        """An existing one. Raises UserError where there is none or, with `write`, where somebody else is writing."""
+        if str(where).startswith(MILVUS):
+            from facelt.gallery.milvus import MilvusGallery
+
+            return cls(MilvusGallery(str(where).removeprefix(MILVUS)))
+        return cls(LocalGallery(where, write=write))
+
+    def __enter__(self) -> "Gallery":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.backend.close()
+
+    @property
+    def contract(self) -> Contract:
+        return self.backend.contract
+
+    def count(self) -> Count:
+        return self.backend.count()
+
+    def people(self) -> Iterator[tuple[str, int]]:
+        """Everybody's name and number of samples, by name."""
+        return self.backend.people()
+
+    def enroll(self, samples: Samples, advance: Callable[[int], None] | None = None) -> int:
+        """Enrols samples, ENROL_ROWS at a time, each of these parts as a whole; returns how many.
+
+        A sample whose key exists takes the place of the old one, so that an enrolment that was cut short can simply be
+        made again. `advance(rows)` is called after each part, which is then safe.
+        """
+        for start in range(0, len(samples), ENROL_ROWS):
+            part = samples.part(slice(start, start + ENROL_ROWS))
+            self.backend.upsert(part)
+            if advance:
+                advance(len(part))
+        return len(samples)
+
+    def remove(self, people: Sequence[str] = (), keys: Sequence[str] = ()) -> Removed:
+        """Takes people with all their samples, and samples by key, away for good."""
+        return self.backend.remove(people, keys)
+
+    def snapshot(self, path: str | Path) -> None:
+        """Writes all that is enrolled as a gallery folder of its own."""
+        self.backend.snapshot(Path(path))
+
+    def calibration(self, *, templates: bool = False) -> Calibration | None:
+        """The threshold that is kept for comparisons with samples, or with people's means."""
+        values = self.backend.setting(_setting(templates))
+        return None if values is None else Calibration.of_dict(values)
+
+    def calibrate(
+        self,
+        probe_PD: np.ndarray,
+        identities: Sequence[str],
+        fpir: float,
+        *,
+        templates: bool = False,
+        reachability_P: np.ndarray | None = None,
+    ) -> Calibration:
+        """Sets the threshold by searches for people who are not enrolled, and keeps it.
+
+        Searches of `identities` that are enrolled under the same name are left out. With `reachability_P` the threshold
+        is one of the probes' reachability. Raises UserError where too few searches are left.
+        """
+        if not self.count().samples:
+            raise UserError("nobody is enrolled yet; a threshold is set for a gallery as it is")
+        enrolled = {name for name, _ in self.people()}
+        kept_P = np.array([name not in enrolled for name in identities], dtype=bool)
+        if not kept_P.any():
+            raise UserError("none of the searches is of somebody who is not enrolled; calibrate with other people")
+        (row_N,) = np.nonzero(kept_P)
+        identity_N = np.asarray(identities, dtype=object)[row_N].astype(str)
+        compared = self._compared(templates)
+        if reachability_P is not None:
+            score_N = np.asarray(reachability_P, dtype=np.float64)[row_N]
+            if not np.isfinite(score_N).all():
+                raise UserError("a reachability of the searches is not finite; embed them again")
+        else:
+            found = self._search(probe_PD, row_N, 1, templates)
+            score_N = np.array([best[0].score if best else -np.inf for _, best in found])
+        by = "similarity" if reachability_P is None else "reachability"
+        made = calibrated(score_N, identity_N, fpir, compared=compared, templates=templates, by=by)
+        self.backend.set_setting(_setting(templates), made.as_dict())
+        return made
+
+    def identify(
+        self,
+        probe_PD: np.ndarray,
+        *,
+        top: int = 5,
+        templates: bool = False,
+        threshold: float | None = None,
+        reachability_P: np.ndarray | None = None,
+    ) -> Identification:
+        """The up to `top` people who resemble each probe enough, or nobody.
+
+        The score of a person is that of the best sample or, with `templates`, of the mean of all. What is enough the
+        gallery's threshold says, or `threshold`, which is one of similarity. Where the gallery's is one of
+        reachability, probes of too low a reachability are nobody.
+
+        Raises UserError without any threshold, or where probes are no embeddings of this gallery's kind.
+        """
+        kept = self.calibration(templates=templates) if threshold is None else None
+        if threshold is None and kept is None:
+            raise UserError("this gallery has no threshold for such searches; calibrate it or give --threshold")
+        limit = kept.threshold if kept else threshold
+        by_reach = kept is not None and kept.by == "reachability"
+        if by_reach and reachability_P is None:
+            raise UserError("this gallery's threshold is one of reachability; the probes have none")
+        answers = []
+        is_exact = True
+        for place, (exact, candidates) in enumerate(self._search(probe_PD, np.arange(len(probe_PD)), top, templates)):
+            is_exact = is_exact and exact
+            if by_reach:
+                near = candidates if reachability_P[place] >= limit else []
+            else:
+                near = [one for one in candidates if one.score >= limit]
+            answers.append(Answer(near, candidates[0] if candidates else None))
+        warning = kept.warning(self._compared(templates)) if kept else None
+        return Identification(answers, limit, is_exact, warning)
+
+    def _compared(self, templates: bool) -> int:
+        count = self.count()
+        return count.people if templates else count.samples
+
+    def _search(
+        self, probe_PD: np.ndarray, row_N: np.ndarray, k: int, templates: bool
+    ) -> Iterator[tuple[bool, list[Candidate]]]:
+        for start in range(0, len(row_N), PROBE_ROWS):
+            found = self.backend.search(probe_PD[row_N[start : start + PROBE_ROWS]], k, templates=templates)
+            for candidates in found.candidates:
+                yield found.exact, candidates
+
+
+def _setting(templates: bool) -> str:
+    return "threshold-templates" if templates else "threshold-samples"

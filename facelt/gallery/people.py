@@ -1,0 +1,96 @@
+"""From the most similar samples to the most similar people. P probes, U some of them, K people, T samples, G rows."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from facelt.search import similarities
+
+# Samples asked for at most before all of a probe's scores are gone through instead.
+MOST = 2048
+# Rows scored at once in doing so.
+BLOCK_ROWS = 65536
+
+
+class Nearest(NamedTuple):
+    """The most similar samples of P probes: score float64, sample and person int64, [P,T] each, scores descending.
+
+    Where there are fewer than T samples the rest is -inf and -1.
+    """
+
+    score_PT: np.ndarray
+    sample_PT: np.ndarray
+    person_PT: np.ndarray
+
+    def people(self, probe: int, k: int) -> "Nearest":
+        """The best sample of each of the first k people of one probe, [1,K]."""
+        person_T = self.person_PT[probe]
+        _, first = np.unique(person_T, return_index=True)
+        place_K = np.sort(first[person_T[first] >= 0])[:k]
+        return Nearest(*(one[probe, place_K][None] for one in self))
+
+
+def joined(parts: Sequence[Nearest], most: int | None = None) -> Nearest:
+    """The `most` best of several, by default all; ties in the order of samples."""
+    score_PN, sample_PN, person_PN = (np.hstack(columns) for columns in zip(*parts, strict=True))
+    order_PT = np.lexsort((sample_PN, -score_PN), axis=1)[:, :most]
+    return Nearest(*(np.take_along_axis(one, order_PT, axis=1) for one in (score_PN, sample_PN, person_PN)))
+
+
+def best_people(
+    nearest: Callable[[np.ndarray, int], Nearest],
+    probes: int,
+    k: int,
+    *,
+    samples: int,
+    crowded: Callable[[int], Nearest] | None = None,
+) -> tuple[list[Nearest], bool]:
+    """The k people with the most similar samples for each probe, [1,K] each, and whether they are sure to be these.
+
+    `nearest(probe_U, t)` gives the t best of `samples` samples of some probes. Of a probe near somebody with more
+    samples than MOST, `crowded(probe)` goes through all; without it the result may lack people.
+    """
+    found: list[Nearest | None] = [None] * probes
+    open_U, take = np.arange(probes), min(k, samples)
+    while len(open_U) and take:
+        given = nearest(open_U, take)
+        for place, probe in enumerate(open_U.tolist()):
+            found[probe] = given.people(place, k)
+        if take == samples:
+            return found, True
+        open_U = np.array([probe for probe in open_U if found[probe].score_PT.shape[1] < k], dtype=np.int64)
+        if take >= MOST:
+            break
+        take = min(4 * take, MOST, samples)
+    for probe in open_U if crowded else ():
+        found[probe] = crowded(int(probe)).people(0, k)
+    empty = Nearest(np.empty((1, 0)), *np.empty((2, 1, 0), dtype=np.int64))
+    return [one or empty for one in found], crowded is not None or not len(open_U) or not samples
+
+
+def best_of_everybody(
+    query_D: np.ndarray,
+    row_GD: np.ndarray,
+    sample_G: np.ndarray,
+    person_G: np.ndarray,
+    k: int,
+    *,
+    cosine: bool,
+    slack: float,
+) -> Nearest:
+    """The samples that can be the best of one of the k best people, by one pass over all rows, [1,T].
+
+    Float32 scores that `slack` bounds the error of choose them, exact ones rank them.
+    """
+    score_G = np.empty(len(row_GD), dtype=np.float32)
+    for start in range(0, len(row_GD), BLOCK_ROWS):
+        np.matmul(row_GD[start : start + BLOCK_ROWS], query_D, out=score_G[start : start + BLOCK_ROWS])
+    people, person_of_G = np.unique(person_G, return_inverse=True)
+    best_C = np.full(len(people), -np.inf, dtype=np.float32)
+    np.maximum.at(best_C, person_of_G, score_G)
+    least = np.partition(best_C, -min(k, len(people)))[-min(k, len(people))]
+    row_T = np.flatnonzero((score_G >= best_C[person_of_G] - 2 * slack) & (score_G >= least - 2 * slack))
+    score_T = similarities(query_D[None], np.zeros(len(row_T), dtype=np.int64), row_GD, row_T, cosine=cosine)
+    order_T = np.lexsort((sample_G[row_T], -score_T))
+    return Nearest(score_T[order_T][None], sample_G[row_T][order_T][None], person_G[row_T][order_T][None])

@@ -1,0 +1,85 @@
+"""What the commands are given to enrol or to search for: embeddings that exist, or images and a model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from facelt.entry import keep_threads_awake
+from facelt.errors import UserError
+from facelt.gallery.contract import Contract, model_name
+from facelt.gallery.inputs import Embedded, read_embedded
+
+
+@dataclass(frozen=True)
+class Source:
+    """The options that say where embeddings come from."""
+
+    path: Path
+    table: Path | None = None
+    model: str | None = None
+    checkpoint: Path | None = None
+    detector: str | None = None
+    root: Path | None = None
+    people: str = "folder"
+    batch: int = 128
+    workers: int = 0
+    device: str = "cpu"
+
+    def read(self, contract: Contract) -> Embedded:
+        """Embeddings of the contract's kind. Raises UserError, naming both, where another model made them."""
+        if self.checkpoint is not None:
+            return self._embed(contract)
+        if self.path.suffix not in (".npy", ".csv") and not (self.path / "meta.json").is_file():
+            raise UserError(f"{self.path}: is no embedding store, .npy or .csv; images need --checkpoint, their model")
+        embedded = read_embedded(self.path, contract.kind, self.table)
+        if embedded.contract is not None:
+            contract.refuse_other(embedded.contract, str(self.path))
+        elif self.model != contract.model:
+            said = f"--model says {self.model!r}" if self.model else "does not say which model made it (--model)"
+            raise UserError(f"{self.path}: {said}; this gallery is pinned to {contract}")
+        return embedded
+
+    def _embed(self, contract: Contract) -> Embedded:
+        keep_threads_awake(self.device)
+        from facelt.engine.device import resolve_device
+        from facelt.engine.handed_on import load_model
+        from facelt.engine.images import open_images
+        from facelt.engine.in_memory import embed_in_memory
+
+        model = load_model(self.checkpoint, resolve_device(self.device))
+        contract.refuse_other(contract_of_model(model, contract.kind), str(self.checkpoint))
+        source = self._aligned(model) if self.detector else open_images(self.path, model.config, root=self.root)
+        made = embed_in_memory(model, source, contract.kind, batch=self.batch, workers=self.workers)
+        origin = {"images": str(self.path), **({"detector": self.detector} if self.detector else {})}
+        people, attributes = source.identities, source.attributes
+        return Embedded(source.keys, people, made.embedding_ND, attributes, made.reachability_N, contract, origin)
+
+    def _aligned(self, model):
+        import typer
+
+        from facelt.alignment.photographs import find_photographs
+        from facelt.alignment.survey import Terms
+        from facelt.engine.photographs import open_photographs
+
+        terms = Terms(self.detector, None, False, model.config.data.max_pixels)
+        photographs = find_photographs(self.path, root=self.root, people=self.people)
+        source, failed = open_photographs(photographs, terms, model.config.data.image_size, self.workers)
+        for failure in failed:
+            typer.echo(f"left out {failure.photograph.name}: {failure.reason}", err=True)
+        return source
+
+
+def contract_of_model(model, kind: str) -> Contract:
+    """The contract of a trained model (facelt.engine.handed_on.TrainedModel)."""
+    name = model_name(model.config.model.backbone, model.card["stage"])
+    return Contract(name, model.weights_sha256, kind, model.method.dim)
+
+
+def contract_of_checkpoint(path: Path, kind: str) -> Contract:
+    """The contract of the model in a run's folder. Raises UserError where it does not make that kind."""
+    from facelt.engine.device import resolve_device
+    from facelt.engine.handed_on import load_model
+
+    model = load_model(path, resolve_device("cpu"))
+    if kind not in model.method.kinds:
+        raise UserError(f"{path}: makes no embedding of kind {kind!r}, only {', '.join(model.method.kinds)}")
+    return contract_of_model(model, kind)
