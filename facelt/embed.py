@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from facelt.entry import keep_threads_awake, single_command
+from facelt.errors import UserError
 
 
 def embed(
@@ -44,6 +45,8 @@ def embed(
     if align is None:
         source = open_images(images, model.config, root=root, manifest=manifest)
     else:
+        if manifest is not None:
+            raise UserError(f"--manifest {manifest}: selects records of a .rec, and --align takes photographs")
         terms = Terms(align, min_score, faces == "all", model.config.data.max_pixels)
         photographs = find_photographs(images, root=root, people=people)
         source, failed = open_photographs(photographs, terms, model.config.data.image_size, workers)

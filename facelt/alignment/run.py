@@ -38,7 +38,8 @@ class Summary:
         lines = [f"{self.faces} faces in {self.photographs - len(self.failed)} of {self.photographs} photographs"]
         lines += [f"failures to enrol: {len(self.failed)}" + (f" ({', '.join(parts)})" if parts else "")]
         if self.missing:
-            lines += [f"people without any face: {len(self.missing)} ({', '.join(self.missing[:5])}, ...)"]
+            first = [*self.missing[:5], *(["..."] if len(self.missing) > 5 else [])]
+            lines += [f"people without any face: {len(self.missing)} ({', '.join(first)})"]
         return lines
 
 

@@ -1,0 +1,290 @@
+"""Photographs to folders and records, with tables beside, whole or not at all; and straight to embeddings."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import facelt.alignment.run
+from facelt.alignment.output import Folder
+from facelt.alignment.photographs import Photograph, find_photographs
+from facelt.alignment.run import align_photographs
+from facelt.alignment.survey import Terms
+from facelt.alignment.template import similarity, warp
+from facelt.cli import app
+from facelt.engine.handed_on import load_model
+from facelt.entry import run_app
+from facelt.errors import UserError
+from facelt.store import EmbeddingStore
+from recordio_tools import FaceRecord
+from tests.alignment.drawing import DrawnFaces, draw, encode, turned
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file, strict=True))
+
+
+def expected_crop(photo: Path, green: int = 130) -> np.ndarray:
+    """The face of the photograph whose squares have this `green` as blue, cut by hand."""
+    image_HW3 = cv2.imread(str(photo))[:, :, ::-1]
+    face = next(face for face in DrawnFaces("x").detect(image_HW3) if face.score == 0.9 - 0.1 * (green - 130) / 20)
+    return warp(image_HW3, similarity(face.landmark_52))
+
+
+@pytest.fixture
+def align(drawn, photos, tmp_path):
+    """align(out, ...) -> what came of the drawn photographs."""
+
+    def run(out: str, source: Path = photos, people: str = "folder", workers: int = 0, **terms):
+        return align_photographs(
+            find_photographs(source, people=people), tmp_path / out, Terms(drawn, **terms), workers
+        )
+
+    return run
+
+
+def test_a_folder_has_the_largest_face_of_each_photograph(align, photos, tmp_path):
+    summary = align("out")
+    out = tmp_path / "out"
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*.*")) == [
+        "Ann/1.png",
+        "Ann/2.png",
+        "Cid/2.png",
+        "faces.csv",
+        "failures.csv",
+    ]
+    # In the second photograph the larger face is the second one that was drawn.
+    for name, green in (("Ann/1.png", 130), ("Ann/2.png", 150), ("Cid/2.png", 130)):
+        found = cv2.imread(str(out / name))[:, :, ::-1]
+        np.testing.assert_array_equal(found, expected_crop(photos / name, green))
+    assert (summary.photographs, summary.faces, summary.missing) == (5, 3, ["Bob"])
+    assert summary.lines() == [
+        "3 faces in 3 of 5 photographs",
+        "failures to enrol: 2 (1 no face, 1 unusable)",
+        "people without any face: 1 (Bob)",
+    ]
+
+
+def test_the_tables_say_where_faces_were_and_why_there_are_none(align, photos, tmp_path):
+    align("out")
+    first, second, third = table(tmp_path / "out/faces.csv")
+    assert [row["source"] for row in (first, second, third)] == ["Ann/1.png", "Ann/2.png", "Cid/2.png"]
+    assert (second["image"], second["identity"], second["face"], second["faces"]) == ("Ann/2.png", "Ann", "1", "2")
+    point_52 = np.rint(turned(10, 0.7, (60, 70)))
+    columns = [
+        f"{name}_{axis}" for name in ("eye_left", "eye_right", "nose", "mouth_left", "mouth_right") for axis in "xy"
+    ]
+    assert [float(second[name]) for name in columns] == point_52.ravel().tolist()
+    assert [float(second[name]) for name in ("left", "top", "right", "bottom")] == [
+        *point_52.min(0).tolist(),
+        *point_52.max(0).tolist(),
+    ]
+    assert float(second["score"]) == 0.8
+    assert float(second["eye_distance"]) == pytest.approx(np.hypot(*(point_52[1] - point_52[0])), abs=0.05)
+    assert float(second["roll"]) == pytest.approx(10, abs=2)
+    assert float(second["sharpness"]) > 0
+    reasons = {
+        row["source"]: (row["identity"], row["kind"], row["reason"]) for row in table(tmp_path / "out/failures.csv")
+    }
+    assert reasons["Bob/1.png"] == ("Bob", "no face", "no face with a score of 0.5 or more")
+    assert reasons["Cid/1.png"] == ("Cid", "unusable", "damaged or cut short")
+    assert len(reasons) == 2
+
+
+def test_all_faces_are_counted_by_size(align, photos, tmp_path):
+    assert align("out", every=True).faces == 4
+    rows = table(tmp_path / "out/faces.csv")
+    assert [(row["image"], row["face"], row["faces"]) for row in rows] == [
+        ("Ann/1_1.png", "1", "1"),
+        ("Ann/2_1.png", "1", "2"),
+        ("Ann/2_2.png", "2", "2"),
+        ("Cid/2_1.png", "1", "1"),
+    ]
+    found = cv2.imread(str(tmp_path / "out/Ann/2_2.png"))[:, :, ::-1]
+    np.testing.assert_array_equal(found, expected_crop(photos / "Ann/2.png", 130))
+    assert align("sure", every=True, min_score=0.85).faces == 3
+
+
+def test_a_record_has_everyone_a_label_and_keeps_the_faces_whole(align, photos, tmp_path):
+    align("rec/train.rec", every=True)
+    assert sorted(path.name for path in (tmp_path / "rec").iterdir()) == [
+        *("faces.csv", "failures.csv", "identities.csv", "property", "train.idx", "train.rec")
+    ]
+    assert table(tmp_path / "rec/identities.csv") == [
+        {"label": "0", "name": "Ann", "images": "3"},
+        {"label": "1", "name": "Bob", "images": "0"},
+        {"label": "2", "name": "Cid", "images": "1"},
+    ]
+    with FaceRecord(tmp_path / "rec/train.rec") as record:
+        assert (record.image_size, record.labels.tolist(), record.num_identities) == ((112, 112), [0, 0, 0, 2], 3)
+        payload = np.frombuffer(record.read(2).payload, np.uint8)
+    np.testing.assert_array_equal(cv2.imdecode(payload, 1)[:, :, ::-1], expected_crop(photos / "Ann/2.png", 150))
+    assert [row["image"] for row in table(tmp_path / "rec/faces.csv")] == ["1", "2", "3", "4"]
+
+
+def test_labels_of_a_list_are_those_of_the_record(drawn, photos, tmp_path):
+    (tmp_path / "list.txt").write_text("Cid/2.png 10\nAnn/1.png 2\nAnn/2.png 10\n")
+    listed = find_photographs(tmp_path / "list.txt", root=photos)
+    align_photographs(listed, tmp_path / "rec/train.rec", Terms(drawn))
+    assert [(row["label"], row["name"]) for row in table(tmp_path / "rec/identities.csv")] == [("0", "2"), ("1", "10")]
+    assert [row["source"] for row in table(tmp_path / "rec/faces.csv")] == ["Ann/1.png", "Cid/2.png", "Ann/2.png"]
+    align_photographs(listed, tmp_path / "folder", Terms(drawn))
+    assert [row["image"] for row in table(tmp_path / "folder/faces.csv")] == ["10/2.png", "2/1.png", "10/2.png.png"]
+
+
+def test_a_record_needs_names(align, photos, tmp_path):
+    (photos / "loose.png").write_bytes((photos / "Ann/1.png").read_bytes())
+    with pytest.raises(UserError, match=r"loose\.png: nothing says whom it shows, .*--people file"):
+        align("rec/train.rec")
+    assert not (tmp_path / "rec").exists()
+    assert align("rec/train.rec", people="file").faces == 4
+    assert align("out").faces == 4
+    assert (tmp_path / "out/loose.png").is_file()
+
+
+def test_names_are_cells_and_files_and_nothing_else(align, tmp_path):
+    payload = encode(draw(turned(0, 0.5, (80, 80))))
+    folder = tmp_path / "odd" / '=1+1, "Ann"'
+    folder.mkdir(parents=True)
+    for name in ("-2+3.png", "a:b.png", "a?b.png", "x.png", "x.PNG", f"{'é' * 120}.png"):
+        (folder / name).write_bytes(payload)
+    (folder / "torn,@me.png").write_bytes(b"")
+    assert align("out", tmp_path / "odd").faces == 6
+    rows = table(tmp_path / "out/faces.csv")
+    assert {row["identity"] for row in rows} == {'\'=1+1, "Ann"'}
+    assert {row["source"] for row in rows} >= {'\'=1+1, "Ann"/-2+3.png', '\'=1+1, "Ann"/x.PNG'}
+    images = [row["image"].removeprefix("'") for row in rows]
+    assert len(set(images)) == 6
+    for name in images:
+        assert name.startswith("=1+1, _Ann_/")
+        assert (tmp_path / "out" / name).is_file()
+    (failure,) = table(tmp_path / "out/failures.csv")
+    assert failure["source"] == '\'=1+1, "Ann"/torn,@me.png'
+    # The record's own table is read again by name.
+    align("rec/train.rec", tmp_path / "odd")
+    assert [row["name"] for row in table(tmp_path / "rec/identities.csv")] == ['=1+1, "Ann"']
+
+
+def test_people_whose_names_differ_in_forbidden_characters_stay_apart(tmp_path):
+    shown = [Photograph(f"{who}/1.jpg", Path(), who) for who in ("a:b", "a?b", "a_b")]
+    output = Folder(tmp_path, shown)
+    names = [output.write(item, None, np.zeros((112, 112, 3), np.uint8)) for item in shown]
+    assert names == ["a_b/1.png", "a_b~2/1.png", "a_b~3/1.png"]
+
+
+def test_nothing_is_left_of_what_stops(align, photos, tmp_path, monkeypatch):
+    write = Folder.write
+
+    def full(self, *arguments):
+        if self._taken:
+            raise OSError(28, "No space left on device")
+        return write(self, *arguments)
+
+    monkeypatch.setattr(Folder, "write", full)
+    with pytest.raises(UserError, match=r"out: cannot be written .No space left"):
+        align("out")
+    monkeypatch.setattr(facelt.alignment.run, "face_row", lambda *_: 1 / 0)
+    for out in ("out", "rec/train.rec"):
+        with pytest.raises(ZeroDivisionError):
+            align(out)
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_what_is_there_stays(align, photos, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.txt").touch()
+    for out in ("out", "out/train.rec"):
+        with pytest.raises(UserError, match="exists already"):
+            align(out)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_no_face_at_all_is_a_mistake_that_names_the_first(align, photos, tmp_path):
+    shutil.rmtree(photos / "Ann")
+    (photos / "Cid/2.png").unlink()
+    with pytest.raises(UserError, match=r"none of the 2 photographs gave a face: Bob/1\.png: no face with"):
+        align("out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_workers_give_the_same_files(yunet, real_data, tmp_path):
+    photographs = find_photographs(real_data / "photos", people="file")[:9]
+    for workers in (0, 2):
+        align_photographs(photographs, tmp_path / str(workers), Terms(yunet, every=True), workers)
+    names = sorted(path.relative_to(tmp_path / "0") for path in (tmp_path / "0").rglob("*.*"))
+    assert len(names) > 10
+    for name in names:
+        assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+
+
+@pytest.fixture
+def facelt_says(capsys):
+    """facelt_says(*words) -> (exit code, stdout, stderr)."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            run_app(app, [str(word) for word in words])
+        return (end.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
+def test_the_command_counts_and_names_failures(facelt_says, drawn, photos, tmp_path):
+    code, out, error = facelt_says("align", photos, "--out", tmp_path / "out", "--detector", drawn)
+    assert (code, out.splitlines()[1:2]) == (0, ["failures to enrol: 2 (1 no face, 1 unusable)"])
+    assert out.endswith(f"written: {tmp_path / 'out'}\n")
+    assert error == (
+        "no face: Bob/1.png: no face with a score of 0.5 or more\nunusable: Cid/1.png: damaged or cut short\n"
+    )
+    words = ("--out", tmp_path / "small", "--detector", drawn, "--max-pixels", 31_999)
+    code, out, error = facelt_says("align", photos, *words)
+    assert (code, out) == (1, "")
+    assert "160 x 200 pixels, allowed are 1 to 31999" in error
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_embedding_aligns_on_the_way(facelt_says, finished_run, drawn, photos, tmp_path, workers, monkeypatch):
+    """Each embedding is the network's of the face cut by hand at the model's own size, averaged over its mirror."""
+    words = ("--images", photos, "--align", drawn, "--faces", "all", "--dtype", "float32", "--out", tmp_path / "store")
+    if workers:  # they would not know the drawn detector; the loader's do not need it
+        original = facelt.alignment.survey.survey
+        monkeypatch.setattr("facelt.engine.photographs.survey", lambda items, terms, _: original(items, terms))
+    code, out, error = facelt_says("embed", "--checkpoint", finished_run, *words, "--workers", workers)
+    assert (code, out.partition(" (")[0]) == (0, "4 images embedded")
+    assert error.startswith("left out Bob/1.png: no face with")
+    store = EmbeddingStore.open(tmp_path / "store")
+    assert store.keys == ["Ann/1.png#1", "Ann/2.png#1", "Ann/2.png#2", "Cid/2.png#1"]
+    assert store.identities == ["Ann", "Ann", "Ann", "Cid"]
+    assert store.attributes["source"] == ["Ann/1.png", "Ann/2.png", "Ann/2.png", "Cid/2.png"]
+    assert list(store.attributes) == ["source", "score", "eye_distance", "sharpness", "yaw", "pitch", "roll"]
+    assert list(store.meta["left_out"]) == ["Bob/1.png", "Cid/1.png"]
+    assert store.meta["preprocessing"]["alignment"] == {"detector": "drawn:squares", "template": "arcface"}
+    model = load_model(finished_run, torch.device("cpu"))
+    for row, (name, number) in enumerate((("Ann/1.png", 0), ("Ann/2.png", 1), ("Ann/2.png", 0), ("Cid/2.png", 0))):
+        image_HW3 = cv2.imread(str(photos / name))[:, :, ::-1]
+        (face,) = (face for face in DrawnFaces("x").detect(image_HW3) if face.score == 0.9 - 0.1 * number)
+        crop = cv2.warpAffine(image_HW3, similarity(face.landmark_52, 32), (32, 32))
+        pixels_3HW = torch.from_numpy(crop.copy()).permute(2, 0, 1)[None] / 127.5 - 1
+        with torch.no_grad():
+            wanted = model.method.embed(pixels_3HW).by_kind["direct"][0].numpy()
+        np.testing.assert_allclose(store.embedding("direct")[row], wanted, atol=1e-4)
+
+
+def test_the_largest_face_goes_by_its_photographs_name(facelt_says, finished_run, drawn, photos, tmp_path):
+    words = ("--images", photos, "--align", drawn, "--workers", 0, "--out", tmp_path / "store")
+    assert facelt_says("embed", "--checkpoint", finished_run, *words)[0] == 0
+    assert EmbeddingStore.open(tmp_path / "store").keys == ["Ann/1.png", "Ann/2.png", "Cid/2.png"]
+
+
+def test_what_goes_with_records_only_is_refused_for_photographs(facelt_says, finished_run, drawn, photos, tmp_path):
+    words = ("--checkpoint", finished_run, "--align", drawn, "--out", tmp_path / "store")
+    code, _, error = facelt_says("embed", *words, "--images", photos, "--manifest", tmp_path / "manifest.csv")
+    assert (code, "--align takes photographs" in error) == (1, True)
+    code, _, error = facelt_says("embed", *words, "--images", tmp_path / "train.rec")
+    assert (code, "a .rec holds aligned faces" in error) == (1, True)
