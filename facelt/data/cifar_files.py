@@ -3,12 +3,12 @@
 Shapes: N images.
 """
 
-import pickle
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from facelt.data.plain_pickle import PlainUnpickler
 from facelt.errors import UserError
 
 SIDE = 32
@@ -29,58 +29,6 @@ CIFAR_FILES = {
 }
 
 
-class _Bytes:
-    """What stands for numpy's array while a file is read: it takes pixels, and nothing else."""
-
-    def __setstate__(self, state: tuple) -> None:
-        _, shape, kind, column_major, data = state
-        if kind is not _UINT8 or not isinstance(data, str | bytes):
-            raise pickle.UnpicklingError("an array of another kind than bytes")
-        # The published files were written by Python 2, whose strings are text here.
-        data = data.encode("latin-1") if isinstance(data, str) else data
-        self.pixels = np.frombuffer(data, np.uint8).reshape(shape, order="F" if column_major else "C")
-
-
-class _Kind:
-    """What stands for numpy's dtype."""
-
-    def __setstate__(self, state: tuple) -> None:
-        """Byte order and alignment say nothing about bytes."""
-
-
-_UINT8 = _Kind()
-_ARRAY = object()
-
-
-def _reconstruct(kind: object, *_: Any) -> _Bytes:
-    if kind is not _ARRAY:
-        raise pickle.UnpicklingError("an array of an unknown class")
-    return _Bytes()
-
-
-def _dtype(name: str, *_: Any) -> _Kind:
-    if name != "u1":
-        raise pickle.UnpicklingError(f"an array of {name!r} where u1 is expected")
-    return _UINT8
-
-
-_ADMITTED = {
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy", "ndarray"): _ARRAY,
-    ("numpy", "dtype"): _dtype,
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Knows stand-ins for the few names that these files hold, so nothing of any module is ever reached."""
-
-    def find_class(self, module: str, name: str) -> object:
-        if (module, name) not in _ADMITTED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no file of CIFAR holds")
-        return _ADMITTED[module, name]
-
-
 def read_cifar_file(path: Path, label: str) -> tuple[np.ndarray, np.ndarray]:
     """(images uint8 [N,32,32,3], labels int64 [N]) of one file, the labels under the key `label`.
 
@@ -88,9 +36,8 @@ def read_cifar_file(path: Path, label: str) -> tuple[np.ndarray, np.ndarray]:
     and labels do not fit each other.
     """
     try:
-        with path.open("rb") as file:
-            values = _Unpickler(file, encoding="latin1").load()
-        pixel_N, label_N = values["data"].pixels, np.array(values[label], dtype=np.int64)
+        values = PlainUnpickler(path.read_bytes(), what="file of CIFAR", encoding="latin1").load()
+        pixel_N, label_N = values["data"].value, np.array(values[label], dtype=np.int64)
         image_N3HW = pixel_N.reshape(-1, 3, SIDE, SIDE)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); fetch the files again") from None

@@ -29,7 +29,7 @@ def read_list(list_path: Path, num_classes: int | None = None) -> tuple[list[str
     Raises UserError naming the list and the line: an unreadable or empty list, a line without a label, a label outside
     -1..num_classes - 1, a path that is absolute or leads upwards.
     """
-    lines = _lines(list_path)
+    lines = text_lines(list_path)
     matches = [_LINE.fullmatch(line) for line in lines]
     if None in matches:
         number = matches.index(None)
@@ -43,19 +43,19 @@ def read_list(list_path: Path, num_classes: int | None = None) -> tuple[list[str
         number = int(np.argmax(outside_N))
         top = "" if num_classes is None else f" to {num_classes - 1}"
         raise UserError(f"{list_path}, line {number + 1}: label {label_N[number]} is not -1 (open set) or 0{top}")
-    _refuse_escapes(list_path, paths)
+    refuse_escapes(list_path, paths)
     return list(paths), label_N
 
 
 def read_paths(list_path: Path) -> list[str]:
     """The relative paths of a list without labels. Raises UserError as `read_list` does."""
-    paths = _lines(list_path)
-    _refuse_escapes(list_path, paths)
+    paths = text_lines(list_path)
+    refuse_escapes(list_path, paths)
     return paths
 
 
-def _lines(list_path: Path) -> list[str]:
-    """Lines of a list without their ends; empty lines may only follow the last."""
+def text_lines(list_path: Path) -> list[str]:
+    """Lines of a list without their ends; empty lines may only follow the last. Raises UserError."""
     try:
         text = Path(list_path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -64,12 +64,13 @@ def _lines(list_path: Path) -> list[str]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             what = "the list is empty" if len(lines) == 1 else f"line {number} is empty"
-            raise UserError(f"{list_path}: {what}; each line names one image")
+            raise UserError(f"{list_path}: {what}; each line names an image, or a pair")
     return lines
 
 
-def _refuse_escapes(list_path: Path, paths: list[str] | tuple[str, ...]) -> None:
-    for number, path in enumerate(paths, start=1):
+def refuse_escapes(list_path: Path, paths: list[str] | tuple[str, ...], first: int = 1) -> None:
+    """Raises UserError at an absolute path or one that leads upwards; `first` is the line of the first path."""
+    for number, path in enumerate(paths, start=first):
         if path.startswith("/") or "\0" in path or (".." in path and ".." in path.split("/")):
             raise UserError(
                 f"{list_path}, line {number}: {path[:120]!r} leads out of the root folder; list relative paths below it"

@@ -4,6 +4,8 @@ U images, D feature, P pairs, I people, A false accept rates.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +43,33 @@ class ListedVerification:
     nonmated: int
     people: int
 
+    def report(self) -> dict[str, Any]:
+        """What schema `facelt.verification/1` holds of one set, but for its name."""
+        folds = self.ten_fold
+        return {
+            "mated": self.mated,
+            "nonmated": self.nonmated,
+            "people": self.people,
+            "accuracy": folds.mean,
+            "accuracy_std": folds.std,
+            "accuracy_folds": folds.accuracy_F.tolist(),
+            "distance_folds": folds.threshold_F.tolist(),
+            "points": [
+                {
+                    "wanted": one.point.wanted,
+                    "tar": one.point.tar,
+                    "tar_limits": one.tar_limits,
+                    "far": one.point.fmr,
+                    "far_limits": one.far_limits,
+                    "score": one.point.threshold,
+                    "false_matches": one.point.false_matches,
+                    "supported": one.point.supported,
+                    "reason": one.point.reason,
+                }
+                for one in self.points
+            ],
+        }
+
 
 def verify_listed_pairs(
     embedding_UD: np.ndarray, left_P: np.ndarray, right_P: np.ndarray, same_P: np.ndarray, *, unit: bool
@@ -71,6 +100,31 @@ def verify_listed_pairs(
         counts.nonmated,
         len(np.unique(person_PE)),
     )
+
+
+def read_pair_embeddings(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Embeddings made elsewhere, [2P,D], those of a pair side by side, and the answers, bool [P].
+
+    A .npy holds the embeddings alone, a .npz them as `embeddings` and the answers as `issame`. Raises UserError.
+    """
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        is_archive = isinstance(loaded, np.lib.npyio.NpzFile)
+        embedding_ND, same_P = (loaded["embeddings"], loaded["issame"]) if is_archive else (loaded, None)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except KeyError as error:
+        raise UserError(f"{path}: {error.args[0]}; it needs the arrays `embeddings` and `issame`") from None
+    except Exception as error:  # a damaged archive raises whatever its bytes lead to
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{path}: no .npy nor .npz file of plain arrays ({reason})") from None
+    if embedding_ND.ndim != 2 or embedding_ND.dtype.kind != "f":
+        found = f"{embedding_ND.dtype} {list(embedding_ND.shape)}"
+        raise UserError(f"{path}: the embeddings are {found} where floats [2P,D] are expected")
+    if same_P is not None and (same_P.ndim != 1 or not np.isin(same_P, (0, 1)).all()):
+        found = f"{same_P.dtype} {list(same_P.shape)}"
+        raise UserError(f"{path}: `issame` is {found} where truth values [P] are expected")
+    return embedding_ND, None if same_P is None else same_P.astype(bool)
 
 
 def joined_people(images: int, left_M: np.ndarray, right_M: np.ndarray) -> np.ndarray:

@@ -1,0 +1,196 @@
+"""Files of pairs: pickles of both Pythons and all protocols, lists, and one line for each that is wrong."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+
+from facelt.data import pair_files
+from facelt.data.decode import decode_image
+from facelt.data.pair_files import read_pairs
+from facelt.errors import UserError
+from tests.data.pair_pickles import python2_set
+
+# Every byte there is, quotes and line ends among them, and one image twice.
+IMAGES = [bytes(range(256)), b"\xff\xd8'\n\\x00\"", b"three", b"four", b"three", b"six"]
+ANSWERS = [True, False, True]
+
+
+def assert_read(path, payload: bytes) -> None:
+    path.write_bytes(payload)
+    pairs = read_pairs(path)
+    assert pairs.images == [*IMAGES[:4], b"six"]
+    assert pairs.encoded
+    assert pairs.first_U.tolist() == [0, 1, 2, 3, 5]
+    assert pairs.left_P.tolist() == [0, 2, 2]
+    assert pairs.right_P.tolist() == [1, 3, 4]
+    assert pairs.same_P.tolist() == ANSWERS
+    assert pairs.same_P.dtype == bool
+
+
+def arrays() -> list[np.ndarray]:
+    return [np.frombuffer(image, np.uint8) for image in IMAGES]
+
+
+@pytest.mark.parametrize("protocol", [0, 2])
+@pytest.mark.parametrize("images", [IMAGES, arrays()], ids=["bytes", "arrays"])
+def test_what_python_2_wrote_is_read(tmp_path, images, protocol):
+    payload = python2_set(images, ANSWERS, protocol)
+    found, answers = pickle.loads(payload, encoding="latin1")
+    as_bytes = [one.encode("latin-1") if isinstance(one, str) else one.tobytes() for one in found]
+    assert (as_bytes, answers) == (IMAGES, ANSWERS)
+    assert_read(tmp_path / "lfw.bin", payload)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_what_python_3_wrote_is_read(tmp_path, protocol):
+    for images in (IMAGES, arrays(), [bytearray_array(image) for image in IMAGES]):
+        for answers in (ANSWERS, np.array(ANSWERS), list(np.array(ANSWERS)), [1, 0, 1]):
+            for both in ((images, answers), [images, answers]):
+                assert_read(tmp_path / "lfw.bin", pickle.dumps(both, protocol))
+
+
+def bytearray_array(image: bytes) -> np.ndarray:
+    """One that may be written to, which protocol 5 keeps in another way."""
+    return np.frombuffer(bytearray(image), np.uint8)
+
+
+def test_the_shared_sets_are_read(real_data):
+    folder = real_data / "verification"
+    pairs = read_pairs(folder / "lfw600_bytes.bin")
+    with np.load(folder / "lfw600_embeddings.npz") as known:
+        embedding_ND, same_P = known["embeddings"], known["issame"]
+    assert pairs.same_P.tolist() == same_P.tolist()
+    # Equal images have equal embeddings there, and no others have.
+    rows = [row.tobytes() for row in embedding_ND]
+    assert len(pairs.images) == len(set(rows)) == 1154
+    assert [rows[place] for place in pairs.first_U[pairs.left_P]] == rows[0::2]
+    assert [rows[place] for place in pairs.first_U[pairs.right_P]] == rows[1::2]
+    few = read_pairs(folder / "lfw40_ndarray.bin")
+    assert (len(few.images), len(few.same_P), int(few.same_P.sum())) == (79, 40, 23)
+    for image in (pairs.images[0], pairs.images[-1], *few.images[:3]):
+        assert decode_image(image).shape == (112, 112, 3)
+
+
+class Runs:
+    """A pickle of this makes a folder."""
+
+    def __init__(self, canary) -> None:
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.canary),)
+
+
+def test_no_set_makes_anything_run(tmp_path):
+    path, canary = tmp_path / "lfw.bin", tmp_path / "canary"
+    for place in (([Runs(canary), b"2"], [True]), ([b"1", b"2"], [Runs(canary)]), Runs(canary)):
+        path.write_bytes(pickle.dumps(place))
+        with pytest.raises(UserError, match=r"lfw\.bin: no verification set \(it asks for posix\.mkdir, which no ver"):
+            read_pairs(path)
+        assert not canary.exists()
+    pickle.loads(path.read_bytes())
+    assert canary.is_dir(), "the file would have made the folder, had it been let"
+
+
+GOOD = python2_set(IMAGES, ANSWERS, 2)
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (b"", r"no verification set \(EOFError\)"),
+        (b"no pickle", "no verification set"),
+        (GOOD[:-1], r"no verification set \(EOFError\)"),
+        (GOOD[:100], "no verification set"),
+        (GOOD[:-20], "no verification set"),
+        (pickle.dumps([IMAGES]), "no verification set"),
+        (pickle.dumps({"images": IMAGES, "answers": ANSWERS}), "no verification set"),
+        (pickle.dumps((3, [])), r"no verification set \(it holds no list of images and list of answers\)"),
+        (pickle.dumps((IMAGES[:5], ANSWERS)), "5 images and 3 answers do not fit each other"),
+        (pickle.dumps((IMAGES, ANSWERS[:2])), "6 images and 2 answers do not fit each other"),
+        (pickle.dumps(([], [])), "holds no pair"),
+        (pickle.dumps((["text", *IMAGES[1:]], ANSWERS)), "image 0 is no encoded image"),
+        (pickle.dumps(([*arrays()[:5], np.zeros((2, 2, 3), np.uint8)], ANSWERS)), "image 5 is no encoded image"),
+        (pickle.dumps(([np.ones(3, bool), *IMAGES[1:]], ANSWERS)), "image 0 is no encoded image"),
+        (pickle.dumps(([np.zeros(3), *IMAGES[1:]], ANSWERS)), "an array of 'f8' where u1 or b1 is expected"),
+        (pickle.dumps((IMAGES, [True, 2, True])), "pair 1 is 2 where True or False is expected"),
+        (pickle.dumps((IMAGES, [True, False, "yes"])), "pair 2 is 'yes' where True or False is expected"),
+        (pickle.dumps((IMAGES, [True, False, None])), "pair 2 is None where True or False is expected"),
+    ],
+)
+def test_what_is_no_set_is_named_in_one_line(tmp_path, payload, reason):
+    path = tmp_path / "lfw.bin"
+    path.write_bytes(payload)
+    with pytest.raises(UserError, match=rf"lfw\.bin: .*({reason})") as caught:
+        read_pairs(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_or_oversized_file_is_named(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"absent\.bin: cannot be read \(No such file"):
+        read_pairs(tmp_path / "absent.bin")
+    (tmp_path / "large.bin").write_bytes(GOOD)
+    monkeypatch.setattr(pair_files, "MOST_BYTES", len(GOOD) - 1)
+    with pytest.raises(UserError, match=r"large\.bin: [\d,]+ bytes are too many for a verification set"):
+        read_pairs(tmp_path / "large.bin")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a/1.jpg a/2.jpg 1\na/1.jpg b/1.jpg 0\n",
+        "a/1.jpg\ta/2.jpg\t1\r\na/1.jpg\tb/1.jpg\t0\r\n\r\n",
+        "a/1.jpg   a/2.jpg 1\n  a/1.jpg b/1.jpg   0",
+    ],
+)
+def test_a_list_of_paths(tmp_path, text):
+    (tmp_path / "pairs.txt").write_bytes(text.encode())
+    pairs = read_pairs(tmp_path / "pairs.txt")
+    assert pairs.images == ["a/1.jpg", "a/2.jpg", "b/1.jpg"]
+    assert not pairs.encoded
+    assert (pairs.left_P.tolist(), pairs.right_P.tolist(), pairs.same_P.tolist()) == ([0, 0], [1, 2], [True, False])
+
+
+def test_paths_between_tabs_may_hold_spaces(tmp_path):
+    (tmp_path / "pairs.txt").write_text("a b/1 2.jpg\tc d.jpg\t0\n")
+    assert read_pairs(tmp_path / "pairs.txt").images == ["a b/1 2.jpg", "c d.jpg"]
+
+
+@pytest.mark.parametrize("header", ["10\t300", "2"])
+def test_lfws_own_list(tmp_path, header):
+    lines = [header, "Abel_Pacheco\t1\t4", "Abdel_Madi_Shabneh\t1\tDean_Barker\t12"]
+    (tmp_path / "pairs.txt").write_text("\n".join(lines))
+    pairs = read_pairs(tmp_path / "pairs.txt")
+    assert pairs.images == [
+        "Abel_Pacheco/Abel_Pacheco_0001.jpg",
+        "Abel_Pacheco/Abel_Pacheco_0004.jpg",
+        "Abdel_Madi_Shabneh/Abdel_Madi_Shabneh_0001.jpg",
+        "Dean_Barker/Dean_Barker_0012.jpg",
+    ]
+    assert pairs.same_P.tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "the list is empty"),
+        ("10\t300\n", "holds no pair"),
+        ("a b 1\n\nc d 0", "line 2 is empty"),
+        ("a b 1\na b", "line 2: expected path path 1, or path path 0, found 'a b'"),
+        ("a b 2", "line 1: expected path path 1"),
+        ("a b 10", "line 1: expected path path 1"),
+        ("a\t\t1", "line 1: expected path path 1"),
+        ("a b c 1", "line 1: expected path path 1"),
+        ("a /etc/passwd 1", "line 1: '/etc/passwd' leads out of the root folder"),
+        ("a b 1\na ../b 1", r"line 2: '\.\./b' leads out of the root folder"),
+        ("10 300\nName\t1", "line 2: expected name n m, or name n name m"),
+        ("10 300\nName\t1\tx", "line 2: expected name n m"),
+        ("10 300\nA 1 2\nA 1 .. 2", "line 3: '../.._0002.jpg' leads out of the root folder"),
+    ],
+)
+def test_a_wrong_list_is_named_with_its_line(tmp_path, text, reason):
+    (tmp_path / "pairs.txt").write_text(text)
+    with pytest.raises(UserError, match=rf"pairs\.txt(:|,) {reason}"):
+        read_pairs(tmp_path / "pairs.txt")
