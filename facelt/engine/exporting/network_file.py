@@ -1,16 +1,15 @@
 """The network alone, as safetensors, and a JSON card beside it that says how to build it and what it reads."""
 
+import hashlib
 import json
 from pathlib import Path
 
-import safetensors
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from facelt.engine.exporting.card import origin
 from facelt.engine.handed_on import TrainedModel
-from facelt.errors import UserError
 from facelt.models.pretrained import arcface_state
-from facelt.whole_files import replacing, sha256_of, write_text
+from facelt.whole_files import replacing, write_text
 
 SCHEMA = "facelt.network/1"
 
@@ -27,18 +26,16 @@ def export_network(model: TrainedModel, path: Path) -> Path:
     arcface = arcface_state(network)
     state = network.state_dict() if arcface is None else arcface
     advice = "choose another place with --out"
-    try:
-        with replacing(path, advice) as temporary:
-            save_file({name: value.contiguous() for name, value in state.items()}, temporary)
-            digest = sha256_of(temporary)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"cannot write {path}: {error}; {advice}") from None
+    content = save({name: value.contiguous() for name, value in state.items()})
+    with replacing(path, advice) as temporary:
+        # Not by safetensors itself, whose files no one else may read.
+        temporary.write_bytes(content)
     card = {
         "schema": SCHEMA,
         "names": "facelt" if arcface is None else "arcface_torch",
-        "weights_sha256": digest,
+        "weights_sha256": hashlib.sha256(content).hexdigest(),
         "preprocessing": model.card["preprocessing"],
-        "embedding": "the mean of the features of image and mirror image, at unit length",
+        "mirror_averaged": True,
         **origin(model),
     }
     place = path.with_suffix(".json")
