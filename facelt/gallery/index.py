@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from facelt.errors import UserError
 from facelt.gallery.matrix import Binding, Matrix
 from facelt.gallery.people import Nearest, best_of_everybody, joined
-from facelt.gallery.rows import SampleRows
+from facelt.gallery.rows import SampleRows, add_digest
 from facelt.gallery.samples import LEAST_LENGTH
 from facelt.gallery.truth import State, Truth
 from facelt.search import Engine, open_engine, top_k, top_k_sound
@@ -45,7 +46,6 @@ class View:
         """The best samples of everybody who can be among the k best people."""
         dimension = len(query_D)
         if self._cosine:
-            query_D = query_D / np.float32(np.linalg.norm(query_D))
             slack = 2 * cosine_bound(dimension) + self._matrix.stretch
         else:
             slack = error_bound(dimension) * float(np.linalg.norm(query_D)) * max(self._matrix.reach, 1.0)
@@ -89,7 +89,7 @@ class Index:
                 batches = self._templates(self._open[False].rows)
                 matrix = Matrix.build(folder, wanted, self._truth.contract.dimension, batches)
             elif not (matrix and self._can_change(matrix, wanted, gone) and self._change(matrix, wanted, gone)):
-                matrix = Matrix.build(folder, wanted, self._truth.contract.dimension, self._truth.rows())
+                matrix = Matrix.build(folder, wanted, self._truth.contract.dimension, self._all(wanted))
         matrix.tidy()
         self._open[templates] = matrix
 
@@ -131,6 +131,18 @@ class Index:
 
     def _change(self, matrix: Matrix, wanted: Binding, gone: Sequence[int]) -> bool:
         return matrix.change(np.array(gone, dtype=np.int64), self._truth.rows(matrix.last), wanted)
+
+    def _all(self, wanted: Binding) -> Iterator[SampleRows]:
+        """All samples. Raises UserError at their end where they are not those that were enrolled."""
+        digest = add_digest("0", 0)
+        for rows in self._truth.rows():
+            digest = add_digest(digest, rows.digest())
+            yield rows
+        if digest != wanted.digest:
+            raise UserError(
+                f"{self._places[False].parent}: the database holds other embeddings than were enrolled; "
+                "facelt gallery verify says more; go back to a snapshot"
+            )
 
     def _joined(self, parts: Sequence[SampleRows]) -> SampleRows:
         empty = np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, self._truth.contract.dimension), "<f4")

@@ -114,6 +114,10 @@ class LocalGallery:
     def people(self) -> Iterator[tuple[str, int]]:
         return self._truth.people()
 
+    def samples(self) -> Iterator[Samples]:
+        """Everything that is enrolled, a few thousand at a time."""
+        return self._truth.samples()
+
     def snapshot(self, path: str | Path) -> None:
         """See Backend. Removals are carried out in this copy as well, as long as it stays there."""
         self._refuse_reader()

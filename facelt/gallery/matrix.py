@@ -62,6 +62,7 @@ class Matrix:
         self._chunks: list[str] = bound["chunks"]
         self._sealed: list[list[int]] = bound["stamp"]
         self._names: dict[str, str] = bound["files"]
+        self._is_noted = True
         self._map()
 
     @classmethod
@@ -90,8 +91,12 @@ class Matrix:
             if any(Path(name).name != name for name in bound["files"].values()):
                 return None
             opened = cls(folder, bound)
-            is_sound = opened.is_untouched() or opened._hash(range(opened._chunk_count)) == opened._chunks
-            return opened if is_sound else None
+            stamp = opened._stamp()
+            if stamp != opened._sealed and opened._hash(range(opened._chunk_count)) != opened._chunks:
+                return None
+            # Files that were copied are others with the same content.
+            opened._sealed, opened._is_noted = stamp, stamp == opened._sealed
+            return opened
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
@@ -137,7 +142,9 @@ class Matrix:
         return wrong or ([] if add_digest("0", found) == digest else ["holds other samples than the gallery"])
 
     def tidy(self) -> None:
-        """Removes files that a killed writer left."""
+        """Removes files that a killed writer left, and notes the stamp of files that were copied."""
+        if not self._is_noted:
+            self._seal(self.binding, ())
         for path in self.folder.iterdir():
             if path.name not in (BOUND, *self._names.values()):
                 with suppress(OSError):
@@ -207,7 +214,7 @@ class Matrix:
         self._chunks = (self._chunks + [""] * self._chunk_count)[: self._chunk_count]
         for chunk, digest in zip(changed, self._hash(changed), strict=True):
             self._chunks[chunk] = digest
-        self.binding, self._sealed = binding, self._stamp()
+        self.binding, self._sealed, self._is_noted = binding, self._stamp(), True
         bound = {
             **{"schema": SCHEMA, "binding": asdict(binding), "dimension": self.dimension, "rows": self.count},
             **{"last": self.last, "reach": self.reach, "stretch": self.stretch, "files": self._names},

@@ -51,9 +51,11 @@ def best_people(
     `nearest(probe_U, t)` gives the t best of `samples` samples of some probes. Of a probe near somebody with more
     samples than MOST, `crowded(probe)` goes through all; without it the result may lack people.
     """
-    found: list[Nearest | None] = [None] * probes
+    if not min(k, samples):
+        return [Nearest(np.empty((1, 0)), *np.empty((2, 1, 0), dtype=np.int64))] * probes, True
+    found: list[Nearest] = [None] * probes
     open_U, take = np.arange(probes), min(k, samples)
-    while len(open_U) and take:
+    while len(open_U):
         given = nearest(open_U, take)
         for place, probe in enumerate(open_U.tolist()):
             found[probe] = given.people(place, k)
@@ -65,8 +67,7 @@ def best_people(
         take = min(4 * take, MOST, samples)
     for probe in open_U if crowded else ():
         found[probe] = crowded(int(probe)).people(0, k)
-    empty = Nearest(np.empty((1, 0)), *np.empty((2, 1, 0), dtype=np.int64))
-    return [one or empty for one in found], crowded is not None or not len(open_U) or not samples
+    return found, crowded is not None or not len(open_U)
 
 
 def best_of_everybody(
@@ -84,8 +85,9 @@ def best_of_everybody(
     Float32 scores that `slack` bounds the error of choose them, exact ones rank them.
     """
     score_G = np.empty(len(row_GD), dtype=np.float32)
+    rough_D = query_D / np.float32(np.linalg.norm(query_D)) if cosine else query_D
     for start in range(0, len(row_GD), BLOCK_ROWS):
-        np.matmul(row_GD[start : start + BLOCK_ROWS], query_D, out=score_G[start : start + BLOCK_ROWS])
+        np.matmul(row_GD[start : start + BLOCK_ROWS], rough_D, out=score_G[start : start + BLOCK_ROWS])
     people, person_of_G = np.unique(person_G, return_inverse=True)
     best_C = np.full(len(people), -np.inf, dtype=np.float32)
     np.maximum.at(best_C, person_of_G, score_G)

@@ -1,0 +1,206 @@
+"""kill -9 at random moments of a gallery's writer: no committed sample is lost, no removed one comes back.
+
+python benchmarks/gallery_kills.py --kills 200
+
+A child process enrols, replaces and removes, calibrates, takes snapshots and rebuilds, and says over a pipe what it
+begins and what is done. After each kill a reader and then the next writer must find what was done, or that and the
+whole of what was begun; every sample by its own embedding; and no byte of what was removed in any file.
+
+N samples, D feature.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from facelt.gallery import Contract, Gallery, LocalGallery, Samples
+
+DIMENSION = 32
+KEYS, PEOPLE = 300, 40
+LONGEST_SECONDS = 0.3
+CONTRACT = Contract("killed", "0" * 64, "direct", DIMENSION)
+
+# Key -> person and the number of the operation that enrolled it, from which the embedding follows.
+Enrolled = dict[str, tuple[str, int]]
+
+
+def embedding(key: str, number: int) -> np.ndarray:
+    """The row of a key as that operation enrols it, of length one."""
+    row_D = np.random.default_rng([number, int(key[1:])]).standard_normal(DIMENSION).astype(np.float32)
+    length = np.sqrt(np.einsum("d,d->", row_D, row_D, dtype=np.float64))
+    return (row_D / length).astype(np.float32)
+
+
+class Operation:
+    """What the writer does at one number, and what is enrolled after it."""
+
+    def __init__(self, seed: int, number: int) -> None:
+        self.number = number
+        random = np.random.default_rng([seed, number])
+        kinds = ("enroll", "remove people", "remove keys", "setting", "snapshot", "rebuild")
+        self.kind = random.choice(kinds, p=(0.45, 0.2, 0.2, 0.05, 0.05, 0.05))
+        self.keys = [f"k{key}" for key in random.choice(KEYS, random.integers(1, 40), replace=False)]
+        self.people = [f"person {who}" for who in random.integers(0, PEOPLE, len(self.keys))]
+
+    def after(self, enrolled: Enrolled) -> Enrolled:
+        """What is enrolled when it is done."""
+        if self.kind == "enroll":
+            return enrolled | {key: (who, self.number) for key, who in zip(self.keys, self.people, strict=True)}
+        if self.kind == "remove people":
+            return {key: one for key, one in enrolled.items() if one[0] not in self.people[:3]}
+        if self.kind == "remove keys":
+            return {key: one for key, one in enrolled.items() if key not in self.keys}
+        return enrolled
+
+    def removed(self, enrolled: Enrolled) -> Enrolled:
+        """What it removes: not what it replaces."""
+        after = self.after(enrolled)
+        return {} if self.kind == "enroll" else {key: one for key, one in enrolled.items() if key not in after}
+
+    def carry_out(self, gallery: Gallery, folder: Path) -> None:
+        if self.kind == "enroll":
+            rows = np.stack([embedding(key, self.number) for key in self.keys])
+            gallery.enroll(Samples(self.keys, self.people, rows))
+        elif self.kind == "remove people":
+            gallery.remove(people=self.people[:3])
+        elif self.kind == "remove keys":
+            gallery.remove(keys=self.keys)
+        elif self.kind == "setting":
+            gallery.backend.set_setting("number", self.number)
+        elif self.kind == "snapshot":
+            gallery.snapshot(folder / f"snapshot-{self.number}-{time.monotonic_ns()}")
+        else:
+            gallery.backend.rebuild()
+
+
+def write_until_killed(folder: Path, seed: int, first: int, pipe: int) -> None:
+    """The child: one operation after another."""
+    gallery = Gallery.open(folder / "gallery", write=True)
+    for number in range(first, first + 100_000):
+        os.write(pipe, f"begin {number}\n".encode())
+        Operation(seed, number).carry_out(gallery, folder)
+        os.write(pipe, f"done {number}\n".encode())
+
+
+def killed_writer(folder: Path, seed: int, first: int, seconds: float) -> list[str]:
+    """Lets a child write for so long and kills it; returns what it said."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.close(reading)
+            write_until_killed(folder, seed, first, writing)
+        except BaseException as error:
+            os.write(writing, f"failed {error!r}\n".encode())
+        finally:
+            os._exit(1)
+    os.close(writing)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with os.fdopen(reading) as said:
+        return said.read().splitlines()
+
+
+def found_in(gallery: LocalGallery) -> Enrolled:
+    """What a gallery says is enrolled; fails where an embedding is not the one that was."""
+    found: Enrolled = {}
+    for samples in gallery.samples():
+        for key, who, row_D in zip(samples.keys, samples.people, samples.embedding_ND, strict=True):
+            found[key] = (who, row_D.tobytes())
+    return found
+
+
+def as_bytes(enrolled: Enrolled) -> dict[str, tuple[str, bytes]]:
+    return {key: (who, embedding(key, number).tobytes()) for key, (who, number) in enrolled.items()}
+
+
+def check_searches(gallery: LocalGallery, enrolled: Enrolled, gone: Enrolled) -> None:
+    """Each sample is found by its own embedding, and none by one that was removed."""
+    if enrolled:
+        rows = np.stack([embedding(key, number) for key, (_, number) in enrolled.items()])
+        for key, candidates in zip(enrolled, gallery.search(rows, 1).candidates, strict=True):
+            assert candidates[0].key == key, f"{key} is lost"
+            assert candidates[0].score > 0.9999, f"{key} is lost"
+    if gone:
+        rows = np.stack([embedding(key, number) for key, (_, number) in gone.items()])
+        for key, candidates in zip(gone, gallery.search(rows, 1).candidates, strict=True):
+            assert not candidates or candidates[0].score < 0.9999, f"{key} came back"
+
+
+def check_bytes(folder: Path, gone: Enrolled) -> None:
+    """No file of the gallery or its snapshots holds a removed embedding."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            for key, (_, number) in gone.items():
+                assert embedding(key, number).tobytes() not in content, f"{path} still holds {key} of {number}"
+
+
+def run(folder: Path, kills: int, seed: int) -> dict[str, int]:
+    """Kills so many writers of a new gallery in `folder`; raises AssertionError where anything is not as it must be."""
+    Gallery.create(folder / "gallery", CONTRACT).close()
+    random = np.random.default_rng(seed)
+    enrolled: Enrolled = {}
+    removed: Enrolled = {}
+    number = 0
+    counts = dict.fromkeys(("kills", "kills within an operation", "of these committed"), 0)
+    for _ in range(kills):
+        said = killed_writer(folder, seed, number, random.uniform(0, LONGEST_SECONDS))
+        assert not [line for line in said if line.startswith("failed")], said
+        done = sum(line.startswith("done") for line in said)
+        for step in range(number, number + done):
+            operation = Operation(seed, step)
+            removed |= operation.removed(enrolled)
+            enrolled = operation.after(enrolled)
+        number += done
+        is_open = bool(said) and said[-1].startswith("begin")
+        reader = LocalGallery(folder / "gallery")
+        found = found_in(reader)
+        if is_open:
+            operation = Operation(seed, number)
+            after = operation.after(enrolled)
+            is_committed = found == as_bytes(after) and after != enrolled
+            if is_committed:
+                removed |= operation.removed(enrolled)
+                enrolled = after
+            counts["kills within an operation"] += 1
+            counts["of these committed"] += is_committed
+        assert found == as_bytes(enrolled), f"operation {number}: something else is enrolled than was committed"
+        gone = {key: one for key, one in removed.items() if enrolled.get(key) != one}
+        check_searches(reader, enrolled, gone)
+        reader.close()
+        # The next writer ends what the kill cut short.
+        writer = LocalGallery(folder / "gallery", write=True)
+        assert not writer.defects(), writer.defects()
+        check_searches(writer, enrolled, gone)
+        writer.close()
+        check_bytes(folder, gone)
+        # An operation that was begun is not tried again under the same number: its embeddings may be enrolled.
+        number += is_open
+        for snapshot in folder.glob("snapshot-*"):
+            if not (snapshot / "gallery.sqlite").exists() or random.random() < 0.3:
+                shutil.rmtree(snapshot)
+        counts["kills"] += 1
+    counts |= {"operations": number, "removed samples": len(removed), "samples at the end": len(enrolled)}
+    return counts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(run(Path(folder), arguments.kills, arguments.seed)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""A few of the kills of benchmarks/gallery_kills.py."""
+
+import pytest
+
+from benchmarks.gallery_kills import CONTRACT, Operation, as_bytes, found_in, run
+from facelt.gallery import Gallery
+
+
+def test_no_kill_loses_or_revives_a_sample(tmp_path):
+    counts = run(tmp_path, kills=12, seed=3)
+    assert counts["kills"] == 12
+    assert counts["kills within an operation"] > 3
+
+
+def test_the_check_would_see_a_lost_sample(tmp_path):
+    """What is expected of a gallery is what its operations do to it."""
+    gallery = Gallery.create(tmp_path / "gallery", CONTRACT)
+    enrolled = {}
+    for number in range(8):
+        operation = Operation(3, number)
+        operation.carry_out(gallery, tmp_path)
+        enrolled = operation.after(enrolled)
+    assert found_in(gallery.backend) == as_bytes(enrolled)
+    gallery.remove(keys=[next(iter(enrolled))])
+    assert found_in(gallery.backend) != as_bytes(enrolled)
+    gallery.close()
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr("benchmarks.gallery_kills.LONGEST_SECONDS", 0.15)

@@ -1,0 +1,108 @@
+"""Removed is removed: no file of a gallery, nor of a snapshot it made, holds a byte of it."""
+
+import numpy as np
+import pytest
+
+from facelt.errors import UserError
+from facelt.gallery import LocalGallery, Samples
+from tests.gallery.conftest import DIMENSION, bytes_in, some_samples
+
+
+def stored(row_D):
+    return (row_D / np.linalg.norm(row_D.astype(np.float64))).astype("<f4").tobytes()
+
+
+@pytest.fixture
+def named(gallery):
+    """A gallery of 400 samples under long random names, so that pages of the database are split and merged."""
+    random = np.random.default_rng(2)
+    row_ND = random.standard_normal((400, DIMENSION)).astype(np.float32)
+    people = [f"name-{random.integers(2**62):020d}" for _ in range(200)] * 2
+    keys = [f"photo-{random.integers(2**62):020d}.jpg" for _ in range(400)]
+    notes = [{"note": f"note-{random.integers(2**62):020d}"} for _ in range(400)]
+    samples = Samples(keys, people, row_ND, notes)
+    for start in range(0, 400, 50):
+        gallery.upsert(samples.part(slice(start, start + 50)))
+    return samples
+
+
+def test_no_byte_is_left_in_any_file(gallery, named, tmp_path):
+    gallery.search(named.embedding_ND[:2], 1, templates=True)
+    gallery.snapshot(tmp_path / "copy")
+    copy = LocalGallery(tmp_path / "copy")
+    copy.search(named.embedding_ND[:2], 1)
+    copy.close()
+    holding = bytes_in(tmp_path)
+    needles = [[one.encode(), stored(row)] for one, row in zip(named.people, named.embedding_ND, strict=True)]
+    assert all(len(holding(needle)) >= 3 for needle in needles[5][1:])
+    # Templates: the mean of a person's two samples.
+    unit = [np.frombuffer(stored(named.embedding_ND[row]), "<f4").astype(np.float64) for row in (5, 205)]
+    assert holding(stored(np.mean(unit, axis=0)))
+    gone = named.people[::3][:60]
+    assert not gallery.remove(people=gone).unfinished
+    for who, key, note, needle in zip(named.people, named.keys, named.metadata, needles, strict=True):
+        if who in gone:
+            for text in (*needle, key.encode(), note["note"].encode()):
+                assert not holding(text), (who, text)
+        else:
+            assert holding(needle[1])
+    assert not holding(stored(np.mean(unit, axis=0)))
+
+
+def test_a_removal_that_was_cut_short_is_ended_by_the_next_writer(gallery, named, tmp_path, monkeypatch):
+    gallery.snapshot(tmp_path / "copy")
+    monkeypatch.setattr(gallery, "_finish_removal", list)
+    monkeypatch.setattr(gallery._index, "follow", lambda *args: None)
+    gallery.remove(keys=named.keys[:3])
+    gallery.close()
+    holding = bytes_in(tmp_path)
+    assert holding(stored(named.embedding_ND[1]))
+    LocalGallery(gallery.path, write=True).close()
+    assert not holding(stored(named.embedding_ND[1]))
+    assert not holding(named.keys[1].encode())
+
+
+def test_a_moved_person_is_removed_from_older_snapshots(gallery, tmp_path):
+    samples = some_samples(4, 2)
+    gallery.upsert(samples)
+    gallery.snapshot(tmp_path / "copy")
+    gallery.upsert(Samples(["k0"], ["renamed"], samples.embedding_ND[:1]))
+    gallery.remove(people=["renamed"])
+    assert not bytes_in(tmp_path)(stored(samples.embedding_ND[0]))
+
+
+def test_snapshots_that_cannot_be_reached_are_named(gallery, contract, tmp_path):
+    gallery.upsert(some_samples(6, 3))
+    for name in ("gone", "other"):
+        gallery.snapshot(tmp_path / name)
+    for name in ("gone", "other"):
+        (tmp_path / name).rename(tmp_path / f"{name}-moved")
+    LocalGallery.create(tmp_path / "other", contract).close()
+    removed = gallery.remove(people=["person 1"])
+    assert removed.samples == 2
+    assert len(removed.unfinished) == 2
+    assert "gone: there is no gallery here" in removed.unfinished[0]
+    assert "other: is another gallery now" in removed.unfinished[1]
+
+
+def test_a_reader_in_the_middle_delays_the_wiping_which_is_said(gallery, tmp_path, monkeypatch):
+    samples = some_samples(6, 3)
+    gallery.upsert(samples)
+    reader = LocalGallery(gallery.path)
+    gallery._truth._database.run("PRAGMA busy_timeout = 50")
+    with reader._truth.reading():
+        reader.count()
+        removed = gallery.remove(people=["person 1"])
+        assert "keeps the log" in removed.unfinished[0]
+    reader.close()
+    assert gallery._truth.state().unscrubbed
+    gallery.close()
+    LocalGallery(gallery.path, write=True).close()
+    assert not bytes_in(tmp_path)(stored(samples.embedding_ND[1]))
+
+
+def test_the_database_refuses_samples_of_nobody(gallery):
+    gallery.upsert(some_samples(2, 1))
+    with pytest.raises(UserError, match="FOREIGN KEY"), gallery._truth.changing():
+        gallery._truth._database.run("DELETE FROM people")
+    assert gallery.count().samples == 2
