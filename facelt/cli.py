@@ -15,6 +15,7 @@ from facelt.export import export
 from facelt.figures import figures
 from facelt.gallery_cli import app as gallery
 from facelt.train import train
+from facelt.verify import verify
 
 app = typer.Typer(
     help="Face recognition on long-tailed data, measured on people it has never seen.",
@@ -22,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (train, align, embed, evaluate, megaface, audit, dataset, bench, figures, export, demo):
+for command in (train, align, embed, evaluate, verify, megaface, audit, dataset, bench, figures, export, demo):
     app.command()(command)
 app.add_typer(gallery, name="gallery")
 

@@ -62,6 +62,26 @@ def tiny_faces(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_pairs(tiny_faces, tmp_path_factory) -> Path:
+    """A verification set of 20 pairs of those pictures, 10 of one identity, some pictures in several."""
+    import pickle
+
+    from recordio_tools import FaceRecord
+
+    with FaceRecord(tiny_faces) as record:
+        payloads = [bytes(record.read(key).payload) for key in record.image_keys.tolist()]
+    # The first of each of four identities begins at these places.
+    places = [(0, i, True) for i in (1, 2, 3, 4)] + [(14, 15, True), (15, 16, True), (26, 28, True), (26, 29, True)]
+    places += [(35, 36, True), (36, 37, True)] + [(i, 14 + i, False) for i in range(6)]
+    places += [(i, 35, False) for i in (5, 20, 27, 31)]
+    order = [places[i * 7 % 20] for i in range(20)]
+    images = [payloads[place] for left, right, _ in order for place in (left, right)]
+    path = tmp_path_factory.mktemp("tiny_pairs") / "tiny.bin"
+    path.write_bytes(pickle.dumps((images, [same for *_, same in order]), protocol=2))
+    return path
+
+
+@pytest.fixture(scope="session")
 def recipe(tiny_faces) -> Callable[..., dict[str, Any]]:
     """recipe(out, **changes) -> the values of a training run in two stages, plain and oltr, over in a second or two."""
 

@@ -16,6 +16,7 @@ ENTRIES = (
     "facelt.align",
     "facelt.embed",
     "facelt.evaluate",
+    "facelt.verify",
     "facelt.audit",
     "facelt.dataset",
     "facelt.bench",
@@ -72,6 +73,10 @@ ALLOWED = {
     "facelt.align": ("facelt.entry", "facelt.alignment"),
     "facelt.embed": ("facelt.config", "facelt.entry", "facelt.alignment", "facelt.engine"),
     "facelt.evaluate": ("facelt.config", "facelt.entry", "facelt.engine", "facelt.report"),
+    "facelt.verify": (
+        *("facelt.config", "facelt.entry", "facelt.data", "facelt.engine", "facelt.store", "facelt.identification"),
+        "facelt.report",
+    ),
     "facelt.audit": ("facelt.config", "facelt.entry", "facelt.auditing", "facelt.report"),
     "facelt.dataset": ("facelt.config", "facelt.entry", "facelt.engine"),
     "facelt.bench": ("facelt.config", "facelt.entry", "facelt.benchmarking", "facelt.engine", "facelt.report"),

@@ -16,7 +16,7 @@ HEAVY = (
     *("onnx", "onnxruntime"),
 )
 PROMISED = {
-    *("train", "align", "dataset", "embed", "evaluate", "megaface", "audit"),
+    *("train", "align", "dataset", "embed", "evaluate", "verify", "megaface", "audit"),
     *("bench", "figures", "export", "gallery", "demo"),
 }
 
@@ -76,7 +76,7 @@ def test_every_help_of_the_record_tools_loads_nothing_heavy():
 @pytest.mark.parametrize(
     "entry",
     [
-        *(f"-m facelt.{name}" for name in ("cli", "train", "embed", "evaluate", "audit", "dataset")),
+        *(f"-m facelt.{name}" for name in ("cli", "train", "embed", "evaluate", "verify", "audit", "dataset")),
         *(f"-m facelt.{name}" for name in ("align", "bench", "figures", "export", "demo")),
         "eval_megaface/run.py",
     ],

@@ -146,6 +146,15 @@ class StageConfig(Strict):
         return self
 
 
+class ValidationConfig(Strict):
+    """What each validation measures beside accuracy: `sets` of pairs for verification, .bin files or lists, by name.
+
+    The network's 10-fold accuracy on each, flip-averaged, is logged as `verification_<name>`. No epoch is chosen by it.
+    """
+
+    sets: dict[Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")], Path] = Field(default_factory=dict)
+
+
 class TrainConfig(Strict):
     """What `facelt train` runs. `precision: bf16` is the network's alone; heads, memory and losses stay in float32.
 
@@ -166,6 +175,7 @@ class TrainConfig(Strict):
     model: ModelConfig = ModelConfig()
     optim: OptimConfig = OptimConfig()
     stages: Annotated[tuple[StageConfig, ...], Field(min_length=1)]
+    validation: ValidationConfig = ValidationConfig()
     log_every: int = Field(20, ge=1)
     checkpoint_every: int = Field(1000, ge=1)
     checkpoint_async: bool = False

@@ -14,6 +14,7 @@ from facelt.engine.ranks import agree, on_first_rank, process_group
 from facelt.engine.run_folder import RunFolder
 from facelt.engine.stopping import stoppable
 from facelt.engine.trainer import Trainer
+from facelt.engine.verification import TrainingSets
 from facelt.engine.weights import network_state, open_weights
 from facelt.errors import UserError
 from facelt.methods import Method
@@ -32,6 +33,7 @@ def run(config: TrainConfig, resume: bool = False) -> Path:
         # Who was asked to stop while the data opened stops here, before anything is written.
         agree(())
         _refuse_missing_starts(config)
+        sets = TrainingSets(config, device)
         on_first_rank(lambda: RunFolder.create(config, resume))
         folder = RunFolder(config.out)
         log = SilentLog() if rank() else RunLog(folder.metrics, folder.tensorboard)
@@ -41,7 +43,7 @@ def run(config: TrainConfig, resume: bool = False) -> Path:
                     torch.manual_seed(config.seed + position)
                     method = start_method(config, stage, data, folder)
                     method.learn_from(load_teachers(config, stage, folder, device))
-                    Trainer(config, stage, method, data, folder, log, device).fit()
+                    Trainer(config, stage, method, data, folder, log, device, sets).fit()
         finally:
             log.close()
         return folder.path

@@ -1,5 +1,6 @@
 """One stage of training: epochs of steps over a method it knows by nothing but its interface."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 import torch
@@ -30,7 +31,10 @@ from facelt.whole_files import sha256_of
 
 
 class Trainer:
-    """Trains one stage in a run's folder, from its beginning or from its checkpoint, on this rank's share."""
+    """Trains one stage in a run's folder, from its beginning or from its checkpoint, on this rank's share.
+
+    `measure` gives further figures of the method at each epoch's end, by name.
+    """
 
     def __init__(
         self,
@@ -41,9 +45,10 @@ class Trainer:
         folder: RunFolder,
         log: RunLog,
         device: torch.device,
+        measure: Callable[[Method], Mapping[str, float]] = lambda method: {},
     ) -> None:
         self.config, self.stage, self.data, self.folder, self.log = config, stage, data, folder, log
-        self.device = device
+        self.device, self.measure = device, measure
         self.method = method.to(device)
         self.method.network.to(memory_format=torch.channels_last)
         self.method.bf16 = config.precision == "bf16"
@@ -128,7 +133,7 @@ class Trainer:
     def _end_epoch(self, display: StageDisplay) -> None:
         average_statistics(self.method.network, self.device)
         self.method.end_epoch()
-        self.at.validation = self.validate()
+        self.at.validation = {**self.validate(), **self.measure(self.method)}
         figures = {**self.method.diagnostics(), **self.at.validation}
         epoch = self.at.epoch + 1
         if figures:
@@ -219,7 +224,7 @@ class Trainer:
             weights_sha256=sha256_of(self.folder.weights(name)),
             training_images=len(self.data.train.members),
             best=self.at.best,
-            validation=self.at.best if self.stage.keep == "best" else self.at.validation,
+            validation=self.at.best if self.stage.keep == "best" and self.at.best else self.at.validation,
             bad_images=self.at.bad.reasons,
         )
         save_card(card, self.folder.card(name))
