@@ -6,7 +6,7 @@ SEARCH := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 RUN := $(VENV)/.installed-$(SEARCH)
 DEV := $(VENV)/.installed-$(SEARCH)-dev
 
-.PHONY: demo test
+.PHONY: demo test test-milvus
 demo: $(RUN)
 	$(VENV)/bin/facelt demo
 
@@ -14,6 +14,16 @@ test: $(DEV)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pytest -n auto --dist loadfile
+
+# Milvus Lite brings search libraries of its own: never into the environment that the others are in.
+MILVUS := .venv-milvus
+test-milvus: $(MILVUS)/.installed
+	$(MILVUS)/bin/pytest -q -p no:xdist tests/gallery/test_milvus.py
+
+$(MILVUS)/.installed: pyproject.toml
+	test -x $(MILVUS)/bin/python || $(PYTHON) -m venv $(MILVUS)
+	$(MILVUS)/bin/python -m pip install --quiet --editable '.[milvus]' milvus-lite pytest pytest-xdist
+	touch $@
 
 $(RUN): pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)

@@ -17,6 +17,7 @@ EXTRAS = {
     **dict.fromkeys(("torch", "torchvision", "tensorboard", "safetensors"), "train"),
     **dict.fromkeys(("scipy", "sklearn", "fairlearn", "jinja2", "matplotlib"), "audit"),
     "faiss": "cpu",
+    "pymilvus": "milvus",
     "insightface": "insightface",
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "export"),
 }

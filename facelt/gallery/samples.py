@@ -16,6 +16,8 @@ NAME_LENGTH = 512
 NOTE_LENGTH = 8192
 # Shorter than this a direction is rounding noise.
 LEAST_LENGTH = 1e-6
+# How far float32 values rounded from a vector of length one are from that.
+ROUNDED_LENGTH = 1e-6
 _UNUSABLE = re.compile("[\0\ud800-\udfff]")
 
 
@@ -89,7 +91,9 @@ def checked_rows(row_ND: np.ndarray, contract: Contract, name=lambda row: f"prob
         if is_bad_N.any():
             raise UserError(f"{name(int(np.argmax(is_bad_N)))}: its embedding {reason}; leave it out or embed it again")
     if contract.is_unit:
-        row_ND /= length_N[:, None]
+        # Those that have it already stay as they are, to the last bit, however often they go from one gallery to another.
+        other_N = np.abs(length_N - 1) > ROUNDED_LENGTH
+        row_ND[other_N] /= length_N[other_N, None]
     return row_ND
 
 

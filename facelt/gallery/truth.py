@@ -221,8 +221,9 @@ class Truth:
     def scrub(self) -> bool:
         """Writes the file anew and empties the log, so that neither holds a byte of what was removed.
 
-        SQLite's secure_delete overwrites what is deleted, but not every copy that moving rows between pages has left: of
-        12,000 removed names 3 were still in the file. False where a reader keeps the log from being emptied: it is to be called again.
+        SQLite's secure_delete overwrites what is deleted, but not every copy that moving rows between pages has left:
+        of 12,000 removed names 3 were still in the file. False where a reader keeps the log from being emptied: this is
+        to be called again then.
         """
         self._database.run("DELETE FROM removing")
         self._database.run("VACUUM")

@@ -117,6 +117,13 @@ def test_each_kind_is_compared_in_its_own_way(tmp_path, kind):
     made.close()
 
 
+def test_unit_embeddings_are_kept_to_the_last_bit(gallery):
+    row_ND = some_samples(3000, 1).embedding_ND
+    row_ND = (row_ND / np.linalg.norm(row_ND.astype(np.float64), axis=1, keepdims=True)).astype(np.float32)
+    gallery.upsert(Samples([f"k{i}" for i in range(3000)], ["a"] * 3000, row_ND))
+    np.testing.assert_array_equal(np.concatenate([part.embedding_ND for part in gallery.samples()]), row_ND)
+
+
 def test_people_whose_samples_cancel_have_no_template(gallery):
     row_ND = np.eye(DIMENSION)[:2]
     gallery.upsert(Samples(["a", "b", "c"], ["both", "both", "one"], np.stack([row_ND[0], -row_ND[0], row_ND[1]])))

@@ -1,0 +1,86 @@
+"""A gallery in a Milvus does all that every backend does; Milvus Lite stands for a cluster: `make test-milvus`.
+
+MILVUS_URI names another server to run this against; its collections `facelt_test_*` are made and dropped.
+"""
+
+import os
+import secrets
+
+import pytest
+
+from facelt.errors import UserError
+from facelt.gallery import Gallery
+from tests.gallery.conformance import Conformance
+from tests.gallery.conftest import some_samples
+
+pytest.importorskip("pymilvus", reason="pymilvus is absent: make test-milvus")
+URI = os.environ.get("MILVUS_URI")
+if URI is None:
+    pytest.importorskip("milvus_lite", reason="milvus-lite is absent: make test-milvus, or MILVUS_URI")
+
+from facelt.gallery.milvus import MilvusGallery  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory):
+    return URI or str(tmp_path_factory.mktemp("milvus") / "lite.db")
+
+
+@pytest.fixture
+def where(uri):
+    name = f"facelt_test_{secrets.token_hex(4)}"
+    yield f"{uri}#{name}"
+    from pymilvus import MilvusClient
+
+    client = MilvusClient(uri)
+    for collection in client.list_collections():
+        if collection.startswith(name):
+            client.drop_collection(collection)
+    client.close()
+
+
+@pytest.fixture
+def backend(where, contract):
+    made = MilvusGallery.create(where, contract)
+    yield made
+    made.close()
+
+
+class TestMilvusGallery(Conformance):
+    """On a server."""
+
+
+def test_it_is_opened_by_its_name(where, contract):
+    with Gallery.create(f"milvus:{where}", contract) as made:
+        made.enroll(some_samples(5, 2))
+    with Gallery.open(f"milvus:{where}", write=True) as opened:
+        assert opened.contract == contract
+        assert opened.count() == (2, 5)
+        found = opened.identify(some_samples(5, 2).embedding_ND, threshold=0.9)
+        assert [answer.candidates[0].key for answer in found.answers] == [f"k{i}" for i in range(5)]
+    with pytest.raises(UserError, match="exists already"):
+        Gallery.create(f"milvus:{where}", contract)
+
+
+def test_names_that_are_none(uri, contract):
+    with pytest.raises(UserError, match="there is no gallery 'facelt_test_absent' here"):
+        MilvusGallery(f"{uri}#facelt_test_absent")
+    with pytest.raises(UserError, match="cannot be the name of a collection"):
+        MilvusGallery(f"{uri}#drop table")
+
+
+def test_an_index_that_may_pass_somebody_over_is_told(backend):
+    backend.upsert(some_samples(300, 100))
+    client, name = backend._client, backend._name
+    client.release_collection(name)
+    client.drop_index(name, index_name="row")
+    index = client.prepare_index_params()
+    index.add_index("row", index_type="HNSW", metric_type="IP", index_name="row", params={"M": 8, "efConstruction": 64})
+    client.create_index(name, index)
+    client.load_collection(name)
+    probe_PD = some_samples(3, 3).embedding_ND
+    with pytest.raises(UserError, match="not FLAT"):
+        backend.search(probe_PD, 2)
+    found = backend.search(probe_PD, 2, exact=False)
+    assert not found.exact
+    assert found.candidates[0][0].key == "k0"
