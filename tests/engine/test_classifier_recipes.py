@@ -26,7 +26,7 @@ RECIPES = {
     "fusion_max": ("fusion", 0, 0.1, 128),
     "fusion_w_mix": ("fusion", 0, 0.1, 128),
     "fusion_llw": ("fusion_llw", 10, 0.2, 512),
-    "fusion_asm": ("fusion_asm", 10, 0.1, 256),
+    "fusion_asm": ("fusion_asm", 10, 0.01, 256),
     "fusion_kt": ("fusion_kt", 200, 0.1, 128),
     "fslwf": ("fslwf", 60, 0.01, 400),
     "model_regression": ("model_regression", 12, 0.1, 128),
