@@ -91,7 +91,7 @@ def checked_rows(row_ND: np.ndarray, contract: Contract, name=lambda row: f"prob
         if is_bad_N.any():
             raise UserError(f"{name(int(np.argmax(is_bad_N)))}: its embedding {reason}; leave it out or embed it again")
     if contract.is_unit:
-        # Those that have it already stay as they are, to the last bit, however often they go from one gallery to another.
+        # Those that have it already stay as they are, to the last bit, from one gallery to the next.
         other_N = np.abs(length_N - 1) > ROUNDED_LENGTH
         row_ND[other_N] /= length_N[other_N, None]
     return row_ND
