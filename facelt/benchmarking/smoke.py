@@ -5,6 +5,7 @@ import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 
 from facelt.benchmarking.records import SmokeRecord
 from facelt.benchmarking.trial import Trial, test_accuracy
@@ -53,14 +54,20 @@ def run_smoke(trial: Trial, config: TrainConfig, say: Callable[[str], None]) -> 
 
 
 def losses_of(run: Path) -> dict[str, tuple[float, float]]:
-    """Of each stage that took steps the mean loss of its first and of its last quarter: single batches differ."""
-    by_stage: dict[str, list[float]] = {}
+    """Of each stage that took steps the mean loss of its first and of its last quarter: single batches differ.
+
+    Where a stage's steps are of several levels, by the figure `level`, it is the mean of each level's: every level is a
+    task of its own.
+    """
+    by_level: dict[str, dict[float, list[float]]] = {}
     for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         figures = json.loads(line)
         if "loss" in figures:
-            by_stage.setdefault(figures["stage"], []).append(figures["loss"])
+            levels = by_level.setdefault(figures["stage"], {})
+            levels.setdefault(figures.get("level", 0.0), []).append(figures["loss"])
     found = {}
-    for stage, losses in by_stage.items():
-        quarter = max(len(losses) // 4, 1)
-        found[stage] = (sum(losses[:quarter]) / quarter, sum(losses[-quarter:]) / quarter)
+    for stage, levels in by_level.items():
+        quarters = [(losses, max(len(losses) // 4, 1)) for losses in levels.values()]
+        first = fmean(fmean(losses[:quarter]) for losses, quarter in quarters)
+        found[stage] = (first, fmean(fmean(losses[-quarter:]) for losses, quarter in quarters))
     return found

@@ -103,6 +103,8 @@ class ShotRegression(OnFrozenNetwork):
         weight_CE = self.many_CE.masked_scatter(enough_C[:, None], grown_UE)
         answers = self.answer_loss(with_one(feature.all_BD) @ weight_CE.t(), label_B)
         parts = {"regression_loss": regression.detach(), "answer_loss": answers.detach()}
+        # Fewer images are harder to learn from: losses of different levels are not to be compared.
+        parts["level"] = regression.new_tensor(level)
         return StepOutput(regression + self.config.answer_weight * answers, parts)
 
     def logits(self, image_B3HW: torch.Tensor) -> ProductLogits:

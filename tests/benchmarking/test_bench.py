@@ -162,6 +162,13 @@ def test_losses_are_the_means_of_the_first_and_of_the_last_quarter(tmp_path):
     assert losses_of(tmp_path) == {"one": (4.5, 0.375), "two": (3.0, 1.0)}
 
 
+def test_losses_of_several_levels_are_compared_level_by_level(tmp_path):
+    steps = [(6, 2.0), (6, 1.0), (5, 4.0), (5, 3.5), (4, 9.0), (4, 9.0)]
+    lines = [{"stage": "chain", "loss": loss, "level": level} for level, loss in steps]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert losses_of(tmp_path) == {"chain": (5.0, 4.5)}
+
+
 def test_a_shortened_recipe_keeps_its_shape(checkout, tmp_path):
     config = load_config(checkout / "configs/tiny/softmax.yaml", TrainConfig, ["stages.0.epochs=8"])
     short = shortened(config, tmp_path / "run")
