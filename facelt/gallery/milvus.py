@@ -13,10 +13,8 @@ P probes, K people, N samples, U some probes, T samples of one, D feature.
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,15 +24,13 @@ import numpy as np
 from facelt.errors import UserError
 from facelt.gallery.contract import Contract
 from facelt.gallery.local import LocalGallery
+from facelt.gallery.milvus_collections import Collections
 from facelt.gallery.people import Nearest, best_people
 from facelt.gallery.protocol import Candidate, Count, Found, Removed
 from facelt.gallery.samples import LEAST_LENGTH, NAME_LENGTH, NOTE_LENGTH, Samples, checked, checked_rows
 from facelt.search import similarities
 
 COLLECTION = "facelt"
-TOKEN = "MILVUS_TOKEN"
-# Of one request: well below the 64 MB that a server takes.
-REQUEST_ROWS = 1000
 # People beyond k whose exact scores decide who the k best are: the server's are rounded to float32.
 SPARE = 6
 # Lengths are of bytes there.
@@ -46,15 +42,12 @@ class MilvusGallery:
     """See Backend. `where` is a server's URI or a file of Milvus Lite, with `#COLLECTION` at its end if need be."""
 
     def __init__(self, where: str, *, _contract: Contract | None = None) -> None:
-        from pymilvus import MilvusClient
-
         self._uri, _, name = where.partition("#")
         self._name = name or COLLECTION
         if not _COLLECTION.fullmatch(self._name):
             raise UserError(f"milvus:{where}: {self._name!r} cannot be the name of a collection")
-        with self._explained():
-            self._client = MilvusClient(self._uri, token=os.environ.get(TOKEN, ""))
-            exists = self._client.has_collection(self._settings)
+        self._at = Collections(self._uri)
+        exists = self._at.exists(self._settings)
         if _contract is not None:
             if exists:
                 raise UserError(f"milvus:{where}: a gallery {self._name!r} exists already; choose another #COLLECTION")
@@ -72,14 +65,14 @@ class MilvusGallery:
         return cls(where, _contract=contract)
 
     def close(self) -> None:
-        self._client.close()
+        self._at.close()
 
     def upsert(self, samples: Samples) -> None:
         samples = checked(samples, self.contract)
         if not len(samples):
             return
         ids = [_id(key) for key in samples.keys]
-        touched = {row["person_id"]: row["person"] for row in self._rows_of(self._name, ids, "person", "person_id")}
+        touched = {row["person_id"]: row["person"] for row in self._at.rows_of(self._name, ids, "person", "person_id")}
         touched |= {_id(who): who for who in samples.people}
         now = datetime.now(UTC).isoformat(timespec="seconds")
         columns = (ids, samples.keys, samples.people, *samples.notes(), samples.embedding_ND)
@@ -90,16 +83,16 @@ class MilvusGallery:
             }
             for number, key, who, metadata, provenance, row_D in zip(*columns, strict=True)
         ]
-        self._put(self._name, rows)
+        self._at.put(self._name, rows)
         self._renew_templates(touched)
 
     def remove(self, people: Sequence[str] = (), keys: Sequence[str] = ()) -> Removed:
         people, keys = list(dict.fromkeys(people)), list(dict.fromkeys(keys))
-        by_key = self._rows_of(self._name, [_id(key) for key in keys], "key", "person", "person_id")
+        by_key = self._at.rows_of(self._name, [_id(key) for key in keys], "key", "person", "person_id")
         by_person = [row for who in people for row in self._samples_of(_id(who), "key", "person", "person_id")]
         known_keys, known_people = {row["key"] for row in by_key}, {row["person"] for row in by_person}
         gone = {row["id"]: row for row in (*by_key, *by_person)}
-        self._delete(self._name, list(gone))
+        self._at.delete(self._name, list(gone))
         self._renew_templates({row["person_id"]: row["person"] for row in gone.values()})
         missing = [who for who in people if who not in known_people], [key for key in keys if key not in known_keys]
         return Removed(len(gone), *missing, self._compact() if gone else [])
@@ -107,7 +100,7 @@ class MilvusGallery:
     def search(self, probe_PD: np.ndarray, k: int, *, templates: bool = False, exact: bool = True) -> Found:
         probe_PD = checked_rows(probe_PD, self.contract)
         name = self._templates if templates else self._name
-        is_flat = self._is_flat(name)
+        is_flat = self._at.is_flat(name)
         if exact and not is_flat:
             raise UserError(f"milvus:{self._uri}: the index of {name!r} is not FLAT and may pass people over")
         count = self.count()
@@ -133,26 +126,26 @@ class MilvusGallery:
         return Found(self._scored(name, probe_PD, best, seen, k), is_flat and is_sure, compared)
 
     def count(self) -> Count:
-        return Count(self._count(self._templates), self._count(self._name))
+        return Count(self._at.count(self._templates), self._at.count(self._name))
 
     def people(self) -> Iterator[tuple[str, int]]:
-        batches = self._batches(self._templates, "", "person", "samples")
+        batches = self._at.batches(self._templates, "", "person", "samples")
         yield from sorted((row["person"], row["samples"]) for batch in batches for row in batch)
 
     def snapshot(self, path: Path) -> None:
         copy = LocalGallery.create(path, self.contract)
         try:
-            for batch in self._batches(self._name, "", "key", "person", "metadata", "provenance", "row"):
+            for batch in self._at.batches(self._name, "", "key", "person", "metadata", "provenance", "row"):
                 copy.upsert(_samples(batch))
         finally:
             copy.close()
 
     def setting(self, name: str) -> Any:
-        rows = self._rows_of(self._settings, [_id(name)], "value")
+        rows = self._at.rows_of(self._settings, [_id(name)], "value")
         return json.loads(rows[0]["value"]) if rows else None
 
     def set_setting(self, name: str, value: Any) -> None:
-        self._put(self._settings, [{"id": _id(name), "value": json.dumps(value), "row": [1.0, 0.0]}])
+        self._at.put(self._settings, [{"id": _id(name), "value": json.dumps(value), "row": [1.0, 0.0]}])
 
     @property
     def _templates(self) -> str:
@@ -161,15 +154,6 @@ class MilvusGallery:
     @property
     def _settings(self) -> str:
         return f"{self._name}_settings"
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        from pymilvus import MilvusException
-
-        try:
-            yield
-        except (MilvusException, ValueError) as error:
-            raise UserError(f"milvus:{self._uri}: {' '.join(str(error).split())}") from error
 
     def _make(self, contract: Contract) -> None:
         from pymilvus import DataType
@@ -184,89 +168,27 @@ class MilvusGallery:
         person = {"person": _NAME_BYTES}
         template = {"samples": DataType.INT64, "is_mean": DataType.BOOL}
         # The settings come last: they are the sign that all the others are there.
-        self._make_collection(self._name, {**texts, **person}, contract.dimension)
-        self._make_collection(self._templates, {**person, **template}, contract.dimension)
-        self._make_collection(self._settings, {"value": 65535}, 2)
+        self._at.make(self._name, {**texts, **person}, contract.dimension)
+        self._at.make(self._templates, {**person, **template}, contract.dimension)
+        self._at.make(self._settings, {"value": 65535}, 2)
         self.set_setting("contract", contract.as_dict())
-
-    def _make_collection(self, name: str, fields: Mapping[str, Any], dimension: int) -> None:
-        from pymilvus import DataType
-
-        with self._explained():
-            schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
-            schema.add_field("id", DataType.VARCHAR, max_length=64, is_primary=True)
-            for field, kind in fields.items():
-                if isinstance(kind, DataType):
-                    schema.add_field(field, kind)
-                else:
-                    schema.add_field(field, DataType.VARCHAR, max_length=kind)
-            schema.add_field("row", DataType.FLOAT_VECTOR, dim=dimension)
-            index = self._client.prepare_index_params()
-            # Unit embeddings are compared by direction, and their inner product is the cosine.
-            index.add_index("row", index_type="FLAT", metric_type="IP", index_name="row")
-            self._client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
-
-    def _is_flat(self, name: str) -> bool:
-        with self._explained():
-            return self._client.describe_index(name, index_name="row")["index_type"] == "FLAT"
-
-    def _count(self, name: str) -> int:
-        with self._explained():
-            return int(self._client.query(name, filter="", output_fields=["count(*)"])[0]["count(*)"])
-
-    def _put(self, name: str, rows: Sequence[dict]) -> None:
-        for start in range(0, len(rows), REQUEST_ROWS):
-            with self._explained():
-                self._client.upsert(name, list(rows[start : start + REQUEST_ROWS]))
-
-    def _delete(self, name: str, ids: Sequence[str]) -> None:
-        for start in range(0, len(ids), REQUEST_ROWS):
-            with self._explained():
-                self._client.delete(name, ids=list(ids[start : start + REQUEST_ROWS]))
-
-    def _rows_of(self, name: str, ids: Sequence[str], *fields: str) -> list[dict]:
-        found: list[dict] = []
-        for start in range(0, len(ids), REQUEST_ROWS):
-            with self._explained():
-                part = list(ids[start : start + REQUEST_ROWS])
-                found += self._client.get(name, ids=part, output_fields=["id", *fields])
-        return found
 
     def _samples_of(self, person_id: str, *fields: str) -> list[dict]:
         where = f'person_id == "{person_id}"'
-        return [row for batch in self._batches(self._name, where, *fields) for row in batch]
-
-    def _batches(self, name: str, where: str, *fields: str) -> Iterator[list[dict]]:
-        with self._explained():
-            pages = self._client.query_iterator(
-                name, batch_size=REQUEST_ROWS, filter=where, output_fields=["id", *fields]
-            )
-            try:
-                while batch := pages.next():
-                    yield batch
-            finally:
-                pages.close()
+        return [row for batch in self._at.batches(self._name, where, *fields) for row in batch]
 
     def _hits(self, name: str, probe_UD: np.ndarray, t: int, templates: bool) -> list:
         # Vectors would make an answer too large; those of the best are fetched afterwards.
-        terms = {"filter": "is_mean == true"} if templates else {}
-        with self._explained():
-            return self._client.search(
-                name,
-                data=list(probe_UD),
-                anns_field="row",
-                limit=t,
-                search_params={"metric_type": "IP"},
-                output_fields=["person"] if templates else ["person", "key"],
-                **terms,
-            )
+        if templates:
+            return self._at.search(name, probe_UD, t, "person", where="is_mean == true")
+        return self._at.search(name, probe_UD, t, "person", "key")
 
     def _scored(
         self, name: str, probe_PD: np.ndarray, best: Sequence[Nearest], seen: Sequence[tuple], k: int
     ) -> list[list[Candidate]]:
         """The candidates by exact scores."""
         places = sorted({int(place) for one in best for place in one.sample_PT[0]})
-        row_of = {row["id"]: row["row"] for row in self._rows_of(name, [seen[place][0] for place in places], "row")}
+        row_of = {row["id"]: row["row"] for row in self._at.rows_of(name, [seen[place][0] for place in places], "row")}
         found = []
         for probe_D, one in zip(probe_PD, best, strict=True):
             # Whoever was removed meanwhile is left out.
@@ -296,15 +218,13 @@ class MilvusGallery:
                 mean_D /= length
             row = {"id": number, "person": person, "samples": len(own), "is_mean": is_mean}
             rows.append({**row, "row": mean_D.astype(np.float32)})
-        self._put(self._templates, rows)
-        self._delete(self._templates, gone)
+        self._at.put(self._templates, rows)
+        self._at.delete(self._templates, gone)
 
     def _compact(self) -> list[str]:
         try:
             for name in (self._name, self._templates):
-                with self._explained():
-                    self._client.flush(name)
-                    self._client.compact(name)
+                self._at.compact(name)
         except UserError as error:
             return [f"removed samples are not found any more, but their bytes stay: {error}"]
         return []

@@ -71,7 +71,7 @@ def test_names_that_are_none(uri, contract):
 
 def test_an_index_that_may_pass_somebody_over_is_told(backend):
     backend.upsert(some_samples(300, 100))
-    client, name = backend._client, backend._name
+    client, name = backend._at._client, backend._name
     client.release_collection(name)
     client.drop_index(name, index_name="row")
     index = client.prepare_index_params()
