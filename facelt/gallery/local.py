@@ -23,7 +23,7 @@ from facelt.gallery.people import Nearest, best_people
 from facelt.gallery.protocol import Candidate, Count, Found, Removed
 from facelt.gallery.samples import Samples, checked, checked_rows
 from facelt.gallery.truth import NAME, Truth
-from facelt.search import Engine, similarities
+from facelt.search import BadRow, Engine, similarities
 
 # How long a reader waits for a writer that is just changing the index.
 PATIENCE_SECONDS = 60.0
@@ -163,13 +163,19 @@ class LocalGallery:
 
     def _search(self, view: View, probe_PD: np.ndarray, k: int, templates: bool) -> Found | None:
         """None where what was found is not what is enrolled: somebody else wrote to the index."""
-        found, _ = best_people(
-            lambda probe_U, t: view.nearest(probe_PD[probe_U], t),
-            len(probe_PD),
-            k,
-            samples=view.count,
-            crowded=lambda probe: view.crowded(probe_PD[probe], k),
-        )
+        try:
+            found, _ = best_people(
+                lambda probe_U, t: view.nearest(probe_PD[probe_U], t),
+                len(probe_PD),
+                k,
+                samples=view.count,
+                crowded=lambda probe: view.crowded(probe_PD[probe], k),
+            )
+        except BadRow as error:
+            # Rows that a removal leaves behind are zeros, and a search may be on its way through them.
+            if error.side == "database":
+                return None
+            raise
         named = self._named_templates(found) if templates else self._named_samples(found, probe_PD)
         return None if named is None else Found(named, True, view.count)
 

@@ -4,8 +4,11 @@ import os
 import signal
 
 import numpy as np
+import pytest
 
 from facelt.gallery import LocalGallery
+from facelt.gallery.index import View
+from facelt.search import BadRow
 from tests.gallery.conftest import some_samples
 
 STEADY = some_samples(200, 200, prefix="steady")
@@ -52,3 +55,30 @@ def test_a_reader_beside_a_busy_writer(gallery):
         os.waitpid(child, 0)
         os.close(reading)
         os.close(writing)
+
+
+def test_a_search_that_meets_the_zeros_of_a_removal_is_made_again(gallery, monkeypatch):
+    gallery.upsert(some_samples(20, 20))
+    whole, calls = View.nearest, []
+
+    def met_zeros(self, query_PD, t):
+        calls.append(t)
+        if len(calls) == 1:
+            raise BadRow("database", 7, "has length zero")
+        return whole(self, query_PD, t)
+
+    monkeypatch.setattr(View, "nearest", met_zeros)
+    found = gallery.search(some_samples(20, 20).embedding_ND[:3], 1)
+    assert [row[0].key for row in found.candidates] == ["k0", "k1", "k2"]
+    assert len(calls) > 1
+
+
+def test_a_probe_that_cannot_be_scored_is_still_told(gallery, monkeypatch):
+    gallery.upsert(some_samples(20, 20))
+
+    def bad(self, query_PD, t):
+        raise BadRow("query", 0, "has length zero")
+
+    monkeypatch.setattr(View, "nearest", bad)
+    with pytest.raises(BadRow, match="row 0 of the query"):
+        gallery.search(some_samples(1, 1).embedding_ND, 1)
