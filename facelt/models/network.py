@@ -67,8 +67,9 @@ def build_network(
         return ATTENTIONS["modulated" if attention is True else attention](channels, *map_size)
 
     if branches is None:
-        focused = focus(spec.channels) if attention else None
-        return Network(spec.build(), focused, tail(spec.channels))
+        # Weights are drawn in this order: with another, a seed would give another network.
+        end, trunk = tail(spec.channels), spec.build()
+        return Network(trunk, focus(spec.channels) if attention else None, end)
     trunk, channels = build_branched(backbone, spec, branches)
     count = range(branches.count)
     focused = PerBranch(focus(channels) for _ in count) if attention else None

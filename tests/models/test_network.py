@@ -5,6 +5,7 @@ import torch
 
 from facelt.errors import UserError
 from facelt.models import BACKBONES
+from facelt.models.attention import ModulatedAttention
 from facelt.models.embedding import EMBEDDINGS, build_embedding
 from facelt.models.network import build_network
 
@@ -100,3 +101,14 @@ def test_wrong_names_and_values_are_refused(arguments, message):
 def test_an_image_of_another_size_is_refused_where_positions_count():
     with pytest.raises(ValueError, match="built for 4x3"):
         tiny(backbone="iresnet18", attention=False)(torch.zeros(2, 3, 64, 64))
+
+
+def test_a_seed_gives_one_network_drawn_part_by_part():
+    torch.manual_seed(5)
+    network = tiny("linear_bn", size=(64, 64), dim=16)
+    torch.manual_seed(5)
+    parts = {"embedding": build_embedding("linear_bn", 512, 16, None), "backbone": BACKBONES["resnet10"].build()}
+    parts["attention"] = ModulatedAttention(512, 2, 2)
+    for name, part in parts.items():
+        own = getattr(network, name).state_dict()
+        assert all(torch.equal(value, own[key]) for key, value in part.state_dict().items()), name
