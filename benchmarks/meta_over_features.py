@@ -1,0 +1,116 @@
+"""Meta-embeddings over the features of a recogniser that is trained already: what the memory alone changes.
+
+python benchmarks/meta_over_features.py FEATURES.npz --out FOLDER
+
+The file holds unit features [N,D] and their labels [N] of a training set as `train` and `train_labels`, and of a test
+suite `facescrub`, `facescrub_paths`, `megaface` and `megaface_paths`. On the fixed features a linear classifier is
+trained, then OLTR's second stage from it, both by the project's own methods; FOLDER/facescrub and FOLDER/megaface are
+embedding stores of the kinds direct, meta and meta_unit, for `facelt audit` and `facelt gallery`.
+"""
+
+import argparse
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from facelt.config import ClassifyConfig, DynamicMetaConfig
+from facelt.data.samplers import SAMPLERS
+from facelt.methods import METHODS, Method, Progress
+from facelt.methods.base import Inputs
+from facelt.models.network import Network
+from facelt.store import StoreWriter
+
+STAGES = (
+    ClassifyConfig(name="classify", head="linear", sampler="instance"),
+    DynamicMetaConfig(name="dynamic_meta", centroid_update="tracking"),
+)
+
+
+class Fixed(nn.Module):
+    """Hands on what it is given."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, feature_BD: torch.Tensor) -> torch.Tensor:
+        return feature_BD
+
+
+def train(method: Method, feature_ND: torch.Tensor, label_N: torch.Tensor, arguments: argparse.Namespace) -> float:
+    """Trains a method on fixed features; returns the mean loss of the last epoch."""
+    if method.wants_pass:
+        method.accumulate(Inputs(feature_ND, label_N))
+        method.finish_pass()
+    (stream,) = method.streams()
+    sampler = SAMPLERS[stream.sampler](label_N.numpy(), arguments.batch, arguments.seed, epochs=arguments.epochs)
+    optimiser = torch.optim.Adam(method.parameters(), lr=arguments.lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, arguments.epochs * sampler.steps_per_epoch)
+    loss_S = torch.zeros(sampler.steps_per_epoch)
+    for epoch in range(arguments.epochs):
+        step_SB = torch.from_numpy(sampler.epoch(epoch)).view(-1, arguments.batch)
+        for step, index_B in enumerate(step_SB):
+            progress = Progress(epoch, arguments.epochs, step, len(step_SB))
+            output = method.step((Inputs(feature_ND[index_B], label_N[index_B]),), progress)
+            optimiser.zero_grad()
+            output.loss.backward()
+            optimiser.step()
+            output.after()
+            schedule.step()
+            loss_S[step] = output.loss.detach()
+    return float(loss_S.mean())
+
+
+def write_store(method: Method, path: Path, feature_ND: torch.Tensor, keys: list[str]) -> None:
+    """All kinds of embeddings of some images as a store; whose an image is its path's last folder says."""
+    with torch.no_grad():
+        made = method.embed_features(feature_ND)
+    identities = [key.split("/")[-2] for key in keys]
+    digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in method.state_dict().values())).hexdigest()
+    model = {"backbone": "fixed", "stage": "oltr", "weights_sha256": digest}
+    kinds = dict.fromkeys(method.kinds, method.dim)
+    writer = StoreWriter(path, keys, identities, kinds, {"model": model}, reachability=True, dtype="float32")
+    writer.write(0, {kind: value.numpy() for kind, value in made.by_kind.items()}, made.reachability_B.numpy())
+    writer.finish()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("features", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--length", type=float, default=8.0, help="what unit features are multiplied by")
+    parser.add_argument("--epochs", type=int, default=10, help="of each of the two stages")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--lr", type=float, default=1e-2)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.manual_seed(arguments.seed)
+    with np.load(arguments.features, allow_pickle=False) as file:
+        given = {name: file[name] for name in file.files}
+    features = {
+        name: torch.from_numpy(given[name].astype(np.float32)) * arguments.length
+        for name in ("train", "facescrub", "megaface")
+    }
+    feature_ND = features.pop("train")
+    label_N = torch.from_numpy(given["train_labels"].astype(np.int64))
+    classes = int(label_N.max()) + 1
+    state = {}
+    for config in STAGES:
+        network = Network(nn.Identity(), None, Fixed(feature_ND.shape[1]))
+        method = METHODS[config.name](config, network, classes)
+        method.start_from(state)
+        loss = train(method.train(), feature_ND, label_N, arguments)
+        method.eval()
+        with torch.no_grad():
+            right = (method.logits(feature_ND).argmax() == label_N).float().mean()
+        print(f"{config.name}: loss {loss:.3f}, training accuracy {right:.4f}")
+        state = method.state_dict()
+    for name, test_ND in features.items():
+        write_store(method, arguments.out / name, test_ND, given[f"{name}_paths"].tolist())
+
+
+if __name__ == "__main__":
+    main()
