@@ -37,7 +37,11 @@ def read_cifar_file(path: Path, label: str) -> tuple[np.ndarray, np.ndarray]:
     """
     try:
         values = PlainUnpickler(path.read_bytes(), what="file of CIFAR", encoding="latin1").load()
-        pixel_N, label_N = values["data"].value, np.array(values[label], dtype=np.int64)
+        pixel_N, labels = values["data"].value, values[label]
+        # Looked at before numpy does, which takes for ever over lists of lists of lists.
+        if not isinstance(labels, list) or not all(isinstance(one, int) for one in labels):
+            raise ValueError(f"{label} is no list of numbers")
+        label_N = np.array(labels, dtype=np.int64)
         image_N3HW = pixel_N.reshape(-1, 3, SIDE, SIDE)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); fetch the files again") from None

@@ -4,6 +4,7 @@ U different images, P pairs.
 """
 
 import re
+import reprlib
 from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -68,15 +69,17 @@ def _read_bin(path: Path) -> Pairs:
     reader = PlainUnpickler(payload, what="verification set", encoding="bytes", kinds=("u1", "b1"))
     try:
         images, answers = reader.load()
-        answers = getattr(answers, "value", answers)
-        if not isinstance(images, list | tuple) or not isinstance(answers, list | tuple | np.ndarray):
+        answers = answers.value.tolist() if isinstance(answers, PlainArray) else answers
+        if not isinstance(images, list | tuple) or not isinstance(answers, list | tuple):
             raise ValueError("it holds no list of images and list of answers")
     except Exception as error:  # a damaged pickle raises whatever its bytes lead to
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(f"{path}: no verification set ({reason}); fetch it again") from None
     for number, answer in enumerate(answers):
-        if not isinstance(answer, bool | np.bool_) and answer not in (0, 1):
-            raise UserError(f"{path}: pair {number} is {answer!r:.40} where True or False is expected; fetch it again")
+        if not isinstance(answer, int) or answer not in (0, 1):
+            # reprlib's: what a hostile file nests is nowhere as large as when it is written out.
+            found = reprlib.repr(answer)[:40]
+            raise UserError(f"{path}: pair {number} is {found} where True or False is expected; fetch it again")
     if len(images) != 2 * len(answers):
         raise UserError(
             f"{path}: {len(images):,} images and {len(answers):,} answers do not fit each other, a pair is two images; "

@@ -6,7 +6,8 @@ bytes, lists, dictionaries, and numpy's arrays of bytes or of truth values. Ever
 
 import io
 import pickle
-from collections.abc import Callable
+import reprlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,24 +48,22 @@ class _Named:
 
 
 class _Kind:
-    """What stands for numpy's dtype: u1, a byte, or b1, a truth value."""
+    """What stands for numpy's dtype: u1, a byte, or b1, a truth value. `encode` makes bytes of text."""
 
-    def __init__(self, name: str) -> None:
-        self.dtype = np.dtype(name)
+    def __init__(self, name: str, encode: Callable[[str], bytes]) -> None:
+        self.dtype, self.encode = np.dtype(name), encode
 
     def __setstate__(self, state: tuple) -> None:
         """Byte order and alignment say nothing about single bytes."""
 
 
 class PlainArray:
-    """What stands for numpy's array: `value` is one, uint8 or bool."""
+    """What stands for numpy's array: `value` is one, uint8 or bool, empty where the file gives it nothing."""
 
-    value: np.ndarray
+    value: np.ndarray = np.empty(0, dtype=np.uint8)
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, kind, column_major, data = state
-        # Strings of Python 2 are text here where the reader's encoding makes them so.
-        data = data.encode("latin-1") if isinstance(data, str) else data
         self.value = _array(data, kind, shape, "F" if column_major else "C")
 
 
@@ -74,6 +73,31 @@ def _bytearray(reader: "PlainUnpickler") -> None:
     if len(data) < size:
         raise EOFError
     reader.append(data)
+
+
+def _set(target: object, items: Sequence[Any]) -> None:
+    """Keys and values in turn. Other keys than text may be made so that their hashes take for ever."""
+    for key, value in zip(items[0::2], items[1::2], strict=True):
+        if not isinstance(target, dict) or not isinstance(key, str | bytes):
+            raise pickle.UnpicklingError("it holds a dictionary whose keys are not text")
+        target[key] = value
+
+
+def _dict(reader: "PlainUnpickler") -> None:
+    items = reader.pop_mark()
+    made: dict = {}
+    _set(made, items)
+    reader.append(made)
+
+
+def _setitem(reader: "PlainUnpickler") -> None:
+    value, key = reader.stack.pop(), reader.stack.pop()
+    _set(reader.stack[-1], (key, value))
+
+
+def _setitems(reader: "PlainUnpickler") -> None:
+    items = reader.pop_mark()
+    _set(reader.stack[-1], items)
 
 
 class PlainUnpickler(pickle._Unpickler):
@@ -87,6 +111,7 @@ class PlainUnpickler(pickle._Unpickler):
     dispatch = _Dispatch({code: pickle._Unpickler.dispatch[code] for (code,) in (getattr(pickle, w) for w in _WORDS)})
     # Pickle's own reserves what the file says before it looks whether that much is there.
     dispatch[pickle.BYTEARRAY8[0]] = _bytearray
+    dispatch |= {pickle.DICT[0]: _dict, pickle.SETITEM[0]: _setitem, pickle.SETITEMS[0]: _setitems}
 
     def __init__(self, payload: bytes, *, what: str, encoding: str, kinds: tuple[str, ...] = ("u1",)) -> None:
         # Read from memory, where a length that lies beyond the end reserves nothing.
@@ -110,8 +135,8 @@ class PlainUnpickler(pickle._Unpickler):
             reason = f"it asks for {module}.{name}, which no {self._what} holds"
             raise pickle.UnpicklingError(reason) from None
 
-    def _encode(self, text: str, encoding: str) -> bytes:
-        """Bytes as Python 3 writes them where pickles have no word for them."""
+    def _encode(self, text: str, encoding: str = "latin1") -> bytes:
+        """Bytes as Python 3 writes them where pickles have no word for them, and strings of Python 2 that are text."""
         if not isinstance(text, str) or encoding != "latin1":
             raise pickle.UnpicklingError("it encodes something else than bytes")
         # Each text in the file is one bytes object: whoever asks for more wants to fill the memory.
@@ -123,8 +148,10 @@ class PlainUnpickler(pickle._Unpickler):
     def _dtype(self, name: str | bytes, *_: Any) -> _Kind:
         name = name.decode("latin-1") if isinstance(name, bytes) else name
         if name not in self._kinds:
-            raise pickle.UnpicklingError(f"an array of {name!r} where {' or '.join(self._kinds)} is expected")
-        return _Kind(name)
+            # reprlib's: the whole name may be a tuple of tuples that is nowhere as large as when it is written out.
+            found = reprlib.repr(name)
+            raise pickle.UnpicklingError(f"an array of {found} where {' or '.join(self._kinds)} is expected")
+        return _Kind(name, self._encode)
 
 
 def _empty(kind: object, array: _Named) -> PlainArray:
@@ -140,6 +167,7 @@ def _from_buffer(data: bytes | bytearray, kind: _Kind, shape: tuple[int, ...], o
 
 
 def _array(data: object, kind: object, shape: tuple[int, ...], order: str) -> np.ndarray:
-    if not isinstance(kind, _Kind) or not isinstance(data, bytes | bytearray):
+    if not isinstance(kind, _Kind) or not isinstance(data, bytes | bytearray | str):
         raise pickle.UnpicklingError("an array of another kind than bytes")
+    data = kind.encode(data) if isinstance(data, str) else data
     return np.frombuffer(data, kind.dtype).reshape(shape, order=order)

@@ -1,4 +1,4 @@
-"""Verification sets as Python 2 pickled them, word by word: protocols 0 and 2."""
+"""Pickles word by word: verification sets as Python 2 wrote them, protocols 0 and 2, and hostile ones."""
 
 import struct
 from collections.abc import Sequence
@@ -12,6 +12,11 @@ def python2_set(images: Sequence[bytes | np.ndarray], answers: Sequence[bool], p
     if protocol == 0:
         return b"(" + _protocol0(list(images)) + _protocol0(list(answers)) + b"tp0\n."
     return b"\x80\x02" + _protocol2(list(images)) + _protocol2(list(answers)) + b"\x86q\x00."
+
+
+def doubled(times: int) -> bytes:
+    """Words that make a tuple of twice a tuple of twice a tuple: a few bytes each, and 2^times numbers in all."""
+    return b"K\x01q\x00" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(times))
 
 
 def _protocol0(value: Any) -> bytes:

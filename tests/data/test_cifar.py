@@ -161,6 +161,8 @@ def _pickled(rows: object, labels: object) -> bytes:
         (_pickled(b"bytes", [0]), "no file of CIFAR"),
         (pickle.dumps([1, 2]), "no file of CIFAR"),
         (pickle.dumps({"data": np.zeros((1, 3072), np.uint8)}), r"no file of CIFAR \('labels'\)"),
+        (_pickled(np.zeros((1, 3072), np.uint8), [[0]]), r"no file of CIFAR \(labels is no list of numbers\)"),
+        (_pickled(np.zeros((1, 3072), np.uint8), "0"), r"no file of CIFAR \(labels is no list of numbers\)"),
         (b"cnumpy\nndarray\n(K\x05tR.", "no file of CIFAR"),
         (b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\ndtype\nK\x00U\x01btR.", "an array of an unknown class"),
     ],

@@ -10,7 +10,7 @@ from facelt.data import pair_files
 from facelt.data.decode import decode_image
 from facelt.data.pair_files import read_pairs
 from facelt.errors import UserError
-from tests.data.pair_pickles import python2_set
+from tests.data.pair_pickles import doubled, python2_set
 
 # Every byte there is, quotes and line ends among them, and one image twice.
 IMAGES = [bytes(range(256)), b"\xff\xd8'\n\\x00\"", b"three", b"four", b"three", b"six"]
@@ -95,6 +95,8 @@ def test_no_set_makes_anything_run(tmp_path):
 
 
 GOOD = python2_set(IMAGES, ANSWERS, 2)
+# As numpy makes an array before it gives it anything.
+NO_VALUE = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00tR"
 
 
 @pytest.mark.parametrize(
@@ -118,6 +120,10 @@ GOOD = python2_set(IMAGES, ANSWERS, 2)
         (pickle.dumps((IMAGES, [True, 2, True])), "pair 1 is 2 where True or False is expected"),
         (pickle.dumps((IMAGES, [True, False, "yes"])), "pair 2 is 'yes' where True or False is expected"),
         (pickle.dumps((IMAGES, [True, False, None])), "pair 2 is None where True or False is expected"),
+        (pickle.dumps((IMAGES, np.ones((3, 2), bool))), r"pair 0 is \[True, True\] where True or False is expected"),
+        (pickle.dumps((IMAGES, np.array(True))), "it holds no list of images and list of answers"),
+        (b"\x80\x03](C\x01aC\x01be" + NO_VALUE + b"\x86.", "2 images and 0 answers do not fit each other"),
+        (b"\x80\x03](C\x01aC\x01be](" + NO_VALUE + b"e\x86.", "pair 0 is <.* where True or False is expected"),
     ],
 )
 def test_what_is_no_set_is_named_in_one_line(tmp_path, payload, reason):
@@ -126,6 +132,15 @@ def test_what_is_no_set_is_named_in_one_line(tmp_path, payload, reason):
     with pytest.raises(UserError, match=rf"lfw\.bin: .*({reason})") as caught:
         read_pairs(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("nested", [doubled(60), b"]" * 50_000 + b"a" * 49_999], ids=["doubled", "deep"])
+def test_what_is_endless_when_written_out_is_named_in_short(tmp_path, nested):
+    # Whatever it is, it stands among the images, and is the first answer.
+    (tmp_path / "lfw.bin").write_bytes(b"\x80\x03](" + nested + b"q\xffe](h\xffe\x86.")
+    with pytest.raises(UserError, match=r"lfw\.bin: pair 0 is [(\[]{7}.* where True or False is expected") as caught:
+        read_pairs(tmp_path / "lfw.bin")
+    assert len(str(caught.value)) < 300
 
 
 def test_a_missing_or_oversized_file_is_named(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facelt.data.plain_pickle import PlainArray, PlainUnpickler
+from tests.data.pair_pickles import doubled
 
 
 def read(payload: bytes, kinds: tuple[str, ...] = ("u1", "b1")) -> object:
@@ -98,6 +99,12 @@ RECONSTRUCT = b"cnumpy.core.multiarray\n_reconstruct\n"
         (RECONSTRUCT + b"(cnumpy\ndtype\nK\x00U\x01btR.", "an array of an unknown class"),
         (RECONSTRUCT + b"}U\x0c__defaults__K\x01sb.", "gives a state to a name"),
         (b"cnumpy\ndtype\n(U\x02O8K\x00K\x01tR.", "an array of 'O8' where u1 or b1 is expected"),
+        (b"](" + doubled(60) + b"cnumpy\ndtype\n(h\x3ctRe.", r"an array of \(+\.\.\..* where u1 or b1 is expected"),
+        # The hash of such a key takes for ever.
+        (b"](" + doubled(60) + b"}h\x3cK\x01se.", "a dictionary whose keys are not text"),
+        (b"](" + doubled(60) + b"}(h\x3cK\x01ue.", "a dictionary whose keys are not text"),
+        (b"](" + doubled(60) + b"(h\x3cK\x01de.", "a dictionary whose keys are not text"),
+        (b"]K\x00K\x01s.", "a dictionary whose keys are not text"),
         (b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x03\x00\x00\x00zip\x74R.", "encodes something else than bytes"),
         (b"cnumpy.core.numeric\n_frombuffer\n(S'abc'\nK\x01(K\x03tS'C'\ntR.", "an array of another kind than bytes"),
     ],
@@ -154,3 +161,18 @@ def test_one_text_cannot_be_encoded_over_and_over():
     error, peak = peak_of(payload)
     assert "makes more bytes than the file has" in str(error)
     assert peak < 2**22
+
+
+def test_one_text_cannot_be_the_bytes_of_many_arrays():
+    text = b"X" + (65535).to_bytes(4, "little") + b"a" * 65535 + b"q\x00"
+    names = RECONSTRUCT + b"q\x01cnumpy\nndarray\nq\x02cnumpy\ndtype\n(U\x02u1K\x00K\x01tRq\x03"
+    array = b"h\x01(h\x02K\x00tR(K\x01(M\xff\xfft" + b"h\x03\x89h\x00tb"
+    one = read(b"\x80\x02](" + text + names + array + b"e.")[-1]
+    assert one.value.tobytes() == b"a" * 65535
+    error, peak = peak_of(b"\x80\x02](" + text + names + array * 500 + b"e.")
+    assert "makes more bytes than the file has" in str(error)
+    assert peak < 2**22
+
+
+def test_an_array_that_is_given_nothing_is_empty_as_numpys_is():
+    assert read(RECONSTRUCT + b"(cnumpy\nndarray\nK\x00tR.").value.shape == (0,)
