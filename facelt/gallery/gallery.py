@@ -1,5 +1,19 @@
-"""A gallery of people: enrol them, and tell who somebody is, or that nobody knows. P probes, N samples, D feature."""
+"""A gallery of people: enrol them, and tell who somebody is, or that nobody knows. P probes, N samples, D feature.
 
+>>> import numpy as np
+>>> from facelt.gallery import Contract, Gallery, Samples
+>>> contract = Contract("my model", weights_sha256="0" * 64, kind="direct", dimension=3)
+>>> with Gallery.create("people", contract) as gallery:
+...     gallery.enroll(Samples(["ada-1.jpg", "bo-1.jpg"], ["Ada", "Bo"], np.array([[1, 0, 0], [0, 1, 0]])))
+...     found = gallery.identify(np.array([[0.9, 0.1, 0], [0, 0, 1]]), threshold=0.5)
+2
+>>> [[(one.person, round(one.score, 3)) for one in answer.candidates] for answer in found.answers]
+[[('Ada', 0.994)], []]
+>>> found.answers[1].is_known
+False
+"""
+
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +26,7 @@ from facelt.gallery.calibrate import Calibration, calibrated
 from facelt.gallery.contract import Contract
 from facelt.gallery.local import LocalGallery
 from facelt.gallery.protocol import Backend, Candidate, Count, Removed
-from facelt.gallery.samples import Samples
+from facelt.gallery.samples import Samples, checked, checked_rows, refuse_repeated
 
 MILVUS = "milvus:"
 # Samples of one change: more are not much faster and would all be lost together.
@@ -22,19 +36,26 @@ PROBE_ROWS = 1024
 
 
 class Answer(NamedTuple):
-    """The people who reach the threshold, best first; nobody for `unknown`. `best` is the nearest one all the same."""
+    """The people who reach the threshold, best first; nobody for `unknown`. `best` is the nearest one all the same.
+
+    `best` is None where nobody is enrolled.
+    """
 
     candidates: list[Candidate]
     best: Candidate | None
 
     @property
     def is_known(self) -> bool:
+        """Whether anybody reaches the threshold."""
         return bool(self.candidates)
 
 
 @dataclass(frozen=True)
 class Identification:
-    """An answer to each probe, the threshold they were given at, and a warning where that no longer holds."""
+    """An answer to each probe, the threshold they were given at, and a warning where that no longer holds.
+
+    `exact` tells that nobody with a higher score was passed over.
+    """
 
     answers: list[Answer]
     threshold: float
@@ -43,7 +64,11 @@ class Identification:
 
 
 class Gallery:
-    """What every backend can do, and the thresholds; close it, or use it in a `with` block."""
+    """What every backend can do, and the thresholds; close it, or use it in a `with` block.
+
+    Threads may share one; a folder's answers one of them at a time, so that threads that search side by side each open
+    their own. A process that was forked opens its own.
+    """
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
@@ -91,16 +116,27 @@ class Gallery:
 
         A sample whose key exists takes the place of the old one, so that an enrolment that was cut short can simply be
         made again. `advance(rows)` is called after each part, which is then safe.
+
+        Raises UserError, with nobody enrolled, where a sample cannot be: see `checked`.
         """
-        for start in range(0, len(samples), ENROL_ROWS):
-            part = samples.part(slice(start, start + ENROL_ROWS))
+        refuse_repeated(samples.keys)
+        starts = range(0, len(samples), ENROL_ROWS)
+        parts = [samples.part(slice(start, start + ENROL_ROWS)) for start in starts]
+        # A mistake near the end must not leave half of the samples enrolled.
+        for part in parts if len(parts) > 1 else ():
+            checked(part, self.contract)
+            part.notes()
+        for part in parts:
             self.backend.upsert(part)
             if advance:
                 advance(len(part))
         return len(samples)
 
     def remove(self, people: Sequence[str] = (), keys: Sequence[str] = ()) -> Removed:
-        """Takes people with all their samples, and samples by key, away for good."""
+        """Takes people with all their samples, and samples by key, away for good.
+
+        What is not enrolled is named in the result, and so is what could not be wiped, as `unfinished`.
+        """
         return self.backend.remove(people, keys)
 
     def snapshot(self, path: str | Path) -> None:
@@ -124,8 +160,10 @@ class Gallery:
         """Sets the threshold by searches for people who are not enrolled, and keeps it.
 
         Searches of `identities` that are enrolled under the same name are left out. With `reachability_P` the threshold
-        is one of the probes' reachability. Raises UserError where too few searches are left.
+        is one of the probes' reachability. Raises UserError where too few searches are left, ValueError where there are
+        not as many identities, or reachabilities, as probes.
         """
+        _refuse_lengths(probe_PD, identities=identities, reachability_P=reachability_P)
         if not self.count().samples:
             raise UserError("nobody is enrolled yet; a threshold is set for a gallery as it is")
         enrolled = {name for name, _ in self.people()}
@@ -162,8 +200,14 @@ class Gallery:
         gallery's threshold says, or `threshold`, which is one of similarity. Where the gallery's is one of
         reachability, probes of too low a reachability are nobody.
 
-        Raises UserError without any threshold, or where probes are no embeddings of this gallery's kind.
+        Raises UserError without any threshold, or where probes are no embeddings of this gallery's kind; ValueError
+        where `top` is below one or there are not as many reachabilities as probes.
         """
+        _refuse_lengths(probe_PD, reachability_P=reachability_P)
+        if top < 1:
+            raise ValueError(f"top is {top}; it must be at least 1")
+        if threshold is not None and math.isnan(threshold):
+            raise UserError("the threshold is nan; it must be a number")
         kept = self.calibration(templates=templates) if threshold is None else None
         if threshold is None and kept is None:
             raise UserError("this gallery has no threshold for such searches; calibrate it or give --threshold")
@@ -173,7 +217,9 @@ class Gallery:
             raise UserError("this gallery's threshold is one of reachability; the probes have none")
         answers = []
         is_exact = True
-        for place, (exact, candidates) in enumerate(self._search(probe_PD, np.arange(len(probe_PD)), top, templates)):
+        floor = -math.inf if by_reach else limit
+        found = self._search(probe_PD, np.arange(len(probe_PD)), top, templates, floor)
+        for place, (exact, candidates) in enumerate(found):
             is_exact = is_exact and exact
             if by_reach:
                 near = candidates if reachability_P[place] >= limit else []
@@ -188,12 +234,20 @@ class Gallery:
         return count.people if templates else count.samples
 
     def _search(
-        self, probe_PD: np.ndarray, row_N: np.ndarray, k: int, templates: bool
+        self, probe_PD: np.ndarray, row_N: np.ndarray, k: int, templates: bool, floor: float = -math.inf
     ) -> Iterator[tuple[bool, list[Candidate]]]:
         for start in range(0, len(row_N), PROBE_ROWS):
-            found = self.backend.search(probe_PD[row_N[start : start + PROBE_ROWS]], k, templates=templates)
+            part_N = row_N[start : start + PROBE_ROWS]
+            part_PD = checked_rows(probe_PD[part_N], self.contract, lambda row, part_N=part_N: f"probe {part_N[row]}")
+            found = self.backend.search(part_PD, k, templates=templates, floor=floor)
             for candidates in found.candidates:
                 yield found.exact, candidates
+
+
+def _refuse_lengths(probe_PD: np.ndarray, **columns: Sequence | None) -> None:
+    for name, column in columns.items():
+        if column is not None and len(column) != len(probe_PD):
+            raise ValueError(f"{name} has {len(column)} entries for {len(probe_PD)} probes")
 
 
 def _setting(templates: bool) -> str:

@@ -8,8 +8,11 @@
 P probes, K people, M samples, D feature.
 """
 
+import os
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +33,26 @@ PATIENCE_SECONDS = 60.0
 PAUSE_SECONDS = 0.05
 
 
+def _alone(method: Callable) -> Callable:
+    """The method for one thread at a time, in the process that opened the gallery."""
+
+    @wraps(method)
+    def guarded(self: "LocalGallery", *arguments: Any, **options: Any) -> Any:
+        if os.getpid() != self._process:
+            raise UserError(f"{self.path}: was opened by process {self._process}; a forked process opens its own")
+        with self._turn:
+            return method(self, *arguments, **options)
+
+    return guarded
+
+
 class LocalGallery:
     """See Backend. With `write` it holds the writer's lock until it is closed, and first ends what a kill cut short."""
 
     def __init__(self, path: str | Path, *, write: bool = False, engine: Engine | None = None) -> None:
         self.path = Path(path)
+        # What SQLite keeps of an open file must not be used after a fork.
+        self._process, self._turn = os.getpid(), threading.RLock()
         self._lock = WriterLock(self.path / "writer.lock")
         self._writes = write
         self._truth = Truth.open(self.path / NAME, write=write)
@@ -67,9 +85,12 @@ class LocalGallery:
         return self._truth.contract
 
     def close(self) -> None:
-        self._truth.close()
-        self._lock.release()
+        if os.getpid() == self._process:
+            with self._turn:
+                self._truth.close()
+                self._lock.release()
 
+    @_alone
     def upsert(self, samples: Samples) -> None:
         self._refuse_reader()
         samples = checked(samples, self.contract)
@@ -81,6 +102,7 @@ class LocalGallery:
             self._index.forget_templates()
         self._index.follow(gone)
 
+    @_alone
     def remove(self, people: Sequence[str] = (), keys: Sequence[str] = ()) -> Removed:
         self._refuse_reader()
         people, keys = list(dict.fromkeys(people)), list(dict.fromkeys(keys))
@@ -93,31 +115,39 @@ class LocalGallery:
         self._index.follow(gone)
         return Removed(len(gone), *missing, self._finish_removal())
 
-    def search(self, probe_PD: np.ndarray, k: int, *, templates: bool = False, exact: bool = True) -> Found:
+    @_alone
+    def search(
+        self, probe_PD: np.ndarray, k: int, *, templates: bool = False, exact: bool = True, floor: float = -np.inf
+    ) -> Found:
         probe_PD = checked_rows(probe_PD, self.contract)
         started = time.monotonic()
         while True:
             with self._truth.reading():
                 state = self._truth.state()
                 view = self._index.view(state, templates=templates)
-                found = None if view is None else self._search(view, probe_PD, min(k, state.people), templates)
+                found = None if view is None else self._search(view, probe_PD, min(k, state.people), templates, floor)
             # An index is changed in place where samples are removed.
             if found and self._truth.state().removals == state.removals:
                 return found
             if found is None:
                 self._bring_up(templates, view is not None, started)
 
+    @_alone
     def count(self) -> Count:
         state = self._truth.state()
         return Count(state.people, state.samples)
 
+    @_alone
     def people(self) -> Iterator[tuple[str, int]]:
-        return self._truth.people()
+        return iter(self._truth.people())
 
     def samples(self) -> Iterator[Samples]:
         """Everything that is enrolled, a few thousand at a time."""
-        return self._truth.samples()
+        batches = self._truth.samples()
+        while (batch := self._next(batches)) is not None:
+            yield batch
 
+    @_alone
     def snapshot(self, path: str | Path) -> None:
         """See Backend. Removals are carried out in this copy as well, as long as it stays there."""
         self._refuse_reader()
@@ -130,19 +160,23 @@ class LocalGallery:
             raise UserError(f"{path}: cannot be made ({error.strerror}); choose another folder") from error
         self._truth.copy_to(path / NAME)
 
+    @_alone
     def setting(self, name: str) -> Any:
         return self._truth.setting(name)
 
+    @_alone
     def set_setting(self, name: str, value: Any) -> None:
         self._refuse_reader()
         with self._truth.changing():
             self._truth.set_setting(name, value)
 
+    @_alone
     def rebuild(self) -> None:
         """Makes the index anew from the truth."""
         self._refuse_reader()
         self._index.rebuild()
 
+    @_alone
     def defects(self) -> list[str]:
         """All that is wrong with the files, every byte of which is read."""
         wrong = [f"{self.path / NAME}: {text}" for text in self._truth.defects()]
@@ -152,6 +186,7 @@ class LocalGallery:
                 wrong.append(f"{path}: others may read it; chmod 600")
         return wrong
 
+    @_alone
     def facts(self) -> dict[str, Any]:
         """What `info` tells of the files."""
         state = self._truth.state()
@@ -161,18 +196,24 @@ class LocalGallery:
             "snapshots": list(map(str, self._truth.snapshots())),
         }
 
-    def _search(self, view: View, probe_PD: np.ndarray, k: int, templates: bool) -> Found | None:
+    @_alone
+    def _next(self, batches: Iterator[Samples]) -> Samples | None:
+        return next(batches, None)
+
+    def _search(self, view: View, probe_PD: np.ndarray, k: int, templates: bool, floor: float) -> Found | None:
         """None where what was found is not what is enrolled: somebody else wrote to the index."""
         try:
-            found, _ = best_people(
-                lambda probe_U, t: view.nearest(probe_PD[probe_U], t),
-                len(probe_PD),
-                k,
-                samples=view.count,
-                crowded=lambda probe: view.crowded(probe_PD[probe], k),
-            )
-        except BadRow as error:
             # Rows that a removal leaves behind are zeros, and a search may be on its way through them.
+            with np.errstate(divide="ignore", invalid="ignore"):
+                found, _ = best_people(
+                    lambda probe_U, t: view.nearest(probe_PD[probe_U], t),
+                    len(probe_PD),
+                    k,
+                    samples=view.count,
+                    floor=floor,
+                    crowded=lambda probe: view.crowded(probe_PD[probe], k),
+                )
+        except BadRow as error:
             if error.side == "database":
                 return None
             raise

@@ -46,6 +46,8 @@ class WriterLock:
     def release(self) -> None:
         """Lets it go."""
         if self._handle is not None:
+            # A process that was forked meanwhile has the file open as well, and would keep the lock.
+            fcntl.flock(self._handle, fcntl.LOCK_UN)
             os.close(self._handle)
             self._handle = None
 

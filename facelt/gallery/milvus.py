@@ -29,6 +29,7 @@ from facelt.gallery.people import Nearest, best_people
 from facelt.gallery.protocol import Candidate, Count, Found, Removed
 from facelt.gallery.samples import LEAST_LENGTH, NAME_LENGTH, NOTE_LENGTH, Samples, checked, checked_rows
 from facelt.search import similarities
+from facelt.search.exact import cosine_bound
 
 COLLECTION = "facelt"
 # People beyond k whose exact scores decide who the k best are: the server's are rounded to float32.
@@ -97,7 +98,9 @@ class MilvusGallery:
         missing = [who for who in people if who not in known_people], [key for key in keys if key not in known_keys]
         return Removed(len(gone), *missing, self._compact() if gone else [])
 
-    def search(self, probe_PD: np.ndarray, k: int, *, templates: bool = False, exact: bool = True) -> Found:
+    def search(
+        self, probe_PD: np.ndarray, k: int, *, templates: bool = False, exact: bool = True, floor: float = -np.inf
+    ) -> Found:
         probe_PD = checked_rows(probe_PD, self.contract)
         name = self._templates if templates else self._name
         is_flat = self._at.is_flat(name)
@@ -122,7 +125,10 @@ class MilvusGallery:
                     found.person_PT[row, column] = person_of.setdefault(entity["person"], len(person_of))
             return found
 
-        best, is_sure = best_people(nearest, len(probe_PD), min(k + SPARE, count.people), samples=compared)
+        # The server's scores are rounded; how much, lengths would tell, which only unit embeddings have in common.
+        floor = floor - 2 * cosine_bound(self.contract.dimension) if self.contract.is_unit else -np.inf
+        wanted = min(k + SPARE, count.people)
+        best, is_sure = best_people(nearest, len(probe_PD), wanted, samples=compared, floor=floor)
         return Found(self._scored(name, probe_PD, best, seen, k), is_flat and is_sure, compared)
 
     def count(self) -> Count:

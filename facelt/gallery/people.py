@@ -7,6 +7,8 @@ import numpy as np
 
 from facelt.search import similarities
 
+# Samples of each person that one search allows for; whoever has more may cost another one.
+EACH = 4
 # Samples asked for at most before all of a probe's scores are gone through instead.
 MOST = 2048
 # Rows scored at once in doing so.
@@ -44,24 +46,29 @@ def best_people(
     k: int,
     *,
     samples: int,
+    floor: float = -np.inf,
     crowded: Callable[[int], Nearest] | None = None,
 ) -> tuple[list[Nearest], bool]:
     """The k people with the most similar samples for each probe, [1,K] each, and whether they are sure to be these.
 
     `nearest(probe_U, t)` gives the t best of `samples` samples of some probes. Of a probe near somebody with more
-    samples than MOST, `crowded(probe)` goes through all; without it the result may lack people.
+    samples than MOST, `crowded(probe)` goes through all; without it the result may lack people. Those below `floor`
+    are not looked for once the best person is known.
     """
     if not min(k, samples):
         return [Nearest(np.empty((1, 0)), *np.empty((2, 1, 0), dtype=np.int64))] * probes, True
     found: list[Nearest] = [None] * probes
-    open_U, take = np.arange(probes), min(k, samples)
+    open_U, take = np.arange(probes), min(1 + EACH * (k - 1), samples)
     while len(open_U):
         given = nearest(open_U, take)
         for place, probe in enumerate(open_U.tolist()):
             found[probe] = given.people(place, k)
         if take == samples:
             return found, True
-        open_U = np.array([probe for probe in open_U if found[probe].score_PT.shape[1] < k], dtype=np.int64)
+        # What is not among the given samples scores at most as much as the last of these.
+        is_open_U = given.score_PT[:, -1] >= floor
+        is_open_U &= [found[probe].score_PT.shape[1] < k for probe in open_U.tolist()]
+        open_U = open_U[is_open_U]
         if take >= MOST:
             break
         take = min(4 * take, MOST, samples)

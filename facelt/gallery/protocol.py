@@ -68,10 +68,13 @@ class Backend(Protocol):
         """Takes samples away for good; a person without samples is nobody."""
         ...
 
-    def search(self, probe_PD: np.ndarray, k: int, *, templates: bool = False, exact: bool = True) -> Found:
+    def search(
+        self, probe_PD: np.ndarray, k: int, *, templates: bool = False, exact: bool = True, floor: float = -np.inf
+    ) -> Found:
         """The k most similar people: by their best sample, or by the mean of their samples.
 
-        With `exact` an index that could pass somebody over is refused.
+        With `exact` an index that could pass somebody over is refused. People who score below `floor` may be missing,
+        the best one never: looking for them takes time.
         """
         ...
 

@@ -62,15 +62,21 @@ def checked(samples: Samples, contract: Contract) -> Samples:
     Raises UserError naming the first sample whose embedding is of another dimension, not finite or of length zero,
     whose key or person is empty, overlong or no text, or whose key occurs twice.
     """
-    if len(set(samples.keys)) != len(samples.keys):
-        seen: set[str] = set()
-        repeated = next(key for key in samples.keys if key in seen or seen.add(key))
-        raise UserError(f"the key {repeated!r} occurs more than once; every sample needs its own key")
+    refuse_repeated(samples.keys)
     for what, names in (("key", samples.keys), ("person", samples.people)):
         for name in names:
             check_name(name, what)
     rows_ND = checked_rows(samples.embedding_ND, contract, lambda row: f"sample {samples.keys[row]!r}")
     return Samples(samples.keys, samples.people, rows_ND, samples.metadata, samples.provenance)
+
+
+def refuse_repeated(keys: Sequence[str]) -> None:
+    """Raises UserError naming the first key that occurs twice."""
+    seen: set[str] = set()
+    for key in keys:
+        if key in seen:
+            raise UserError(f"the key {key!r} occurs more than once; every sample needs its own key")
+        seen.add(key)
 
 
 def checked_rows(row_ND: np.ndarray, contract: Contract, name=lambda row: f"probe {row}") -> np.ndarray:

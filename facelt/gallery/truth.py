@@ -109,9 +109,9 @@ class Truth:
         """The numbers of those of these people that are enrolled."""
         return dict(self._database.among("SELECT name, id FROM people WHERE name IN ({})", names))
 
-    def people(self) -> Iterator[tuple[str, int]]:
+    def people(self) -> list[tuple[str, int]]:
         """Everybody's name and number of samples, by name."""
-        yield from self._database.run(
+        return self._database.run(
             "SELECT name, count(*) FROM people JOIN samples ON person = people.id GROUP BY people.id ORDER BY name"
         )
 
