@@ -6,7 +6,7 @@ SEARCH := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 RUN := $(VENV)/.installed-$(SEARCH)
 DEV := $(VENV)/.installed-$(SEARCH)-dev
 
-.PHONY: demo test test-milvus
+.PHONY: demo test test-milvus test-insightface
 demo: $(RUN)
 	$(VENV)/bin/facelt demo
 
@@ -23,6 +23,18 @@ test-milvus: $(MILVUS)/.installed
 $(MILVUS)/.installed: pyproject.toml
 	test -x $(MILVUS)/bin/python || $(PYTHON) -m venv $(MILVUS)
 	$(MILVUS)/bin/python -m pip install --quiet --editable '.[milvus]' milvus-lite pytest pytest-xdist
+	touch $@
+
+# insightface brings opencv-python, which owns the same module as opencv-python-headless. It loads what the environment of
+# `make test` exports; detectors and alignment run beside it.
+INSIGHTFACE := .venv-insightface
+test-insightface: $(DEV) $(INSIGHTFACE)/.installed
+	FACELT_INSIGHTFACE_PYTHON=$(CURDIR)/$(INSIGHTFACE)/bin/python $(VENV)/bin/pytest -q -p no:xdist tests/engine/exporting/test_insightface.py
+	$(INSIGHTFACE)/bin/pytest -q -p no:xdist -k insightface tests/alignment/test_detectors.py tests/alignment/test_template.py
+
+$(INSIGHTFACE)/.installed: pyproject.toml
+	test -x $(INSIGHTFACE)/bin/python || $(PYTHON) -m venv $(INSIGHTFACE)
+	$(INSIGHTFACE)/bin/python -m pip install --quiet --editable '.[insightface]' pytest pytest-xdist hypothesis
 	touch $@
 
 $(RUN): pyproject.toml

@@ -1,7 +1,8 @@
 """The real insightface takes the file for one of its recognition models and gives the model's own embedding.
 
-insightface wants an environment of its own, for its opencv-python replaces opencv-python-headless:
-FACELT_INSIGHTFACE_PYTHON names its interpreter, and without it these tests are skipped.
+insightface wants an environment of its own, for its opencv-python replaces opencv-python-headless: `make
+test-insightface` makes one and runs these tests. FACELT_INSIGHTFACE_PYTHON names its interpreter; without it they are
+skipped.
 
 N images, D feature.
 """
@@ -40,7 +41,7 @@ print(json.dumps([insightface.__version__, type(model).__name__, mean, std]))
 def insightface_python() -> str:
     python = os.environ.get("FACELT_INSIGHTFACE_PYTHON")
     if not python:
-        pytest.skip("insightface is absent: FACELT_INSIGHTFACE_PYTHON names the interpreter of an environment with it")
+        pytest.skip("insightface wants an environment of its own: run make test-insightface")
     return python
 
 
@@ -73,9 +74,7 @@ def run_insightface(insightface_python, tmp_path):
 def test_get_feat_gives_the_direct_embedding(stage, build_model, pixels, run_insightface, tmp_path):
     model = build_model(**{**stage, "data": {**stage.get("data", {}), "image_size": [112, 112]}})
     export_onnx(model, tmp_path / "model.onnx")
-    # An IResNet at 112 x 112 takes seconds for few images.
-    batches = (1, 3) if "model" in stage else BATCHES
-    images = {batch: pixels(batch, side=112) for batch in batches}
+    images = {batch: pixels(batch, side=112) for batch in BATCHES}
     words, found = run_insightface(tmp_path / "model.onnx", {batch: image.numpy() for batch, image in images.items()})
     assert words[1:] == ["ArcFaceONNX", 127.5, 127.5]
     assert tuple(map(int, words[0].split(".")[:2])) >= (2, 1)
