@@ -57,7 +57,11 @@ def keep_threads_awake(device: str) -> None:
 
 def _stop(message: str) -> None:
     if not _is_told(message):
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        from facelt.report.visible import visible
+
+        # It may quote what stands in a file: that must not steer a terminal.
+        shown = "\n".join(visible(line) for line in message.split("\n"))
+        print(f"error: {shown}", file=sys.stderr, flush=True)
     raise SystemExit(1)
 
 

@@ -93,6 +93,12 @@ def test_missing_files_are_named(refused, recipe_file, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_what_a_message_quotes_does_not_steer_the_terminal(refused, tmp_path):
+    (tmp_path / "set.bin").write_bytes(b"\x80\x04\x8c\x08\x1b[2J\x1b[1m\x8c\x01x\x93.")
+    error = refused("verify", "--checkpoint", "\x1b[31mabsent\x9b", "--set", tmp_path / "set.bin")
+    assert error.startswith("error: \ufffd[31mabsent\ufffd: neither a run nor a stage's folder")
+
+
 def test_missing_weights_to_start_from_are_named_before_any_work(refused, recipe_file, tmp_path):
     message = refused("train", "--config", recipe_file, "--set", f"model.pretrained={tmp_path}/absent.pth")
     assert "absent.pth: no such file" in message

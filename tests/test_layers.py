@@ -68,7 +68,7 @@ ALLOWED = {
     # Runs of recipes and their table.
     "facelt.benchmarking": ("facelt.config", "facelt.engine", "facelt.report"),
     # The entries.
-    "facelt.entry": ("recordio_tools",),
+    "facelt.entry": ("facelt.report", "recordio_tools"),
     "facelt.train": ("facelt.config", "facelt.entry", "facelt.engine"),
     "facelt.align": ("facelt.entry", "facelt.alignment"),
     "facelt.embed": ("facelt.config", "facelt.entry", "facelt.alignment", "facelt.engine"),
