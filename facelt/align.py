@@ -15,7 +15,7 @@ def align(
     out: Annotated[Path, typer.Option(help="A new folder for PNG files, or a .rec in a new folder.")],
     detector: Annotated[str, typer.Option(help="yunet:FILE.onnx or insightface:ROOT; nothing is downloaded.")],
     root: Annotated[Path | None, typer.Option(help="The folder the paths of a list lie in.")] = None,
-    faces: Annotated[Literal["largest", "all"], typer.Option(help="Of each photograph.")] = "largest",
+    faces: Annotated[Literal["largest", "all"], typer.Option(help="Which of each photograph.")] = "largest",
     people: Annotated[
         Literal["folder", "file"],
         typer.Option(help="What names a person: the folder, or the file without the number at its end."),
@@ -27,7 +27,7 @@ def align(
     """Find faces, turn them upright and bring them to ArcFace's 112 x 112 pixels.
 
     Beside them: faces.csv (where each was, and its quality) and failures.csv (photographs that gave none, and why).
-    With all faces of a photograph, each bears the name that goes with it.
+    With --faces all everyone in a photograph gets the one name that goes with it.
     """
     from facelt.alignment.photographs import find_photographs
     from facelt.alignment.run import align_photographs

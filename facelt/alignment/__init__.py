@@ -20,4 +20,4 @@ def open_detector(text: str, min_score: float | None = None) -> Detector:
     kind, _, path = text.partition(":")
     if kind not in DETECTORS or not path:
         raise UserError(f"--detector {text}: expected one of {', '.join(f'{name}:PATH' for name in DETECTORS)}")
-    return DETECTORS[kind](Path(path), **({} if min_score is None else {"min_score": min_score}))
+    return DETECTORS[kind](Path(path).expanduser(), **({} if min_score is None else {"min_score": min_score}))

@@ -15,6 +15,9 @@ SOURCE = "https://github.com/deepinsight/insightface/releases/tag/model-zoo"
 NAMES = ("det_*.onnx", "scrfd_*.onnx")
 SIZES = [(128, 128), (640, 640)]
 """At which photographs are looked at, width and height: the package's own choice."""
+THINNEST = SIZES[0][0]
+"""Of a photograph so many times longer than wide nothing would be left at the smaller size, at which the package fails;
+at the larger one its faces have five pixels."""
 
 
 class InsightFaceDetector:
@@ -24,7 +27,7 @@ class InsightFaceDetector:
     """
 
     def __init__(self, root: Path, min_score: float = 0.5) -> None:
-        path = find_detector(root.expanduser())
+        path = find_detector(root)
         from insightface.model_zoo import get_model
 
         self.name = f"insightface:{path.name} sha256:{sha256_of_input(path)[:12]}"
@@ -39,6 +42,9 @@ class InsightFaceDetector:
 
     def detect(self, image_HW3: np.ndarray) -> list[Face]:
         """The faces in an RGB photograph."""
+        height, width = image_HW3.shape[:2]
+        if max(height, width) >= THINNEST * min(height, width):
+            return []
         box_N5, landmark_N52 = self._model.detect(np.ascontiguousarray(image_HW3[:, :, ::-1]))
         pairs = zip(box_N5.astype(np.float64), landmark_N52.astype(np.float64), strict=True)
         return [Face(box_5[:4], landmark_52, float(box_5[4])) for box_5, landmark_52 in pairs]

@@ -5,15 +5,15 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from itertools import chain, count
 from pathlib import Path
 from typing import Protocol
 
 import cv2
 import numpy as np
 
-from facelt.alignment.photographs import Photograph
+from facelt.alignment.photographs import Photograph, refuse_nameless
 from facelt.alignment.template import SIZE
-from facelt.errors import UserError
 from recordio_tools.face_writer import FaceRecordWriter
 from recordio_tools.identity_table import NAME
 
@@ -37,6 +37,7 @@ class Folder:
         self.photographs = list(photographs)
         self._folder = folder
         self._parents: dict[tuple[str, ...], str] = {}
+        self._made: set[str] = set()
         self._taken: set[str] = set()
 
     def write(self, photograph: Photograph, number: int | None, image_HW3: np.ndarray) -> str:
@@ -44,10 +45,10 @@ class Folder:
         # A label, or a name from the file's, is no folder of the photograph's.
         known = path.parent.name == photograph.identity
         parent = self._parent(path.parent.parts if known else (photograph.identity,))
-        count = "" if number is None else f"_{number}"
+        which = "" if number is None else f"_{number}"
         # x.jpg and x.png may lie side by side.
-        stems = [path.stem, path.name, *(f"{path.name}_{copy}" for copy in range(2, len(self._taken) + 3))]
-        names = (str(Path(parent, f"{_file_name(stem)}{count}.png")) for stem in stems)
+        stems = chain([path.stem, path.name], (f"{path.name}_{copy}" for copy in count(2)))
+        names = (str(Path(parent, f"{_file_name(stem)}{which}.png")) for stem in stems)
         name = next(name for name in names if name.casefold() not in self._taken)
         self._taken.add(name.casefold())
         (self._folder / parent).mkdir(parents=True, exist_ok=True)
@@ -61,11 +62,12 @@ class Folder:
         pass
 
     def _parent(self, parts: tuple[str, ...]) -> str:
-        """The folder for photographs of one folder; two that differ in forbidden characters only stay two."""
+        """The folder for photographs of one folder; two that differ in case or forbidden characters only stay two."""
         if parts not in self._parents:
             safe = "/".join(_file_name(part) for part in parts if part)
-            same = sum(other == safe or other.startswith(f"{safe}~") for other in self._parents.values())
-            self._parents[parts] = f"{safe}~{same + 1}" if same else safe
+            names = chain([safe], (f"{safe}~{copy}" for copy in count(2)))
+            self._parents[parts] = next(name for name in names if name.casefold() not in self._made)
+            self._made.add(self._parents[parts].casefold())
         return self._parents[parts]
 
 
@@ -77,12 +79,8 @@ class Record:
     """
 
     def __init__(self, path: Path, photographs: Sequence[Photograph]) -> None:
-        nameless = next((item for item in photographs if item.identity in ("", "-1")), None)
-        if nameless:
-            raise UserError(
-                f"{nameless.name}: nothing says whom it shows, and a .rec needs to know; put photographs in a folder a "
-                "person, take names from files with --people file, or write a folder"
-            )
+        advice = "put photographs in a folder a person, take names from files with --people file, or write a folder"
+        refuse_nameless(((item.name, item.identity) for item in photographs), "a .rec", advice)
         names = {item.identity for item in photographs}
         ordered = sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
         self._labels = {name: label for label, name in enumerate(ordered)}

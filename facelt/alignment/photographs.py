@@ -3,12 +3,14 @@
 import os
 import re
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from facelt.alignment.animated import GIF_START, is_animated
+from facelt.alignment.animated import is_animated
+from facelt.alignment.other_formats import other_format
 from facelt.data.decode import UndecodableImage, decode_image
 from facelt.data.image_list import is_labelled, read_list, read_paths
 from facelt.errors import UserError
@@ -18,7 +20,10 @@ NAMED = (".apng", ".avif", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".tif", ".t
 """Suffixes of images that are not read: they are listed with those that gave no face, not passed over."""
 LARGEST_PER_PIXEL = 8
 """Bytes: a colour of four 16-bit channels. A file that exceeds this for all the pixels allowed is none to be read."""
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# Bytes that are no UTF-8 come as surrogates. A backslash that stands there already must not make two names one.
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]|\\(?=x[0-9a-f]{2}|u[0-9a-f]{4})"
+)
 _COUNTED = re.compile(r"(.*[^ _-])[ _-]+[0-9]+|(.*[^0-9 _-])[0-9]+")
 
 
@@ -37,19 +42,30 @@ def find_photographs(source: Path, *, root: Path | None = None, people: str = "f
     name without a number at the end (`people` file: Ada_Byron_0002.jpg shows Ada_Byron). Hidden files are passed over,
     and so are those without an image's suffix; linked files are read, linked folders not entered.
 
-    Raises UserError: nothing there, or a list that facelt.data.image_list refuses.
+    Raises UserError: nothing there, a folder that cannot be looked into, or a list that facelt.data.image_list refuses.
     """
     labels = None
-    if source.is_dir():
+    try:
+        is_folder, is_there = source.is_dir(), source.exists()
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read ({error.strerror})") from error
+    is_image = source.suffix.lower() in READ + NAMED
+    if not is_there:
+        raise UserError(f"{source}: no such file or folder; give a folder of photographs, a list of paths, or one")
+    if root is not None and (is_folder or is_image):
+        raise UserError(f"--root {root}: the paths of a list lie in it, and {source} is no list")
+    if is_folder:
         root, paths = source, _below(source)
         if not paths:
             raise UserError(f"{source}: the folder holds no photograph ({', '.join(READ)})")
-    elif source.suffix.lower() in READ + NAMED:
+    elif is_image:
         root, paths = source.parent, [source.name]
     elif source.suffix == ".rec":
         raise UserError(f"{source}: photographs come as a folder, a list or one image; a .rec holds aligned faces")
     elif root is None:
         raise UserError(f"{source}: a list needs --root, the folder its paths lie in")
+    elif not root.is_dir():
+        raise UserError(f"--root {root}: no such folder")
     elif is_labelled(source):
         paths, label_N = read_list(source)
         labels = [str(label) for label in label_N.tolist()]
@@ -63,13 +79,13 @@ def find_photographs(source: Path, *, root: Path | None = None, people: str = "f
 def read_photograph(place: Path, max_pixels: int) -> np.ndarray:
     """uint8 RGB [H,W,3], upright as its EXIF orientation says.
 
-    Raises UndecodableImage with the reason: no file, unreadable, no image, damaged, cut short, animated, or more than
-    `max_pixels` by its header, before anything of that size is allocated.
+    Raises UndecodableImage with the reason: no regular file, unreadable, no image, one of another format, damaged, cut
+    short, animated, or more than `max_pixels` by its header, before anything of that size is allocated.
     """
     try:
         status = place.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise UndecodableImage("is no file")
+            raise UndecodableImage("is no regular file")
         if status.st_size > LARGEST_PER_PIXEL * max_pixels + (1 << 20):
             raise UndecodableImage(f"{status.st_size} bytes, more than any image of {max_pixels} pixels has")
         payload = place.read_bytes()
@@ -77,19 +93,36 @@ def read_photograph(place: Path, max_pixels: int) -> np.ndarray:
         raise UndecodableImage(f"cannot be read ({error.strerror})") from error
     if is_animated(payload):
         raise UndecodableImage("an animated image; a photograph has one frame")
-    if payload.startswith(GIF_START):
-        raise UndecodableImage("a GIF; convert it to PNG")
+    if other := other_format(payload):
+        raise UndecodableImage(f"is {other}, which is not read; convert it to PNG or JPEG")
     return decode_image(payload, max_pixels)
 
 
+def refuse_nameless(who: Iterable[tuple[str, str]], purpose: str, advice: str) -> None:
+    """Raises UserError at the first of these names of images whose identity nothing says; `purpose` needs to know."""
+    for name, identity in who:
+        if identity in ("", "-1"):  # in a list -1 stands for nobody in particular
+            raise UserError(f"{name}: nothing says whom it shows, and {purpose} needs to know; {advice}")
+
+
 def printable(name: str) -> str:
-    """A file's name as text that every list can hold: control characters and bytes that are no UTF-8 are spelt out."""
-    return _UNPRINTABLE.sub(lambda match: f"\\x{ord(match[0]) & 0xFF:02x}", name)
+    """A file's name as text that every list can hold, and no other file's: control characters, those that turn text
+    around, and bytes that are no UTF-8 are spelt out.
+    """
+    return _UNPRINTABLE.sub(_spelt, name)
+
+
+def _spelt(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code & 0xFF:02x}" if code <= 0xFF or 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
 
 def _below(root: Path) -> list[str]:
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); its photographs would be missing")
+
     paths = []
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in os.walk(root, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             if name.lower().endswith(READ + NAMED) and not name.startswith("."):

@@ -50,6 +50,9 @@ def align_photographs(photographs: Sequence[Photograph], out: Path, terms: Terms
     what `survey` raises.
     """
     is_record = out.suffix == ".rec"
+    if is_record and (out.parent == Path() or (out.parent.is_dir() and any(out.parent.iterdir()))):
+        wanted = out.parent / "NEW_FOLDER" / out.name
+        raise UserError(f"{out}: its folder exists already, and a .rec gets a new one for all its files; give {wanted}")
     failed, people, faces = [], Counter(), 0
     with fresh_folder(out.parent if is_record else out) as folder:
         output = Record(folder / out.name, photographs) if is_record else Folder(folder, photographs)

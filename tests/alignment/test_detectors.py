@@ -31,6 +31,13 @@ def test_other_words_are_told_which_there_are(text):
         open_detector(text)
 
 
+@pytest.mark.parametrize("kind", DETECTORS)
+def test_the_users_folder_is_found(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=f"^{tmp_path}/absent: "):
+        open_detector(f"{kind}:~/absent")
+
+
 def test_a_file_that_is_no_network_is_refused(tmp_path, capfd):
     (tmp_path / "face.onnx").write_bytes(b"no network")
     with pytest.raises(UserError, match=r"face\.onnx: no YuNet that OpenCV .* can run"):
@@ -163,6 +170,8 @@ def test_insightface_runs_the_detector_of_a_pack(tmp_path):
     assert open_detector(f"insightface:{tmp_path}", 0.999 * 0.9 * 200 / 128).detect(red_HW3)
     assert not open_detector(f"insightface:{tmp_path}", 1.001 * 0.9 * 200 / 128).detect(red_HW3)
     assert not detector.detect(red_HW3[:, :, ::-1])
+    for shape in ((9000, 3), (3, 9000), (1, 1000), (128, 1), (640, 1)):
+        assert detector.detect(np.full((*shape, 3), 90, np.uint8)) == []
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -11,6 +11,7 @@ from PIL import Image
 
 from facelt.alignment import photographs
 from facelt.alignment.animated import is_animated
+from facelt.alignment.other_formats import other_format
 from facelt.alignment.photographs import find_photographs, printable, read_photograph
 from facelt.data import decode
 from facelt.data.decode import UndecodableImage
@@ -72,8 +73,29 @@ def test_animated_images_are_named_and_still_ones_are_not(tmp_path, kind):
         assert read_photograph(tmp_path / "photo", 10**6).shape == PICTURE.shape
 
 
-def test_a_gif_is_named_and_one_with_comments_counted_right(tmp_path):
-    assert reason(tmp_path / "photo", encode(PICTURE, "GIF")) == "a GIF; convert it to PNG"
+@pytest.mark.parametrize(
+    ("payload", "name"),
+    [
+        (encode(PICTURE, "GIF"), "GIF"),
+        (encode(PICTURE, "TIFF"), "TIFF"),
+        (b"MM\0*" + bytes(90), "TIFF"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(90), "HEIC"),
+        (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1" + bytes(90), "AVIF"),
+        (b"\xff\x0a" + bytes(90), "JPEG XL"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(90), "JPEG 2000"),
+    ],
+)
+def test_formats_that_are_not_read_are_told(tmp_path, payload, name):
+    assert reason(tmp_path / "photo", payload) == f"is {name}, which is not read; convert it to PNG or JPEG"
+
+
+def test_what_is_not_known_is_given_no_name():
+    known = [encode(PICTURE, kind) for kind in ("PNG", "JPEG", "WEBP", "BMP")]
+    for payload in (b"", b"\0\0\0\x18ftypmp42", b"text", *known):
+        assert other_format(payload) is None
+
+
+def test_a_gif_with_comments_has_its_frames_counted_right():
     assert not is_animated(encode(PICTURE, "GIF", comment=b", and, more,"))
     assert is_animated(animation("GIF", 2, comment=b"x" * 600))
 
@@ -115,11 +137,11 @@ def test_a_cut_image_is_refused(tmp_path, kind):
 
 def test_what_is_no_image_is_refused(tmp_path):
     assert reason(tmp_path / "photo", b"").startswith("not a JPEG")
-    assert reason(tmp_path / "photo", b"II*\x00" + bytes(100)).startswith("not a JPEG")
+    assert reason(tmp_path / "photo", b"<html>").startswith("not a JPEG")
     with pytest.raises(UndecodableImage, match="No such file"):
         read_photograph(tmp_path / "absent", 10**6)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UndecodableImage, match="is no file"):
+    with pytest.raises(UndecodableImage, match="is no regular file"):
         read_photograph(tmp_path / "pipe", 10**6)
 
 
@@ -173,13 +195,41 @@ def test_lists_and_single_files(tree, tmp_path):
 def test_what_holds_no_photograph_is_refused(tmp_path):
     with pytest.raises(UserError, match="the folder holds no photograph"):
         find_photographs(tmp_path)
+    (tmp_path / "train.rec").touch()
     with pytest.raises(UserError, match=r"a \.rec holds aligned faces"):
         find_photographs(tmp_path / "train.rec")
+    for absent in ("list.txt", "photo.jpg", "folder"):
+        with pytest.raises(UserError, match=f"{absent}: no such file or folder"):
+            find_photographs(tmp_path / absent)
+    with pytest.raises(UserError, match=r"aaa: cannot be read \(File name too long\)"):
+        find_photographs(Path("a" * 300))
+    (tmp_path / "list.txt").write_text("../secret.jpg\n")
     with pytest.raises(UserError, match="a list needs --root"):
         find_photographs(tmp_path / "list.txt")
-    (tmp_path / "list.txt").write_text("../secret.jpg\n")
+    with pytest.raises(UserError, match="--root absent: no such folder"):
+        find_photographs(tmp_path / "list.txt", root=Path("absent"))
     with pytest.raises(UserError, match="leads out of the root folder"):
         find_photographs(tmp_path / "list.txt", root=tmp_path)
+
+
+def test_a_root_that_nothing_lies_in_is_refused(tree):
+    for source in (tree, tree / "Ann/2.JPG"):
+        with pytest.raises(UserError, match=r"--root elsewhere: .* is no list"):
+            find_photographs(source, root=Path("elsewhere"))
+
+
+def test_a_folder_that_cannot_be_looked_into_stops(tree, monkeypatch):
+    """The one who is told of 3 photographs does not know that there were 300 more."""
+    scan = os.scandir
+
+    def closed(path):
+        if Path(path).name == "Bob Lee":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(UserError, match=r"b/Bob Lee: cannot be read \(Permission denied\)"):
+        find_photographs(tree)
 
 
 def test_a_name_that_is_no_text_is_spelt_out(tmp_path):
@@ -188,7 +238,13 @@ def test_a_name_that_is_no_text_is_spelt_out(tmp_path):
     (item,) = find_photographs(tmp_path)
     assert item.name == r"caf\xe9\x0a.png"
     assert read_photograph(item.place, 10**6).shape == PICTURE.shape
-    assert printable("Zoë, =1+1.jpg") == "Zoë, =1+1.jpg"
+    assert printable("Zoë, =1+1 \\o/.jpg") == "Zoë, =1+1 \\o/.jpg"
+    assert printable("gpj.\u202e\u2066x") == r"gpj.\u202e\u2066x"
+
+
+def test_names_that_are_spelt_out_are_no_other_files():
+    names = ["a\nb", r"a\x0ab", r"a\x5cx0ab", "a\u202eb", r"a\u202eb", "a\udc0a", "a\udc8a"]
+    assert len({printable(name) for name in names}) == len(names)
 
 
 def test_every_suffix_is_either_read_or_named():
