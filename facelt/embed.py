@@ -12,7 +12,7 @@ from facelt.errors import UserError
 
 def embed(
     checkpoint: Annotated[Path, typer.Option(help="A run's folder, or a stage's folder in it.")],
-    images: Annotated[Path, typer.Option(help="A .rec, a folder of images, or a list of paths (with --root).")],
+    images: Annotated[Path, typer.Option(help="A .rec, a folder of images, a list of paths (with --root), or one.")],
     out: Annotated[Path, typer.Option(help="The embedding store to write.")],
     root: Annotated[Path | None, typer.Option(help="The folder the paths of a list lie in.")] = None,
     manifest: Annotated[Path | None, typer.Option(help="A selection of the .rec, as `sample` writes one.")] = None,
@@ -24,12 +24,13 @@ def embed(
     align: Annotated[str | None, typer.Option(help="For photographs: yunet:FILE.onnx or insightface:ROOT.")] = None,
     faces: Annotated[Literal["largest", "all"], typer.Option(help="With --align: of each photograph.")] = "largest",
     people: Annotated[Literal["folder", "file"], typer.Option(help="With --align: what names a person.")] = "folder",
-    min_score: Annotated[float | None, typer.Option(min=0, max=1, help="With --align: of a face.")] = None,
+    min_score: Annotated[float | None, typer.Option(min=0, max=1, help="With --align: a face's least score.")] = None,
 ) -> None:
     """Embed images: every kind the model makes, flip-averaged; an interrupted run goes on where it stopped.
 
     Under torchrun every process takes a share of the images, all into one store. With --align photographs are aligned
     on the way, as `facelt align` does; those without a face are told and left out; the store has each face's quality.
+    Every process of torchrun looks for the faces of all of them: for large sets run `facelt align --workers` first.
     """
     keep_threads_awake(device)
     from facelt.alignment.photographs import find_photographs
@@ -59,7 +60,8 @@ def embed(
         typer.echo(f"left out {name}: {reason}", err=True)
     store = embed_images(model, source, out, batch=batch, workers=workers, dtype=dtype, left_out=left_out)
     if first:
-        typer.echo(f"{len(source.keys)} images embedded ({', '.join(model.method.kinds)}): {store}")
+        lost = f", {len(left_out)} left out" if left_out else ""
+        typer.echo(f"{len(source.keys)} images embedded{lost} ({', '.join(model.method.kinds)}): {store}")
 
 
 if __name__ == "__main__":

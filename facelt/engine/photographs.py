@@ -3,6 +3,7 @@
 Shapes: N faces, 52 five points (x, y), H height, W width.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,19 +22,27 @@ from facelt.errors import UserError
 
 
 class AlignedFaces(ImageDataset):
-    """Faces whose landmarks are known, cut out of their photographs whenever they are asked for."""
+    """Faces whose landmarks are known, cut out of their photographs whenever they are asked for.
+
+    So a photograph is decoded once more than to find its faces, at most 7 hundredths of the time YuNet takes for that
+    (12 million pixels); to keep the faces would take 38 KB of memory or disk for each.
+    """
 
     def __init__(self, names: list[str], places: list[Path], landmark_N52: np.ndarray, side: int, max_pixels: int):
         super().__init__(np.full(len(names), -1), 0, ExpectSize((side, side)))
         self._names, self._places, self._landmark_N52 = names, places, landmark_N52
         self._side, self._max_pixels = side, max_pixels
+        self._last: tuple[Path, np.ndarray] | None = None
 
     def names(self, index: int) -> str:
         return self._names[index]
 
     def pixels(self, index: int) -> np.ndarray:
-        image_HW3 = read_photograph(self._places[index], self._max_pixels)
-        return warp(image_HW3, similarity(self._landmark_N52[index], self._side), self._side)
+        place = self._places[index]
+        # The faces of a photograph follow one another.
+        if self._last is None or self._last[0] != place:
+            self._last = place, read_photograph(place, self._max_pixels)
+        return warp(self._last[1], similarity(self._landmark_N52[index], self._side), self._side)
 
 
 def open_photographs(
@@ -42,11 +51,15 @@ def open_photographs(
     """The faces of the photographs, of the size a model expects, and those photographs that gave none.
 
     A face's key is its photograph's name, with `#` and its number where all faces are taken. Everything is looked at
-    once, here. Raises UserError: no face at all, a model whose images are no squares, or what `survey` raises.
+    once, here. Raises UserError: a photograph that is listed twice, no face at all, a model of images that
+    are no squares, or what `survey` raises.
     """
     height, width = image_size
     if height != width:
         raise UserError(f"--align: the model's images are {height} x {width} pixels, and aligned faces are squares")
+    name, times = Counter(photograph.name for photograph in photographs).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"the photograph {name} is listed {times} times; name each once")
     failed, shows, keys, landmarks, rows = [], [], [], [], []
     for item in shown(survey(photographs, terms, workers), len(photographs)):
         if isinstance(item, Failure):

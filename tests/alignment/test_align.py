@@ -10,13 +10,15 @@ import pytest
 import torch
 
 import facelt.alignment.run
+import facelt.engine.photographs
 from facelt.alignment.output import Folder
-from facelt.alignment.photographs import Photograph, find_photographs
+from facelt.alignment.photographs import Photograph, find_photographs, read_photograph
 from facelt.alignment.run import align_photographs
 from facelt.alignment.survey import Terms
 from facelt.alignment.template import similarity, warp
 from facelt.cli import app
 from facelt.engine.handed_on import load_model
+from facelt.engine.photographs import open_photographs
 from facelt.entry import run_app
 from facelt.errors import UserError
 from facelt.store import EmbeddingStore
@@ -170,11 +172,12 @@ def test_names_are_cells_and_files_and_nothing_else(align, tmp_path):
     assert [row["name"] for row in table(tmp_path / "rec/identities.csv")] == ['=1+1, "Ann"']
 
 
-def test_people_whose_names_differ_in_forbidden_characters_stay_apart(tmp_path):
-    shown = [Photograph(f"{who}/1.jpg", Path(), who) for who in ("a:b", "a?b", "a_b")]
+def test_people_whose_names_no_system_would_keep_apart_stay_apart(tmp_path):
+    people = ("a:b", "a?b", "a_b", "a_b~2", "A_B", "a:b")
+    shown = [Photograph(f"{who}/{number}.jpg", Path(), who) for number, who in enumerate(people)]
     output = Folder(tmp_path, shown)
     names = [output.write(item, None, np.zeros((112, 112, 3), np.uint8)) for item in shown]
-    assert names == ["a_b/1.png", "a_b~2/1.png", "a_b~3/1.png"]
+    assert names == ["a_b/0.png", "a_b~2/1.png", "a_b~3/2.png", "a_b~2~2/3.png", "A_B~4/4.png", "a_b/5.png"]
 
 
 def test_nothing_is_left_of_what_stops(align, photos, tmp_path, monkeypatch):
@@ -202,6 +205,14 @@ def test_what_is_there_stays(align, photos, tmp_path):
         with pytest.raises(UserError, match="exists already"):
             align(out)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_a_record_is_not_told_to_have_the_working_folder_removed(align, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(photos)
+    for out in ("train.rec", "Ann/train.rec"):
+        listed = find_photographs(photos)
+        with pytest.raises(UserError, match=f"{out}: its folder exists already.*give {Path(out).parent / 'NEW'}"):
+            align_photographs(listed, Path(out), Terms("drawn:squares"))
 
 
 def test_no_face_at_all_is_a_mistake_that_names_the_first(align, photos, tmp_path):
@@ -256,7 +267,7 @@ def test_embedding_aligns_on_the_way(facelt_says, finished_run, drawn, photos, t
         original = facelt.alignment.survey.survey
         monkeypatch.setattr("facelt.engine.photographs.survey", lambda items, terms, _: original(items, terms))
     code, out, error = facelt_says("embed", "--checkpoint", finished_run, *words, "--workers", workers)
-    assert (code, out.partition(" (")[0]) == (0, "4 images embedded")
+    assert (code, out.partition(" (")[0]) == (0, "4 images embedded, 2 left out")
     assert error.startswith("left out Bob/1.png: no face with")
     store = EmbeddingStore.open(tmp_path / "store")
     assert store.keys == ["Ann/1.png#1", "Ann/2.png#1", "Ann/2.png#2", "Cid/2.png#1"]
@@ -276,6 +287,23 @@ def test_embedding_aligns_on_the_way(facelt_says, finished_run, drawn, photos, t
         np.testing.assert_allclose(store.embedding("direct")[row], wanted, atol=1e-4)
 
 
+def test_a_crowd_is_decoded_twice_not_once_a_face(drawn, photos, monkeypatch):
+    decoded = []
+    for module in (facelt.alignment.survey, facelt.engine.photographs):
+        monkeypatch.setattr(module, "read_photograph", lambda *terms: decoded.append(terms) or read_photograph(*terms))
+    source, _ = open_photographs(find_photographs(photos), Terms(drawn, every=True), (112, 112), 0)
+    decoded.clear()
+    for index, (name, green) in enumerate((("Ann/1", 130), ("Ann/2", 150), ("Ann/2", 130), ("Cid/2", 130))):
+        np.testing.assert_array_equal(source.dataset.pixels(index), expected_crop(photos / f"{name}.png", green))
+    assert [place.relative_to(photos).as_posix() for place, _ in decoded] == ["Ann/1.png", "Ann/2.png", "Cid/2.png"]
+
+
+def test_a_photograph_listed_twice_is_told_before_anything_is_looked_at(drawn, photos, tmp_path):
+    (tmp_path / "list.txt").write_text("Ann/1.png\nCid/1.png\nAnn/1.png\n")
+    with pytest.raises(UserError, match=r"the photograph Ann/1\.png is listed 2 times"):
+        open_photographs(find_photographs(tmp_path / "list.txt", root=photos), Terms("absent:x"), (112, 112), 0)
+
+
 def test_the_largest_face_goes_by_its_photographs_name(facelt_says, finished_run, drawn, photos, tmp_path):
     words = ("--images", photos, "--align", drawn, "--workers", 0, "--out", tmp_path / "store")
     assert facelt_says("embed", "--checkpoint", finished_run, *words)[0] == 0
@@ -286,5 +314,6 @@ def test_what_goes_with_records_only_is_refused_for_photographs(facelt_says, fin
     words = ("--checkpoint", finished_run, "--align", drawn, "--out", tmp_path / "store")
     code, _, error = facelt_says("embed", *words, "--images", photos, "--manifest", tmp_path / "manifest.csv")
     assert (code, "--align takes photographs" in error) == (1, True)
+    (tmp_path / "train.rec").touch()
     code, _, error = facelt_says("embed", *words, "--images", tmp_path / "train.rec")
     assert (code, "a .rec holds aligned faces" in error) == (1, True)
