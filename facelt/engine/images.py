@@ -13,7 +13,7 @@ import numpy as np
 from facelt.config import ListData, TrainConfig
 from facelt.data.image_dataset import ImageDataset
 from facelt.data.image_list import is_labelled
-from facelt.data.list_dataset import FolderDataset, ListDataset, PathListDataset
+from facelt.data.list_dataset import IMAGE_SUFFIXES, FileDataset, FolderDataset, ListDataset, PathListDataset
 from facelt.data.record_dataset import RecordDataset
 from facelt.data.transforms import CentreCrop, ExpectSize, ImageTransform
 from facelt.errors import UserError
@@ -48,7 +48,7 @@ class ImageSource:
 def open_images(
     path: Path, config: TrainConfig, *, root: Path | None = None, manifest: Path | None = None
 ) -> ImageSource:
-    """What `path` holds, prepared as the model's configuration says: a .rec, a folder, or a list of paths.
+    """What `path` holds, prepared as the model's configuration says: a .rec, a folder, a list of paths, or one image.
 
     The identity of a record is its name in `identities.csv` beside the file, or its label; of a path its label, where
     the list has labels, or its last folder. Raises UserError.
@@ -61,6 +61,10 @@ def open_images(
         return _from_record(path, transform, manifest, data.max_pixels)
     if path.is_dir():
         return _from_paths(FolderDataset(path, transform=transform, max_pixels=data.max_pixels))
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; give a .rec, a folder, a list of paths, or an image")
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return _from_paths(FileDataset(path.parent, [path.name], np.array([-1]), 0, transform, data.max_pixels))
     if root is None:
         raise UserError(f"{path}: a list needs --root, the folder its paths lie in")
     kind = ListDataset if is_labelled(path) else PathListDataset
@@ -82,7 +86,7 @@ def _from_record(path: Path, transform: ImageTransform, manifest: Path | None, m
     )
 
 
-def _from_paths(dataset: ListDataset | FolderDataset) -> ImageSource:
+def _from_paths(dataset: FileDataset) -> ImageSource:
     paths = list(dataset.paths)
     labelled = isinstance(dataset, ListDataset) and not isinstance(dataset, PathListDataset)
     identities = (

@@ -21,8 +21,13 @@ class InMemory(NamedTuple):
 
 
 @torch.no_grad()
-def embed_in_memory(model: TrainedModel, source: ImageSource, kind: str, *, batch: int, workers: int) -> InMemory:
-    """All images of the source, in its order. Raises UserError on an image that cannot be used, or another kind."""
+def embed_in_memory(
+    model: TrainedModel, source: ImageSource, kind: str, *, batch: int, workers: int, setting: str
+) -> InMemory:
+    """All images of the source, in its order.
+
+    Raises UserError: another kind, or an image that cannot be used, which `setting` does not allow.
+    """
     method = model.method
     if kind not in method.kinds:
         raise UserError(f"the model makes no embedding of kind {kind!r}, only {', '.join(method.kinds)}")
@@ -30,7 +35,7 @@ def embed_in_memory(model: TrainedModel, source: ImageSource, kind: str, *, batc
     split = Split(source.dataset, source.members)
     device = next(method.parameters()).device
     rows, reachability = [], []
-    for item in evaluation_batches(split, batch, workers, device, BadImageCount(0, "")):
+    for item in evaluation_batches(split, batch, workers, device, BadImageCount(0, setting)):
         embeddings = method.embed(preparation.for_evaluation(item))
         rows.append(embeddings.by_kind[kind].float().cpu().numpy())
         if embeddings.reachability_B is not None:

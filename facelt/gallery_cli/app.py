@@ -73,7 +73,7 @@ def enroll(
 
     given = Source(source, table, model, checkpoint, detector, root, people, workers=workers, device=device)
     with Gallery.open(gallery, write=True) as opened:
-        samples = given.read(opened.contract).samples()
+        samples = given.read(opened.contract, named=True).samples()
         console = Console(stderr=True)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
             bar = progress.add_task("enrolling", total=len(samples))

@@ -8,6 +8,8 @@ from facelt.errors import UserError
 from facelt.gallery.contract import Contract, model_name
 from facelt.gallery.inputs import Embedded, read_embedded
 
+NAMES_ARE_FOLDERS = ("a gallery", "put images in a folder a person")
+
 
 @dataclass(frozen=True)
 class Source:
@@ -24,10 +26,13 @@ class Source:
     workers: int = 0
     device: str = "cpu"
 
-    def read(self, contract: Contract) -> Embedded:
-        """Embeddings of the contract's kind. Raises UserError, naming both, where another model made them."""
+    def read(self, contract: Contract, *, named: bool = False) -> Embedded:
+        """Embeddings of the contract's kind; `named`: of images that say whom they show.
+
+        Raises UserError: an image that does not, or, naming both, embeddings that another model made.
+        """
         if self.checkpoint is not None:
-            return self._embed(contract)
+            return self._embed(contract, named)
         if self.path.suffix not in (".npy", ".csv") and not (self.path / "meta.json").is_file():
             raise UserError(f"{self.path}: is no embedding store, .npy or .csv; images need --checkpoint, their model")
         embedded = read_embedded(self.path, contract.kind, self.table)
@@ -38,33 +43,48 @@ class Source:
             raise UserError(f"{self.path}: {said}; this gallery is pinned to {contract}")
         return embedded
 
-    def _embed(self, contract: Contract) -> Embedded:
+    def _embed(self, contract: Contract, named: bool) -> Embedded:
         keep_threads_awake(self.device)
         from facelt.engine.device import resolve_device
         from facelt.engine.handed_on import load_model
-        from facelt.engine.images import open_images
         from facelt.engine.in_memory import embed_in_memory
 
         model = load_model(self.checkpoint, resolve_device(self.device))
         contract.refuse_other(contract_of_model(model, contract.kind), str(self.checkpoint))
-        source = self._aligned(model) if self.detector else open_images(self.path, model.config, root=self.root)
-        made = embed_in_memory(model, source, contract.kind, batch=self.batch, workers=self.workers)
+        source = self._aligned(model, named) if self.detector else self._ready(model, named)
+        setting = "a gallery" if self.detector else "a gallery without --detector, which is for photographs,"
+        made = embed_in_memory(model, source, contract.kind, batch=self.batch, workers=self.workers, setting=setting)
         origin = {"images": str(self.path), **({"detector": self.detector} if self.detector else {})}
         people, attributes = source.identities, source.attributes
         return Embedded(source.keys, people, made.embedding_ND, attributes, made.reachability_N, contract, origin)
 
-    def _aligned(self, model):
+    def _ready(self, model, named: bool):
+        from facelt.alignment.photographs import refuse_nameless
+        from facelt.engine.images import open_images
+
+        source = open_images(self.path, model.config, root=self.root)
+        if named:
+            refuse_nameless(zip(source.keys, source.identities, strict=True), *NAMES_ARE_FOLDERS)
+        return source
+
+    def _aligned(self, model, named: bool):
         import typer
 
-        from facelt.alignment.photographs import find_photographs
+        from facelt.alignment.photographs import find_photographs, refuse_nameless
         from facelt.alignment.survey import Terms
         from facelt.engine.photographs import open_photographs
 
         terms = Terms(self.detector, None, False, model.config.data.max_pixels)
         photographs = find_photographs(self.path, root=self.root, people=self.people)
+        if named:
+            purpose, advice = NAMES_ARE_FOLDERS
+            who = ((photograph.name, photograph.identity) for photograph in photographs)
+            refuse_nameless(who, purpose, f"{advice}, or take names from files with --people file")
         source, failed = open_photographs(photographs, terms, model.config.data.image_size, self.workers)
         for failure in failed:
             typer.echo(f"left out {failure.photograph.name}: {failure.reason}", err=True)
+        if failed:
+            typer.echo(f"left out: {len(failed)} of {len(photographs)} photographs", err=True)
         return source
 
 

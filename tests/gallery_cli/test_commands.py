@@ -163,6 +163,35 @@ def test_photographs_are_aligned_on_the_way(facelt, finished_run, real_data, tmp
     assert "unknown" not in told
 
 
+def test_photographs_that_nobody_can_be_enrolled_from_are_told(facelt, finished_run, real_data, tmp_path):
+    where, photos = tmp_path / "gallery", real_data / "photos"
+    facelt("create", where, "--checkpoint", finished_run)
+    terms = ["--checkpoint", finished_run]
+    detector = ["--detector", f"yunet:{real_data / 'models' / 'yunet_n_dynamic.onnx'}"]
+    nameless = r"Butch_Davis_0001\.jpg: nothing says whom it shows, and a gallery needs to know; put images in a folder"
+    with pytest.raises(UserError, match=f"{nameless} a person, or .*--people file"):
+        facelt("enroll", where, photos, *terms, "--detector", "yunet:absent")
+    with pytest.raises(UserError, match=f"{nameless} a person$"):
+        facelt("enroll", where, photos, *terms)
+    with pytest.raises(UserError, match=r"without --detector, which is for photographs, allows 0: .*250 x 250"):
+        facelt("identify", where, photos, *terms)
+    (tmp_path / "list.txt").write_text("Butch_Davis_0001.jpg -1\n")
+    with pytest.raises(UserError, match="nothing says whom it shows"):
+        facelt("enroll", where, tmp_path / "list.txt", "--root", photos, *terms, *detector)
+    for given in ([], detector):
+        with pytest.raises(UserError, match=r"absent\.jpg: no such file or folder"):
+            facelt("identify", where, tmp_path / "absent.jpg", *terms, *given)
+
+
+def test_a_single_image_is_searched_for(facelt, finished_run, tmp_path):
+    where = tmp_path / "gallery"
+    facelt("create", where, "--checkpoint", finished_run)
+    images, *terms = _strangers(finished_run, tmp_path)
+    facelt("enroll", where, images, *terms)
+    told = facelt("identify", where, images / "two/1.png", *terms, "--threshold", "0.999", "--top", "1")
+    assert told == "1.png: two 1.000\n"
+
+
 def _strangers(run, folder):
     """Pictures of two other people, as a folder of images."""
     random = np.random.default_rng(3)
