@@ -4,7 +4,8 @@ python benchmarks/gallery_kills.py --kills 200
 
 A child process enrols, replaces and removes, calibrates, takes snapshots and rebuilds, and says over a pipe what it
 begins and what is done. After each kill a reader and then the next writer must find what was done, or that and the
-whole of what was begun; every sample by its own embedding; and no byte of what was removed in any file.
+whole of what was begun; every sample by its own embedding; and neither an embedding nor a note of what was removed, nor
+the name of a removed person, in any file.
 
 N samples, D feature.
 """
@@ -38,6 +39,11 @@ def embedding(key: str, number: int) -> np.ndarray:
     return (row_D / length).astype(np.float32)
 
 
+def note(key: str, number: int) -> str:
+    """What stands in the metadata and in the provenance of a key as that operation enrols it."""
+    return f"note-{number:06d}-{key}."
+
+
 class Operation:
     """What the writer does at one number, and what is enrolled after it."""
 
@@ -47,7 +53,7 @@ class Operation:
         kinds = ("enroll", "remove people", "remove keys", "setting", "snapshot", "rebuild")
         self.kind = random.choice(kinds, p=(0.45, 0.2, 0.2, 0.05, 0.05, 0.05))
         self.keys = [f"k{key}" for key in random.choice(KEYS, random.integers(1, 40), replace=False)]
-        self.people = [f"person {who}" for who in random.integers(0, PEOPLE, len(self.keys))]
+        self.people = [f"person-{who:03d}" for who in random.integers(0, PEOPLE, len(self.keys))]
 
     def after(self, enrolled: Enrolled) -> Enrolled:
         """What is enrolled when it is done."""
@@ -64,10 +70,15 @@ class Operation:
         after = self.after(enrolled)
         return {} if self.kind == "enroll" else {key: one for key, one in enrolled.items() if key not in after}
 
+    def removed_people(self, enrolled: Enrolled) -> set[str]:
+        """Whom it removes by name."""
+        return set(self.people[:3]) & {who for who, _ in enrolled.values()} if self.kind == "remove people" else set()
+
     def carry_out(self, gallery: Gallery, folder: Path) -> None:
         if self.kind == "enroll":
             rows = np.stack([embedding(key, self.number) for key in self.keys])
-            gallery.enroll(Samples(self.keys, self.people, rows))
+            notes = [{"note": note(key, self.number)} for key in self.keys]
+            gallery.enroll(Samples(self.keys, self.people, rows, notes, notes))
         elif self.kind == "remove people":
             gallery.remove(people=self.people[:3])
         elif self.kind == "remove keys":
@@ -135,13 +146,19 @@ def check_searches(gallery: LocalGallery, enrolled: Enrolled, gone: Enrolled) ->
             assert not candidates or candidates[0].score < 0.9999, f"{key} came back"
 
 
-def check_bytes(folder: Path, gone: Enrolled) -> None:
-    """No file of the gallery or its snapshots holds a removed embedding."""
+def check_bytes(folder: Path, gone: Enrolled, gone_people: set[str]) -> None:
+    """No file of the gallery or its snapshots holds a removed embedding, its notes, or the name of who was removed."""
+    needles = {
+        f"the embedding of {key} by {number}": embedding(key, number).tobytes() for key, (_, number) in gone.items()
+    }
+    needles |= {
+        text: text.encode() for text in (*(note(key, number) for key, (_, number) in gone.items()), *gone_people)
+    }
     for path in folder.rglob("*"):
         if path.is_file():
             content = path.read_bytes()
-            for key, (_, number) in gone.items():
-                assert embedding(key, number).tobytes() not in content, f"{path} still holds {key} of {number}"
+            for what, needle in needles.items():
+                assert needle not in content, f"{path} still holds {what}"
 
 
 def run(folder: Path, kills: int, seed: int) -> dict[str, int]:
@@ -150,6 +167,7 @@ def run(folder: Path, kills: int, seed: int) -> dict[str, int]:
     random = np.random.default_rng(seed)
     enrolled: Enrolled = {}
     removed: Enrolled = {}
+    removed_people: set[str] = set()
     number = 0
     counts = dict.fromkeys(("kills", "kills within an operation", "of these committed"), 0)
     for _ in range(kills):
@@ -159,7 +177,9 @@ def run(folder: Path, kills: int, seed: int) -> dict[str, int]:
         for step in range(number, number + done):
             operation = Operation(seed, step)
             removed |= operation.removed(enrolled)
+            removed_people |= operation.removed_people(enrolled)
             enrolled = operation.after(enrolled)
+            removed_people -= {who for who, _ in enrolled.values()}
         number += done
         is_open = bool(said) and said[-1].startswith("begin")
         reader = LocalGallery(folder / "gallery")
@@ -170,9 +190,11 @@ def run(folder: Path, kills: int, seed: int) -> dict[str, int]:
             is_committed = found == as_bytes(after) and after != enrolled
             if is_committed:
                 removed |= operation.removed(enrolled)
+                removed_people |= operation.removed_people(enrolled)
                 enrolled = after
             counts["kills within an operation"] += 1
             counts["of these committed"] += is_committed
+        removed_people -= {who for who, _ in enrolled.values()}
         assert found == as_bytes(enrolled), f"operation {number}: something else is enrolled than was committed"
         gone = {key: one for key, one in removed.items() if enrolled.get(key) != one}
         check_searches(reader, enrolled, gone)
@@ -182,7 +204,7 @@ def run(folder: Path, kills: int, seed: int) -> dict[str, int]:
         assert not writer.defects(), writer.defects()
         check_searches(writer, enrolled, gone)
         writer.close()
-        check_bytes(folder, gone)
+        check_bytes(folder, gone, removed_people)
         # An operation that was begun is not tried again under the same number: its embeddings may be enrolled.
         number += is_open
         for snapshot in folder.glob("snapshot-*"):

@@ -8,11 +8,8 @@
 P probes, K people, M samples, D feature.
 """
 
-import os
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ from facelt.gallery.people import Nearest, best_people
 from facelt.gallery.protocol import Candidate, Count, Found, Removed
 from facelt.gallery.samples import Samples, checked, checked_rows
 from facelt.gallery.truth import NAME, Truth
+from facelt.gallery.turns import Turns, alone
 from facelt.search import BadRow, Engine, similarities
 
 # How long a reader waits for a writer that is just changing the index.
@@ -33,26 +31,12 @@ PATIENCE_SECONDS = 60.0
 PAUSE_SECONDS = 0.05
 
 
-def _alone(method: Callable) -> Callable:
-    """The method for one thread at a time, in the process that opened the gallery."""
-
-    @wraps(method)
-    def guarded(self: "LocalGallery", *arguments: Any, **options: Any) -> Any:
-        if os.getpid() != self._process:
-            raise UserError(f"{self.path}: was opened by process {self._process}; a forked process opens its own")
-        with self._turn:
-            return method(self, *arguments, **options)
-
-    return guarded
-
-
 class LocalGallery:
     """See Backend. With `write` it holds the writer's lock until it is closed, and first ends what a kill cut short."""
 
     def __init__(self, path: str | Path, *, write: bool = False, engine: Engine | None = None) -> None:
         self.path = Path(path)
-        # What SQLite keeps of an open file must not be used after a fork.
-        self._process, self._turn = os.getpid(), threading.RLock()
+        self.turns = Turns()
         self._lock = WriterLock(self.path / "writer.lock")
         self._writes = write
         self._truth = Truth.open(self.path / NAME, write=write)
@@ -85,12 +69,12 @@ class LocalGallery:
         return self._truth.contract
 
     def close(self) -> None:
-        if os.getpid() == self._process:
-            with self._turn:
+        if not self.turns.is_forked:
+            with self.turns.take(self.path):
                 self._truth.close()
                 self._lock.release()
 
-    @_alone
+    @alone
     def upsert(self, samples: Samples) -> None:
         self._refuse_reader()
         samples = checked(samples, self.contract)
@@ -102,20 +86,19 @@ class LocalGallery:
             self._index.forget_templates()
         self._index.follow(gone)
 
-    @_alone
+    @alone
     def remove(self, people: Sequence[str] = (), keys: Sequence[str] = ()) -> Removed:
         self._refuse_reader()
         people, keys = list(dict.fromkeys(people)), list(dict.fromkeys(keys))
         missing = self._truth.missing(people, keys)
         with self._truth.changing():
             gone = self._truth.remove(people, keys)
-        if not gone:
-            return Removed(0, *missing)
-        self._index.forget_templates()
-        self._index.follow(gone)
+        if gone:
+            self._index.forget_templates()
+            self._index.follow(gone)
         return Removed(len(gone), *missing, self._finish_removal())
 
-    @_alone
+    @alone
     def search(
         self, probe_PD: np.ndarray, k: int, *, templates: bool = False, exact: bool = True, floor: float = -np.inf
     ) -> Found:
@@ -132,12 +115,12 @@ class LocalGallery:
             if found is None:
                 self._bring_up(templates, view is not None, started)
 
-    @_alone
+    @alone
     def count(self) -> Count:
         state = self._truth.state()
         return Count(state.people, state.samples)
 
-    @_alone
+    @alone
     def people(self) -> Iterator[tuple[str, int]]:
         return iter(self._truth.people())
 
@@ -147,7 +130,7 @@ class LocalGallery:
         while (batch := self._next(batches)) is not None:
             yield batch
 
-    @_alone
+    @alone
     def snapshot(self, path: str | Path) -> None:
         """See Backend. Removals are carried out in this copy as well, as long as it stays there."""
         self._refuse_reader()
@@ -160,33 +143,35 @@ class LocalGallery:
             raise UserError(f"{path}: cannot be made ({error.strerror}); choose another folder") from error
         self._truth.copy_to(path / NAME)
 
-    @_alone
+    @alone
     def setting(self, name: str) -> Any:
         return self._truth.setting(name)
 
-    @_alone
+    @alone
     def set_setting(self, name: str, value: Any) -> None:
         self._refuse_reader()
         with self._truth.changing():
             self._truth.set_setting(name, value)
 
-    @_alone
+    @alone
     def rebuild(self) -> None:
         """Makes the index anew from the truth."""
         self._refuse_reader()
         self._index.rebuild()
 
-    @_alone
+    @alone
     def defects(self) -> list[str]:
         """All that is wrong with the files, every byte of which is read."""
         wrong = [f"{self.path / NAME}: {text}" for text in self._truth.defects()]
+        if not wrong and self._truth.state().unscrubbed:
+            wrong.append(f"{self.path / NAME}: bytes of removed samples may be left; facelt gallery rebuild")
         wrong += [f"{self.path / 'index'}: {text}; facelt gallery rebuild" for text in self._index.defects()]
         for path in sorted(self.path.glob(f"{NAME}*")):
             if path.stat().st_mode & 0o077:
                 wrong.append(f"{path}: others may read it; chmod 600")
         return wrong
 
-    @_alone
+    @alone
     def facts(self) -> dict[str, Any]:
         """What `info` tells of the files."""
         state = self._truth.state()
@@ -196,7 +181,7 @@ class LocalGallery:
             "snapshots": list(map(str, self._truth.snapshots())),
         }
 
-    @_alone
+    @alone
     def _next(self, batches: Iterator[Samples]) -> Samples | None:
         return next(batches, None)
 
@@ -286,11 +271,13 @@ class LocalGallery:
                     copy.close()
             except UserError as error:
                 unfinished.append(f"removed people may still be in a snapshot: {error}")
-        if not self._truth.scrub():
-            unfinished.append(
-                f"{self.path}: a reader keeps the log, which may hold bytes of removed samples, from being emptied; "
-                "the next opening for writing empties it"
-            )
+        left = "bytes of removed samples may be left, which the next opening for writing wipes"
+        try:
+            if not self._truth.scrub():
+                unfinished.append(f"{self.path}: a reader keeps the log from being emptied; {left}")
+        except UserError as error:
+            # It needs room for the whole file twice. Who is removed is found by nobody all the same.
+            unfinished.append(f"{error}; {left}")
         return unfinished
 
     def _refuse_reader(self) -> None:

@@ -1,10 +1,13 @@
 """Removed is removed: no file of a gallery, nor of a snapshot it made, holds a byte of it."""
 
+import re
+
 import numpy as np
 import pytest
 
 from facelt.errors import UserError
 from facelt.gallery import LocalGallery, Samples
+from facelt.gallery.database import Database
 from tests.gallery.conftest import DIMENSION, bytes_in, some_samples
 
 
@@ -69,6 +72,84 @@ def test_a_moved_person_is_removed_from_older_snapshots(gallery, tmp_path):
     gallery.upsert(Samples(["k0"], ["renamed"], samples.embedding_ND[:1]))
     gallery.remove(people=["renamed"])
     assert not bytes_in(tmp_path)(stored(samples.embedding_ND[0]))
+
+
+def test_a_person_whose_samples_got_another_name_is_removed_from_older_snapshots(gallery, tmp_path):
+    samples = some_samples(4, 2)
+    gallery.upsert(samples)
+    gallery.snapshot(tmp_path / "copy")
+    gallery.upsert(Samples(samples.keys, ["renamed"] * 4, samples.embedding_ND))
+    assert bytes_in(tmp_path / "copy")(b"person 1")
+    removed = gallery.remove(people=["person 1"])
+    assert (removed.samples, removed.missing_people, removed.unfinished) == (0, ["person 1"], [])
+    assert not bytes_in(tmp_path)(b"person 1")
+    assert gallery.count() == (1, 4)
+
+
+def test_a_snapshot_that_was_out_of_reach_is_reached_by_the_same_removal(gallery, tmp_path):
+    samples = some_samples(6, 3)
+    gallery.upsert(samples)
+    gallery.snapshot(tmp_path / "copy")
+    (tmp_path / "copy").rename(tmp_path / "away")
+    assert gallery.remove(keys=["k1"]).unfinished
+    (tmp_path / "away").rename(tmp_path / "copy")
+    assert bytes_in(tmp_path)(stored(samples.embedding_ND[1]))
+    assert not gallery.remove(keys=["k1"]).unfinished
+    assert not bytes_in(tmp_path)(stored(samples.embedding_ND[1]))
+
+
+def test_no_byte_is_left_after_many_small_changes(gallery, tmp_path):
+    """Pages are split, merged and filled again; secure_delete alone leaves some copies behind."""
+    random = np.random.default_rng(1)
+    enrolled, gone = {}, set()
+
+    def name(kind):
+        return f"{kind}-{random.integers(2**62):020d}"
+
+    for _ in range(20):
+        added = {name("key"): (name("name"), name("note"), int(random.integers(3000))) for _ in range(100)}
+        renewed = {key: (enrolled[key][0], name("note"), 10) for key in list(enrolled)[::9]}
+        gone |= {enrolled[key][1] for key in renewed}
+        changed = added | renewed
+        keys, (people, *_) = list(changed), zip(*changed.values(), strict=True)
+        notes = [{"note": note + length * "x"} for _, note, length in changed.values()]
+        gallery.upsert(Samples(keys, people, random.standard_normal((len(keys), DIMENSION)), notes, notes))
+        enrolled |= changed
+        removed = random.choice(list(enrolled), 90, replace=False).tolist()
+        gallery.remove(keys=removed)
+        gone |= {text for key in removed for text in (key, *enrolled.pop(key)[:2])}
+    found = {
+        text.decode()
+        for path in tmp_path.rglob("*")
+        if path.is_file()
+        for text in re.findall(rb"(?:key|name|note)-\d{20}", path.read_bytes())
+    }
+    assert found == {text for key, (who, note, _) in enrolled.items() for text in (key, who, note)}
+    assert len(gone) > 4000
+
+
+def test_a_disk_that_is_too_full_to_wipe_is_told_and_the_gallery_goes_on(gallery, tmp_path, monkeypatch):
+    samples = some_samples(6, 3)
+    gallery.upsert(samples)
+    run = Database.run
+
+    def full(self, statement, values=()):
+        if statement == "VACUUM":
+            raise UserError(f"{self.path}: database or disk is full")
+        return run(self, statement, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "run", full)
+        (told,) = gallery.remove(people=["person 1"]).unfinished
+        assert "disk is full; bytes of removed samples may be left" in told
+        gallery.close()
+        again = LocalGallery(gallery.path, write=True)
+        again.upsert(some_samples(2, 1, seed=5, prefix="new"))
+        assert again.search(samples.embedding_ND[1:2], 1).candidates[0][0].key != "k1"
+        assert any("bytes of removed samples may be left" in text for text in again.defects())
+        again.close()
+    LocalGallery(gallery.path, write=True).close()
+    assert not bytes_in(tmp_path)(stored(samples.embedding_ND[1]))
 
 
 def test_snapshots_that_cannot_be_reached_are_named(gallery, contract, tmp_path):
