@@ -13,7 +13,8 @@ def export(
     checkpoint: Annotated[Path, typer.Option(help="A run's folder, or a stage's folder in it.")],
     format_: Annotated[Literal["onnx", "safetensors"], typer.Option("--format", help="A graph, or weights alone.")],
     kind: Annotated[
-        Literal["direct", "meta"], typer.Option(help="onnx: which embedding; meta has memory and reachability with it.")
+        Literal["direct", "meta"],
+        typer.Option(help="onnx: which embedding. meta has the memory in the graph and reachability as second output."),
     ] = "direct",
     mirror: Annotated[
         bool, typer.Option(help="onnx: average each image with its mirror image, as facelt embed does.")
@@ -24,8 +25,7 @@ def export(
 ) -> None:
     """Write a model as ONNX, which insightface loads, or its network as safetensors with a JSON card beside it.
 
-    The graph reads `data` [N,3,H,W], RGB, (x - 127.5) / 127.5, and is compared with the model before it is put in
-    place.
+    The graph reads `data` [N,3,H,W], RGB, (x - 127.5) / 127.5. Before it gets its name it is compared with the model.
     """
     if format_ == "safetensors" and (kind != "direct" or not mirror):
         raise UserError("--kind, --no-mirror: only of an ONNX file; weights are the network's, however they are used")

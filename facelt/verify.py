@@ -13,24 +13,30 @@ from facelt.errors import UserError
 def verify(
     sets: Annotated[
         list[Path] | None,
-        typer.Option("--set", help="A .bin of InsightFace, a list of `path path 1|0`, LFW's pairs.txt; several do."),
+        typer.Option(
+            "--set",
+            help="The pairs: InsightFace's .bin, a list of lines `path path 1` or `path path 0`, or LFW's pairs.txt. "
+            "Repeat it for several.",
+        ),
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="A run's folder, or a stage's folder in it.")] = None,
     embeddings: Annotated[
         Path | None,
         typer.Option(help="Instead of a model: .npz of `embeddings` [2P,D] and `issame` [P], or .npy for one --set."),
     ] = None,
-    root: Annotated[Path | None, typer.Option(help="The folder of the paths of lists; else the list's own.")] = None,
-    kind: Annotated[Literal["direct", "meta", "meta_unit"], typer.Option(help="Which of the model's.")] = "direct",
+    root: Annotated[Path | None, typer.Option(help="Where a list's images lie; by default beside the list.")] = None,
+    kind: Annotated[Literal["direct", "meta", "meta_unit"], typer.Option(help="Which embedding of it.")] = "direct",
     flip: Annotated[bool, typer.Option(help="Average each image with its mirror image.")] = True,
-    batch: Annotated[int, typer.Option(min=1)] = 128,
-    workers: Annotated[int, typer.Option(min=0)] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Images that pass the network together.")] = 128,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode; 0 is this one.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     json: Annotated[bool, typer.Option("--json", help="Print JSON, in a line, instead of a table.")] = False,
 ) -> None:
-    """10-fold accuracy as arcface_torch computes it, and TAR at FAR with limits, on sets of pairs."""
+    """Do pairs of images show one person? 10-fold accuracy as arcface_torch computes it, and TAR at FAR with limits."""
     if (embeddings is None) == (checkpoint is None):
         raise UserError("name either a model with --checkpoint or embeddings made elsewhere with --embeddings")
+    if embeddings is not None and (kind != "direct" or not flip or root is not None):
+        raise UserError("--kind, --no-flip, --root: only with --checkpoint; --embeddings are taken as they are")
     from facelt.identification.listed_pairs import LEVEL
     from facelt.report.plain import json_line
     from facelt.report.verification import SCHEMA, print_verification

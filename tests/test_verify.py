@@ -105,6 +105,8 @@ def test_options_that_do_not_go_together(refused, finished_run, tiny_pairs, tmp_
     assert "--kind meta: the stage plain of" in plain
     np.save(tmp_path / "rows.npy", np.ones((38, 3)))
     assert "--set: .npy embeddings need the one set they are of" in refused("--embeddings", tmp_path / "rows.npy")
+    for more in (("--kind", "meta"), ("--no-flip",), ("--root", tmp_path)):
+        assert "--kind, --no-flip, --root: only with --checkpoint" in refused("--embeddings", "absent.npz", *more)
     few = refused("--embeddings", tmp_path / "rows.npy", "--set", tiny_pairs)
     assert "rows.npy: 38 embeddings for 20 pairs; a pair has two" in few
 

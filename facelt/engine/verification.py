@@ -17,7 +17,7 @@ from facelt.engine.evaluate import evaluating, evaluation_batches
 from facelt.engine.handed_on import TrainedModel
 from facelt.errors import UserError
 from facelt.methods import Method
-from facelt.metrics.ten_fold import FOLDS, squared_distances, ten_fold
+from facelt.metrics.ten_fold import squared_distances, ten_fold, why_unmeasurable
 from facelt.parallel import Shares
 
 TRAINED_KIND = "direct"
@@ -29,8 +29,8 @@ def open_verification_set(path: Path, config: TrainConfig, root: Path | None = N
     data = config.data
     transform = CentreCrop(data.crop, data.resize) if isinstance(data, ListData) else ExpectSize(data.image_size)
     found = VerificationSet(path, transform=transform, max_pixels=data.max_pixels, root=root)
-    if len(found.pairs.same_P) < FOLDS:
-        raise UserError(f"{path}: holds {len(found.pairs.same_P)} pairs, and {FOLDS} folds need as many")
+    if reason := why_unmeasurable(found.pairs.same_P):
+        raise UserError(f"{path}: {reason}")
     return found
 
 

@@ -13,7 +13,7 @@ from facelt.errors import UserError
 from facelt.identification.error_rates import OperatingPoint, ScoreHistograms
 from facelt.identification.score_grid import ScoreGrid
 from facelt.metrics.clustered import RateIntervals, TouchedCounts, rate_intervals
-from facelt.metrics.ten_fold import FOLDS, TenFold, squared_distances, ten_fold
+from facelt.metrics.ten_fold import TenFold, squared_distances, ten_fold, why_unmeasurable
 
 LISTED_FARS = (1e-4, 1e-3, 1e-2, 1e-1)
 """A list of 6,000 pairs has 3,000 non-mated ones; what it cannot answer says so."""
@@ -79,10 +79,11 @@ def verify_listed_pairs(
     The score is the cosine for a `unit` kind, else the inner product; see `squared_distances`. Limits hold for people,
     not for pairs: pairs of one person are alike. Whose an image is nobody says, so people are what mated pairs join.
 
-    Raises UserError: fewer than ten pairs, an embedding that is not finite or, of a unit kind, has length 0.
+    Raises UserError: fewer than ten pairs, pairs of one person or of two people alone, an embedding that is not finite
+    or, of a unit kind, has length 0.
     """
-    if len(same_P) < FOLDS:
-        raise UserError(f"there are {len(same_P)} pairs, and {FOLDS} folds need as many")
+    if reason := why_unmeasurable(same_P):
+        raise UserError(reason)
     distance_P = squared_distances(embedding_UD, left_P, right_P, unit=unit)
     if (wrong_P := np.isnan(distance_P)).any():
         raise UserError(f"of pair {int(np.argmax(wrong_P))} an embedding is not finite or has length 0")
@@ -118,7 +119,7 @@ def read_pair_embeddings(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     except Exception as error:  # a damaged archive raises whatever its bytes lead to
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{path}: no .npy nor .npz file of plain arrays ({reason})") from None
-    if embedding_ND.ndim != 2 or embedding_ND.dtype.kind != "f":
+    if embedding_ND.ndim != 2 or not embedding_ND.shape[1] or embedding_ND.dtype.kind != "f":
         found = f"{embedding_ND.dtype} {list(embedding_ND.shape)}"
         raise UserError(f"{path}: the embeddings are {found} where floats [2P,D] are expected")
     if same_P is not None and (same_P.ndim != 1 or not np.isin(same_P, (0, 1)).all()):

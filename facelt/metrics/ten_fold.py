@@ -30,6 +30,18 @@ class TenFold:
         return float(np.std(self.accuracy_F))
 
 
+def why_unmeasurable(same_P: np.ndarray) -> str | None:
+    """What keeps pairs with these answers from telling how well a model verifies; None where nothing does."""
+    same_P = np.asarray(same_P, dtype=bool)
+    if len(same_P) < FOLDS:
+        return f"there are {len(same_P)} pairs, and {FOLDS} folds need as many"
+    if same_P.all() or not same_P.any():
+        # Any model is right about all of them, at one threshold or another.
+        missing = "two people" if same_P.all() else "one person"
+        return f"none of the {len(same_P):,} pairs is of {missing}, and accuracy needs pairs of both kinds"
+    return None
+
+
 def squared_distances(embedding_UD: np.ndarray, left_P: np.ndarray, right_P: np.ndarray, *, unit: bool) -> np.ndarray:
     """How far apart the images of each pair are, float64 [P]; the pairs are positions among the embeddings.
 

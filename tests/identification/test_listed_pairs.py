@@ -102,15 +102,12 @@ def test_long_vectors_have_scores_beyond_one():
     assert found.points[-1].point.threshold == pytest.approx(500, rel=1e-4)
 
 
-def test_pairs_of_one_sort_have_no_points():
-    found = verify_listed_pairs(*pairs_of([0.5] * 12, [True] * 12), unit=True)
-    assert found.ten_fold.mean == 1
-    assert {one.point.reason for one in found.points} == {"there are 12 mated and 0 non-mated comparisons"}
-
-
 def test_too_few_pairs_and_useless_embeddings_are_refused():
     with pytest.raises(UserError, match="there are 9 pairs, and 10 folds need as many"):
-        verify_listed_pairs(*pairs_of([0.5] * 9, [True] * 9), unit=True)
+        verify_listed_pairs(*pairs_of([0.5] * 9, [True, False, True] * 3), unit=True)
+    for same, missing in ((True, "two people"), (False, "one person")):
+        with pytest.raises(UserError, match=f"none of the 12 pairs is of {missing}, and accuracy needs pairs of both"):
+            verify_listed_pairs(*pairs_of([0.5] * 12, [same] * 12), unit=True)
     embedding_ND, *pairs = pairs_of([0.5] * 12, [True, False] * 6)
     for value in (0.0, np.nan, np.inf):
         embedding_ND[7] = value
@@ -135,6 +132,7 @@ def test_embeddings_from_elsewhere(tmp_path):
         ({"embeddings": np.ones((4, 3))}, "issame.*it needs the arrays `embeddings` and `issame`"),
         ({"embeddings": np.ones(4), "issame": [True]}, r"float64 \[4\] where floats \[2P,D\] are expected"),
         ({"embeddings": np.ones((4, 3), int), "issame": [True]}, r"int64 \[4, 3\] where floats"),
+        ({"embeddings": np.ones((4, 0)), "issame": [True]}, r"float64 \[4, 0\] where floats"),
         ({"embeddings": np.ones((4, 3)), "issame": [0, 2]}, "`issame` is int64"),
         ({"embeddings": np.ones((4, 3)), "issame": [[True]]}, "`issame` is bool"),
         ({"embeddings": np.array([{}]), "issame": [True]}, "no .npy nor .npz file of plain arrays"),
