@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 
 from facelt.cli import app
@@ -99,9 +100,15 @@ def test_what_a_message_quotes_does_not_steer_the_terminal(refused, tmp_path):
     assert error.startswith("error: \ufffd[31mabsent\ufffd: neither a run nor a stage's folder")
 
 
-def test_missing_weights_to_start_from_are_named_before_any_work(refused, recipe_file, tmp_path):
+def test_weights_to_start_from_that_are_missing_or_unfit_are_named_before_any_work(refused, recipe_file, tmp_path):
     message = refused("train", "--config", recipe_file, "--set", f"model.pretrained={tmp_path}/absent.pth")
+    assert "model.pretrained: " in message
     assert "absent.pth: no such file" in message
+    assert not (tmp_path / "run").exists()
+    torch.save({"conv1.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "part.pth")
+    message = refused("train", "--config", recipe_file, "--set", f"model.pretrained={tmp_path}/part.pth")
+    assert "model.pretrained: " in message
+    assert "part.pth: its weights do not fit this network: backbone.conv1.weight is" in message
     assert not (tmp_path / "run").exists()
     message = refused("train", "--config", recipe_file, "--set", "stages.1.start=absent/plain")
     assert "absent/plain: neither a run nor a stage's folder" in message

@@ -19,7 +19,7 @@ from facelt.engine.weights import network_state, open_weights
 from facelt.errors import UserError
 from facelt.methods import Method
 from facelt.models.initialise import load_stage
-from facelt.models.pretrained import load_pretrained
+from facelt.models.pretrained import fitting_state, load_pretrained
 from facelt.parallel import rank
 
 
@@ -32,7 +32,7 @@ def run(config: TrainConfig, resume: bool = False) -> Path:
         data = open_data(config.data, config.seed)
         # Who was asked to stop while the data opened stops here, before anything is written.
         agree(())
-        _refuse_missing_starts(config)
+        _refuse_unfit_starts(config, data.num_classes)
         sets = TrainingSets(config, device)
         on_first_rank(lambda: RunFolder.create(config, resume))
         folder = RunFolder(config.out)
@@ -49,13 +49,20 @@ def run(config: TrainConfig, resume: bool = False) -> Path:
         return folder.path
 
 
-def _refuse_missing_starts(config: TrainConfig) -> None:
-    """Weights from outside the run that are not there stop it before it has a folder, unless their stage is done."""
+def _refuse_unfit_starts(config: TrainConfig, num_classes: int) -> None:
+    """Weights from outside the run that are not there, and a pretrained file of another network, stop it before it has
+    a folder, unless their stage is done.
+    """
     for stage in config.stages:
         if RunFolder(config.out).is_finished(stage.name):
             continue
-        if stage.start is None and config.model.pretrained is not None and not config.model.pretrained.is_file():
-            raise UserError(f"model.pretrained: {config.model.pretrained}: no such file")
+        if stage.start is None and config.model.pretrained is not None:
+            with torch.device("meta"):
+                outline = build_method(config, stage, num_classes).network
+            try:
+                fitting_state(outline, config.model.pretrained)
+            except UserError as error:
+                raise UserError(f"model.pretrained: {error}") from None
         for elsewhere in (stage.start, *stage.teachers):
             if elsewhere is not None and "/" in elsewhere:
                 find_model(Path(elsewhere))

@@ -35,6 +35,21 @@ def load_pretrained(network: Network, path: str | Path) -> LoadSummary:
     `fc` and `features` become the embedding. Nothing is changed when anything is wrong.
     Raises UserError naming the file and the first entry at fault.
     """
+    ours, ignored = fitting_state(network, path)
+    network.load_state_dict(ours, strict=False)
+    own = network.state_dict()
+    return LoadSummary(
+        loaded=tuple(name for name in own if name in ours),
+        initial=tuple(name for name in own if name not in ours),
+        ignored=ignored,
+    )
+
+
+def fitting_state(network: Network, path: str | Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The file's tensors under the network's names, and the names in the file of those that it has no place for.
+
+    Of the network only names and shapes are asked: it may be on the meta device. Raises UserError as `load_pretrained`.
+    """
     path = Path(path)
     state = read_state(path)
     source = dict(zip(_own_names(list(state)), state, strict=True))
@@ -51,12 +66,7 @@ def load_pretrained(network: Network, path: str | Path) -> LoadSummary:
     for name, value in ours.items():
         if not bool(torch.isfinite(value).all()):
             raise UserError(f"{path}: entry {source[name]!r} holds values that are not finite; the file is unusable")
-    network.load_state_dict(ours, strict=False)
-    return LoadSummary(
-        loaded=tuple(name for name in own if name in ours),
-        initial=tuple(name for name in own if name not in ours),
-        ignored=tuple(source[name] for name in source if name not in ours),
-    )
+    return ours, tuple(source[name] for name in source if name not in ours)
 
 
 def arcface_state(network: Network) -> dict[str, Tensor] | None:
