@@ -20,6 +20,13 @@ PATIENCE_SECONDS = 30
 # Of one statement; SQLite's own limit is 32766.
 PARAMETERS = 10_000
 
+# What to do about errors of SQLite's.
+HINTS = {
+    "locked": "; another process keeps it",
+    "unable to open": "; readers too need to write beside it: copy the gallery to a folder where that is allowed",
+    "malformed": "; it is damaged: go back to a snapshot",
+}
+
 TABLES = """
 CREATE TABLE people(
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -151,7 +158,7 @@ class Database:
             self.run(f"PRAGMA {setting}")
 
     def _explained(self, error: sqlite3.Error) -> UserError:
-        hint = "; another process keeps it" if "locked" in str(error) else ""
+        hint = next((hint for text, hint in HINTS.items() if text in str(error)), "")
         return UserError(f"{self.path}: {error}{hint}")
 
 

@@ -1,5 +1,6 @@
 """The commands of `facelt gallery`."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -123,6 +124,7 @@ def calibrate(
     """Set the threshold for a gallery of this size, and keep it."""
     from facelt.gallery import Gallery
     from facelt.gallery_cli.sources import Source
+    from facelt.identification.error_rates import ENOUGH_ERRORS
 
     given = Source(nonmated, table, model, checkpoint, detector, root, people, workers=workers, device=device)
     with Gallery.open(gallery, write=True) as opened:
@@ -139,7 +141,9 @@ def calibrate(
     typer.echo(describe(made))
     if not made.supported:
         typer.echo(
-            f"note: {made.searches} searches are few for an FPIR of {made.wanted:g}; 30 errors are wanted", err=True
+            f"note: {made.searches:,} searches are few for an FPIR of {made.wanted:g}; "
+            f"{math.ceil(ENOUGH_ERRORS / made.wanted):,} would let {ENOUGH_ERRORS} of them err, as is advised",
+            err=True,
         )
 
 
@@ -227,7 +231,7 @@ def info(
     gallery: Where, list_people: Annotated[bool, typer.Option("--people", help="Name everybody as well.")] = False
 ) -> None:
     """What a gallery is for, who is in it, and its thresholds."""
-    from facelt.gallery import Gallery
+    from facelt.gallery import Gallery, LocalGallery
     from facelt.report.visible import visible
 
     with Gallery.open(gallery) as opened:
@@ -239,6 +243,9 @@ def info(
                 typer.echo(describe(kept))
                 if warning := kept.warning(size):
                     typer.echo(f"warning: {warning}", err=True)
+        if isinstance(opened.backend, LocalGallery):
+            for path in opened.backend.facts()["snapshots"]:
+                typer.echo(f"snapshot: {visible(path)}")
         for name, samples in opened.people() if list_people else ():
             typer.echo(f"{visible(name)}: {samples}")
 

@@ -7,8 +7,12 @@ from facelt.entry import keep_threads_awake
 from facelt.errors import UserError
 from facelt.gallery.contract import Contract, model_name
 from facelt.gallery.inputs import Embedded, read_embedded
+from facelt.gallery.samples import check_name, checked_rows, refuse_repeated
 
 NAMES_ARE_FOLDERS = ("a gallery", "put images in a folder a person")
+
+# Read at once where they are only looked at.
+CHECKED_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,22 @@ class Source:
         elif self.model != contract.model:
             said = f"--model says {self.model!r}" if self.model else "does not say which model made it (--model)"
             raise UserError(f"{self.path}: {said}; this gallery is pinned to {contract}")
+        self._refuse_unusable(embedded, contract, named)
         return embedded
+
+    def _refuse_unusable(self, embedded: Embedded, contract: Contract, named: bool) -> None:
+        """Raises UserError, naming the file and the key, where embeddings cannot be used or, if `named`, enrolled."""
+        try:
+            for start in range(0, len(embedded.keys), CHECKED_ROWS):
+                keys = embedded.keys[start : start + CHECKED_ROWS]
+                row_ND = embedded.embedding_ND[start : start + CHECKED_ROWS]
+                checked_rows(row_ND, contract, lambda row, keys=keys: repr(keys[row]))
+            if named:
+                refuse_repeated(embedded.keys)
+                for key, person in zip(embedded.keys, embedded.people, strict=True):
+                    check_name(person, f"sample {key!r}: the person")
+        except UserError as error:
+            raise UserError(f"{self.path}: {error}") from error
 
     def _embed(self, contract: Contract, named: bool) -> Embedded:
         keep_threads_awake(self.device)

@@ -98,6 +98,29 @@ def test_another_model_is_refused_with_both_names(facelt, made, tmp_path):
         facelt("identify", made, *probes[:-2], "--threshold", "0.5")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("key,person,e0\na,p,1\n", "embeddings of 1 x 1 values: this gallery holds direct of 16"),
+        ("key,person,{e}\na,p,{v}\nb,p,nan{w}\n", "'b': its embedding is not finite"),
+        ("key,{e}\na,{v}\n", "sample 'a': the person ''"),
+        ("key,person,{e}\na,p,{v}\na,q,{v}\n", "the key 'a' occurs more than once"),
+    ],
+)
+def test_a_table_at_fault_is_named_with_its_row(facelt, made, tmp_path, text, message):
+    values = {"e": ",".join(f"e{i}" for i in range(DIMENSION)), "v": "1" + ",0" * (DIMENSION - 1), "w": ",0" * 15}
+    (tmp_path / "faulty.csv").write_text(text.format(**values))
+    with pytest.raises(UserError, match=message) as raised:
+        facelt("enroll", made, tmp_path / "faulty.csv", *MODEL)
+    assert "faulty.csv: " in str(raised.value)
+    assert "samples: 40" in facelt("info", made)
+
+
+def test_info_names_snapshots(facelt, made, tmp_path):
+    facelt("snapshot", made, tmp_path / "copy")
+    assert f"snapshot: {tmp_path / 'copy'}" in facelt("info", made)
+
+
 def test_mistakes(facelt, made, tmp_path):
     with pytest.raises(UserError, match="give one of --like, --checkpoint and --model"):
         facelt("create", tmp_path / "new")
