@@ -1,11 +1,13 @@
 """Many photographs, one after the other: their faces, or why there are none."""
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 from typing import NamedTuple
 
 from facelt.alignment import open_detector
@@ -78,8 +80,15 @@ def look(detector: Detector, terms: Terms, photograph: Photograph) -> Found | Fa
 
 def _begin(terms: Terms) -> None:
     global _detector
+    Thread(target=_end_with_parent, daemon=True).start()
     prepare_opencv()
     _detector = open_detector(terms.detector, terms.min_score)
+
+
+def _end_with_parent() -> None:
+    # A killed one closes no pool, and its workers would wait for photographs for ever.
+    parent_process().join()
+    os._exit(1)
 
 
 def _look(terms: Terms, photograph: Photograph) -> Found | Failure:

@@ -1,4 +1,4 @@
-"""Photographs to folders and records, with tables beside, whole or not at all; and straight to embeddings."""
+"""Photographs to folders and records, with tables beside, whole or not at all."""
 
 import csv
 import shutil
@@ -7,35 +7,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 
 import facelt.alignment.run
-import facelt.engine.photographs
 from facelt.alignment.output import Folder
-from facelt.alignment.photographs import Photograph, find_photographs, read_photograph
+from facelt.alignment.photographs import Photograph, find_photographs
 from facelt.alignment.run import align_photographs
 from facelt.alignment.survey import Terms
-from facelt.alignment.template import similarity, warp
-from facelt.cli import app
-from facelt.engine.handed_on import load_model
-from facelt.engine.photographs import open_photographs
-from facelt.entry import run_app
 from facelt.errors import UserError
-from facelt.store import EmbeddingStore
 from recordio_tools import FaceRecord
-from tests.alignment.drawing import DrawnFaces, draw, encode, turned
+from tests.alignment.drawing import draw, encode, expected_crop, turned
 
 
 def table(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file, strict=True))
-
-
-def expected_crop(photo: Path, green: int = 130) -> np.ndarray:
-    """The face of the photograph whose squares have this `green` as blue, cut by hand."""
-    image_HW3 = cv2.imread(str(photo))[:, :, ::-1]
-    face = next(face for face in DrawnFaces("x").detect(image_HW3) if face.score == 0.9 - 0.1 * (green - 130) / 20)
-    return warp(image_HW3, similarity(face.landmark_52))
 
 
 @pytest.fixture
@@ -223,29 +208,6 @@ def test_no_face_at_all_is_a_mistake_that_names_the_first(align, photos, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_workers_give_the_same_files(yunet, real_data, tmp_path):
-    photographs = find_photographs(real_data / "photos", people="file")[:9]
-    for workers in (0, 2):
-        align_photographs(photographs, tmp_path / str(workers), Terms(yunet, every=True), workers)
-    names = sorted(path.relative_to(tmp_path / "0") for path in (tmp_path / "0").rglob("*.*"))
-    assert len(names) > 10
-    for name in names:
-        assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
-
-
-@pytest.fixture
-def facelt_says(capsys):
-    """facelt_says(*words) -> (exit code, stdout, stderr)."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            run_app(app, [str(word) for word in words])
-        return (end.value.code or 0, *capsys.readouterr())
-
-    return run
-
-
 def test_the_command_counts_and_names_failures(facelt_says, drawn, photos, tmp_path):
     code, out, error = facelt_says("align", photos, "--out", tmp_path / "out", "--detector", drawn)
     assert (code, out.splitlines()[1:2]) == (0, ["failures to enrol: 2 (1 no face, 1 unusable)"])
@@ -257,63 +219,3 @@ def test_the_command_counts_and_names_failures(facelt_says, drawn, photos, tmp_p
     code, out, error = facelt_says("align", photos, *words)
     assert (code, out) == (1, "")
     assert "160 x 200 pixels, allowed are 1 to 31999" in error
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_embedding_aligns_on_the_way(facelt_says, finished_run, drawn, photos, tmp_path, workers, monkeypatch):
-    """Each embedding is the network's of the face cut by hand at the model's own size, averaged over its mirror."""
-    words = ("--images", photos, "--align", drawn, "--faces", "all", "--dtype", "float32", "--out", tmp_path / "store")
-    if workers:  # they would not know the drawn detector; the loader's do not need it
-        original = facelt.alignment.survey.survey
-        monkeypatch.setattr("facelt.engine.photographs.survey", lambda items, terms, _: original(items, terms))
-    code, out, error = facelt_says("embed", "--checkpoint", finished_run, *words, "--workers", workers)
-    assert (code, out.partition(" (")[0]) == (0, "4 images embedded, 2 left out")
-    assert error.startswith("left out Bob/1.png: no face with")
-    store = EmbeddingStore.open(tmp_path / "store")
-    assert store.keys == ["Ann/1.png#1", "Ann/2.png#1", "Ann/2.png#2", "Cid/2.png#1"]
-    assert store.identities == ["Ann", "Ann", "Ann", "Cid"]
-    assert store.attributes["source"] == ["Ann/1.png", "Ann/2.png", "Ann/2.png", "Cid/2.png"]
-    assert list(store.attributes) == ["source", "score", "eye_distance", "sharpness", "yaw", "pitch", "roll"]
-    assert list(store.meta["left_out"]) == ["Bob/1.png", "Cid/1.png"]
-    assert store.meta["preprocessing"]["alignment"] == {"detector": "drawn:squares", "template": "arcface"}
-    model = load_model(finished_run, torch.device("cpu"))
-    for row, (name, number) in enumerate((("Ann/1.png", 0), ("Ann/2.png", 1), ("Ann/2.png", 0), ("Cid/2.png", 0))):
-        image_HW3 = cv2.imread(str(photos / name))[:, :, ::-1]
-        (face,) = (face for face in DrawnFaces("x").detect(image_HW3) if face.score == 0.9 - 0.1 * number)
-        crop = cv2.warpAffine(image_HW3, similarity(face.landmark_52, 32), (32, 32))
-        pixels_3HW = torch.from_numpy(crop.copy()).permute(2, 0, 1)[None] / 127.5 - 1
-        with torch.no_grad():
-            wanted = model.method.embed(pixels_3HW).by_kind["direct"][0].numpy()
-        np.testing.assert_allclose(store.embedding("direct")[row], wanted, atol=1e-4)
-
-
-def test_a_crowd_is_decoded_twice_not_once_a_face(drawn, photos, monkeypatch):
-    decoded = []
-    for module in (facelt.alignment.survey, facelt.engine.photographs):
-        monkeypatch.setattr(module, "read_photograph", lambda *terms: decoded.append(terms) or read_photograph(*terms))
-    source, _ = open_photographs(find_photographs(photos), Terms(drawn, every=True), (112, 112), 0)
-    decoded.clear()
-    for index, (name, green) in enumerate((("Ann/1", 130), ("Ann/2", 150), ("Ann/2", 130), ("Cid/2", 130))):
-        np.testing.assert_array_equal(source.dataset.pixels(index), expected_crop(photos / f"{name}.png", green))
-    assert [place.relative_to(photos).as_posix() for place, _ in decoded] == ["Ann/1.png", "Ann/2.png", "Cid/2.png"]
-
-
-def test_a_photograph_listed_twice_is_told_before_anything_is_looked_at(drawn, photos, tmp_path):
-    (tmp_path / "list.txt").write_text("Ann/1.png\nCid/1.png\nAnn/1.png\n")
-    with pytest.raises(UserError, match=r"the photograph Ann/1\.png is listed 2 times"):
-        open_photographs(find_photographs(tmp_path / "list.txt", root=photos), Terms("absent:x"), (112, 112), 0)
-
-
-def test_the_largest_face_goes_by_its_photographs_name(facelt_says, finished_run, drawn, photos, tmp_path):
-    words = ("--images", photos, "--align", drawn, "--workers", 0, "--out", tmp_path / "store")
-    assert facelt_says("embed", "--checkpoint", finished_run, *words)[0] == 0
-    assert EmbeddingStore.open(tmp_path / "store").keys == ["Ann/1.png", "Ann/2.png", "Cid/2.png"]
-
-
-def test_what_goes_with_records_only_is_refused_for_photographs(facelt_says, finished_run, drawn, photos, tmp_path):
-    words = ("--checkpoint", finished_run, "--align", drawn, "--out", tmp_path / "store")
-    code, _, error = facelt_says("embed", *words, "--images", photos, "--manifest", tmp_path / "manifest.csv")
-    assert (code, "--align takes photographs" in error) == (1, True)
-    (tmp_path / "train.rec").touch()
-    code, _, error = facelt_says("embed", *words, "--images", tmp_path / "train.rec")
-    assert (code, "a .rec holds aligned faces" in error) == (1, True)
