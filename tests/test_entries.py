@@ -186,7 +186,9 @@ def test_embed_refuses_to_overwrite_and_a_damaged_image(facelt, refused, finishe
 def test_embed_of_nothing_that_is_there(refused, finished_run, tmp_path):
     embed = ("embed", "--checkpoint", finished_run, "--out", tmp_path / "store")
     assert "absent.rec" in refused(*embed, "--images", tmp_path / "absent.rec")
-    assert "a list needs --root" in refused(*embed, "--images", tmp_path / "absent.txt")
+    assert "absent.txt: no such file or folder" in refused(*embed, "--images", tmp_path / "absent.txt")
+    (tmp_path / "list.txt").write_text("1.png\n")
+    assert "a list needs --root" in refused(*embed, "--images", tmp_path / "list.txt")
     (tmp_path / "empty").mkdir()
     assert "holds no image" in refused(*embed, "--images", tmp_path / "empty")
     assert "neither a run nor a stage's folder" in refused(
