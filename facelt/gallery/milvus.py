@@ -6,7 +6,7 @@
 
 Rows go by the SHA-256 of their names, so that no name is ever part of an expression. The indexes are FLAT, which is
 exact; a collection that somebody indexed otherwise is told by `exact`. Milvus wipes what was removed when it compacts,
-which is asked for and done in its own time; snapshots are not followed.
+which is asked for and done in its own time; snapshots are not followed. docs/milvus.md says what holds and what does not.
 
 P probes, K people, N samples, U some probes, T samples of one, D feature.
 """
@@ -34,6 +34,8 @@ from facelt.search.exact import cosine_bound
 COLLECTION = "facelt"
 # People beyond k whose exact scores decide who the k best are: the server's are rounded to float32.
 SPARE = 6
+# Whose samples are asked for at once.
+PEOPLE = 256
 # Lengths are of bytes there.
 _NAME_BYTES = 4 * NAME_LENGTH
 _COLLECTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,200}")
@@ -55,6 +57,9 @@ class MilvusGallery:
             self._make(_contract)
         elif not exists:
             raise UserError(f"milvus:{where}: there is no gallery {self._name!r} here; make one with create")
+        else:
+            for name in (self._name, self._templates, self._settings):
+                self._at.load(name)
         contract = self.setting("contract")
         if contract is None:
             raise UserError(f"milvus:{where}: the creation of {self._name!r} was cut short; drop its collections")
@@ -90,7 +95,7 @@ class MilvusGallery:
     def remove(self, people: Sequence[str] = (), keys: Sequence[str] = ()) -> Removed:
         people, keys = list(dict.fromkeys(people)), list(dict.fromkeys(keys))
         by_key = self._at.rows_of(self._name, [_id(key) for key in keys], "key", "person", "person_id")
-        by_person = [row for who in people for row in self._samples_of(_id(who), "key", "person", "person_id")]
+        by_person = self._samples_of([_id(who) for who in people], "key", "person")
         known_keys, known_people = {row["key"] for row in by_key}, {row["person"] for row in by_person}
         gone = {row["id"]: row for row in (*by_key, *by_person)}
         self._at.delete(self._name, list(gone))
@@ -179,9 +184,13 @@ class MilvusGallery:
         self._at.make(self._settings, {"value": 65535}, 2)
         self.set_setting("contract", contract.as_dict())
 
-    def _samples_of(self, person_id: str, *fields: str) -> list[dict]:
-        where = f'person_id == "{person_id}"'
-        return [row for batch in self._at.batches(self._name, where, *fields) for row in batch]
+    def _samples_of(self, person_ids: Sequence[str], *fields: str) -> list[dict]:
+        found = []
+        for start in range(0, len(person_ids), PEOPLE):
+            # Hex digits in quotes, as JSON has them.
+            where = f"person_id in {json.dumps(person_ids[start : start + PEOPLE])}"
+            found += [row for batch in self._at.batches(self._name, where, "person_id", *fields) for row in batch]
+        return found
 
     def _hits(self, name: str, probe_UD: np.ndarray, t: int, templates: bool) -> list:
         # Vectors would make an answer too large; those of the best are fetched afterwards.
@@ -211,9 +220,12 @@ class MilvusGallery:
 
     def _renew_templates(self, people: Mapping[str, str]) -> None:
         """The means of these people, by their ids, as their samples are now; who has none goes."""
+        vectors: dict[str, list] = {number: [] for number in people}
+        for row in self._samples_of(list(people), "row"):
+            vectors[row["person_id"]].append(row["row"])
         rows, gone = [], []
         for number, person in people.items():
-            own = [row["row"] for row in self._samples_of(number, "row")]
+            own = vectors[number]
             if not own:
                 gone.append(number)
                 continue

@@ -3,6 +3,7 @@
 U probes, D feature.
 """
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ import numpy as np
 from facelt.errors import UserError
 
 TOKEN = "MILVUS_TOKEN"
+# All that Milvus Lite says of a file that another process has open.
+LITE_FAILED = "Open local milvus failed"
 # Of one request: well below the 64 MB that a server takes.
 REQUEST_ROWS = 1000
 
@@ -24,11 +27,19 @@ class Collections:
         from pymilvus import MilvusClient
 
         self._uri = uri
+        # They print a traceback of every error that they raise.
+        for name in ("pymilvus", "milvus_lite"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         with self._explained():
             self._client = MilvusClient(uri, token=os.environ.get(TOKEN, ""))
 
     def close(self) -> None:
         self._client.close()
+
+    def load(self, name: str) -> None:
+        """Makes it searchable, which it is no longer when the server was started anew."""
+        with self._explained():
+            self._client.load_collection(name)
 
     def exists(self, name: str) -> bool:
         with self._explained():
@@ -115,4 +126,6 @@ class Collections:
         try:
             yield
         except (MilvusException, ValueError) as error:
-            raise UserError(f"milvus:{self._uri}: {' '.join(str(error).split())}") from error
+            said = " ".join(str(getattr(error, "message", error)).split())
+            hint = "; a file of Milvus Lite is one process's at a time" if said == LITE_FAILED else ""
+            raise UserError(f"milvus:{self._uri}: {said}{hint}") from error

@@ -58,7 +58,7 @@ def best_people(
     if not min(k, samples):
         return [Nearest(np.empty((1, 0)), *np.empty((2, 1, 0), dtype=np.int64))] * probes, True
     found: list[Nearest] = [None] * probes
-    open_U, take = np.arange(probes), min(1 + EACH * (k - 1), samples)
+    open_U, take = np.arange(probes), min(max(k, min(1 + EACH * (k - 1), MOST)), samples)
     while len(open_U):
         given = nearest(open_U, take)
         for place, probe in enumerate(open_U.tolist()):

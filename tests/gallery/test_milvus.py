@@ -5,6 +5,8 @@ MILVUS_URI names another server to run this against; its collections `facelt_tes
 
 import os
 import secrets
+import subprocess
+import sys
 
 import pytest
 
@@ -60,6 +62,44 @@ def test_it_is_opened_by_its_name(where, contract):
         assert [answer.candidates[0].key for answer in found.answers] == [f"k{i}" for i in range(5)]
     with pytest.raises(UserError, match="exists already"):
         Gallery.create(f"milvus:{where}", contract)
+
+
+def test_another_process_goes_on_with_it(tmp_path):
+    """A server that was started anew has its collections on disk only."""
+    pytest.importorskip("milvus_lite", reason="milvus-lite is absent: make test-milvus")
+    command = [sys.executable, "-c", "from facelt.cli import main; main()", "gallery"]
+    where = f"milvus:{tmp_path / 'lite.db'}#staff"
+    table = "key,person,e0,e1\nk0,Ada,1,0\nk1,Bo,0,1\n"
+    (tmp_path / "people.csv").write_text(table)
+    people = [where, tmp_path / "people.csv", "--model", "m"]
+    for words, said in (
+        (["create", where, "--model", "m", "--weights-sha256", "0" * 64, "--dimension", "2"], "created"),
+        (["enroll", *people], "2 people and 2 samples"),
+        (["identify", *people, "--threshold", "0.5"], "k0: Ada 1.000"),
+        (["remove", where, "--person", "Ada"], "1 samples removed"),
+        (["info", where], "people: 1"),
+    ):
+        done = subprocess.run([*command, *map(str, words)], capture_output=True, text=True, timeout=120)
+        assert said in done.stdout, done.stderr
+        assert not done.stderr
+
+
+def test_a_server_that_is_not_there_is_one_line(contract, capfd):
+    with pytest.raises(UserError, match=r"milvus:http://127\.0\.0\.1:1: .* server unavailable"):
+        Gallery.open("milvus:http://127.0.0.1:1")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_people_below_the_floor_need_not_be_looked_for(backend):
+    samples = some_samples(40, 8)
+    backend.upsert(samples)
+    probe_PD = samples.embedding_ND[:4]
+    whole = backend.search(probe_PD, 8).candidates
+    for floor in (0.3, 0.999):
+        found = backend.search(probe_PD, 8, floor=floor).candidates
+        for some, everybody in zip(found, whole, strict=True):
+            assert some == everybody[: len(some)]
+            assert len(some) >= max(1, sum(one.score >= floor for one in everybody))
 
 
 def test_names_that_are_none(uri, contract):
