@@ -27,7 +27,8 @@ def align(
     """Find faces, turn them upright and bring them to ArcFace's 112 x 112 pixels.
 
     Beside them: faces.csv (where each was, and its quality) and failures.csv (photographs that gave none, and why).
-    With --faces all everyone in a photograph gets the one name that goes with it.
+    With --faces all everyone in a photograph gets the one name that goes with it. Hidden files and linked folders are
+    passed over.
     """
     from facelt.alignment.photographs import find_photographs
     from facelt.alignment.run import align_photographs
