@@ -6,7 +6,7 @@
 
 Rows go by the SHA-256 of their names, so that no name is ever part of an expression. The indexes are FLAT, which is
 exact; a collection that somebody indexed otherwise is told by `exact`. Milvus wipes what was removed when it compacts,
-which is asked for and done in its own time; snapshots are not followed. docs/milvus.md says what holds and what does not.
+which is asked for and done in its own time; snapshots are not followed. docs/milvus.md says what holds and what not.
 
 P probes, K people, N samples, U some probes, T samples of one, D feature.
 """
