@@ -79,8 +79,12 @@ def find_model(path: Path) -> Path:
         return path
     try:
         stages = json.loads((path / "stages.json").read_text(encoding="utf-8"))
+        if not isinstance(stages, list) or not all(isinstance(stage, str) for stage in stages):
+            raise ValueError("no list of stages")
     except (OSError, ValueError):
-        raise UserError(f"{path}: neither a run nor a stage's folder (no {CARD} here, nor stages.json)") from None
+        raise UserError(
+            f"{path}: neither a run nor a stage's folder (no {CARD} here, nor a list in stages.json)"
+        ) from None
     finished = [path / stage for stage in stages if (path / stage / CARD).is_file()]
     if not finished:
         raise UserError(f"{path}: no stage of this run is finished; go on with --resume")
@@ -121,6 +125,8 @@ def _read_card(path: Path) -> tuple[dict[str, Any], TrainConfig, StageConfig]:
         stage = next(stage for stage in config.stages if stage.name == card["stage"])
         if type(card["num_classes"]) is not int or not 1 <= card["num_classes"] < 2**31:
             raise ValueError("num_classes")
+        if not isinstance(card["preprocessing"], dict):
+            raise ValueError("preprocessing")
     except ValidationError as error:
         raise UserError(explain(error, TrainConfig, source=str(path))) from None
     except (OSError, ValueError, KeyError, TypeError, StopIteration):

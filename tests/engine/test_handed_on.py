@@ -107,6 +107,21 @@ def test_another_schema_is_refused(model_folder):
         load_model(model_folder, CPU)
 
 
+def test_a_card_without_preprocessing_is_refused(model_folder):
+    card = json.loads((model_folder / "card.json").read_text())
+    del card["preprocessing"]
+    (model_folder / "card.json").write_text(json.dumps(card))
+    with pytest.raises(UserError, match="not a model card"):
+        load_model(model_folder, CPU)
+
+
+@pytest.mark.parametrize("text", ["5", '{"plain": 1}', '[["plain"]]', "[5]"])
+def test_a_run_whose_list_of_stages_is_none_is_refused(tmp_path, text):
+    (tmp_path / "stages.json").write_text(text)
+    with pytest.raises(UserError, match=r"neither a run nor a stage's folder .*nor a list in stages\.json"):
+        find_model(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", "nonsense"])
 def test_a_card_that_is_none_is_refused(model_folder, text):
     (model_folder / "card.json").write_text(text)

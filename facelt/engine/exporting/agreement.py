@@ -52,7 +52,7 @@ def answered(session: onnxruntime.InferenceSession, image_NHW3: torch.Tensor) ->
 
 
 def compare(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> Agreement:
-    """Of the outputs for one batch; NaN where one of them is."""
+    """Of the outputs for one batch; NaN where one of them is, or where an embedding has length 0."""
     if found.keys() != wanted.keys() or any(found[name].shape != wanted[name].shape for name in wanted):
         return Agreement(np.nan, np.nan)
     difference = max(
@@ -60,23 +60,36 @@ def compare(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -
     )
     one_ND, other_ND = found["embedding"].astype(np.float64), wanted["embedding"].astype(np.float64)
     length_N = np.linalg.norm(one_ND, axis=1) * np.linalg.norm(other_ND, axis=1)
-    return Agreement(difference, ((one_ND * other_ND).sum(axis=1) / length_N).min().item())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return Agreement(difference, ((one_ND * other_ND).sum(axis=1) / length_N).min().item())
 
 
 def check_file(path: Path, model: TrainedModel, kind: str, mirrored: bool) -> Agreement:
-    """Runs the file beside the model on random images. Raises UserError where they differ."""
+    """Runs the file beside the model on random images. Raises UserError where they differ or the model is unsound."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     random = torch.Generator().manual_seed(0)
     worst = Agreement(0.0, 1.0)
     for batch in BATCHES:
         shape = (batch, *model.config.data.image_size, 3)
         image_NHW3 = torch.randint(256, shape, dtype=torch.uint8, generator=random)
-        here = compare(answered(session, image_NHW3), expected(model, image_NHW3, kind, mirrored))
+        wanted = expected(model, image_NHW3, kind, mirrored)
+        _refuse_unsound(model, kind, wanted["embedding"])
+        here = compare(answered(session, image_NHW3), wanted)
         # Written so that NaN is refused.
         if not (here.difference <= TOLERANCE and here.cosine > MIN_COSINE):
             raise UserError(
-                f"{model.weights}: not exported, for the {kind} graph differs from the model: by {here.difference:.1e} "
-                f"where {TOLERANCE:.0e} is allowed, at a batch of {batch}; use a stage whose training is sound"
+                f"{model.weights}: not exported, for the {kind} graph differs from the model at a batch of {batch}: by "
+                f"{here.difference:.1e} where {TOLERANCE:.0e} is allowed, the cosine is {here.cosine:.6f} where "
+                f"{MIN_COSINE} is wanted; use --format safetensors"
             )
         worst = Agreement(max(worst.difference, here.difference), min(worst.cosine, here.cosine))
     return worst
+
+
+def _refuse_unsound(model: TrainedModel, kind: str, embedding_ND: np.ndarray) -> None:
+    length_N = np.linalg.norm(embedding_ND.astype(np.float64), axis=1)
+    if not (np.isfinite(length_N) & (length_N > 0)).all():
+        raise UserError(
+            f"{model.weights}: not exported, for the model itself gives {kind} embeddings that are not finite or have "
+            "length 0; use a stage whose training is sound"
+        )

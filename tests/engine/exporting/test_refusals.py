@@ -1,5 +1,7 @@
 """What is unsound leaves no file, and an earlier one as it was."""
 
+import warnings
+
 import numpy as np
 import onnx
 import pytest
@@ -30,15 +32,25 @@ def test_a_graph_that_answers_otherwise_is_not_put_in_place(build_model, tmp_pat
                 value * factor for value, factor in zip(squashed(self, data), (one, other), strict=True)
             ),
         )
-        refused(build_model({"name": "dynamic_meta"}), path, "differs from the model: by [1-9].*e-0[34]", "meta")
+        refused(
+            build_model({"name": "dynamic_meta"}),
+            path,
+            "differs from the model at a batch of 1: by [1-9].*e-0[34]",
+            "meta",
+        )
         assert path.read_bytes() == b"an earlier one", name
 
 
-def test_a_model_that_answers_nothing_finite_is_refused(build_model, tmp_path):
+@pytest.mark.parametrize("value", [torch.nan, 0.0])
+def test_a_model_whose_embeddings_are_no_directions_is_refused_without_a_warning(value, build_model, tmp_path):
     model = build_model({"name": "classify"})
     with torch.no_grad():
-        model.method.network.embedding.fc.weight.fill_(torch.nan)
-    refused(model, tmp_path / "model.onnx", "not exported, for the direct graph differs from the model: by nan")
+        for parameter in model.method.network.embedding.parameters():
+            parameter.fill_(value)
+    model.method.network.embedding.features.running_mean.zero_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        refused(model, tmp_path / "model.onnx", "the model itself gives direct embeddings that are not finite or have")
 
 
 def test_a_kind_that_the_model_does_not_make_is_refused(build_model, tmp_path):
@@ -71,6 +83,9 @@ def test_outputs_are_compared_by_values_shapes_and_names():
     assert agreement.compare(one, one) == agreement.Agreement(0, 1)
     other = {**one, "reachability": np.array([1.0, 2, 4004])}
     assert agreement.compare(other, one).difference == pytest.approx(1e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(agreement.compare({**one, "embedding": np.zeros((3, 3))}, one).cosine)
     turned = {**one, "embedding": np.array([[1, 0, 0], [0, 1, 0], [0, 0.6, 0.8]])}
     assert agreement.compare(turned, one).cosine == pytest.approx(0.8)
     for wrong in ({"embedding": np.eye(3)}, {**one, "embedding": np.eye(3)[:2]}):
