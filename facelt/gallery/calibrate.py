@@ -52,6 +52,11 @@ class Calibration:
         """For JSON."""
         return asdict(self)
 
+    @property
+    def advised_searches(self) -> int:
+        """How many would be `supported` at the wanted rate."""
+        return math.ceil(ENOUGH_ERRORS / self.wanted)
+
     def expected_fpir(self, compared: int) -> float:
         """The FPIR at this threshold when a search is compared with so many rows."""
         if self.by == "reachability" or self.fpir == 1 or not self.compared:

@@ -1,6 +1,5 @@
 """The commands of `facelt gallery`."""
 
-import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -124,7 +123,6 @@ def calibrate(
     """Set the threshold for a gallery of this size, and keep it."""
     from facelt.gallery import Gallery
     from facelt.gallery_cli.sources import Source
-    from facelt.identification.error_rates import ENOUGH_ERRORS
 
     given = Source(nonmated, table, model, checkpoint, detector, root, people, workers=workers, device=device)
     with Gallery.open(gallery, write=True) as opened:
@@ -142,7 +140,7 @@ def calibrate(
     if not made.supported:
         typer.echo(
             f"note: {made.searches:,} searches are few for an FPIR of {made.wanted:g}; "
-            f"{math.ceil(ENOUGH_ERRORS / made.wanted):,} would let {ENOUGH_ERRORS} of them err, as is advised",
+            f"{made.advised_searches:,} or more are advised",
             err=True,
         )
 

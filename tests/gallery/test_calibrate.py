@@ -158,3 +158,11 @@ def test_enrolling_goes_on_part_by_part(tmp_path, contract, monkeypatch):
         assert gallery.enroll(Samples(samples.keys, samples.people, samples.embedding_ND), parts.append) == 20
         assert parts == [7, 7, 6]
         assert gallery.count() == (4, 20)
+
+
+@pytest.mark.parametrize(("rate", "advised"), [(0.01, 3000), (0.1, 300), (0.07, 429)])
+def test_the_advised_number_of_searches_is_the_least_that_suffices(rate, advised):
+    for count in (advised - 1, advised):
+        made = calibrated(np.arange(float(count)), np.arange(count), rate, **TERMS)
+        assert made.advised_searches == advised
+        assert made.supported == (count == advised)
