@@ -83,7 +83,7 @@ def find_model(path: Path) -> Path:
             raise ValueError("no list of stages")
     except (OSError, ValueError):
         raise UserError(
-            f"{path}: neither a run nor a stage's folder (no {CARD} here, nor a list in stages.json)"
+            f"{path}: neither a run nor a stage's folder (no {CARD} here, nor a list stages.json)"
         ) from None
     finished = [path / stage for stage in stages if (path / stage / CARD).is_file()]
     if not finished:
