@@ -147,7 +147,7 @@ def test_a_list_needs_a_root_and_a_manifest_a_record(model, folder, tmp_path):
         open_images(tmp_path / "list.txt", model.config)
     with pytest.raises(UserError, match="selects records of a"):
         open_images(folder, model.config, manifest=tmp_path / "manifest.csv")
-    with pytest.raises(UserError, match="cannot read the list"):
+    with pytest.raises(UserError, match="no such file or folder"):
         open_images(tmp_path / "absent.txt", model.config, root=folder)
 
 

@@ -346,7 +346,7 @@ def test_open_images_from_elsewhere(report, trained, lists):
         (("--open", "threshold", "--sweep", "threshold"), "--sweep threshold: needs --out"),
         (("--out", "x"), "--out: there is nothing to write into it"),
         (("--sweep", "longtailness", "--out", "x"), "--sweep longtailness: compares models"),
-        (("--open", "threshold", "--open-images", "absent.txt"), "absent.txt: a list needs --root"),
+        (("--open", "threshold", "--open-images", "absent.txt"), "absent.txt: no such file or folder"),
     ],
 )
 def test_what_does_not_fit_together_is_one_line(evaluate, trained, words, message):
