@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from facelt.config import MAY_CHANGE, Strict, TrainConfig
+from facelt.config import MAY_CHANGE, Strict, TrainConfig, is_among
 from facelt.errors import UserError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -93,14 +93,12 @@ def config_digest(config: TrainConfig) -> str:
     """
     values = config.model_dump(mode="json", exclude_defaults=True)
     for key in NEUTRAL:
-        *sections, name = key.split(".")
-        place = values
-        for section in sections:
-            place = place.get(section, {})
-        place.pop(name, None)
+        section, _, name = key.rpartition(".")
+        (values.get(section, {}) if section else values).pop(name, None)
+    values = {key: value for key, value in values.items() if value != {}}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def telling(settings: Sequence[str]) -> tuple[str, ...]:
     """The settings that make it another recipe, sorted."""
-    return tuple(sorted(setting for setting in settings if setting.partition("=")[0] not in NEUTRAL))
+    return tuple(sorted(setting for setting in settings if not is_among(setting.partition("=")[0], NEUTRAL)))

@@ -20,7 +20,15 @@ from facelt.config.on_trained import (
 )
 from facelt.config.shot_groups import BbnConfig, LfmeConfig, ResltConfig
 from facelt.config.strict import Strict
-from facelt.config.training import MAY_CHANGE, ModelConfig, OptimConfig, ScheduleConfig, StageConfig, TrainConfig
+from facelt.config.training import (
+    MAY_CHANGE,
+    ModelConfig,
+    OptimConfig,
+    ScheduleConfig,
+    StageConfig,
+    TrainConfig,
+    is_among,
+)
 
 __all__ = [
     "MAY_CHANGE",
@@ -57,5 +65,6 @@ __all__ = [
     "TauNormConfig",
     "TrainConfig",
     "WeightsConfig",
+    "is_among",
     "load_config",
 ]

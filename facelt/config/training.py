@@ -1,5 +1,6 @@
 """The whole recipe of a training run: data, model, optimiser, and a list of stages."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,10 +16,15 @@ Part = Literal["backbone", "attention", "embedding", "head"]
 MAY_CHANGE = frozenset(
     {
         *("data.workers", "data.resident", "log_every", "checkpoint_every", "checkpoint_async", "keep_checkpoints"),
-        *("max_nonfinite_steps", "timeout_minutes"),
+        *("max_nonfinite_steps", "timeout_minutes", "validation.sets"),
     }
 )
 """Keys that say how a run goes about its work: with other values it trains the same model, and may go on with them."""
+
+
+def is_among(key: str, keys: Collection[str]) -> bool:
+    """Whether a dotted key, or a section it lies in, is one of `keys`."""
+    return any(f"{key}.".startswith(f"{one}.") for one in keys)
 
 
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -8,8 +8,9 @@ import json
 from pathlib import Path
 
 import yaml
+from pydantic import ValidationError
 
-from facelt.config import MAY_CHANGE, TrainConfig
+from facelt.config import MAY_CHANGE, TrainConfig, is_among
 from facelt.engine.handed_on import CARD, WEIGHTS
 from facelt.errors import UserError
 from facelt.whole_files import write_text
@@ -36,8 +37,8 @@ class RunFolder:
         recorded = folder._recorded()
         if recorded is not None and not resume:
             raise UserError(f"{config.out}: already holds a run; add --resume to go on, or choose another out=FOLDER")
-        changed = [] if recorded is None else _differences(recorded, settings)
-        if others := ", ".join(key for key in changed if key not in MAY_CHANGE):
+        changed = [] if recorded is None else _differences(_as_now(recorded, config.out), settings)
+        if others := ", ".join(key for key in changed if not is_among(key, MAY_CHANGE)):
             raise UserError(f"{config.out}: the run there has other settings ({others}); resume with the same ones")
         try:
             config.out.mkdir(parents=True, exist_ok=True)
@@ -82,6 +83,14 @@ class RunFolder:
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise UserError(f"{self._config}: cannot be read ({error})") from None
         return recorded if isinstance(recorded, dict) else {}
+
+
+def _as_now(recorded: dict, out: Path) -> dict:
+    """Settings that an earlier version recorded, with keys that are new since then at their defaults."""
+    try:
+        return TrainConfig.model_validate({**recorded, "out": out}).model_dump(mode="json", exclude={"out"})
+    except ValidationError:
+        return recorded
 
 
 def _differences(one: dict, other: dict, prefix: str = "") -> list[str]:

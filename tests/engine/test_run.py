@@ -131,6 +131,20 @@ def test_keys_that_change_no_model_may_change_when_a_run_goes_on(
         assert_same_weights(finished_run / stage / "model.safetensors", folder / stage / "model.safetensors")
 
 
+def test_a_run_of_an_earlier_version_goes_on_with_keys_that_are_new(train, plain_stage, tmp_path, finished_run):
+    folder = train(tmp_path / "run", stages=plain_stage(epochs=1))
+    path = folder / "config.yaml"
+    settings = yaml.safe_load(path.read_text())
+    del settings["validation"], settings["optim"]["nesterov"], settings["stages"][0]["batch_norm"]
+    path.write_text(yaml.safe_dump(settings))
+    assert train(folder, resume=True, stages=plain_stage(epochs=1)) == folder
+    with pytest.raises(UserError, match=r"other settings \(optim.nesterov\)"):
+        train(folder, resume=True, stages=plain_stage(epochs=1), optim={"lr": 0.05, "batch": 8, "nesterov": True})
+    path.write_text(yaml.safe_dump(settings | {"forgotten": 1}))
+    with pytest.raises(UserError, match=r"other settings \(.*forgotten"):
+        train(folder, resume=True, stages=plain_stage(epochs=1))
+
+
 def test_keys_that_may_change_are_keys(finished_run):
     settings = yaml.safe_load((finished_run / "config.yaml").read_text())
     for key in MAY_CHANGE:

@@ -116,6 +116,17 @@ def test_each_validation_of_a_training_measures_the_sets(recipe, train, metrics,
         assert card["best"]["verification_tiny"] == line["verification_tiny"]
 
 
+def test_sets_may_join_a_training_that_goes_on(train, metrics, tiny_pairs, tmp_path, interrupt, finished_run):
+    with pytest.raises(interrupt("dynamic_meta", 1)):
+        train(tmp_path / "run")
+    folder = train(tmp_path / "run", resume=True, validation={"sets": {"tiny": str(tiny_pairs)}})
+    assert {line["stage"] for line in metrics(folder) if "verification_tiny" in line} == {"oltr"}
+    for stage in ("plain", "oltr"):
+        assert (folder / stage / "model.safetensors").read_bytes() == (
+            finished_run / stage / "model.safetensors"
+        ).read_bytes()
+
+
 def test_sets_are_measured_without_validation_images(recipe, train, metrics, tiny_pairs, tmp_path, plain_stage):
     data = recipe(tmp_path)["data"] | {"validation_fraction": 0}
     folder = train(
