@@ -114,3 +114,18 @@ def finished_run(recipe, tmp_path_factory) -> Path:
     from facelt.engine.run import run
 
     return run(TrainConfig.model_validate(recipe(tmp_path_factory.mktemp("finished") / "run")))
+
+
+@pytest.fixture
+def cli(capsys) -> Callable[..., tuple[int, str, str]]:
+    """cli(*words) -> (exit code, stdout, stderr) of the command line."""
+    from facelt.cli import app
+    from facelt.entry import run_app
+
+    def run(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            run_app(app, [str(word) for word in words])
+        return (end.value.code or 0, *capsys.readouterr())
+
+    return run

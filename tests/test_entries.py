@@ -9,30 +9,15 @@ import pytest
 import torch
 import yaml
 
-from facelt.cli import app
-from facelt.entry import run_app
 from facelt.store import EmbeddingStore
 
 
 @pytest.fixture
-def facelt(capsys):
-    """facelt(*words) -> (exit code, stdout, stderr)."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            run_app(app, [str(word) for word in words])
-        return (end.value.code or 0, *capsys.readouterr())
-
-    return run
-
-
-@pytest.fixture
-def refused(facelt):
+def refused(cli):
     """refused(*words) -> the one line of the mistake; stdout is empty and the exit code 1."""
 
     def run(*words: object) -> str:
-        code, out, error = facelt(*words)
+        code, out, error = cli(*words)
         assert (code, out) == (1, "")
         assert error.startswith("error: ")
         assert error.count("\n") == 1
@@ -70,19 +55,19 @@ def test_train_under_its_own_name_says_where_the_run_is(recipe_file, recipe, tmp
     assert "plain: epoch 1/1  validation_accuracy" in done.stderr
 
 
-def test_embed_and_evaluate_say_what_they_did(facelt, finished_run, tiny_faces, tmp_path):
+def test_embed_and_evaluate_say_what_they_did(cli, finished_run, tiny_faces, tmp_path):
     words = ("--images", tiny_faces, "--out", tmp_path / "store", "--workers", 0)
-    code, out, _ = facelt("embed", "--checkpoint", finished_run, *words)
+    code, out, _ = cli("embed", "--checkpoint", finished_run, *words)
     assert (code, out) == (0, f"42 images embedded (direct, meta, meta_unit): {tmp_path / 'store'}\n")
     assert len(EmbeddingStore.open(tmp_path / "store")) == 42
-    code, out, _ = facelt("evaluate", "--checkpoint", finished_run / "plain", "--json", "--workers", 0)
+    code, out, _ = cli("evaluate", "--checkpoint", finished_run / "plain", "--json", "--workers", 0)
     assert (code, json.loads(out)["images"]["few"]) == (0, 5)
 
 
-def test_a_usage_mistake_is_the_parsers(facelt):
-    assert facelt("train")[0] == 2
-    assert "Missing option" in facelt("train")[2]
-    assert facelt("trian")[0] == 2
+def test_a_usage_mistake_is_the_parsers(cli):
+    assert cli("train")[0] == 2
+    assert "Missing option" in cli("train")[2]
+    assert cli("trian")[0] == 2
 
 
 def test_missing_files_are_named(refused, recipe_file, tmp_path):
@@ -150,20 +135,20 @@ def test_a_finished_run_and_other_settings_are_refused(refused, recipe, finished
     assert "has other settings (optim.momentum)" in message
 
 
-def test_resuming_a_finished_run_is_no_mistake(facelt, recipe, finished_run, tmp_path):
+def test_resuming_a_finished_run_is_no_mistake(cli, recipe, finished_run, tmp_path):
     path = tmp_path / "same.yaml"
     path.write_text(yaml.safe_dump(recipe(finished_run)))
-    assert facelt("train", "--config", path, "--resume")[:2] == (0, f"finished: {finished_run}\n")
+    assert cli("train", "--config", path, "--resume")[:2] == (0, f"finished: {finished_run}\n")
 
 
-def test_a_loss_that_is_not_finite_is_one_line(facelt, recipe_file):
-    code, out, error = facelt("train", "--config", recipe_file, "--set", "optim.lr=1e30")
+def test_a_loss_that_is_not_finite_is_one_line(cli, recipe_file):
+    code, out, error = cli("train", "--config", recipe_file, "--set", "optim.lr=1e30")
     assert (code, out) == (1, "")
     assert "Traceback" not in error
     assert "is not finite; no update was made, and max_nonfinite_steps allows 3" in error.splitlines()[-1]
 
 
-def test_embed_refuses_to_overwrite_and_a_damaged_image(facelt, refused, finished_run, tmp_path):
+def test_embed_refuses_to_overwrite_and_a_damaged_image(cli, refused, finished_run, tmp_path):
     from recordio_tools import RecordReader
 
     folder = tmp_path / "images"
@@ -175,7 +160,7 @@ def test_embed_refuses_to_overwrite_and_a_damaged_image(facelt, refused, finishe
     embed = ("embed", "--checkpoint", finished_run, "--images", folder, "--out", tmp_path / "store", "--workers", 0)
     assert "1 images cannot be used, --max-bad-images allows 0: 4.png: " in refused(*embed)
     shutil.rmtree(tmp_path / "store.partial")
-    code, out, error = facelt(*embed, "--max-bad-images", 1)
+    code, out, error = cli(*embed, "--max-bad-images", 1)
     assert code == 0
     assert "left out 4.png: " in error
     assert "3 images embedded" in out
@@ -223,17 +208,17 @@ def scores(tmp_path):
     return ("--scores", tmp_path / "scores.csv", "--attributes", tmp_path / "people.csv", "--out", tmp_path / "report")
 
 
-def test_audit_writes_a_report_and_exits_with_3_where_a_condition_holds(facelt, scores, tmp_path):
+def test_audit_writes_a_report_and_exits_with_3_where_a_condition_holds(cli, scores, tmp_path):
     words = ("audit", *scores, "--by", "group", "--threshold-at", "score=0.5", "--consent", "asked for")
-    code, out, error = facelt(*words)
+    code, out, error = cli(*words)
     assert code == 0, error
     assert out.endswith(f"report: {tmp_path / 'report' / 'report.html'}\n")
     assert "false non-match rate: b 100.00 %, a 0 %" in " ".join(out.split())
     assert json.loads((tmp_path / "report/report.json").read_text())["provenance"]["consent"] == "asked for"
-    code, _, error = facelt(*words, "--fail-if", "gap(fnmr) > 0.9", "--fail-if", "gap(fmr) > 0.9")
+    code, _, error = cli(*words, "--fail-if", "gap(fnmr) > 0.9", "--fail-if", "gap(fmr) > 0.9")
     assert code == 3
     assert error.splitlines()[-1] == "failed: gap(fnmr) > 0.9: gap(fnmr, by=group) is 1"
-    code, _, error = facelt(*words, "--fail-if", "ratio(fmr) > 2")
+    code, _, error = cli(*words, "--fail-if", "ratio(fmr) > 2")
     assert code == 1
     assert "cannot be decided" in error.splitlines()[-1]
 
@@ -254,11 +239,11 @@ def test_audit_names_the_option_at_fault(refused, scores, tmp_path):
     assert not (tmp_path / "report").exists()
 
 
-def test_audit_counts_a_training_record_alone(facelt, tiny_faces, tmp_path):
+def test_audit_counts_a_training_record_alone(cli, tiny_faces, tmp_path):
     table = tmp_path / "identities.csv"
     table.write_text("label,name,gender\n" + "\n".join(f"{label},n{label},{'fm'[label % 2]}" for label in range(6)))
     words = ("--training", tiny_faces, "--set", f"training.identities={table}", "--by", "gender")
-    code, _, error = facelt("audit", *words, "--out", tmp_path / "r")
+    code, _, error = cli("audit", *words, "--out", tmp_path / "r")
     assert code == 0, error
     training = json.loads((tmp_path / "r/report.json").read_text())["training"]
     # Of 14, 12, 9, 6, 1 and no images, every other person's.

@@ -9,22 +9,13 @@ import sys
 import numpy as np
 import pytest
 
-from facelt.cli import app
-from facelt.entry import run_app
 from facelt.report.verification import check
 
 
 @pytest.fixture
-def verify(capsys):
+def verify(cli):
     """verify(*words) -> (exit code, stdout, stderr)."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            run_app(app, ["verify", *(str(word) for word in words)])
-        return (end.value.code or 0, *capsys.readouterr())
-
-    return run
+    return lambda *words: cli("verify", *words)
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 
 import facelt.alignment
-from facelt.cli import app
-from facelt.entry import run_app
 from tests.alignment.drawing import DrawnFaces, draw, encode, turned
 
 
@@ -38,16 +36,3 @@ def photos(tmp_path) -> Path:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(payload)
     return tmp_path / "photos"
-
-
-@pytest.fixture
-def facelt_says(capsys):
-    """facelt_says(*words) -> (exit code, stdout, stderr)."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            run_app(app, [str(word) for word in words])
-        return (end.value.code or 0, *capsys.readouterr())
-
-    return run

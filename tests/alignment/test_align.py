@@ -208,14 +208,14 @@ def test_no_face_at_all_is_a_mistake_that_names_the_first(align, photos, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_counts_and_names_failures(facelt_says, drawn, photos, tmp_path):
-    code, out, error = facelt_says("align", photos, "--out", tmp_path / "out", "--detector", drawn)
+def test_the_command_counts_and_names_failures(cli, drawn, photos, tmp_path):
+    code, out, error = cli("align", photos, "--out", tmp_path / "out", "--detector", drawn)
     assert (code, out.splitlines()[1:2]) == (0, ["failures to enrol: 2 (1 no face, 1 unusable)"])
     assert out.endswith(f"written: {tmp_path / 'out'}\n")
     assert error == (
         "no face: Bob/1.png: no face with a score of 0.5 or more\nunusable: Cid/1.png: damaged or cut short\n"
     )
     words = ("--out", tmp_path / "small", "--detector", drawn, "--max-pixels", 31_999)
-    code, out, error = facelt_says("align", photos, *words)
+    code, out, error = cli("align", photos, *words)
     assert (code, out) == (1, "")
     assert "160 x 200 pixels, allowed are 1 to 31999" in error

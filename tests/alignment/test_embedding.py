@@ -18,13 +18,13 @@ from tests.alignment.drawing import DrawnFaces, expected_crop
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_embedding_aligns_on_the_way(facelt_says, finished_run, drawn, photos, tmp_path, workers, monkeypatch):
+def test_embedding_aligns_on_the_way(cli, finished_run, drawn, photos, tmp_path, workers, monkeypatch):
     """Each embedding is the network's of the face cut by hand at the model's own size, averaged over its mirror."""
     words = ("--images", photos, "--align", drawn, "--faces", "all", "--dtype", "float32", "--out", tmp_path / "store")
     if workers:  # they would not know the drawn detector; the loader's do not need it
         original = facelt.alignment.survey.survey
         monkeypatch.setattr("facelt.engine.photographs.survey", lambda items, terms, _: original(items, terms))
-    code, out, error = facelt_says("embed", "--checkpoint", finished_run, *words, "--workers", workers)
+    code, out, error = cli("embed", "--checkpoint", finished_run, *words, "--workers", workers)
     assert (code, out.partition(" (")[0]) == (0, "4 images embedded, 2 left out")
     assert error.startswith("left out Bob/1.png: no face with")
     store = EmbeddingStore.open(tmp_path / "store")
@@ -62,16 +62,16 @@ def test_a_photograph_listed_twice_is_told_before_anything_is_looked_at(drawn, p
         open_photographs(find_photographs(tmp_path / "list.txt", root=photos), Terms("absent:x"), (112, 112), 0)
 
 
-def test_the_largest_face_goes_by_its_photographs_name(facelt_says, finished_run, drawn, photos, tmp_path):
+def test_the_largest_face_goes_by_its_photographs_name(cli, finished_run, drawn, photos, tmp_path):
     words = ("--images", photos, "--align", drawn, "--workers", 0, "--out", tmp_path / "store")
-    assert facelt_says("embed", "--checkpoint", finished_run, *words)[0] == 0
+    assert cli("embed", "--checkpoint", finished_run, *words)[0] == 0
     assert EmbeddingStore.open(tmp_path / "store").keys == ["Ann/1.png", "Ann/2.png", "Cid/2.png"]
 
 
-def test_what_goes_with_records_only_is_refused_for_photographs(facelt_says, finished_run, drawn, photos, tmp_path):
+def test_what_goes_with_records_only_is_refused_for_photographs(cli, finished_run, drawn, photos, tmp_path):
     words = ("--checkpoint", finished_run, "--align", drawn, "--out", tmp_path / "store")
-    code, _, error = facelt_says("embed", *words, "--images", photos, "--manifest", tmp_path / "manifest.csv")
+    code, _, error = cli("embed", *words, "--images", photos, "--manifest", tmp_path / "manifest.csv")
     assert (code, "--align takes photographs" in error) == (1, True)
     (tmp_path / "train.rec").touch()
-    code, _, error = facelt_says("embed", *words, "--images", tmp_path / "train.rec")
+    code, _, error = cli("embed", *words, "--images", tmp_path / "train.rec")
     assert (code, "a .rec holds aligned faces" in error) == (1, True)

@@ -12,13 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from facelt.cli import app
 from facelt.config import TrainConfig
 from facelt.engine.data import open_data
 from facelt.engine.handed_on import load_model
 from facelt.engine.model_evaluation import OpenQuestion, evaluate_model
 from facelt.engine.run import run
-from facelt.entry import run_app
 from facelt.report.evaluation import check
 
 CPU = torch.device("cpu")
@@ -73,16 +71,9 @@ def trained(lists, recipe, tmp_path_factory):
 
 
 @pytest.fixture
-def evaluate(capsys):
+def evaluate(cli):
     """evaluate(*words) -> (exit code, stdout, stderr) of the command."""
-
-    def ask(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            run_app(app, ["evaluate", *(str(word) for word in words), "--workers", "0"])
-        return (end.value.code or 0, *capsys.readouterr())
-
-    return ask
+    return lambda *words: cli("evaluate", *words, "--workers", "0")
 
 
 @pytest.fixture

@@ -6,22 +6,13 @@ import shutil
 import onnxruntime
 import pytest
 
-from facelt.cli import app
-from facelt.entry import run_app
 from facelt.whole_files import sha256_of
 
 
 @pytest.fixture
-def export(capsys):
+def export(cli):
     """export(*words) -> (exit code, stdout, stderr)."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            run_app(app, ["export", *(str(word) for word in words)])
-        return (end.value.code or 0, *capsys.readouterr())
-
-    return run
+    return lambda *words: cli("export", *words)
 
 
 def test_a_run_becomes_a_graph_and_the_words_say_how_far_it_is_from_the_model(export, finished_run, tmp_path):
