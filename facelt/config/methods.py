@@ -1,6 +1,6 @@
 """What each method can be told. A stage chooses one by its `name`."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,9 @@ from facelt.config.mixing import ForegroundConfig, MixConfig
 from facelt.config.on_trained import OtherClassifierConfig
 from facelt.config.sampler import Sampler
 from facelt.config.shot_groups import BbnConfig, LfmeConfig, ResltConfig
+
+if TYPE_CHECKING:
+    from facelt.config.training import StageConfig
 
 
 class ClassifyConfig(AnyMethod):
@@ -50,6 +53,15 @@ class ClassifyConfig(AnyMethod):
     @property
     def teachers_wanted(self) -> range:
         return range(1) if self.move_foreground is None else range(1, 2)
+
+    def why_no_teacher(self, stage: "StageConfig") -> str | None:
+        is_map_read = stage.embedding == "none" and getattr(stage.method, "head", "linear") == "linear"
+        if self.move_foreground is not None and not is_map_read:
+            return (
+                "has no linear classifier on the averaged map, which move_foreground asks for: give that stage "
+                "embedding: none and the method classify with head: linear"
+            )
+        return None
 
     @model_validator(mode="after")
     def _blends_have_a_loss(self) -> "ClassifyConfig":

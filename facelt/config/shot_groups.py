@@ -1,6 +1,6 @@
 """What the methods can be told that divide their work by how many images the classes have."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -8,6 +8,9 @@ from facelt.config.experts import check_scale
 from facelt.config.losses import LossConfig, SoftmaxLoss
 from facelt.config.method import AnyMethod
 from facelt.config.sampler import Sampler
+
+if TYPE_CHECKING:
+    from facelt.config.training import StageConfig
 
 
 class BbnConfig(AnyMethod):
@@ -48,6 +51,11 @@ class LfmeConfig(AnyMethod):
     @property
     def teachers_wanted(self) -> range:
         return range(1, 4)
+
+    def why_no_teacher(self, stage: "StageConfig") -> str | None:
+        if getattr(stage.method, "shots", None) is None:
+            return "is no expert: lfme learns from stages of the method classify with shots: many, medium or few"
+        return None
 
     @model_validator(mode="after")
     def _margins_fit_the_logits(self) -> "LfmeConfig":

@@ -191,7 +191,7 @@ class TrainConfig(Strict):
 
     @model_validator(mode="after")
     def _stages_follow_each_other(self) -> "TrainConfig":
-        earlier: list[str] = []
+        earlier: dict[str, StageConfig] = {}
         for stage in self.stages:
             if stage.name in earlier:
                 raise ValueError(f"stages: the name {stage.name!r} is given twice")
@@ -201,5 +201,7 @@ class TrainConfig(Strict):
             for teacher in stage.teachers:
                 if teacher not in earlier and "/" not in teacher:
                     raise ValueError(f"stages: {stage.name!r} has the teacher {teacher!r}; allowed: {allowed}")
-            earlier.append(stage.name)
+                if teacher in earlier and (reason := stage.method.why_no_teacher(earlier[teacher])):
+                    raise ValueError(f"stages: {stage.name!r} has the teacher {teacher!r}, which {reason}")
+            earlier[stage.name] = stage
         return self

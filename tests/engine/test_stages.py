@@ -124,6 +124,26 @@ def test_a_missing_teacher_is_named(train, taught, recipe, finished_run, tmp_pat
         TrainConfig.model_validate(recipe(tmp_path, stages=[second(finished_run, teachers=["unknown"])]))
 
 
+@pytest.mark.parametrize(
+    ("method", "teacher", "reason"),
+    [
+        ({"name": "lfme"}, {}, "is no expert: lfme learns from stages of the method classify with shots"),
+        ({"name": "lfme"}, {"method": {"name": "dynamic_meta"}}, "is no expert"),
+        ({"name": "classify", "move_foreground": {}}, {}, "has no linear classifier on the averaged map"),
+        (
+            {"name": "classify", "move_foreground": {}},
+            {"method": {"name": "classify", "head": "cosine"}, "embedding": "none"},
+            "has no linear classifier",
+        ),
+    ],
+)
+def test_a_teacher_of_another_kind_is_told_before_any_work(recipe, tmp_path, method, teacher, reason):
+    stages = [{"name": "first", "method": {"name": "classify"}, "epochs": 1} | teacher]
+    stages.append({"name": "second", "method": method, "epochs": 1, "teachers": ["first"]})
+    with pytest.raises(ValidationError, match=f"'second' has the teacher 'first', which {reason}"):
+        TrainConfig.model_validate(recipe(tmp_path, stages=stages))
+
+
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_a_stage_without_steps_takes_the_setting_that_validates_best(train, taught, finished_run, tmp_path, keep):
     folder = train(tmp_path / "run", stages=[second(finished_run, epochs=0, keep=keep)])
