@@ -3,7 +3,7 @@
 C classes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -117,10 +117,12 @@ def load_weights(path: Path, method: Method) -> None:
         method.load_state_dict({name: _own_rows(entry, split.get(name)) for name, entry in entries.items()})
 
 
-def network_state(entries: Mapping[str, Entry]) -> dict[str, torch.Tensor]:
-    """The network's tensors, which every rank holds whole."""
+def network_state(
+    entries: Mapping[str, Entry], value: Callable[[Entry], torch.Tensor] = Entry.whole
+) -> dict[str, torch.Tensor]:
+    """The network's tensors, which every rank holds whole; with Entry.outline, without values."""
     prefix = "network."
-    return {name.removeprefix(prefix): entry.whole() for name, entry in entries.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): value(entry) for name, entry in entries.items() if name.startswith(prefix)}
 
 
 def _own_rows(entry: Entry, classes: ClassRange | None) -> torch.Tensor:

@@ -1,0 +1,82 @@
+"""What a stage begins with: its network's weights and its teachers, of this run or another."""
+
+from pathlib import Path
+
+import torch
+
+from facelt.config import StageConfig, TrainConfig
+from facelt.engine.data import TrainingData
+from facelt.engine.freezing import frozen
+from facelt.engine.handed_on import WEIGHTS, build_method, find_model, load_model
+from facelt.engine.run_folder import RunFolder
+from facelt.engine.weights import Entry, network_state, open_weights
+from facelt.errors import UserError
+from facelt.methods import Method
+from facelt.models.initialise import load_stage
+from facelt.models.network import Network
+from facelt.models.pretrained import fitting_state, load_pretrained
+
+
+def refuse_unfit_starts(config: TrainConfig, num_classes: int) -> None:
+    """Raises UserError where a stage that is yet to come could not begin: weights or teachers from outside the run that
+    are not there, weights of another network, an earlier stage with another backbone.
+
+    Networks are built without values, so that this costs the same whatever their size.
+    """
+    outlines: dict[str, Network] = {}
+    for stage in config.stages:
+        with torch.device("meta"):
+            outline = outlines[stage.name] = build_method(config, stage, num_classes).network
+        if RunFolder(config.out).is_finished(stage.name):
+            continue
+        for teacher in filter(_is_elsewhere, stage.teachers):
+            find_model(Path(teacher))
+        try:
+            _fit(config, stage, outline, outlines)
+        except UserError as error:
+            told = "model.pretrained" if stage.start is None else f"stages: {stage.name!r} starts from {stage.start!r}"
+            raise UserError(f"{told}: {error}") from None
+
+
+def start_method(config: TrainConfig, stage: StageConfig, data: TrainingData, folder: RunFolder) -> Method:
+    """A stage's method with the weights it starts from: an earlier stage's, the pretrained file's, or fresh ones."""
+    method = build_method(config, stage, data.num_classes, torch.from_numpy(data.train_counts))
+    if stage.start is not None:
+        with open_weights(_stage_folder(stage.start, folder) / WEIGHTS) as entries:
+            load_stage(method.network, network_state(entries))
+            method.start_from(entries)
+    elif config.model.pretrained is not None:
+        load_pretrained(method.network, config.model.pretrained)
+    return method
+
+
+def load_teachers(config: TrainConfig, stage: StageConfig, folder: RunFolder, device: torch.device) -> list[Method]:
+    """The stage's teachers, trained and still."""
+    teachers = []
+    for name in stage.teachers:
+        model = load_model(_stage_folder(name, folder), device)
+        teacher = frozen(model.method)
+        teacher.bf16 = config.precision == "bf16"
+        teacher.validation = model.card.get("validation", {})
+        teachers.append(teacher)
+    return teachers
+
+
+def _fit(config: TrainConfig, stage: StageConfig, outline: Network, outlines: dict[str, Network]) -> None:
+    if stage.start is None:
+        if config.model.pretrained is not None:
+            fitting_state(outline, config.model.pretrained)
+    elif _is_elsewhere(stage.start):
+        with open_weights(find_model(Path(stage.start)) / WEIGHTS) as entries:
+            load_stage(outline, network_state(entries, Entry.outline))
+    else:
+        load_stage(outline, outlines[stage.start].state_dict())
+
+
+def _is_elsewhere(name: str) -> bool:
+    return "/" in name
+
+
+def _stage_folder(name: str, folder: RunFolder) -> Path:
+    """Where an earlier stage's model is: of this run, or FOLDER/STAGE."""
+    return find_model(Path(name)) if _is_elsewhere(name) else folder.stage(name)
