@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import track
 
 from facelt.engine.data import Preparation, Split, TrainingData
-from facelt.engine.outputs import Outputs, Reading, each_output
+from facelt.engine.outputs import Outputs, each_output
+from facelt.engine.reading import Reading
 from facelt.methods import Method
 from facelt.openset import Rejecter, Seen, Verdict
 

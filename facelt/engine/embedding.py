@@ -13,9 +13,9 @@ from facelt.data.bad_images import BadImageCount
 from facelt.data.batch import Batch
 from facelt.engine.company import Company
 from facelt.engine.data import Preparation, Split
-from facelt.engine.evaluate import evaluation_batches
 from facelt.engine.handed_on import TrainedModel
 from facelt.engine.images import ImageSource
+from facelt.engine.reading import Reading, evaluation_batches
 from facelt.errors import UserError
 from facelt.store import StoreWriter
 
@@ -29,7 +29,7 @@ def sound_images(source: ImageSource, workers: int, limit: int) -> tuple[ImageSo
     """
     bad = BadImageCount(limit, SETTING)
     split = Split(source.dataset, source.members)
-    for _ in evaluation_batches(split, 256, workers, torch.device("cpu"), bad):
+    for _ in evaluation_batches(split, Reading(256, workers, torch.device("cpu"), bad)):
         pass
     if len(bad) == len(source.members):
         raise UserError("none of the images can be used")
@@ -82,7 +82,7 @@ def embed_images(
     )
     company.begin()
     remaining = Split(source.dataset, source.members[writer.rows_done : writer.share.stop])
-    batches = evaluation_batches(remaining, batch, workers, device, BadImageCount(0, SETTING))
+    batches = evaluation_batches(remaining, Reading(batch, workers, device, BadImageCount(0, SETTING)))
     steps = -(-len(remaining.members) // batch)
     console = Console(stderr=True, quiet=company.rank > 0)
     shown = {"transient": True, "console": console, "disable": not console.is_terminal}

@@ -7,8 +7,7 @@ import numpy as np
 import torch
 
 from facelt.engine.data import Preparation, Split
-from facelt.engine.evaluate import evaluating, evaluation_batches
-from facelt.engine.outputs import Reading
+from facelt.engine.reading import Reading, evaluating, evaluation_batches
 from facelt.errors import UserError
 from facelt.methods import Method
 from facelt.methods.experts import Experts
@@ -27,7 +26,7 @@ def expert_predictions(
         raise UserError(f"{type(method).__name__} has no experts: train a method with several, such as independent")
     labels, apart, together = [], [], []
     with evaluating(method):
-        for item in evaluation_batches(split, reading.batch, reading.workers, reading.device, reading.bad):
+        for item in evaluation_batches(split, reading):
             experts, average = method.answers(preparation.for_evaluation(item))
             gather = experts[0].shares.gather
             labels.append(gather(item.label_B).cpu())

@@ -7,9 +7,9 @@ import torch
 
 from facelt.data.bad_images import BadImageCount
 from facelt.engine.data import Preparation, Split
-from facelt.engine.evaluate import evaluation_batches
 from facelt.engine.handed_on import TrainedModel
 from facelt.engine.images import ImageSource
+from facelt.engine.reading import Reading, evaluation_batches
 from facelt.errors import UserError
 
 
@@ -35,7 +35,7 @@ def embed_in_memory(
     split = Split(source.dataset, source.members)
     device = next(method.parameters()).device
     rows, reachability = [], []
-    for item in evaluation_batches(split, batch, workers, device, BadImageCount(0, setting)):
+    for item in evaluation_batches(split, Reading(batch, workers, device, BadImageCount(0, setting))):
         embeddings = method.embed(preparation.for_evaluation(item))
         rows.append(embeddings.by_kind[kind].float().cpu().numpy())
         if embeddings.reachability_B is not None:

@@ -10,7 +10,7 @@ from facelt.engine.evaluation import Evaluation, Rejection
 from facelt.engine.experts import expert_predictions
 from facelt.engine.handed_on import TrainedModel
 from facelt.engine.open_images import OpenImages, find_open_images
-from facelt.engine.outputs import Reading
+from facelt.engine.reading import Reading
 from facelt.errors import UserError
 from facelt.metrics.detection import WANTED, accepting_threshold
 from facelt.metrics.experts import expert_counts

@@ -4,26 +4,14 @@ N images, C classes.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
-from facelt.data.bad_images import BadImageCount
 from facelt.data.batch import Batch
 from facelt.engine.data import Preparation, Split
-from facelt.engine.evaluate import evaluating, evaluation_batches
+from facelt.engine.reading import Reading, evaluating, evaluation_batches
 from facelt.methods import Method
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How a split is gone through: images at once, processes that decode, where the network is, how many bad images."""
-
-    batch: int
-    workers: int
-    device: torch.device
-    bad: BadImageCount
 
 
 class Outputs(NamedTuple):
@@ -46,7 +34,7 @@ def each_output(
     the input of its own.
     """
     with evaluating(method):
-        for item in evaluation_batches(split, reading.batch, reading.workers, reading.device, reading.bad):
+        for item in evaluation_batches(split, reading):
             image_B3HW = preparation.for_evaluation(item)
             yield _outputs(method, item, image_B3HW), image_B3HW
 

@@ -8,13 +8,14 @@ import torch
 from facelt.config import StageConfig, TrainConfig
 from facelt.data.batch import Batch
 from facelt.engine.data import TrainingData
-from facelt.engine.evaluate import evaluation_batches, predict
+from facelt.engine.evaluate import predict
 from facelt.engine.freezing import freeze
 from facelt.engine.handed_on import make_card, save_card
 from facelt.engine.log import RunLog
 from facelt.engine.optimisation import Optimisers
 from facelt.engine.progress import StageDisplay
 from facelt.engine.ranks import agree, on_first_rank
+from facelt.engine.reading import Reading, evaluation_batches
 from facelt.engine.replicas import average_statistics, enough_images
 from facelt.engine.run_folder import RunFolder
 from facelt.engine.stage_state import StageState
@@ -150,15 +151,7 @@ class Trainer:
         split = self.data.evaluation.get("validation")
         if split is None:
             return {}
-        label_N, prediction_N = predict(
-            self.method,
-            split,
-            self.data.preparation,
-            batch=self.optim.batch,
-            workers=self.config.data.workers,
-            device=self.device,
-            bad=self.at.bad,
-        )
+        label_N, prediction_N = predict(self.method, split, self.data.preparation, self._reading)
         accuracy = asdict(shot_accuracy(self.data.train_counts, label_N, prediction_N, "paper"))
         names = {"overall": "validation_accuracy", "many": "validation_many", "medium": "validation_medium"}
         names["few"] = "validation_few"
@@ -183,11 +176,13 @@ class Trainer:
         """Shows the method the training set, as often as it wants to see it."""
         while self.method.wants_pass:
             self.method.eval()
-            for batch in evaluation_batches(
-                self.data.train_plain, self.optim.batch, self.config.data.workers, self.device, self.at.bad
-            ):
+            for batch in evaluation_batches(self.data.train_plain, self._reading):
                 self.method.accumulate(Inputs(self.data.preparation.for_evaluation(batch), batch.label_B))
             self.method.finish_pass()
+
+    @property
+    def _reading(self) -> Reading:
+        return Reading(self.optim.batch, self.config.data.workers, self.device, self.at.bad)
 
     @property
     def _taken(self) -> int:

@@ -13,8 +13,8 @@ from facelt.data.bad_images import BadImageCount
 from facelt.data.transforms import CentreCrop, ExpectSize
 from facelt.data.verification_set import VerificationSet
 from facelt.engine.data import Preparation, Split
-from facelt.engine.evaluate import evaluating, evaluation_batches
 from facelt.engine.handed_on import TrainedModel
+from facelt.engine.reading import Reading, evaluating, evaluation_batches
 from facelt.errors import UserError
 from facelt.methods import Method
 from facelt.metrics.ten_fold import squared_distances, ten_fold, why_unmeasurable
@@ -59,8 +59,9 @@ def embed_set(
     both. Raises UserError naming an image that cannot be used.
     """
     preparation, parts = Preparation(config.data), []
+    reading = Reading(batch, workers, device, _no_bad_image())
     with evaluating(method):
-        for item in evaluation_batches(_split(found), batch, workers, device, _no_bad_image()):
+        for item in evaluation_batches(_split(found), reading):
             image_b3HW = preparation.for_evaluation(item)
             embeddings = method.embed(image_b3HW) if mirrored else method.embed_features(method.features(image_b3HW))
             shares = Shares.agree(len(image_b3HW), device)
@@ -96,8 +97,8 @@ class TrainingSets:
     def _opened(self, name: str, path: Path) -> VerificationSet:
         try:
             found = open_verification_set(path, self._config)
-            batch, workers, device = self._reading(torch.device("cpu")).values()
-            for _ in evaluation_batches(_split(found), batch, workers, device, _no_bad_image()):
+            reading = Reading(**self._reading(torch.device("cpu")), bad=_no_bad_image())
+            for _ in evaluation_batches(_split(found), reading):
                 pass
         except UserError as error:
             raise UserError(f"validation.sets.{name}: {error}") from None

@@ -11,6 +11,7 @@ from facelt.engine.embedding import embed_images, sound_images
 from facelt.engine.evaluate import predict
 from facelt.engine.handed_on import load_model
 from facelt.engine.images import open_images
+from facelt.engine.reading import Reading
 from facelt.errors import UserError
 from facelt.store import EmbeddingStore
 from recordio_tools import FaceRecord
@@ -179,8 +180,9 @@ def test_nothing_usable_is_refused(model, folder):
 
 def test_predictions_are_those_of_the_plain_network(model):
     data = open_data(model.config.data, model.config.seed)
-    settings = {"batch": 5, "workers": 0, "device": CPU, "bad": BadImageCount(0)}
-    label_N, prediction_N = predict(model.method, data.evaluation["validation"], data.preparation, **settings)
+    label_N, prediction_N = predict(
+        model.method, data.evaluation["validation"], data.preparation, Reading(5, 0, CPU, BadImageCount(0))
+    )
     assert label_N.tolist() == data.evaluation["validation"].labels.tolist()
     expected = []
     with torch.no_grad():
@@ -195,6 +197,5 @@ def test_a_split_without_a_usable_image_predicts_nothing(model, folder):
     source = open_images(folder, model.config)
     split = Split(source.dataset, source.members[-1:])
     data = open_data(model.config.data, model.config.seed)
-    settings = {"batch": 5, "workers": 0, "device": CPU, "bad": BadImageCount(1)}
-    label_N, prediction_N = predict(model.method, split, data.preparation, **settings)
+    label_N, prediction_N = predict(model.method, split, data.preparation, Reading(5, 0, CPU, BadImageCount(1)))
     assert (len(label_N), len(prediction_N)) == (0, 0)

@@ -13,7 +13,7 @@ from facelt.data.bad_images import BadImageCount
 from facelt.engine.data import Split, open_data
 from facelt.engine.experts import expert_predictions
 from facelt.engine.handed_on import load_model
-from facelt.engine.outputs import Reading
+from facelt.engine.reading import Reading
 from facelt.engine.replicas import replicate
 from facelt.engine.run import run
 from facelt.errors import UserError

@@ -9,7 +9,8 @@ from facelt.config import TrainConfig
 from facelt.data.bad_images import BadImageCount
 from facelt.engine.data import Split, open_data
 from facelt.engine.handed_on import find_model, load_model
-from facelt.engine.outputs import Reading, each_output, outputs
+from facelt.engine.outputs import each_output, outputs
+from facelt.engine.reading import Reading
 from facelt.engine.run import start_method
 from facelt.engine.run_folder import RunFolder
 from facelt.engine.weights import load_weights

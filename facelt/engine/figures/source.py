@@ -12,10 +12,9 @@ import torch
 from facelt.data.bad_images import BadImageCount
 from facelt.data.batch import Batch
 from facelt.engine.data import Split, TrainingData, open_data
-from facelt.engine.evaluate import evaluation_batches
 from facelt.engine.handed_on import TrainedModel
 from facelt.engine.model_evaluation import find_split
-from facelt.engine.outputs import Reading
+from facelt.engine.reading import Reading, evaluation_batches
 from facelt.methods import Method
 from facelt.metrics.accuracy import shot_bands
 
@@ -49,8 +48,7 @@ class Source:
 
     def batches(self, split: Split) -> Iterator[tuple[Batch, torch.Tensor]]:
         """Every image of the split once, as it was decoded [B,H,W,3] and as the network takes it [B,3,H,W]."""
-        how = self.reading
-        for item in evaluation_batches(split, how.batch, how.workers, how.device, how.bad):
+        for item in evaluation_batches(split, self.reading):
             yield item, self.data.preparation.for_evaluation(item)
 
 
