@@ -35,7 +35,7 @@ def run_app(app: typer.Typer, argv: Sequence[str] | None = None) -> None:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
-        _stop(f"this command needs the package {package}: pip install 'facelt[{EXTRAS[package]}]'")
+        _stop(f"this command needs the package {package}: in facelt's folder, pip install '.[{EXTRAS[package]}]'")
 
 
 def single_command(command: Callable, argv: Sequence[str] | None = None) -> None:

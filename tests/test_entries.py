@@ -193,7 +193,7 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(finished_run):
     without = "import sys; sys.modules['torch'] = None; from facelt.cli import main; main()"
     done = python("-c", without, "evaluate", "--checkpoint", finished_run)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: this command needs the package torch: pip install 'facelt[train]'\n"
+    assert done.stderr == "error: this command needs the package torch: in facelt's folder, pip install '.[train]'\n"
 
 
 @pytest.fixture

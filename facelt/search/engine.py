@@ -67,7 +67,9 @@ def open_engine(name: EngineName = "auto", pairs: int = 0) -> Engine:
             return engine
     if chosen not in installed:
         what = f"{name!r} is not installed" if chosen else "neither faiss nor torch is installed"
-        raise UserError(f"search.engine: {what}; pip install 'facelt[cpu]' brings faiss, 'facelt[train]' torch")
+        raise UserError(
+            f"search.engine: {what}; in facelt's folder, pip install '.[cpu]' brings faiss and '.[train]' torch"
+        )
     if chosen == "faiss":
         from facelt.search.faiss_engine import FaissEngine
 
