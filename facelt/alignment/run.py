@@ -35,7 +35,7 @@ class Summary:
         """For people: counts, and what failed by its kind."""
         kinds = Counter(failure.kind for failure in self.failed)
         parts = [f"{count} {kind}" for kind, count in sorted(kinds.items())]
-        lines = [f"{self.faces} faces in {self.photographs - len(self.failed)} of {self.photographs} photographs"]
+        lines = [f"faces: {self.faces}, in {self.photographs - len(self.failed)} of {self.photographs} photographs"]
         lines += [f"failures to enrol: {len(self.failed)}" + (f" ({', '.join(parts)})" if parts else "")]
         if self.missing:
             first = [*self.missing[:5], *(["..."] if len(self.missing) > 5 else [])]

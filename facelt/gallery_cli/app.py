@@ -79,7 +79,7 @@ def enroll(
             bar = progress.add_task("enrolling", total=len(samples))
             opened.enroll(samples, lambda rows: progress.update(bar, advance=rows))
         count = opened.count()
-    typer.echo(f"{len(samples)} samples enrolled; {gallery} has {count.people} people and {count.samples} samples")
+    typer.echo(f"samples enrolled: {len(samples)}\n{inside(count)}")
 
 
 @app.command()
@@ -99,7 +99,7 @@ def remove(
     for what, names in (("person", removed.missing_people), ("sample", removed.missing_keys)):
         for name in names:
             typer.echo(f"not enrolled: {what} {visible(name)}", err=True)
-    typer.echo(f"{removed.samples} samples removed")
+    typer.echo(f"samples removed: {removed.samples}")
     if removed.unfinished:
         raise UserError("; ".join(removed.unfinished))
 
@@ -235,7 +235,7 @@ def info(
     with Gallery.open(gallery) as opened:
         count = opened.count()
         typer.echo(f"model: {opened.contract} (weights {opened.contract.weights_sha256})")
-        typer.echo(f"people: {count.people}\nsamples: {count.samples}")
+        typer.echo(inside(count))
         for templates, size in ((False, count.samples), (True, count.people)):
             if kept := opened.calibration(templates=templates):
                 typer.echo(describe(kept))
@@ -246,6 +246,11 @@ def info(
                 typer.echo(f"snapshot: {visible(path)}")
         for name, samples in opened.people() if list_people else ():
             typer.echo(f"{visible(name)}: {samples}")
+
+
+def inside(count) -> str:
+    """A facelt.gallery.Count in two lines."""
+    return f"people: {count.people}\nsamples: {count.samples}"
 
 
 def describe(made) -> str:

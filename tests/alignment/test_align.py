@@ -51,7 +51,7 @@ def test_a_folder_has_the_largest_face_of_each_photograph(align, photos, tmp_pat
         np.testing.assert_array_equal(found, expected_crop(photos / name, green))
     assert (summary.photographs, summary.faces, summary.missing) == (5, 3, ["Bob"])
     assert summary.lines() == [
-        "3 faces in 3 of 5 photographs",
+        "faces: 3, in 3 of 5 photographs",
         "failures to enrol: 2 (1 no face, 1 unusable)",
         "people without any face: 1 (Bob)",
     ]

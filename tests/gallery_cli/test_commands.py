@@ -46,7 +46,7 @@ def made(facelt, tmp_path):
     facelt("create", where, *MODEL, "--weights-sha256", SHA256, "--dimension", DIMENSION)
     samples = some_samples(40, 10)
     samples.people[:] = ["=cmd()" if who == "person 3" else who for who in samples.people]
-    assert "40 samples enrolled" in facelt("enroll", where, *write_array(tmp_path, "enrolled", samples))
+    assert "samples enrolled: 40" in facelt("enroll", where, *write_array(tmp_path, "enrolled", samples))
     return where
 
 
@@ -70,7 +70,7 @@ def test_the_whole_way(facelt, made, tmp_path):
     assert "sound" in facelt("verify", made)
     facelt("rebuild", made)
     facelt("snapshot", made, tmp_path / "copy")
-    assert "4 samples removed" in facelt("remove", made, "--person", "person 9")
+    assert "samples removed: 4" in facelt("remove", made, "--person", "person 9")
     for gallery in (made, tmp_path / "copy"):
         assert "people: 9\nsamples: 36" in facelt("info", gallery)
 
@@ -159,7 +159,7 @@ def test_images_are_embedded_on_the_way(facelt, finished_run, tiny_faces, tmp_pa
     told = facelt("create", where, "--checkpoint", finished_run, "--kind", "meta")
     assert "meta of 16 by 'resnet10/oltr'" in told
     images = [tiny_faces, "--checkpoint", finished_run]
-    assert "has 5 people and 42 samples" in facelt("enroll", where, *images)
+    assert "people: 5\nsamples: 42" in facelt("enroll", where, *images)
     # Each picture is found in the gallery it was enrolled in.
     out = tmp_path / "answers.csv"
     facelt("identify", where, *images, "--threshold", "-1", "--top", "1", "--out", out)
@@ -180,7 +180,7 @@ def test_photographs_are_aligned_on_the_way(facelt, finished_run, real_data, tmp
     (photos / "nobody.png").write_bytes(cv2.imencode(".png", np.zeros((40, 40, 3), np.uint8))[1].tobytes())
     detector = f"yunet:{real_data / 'models' / 'yunet_n_dynamic.onnx'}"
     terms = ["--checkpoint", finished_run, "--detector", detector, "--people", "file"]
-    assert "has 20 people and 40 samples" in facelt("enroll", where, photos, *terms)
+    assert "people: 20\nsamples: 40" in facelt("enroll", where, photos, *terms)
     told = facelt("identify", where, photos, *terms, "--threshold", "0.999", "--top", "1")
     assert len(told.splitlines()) == 40
     assert "unknown" not in told
