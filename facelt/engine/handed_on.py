@@ -98,7 +98,7 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
     before they had a digest are taken without one.
     """
     folder = find_model(path)
-    card, config, stage = _read_card(folder / CARD)
+    card, config, stage = read_card(folder / CARD)
     # Shapes first, without memory: a card may claim any number of identities.
     with torch.device("meta"):
         outline = build_method(config, stage, card["num_classes"])
@@ -115,7 +115,7 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
     return TrainedModel(method.to(device).eval(), config, card, folder / WEIGHTS, digest)
 
 
-def _read_card(path: Path) -> tuple[dict[str, Any], TrainConfig, StageConfig]:
+def read_card(path: Path) -> tuple[dict[str, Any], TrainConfig, StageConfig]:
     """The card, and from it the run's configuration and the stage's."""
     try:
         card = json.loads(path.read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@ import torch
 from facelt.config import StageConfig, TrainConfig
 from facelt.engine.data import TrainingData
 from facelt.engine.freezing import frozen
-from facelt.engine.handed_on import WEIGHTS, build_method, find_model, load_model
+from facelt.engine.handed_on import CARD, WEIGHTS, build_method, find_model, load_model, read_card
 from facelt.engine.run_folder import RunFolder
 from facelt.engine.weights import Entry, network_state, open_weights
 from facelt.errors import UserError
@@ -19,7 +19,7 @@ from facelt.models.pretrained import fitting_state, load_pretrained
 
 def refuse_unfit_starts(config: TrainConfig, num_classes: int) -> None:
     """Raises UserError where a stage that is yet to come could not begin: weights or teachers from outside the run that
-    are not there, weights of another network, an earlier stage with another backbone.
+    are not there or do not fit, an earlier stage with another backbone.
 
     Networks are built without values, so that this costs the same whatever their size.
     """
@@ -30,7 +30,9 @@ def refuse_unfit_starts(config: TrainConfig, num_classes: int) -> None:
         if RunFolder(config.out).is_finished(stage.name):
             continue
         for teacher in filter(_is_elsewhere, stage.teachers):
-            find_model(Path(teacher))
+            _, _, taught = read_card(find_model(Path(teacher)) / CARD)
+            if reason := stage.method.why_no_teacher(taught):
+                raise UserError(f"stages: {stage.name!r} has the teacher {teacher!r}, which {reason}")
         try:
             _fit(config, stage, outline, outlines)
         except UserError as error:

@@ -144,6 +144,14 @@ def test_a_teacher_of_another_kind_is_told_before_any_work(recipe, tmp_path, met
         TrainConfig.model_validate(recipe(tmp_path, stages=stages))
 
 
+def test_a_teacher_of_another_run_and_kind_is_told_before_any_work(train, finished_run, tmp_path):
+    teacher = str(finished_run / "plain")
+    stage = {"name": "second", "method": {"name": "lfme"}, "epochs": 1, "teachers": [teacher]}
+    with pytest.raises(UserError, match=f"'second' has the teacher '{teacher}', which is no expert"):
+        train(tmp_path / "run", stages=[stage])
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_a_stage_without_steps_takes_the_setting_that_validates_best(train, taught, finished_run, tmp_path, keep):
     folder = train(tmp_path / "run", stages=[second(finished_run, epochs=0, keep=keep)])
