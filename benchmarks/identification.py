@@ -67,16 +67,18 @@ class Parts(NamedTuple):
 def measure(parts: Parts, contract: Contract, by: str, fpir: float) -> tuple[str, str, str]:
     """Threshold, FNIR and FPIR of one kind of embedding and one kind of threshold, as the table shows them."""
 
+    def compared(images: Images) -> np.ndarray | None:
+        return images.reachability_N if by == "reachability" else None
+
     def ask(images: Images) -> Identification:
-        reachability_P = images.reachability_N if by == "reachability" else None
-        return gallery.identify(images.embedding_ND, top=1, reachability_P=reachability_P)
+        return gallery.identify(images.embedding_ND, top=1, reachability_P=compared(images))
 
     with tempfile.TemporaryDirectory() as folder, Gallery.create(Path(folder) / "gallery", contract) as gallery:
         for images in parts.enrolled:
             gallery.enroll(images.samples())
         searches = parts.calibration
-        reachability_P = searches.reachability_N if by == "reachability" else None
-        made = gallery.calibrate(searches.embedding_ND, searches.person_N.tolist(), fpir, reachability_P=reachability_P)
+        people = searches.person_N.tolist()
+        made = gallery.calibrate(searches.embedding_ND, people, fpir, reachability_P=compared(searches))
         found, strangers = ask(parts.mated), ask(parts.held_out)
     is_missed_N = np.array(
         [

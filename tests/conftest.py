@@ -129,3 +129,17 @@ def cli(capsys) -> Callable[..., tuple[int, str, str]]:
         return (end.value.code or 0, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def refused(cli) -> Callable[..., str]:
+    """refused(*words) -> the one line of the mistake; stdout is empty and the exit code 1."""
+
+    def run(*words: object) -> str:
+        code, out, error = cli(*words)
+        assert (code, out) == (1, "")
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        return error
+
+    return run

@@ -13,20 +13,6 @@ from facelt.store import EmbeddingStore
 
 
 @pytest.fixture
-def refused(cli):
-    """refused(*words) -> the one line of the mistake; stdout is empty and the exit code 1."""
-
-    def run(*words: object) -> str:
-        code, out, error = cli(*words)
-        assert (code, out) == (1, "")
-        assert error.startswith("error: ")
-        assert error.count("\n") == 1
-        return error
-
-    return run
-
-
-@pytest.fixture
 def recipe_file(recipe, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe(tmp_path / "run")))

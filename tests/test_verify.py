@@ -19,17 +19,9 @@ def verify(cli):
 
 
 @pytest.fixture
-def refused(verify):
+def refused(refused):
     """refused(*words) -> the one line of the mistake."""
-
-    def run(*words: object) -> str:
-        code, out, error = verify(*words)
-        assert (code, out) == (1, "")
-        assert error.startswith("error: ")
-        assert error.count("\n") == 1
-        return error
-
-    return run
+    return lambda *words: refused("verify", *words)
 
 
 def test_a_model_on_two_sets(verify, finished_run, tiny_pairs):

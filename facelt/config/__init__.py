@@ -28,6 +28,7 @@ from facelt.config.training import (
     StageConfig,
     TrainConfig,
     is_among,
+    is_elsewhere,
 )
 
 __all__ = [
@@ -66,5 +67,6 @@ __all__ = [
     "TrainConfig",
     "WeightsConfig",
     "is_among",
+    "is_elsewhere",
     "load_config",
 ]

@@ -27,6 +27,11 @@ def is_among(key: str, keys: Collection[str]) -> bool:
     return any(f"{key}.".startswith(f"{one}.") for one in keys)
 
 
+def is_elsewhere(name: str) -> bool:
+    """Whether a stage's name is the FOLDER/STAGE of another run."""
+    return "/" in name
+
+
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -196,10 +201,10 @@ class TrainConfig(Strict):
             if stage.name in earlier:
                 raise ValueError(f"stages: the name {stage.name!r} is given twice")
             allowed = ", ".join([*earlier, "the FOLDER/STAGE of another run"])
-            if stage.start is not None and stage.start not in earlier and "/" not in stage.start:
+            if stage.start is not None and stage.start not in earlier and not is_elsewhere(stage.start):
                 raise ValueError(f"stages: {stage.name!r} starts from {stage.start!r}; allowed: {allowed}")
             for teacher in stage.teachers:
-                if teacher not in earlier and "/" not in teacher:
+                if teacher not in earlier and not is_elsewhere(teacher):
                     raise ValueError(f"stages: {stage.name!r} has the teacher {teacher!r}; allowed: {allowed}")
                 if teacher in earlier and (reason := stage.method.why_no_teacher(earlier[teacher])):
                     raise ValueError(f"stages: {stage.name!r} has the teacher {teacher!r}, which {reason}")

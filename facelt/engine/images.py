@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from facelt.config import ListData, TrainConfig
+from facelt.config import DataConfig, ListData, TrainConfig
 from facelt.data.image_dataset import ImageDataset
 from facelt.data.image_list import is_labelled
 from facelt.data.list_dataset import IMAGE_SUFFIXES, FileDataset, FolderDataset, ListDataset, PathListDataset
@@ -45,6 +45,11 @@ class ImageSource:
         )
 
 
+def transform_of(data: DataConfig) -> ImageTransform:
+    """What is done to images that a trained model is asked about."""
+    return CentreCrop(data.crop, data.resize) if isinstance(data, ListData) else ExpectSize(data.image_size)
+
+
 def open_images(
     path: Path, config: TrainConfig, *, root: Path | None = None, manifest: Path | None = None
 ) -> ImageSource:
@@ -53,8 +58,7 @@ def open_images(
     The identity of a record is its name in `identities.csv` beside the file, or its label; of a path its label, where
     the list has labels, or its last folder. Raises UserError.
     """
-    data = config.data
-    transform = CentreCrop(data.crop, data.resize) if isinstance(data, ListData) else ExpectSize(data.image_size)
+    data, transform = config.data, transform_of(config.data)
     if manifest is not None and path.suffix != ".rec":
         raise UserError(f"--manifest {manifest}: selects records of a .rec, and {path} is none")
     if path.suffix == ".rec":

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from facelt.config import StageConfig, TrainConfig
+from facelt.config import StageConfig, TrainConfig, is_elsewhere
 from facelt.engine.data import TrainingData
 from facelt.engine.freezing import frozen
 from facelt.engine.handed_on import CARD, WEIGHTS, build_method, find_model, load_model, read_card
@@ -29,7 +29,7 @@ def refuse_unfit_starts(config: TrainConfig, num_classes: int) -> None:
             outline = outlines[stage.name] = build_method(config, stage, num_classes).network
         if RunFolder(config.out).is_finished(stage.name):
             continue
-        for teacher in filter(_is_elsewhere, stage.teachers):
+        for teacher in filter(is_elsewhere, stage.teachers):
             _, _, taught = read_card(find_model(Path(teacher)) / CARD)
             if reason := stage.method.why_no_teacher(taught):
                 raise UserError(f"stages: {stage.name!r} has the teacher {teacher!r}, which {reason}")
@@ -68,17 +68,13 @@ def _fit(config: TrainConfig, stage: StageConfig, outline: Network, outlines: di
     if stage.start is None:
         if config.model.pretrained is not None:
             fitting_state(outline, config.model.pretrained)
-    elif _is_elsewhere(stage.start):
+    elif is_elsewhere(stage.start):
         with open_weights(find_model(Path(stage.start)) / WEIGHTS) as entries:
             load_stage(outline, network_state(entries, Entry.outline))
     else:
         load_stage(outline, outlines[stage.start].state_dict())
 
 
-def _is_elsewhere(name: str) -> bool:
-    return "/" in name
-
-
 def _stage_folder(name: str, folder: RunFolder) -> Path:
     """Where an earlier stage's model is: of this run, or FOLDER/STAGE."""
-    return find_model(Path(name)) if _is_elsewhere(name) else folder.stage(name)
+    return find_model(Path(name)) if is_elsewhere(name) else folder.stage(name)

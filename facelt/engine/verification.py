@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from facelt.config import ListData, TrainConfig
+from facelt.config import TrainConfig
 from facelt.data.bad_images import BadImageCount
-from facelt.data.transforms import CentreCrop, ExpectSize
 from facelt.data.verification_set import VerificationSet
 from facelt.engine.data import Preparation, Split
 from facelt.engine.handed_on import TrainedModel
+from facelt.engine.images import transform_of
 from facelt.engine.reading import Reading, evaluating, evaluation_batches
 from facelt.errors import UserError
 from facelt.methods import Method
@@ -26,9 +26,7 @@ TRAINED_KIND = "direct"
 
 def open_verification_set(path: Path, config: TrainConfig, root: Path | None = None) -> VerificationSet:
     """A set whose images are prepared as the model's configuration says. Raises UserError."""
-    data = config.data
-    transform = CentreCrop(data.crop, data.resize) if isinstance(data, ListData) else ExpectSize(data.image_size)
-    found = VerificationSet(path, transform=transform, max_pixels=data.max_pixels, root=root)
+    found = VerificationSet(path, transform=transform_of(config.data), max_pixels=config.data.max_pixels, root=root)
     if reason := why_unmeasurable(found.pairs.same_P):
         raise UserError(f"{path}: {reason}")
     return found
