@@ -17,10 +17,9 @@ from pathlib import Path
 import onnxruntime
 import torch
 
-from facelt.config import TrainConfig
-from facelt.engine.exporting.agreement import answered, compare, expected
-from facelt.engine.exporting.onnx_file import export_onnx
-from facelt.engine.handed_on import TrainedModel, build_method, make_card
+from facelt.config.train import TrainConfig
+from facelt.export.onnx import answered, compare, expected, export_onnx
+from facelt.inference.model import TrainedModel, build_method, make_card
 
 GRAPHS = {"direct": ("direct", True), "direct, no mirror": ("direct", False), "meta": ("meta", True)}
 BATCHES = (1, 7, 64)

@@ -22,8 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
-from facelt.gallery import Contract, Gallery, LocalGallery, Samples
-from facelt.search import open_engine
+from facelt.gallery.gallery import Gallery
+from facelt.gallery.local import LocalGallery
+from facelt.gallery.model_spec import Contract
+from facelt.gallery.samples import Samples
+from facelt.search.factory import open_engine
 
 CONTRACT = Contract("timed", "0" * 64, "direct", 512)
 TOP = 5

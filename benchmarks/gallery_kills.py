@@ -21,7 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from facelt.gallery import Contract, Gallery, LocalGallery, Samples
+from facelt.gallery.gallery import Gallery
+from facelt.gallery.local import LocalGallery
+from facelt.gallery.model_spec import Contract
+from facelt.gallery.samples import Samples
 
 DIMENSION = 32
 KEYS, PEOPLE = 300, 40

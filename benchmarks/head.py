@@ -15,10 +15,11 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from facelt.heads import CosineHead, DynamicMetaHead
-from facelt.losses import discriminative_centroids
-from facelt.memory import IdentityMemory
-from facelt.parallel import SharedFeature
+from facelt.distributed.logits import SharedFeature
+from facelt.heads.classifiers import CosineHead
+from facelt.heads.dynamic_meta import DynamicMetaHead
+from facelt.heads.memory import IdentityMemory
+from facelt.losses.centroids import discriminative_centroids
 
 
 def head_step(identities: int, dim: int, batch: int) -> Callable[[], None]:

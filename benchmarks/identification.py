@@ -15,10 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eval_megaface.noise import noisy_probes, read_noise_list
-from facelt.gallery import Contract, Gallery, Identification, Samples
-from facelt.metrics.clustered import TouchedCounts, rate_intervals
-from facelt.store import EmbeddingStore
+from eval_megaface.suite import noisy_probes, read_noise_list
+from facelt.gallery.gallery import Gallery, Identification
+from facelt.gallery.model_spec import Contract
+from facelt.gallery.samples import Samples
+from facelt.stats.intervals import TouchedCounts, rate_intervals
+from facelt.store.store import EmbeddingStore
 
 ENROLLED_IMAGES = 5
 

@@ -22,12 +22,12 @@ import numpy as np
 import torch
 
 from facelt.data.decode import decode_image, prepare_opencv
+from facelt.data.device_cache import ResidentImages, ResidentLoader
 from facelt.data.loader import Loader
-from facelt.data.record_dataset import RecordDataset
-from facelt.data.resident import ResidentImages, ResidentLoader
+from facelt.data.records import RecordDataset
 from facelt.data.samplers import InstanceSampler, SequentialSampler
 from facelt.data.transforms import ExpectSize
-from recordio_tools import FaceRecordWriter
+from recordio_tools.writer import FaceRecordWriter
 
 WORKERS = (0, 1, 2)
 REPACKED = 512

@@ -84,7 +84,7 @@ def write_suite(folder: Path, distractors: int, training: int) -> None:
 
 
 def _write_store(path: Path, keys: list[str], identity_N: np.ndarray, source: MadeUp) -> None:
-    from facelt.store import StoreWriter
+    from facelt.store.store import StoreWriter
 
     writer = StoreWriter(path, keys, identity_N.tolist(), {"direct": DIM}, {"model": "made up"})
     for start in range(writer.rows_done, len(keys), CHUNK):
@@ -164,8 +164,8 @@ def run_matrix(folder: Path, distractors: int) -> dict:
 
 def run_search(folder: Path, distractors: int) -> dict:
     """What `full matrix` computes, by facelt's search."""
-    from facelt.identification import hit_ranks, mate_pairs, probe_hits
-    from facelt.search import open_search
+    from facelt.identification.rank import hit_ranks, mate_pairs, probe_hits
+    from facelt.search.search import open_search
 
     probe_PD, row_GD = _rows(folder / "probes", PROBES), _rows(folder / "distractors", distractors)
     pairs = mate_pairs([key.partition("/")[0] for key in _keys(folder / "probes")[:PROBES]])
@@ -186,7 +186,7 @@ def _rows(store: Path, rows: int | None = None) -> np.ndarray:
 
 
 def _keys(store: Path) -> list[str]:
-    from facelt.store import EmbeddingStore
+    from facelt.store.store import EmbeddingStore
 
     return EmbeddingStore.open(store).keys
 

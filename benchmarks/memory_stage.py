@@ -20,14 +20,16 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from facelt.config import ClassifyConfig, DynamicMetaConfig, OptimConfig, RecordData, StageConfig
+from facelt.config.data import RecordData
+from facelt.config.methods import ClassifyConfig, DynamicMetaConfig
+from facelt.config.train import OptimConfig, StageConfig
 from facelt.data.batch import Batch
-from facelt.engine.data import Preparation
-from facelt.engine.optimisation import Optimisers
-from facelt.engine.update import Update
-from facelt.methods import METHODS, Method, Progress, Stream
-from facelt.methods.base import StepOutput
+from facelt.data.module import Preparation
+from facelt.methods import METHODS
+from facelt.methods.base import Method, Progress, StepOutput, Stream
 from facelt.models.network import build_network
+from facelt.training.optim import Optimisers
+from facelt.training.update import Update
 
 MEMORY = DynamicMetaConfig(name="dynamic_meta", centroid_update="tracking")
 COSINE = ClassifyConfig(name="classify", head="cosine")

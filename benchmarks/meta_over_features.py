@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from facelt.config import ClassifyConfig, DynamicMetaConfig
+from facelt.config.methods import ClassifyConfig, DynamicMetaConfig
 from facelt.data.samplers import SAMPLERS
-from facelt.methods import METHODS, Method, Progress
-from facelt.methods.base import Inputs
+from facelt.methods import METHODS
+from facelt.methods.base import Inputs, Method, Progress
 from facelt.models.network import Network
-from facelt.store import StoreWriter
+from facelt.store.store import StoreWriter
 
 STAGES = (
     ClassifyConfig(name="classify", head="linear", sampler="instance"),

@@ -21,10 +21,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from recordio_tools import FaceRecord
-from recordio_tools.framing import FRAME, MAGIC
-from recordio_tools.header import HEADER
-from recordio_tools.index import index_text
+from recordio_tools.face_set import FaceRecord
+from recordio_tools.format import FRAME, HEADER, MAGIC
+from recordio_tools.reader import index_text
 
 DEFAULT_REC = Path(os.environ.get("FACELT_SHARED", "../shared")) / "data/faces/train/train.rec"
 MXNET_PROGRAM = """

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from facelt.config import Strict
-from facelt.search import EngineName
+from facelt.config.base import Strict
+from facelt.search.factory import EngineName
 
 Kind = Literal["direct", "meta", "meta_unit"]
 Count = Annotated[int, Field(ge=1)]

@@ -1,18 +1,24 @@
-"""Measure every model and kind on one suite, and put the report together (schema facelt.megaface/1). P probes."""
+"""Result files as MegaFace's development kit names and writes them: cmc_facescrub_megaface_ALGORITHM_SIZE_SET.json.
 
+A file is an object; `cmc` holds two lists, ranks counted from 0 and the rate within each rank, and `roc` false and true
+positive rates. K ranks.
+
+Measure every model and kind on one suite, and put the report together (schema facelt.megaface/1). P probes.
+"""
+
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
-from eval_megaface import figures
+from eval_megaface import protocol
 from eval_megaface.config import MegafaceConfig
-from eval_megaface.devkit import cmc_path, write_cmc
-from eval_megaface.groups import Group, canonical, read_names
-from eval_megaface.open_set import open_set, read_reachabilities
-from eval_megaface.parts import Parts
-from eval_megaface.protocol import Begin, Hits, Run, measure, shot_bands
+from eval_megaface.protocol import Begin, Hits, Parts, Run, measure, shot_bands
 from eval_megaface.sources import (
     Measured,
     ModelSources,
@@ -21,11 +27,53 @@ from eval_megaface.sources import (
     measured_kinds,
     one_sided_kinds,
 )
-from eval_megaface.suite import Suite, load_suite
-from eval_megaface.verification import verification
+from eval_megaface.suite import Group, Suite, load_suite, read_names
+from eval_megaface.thresholds import open_set, read_reachabilities, verification
 from facelt.errors import UserError
-from facelt.metrics.shots import PSEUDO_SHOT_MEANINGS
-from facelt.search import open_search
+from facelt.metrics.pseudo_shots import PSEUDO_SHOT_MEANINGS
+from facelt.search.search import open_search
+from facelt.store.attributes import canonical
+from facelt.utils.files import write_text
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Rates within each rank; `ranks` begin at 1 for the best answer."""
+
+    ranks: list[int]
+    rates: list[float]
+
+
+def cmc_path(folder: Path, algorithm: str, size: int, number: int) -> Path:
+    """Where the result of `algorithm` among `size` distractors, set `number`, lies; odd signs of its name as %XX."""
+    return folder / f"cmc_facescrub_megaface_{quote(algorithm, safe='')}_{size}_{number}.json"
+
+
+def write_cmc(path: Path, rate_K: Sequence[float]) -> None:
+    """Write rates within ranks 1..K. Raises UserError where the disk refuses."""
+    content = {"cmc": [list(range(len(rate_K))), [float(rate) for rate in rate_K]]}
+    write_text(path, json.dumps(content, allow_nan=False))
+
+
+def read_cmc(path: Path) -> Curve:
+    """The CMC of a result file, the kit's own or one of `write_cmc`. Raises UserError naming the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not JSON ({error})") from error
+    cmc = content.get("cmc") if isinstance(content, dict) else None
+    if not isinstance(cmc, list) or len(cmc) != 2 or not all(isinstance(part, list) and part for part in cmc):
+        raise UserError(f'{path}: must hold an object with "cmc": [[rank, ...], [rate, ...]]')
+    ranks, rates = cmc
+    numbers = all(type(value) in (int, float) for value in (*ranks, *rates))
+    if not numbers or len(ranks) != len(rates) or ranks != list(range(len(ranks))):
+        raise UserError(f"{path}: cmc must give a rate for each of the ranks 0, 1, 2, ...")
+    if not all(0 <= rate <= 1 for rate in rates) or rates != sorted(rates):
+        raise UserError(f"{path}: cmc's rates must rise within 0 and 1")
+    return Curve([int(rank) + 1 for rank in ranks], [float(rate) for rate in rates])
+
 
 SCHEMA = "facelt.megaface/1"
 # Says one line to whoever waits.
@@ -104,9 +152,9 @@ def _identified(
         started = time.perf_counter()
         hits = measure(run, one.source, one.kind, advance)
         tell(f"{one}: searched in {time.perf_counter() - started:.1f} s")
-        found["rows"] += [one.which | row for row in figures.rows(suite, groups, hits, config.ranks, config.interval)]
-        found["curves"].append(one.which | figures.curve(suite, hits, config.interval))
-        found["cmc"].append(one.which | figures.cmc(suite, hits))
+        found["rows"] += [one.which | row for row in protocol.rows(suite, groups, hits, config.ranks, config.interval)]
+        found["curves"].append(one.which | protocol.curve(suite, hits, config.interval))
+        found["cmc"].append(one.which | protocol.cmc(suite, hits))
         if run.search.is_first:
             _write_devkit(config, suite, f"{one.model}_{one.kind}", hits)
     return found

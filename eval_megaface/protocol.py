@@ -1,29 +1,80 @@
-"""MegaFace's identification protocol for one model and one kind of embedding.
+"""What a run has finished, kept in its folder, so that an interrupted one goes on where it stopped.
+
+MegaFace's identification protocol for one model and one kind of embedding.
 
 P probes, S sizes, C lists (a size and a set each), K ranks, M pairs, D feature.
+
+From hits of probes to the numbers of a report: rates with intervals for every group, curves and CMC.
+
+P probes, I identities, F figures, S sizes, K ranks.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eval_megaface.config import DEEPEST_RANK, Kind
-from eval_megaface.coverage import fingerprint
-from eval_megaface.features import FeatureSource
-from eval_megaface.lists import Gallery
-from eval_megaface.noise import replace_noisy
-from eval_megaface.parts import Parts
-from eval_megaface.sources import ModelSources
-from eval_megaface.suite import Suite
+from eval_megaface.config import DEEPEST_RANK, IntervalConfig, Kind
+from eval_megaface.sources import FeatureSource, ModelSources, fingerprint
+from eval_megaface.suite import Gallery, Group, Suite, replace_noisy
 from facelt.errors import UserError
-from facelt.identification import hit_ranks, probe_hits
-from facelt.metrics.shots import pseudo_shot_bands
-from facelt.search import BadRow, Search
-from facelt.store import UNIT_KINDS
+from facelt.identification.rank import hit_ranks, probe_hits
+from facelt.metrics.pseudo_shots import pseudo_shot_bands
+from facelt.search.exact import BadRow
+from facelt.search.search import Search
+from facelt.stats.intervals import bootstrap_rates
+from facelt.store.store import UNIT_KINDS
+from facelt.utils.files import replacing
+
+Arrays = dict[str, np.ndarray]
+# Part of every name: raised when what a part holds, or how it is computed, changes.
+VERSION = 1
+
+
+class Parts:
+    """Results by all they depend on: another value, list or setting gives another name, so no part is ever stale.
+
+    Looked for once, at the start: processes that share a run must agree on what there is. Only the one that `writes`
+    adds to it.
+    """
+
+    def __init__(self, folder: Path, *, writes: bool = True) -> None:
+        self._folder, self._writes = folder, writes
+        self._known = {path.name for path in folder.glob("*.npz")}
+
+    def get(self, depends_on: Mapping[str, Any], compute: Callable[[], Arrays]) -> Arrays:
+        """The arrays that depend on what is given (JSON), computed where they are not there yet.
+
+        Raises UserError on a part that is damaged or cannot be written, and whatever `compute` raises.
+        """
+        text = json.dumps({"version": VERSION, **depends_on}, sort_keys=True)
+        path = self._folder / f"{fingerprint(text)[:32]}.npz"
+        if path.name in self._known:
+            return _load(path)
+        arrays = compute()
+        if self._writes:
+            _save(path, arrays)
+        return arrays
+
+
+def _load(path: Path) -> Arrays:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except Exception as error:
+        # Whatever zip and numpy make of damaged bytes.
+        raise UserError(f"{path}: is damaged ({error}); remove it and run again") from error
+
+
+def _save(path: Path, arrays: Arrays) -> None:
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
+
 
 # Told how many rows a search has done.
 Advance = Callable[[int], None]
@@ -142,3 +193,79 @@ def naming(
     except BadRow as error:
         source, images = query if error.side == "query" else database
         raise UserError(f"{source.path}: {kind} of {images[error.row]!r} {error.reason}") from error
+
+
+def group_figures(
+    suite: Suite, groups: Sequence[Group], hit_P: np.ndarray, interval: IntervalConfig
+) -> list[dict[str, Any]]:
+    """One figure a group: rate over its pairs, interval, counts. `hit_P` are hits of each probe, averaged over sets.
+
+    A group without pairs has the rate None; one with pairs of fewer than two identities has no interval.
+    """
+    identities = len(suite.names)
+    hit_FI = np.stack([np.bincount(suite.identity_P, hit_P * group.mask_P, identities) for group in groups])
+    pair_FI = np.stack([np.bincount(suite.identity_P, suite.pairs_P * group.mask_P, identities) for group in groups])
+    low_F, high_F = _intervals(hit_FI, pair_FI, interval)
+    return [
+        {
+            "name": group.name,
+            "group": group.group,
+            "rate": float(hit_I.sum() / pair_I.sum()) if pair_I.sum() else None,
+            "low": _number(low),
+            "high": _number(high),
+            "pairs": int(pair_I.sum()),
+            "probes": int(group.mask_P.sum()),
+            "identities": len(np.unique(suite.identity_P[group.mask_P])),
+        }
+        for group, hit_I, pair_I, low, high in zip(groups, hit_FI, pair_FI, low_F, high_F, strict=True)
+    ]
+
+
+def rows(
+    suite: Suite, groups: Sequence[Group], hits: Hits, ranks: Sequence[int], interval: IntervalConfig
+) -> list[dict[str, Any]]:
+    """The report's rows: all figures among the most distractors, at each of `ranks`."""
+    return [
+        {
+            "rank": rank,
+            "distractors": hits.sizes_S[-1],
+            "figures": group_figures(suite, groups, hits.hit_SPK[-1, :, rank - 1] / hits.sets_S[-1], interval),
+        }
+        for rank in sorted(set(ranks))
+    ]
+
+
+def curve(suite: Suite, hits: Hits, interval: IntervalConfig) -> dict[str, Any]:
+    """Rank 1 over all pairs against the number of distractors."""
+    identities = len(suite.names)
+    hit_SP = hits.hit_SPK[:, :, 0] / hits.sets_S[:, None]
+    hit_SI = np.stack([np.bincount(suite.identity_P, hit_P, identities) for hit_P in hit_SP])
+    pair_SI = np.broadcast_to(np.bincount(suite.identity_P, suite.pairs_P, identities), hit_SI.shape)
+    low_S, high_S = _intervals(hit_SI, pair_SI, interval)
+    pairs = len(suite.pairs)
+    return {
+        "rank": 1,
+        "sizes": hits.sizes_S,
+        "rate": [float(hit_I.sum() / pairs) if pairs else None for hit_I in hit_SI],
+        "low": [_number(low) for low in low_S],
+        "high": [_number(high) for high in high_S],
+    }
+
+
+def cmc(suite: Suite, hits: Hits) -> dict[str, Any]:
+    """The cumulative match characteristic among the most distractors."""
+    hit_K = hits.hit_SPK[-1].sum(axis=0) / hits.sets_S[-1]
+    pairs = len(suite.pairs)
+    return {
+        "distractors": hits.sizes_S[-1],
+        "ranks": list(range(1, len(hit_K) + 1)),
+        "rate": [float(hit / pairs) if pairs else None for hit in hit_K],
+    }
+
+
+def _intervals(hit_FI: np.ndarray, pair_FI: np.ndarray, interval: IntervalConfig) -> tuple[np.ndarray, np.ndarray]:
+    return bootstrap_rates(hit_FI, pair_FI, replicates=interval.replicates, level=interval.level, seed=interval.seed)
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -12,7 +12,7 @@ if __package__ in (None, ""):
 
 import typer
 
-from facelt.entry import single_command
+from facelt.utils.cli import single_command
 
 
 def megaface(
@@ -33,8 +33,9 @@ def megaface(
     """
     from eval_megaface.config import MegafaceConfig
     from eval_megaface.evaluate import evaluate
-    from facelt.config import load_config
-    from facelt.report import print_report, write_report
+    from facelt.config.loading import load_config
+    from facelt.report.megaface_terminal import print_report
+    from facelt.report.write import write_report
 
     settings = load_config(config, MegafaceConfig, set_)
     changes = {"out": out or settings.out, "allow_overlap": allow_overlap or settings.allow_overlap}

@@ -1,1 +1,1 @@
-"""facelt: face recognition trained on long-tailed data, measured on people it has never seen."""
+"""Face recognition on long-tailed data: training, measurement, audit, galleries."""

@@ -8,7 +8,7 @@ from recordio_tools.errors import RecordIOError
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; a user's mistake is one line on stderr and exit code 1."""
-    from recordio_tools.commands import app
+    from recordio_tools.cli import app
 
     try:
         app(args=None if argv is None else list(argv), prog_name="recordio-tools")

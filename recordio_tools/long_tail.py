@@ -8,6 +8,8 @@ so
 - Pareto (ImageNet-LT): image counts follow a Pareto distribution's quantiles between two bounds.
 - exponential (CIFAR-LT): counts fall by a constant factor from class to class.
 - step (CIFAR-LT): the second half of the classes has a fixed part of the first half's counts.
+
+From a profile's name and the options that were given to a selection.
 """
 
 import math
@@ -18,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recordio_tools.draws import exact_power, exponentials, hash64
+from recordio_tools.deterministic_random import exact_power, exponentials, hash64
 from recordio_tools.errors import RecordIOError
 
 IMAGE_STREAM, IDENTITY_STREAM, HELD_OUT_STREAM = 0, 1, 2  # of the hash: each draw independent of the others
@@ -235,3 +237,45 @@ def place_within(keys: np.ndarray, labels: np.ndarray, seed: int, stream: int = 
     place_N = np.empty(len(order), np.int64)
     place_N[order] = np.arange(len(order)) - (np.cumsum(counts_C) - counts_C)[labels[order]]
     return place_N
+
+
+DEFAULTS = {
+    "proportional": {"images": None, "power": 1.0},
+    "pareto": {"alpha": 6.0, "max": 1280, "min": 5},
+    "exponential": {"imbalance": 100.0, "max": None},
+    "step": {"imbalance": 100.0, "max": None},
+}
+
+
+def draw(
+    keys: np.ndarray,
+    labels: np.ndarray,
+    profile: str,
+    seed: int,
+    identities: int | None,
+    given: dict[str, float | None],
+) -> tuple[Selection, dict]:
+    """The selection of the images `keys`, `labels` (int64 [N]), and its profile with all parameters as they were used.
+
+    Raises RecordIOError for an option that the profile does not know, a missing --images, and what the source cannot
+    give.
+    """
+    options = dict(DEFAULTS[profile])
+    for name, value in given.items():
+        if value is not None and name not in options:
+            raise RecordIOError(f"--{name} means nothing for --profile {profile}; it takes: --{', --'.join(options)}")
+        if value is not None:
+            options[name] = value
+    if profile == "proportional":
+        if options["images"] is None:
+            raise RecordIOError("--images is needed: how many images to draw (887500 for MS1M-LT)")
+        selection = sample_proportional(keys, labels, options["images"], seed, options["power"], identities)
+    elif profile == "pareto":
+        bounds = (options["alpha"], options["max"], options["min"])
+        selection = sample_pareto(keys, labels, seed, *bounds, identities)
+    else:
+        if options["max"] is None:
+            options["max"] = int(np.bincount(labels).max(initial=0))
+        falling = sample_exponential if profile == "exponential" else sample_step
+        selection = falling(keys, labels, seed, options["imbalance"], options["max"], identities)
+    return selection, {"name": profile, "seed": seed, **options, "identities": identities}

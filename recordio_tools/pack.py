@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from recordio_tools.atomic_io import whole_folder, write_text
 from recordio_tools.errors import RecordIOError
-from recordio_tools.face_layout import FaceRecord
-from recordio_tools.face_writer import FaceRecordWriter
-from recordio_tools.files import whole_folder, write_text
-from recordio_tools.header_scan import Progress
-from recordio_tools.identity_table import NAME
-from recordio_tools.image import EXTENSIONS, decode, image_format, image_size
+from recordio_tools.face_set import NAME, FaceRecord
+from recordio_tools.format import Progress
+from recordio_tools.image_header import EXTENSIONS, decode, image_format, image_size
 from recordio_tools.lists import read_folders, read_list
+from recordio_tools.writer import FaceRecordWriter
 
 JPEG_QUALITY = 95
 EVERY = 256  # images between two reports of progress

@@ -1,17 +1,158 @@
-"""Random access to the records of a .rec, through a memory map."""
+"""The index: which key lies at which offset. Read from `.idx`, or made by walking the records where there is none.
 
+What one pass over a file found, kept beside it so that the next start needs no pass.
+
+A cache is one .npy of int64 [1 + R, N]: its first row begins with the fingerprints (size, modification time in ns) of
+the files it was made from, and R rows of values follow. A stale, foreign or unreadable cache is ignored; one that
+cannot be written (a read-only folder) is not kept; the caller has its values all the same.
+
+Random access to the records of a .rec, through a memory map.
+"""
+
+import contextlib
 import mmap
 import struct
+import warnings
+from array import array
 from bisect import bisect_left
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from recordio_tools.atomic_io import atomic
 from recordio_tools.errors import RecordIOError
-from recordio_tools.framing import MAGIC, MAX_LENGTH, read_record
-from recordio_tools.header import HEADER, IRHeader, Record, infer_label_width, unpack
-from recordio_tools.index import read_index, walk_index
-from recordio_tools.scan_cache import cached, fingerprint
+from recordio_tools.format import (
+    FRAME,
+    HEADER,
+    MAGIC,
+    MAX_LENGTH,
+    IRHeader,
+    Record,
+    gather_headers,
+    infer_label_width,
+    padded,
+    read_record,
+    unpack,
+)
+
+TAB, NEWLINE = ord("\t"), ord("\n")
+
+
+def read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and offsets, int64 [N] each, as the lines of an `.idx` give them (key, tab, offset).
+
+    Raises RecordIOError naming the first line that is no such pair.
+    """
+    text = path.read_bytes()
+    if text and not text.endswith(b"\n"):
+        text += b"\n"
+    separators = np.frombuffer(text, np.uint8)
+    separators = separators[(separators == TAB) | (separators == NEWLINE)]
+    lines = np.count_nonzero(separators == NEWLINE)
+    regular = separators.size == 2 * lines and bool((separators[::2] == TAB).all())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)
+        try:
+            numbers = np.fromstring(text.decode("ascii"), dtype=np.int64, sep=" ") if regular else None
+        except (DeprecationWarning, ValueError):
+            numbers = None
+    if numbers is None or numbers.size != 2 * lines or (numbers < 0).any():
+        raise RecordIOError(f"{path}: {_first_bad_line(text)}; delete the file to have it made again from the records")
+    return numbers[::2].copy(), numbers[1::2].copy()
+
+
+def _first_bad_line(text: bytes) -> str:
+    for number, line in enumerate(text.splitlines(), start=1):
+        fields = line.split(b"\t")
+        if len(fields) != 2 or not all(field.strip().isdigit() for field in fields):
+            return f"line {number} is not a key, a tab and an offset: {line[:60]!r}"
+    return "a number is out of range"
+
+
+def index_text(keys: np.ndarray, offsets: np.ndarray) -> bytes:
+    """The `.idx` of these keys and offsets [N], byte for byte as MXNet writes it."""
+    return "".join(f"{key}\t{offset}\n" for key, offset in zip(keys.tolist(), offsets.tolist(), strict=True)).encode()
+
+
+def walk_index(view: memoryview) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and offsets, int64 [N] each in file order, found by walking every record once.
+
+    A record's key is its header's id, as the usual writers store it. Where ids repeat, or a record has no header at
+    all, the records are numbered from 0. Raises RecordIOError at the first record that cannot be read.
+    """
+    offsets = walk_offsets(view)
+    keys = np.arange(len(offsets))
+    with contextlib.suppress(RecordIOError):
+        ids = gather_headers(view, offsets).id_N
+        if np.unique(ids).size == ids.size and (ids < 1 << 63).all():
+            keys = ids
+    return keys.astype(np.int64), offsets
+
+
+def walk_offsets(view: memoryview) -> np.ndarray:
+    """Offsets of all records, int64 [N]: each is known only when the record before it has been read."""
+    offsets = array("q")
+    offset, size, unpack = 0, len(view), FRAME.unpack_from
+    while offset < size:
+        offsets.append(offset)
+        if offset + FRAME.size <= size:
+            magic, word = unpack(view, offset)
+            end = offset + FRAME.size + word
+            if magic == MAGIC and word <= MAX_LENGTH and end <= size:  # a whole record; the rest takes the long way
+                offset = padded(end)
+                continue
+        try:
+            _, offset = read_record(view, offset)
+        except RecordIOError as error:
+            raise RecordIOError(f"record {len(offsets) - 1}: {error}; run verify") from None
+    return np.frombuffer(offsets, np.int64).copy() if offsets else np.zeros(0, np.int64)
+
+
+FORMAT = 1
+
+
+def fingerprint(*paths: Path) -> list[int]:
+    """Format, then size and modification time in ns of each file; -1, -1 for one that is absent."""
+    numbers = [FORMAT]
+    for path in paths:
+        try:
+            status = path.stat()
+            numbers += [status.st_size, status.st_mtime_ns]
+        except FileNotFoundError:
+            numbers += [-1, -1]
+    return numbers
+
+
+def cached(cache: Path, mark: list[int], rows: int, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """The int64 [rows, N] of `compute`, from `cache` where its fingerprint is `mark`."""
+    kept = _load(cache, mark, rows)
+    if kept is not None:
+        return kept
+    values = np.ascontiguousarray(compute(), dtype=np.int64)
+    table = np.zeros((1 + rows, max(values.shape[1], len(mark) + 1)), np.int64)
+    table[0, : len(mark)] = mark
+    table[0, len(mark)] = values.shape[1]
+    table[1:, : values.shape[1]] = values
+    # A folder without any write bit is meant to stay as it is, also where the superuser could write.
+    if cache.parent.stat().st_mode & 0o222:
+        with contextlib.suppress(OSError), atomic(cache) as stream:
+            np.save(stream, table, allow_pickle=False)
+    return values
+
+
+def _load(cache: Path, mark: list[int], rows: int) -> np.ndarray | None:
+    try:
+        table = np.load(cache, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    if not isinstance(table, np.ndarray) or table.dtype != np.int64 or table.ndim != 2 or table.shape[0] != 1 + rows:
+        return None
+    if table.shape[1] <= len(mark) or table[0, : len(mark)].tolist() != mark:
+        return None
+    count = int(table[0, len(mark)])
+    return np.array(table[1:, :count]) if 0 <= count <= table.shape[1] else None
+
 
 FRAMED_HEADER = struct.Struct("<II" + HEADER.format.lstrip("<"))
 FRAMED_HEADER_AT = FRAMED_HEADER.unpack_from

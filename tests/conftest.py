@@ -48,7 +48,7 @@ def tiny_faces(tmp_path_factory) -> Path:
     import cv2
     import numpy as np
 
-    from recordio_tools import FaceRecordWriter
+    from recordio_tools.writer import FaceRecordWriter
 
     path = tmp_path_factory.mktemp("tiny_faces") / "train.rec"
     random = np.random.default_rng(0)
@@ -66,7 +66,7 @@ def tiny_pairs(tiny_faces, tmp_path_factory) -> Path:
     """A verification set of 20 pairs of those pictures, 10 of one identity, some pictures in several."""
     import pickle
 
-    from recordio_tools import FaceRecord
+    from recordio_tools.face_set import FaceRecord
 
     with FaceRecord(tiny_faces) as record:
         payloads = [bytes(record.read(key).payload) for key in record.image_keys.tolist()]
@@ -110,8 +110,8 @@ def recipe(tiny_faces) -> Callable[..., dict[str, Any]]:
 @pytest.fixture(scope="session")
 def finished_run(recipe, tmp_path_factory) -> Path:
     """The folder of a finished run of the recipe; read only."""
-    from facelt.config import TrainConfig
-    from facelt.engine.run import run
+    from facelt.config.train import TrainConfig
+    from facelt.training.run import run
 
     return run(TrainConfig.model_validate(recipe(tmp_path_factory.mktemp("finished") / "run")))
 
@@ -119,8 +119,8 @@ def finished_run(recipe, tmp_path_factory) -> Path:
 @pytest.fixture
 def cli(capsys) -> Callable[..., tuple[int, str, str]]:
     """cli(*words) -> (exit code, stdout, stderr) of the command line."""
-    from facelt.cli import app
-    from facelt.entry import run_app
+    from facelt.cli.main import app
+    from facelt.utils.cli import run_app
 
     def run(*words: object) -> tuple[int, str, str]:
         capsys.readouterr()

@@ -1,6 +1,7 @@
-"""Imports go down only: the table of what each layer may import of ours, and every import held against it."""
+"""Layers: which folders a folder imports, cycles, module counts, and what the root of the package holds."""
 
 import ast
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,188 +9,170 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("recordio_tools", "facelt", "eval_megaface")
-MEASURING = (
-    *("facelt.store", "facelt.search", "facelt.identification", "facelt.metrics", "facelt.gallery", "facelt.report"),
-)
-ENTRIES = (
-    "facelt.train",
-    "facelt.align",
-    "facelt.embed",
-    "facelt.evaluate",
-    "facelt.verify",
-    "facelt.audit",
-    "facelt.dataset",
-    "facelt.bench",
-    "facelt.figures",
-    "facelt.export",
-    "facelt.gallery_cli",
-    "facelt.demo",
-)
 
-# What any layer may import of ours, and what each may beside that and itself.
-BOTTOM = ("facelt.errors", "facelt.whole_files")
+# Folder -> folders it may import, besides itself and facelt.errors. Imports go down only.
+MEASURING = {
+    "metrics": "",
+    "stats": "",
+    "store": "utils config",
+    "search": "",
+    "identification": "search stats metrics",
+    "gallery": "store search identification stats utils",
+    "audit": "config store search identification metrics stats utils recordio_tools",
+    "report": "utils",
+}
 ALLOWED = {
-    "recordio_tools": (),
-    "facelt": (),
-    "facelt.errors": (),
-    "facelt.whole_files": (),
-    "facelt.config": (),
-    # The training side.
-    "facelt.data": ("recordio_tools",),
-    "facelt.data.synthetic": ("recordio_tools",),
-    # From photographs to aligned faces, without torch.
-    "facelt.alignment": ("facelt.data", "facelt.report", "recordio_tools"),
-    "facelt.models": (),
-    "facelt.parallel": (),
-    "facelt.memory": ("facelt.parallel",),
-    "facelt.losses": ("facelt.parallel",),
-    "facelt.heads": ("facelt.parallel", "facelt.memory"),
-    "facelt.methods": (
-        *("facelt.config", "facelt.models", "facelt.parallel"),
-        *("facelt.memory", "facelt.losses", "facelt.heads", "facelt.metrics"),
-    ),
-    "facelt.openset": (),
-    "facelt.engine": (
-        *("facelt.config", "facelt.data", "facelt.models", "facelt.parallel", "facelt.methods", "facelt.openset"),
-        *("facelt.metrics", "facelt.store", "facelt.alignment", "recordio_tools"),
-    ),
-    # The measuring side.
-    "facelt.store": (),
-    "facelt.metrics": (),
-    "facelt.search": ("facelt.store",),
-    "facelt.identification": ("facelt.store", "facelt.search", "facelt.metrics"),
-    "facelt.gallery": ("facelt.store", "facelt.search", "facelt.identification", "facelt.metrics"),
-    "facelt.auditing": (
-        *("facelt.config", "facelt.store", "facelt.search", "facelt.identification", "facelt.metrics"),
-        "recordio_tools",
-    ),
-    "facelt.report": (),
-    "eval_megaface": ("facelt.config", "facelt.entry", "facelt.embed", "facelt.auditing", *MEASURING),
-    # Runs of recipes and their table.
-    "facelt.benchmarking": ("facelt.config", "facelt.engine", "facelt.report"),
-    # The entries.
-    "facelt.entry": ("facelt.report", "recordio_tools"),
-    "facelt.train": ("facelt.config", "facelt.entry", "facelt.engine"),
-    "facelt.align": ("facelt.entry", "facelt.alignment"),
-    "facelt.embed": ("facelt.config", "facelt.entry", "facelt.alignment", "facelt.engine"),
-    "facelt.evaluate": ("facelt.config", "facelt.entry", "facelt.engine", "facelt.report"),
-    "facelt.verify": (
-        *("facelt.config", "facelt.entry", "facelt.data", "facelt.engine", "facelt.store", "facelt.identification"),
-        "facelt.report",
-    ),
-    "facelt.audit": ("facelt.config", "facelt.entry", "facelt.auditing", "facelt.report"),
-    "facelt.dataset": ("facelt.config", "facelt.entry", "facelt.engine"),
-    "facelt.bench": ("facelt.config", "facelt.entry", "facelt.benchmarking", "facelt.engine", "facelt.report"),
-    "facelt.figures": ("facelt.config", "facelt.entry", "facelt.engine", "facelt.metrics", "facelt.report"),
-    "facelt.export": ("facelt.config", "facelt.entry", "facelt.engine"),
-    "facelt.gallery_cli": (
-        *("facelt.entry", "facelt.gallery", "facelt.store", "facelt.alignment", "facelt.engine", "facelt.report"),
-    ),
-    "facelt.demo": ("facelt.entry", "facelt.data.synthetic", "recordio_tools"),
-    "facelt.cli": ("facelt.entry", "eval_megaface", *ENTRIES),
+    "recordio_tools": "",
+    "utils": "recordio_tools",
+    "config": "",
+    **MEASURING,
+    "distributed": "",
+    "data": "config distributed metrics recordio_tools",
+    "synthetic": "utils recordio_tools",
+    "alignment": "data utils recordio_tools",
+    "models": "",
+    "losses": "distributed",
+    "heads": "distributed",
+    "methods": "config models distributed losses heads metrics",
+    "openset": "",
+    "inference": "config data distributed models methods openset metrics store alignment utils",
+    "evaluation": "config data distributed methods openset metrics inference",
+    "export": "data models methods inference utils",
+    "training": "config data distributed models methods metrics inference utils",
+    "benchmarking": "config distributed inference evaluation training report utils",
+    "eval_megaface": "config store search identification metrics stats report utils",
+    "cli": "config data synthetic alignment distributed inference evaluation export training benchmarking audit gallery"
+    " store identification metrics report utils eval_megaface",
 }
-# What `import` may not bring in there at the top of a file, nor, but for the search engines, anywhere.
-HEAVY = ("torch", "torchvision", "faiss", "matplotlib", "sklearn", "fairlearn", "tensorboard", "safetensors")
-NEVER = {
-    "recordio_tools": (*HEAVY, "scipy", "mxnet"),
-    "facelt.config": HEAVY,
-    "facelt.data.synthetic": HEAVY,
-    "facelt.alignment": HEAVY,
-    **dict.fromkeys(
-        ("facelt.store", "facelt.metrics", "facelt.identification", "facelt.gallery", "facelt.report"), HEAVY[:3]
-    ),
-    "facelt.auditing": HEAVY[:3],
-    "eval_megaface": HEAVY,
-}
+ENTRIES = {"facelt.__main__": "cli", "facelt.train": "cli utils"}
+
+# Packages that a folder never imports at the top of a file; the measuring side imports torch and faiss in its engines.
+HEAVY = {"torch", "torchvision", "faiss", "matplotlib", "sklearn", "fairlearn", "tensorboard", "safetensors"}
+LIGHT = {*MEASURING, "recordio_tools", "utils", "config", "synthetic", "alignment", "eval_megaface", "cli"}
+ENGINES = {"facelt.search.faiss_engine", "facelt.search.torch_engine"}
 
 
-def walk() -> Iterator[tuple[str, Path]]:
-    """Every module of ours by its dotted name."""
+def module_paths() -> Iterator[tuple[str, Path]]:
+    """Every module by its dotted name."""
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts
             yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
 
 
-MODULES = dict(walk())
+MODULES = dict(module_paths())
 
 
-def layer_of(module: str) -> str:
-    """The longest row of the table a module lies under; a module of facelt that no row names is a layer of its own."""
-    parts = module.split(".")
-    prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
-    found = next((prefix for prefix in prefixes if prefix in ALLOWED), module)
-    return module if found == "facelt" != module else found
-
-
-def imports(source: str, nested: bool = True) -> set[str]:
-    """Dotted names a file imports; `from package import name` counts as package.name, which may be a module."""
+def imported_names(source: str, nested: bool = True) -> set[str]:
+    """Dotted names that a file imports; `from package import name` counts as package.name, which may be a module."""
     tree = ast.parse(source)
-    found: set[str] = set()
+    names: set[str] = set()
     for node in ast.walk(tree) if nested else tree.body:
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute here"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            assert node.level == 0, "imports are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
-def ours(names: set[str]) -> set[str]:
-    """The layers those imports lead to."""
-    wanted = {name for name in names if name.partition(".")[0] in PACKAGES}
-    # `from facelt.data.batch import Batch` is of facelt.data.batch, `from facelt.engine import run` of the module.
-    return {layer_of(name if name in MODULES else name.rpartition(".")[0]) for name in wanted}
+def imported_modules(source: str) -> set[str]:
+    """Modules of the project that a file imports, lazily or for types as well."""
+    names = {name for name in imported_names(source) if name.partition(".")[0] in PACKAGES}
+    return {name if name in MODULES else name.rpartition(".")[0] for name in names}
 
 
-def wrong_ways(module: str, source: str) -> set[str]:
-    layer = layer_of(module)
-    return ours(imports(source)) - {layer, *BOTTOM, *ALLOWED[layer]}
+def folder_of(module: str) -> str:
+    """The folder of a module: the second part of a dotted name in facelt."""
+    parts = module.split(".")
+    return parts[0] if parts[0] != "facelt" or len(parts) == 1 else parts[1]
+
+
+IMPORTS = {module: imported_modules(path.read_text()) - {module} for module, path in MODULES.items()}
+
+
+def forbidden_imports(module: str, imports: set[str]) -> set[str]:
+    allowed = ENTRIES.get(module, ALLOWED.get(folder_of(module), "")).split()
+    return {name for name in imports if folder_of(name) not in (*allowed, folder_of(module), "errors")}
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_what_lies_below(module):
+def test_imports_go_down(module):
+    assert folder_of(module) in ALLOWED or module in ("facelt", "facelt.errors", *ENTRIES)
+    assert not forbidden_imports(module, IMPORTS[module])
+
+
+@pytest.mark.parametrize("module", sorted(module for module in MODULES if folder_of(module) in LIGHT))
+def test_heavy_packages_load_late(module):
     source = MODULES[module].read_text()
-    assert layer_of(module) in ALLOWED, "a new layer needs a row in the table of this test and in the design"
-    if module.startswith("recordio_tools"):
-        assert ours(imports(source)) <= {"recordio_tools"}
-    assert not wrong_ways(module, source)
+    if module not in ENGINES:
+        assert not {name.partition(".")[0] for name in imported_names(source, nested=False)} & HEAVY
+    if folder_of(module) == "recordio_tools":
+        assert not {name.partition(".")[0] for name in imported_names(source)} & (HEAVY - {"matplotlib"})
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_heavy_packages_stay_where_they_are_needed(module):
-    layer, source = layer_of(module), MODULES[module].read_text()
-    everywhere = {name.partition(".")[0] for name in imports(source)}
-    assert not everywhere & set(NEVER.get(layer, ()))
-    if layer in (*MEASURING, *ENTRIES, "facelt.auditing", "facelt", "facelt.cli", "facelt.entry", "facelt.errors"):
-        at_the_top = {name.partition(".")[0] for name in imports(source, nested=False)}
-        assert not at_the_top & set(HEAVY)
+def find_cycle(graph: dict[str, set[str]]) -> list[str]:
+    """A cycle of a directed graph, or an empty list."""
+    done: set[str] = set()
+
+    def visit(node: str, path: tuple[str, ...]) -> list[str]:
+        if node in path:
+            return [*path[path.index(node) :], node]
+        if node in done:
+            return []
+        for target in sorted(graph.get(node, ())):
+            if cycle := visit(target, (*path, node)):
+                return cycle
+        done.add(node)
+        return []
+
+    return next((cycle for node in sorted(graph) if (cycle := visit(node, ()))), [])
 
 
-def test_the_table_itself_goes_down_only():
-    """No two layers may reach each other, and no measuring layer a training one."""
-
-    def reach(layer: str) -> set[str]:
-        seen: set[str] = set()
-        waiting = [layer]
-        while waiting:
-            for below in ALLOWED[waiting.pop()]:
-                if below not in seen:
-                    seen.add(below)
-                    waiting.append(below)
-        return seen
-
-    assert not [layer for layer in ALLOWED if layer in reach(layer)]
-    training = {"facelt.data", "facelt.models", "facelt.memory", "facelt.heads", "facelt.methods", "facelt.engine"}
-    assert not [layer for layer in (*MEASURING, "facelt.auditing") if reach(layer) & training]
-    assert [layer for layer in ALLOWED if "eval_megaface" in ALLOWED[layer]] == ["facelt.cli"]
+def test_no_cycles():
+    assert find_cycle(IMPORTS) == []
+    assert find_cycle({folder: set(targets.split()) for folder, targets in ALLOWED.items()}) == []
+    assert find_cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
 
 
-def test_the_walk_finds_wrong_ways():
-    assert wrong_ways("facelt.models.new", "from facelt.heads import LinearHead") == {"facelt.heads"}
-    assert wrong_ways("facelt.store.new", "def f():\n    import facelt.engine.run") == {"facelt.engine"}
-    assert wrong_ways("facelt.metrics.new", "from facelt import search") == {"facelt.search"}
-    assert wrong_ways("facelt.engine.new", "from eval_megaface.lists import read") == {"eval_megaface"}
-    assert wrong_ways("recordio_tools.new", "from facelt.data import decode") == {"facelt.data"}
-    assert not wrong_ways("facelt.heads.new", "from facelt.errors import UserError\nimport facelt.memory")
-    assert imports("def f():\n    import torch", nested=False) == set()
+def test_the_measuring_side_never_reaches_the_training_side():
+    reached = set(MEASURING)
+    while more := {target for folder in reached for target in ALLOWED[folder].split()} - reached:
+        reached |= more
+    assert reached <= {*MEASURING, "utils", "config", "recordio_tools"}
+    assert [folder for folder in ALLOWED if "eval_megaface" in ALLOWED[folder].split()] == ["cli"]
+
+
+def test_every_allowed_import_is_used():
+    used: dict[str, set[str]] = {}
+    for module, imports in IMPORTS.items():
+        used.setdefault(folder_of(module), set()).update(map(folder_of, imports))
+    assert {folder: set(targets.split()) - used[folder] for folder, targets in ALLOWED.items()} == {
+        folder: set() for folder in ALLOWED
+    }
+
+
+def test_module_counts():
+    lines = {
+        module: len(path.read_text().splitlines()) for module, path in MODULES.items() if path.name != "__init__.py"
+    }
+    assert len(lines) <= 200
+    assert statistics.median(lines.values()) >= 120
+    assert max(lines.values()) <= 500
+    assert sum(count < 40 for count in lines.values()) <= 10
+
+
+def test_the_root_holds_packages_and_entries():
+    files = {path.name for path in (ROOT / "facelt").iterdir() if path.is_file()}
+    assert files == {"__init__.py", "__main__.py", "errors.py", "train.py"}
+
+
+def test_forbidden_imports_are_found():
+    def forbidden(module: str, source: str) -> set[str]:
+        return forbidden_imports(module, imported_modules(source))
+
+    assert forbidden("facelt.models.new", "from facelt.heads.ncm import NcmHead") == {"facelt.heads.ncm"}
+    assert forbidden("facelt.store.new", "def f():\n    import facelt.training.run") == {"facelt.training.run"}
+    assert forbidden("recordio_tools.new", "from facelt.data import decode") == {"facelt.data.decode"}
+    assert not forbidden("facelt.heads.new", "from facelt.errors import UserError\nimport facelt.distributed.comm")
+    assert imported_names("def f():\n    import torch", nested=False) == set()

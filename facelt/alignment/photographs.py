@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from facelt.alignment.animated import is_animated
-from facelt.alignment.other_formats import other_format
 from facelt.data.decode import UndecodableImage, decode_image
-from facelt.data.image_list import is_labelled, read_list, read_paths
+from facelt.data.image_lists import is_labelled, read_list, read_paths
 from facelt.errors import UserError
+from recordio_tools.image_header import is_animated, other_format
 
 READ = (".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp")
 NAMED = (".apng", ".avif", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".tif", ".tiff")
@@ -42,7 +41,7 @@ def find_photographs(source: Path, *, root: Path | None = None, people: str = "f
     name without a number at the end (`people` file: Ada_Byron_0002.jpg shows Ada_Byron). Hidden files are passed over,
     and so are those without an image's suffix; linked files are read, linked folders not entered.
 
-    Raises UserError: nothing there, a folder that cannot be looked into, or a list that facelt.data.image_list refuses.
+    Raises UserError: nothing there, a folder that cannot be looked into, or a list that data.image_lists refuses.
     """
     labels = None
     try:

@@ -1,1 +1,1 @@
-"""Benchmarks: recipes by name, runs of them with several seeds, and what was found beside what was published."""
+"""Recipes run over seeds, their records and the benchmark table."""

@@ -1,14 +1,24 @@
-"""What a benchmark run left: one line of JSON each, in a file that only grows."""
+"""What a benchmark run left: one line of JSON each, in a file that only grows.
+
+Figures that others published, from a file beside the table they stand in.
+
+Where a figure was made: the machine, torch's version and the commit of the sources.
+"""
 
 import hashlib
 import json
+import os
+import platform
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from facelt.config import MAY_CHANGE, Strict, TrainConfig, is_among
+from facelt.config.base import Strict
+from facelt.config.loading import load_config
+from facelt.config.train import MAY_CHANGE, TrainConfig, is_among
 from facelt.errors import UserError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -102,3 +112,71 @@ def config_digest(config: TrainConfig) -> str:
 def telling(settings: Sequence[str]) -> tuple[str, ...]:
     """The settings that make it another recipe, sorted."""
     return tuple(sorted(setting for setting in settings if not is_among(setting.partition("=")[0], NEUTRAL)))
+
+
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+PUBLISHED_SOURCES = {
+    "C": "read in the authors' code",
+    "P": "paper, poster or slides",
+    "R": "the authors' README or an answer of theirs on GitHub",
+    "S": "a table of others",
+    "M": "unconfirmed: no target",
+}
+
+
+class PublishedMethod(Strict):
+    """Top-1 accuracies in % of one method on one suite, by imbalance, from one kind of source.
+
+    `recipe` is ours that they stand beside, if there is one; `selection` says how their epoch was chosen, if we know.
+    """
+
+    suite: str
+    method: str
+    recipe: str | None = None
+    source: Literal["C", "P", "R", "S", "M"]
+    selection: str | None = None
+    accuracy: dict[float, Percent]
+
+
+class Published(Strict):
+    """The whole file."""
+
+    figures: tuple[PublishedMethod, ...]
+
+
+def read_published(path: Path) -> tuple[PublishedMethod, ...]:
+    """The figures of a file. Raises UserError naming the key at fault."""
+    return load_config(path, Published).figures
+
+
+SOURCES = ("facelt", "recordio_tools", "configs")
+
+
+def machine_name(device: str) -> str:
+    """The GPU's name, or the processor's with its number of cores."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def commit_of(checkout: Path) -> str:
+    """The commit's first ten digits, with `+changes` where the sources differ from it; `unknown` without git."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(checkout), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")[:10]
+        changed = git("status", "--porcelain", "--", *SOURCES)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{commit}+changes" if changed else commit

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from facelt.benchmarking.published import PublishedMethod
-from facelt.benchmarking.recipes import all_recipes, imbalance_of
-from facelt.benchmarking.records import Record, RunRecord, SmokeRecord
-from facelt.config import TrainConfig, load_config
+from facelt.benchmarking.records import PublishedMethod, Record, RunRecord, SmokeRecord
+from facelt.benchmarking.run import all_recipes, imbalance_of
+from facelt.config.loading import load_config
+from facelt.config.train import TrainConfig
 from facelt.report.benchmarks import BenchmarkRow, Figure, PublishedFigure
 
 BANDS = ("many", "medium", "few")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from facelt.config.strict import Strict
+from facelt.config.base import Strict
 
 Kind = Literal["direct", "meta", "meta_unit"]
 Rate = Annotated[float, Field(gt=0, lt=1)]

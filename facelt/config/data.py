@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from facelt.config.strict import Strict
+from facelt.config.base import Strict
 
 Channels = tuple[float, float, float]
 Side = Annotated[int, Field(ge=1, le=4096)]

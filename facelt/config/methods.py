@@ -1,19 +1,314 @@
-"""What each method can be told. A stage chooses one by its `name`."""
+"""What the settings of every method have in common.
 
-from typing import TYPE_CHECKING, Annotated, Literal
+What the methods of several experts can be told.
+
+What the methods can be told that divide their work by how many images the classes have.
+
+What methods can be told that put other classifiers on a feature, most of them on that of an earlier stage.
+
+What each method can be told. A stage chooses one by its `name`.
+"""
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from facelt.config.experts import IndependentConfig, RideConfig, RideRouterConfig
-from facelt.config.losses import LossConfig, MetricLossConfig, SoftmaxLoss, WeightsConfig
-from facelt.config.method import AnyMethod
-from facelt.config.mixing import ForegroundConfig, MixConfig
-from facelt.config.on_trained import OtherClassifierConfig
-from facelt.config.sampler import Sampler
-from facelt.config.shot_groups import BbnConfig, LfmeConfig, ResltConfig
+from facelt.config.base import Sampler, Strict
+from facelt.config.losses import (
+    ClassBalancedWeights,
+    ForegroundConfig,
+    LdamLoss,
+    LossConfig,
+    MetricLossConfig,
+    MixConfig,
+    SoftmaxLoss,
+    WeightsConfig,
+)
 
 if TYPE_CHECKING:
-    from facelt.config.training import StageConfig
+    from facelt.config.train import StageConfig
+
+
+class AnyMethod(Strict):
+    """Settings of a method, which a stage chooses by their `name`."""
+
+    @property
+    def teachers_wanted(self) -> range:
+        """How many trained stages the method learns from: none, but for those that say so."""
+        return range(1)
+
+    def why_no_teacher(self, stage: "StageConfig") -> str | None:
+        """What is wrong with a teacher from this stage of the same run; None where it will do."""
+        return None
+
+
+def check_scale(loss: LossConfig, head: str, scale: float) -> None:
+    """ValueError unless the margins of LDAM are of the size of the logits they are taken off."""
+    if loss.name == "ldam" and (head != "cosine" or loss.scale != scale):
+        found = f"scale {scale:g}" if head == "cosine" else f"the head {head}"
+        raise ValueError(f"loss.scale: ldam's {loss.scale:g} is of a cosine head with that scale, here is {found}")
+
+
+class Distillation(Strict):
+    """The mean answer of the experts learns from the stage's teacher: `weight` T^2 KL(teacher / T || mean / T)."""
+
+    temperature: float = Field(1.5, gt=0)
+    weight: float = Field(1.0, gt=0)
+
+
+class RideConfig(AnyMethod):
+    """Experts that are each right by themselves and unlike their mean, one for each of the stage's `branches`.
+
+    `diversity` is the weight of the divergence from the mean, below 0 so that experts part. From the share
+    `temperature_start` of the epochs on each class has a temperature of its own there, as far from 1 as
+    `temperature_spread` has it. With `collaborative` the mean alone is to be right, and no diversity is asked for.
+    With `distillation` the stage has one of the `teachers`.
+    """
+
+    name: Literal["ride"]
+    sampler: Sampler = "instance"
+    scale: float = Field(30.0, gt=0)
+    loss: Annotated[LdamLoss | SoftmaxLoss, Field(discriminator="name")] = LdamLoss(name="ldam")
+    weights: WeightsConfig | None = ClassBalancedWeights(name="class_balanced", start=0.8)
+    diversity: float = Field(-0.45, le=0)
+    temperature_spread: float = Field(0.05, ge=0, lt=1)
+    temperature_start: float = Field(0.8, ge=0, le=1)
+    collaborative: bool = False
+    distillation: Distillation | None = None
+
+    @property
+    def teachers_wanted(self) -> range:
+        return range(1) if self.distillation is None else range(1, 2)
+
+    @model_validator(mode="after")
+    def _margins_fit_the_logits(self) -> "RideConfig":
+        check_scale(self.loss, "cosine", self.scale)
+        return self
+
+
+class RideRouterConfig(AnyMethod):
+    """Which of RIDE's experts an image is shown to, in turn; it starts from a stage of RIDE, which stands still.
+
+    The router reads `hidden` units of an expert's feature and the `top` largest logits so far, all where there are
+    fewer classes. Images that a later expert would set right weigh `pos_weight` times the others.
+    """
+
+    name: Literal["ride_router"]
+    sampler: Sampler = "class_balanced"
+    scale: float = Field(30.0, gt=0)
+    hidden: int = Field(16, ge=1)
+    top: int = Field(30, ge=1)
+    pos_weight: float = Field(100.0, gt=0)
+
+
+class IndependentConfig(AnyMethod):
+    """Experts that know nothing of each other, each with its own draws of the whole training set, averaged in the end.
+
+    They are independent with `branches: {split: none}`. `average` is that of the test: the experts' logits or
+    probabilities. `scale` belongs to the head `cosine`.
+    """
+
+    name: Literal["independent"]
+    sampler: Sampler = "instance"
+    head: Literal["linear", "cosine"] = "cosine"
+    scale: float = Field(30.0, gt=0)
+    loss: LossConfig = LdamLoss(name="ldam")
+    weights: WeightsConfig | None = ClassBalancedWeights(name="class_balanced", start=0.8)
+    average: Literal["logits", "probabilities"] = "logits"
+
+    @model_validator(mode="after")
+    def _margins_fit_the_logits(self) -> "IndependentConfig":
+        check_scale(self.loss, self.head, self.scale)
+        return self
+
+
+class BbnConfig(AnyMethod):
+    """BBN: from the images as they come to rare classes, over the epochs, in a network of two `branches`."""
+
+    name: Literal["bbn"]
+
+
+class ResltConfig(AnyMethod):
+    """ResLT: one of the `branches` for all classes and one from each rank of `starts` on, most images first, from 0.
+
+    `alpha` weighs the branches' own cross-entropies, the rest is that of their sum.
+    """
+
+    name: Literal["reslt"]
+    starts: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+    alpha: float = Field(0.99, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _starts_ascend(self) -> "ResltConfig":
+        if list(self.starts) != sorted(set(self.starts)):
+            raise ValueError(f"starts: {list(self.starts)} must ascend, every branch is for rarer classes")
+        return self
+
+
+class LfmeConfig(AnyMethod):
+    """LFME: a student of experts, the stage's `teachers`, each trained on many-, medium- or few-shot classes alone.
+
+    These are stages of the method classify with `shots`. `scale` belongs to the head `cosine`.
+    """
+
+    name: Literal["lfme"]
+    sampler: Sampler = "class_aware"
+    head: Literal["linear", "cosine"] = "linear"
+    scale: float = Field(16.0, gt=0)
+    loss: LossConfig = SoftmaxLoss()
+
+    @property
+    def teachers_wanted(self) -> range:
+        return range(1, 4)
+
+    def why_no_teacher(self, stage: "StageConfig") -> str | None:
+        if getattr(stage.method, "shots", None) is None:
+            return "is no expert: lfme learns from stages of the method classify with shots: many, medium or few"
+        return None
+
+    @model_validator(mode="after")
+    def _margins_fit_the_logits(self) -> "LfmeConfig":
+        check_scale(self.loss, self.head, self.scale)
+        return self
+
+
+class OnTrained(AnyMethod):
+    """A method on a model that an earlier stage trained; a `post_hoc` one is fitted without steps."""
+
+    post_hoc: ClassVar[bool] = False
+
+
+class LwsConfig(OnTrained):
+    """Learnable weight scaling: one factor a class on the earlier stage's linear classifier, on class-aware batches."""
+
+    name: Literal["lws"]
+
+
+class TauNormConfig(OnTrained):
+    """The earlier stage's linear classifier, its rows divided by the tau-th power of their length, without bias.
+
+    Where there are validation images tau is chosen on them, of 0, 0.1, ... 2; otherwise it is `tau`.
+    """
+
+    post_hoc: ClassVar[bool] = True
+    name: Literal["tau_norm"]
+    tau: float = Field(1.0, ge=0)
+
+
+class NcmConfig(OnTrained):
+    """The nearest class mean of unit features; with `centre` the training images' mean is taken off them first."""
+
+    post_hoc: ClassVar[bool] = True
+    name: Literal["ncm"]
+    distance: Literal["euclidean", "cosine"] = "euclidean"
+    centre: bool = True
+
+
+class _TwoClassifiers(OnTrained):
+    """With `scaled` the cosines to the class means are mapped, image by image, to the range of the linear logits."""
+
+    scaled: bool = True
+
+
+class FusionConfig(_TwoClassifiers):
+    """A linear classifier and the nearest class mean, put together by a rule.
+
+    `weight` is the linear classifier's part in w_mix; where there are validation images it is chosen on them, of
+    0, 0.1, ... 1.
+    """
+
+    post_hoc: ClassVar[bool] = True
+    name: Literal["fusion"]
+    rule: Literal["sum", "softmax_sum", "max", "w_mix"] = "sum"
+    weight: float = Field(0.5, ge=0, le=1)
+
+
+class FusionLlwConfig(_TwoClassifiers):
+    """Both classifiers' logits with a learned weight and offset a class, on class-aware batches."""
+
+    name: Literal["fusion_llw"]
+
+
+class FusionAsmConfig(_TwoClassifiers):
+    """A small network says for each image which of the two classifiers to ask.
+
+    It sees the `top` largest linear logits and `hidden` numbers made of the feature.
+    """
+
+    name: Literal["fusion_asm"]
+    top: int = Field(100, ge=1)
+    hidden: int = Field(50, ge=1)
+
+
+class FusionKtConfig(AnyMethod):
+    """A second linear classifier that learns from the nearest class mean while the network trains.
+
+    Where the nearest mean is right, a share of `transfer` of its loss is to answer as that does. The means are taken
+    after the share `memory_from` of the stage's epochs, from then on they follow the features at `rate`.
+    """
+
+    name: Literal["fusion_kt"]
+    scaled: bool = True
+    transfer: float = Field(0.8, ge=0, le=1)
+    memory_from: float = Field(0.01, ge=0, lt=1)
+    rate: float = Field(0.1, gt=0, le=1)
+
+
+class FslwfConfig(OnTrained):
+    """Few-shot learning without forgetting: rare classes' weights are generated from their images.
+
+    Novel are classes with fewer than `novel_below` training images, base the others. A step pretends that the share
+    `pretended` of its base classes were novel, with `dropout` on the features. `scale` is the cosines' first one where
+    the earlier stage has not learned it, `attention_scale` that of the attention.
+    """
+
+    name: Literal["fslwf"]
+    novel_below: int = Field(20, ge=1)
+    pretended: float = Field(0.64, gt=0, lt=1)
+    dropout: float = Field(0.5, ge=0, lt=1)
+    scale: float = Field(10.0, gt=0)
+    attention_scale: float = Field(30.0, gt=0)
+
+
+class _ShotRegression(OnTrained):
+    """From classifiers of few images to those of many: 1, 2, 4, ... images in so many `levels`.
+
+    Classifiers are fitted on the features by softmax regression with `decay` in `fit_steps` steps. The loss is the
+    squared distance of the weights plus `answer_weight` times that of the answers.
+    """
+
+    levels: int = Field(5, ge=1, le=16)
+    decay: float = Field(1e-3, gt=0)
+    fit_steps: int = Field(30, ge=1)
+    answer_weight: float = Field(1.0, ge=0)
+
+
+class ModelRegressionConfig(_ShotRegression):
+    """One network of `hidden` numbers a layer maps the weights of any few images to those of many; hinge loss."""
+
+    name: Literal["model_regression"]
+    hidden: int = Field(256, ge=1)
+
+
+class MetaModelNetConfig(_ShotRegression):
+    """A chain of residual blocks, each doubling the images the weights are as if of; cross-entropy."""
+
+    name: Literal["meta_model_net"]
+    levels: int = Field(7, ge=1, le=16)
+
+
+OtherClassifierConfig = (
+    LwsConfig
+    | TauNormConfig
+    | NcmConfig
+    | FusionConfig
+    | FusionLlwConfig
+    | FusionAsmConfig
+    | FusionKtConfig
+    | FslwfConfig
+    | ModelRegressionConfig
+    | MetaModelNetConfig
+)
 
 
 class ClassifyConfig(AnyMethod):

@@ -1,13 +1,18 @@
 """What travels from a dataset to the model: one draw in, one sample or bad image out, many of them in a batch.
 
 Shapes: B images of a batch, H height, W width.
+
+How many images a run may lose before it stops.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
+
+from facelt.errors import UserError
 
 
 class Draws(NamedTuple):
@@ -85,3 +90,37 @@ class Filled(NamedTuple):
         """The batch whose pixels lie there; nothing is copied."""
         columns = (torch.from_numpy(column) for column in (self.label_B, self.index_B, self.seed_B))
         return Batch(image_BHW3[: len(self.label_B)], *columns, self.bad)
+
+
+_NAMED = 5
+
+
+class BadImageCount:
+    """Counts distinct unusable images over a run; an image met again in a later epoch counts once.
+
+    `setting` is what a user changes to allow more than `limit`.
+    """
+
+    def __init__(self, limit: int, setting: str = "data.max_bad_images") -> None:
+        self.limit = limit
+        self.setting = setting
+        self.reasons: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.reasons)
+
+    def add(self, bad: Iterable[BadImage]) -> tuple[BadImage, ...]:
+        """Take the bad images of a batch; returns those not met before, so that each is reported once.
+
+        Raises UserError when more than `limit` different images were bad, naming the first few.
+        """
+        new = tuple(item for item in dict(bad).items() if item[0] not in self.reasons)
+        self.reasons.update(new)
+        if len(self.reasons) > self.limit:
+            first = "; ".join(f"{name}: {reason}" for name, reason in list(self.reasons.items())[:_NAMED])
+            rest = len(self.reasons) - _NAMED
+            more = f"; and {rest} more" if rest > 0 else ""
+            raise UserError(
+                f"{len(self.reasons)} images cannot be used, {self.setting} allows {self.limit}: {first}{more}"
+            )
+        return tuple(BadImage(*item) for item in new)

@@ -1,18 +1,70 @@
-"""CIFAR-10 and CIFAR-100, whole or long-tailed.
+"""torchvision's files of CIFAR-10 and CIFAR-100, read without letting a pickle run anything.
+
+Shapes: N images.
+
+CIFAR-10 and CIFAR-100, whole or long-tailed.
 
 Shapes: N images of a file, C classes, K images kept.
+
+Fetching CIFAR where it was published.
 """
 
+import tarfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from torchvision.datasets import CIFAR10, CIFAR100
+from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
-from facelt.data.cifar_files import CIFAR_FILES, SIDE, read_cifar_file
-from facelt.data.image_dataset import ImageDataset
-from facelt.data.record_dataset import RecordDataset
+from facelt.data.dataset import ImageDataset
+from facelt.data.records import RecordDataset
+from facelt.data.restricted_pickle import PlainUnpickler
 from facelt.data.transforms import ExpectSize, ImageTransform
 from facelt.errors import UserError
 from recordio_tools.long_tail import exponential_counts, step_counts
+
+SIDE = 32
+
+
+class CifarFiles(NamedTuple):
+    """How one of the two sets lies on the disk: its folder, the files of both splits, and the name of the labels."""
+
+    folder: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    label: str
+
+
+CIFAR_FILES = {
+    10: CifarFiles("cifar-10-batches-py", tuple(f"data_batch_{i}" for i in range(1, 6)), ("test_batch",), "labels"),
+    100: CifarFiles("cifar-100-python", ("train",), ("test",), "fine_labels"),
+}
+
+
+def read_cifar_file(path: Path, label: str) -> tuple[np.ndarray, np.ndarray]:
+    """(images uint8 [N,32,32,3], labels int64 [N]) of one file, the labels under the key `label`.
+
+    Raises UserError: a file that is missing, that is no pickle of plain values and one array of bytes, or whose images
+    and labels do not fit each other.
+    """
+    try:
+        values = PlainUnpickler(path.read_bytes(), what="file of CIFAR", encoding="latin1").load()
+        pixel_N, labels = values["data"].value, values[label]
+        # Looked at before numpy does, which takes for ever over lists of lists of lists.
+        if not isinstance(labels, list) or not all(isinstance(one, int) for one in labels):
+            raise ValueError(f"{label} is no list of numbers")
+        label_N = np.array(labels, dtype=np.int64)
+        image_N3HW = pixel_N.reshape(-1, 3, SIDE, SIDE)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); fetch the files again") from None
+    except Exception as error:  # a damaged pickle raises whatever its bytes lead to
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{path}: no file of CIFAR ({reason or type(error).__name__}); fetch it again") from None
+    if label_N.shape != (len(image_N3HW),):
+        raise UserError(f"{path}: {len(image_N3HW)} images and labels of the shape {label_N.shape}; fetch it again")
+    return np.ascontiguousarray(image_N3HW.transpose(0, 2, 3, 1)), label_N
+
 
 PROFILES = {"exponential": exponential_counts, "step": step_counts}
 """Images to keep of each class: (classes, imbalance, images of the largest) -> int64 [C]."""
@@ -91,3 +143,24 @@ def long_tail(dataset: RecordDataset | CifarDataset, profile: str, imbalance: fl
             random.shuffle(index_K)
         kept.append(index_K[:wanted])
     return np.concatenate(kept)
+
+
+_SETS = {10: CIFAR10, 100: CIFAR100}
+
+
+def download_cifar(root: Path, classes: int) -> None:
+    """Lays the published files below `root` unless they are there: torchvision's address, torchvision's MD5 sums.
+
+    Raises UserError where the archive cannot be fetched or is another one.
+    """
+    files = _SETS[classes]
+    parts = [*files.train_list, *files.test_list]
+    if all(check_integrity(Path(root) / files.base_folder / name, md5) for name, md5 in parts):
+        return
+    try:
+        download_and_extract_archive(files.url, str(root), filename=files.filename, md5=files.tgz_md5)
+    except (OSError, RuntimeError, tarfile.TarError) as error:
+        raise UserError(
+            f"data.download: {files.url} cannot be laid below {root} ({' '.join(str(error).split())[:160]}); fetch it "
+            "by other means and unpack it there"
+        ) from None

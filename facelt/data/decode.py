@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from facelt.data.image_size import read_image_size
+from recordio_tools.image_header import read_image_size
 
 DEFAULT_MAX_PIXELS = 1 << 26
 """About 67 million pixels, 200 MB decoded: above any photograph of the supported sets."""

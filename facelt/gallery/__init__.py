@@ -1,10 +1,9 @@
 """People by name: enrolled with samples of one model's embeddings, searched exactly, unknown below a threshold."""
 
-from facelt.gallery.calibrate import Calibration
-from facelt.gallery.contract import Contract, model_name
-from facelt.gallery.gallery import Answer, Gallery, Identification
+from facelt.gallery.backend import Backend, Candidate, Count, Found, Removed
+from facelt.gallery.gallery import Answer, Calibration, Gallery, Identification
 from facelt.gallery.local import LocalGallery
-from facelt.gallery.protocol import Backend, Candidate, Count, Found, Removed
+from facelt.gallery.model_spec import Contract, model_name
 from facelt.gallery.samples import Samples
 
 __all__ = [

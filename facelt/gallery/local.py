@@ -1,4 +1,8 @@
-"""A gallery in a folder of one machine: the truth, the indexes derived from it, and the one writer's lock.
+"""One writer at a time, known to the second one by its process number.
+
+Methods for one thread at a time, in the process that opened what they use.
+
+A gallery in a folder of one machine: the truth, the indexes derived from it, and the one writer's lock.
 
     gallery.sqlite     the truth; with -wal and -shm beside it while it is open
     index/             the embeddings as they are searched, made from the truth
@@ -8,23 +12,107 @@
 P probes, K people, M samples, D feature.
 """
 
+import fcntl
+import os
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from facelt.errors import UserError
-from facelt.gallery.contract import Contract
+from facelt.gallery.backend import Candidate, Count, Found, Nearest, Removed, best_people
 from facelt.gallery.index import Index, View
-from facelt.gallery.lock import WriterLock
-from facelt.gallery.people import Nearest, best_people
-from facelt.gallery.protocol import Candidate, Count, Found, Removed
+from facelt.gallery.model_spec import Contract
 from facelt.gallery.samples import Samples, checked, checked_rows
-from facelt.gallery.truth import NAME, Truth
-from facelt.gallery.turns import Turns, alone
-from facelt.search import BadRow, Engine, similarities
+from facelt.gallery.sqlite import NAME, Truth
+from facelt.search.engine import Engine
+from facelt.search.exact import BadRow, similarities
+
+
+class WriterLock:
+    """An advisory lock on a file that the system releases when its holder ends, however it ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle: int | None = None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this object holds it."""
+        return self._handle is not None
+
+    def try_acquire(self) -> bool:
+        """Takes the lock if nobody else has it. Raises UserError where the file cannot be opened."""
+        try:
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be opened ({error.strerror}); only its owner can write") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            return False
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        self._handle = handle
+        return True
+
+    def acquire(self) -> None:
+        """Takes the lock. Raises UserError, naming the other writer, where it is taken."""
+        if not self.try_acquire():
+            raise UserError(
+                f"{self.path.parent}: process {self._holder()} is writing to this gallery; "
+                "try again when it has finished (identify can be used meanwhile)"
+            )
+
+    def release(self) -> None:
+        """Lets it go."""
+        if self._handle is not None:
+            # A process that was forked meanwhile has the file open as well, and would keep the lock.
+            fcntl.flock(self._handle, fcntl.LOCK_UN)
+            os.close(self._handle)
+            self._handle = None
+
+    def _holder(self) -> str:
+        try:
+            text = self.path.read_text(encoding="ascii", errors="replace").strip()
+        except OSError:
+            text = ""
+        return text if text.isdigit() else "unknown"
+
+
+class Turns:
+    """Whose turn it is, and which process may have one: what SQLite keeps of an open file must not survive a fork."""
+
+    def __init__(self) -> None:
+        self._process, self._lock = os.getpid(), threading.RLock()
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this is another process than the one that made it."""
+        return os.getpid() != self._process
+
+    def take(self, what: object) -> threading.RLock:
+        """To be held in a `with` block. Raises UserError, naming `what`, in a forked process."""
+        if self.is_forked:
+            raise UserError(f"{what}: was opened by process {self._process}; a forked process opens its own")
+        return self._lock
+
+
+def alone(method: Callable) -> Callable:
+    """A method of an object with a `path` and its `turns`."""
+
+    @wraps(method)
+    def guarded(self: Any, *arguments: Any, **options: Any) -> Any:
+        with self.turns.take(self.path):
+            return method(self, *arguments, **options)
+
+    return guarded
+
 
 # How long a reader waits for a writer that is just changing the index.
 PATIENCE_SECONDS = 60.0

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from facelt.heads.cosine import CosineHead
-from facelt.heads.linear import LinearHead
-from facelt.memory import IdentityMemory
-from facelt.parallel import MIN_NORM, ProductLogits, SharedFeature, replicated
+from facelt.distributed.comm import replicated
+from facelt.distributed.logits import MIN_NORM, ProductLogits, SharedFeature
+from facelt.heads.classifiers import CosineHead, LinearHead
+from facelt.heads.memory import IdentityMemory
 
 ConventionName = Literal["paper", "released"]
 

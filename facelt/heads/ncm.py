@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from facelt.heads.head import Head
-from facelt.memory import IdentityMemory
-from facelt.parallel import MIN_NORM, ProductLogits, Rows, SharedFeature
+from facelt.distributed.logits import MIN_NORM, ProductLogits, Rows, SharedFeature
+from facelt.heads.classifiers import Head
+from facelt.heads.memory import IdentityMemory
 
 Distance = Literal["euclidean", "cosine"]
 

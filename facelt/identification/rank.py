@@ -4,13 +4,20 @@ One mate at a time joins the gallery of distractors. The pair is a hit at rank r
 as the r-th best distractor: a tie is a hit, and a gallery of fewer than r distractors cannot miss.
 
 P probes, M pairs, K ranks, D feature.
+
+How much a training set knows of people it does not hold: the pseudo-shots of probes.
+
+P probes, G training images, D feature.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from facelt.search import similarities
+from facelt.metrics.pseudo_shots import pseudo_shot_bands
+from facelt.search.exact import Rows, similarities
+from facelt.search.top_k import count_above
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,3 +70,14 @@ def probe_hits(rank_M: np.ndarray, probe_M: np.ndarray, probes: int, ranks: int)
     cell_M = probe_M.astype(np.int64) * (ranks + 1) + (rank_M - 1)
     count_PK = np.bincount(cell_M, minlength=probes * (ranks + 1)).reshape(probes, ranks + 1)
     return np.cumsum(count_PK[:, :ranks], axis=1)
+
+
+def pseudo_shots(
+    probe_PD: np.ndarray, train_GD: Rows, threshold: float, *, advance: Callable[[int], None] | None = None
+) -> dict[str, np.ndarray]:
+    """For each band (many, few, one, zero) which probes belong to it, bool [P].
+
+    A probe's pseudo-shots are the training embeddings with a cosine similarity above `threshold` (OLTR, CVPR 2019,
+    MegaFace experiments: 0.7). Both sides must come from one model. Raises as `facelt.search.count_above` does.
+    """
+    return pseudo_shot_bands(count_above(probe_PD, train_GD, threshold, advance=advance))

@@ -8,7 +8,9 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-from facelt.parallel import ClassRange, SharedFeature, all_reduce
+from facelt.distributed.class_shards import ClassRange
+from facelt.distributed.comm import all_reduce
+from facelt.distributed.logits import SharedFeature
 
 
 class _DiscriminativeCentroids(torch.autograd.Function):

@@ -3,22 +3,13 @@
 from facelt.methods.base import Embeddings, Inputs, Method, Progress, StepOutput, Stream
 from facelt.methods.bbn import Bbn
 from facelt.methods.classify import Classify
-from facelt.methods.dynamic_meta import DynamicMeta
-from facelt.methods.fslwf import Fslwf
-from facelt.methods.fusion import Fusion
-from facelt.methods.fusion_asm import FusionAsm
-from facelt.methods.fusion_kt import FusionKt
-from facelt.methods.fusion_llw import FusionLlw
-from facelt.methods.independent import Independent
+from facelt.methods.decoupling import Lws, Ncm, TauNorm
+from facelt.methods.few_shot import Fslwf, MetaModelNet, ModelRegression
+from facelt.methods.fusion import Fusion, FusionAsm, FusionKt, FusionLlw
 from facelt.methods.lfme import Lfme
-from facelt.methods.lws import Lws
-from facelt.methods.meta_model_net import MetaModelNet
-from facelt.methods.model_regression import ModelRegression
-from facelt.methods.ncm import Ncm
+from facelt.methods.multi_expert import Independent, Ride, RideRouter
+from facelt.methods.oltr import DynamicMeta
 from facelt.methods.reslt import Reslt
-from facelt.methods.ride import Ride
-from facelt.methods.ride_router import RideRouter
-from facelt.methods.tau_norm import TauNorm
 
 METHODS: dict[str, type[Method]] = {
     "classify": Classify,

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from facelt.config import BbnConfig
+from facelt.config.methods import BbnConfig
+from facelt.distributed.logits import ShardedLogits, SharedFeature
 from facelt.errors import UserError
-from facelt.heads import LinearHead
+from facelt.heads.classifiers import LinearHead
 from facelt.methods.base import Embeddings, Inputs, Method, Progress, StepOutput, Stream
-from facelt.methods.experts import equal_batches
+from facelt.methods.multi_expert import equal_batches
 from facelt.models.network import Network
-from facelt.parallel import ShardedLogits, SharedFeature
 
 
 class Bbn(Method):

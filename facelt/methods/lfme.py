@@ -10,14 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from facelt.config import LfmeConfig
+from facelt.config.methods import LfmeConfig
+from facelt.distributed.comm import Shares
+from facelt.distributed.logits import ShardedLogits, SharedFeature
 from facelt.errors import UserError
-from facelt.heads import HEADS
-from facelt.losses import LOSSES, distillation
+from facelt.heads.classifiers import HEADS
+from facelt.losses.classification import LOSSES
+from facelt.losses.experts import distillation
 from facelt.methods.base import Inputs, Method, Progress, StepOutput, Stream
-from facelt.metrics.accuracy import BANDS, shot_bands
+from facelt.metrics.classification import BANDS, shot_bands
 from facelt.models.network import Network
-from facelt.parallel import ShardedLogits, SharedFeature, Shares
 
 TEMPERATURE = 2.0
 # Up to this share of the expert's accuracy the student follows it with full weight.

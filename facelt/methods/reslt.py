@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from facelt.config import ResltConfig
+from facelt.config.methods import ResltConfig
+from facelt.distributed.logits import Rows, ShardedLogits, SharedFeature
 from facelt.errors import UserError
-from facelt.heads import LinearHead
-from facelt.losses import reslt
+from facelt.heads.classifiers import LinearHead
+from facelt.losses.experts import reslt
 from facelt.methods.base import Embeddings, Inputs, Method, Progress, StepOutput, Stream
-from facelt.methods.experts import by_branch, whole_logits
+from facelt.methods.multi_expert import by_branch, whole_logits
 from facelt.models.network import Network
-from facelt.parallel import Rows, ShardedLogits, SharedFeature
 
 
 class Reslt(Method):

@@ -1,1 +1,1 @@
-"""Shot bands, accuracy, open-set measures; rates by group with intervals, tests and disparities."""
+"""Classification and open-set metrics on arrays."""

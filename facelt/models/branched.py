@@ -1,4 +1,8 @@
-"""Networks with several branches: layers they share, and from some place on each branch's own.
+"""Branches that share a whole backbone and add one light layer each, as ResLT's do (Cui et al., TPAMI 2022).
+
+Shapes: B batch, C channels, h w map.
+
+Networks with several branches: layers they share, and from some place on each branch's own.
 
 Shapes: B batch, K branches, H W image, C channels, h w map, D feature.
 """
@@ -11,8 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from facelt.errors import UserError
-from facelt.models import Backbone
-from facelt.models.light_branches import LIGHT_BRANCHES
+from facelt.models.backbones import Backbone
+
+
+def pointwise(channels: int) -> nn.Conv2d:
+    """A 1x1 convolution, C -> C: three of them are what the released code writes as one to 3 C channels."""
+    return nn.Conv2d(channels, channels, kernel_size=1, bias=False)
+
+
+# Each takes the channels of the backbone's last map and returns a layer [B,C,h,w] -> [B,C,h,w].
+LIGHT_BRANCHES = {"batch_norm": nn.BatchNorm2d, "conv": pointwise}
+
 
 # The first layers of a backbone are its stem: convolution, batch norm, activation and pooling.
 LAYER = "layer"

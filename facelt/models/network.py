@@ -6,10 +6,9 @@ Shapes: B batch, H W image, C channels, h w map, K branches, D feature.
 from torch import Tensor, nn
 
 from facelt.errors import UserError
-from facelt.models import BACKBONES
-from facelt.models.attention import ATTENTIONS
+from facelt.models.backbones import BACKBONES
 from facelt.models.branched import BranchedEmbedding, Branches, PerBranch, build_branched
-from facelt.models.embedding import build_embedding
+from facelt.models.layers import ATTENTIONS, build_embedding
 
 
 class Network(nn.Module):

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from facelt.report.visible import visible
+from facelt.utils.text import visible
 
 NOTHING = "-"
 COLUMNS = ("recipe", "IF", "overall", "many", "medium", "few", "seeds", "minutes", "machine", "commit", "published")

@@ -1,15 +1,29 @@
-"""The view of an evaluation (schema `facelt.evaluation/1`): its tables on the terminal and as CSV."""
+"""The view of an evaluation (schema `facelt.evaluation/1`): its tables on the terminal and as CSV.
+
+What an evaluation leaves in files: CSV tables, and a plot of a sweep.
+
+Shapes: T points of a curve.
+
+The view of verification on lists of pairs (schema `facelt.verification/1`): its table on the terminal.
+"""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from facelt.report.plain import plain
-from facelt.report.visible import visible
+import numpy as np
+
+from facelt.report.figures import draw_sweep
+from facelt.report.html_page import NOTHING, interval, percent
+from facelt.utils.files import write_text
+from facelt.utils.json_values import plain
+from facelt.utils.tables import Table, csv_text
+from facelt.utils.text import short, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-SCHEMA = "facelt.evaluation/1"
+EVALUATION_SCHEMA = "facelt.evaluation/1"
 BANDS = ("many", "medium", "few")
 
 # What is told of a method that rejects images, in the words of the terminal.
@@ -27,7 +41,7 @@ OPEN_FIGURES = {
     "oscr": "OSCR, area",
 }
 _ACCURACY = ("overall", *BANDS, "classes", "images")
-_REQUIRED = {
+_EVALUATION_REQUIRED = {
     "": ("schema", "model", "split", "convention", *_ACCURACY, "macro_f", "ece", "ece_bins", "open", "experts"),
     "model": ("name", "weights_sha256", "classes"),
     "experts": ("images", "average_right", "right", "lost", "won", "some_right", "none_right"),
@@ -35,15 +49,15 @@ _REQUIRED = {
 }
 
 
-def check(report: dict) -> None:
+def check_evaluation(report: dict) -> None:
     """Raises ValueError, naming the key, where the report lacks what schema `facelt.evaluation/1` asks for."""
-    if report.get("schema") != SCHEMA:
-        raise ValueError(f"the schema is {report.get('schema')!r}, not {SCHEMA!r}")
-    for place, keys in _REQUIRED.items():
+    if report.get("schema") != EVALUATION_SCHEMA:
+        raise ValueError(f"the schema is {report.get('schema')!r}, not {EVALUATION_SCHEMA!r}")
+    for place, keys in _EVALUATION_REQUIRED.items():
         part = report.get(place) if place else report
         missing = [key for key in keys if part is not None and key not in part]
         if missing:
-            raise ValueError(f"{place or 'report'} lacks {', '.join(missing)} (schema {SCHEMA})")
+            raise ValueError(f"{place or 'report'} lacks {', '.join(missing)} (schema {EVALUATION_SCHEMA})")
 
 
 def print_evaluation(report: dict, console: "Console | None" = None) -> None:
@@ -54,7 +68,7 @@ def print_evaluation(report: dict, console: "Console | None" = None) -> None:
     from rich.console import Console
 
     report = plain(report)
-    check(report)
+    check_evaluation(report)
     console = console or Console()
     model, split, convention = report["model"]["name"], report["split"], report["convention"]
     _show(console, f"{model}: accuracy on {split} in %, shots by the {convention} convention", _accuracies(report))
@@ -130,3 +144,139 @@ def _table(columns: Sequence[str]):
 
 def _percent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{100 * fraction:.2f}"
+
+
+# Of a curve: a point for each image would be a table that no one opens.
+MOST_POINTS = 500
+
+
+def write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence]) -> Path:
+    """Writes one CSV table; returns its path. Raises UserError where the disk refuses."""
+    write_text(path, csv_text(Table(header, rows)), "choose another place for it")
+    return path
+
+
+def write_open(
+    out: Path, reports: Sequence[dict], curves: Sequence[tuple[np.ndarray, np.ndarray] | None]
+) -> list[Path]:
+    """Writes confusion.csv, images by the band of their class (or open) and what they were answered with, and oscr.csv,
+    the curve (share of open images accepted [T], of known images named rightly [T]) of each report's model.
+    """
+    names = [report["model"]["name"] for report in reports]
+    confused = [
+        [name, true, *row.values()]
+        for name, report in zip(names, reports, strict=True)
+        for true, row in report["open"]["confusion"].items()
+    ]
+    points = [
+        [name, *point]
+        for name, curve in zip(names, curves, strict=True)
+        if curve is not None
+        for point in zip(*(_thinned(side_T) for side_T in curve), strict=True)
+    ]
+    answers = ("right", *(f"named_{band}" for band in BANDS), "rejected")
+    return [
+        write_table(out / "confusion.csv", ("model", "true", *answers), confused),
+        write_table(out / "oscr.csv", ("model", "open_accepted", "known_right"), points),
+    ]
+
+
+def write_sweep(out: Path, name: str, header: Sequence[str], rows: Sequence[Sequence]) -> list[Path]:
+    """Writes a sweep's table and its plot as name.csv, name.svg and name.png."""
+    table = write_table(out / f"{name}.csv", header, rows)
+    draw_sweep(Table(header, rows), out / name)
+    return [table, *(out / f"{name}{suffix}" for suffix in (".svg", ".png"))]
+
+
+def _thinned(value_T: np.ndarray) -> list[float]:
+    places = np.unique(np.linspace(0, len(value_T) - 1, min(len(value_T), MOST_POINTS)).round().astype(int))
+    return value_T[places].tolist()
+
+
+VERIFICATION_SCHEMA = "facelt.verification/1"
+_VERIFICATION_REQUIRED = {
+    "": ("schema", "source", "level", "sets"),
+    "source": ("name", "kind", "flip_averaged"),
+    "set": ("name", "mated", "nonmated", "people", "accuracy", "accuracy_std", "points"),
+    "point": ("wanted", "tar", "tar_limits", "far", "far_limits", "supported", "reason"),
+}
+_NAME_WIDTH = 16
+
+
+def check_verification(report: dict) -> None:
+    """Raises ValueError, naming the key, where the report lacks what schema `facelt.verification/1` asks for."""
+    if report.get("schema") != VERIFICATION_SCHEMA:
+        raise ValueError(f"the schema is {report.get('schema')!r}, not {VERIFICATION_SCHEMA!r}")
+    _has(report, "")
+    _has(report["source"], "source")
+    for one in report["sets"]:
+        _has(one, "set")
+        for point in one["points"]:
+            _has(point, "point")
+
+
+def print_verification(report: dict, console: "Console | None" = None) -> None:
+    """Prints the 10-fold accuracy of each set and TAR at each FAR in percent, limits below.
+
+    Raises ValueError where the report lacks a key of its schema.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    report = plain(report)
+    check_verification(report)
+    console = console or Console()
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("")
+    for column in ("10-fold\naccuracy", *(f"TAR at\nFAR {wanted:g}" for wanted in _fars(report))):
+        table.add_column(column, justify="right")
+    for one in report["sets"]:
+        name = Text(short(one["name"], _NAME_WIDTH))
+        name.append(f"\n{one['mated'] + one['nonmated']:,} pairs", style="dim")
+        accuracy = Text(percent(one["accuracy"]), style="bold")
+        accuracy.append(f"\n± {percent(one['accuracy_std'])}", style="not bold dim")
+        table.add_row(name, accuracy, *(_cell(point) for point in one["points"]))
+    console.print(Text(visible(_title(report["source"])), style="bold"))
+    console.print(table)
+    console.print(Text("\n".join(visible(line) for line in _legend(report))), style="dim", highlight=False)
+
+
+def _has(part: dict, place: str) -> None:
+    missing = [key for key in _VERIFICATION_REQUIRED[place] if key not in part]
+    if missing:
+        raise ValueError(f"{place or 'report'} lacks {', '.join(missing)} (schema {VERIFICATION_SCHEMA})")
+
+
+def _fars(report: dict) -> list[float]:
+    return [point["wanted"] for point in report["sets"][0]["points"]] if report["sets"] else []
+
+
+def _title(source: dict) -> str:
+    told = [source["name"]]
+    if source["kind"] is not None:
+        averaged = "image and mirror image averaged" if source["flip_averaged"] else "images as they are"
+        told.append(f"{source['kind']} embedding, {averaged}")
+    return f"{': '.join(told)}; in %"
+
+
+def _cell(point: dict):
+    from rich.text import Text
+
+    text = Text(percent(point["tar"]) + ("" if point["supported"] or point["tar"] is None else "*"))
+    if point["tar_limits"] is not None:
+        text.append("\n" + interval(*point["tar_limits"]), style="dim")
+    return text
+
+
+def _legend(report: dict) -> list[str]:
+    points = [(one, point) for one in report["sets"] for point in one["points"]]
+    lines = [
+        f"±: spread over the ten folds. Below a TAR: its {100 * report['level']:.0f} % limits at that threshold, "
+        "people as far as the pairs tell who is one; those of the FAR are in the JSON."
+    ]
+    if any(point["tar"] is not None and not point["supported"] for _, point in points):
+        lines.append("* uncertain: too few non-mated pairs for 30 errors at this rate.")
+    reasons = dict.fromkeys(f"{one['name']}: {point['reason']}." for one, point in points if point["reason"])
+    return lines + [f"{NOTHING} {reason}" for reason in reasons]

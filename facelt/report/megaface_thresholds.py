@@ -2,14 +2,17 @@
 
 Both are tables of one shape: a row for each model, kind and score, a column for each rate of false alarms. A report of
 a run that did not measure them has None in their place, or nothing.
+
+The curves behind a MegaFace report's rates at thresholds: DET, and FNIR over FPIR.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from facelt.report.series import MARKERS, Style
-from facelt.report.tables import Table
+from facelt.report.drawing import MARKERS, Plot, Style
+from facelt.report.plots import Tradeoff, det_figure, open_set_figure
+from facelt.utils.tables import Table
 
 # Keys of each section, and of each of its `rates`.
 REQUIRED = {
@@ -174,3 +177,36 @@ def _curves(section: dict, which: tuple[str, ...], curve: str, keys: tuple[str, 
         for point in zip(*(one[curve][key] for key in keys), strict=True)
     ]
     return Table((*which, *keys), rows)
+
+
+def figures(report: dict, styles: Mapping) -> list[Plot]:
+    """The plots of what was measured, in the order of the page."""
+    drawn = []
+    if table := verification(report, styles):
+        drawn.append(_det_plot(report["verification"], table))
+    if table := open_set(report, styles):
+        drawn.append(_open_set_plot(report["open_set"], table))
+    return drawn
+
+
+def _det_plot(section: dict, table: Rates) -> Plot:
+    curves = [
+        Tradeoff(
+            row.label, one["det"]["fmr"], one["det"]["fnmr"],
+            [(point["wanted"], None if point["tar"] is None else 1 - point["tar"]) for point in one["points"]],
+            section["smallest_far"], row.style,
+        )
+        for one, row in zip(section["rates"], table.rows, strict=True)
+    ]  # fmt: skip
+    return det_figure(curves, title="Verification: detection error trade-off")
+
+
+def _open_set_plot(section: dict, table: Rates) -> Plot:
+    curves = [
+        Tradeoff(
+            row.label, one["curve"]["fpir"], one["curve"]["fnir"],
+            [(point["wanted"], point["fnir"]) for point in one["points"]], section["smallest_fpir"], row.style,
+        )
+        for one, row in zip(section["rates"], table.rows, strict=True)
+    ]  # fmt: skip
+    return open_set_figure(curves, rank=section["rank"])

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-import facelt.alignment
+from facelt.alignment.detectors import DETECTORS
 from tests.alignment.drawing import DrawnFaces, draw, encode, turned
 
 
 @pytest.fixture
 def drawn(monkeypatch) -> str:
     """The detector's words on a command line."""
-    monkeypatch.setitem(facelt.alignment.DETECTORS, "drawn", DrawnFaces)
+    monkeypatch.setitem(DETECTORS, "drawn", DrawnFaces)
     return "drawn:squares"
 
 

@@ -7,8 +7,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from facelt.alignment.faces import Face
-from facelt.alignment.template import TEMPLATE_52, similarity, warp
+from facelt.alignment.align import TEMPLATE_52, Face, similarity, warp
 
 
 def turned(degrees: float, scale: float, centre: tuple[float, float]) -> np.ndarray:

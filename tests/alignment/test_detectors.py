@@ -7,15 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from facelt.alignment import DETECTORS, align_faces, open_detector
-from facelt.alignment.faces import Face
+from facelt.alignment.align import TEMPLATE_52, Face, align_faces
+from facelt.alignment.detectors import DETECTORS, merge, open_detector, overlap
 from facelt.alignment.photographs import find_photographs, read_photograph
-from facelt.alignment.template import TEMPLATE_52
-from facelt.alignment.yunet import merge, overlap
-from facelt.data.synthetic.identity import draw_identity
-from facelt.data.synthetic.nuisance import draw_nuisance
-from facelt.data.synthetic.render import render_face
 from facelt.errors import UserError
+from facelt.synthetic.identity import draw_identity, draw_nuisance
+from facelt.synthetic.render import render_face
 
 
 @pytest.mark.parametrize("kind", DETECTORS)
@@ -112,9 +109,8 @@ def test_a_picture_of_nobody_and_odd_shapes(yunet):
 
 def test_aligning_needs_no_torch(root):
     modules = ", ".join(f"facelt.alignment.{path.stem}" for path in (root / "facelt/alignment").glob("[a-z]*.py"))
-    program = (
-        f"import sys\nimport {modules}, facelt.align\nprint([n for n in ('torch', 'insightface') if n in sys.modules])"
-    )
+    listed = "[n for n in ('torch', 'insightface') if n in sys.modules]"
+    program = f"import sys\nimport {modules}, facelt.cli.align\nprint({listed})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, check=True)
     assert done.stdout == "[]\n"
 

@@ -10,12 +10,11 @@ import pytest
 from PIL import Image
 
 from facelt.alignment import photographs
-from facelt.alignment.animated import is_animated
-from facelt.alignment.other_formats import other_format
 from facelt.alignment.photographs import find_photographs, printable, read_photograph
 from facelt.data import decode
 from facelt.data.decode import UndecodableImage
 from facelt.errors import UserError
+from recordio_tools.image_header import is_animated, other_format
 from tests.alignment.drawing import draw, encode, turned
 
 PICTURE = draw(turned(0, 0.5, (60, 60)), height=120, width=100)

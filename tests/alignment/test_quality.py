@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 
-from facelt.alignment.faces import align_faces
-from facelt.alignment.quality import pose_of, quality_of
-from facelt.alignment.template import TEMPLATE_52, similarity
+from facelt.alignment.align import TEMPLATE_52, align_faces, pose_of, quality_of, similarity
 from tests.alignment.drawing import DrawnFaces, draw, turned
 
 

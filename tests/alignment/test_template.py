@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facelt.alignment.template import TEMPLATE_52, similarity, warp
+from facelt.alignment.align import TEMPLATE_52, similarity, warp
 from tests.alignment.drawing import draw, turned
 
 

@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
-from facelt.models import BACKBONES
+from facelt.models.backbones import BACKBONES
 from tests.data.cifar_folder import write_cifar
-from tests.engine.thin import THIN
+from tests.training.thin import THIN
 
 PUBLISHED = {
     "figures": [
@@ -44,6 +44,6 @@ def checkout(tiny_cifar, tmp_path, monkeypatch):
     docs = tmp_path / "checkout" / "docs"
     docs.mkdir()
     (docs / "published.yaml").write_text(yaml.safe_dump(PUBLISHED))
-    monkeypatch.setattr("facelt.bench.CHECKOUT", tmp_path / "checkout")
+    monkeypatch.setattr("facelt.cli.bench.CHECKOUT", tmp_path / "checkout")
     monkeypatch.setitem(BACKBONES, "resnet10", THIN["resnet10"])
     return tmp_path / "checkout"

@@ -7,10 +7,11 @@ import pytest
 from typer.testing import CliRunner
 
 from facelt.benchmarking.records import RunRecord, SmokeRecord, read_records
-from facelt.benchmarking.smoke import losses_of, shortened
-from facelt.cli import app
-from facelt.config import TrainConfig, load_config
-from facelt.engine.evaluate import predict as real_predict
+from facelt.benchmarking.run import losses_of, shortened
+from facelt.cli.main import app
+from facelt.config.loading import load_config
+from facelt.config.train import TrainConfig
+from facelt.inference.predict import predict as real_predict
 from facelt.methods import METHODS
 
 
@@ -49,7 +50,7 @@ def test_seeds_are_run_recorded_and_in_the_table(bench, records, page, tmp_path,
         seen.append(float((label_N == prediction_N).mean()))
         return label_N, prediction_N
 
-    monkeypatch.setattr("facelt.engine.accuracy.predict", predict)
+    monkeypatch.setattr("facelt.evaluation.evaluate.predict", predict)
     said = bench("tiny/softmax", "--seeds", "0,1", "--set", "log_every=2")
     assert len(seen) == 2
     assert f"tiny/softmax, seed 0: {100 * seen[0]:.2f}% of the test images" in said
@@ -113,14 +114,14 @@ def test_records_lost_from_the_docs_come_back_from_the_run_folders(bench, record
 
 
 def test_a_run_asked_to_stop_says_how_to_go_on_and_records_nothing(bench, records, page, monkeypatch):
-    from facelt.engine.stopping import Stopped
+    from facelt.distributed.launch import Stopped
 
     def stops(config, resume=False):
         config.out.mkdir(parents=True, exist_ok=True)
         raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr("facelt.engine.run.run", stops)
+        patch.setattr("facelt.training.run.run", stops)
         assert "go on with --resume" in bench("tiny/softmax")
     assert records() == []
 
@@ -149,7 +150,7 @@ def test_a_smoke_test_is_said_and_is_no_result(bench, records, page, tmp_path):
 
 @pytest.mark.parametrize("last", [2.5, 2.6, math.nan])
 def test_a_smoke_test_whose_loss_does_not_fall_fails(bench, records, monkeypatch, last):
-    monkeypatch.setattr("facelt.benchmarking.smoke.losses_of", lambda config: {"plain": (2.5, last)})
+    monkeypatch.setattr("facelt.benchmarking.run.losses_of", lambda config: {"plain": (2.5, last)})
     bench("tiny/softmax", "--smoke", fails=f"the loss of the stage plain does not fall (2.5 to {last:g})")
     assert records() == []
 

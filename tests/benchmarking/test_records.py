@@ -2,17 +2,10 @@
 
 import pytest
 
-from facelt.benchmarking.recipes import all_recipes, find_recipe
-from facelt.benchmarking.records import (
-    RunRecord,
-    SmokeRecord,
-    append_record,
-    config_digest,
-    read_records,
-    telling,
-)
-from facelt.benchmarking.sittings import minutes, sitting
-from facelt.config import TrainConfig, load_config
+from facelt.benchmarking.records import RunRecord, SmokeRecord, append_record, config_digest, read_records, telling
+from facelt.benchmarking.run import all_recipes, find_recipe, minutes, sitting
+from facelt.config.loading import load_config
+from facelt.config.train import TrainConfig
 from facelt.errors import UserError
 
 ORIGIN = {"suite": "s", "recipe": "r", "imbalance": 100, "config": "ab", "seed": 3, "machine": "M", "torch": "2"}
@@ -92,7 +85,7 @@ def test_a_name_that_is_no_recipe_gets_the_nearest(checkout, name, meant):
 def test_sittings_add_up_and_one_that_was_killed_leaves_the_sum_unknown(tmp_path, monkeypatch):
     path = tmp_path / "sittings.json"
     clock = iter((0.0, 30.0, 100.0, 190.0, 500.0, 600.0))
-    monkeypatch.setattr("facelt.benchmarking.sittings.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("facelt.benchmarking.run.time.perf_counter", lambda: next(clock))
     with sitting(path):
         pass
     with pytest.raises(KeyboardInterrupt), sitting(path):

@@ -4,8 +4,14 @@ import statistics
 
 import pytest
 
-from facelt.benchmarking.published import SOURCES, PublishedMethod, read_published
-from facelt.benchmarking.records import RunRecord, SmokeRecord, read_records
+from facelt.benchmarking.records import (
+    PUBLISHED_SOURCES,
+    PublishedMethod,
+    RunRecord,
+    SmokeRecord,
+    read_published,
+    read_records,
+)
 from facelt.benchmarking.table import Planned, plan, planned, rows, unmatched
 from facelt.errors import UserError
 from facelt.report.benchmarks import BenchmarkRow, Figure, PublishedFigure, cell, command, page
@@ -122,7 +128,7 @@ def test_the_published_file_is_read_and_a_bad_source_is_named(root, tmp_path):
     assert {imbalance: value for one in ldam for imbalance, value in one.accuracy.items()} == {
         **{100: 42.04, 50: 46.6, 10: 58.71}
     }
-    assert {one.source for one in figures} <= set(SOURCES)
+    assert {one.source for one in figures} <= set(PUBLISHED_SOURCES)
     path = tmp_path / "published.yaml"
     path.write_text("figures: [{suite: s, method: m, source: X, accuracy: {100: 1}}]")
     with pytest.raises(UserError, match=r"published\.yaml: figures\.0\.source"):
@@ -141,7 +147,7 @@ def test_the_page_in_the_docs_is_what_its_records_make(root):
     docs, configs = root / "docs", root / "configs"
     recipes, published = planned(configs), read_published(docs / "published.yaml")
     found = rows(read_records(docs / "benchmarks.jsonl"), plan(recipes, published), published)
-    assert (docs / "benchmarks.md").read_text() == page(found, unmatched(recipes, published), SOURCES)
+    assert (docs / "benchmarks.md").read_text() == page(found, unmatched(recipes, published), PUBLISHED_SOURCES)
 
 
 def test_published_figures_name_recipes_that_are_there(root):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from facelt.config import AuditConfig, load_config
+from facelt.config.audit import AuditConfig
+from facelt.config.loading import load_config
 from facelt.errors import UserError
 
 

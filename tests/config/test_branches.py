@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from facelt.config.training import BranchesConfig
+from facelt.config.train import BranchesConfig
 from facelt.models.branched import Branches
 from facelt.models.network import build_network
 

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
-from facelt.config import Strict, load_config
+from facelt.config.base import Strict
+from facelt.config.loading import load_config
 from facelt.errors import UserError
 
 

@@ -7,10 +7,11 @@ import torch
 import yaml
 
 from eval_megaface.config import MegafaceConfig
-from facelt.config import TrainConfig, load_config
-from facelt.engine.handed_on import build_method
+from facelt.config.loading import load_config
+from facelt.config.train import TrainConfig
 from facelt.errors import UserError
-from facelt.models.initialise import load_stage
+from facelt.inference.model import build_method
+from facelt.models.pretrained import load_stage
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 AUDITS = sorted(path.name for path in CONFIGS.glob("audit_*.yaml"))

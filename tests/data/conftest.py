@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from recordio_tools import FaceRecordWriter
+from recordio_tools.writer import FaceRecordWriter
 
 
 def _encode(height: int, width: int, seed: int = 0, suffix: str = ".png") -> bytes:

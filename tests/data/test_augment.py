@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from facelt.data.augment import ShiftAndTurn
-from facelt.data.hashing import hash64
-from facelt.data.normalise import flip_mask
+from facelt.data.samplers import hash64
+from facelt.data.transforms import ShiftAndTurn, flip_mask
 
 
 def seeds(count: int, salt: int = 0) -> torch.Tensor:

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from facelt.data.bad_images import BadImageCount
-from facelt.data.batch import BadImage, Filled
+from facelt.data.batch import BadImage, BadImageCount, Filled
 from facelt.errors import UserError
 
 

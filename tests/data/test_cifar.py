@@ -11,11 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facelt.data.batch import Draw
-from facelt.data.cifar import CifarDataset, long_tail, open_cifar
-from facelt.data.cifar_files import read_cifar_file
+from facelt.data.cifar import CifarDataset, long_tail, open_cifar, read_cifar_file
 from facelt.data.transforms import ExpectSize
 from facelt.errors import UserError
-from recordio_tools import FaceRecordWriter
+from recordio_tools.writer import FaceRecordWriter
 from tests.data.cifar_folder import python2_pickle, write_cifar
 
 # METHODS: images of the whole set and of its smallest class for each imbalance.

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from torchvision.datasets import CIFAR10
 
-from facelt.data.cifar import open_cifar
-from facelt.data.cifar_download import download_cifar
+from facelt.data.cifar import download_cifar, open_cifar
 from facelt.errors import UserError
 from tests.data.cifar_folder import write_cifar
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from facelt.data import decode as decode_module
 from facelt.data.decode import UndecodableImage, decode_image
-from facelt.data.image_size import read_image_size
+from recordio_tools.image_header import read_image_size
 
 SUFFIXES = (".jpg", ".png", ".webp", ".bmp")
 

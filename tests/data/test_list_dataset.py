@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from facelt.data.batch import BadImage, Draw
-from facelt.data.layouts import find_layout
-from facelt.data.list_dataset import FolderDataset, ListDataset, PathListDataset
+from facelt.data.image_lists import find_layout
+from facelt.data.lists import FolderDataset, ListDataset, PathListDataset
 from facelt.data.transforms import CentreCrop
 from facelt.errors import UserError
 

@@ -11,7 +11,7 @@ import torch
 
 from facelt.data.batch import Draw, Draws
 from facelt.data.loader import Loader
-from facelt.data.record_dataset import RecordDataset
+from facelt.data.records import RecordDataset
 from facelt.data.samplers import ClassAwareSampler, InstanceSampler, SequentialSampler
 from facelt.data.transforms import TrainCrop
 

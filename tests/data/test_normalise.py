@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from facelt.data import normalise
-from facelt.data.hashing import hash64
-from facelt.data.normalise import flip_mask, to_float
+from facelt.data import transforms
+from facelt.data.samplers import hash64
+from facelt.data.transforms import flip_mask, to_float
 from facelt.errors import UserError
 
 
@@ -62,7 +62,7 @@ def test_a_kernel_that_cannot_be_compiled_is_a_mistake_of_one_line(monkeypatch):
     def broken(*_):
         raise torch._inductor.exc.TritonMissing(None)
 
-    monkeypatch.setattr(normalise, "_compiled", lambda: broken)
+    monkeypatch.setattr(transforms, "_compiled", lambda: broken)
     with pytest.raises(
         UserError, match=r"^data\.fused: the kernel for cpu cannot be compiled .*data\.fused=false"
     ) as caught:

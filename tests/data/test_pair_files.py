@@ -6,9 +6,9 @@ import pickle
 import numpy as np
 import pytest
 
-from facelt.data import pair_files
+from facelt.data import pairs as pairs_module
 from facelt.data.decode import decode_image
-from facelt.data.pair_files import read_pairs
+from facelt.data.pairs import read_pairs
 from facelt.errors import UserError
 from tests.data.pair_pickles import doubled, python2_set
 
@@ -147,7 +147,7 @@ def test_a_missing_or_oversized_file_is_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"absent\.bin: cannot be read \(No such file"):
         read_pairs(tmp_path / "absent.bin")
     (tmp_path / "large.bin").write_bytes(GOOD)
-    monkeypatch.setattr(pair_files, "MOST_BYTES", len(GOOD) - 1)
+    monkeypatch.setattr(pairs_module, "MOST_BYTES", len(GOOD) - 1)
     with pytest.raises(UserError, match=r"large\.bin: [\d,]+ bytes are too many for a verification set"):
         read_pairs(tmp_path / "large.bin")
 

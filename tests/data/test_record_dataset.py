@@ -7,12 +7,11 @@ import cv2
 import numpy as np
 import pytest
 
-from facelt.data import DATASETS
 from facelt.data.batch import BadImage, Draw, Sample
-from facelt.data.record_dataset import RecordDataset
+from facelt.data.records import RecordDataset
 from facelt.data.transforms import CentreCrop
 from facelt.errors import UserError
-from recordio_tools import FaceRecord
+from recordio_tools.face_set import FaceRecord
 
 
 def write(path: Path, text: str) -> Path:
@@ -134,9 +133,3 @@ def test_real_faces(real_data):
         sample = dataset[Draw(index, 0)]
         assert isinstance(sample, Sample)
         assert sample.image_HW3.shape == (112, 112, 3)
-
-
-def test_the_table_of_datasets():
-    assert set(DATASETS) == {"record", "cifar", "list", "paths", "folder"}
-    assert DATASETS["record"] is RecordDataset
-    assert all(hasattr(dataset, "__getitem__") for dataset in DATASETS.values())

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facelt.data.hashing import Stream, hash64
-from facelt.data.samplers import SAMPLERS, ClassAwareSampler, InstanceSampler, SequentialSampler
+from facelt.data.samplers import SAMPLERS, ClassAwareSampler, InstanceSampler, SequentialSampler, Stream, hash64
 from facelt.errors import UserError
 
 LABELS = st.lists(st.integers(-1, 6), min_size=1, max_size=40).filter(lambda labels: max(labels) >= 0)

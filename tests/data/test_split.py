@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facelt.data.split import split_train_validation
+from facelt.data.samplers import split_train_validation
 
 
 @settings(max_examples=60, deadline=None)

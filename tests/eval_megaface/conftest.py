@@ -10,8 +10,8 @@ import yaml
 
 from eval_megaface.config import MegafaceConfig
 from eval_megaface.evaluate import evaluate
-from facelt.config import load_config
-from facelt.store import StoreWriter
+from facelt.config.loading import load_config
+from facelt.store.store import StoreWriter
 
 
 @pytest.fixture(scope="session")

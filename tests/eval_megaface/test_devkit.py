@@ -7,9 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval_megaface.config import MegafaceConfig
-from eval_megaface.devkit import cmc_path, read_cmc, write_cmc
-from eval_megaface.evaluate import evaluate
-from facelt.config import load_config
+from eval_megaface.evaluate import cmc_path, evaluate, read_cmc, write_cmc
+from facelt.config.loading import load_config
 from facelt.errors import UserError
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from eval_megaface.features import StoreSource, TreeSource, open_source
+from eval_megaface.sources import StoreSource, TreeSource, open_source
 from facelt.errors import UserError
-from facelt.store.bin_tree import write_feature
+from facelt.store.feature_tree import write_feature
 
 
 def test_store_and_tree_give_the_same_rows(small, tmp_path):

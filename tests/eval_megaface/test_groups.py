@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from eval_megaface.groups import attribute_groups, canonical, read_attributes, read_gender, read_names
+from eval_megaface.suite import attribute_groups, read_attributes, read_gender, read_names
 from facelt.errors import UserError
+from facelt.store.attributes import canonical
 
 
 def test_canonical_names():

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from eval_megaface.lists import find_distractor_lists, nest
+from eval_megaface.suite import find_distractor_lists, nest
 from facelt.errors import UserError
-from facelt.store.image_lists import probe_identity, read_features_list
+from facelt.store.feature_tree import probe_identity, read_features_list
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval_megaface.noise import noisy_probes, read_noise_list, replace_noisy
+from eval_megaface.suite import noisy_probes, read_noise_list, replace_noisy
 from facelt.errors import UserError
 
 

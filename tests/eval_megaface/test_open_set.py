@@ -6,9 +6,9 @@ import pytest
 from eval_megaface.config import MegafaceConfig
 from eval_megaface.evaluate import evaluate
 from facelt.errors import UserError
-from facelt.identification import open_set_searches
-from facelt.search import Search
-from facelt.store import StoreWriter
+from facelt.identification.open_set import open_set_searches
+from facelt.search.search import Search
+from facelt.store.store import StoreWriter
 
 
 def test_real_embeddings(real_config):

@@ -61,7 +61,7 @@ def test_allow_overlap(small, capsys):
 
 def test_shipped_configuration_is_valid(root):
     from eval_megaface.config import MegafaceConfig
-    from facelt.config import load_config
+    from facelt.config.loading import load_config
 
     assert load_config(root / "configs/megaface.yaml", MegafaceConfig).reference_model("oltr") == "plain"
 

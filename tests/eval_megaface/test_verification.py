@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from eval_megaface import verification
+from eval_megaface import thresholds as thresholds_module
 from eval_megaface.config import MegafaceConfig
 from eval_megaface.evaluate import evaluate
 
@@ -13,13 +13,13 @@ from eval_megaface.evaluate import evaluate
 @pytest.fixture
 def passes(monkeypatch):
     """Counts the passes that are made."""
-    made, plain = [], verification.verification_rates
+    made, plain = [], thresholds_module.verification_rates
 
     def counted(*arguments, **named):
         made.append(named["cosine"])
         return plain(*arguments, **named)
 
-    monkeypatch.setattr(verification, "verification_rates", counted)
+    monkeypatch.setattr(thresholds_module, "verification_rates", counted)
     return made
 
 
@@ -119,7 +119,7 @@ def test_an_interrupted_run_keeps_what_was_finished(small, second, passes, monke
     models, _ = second
     whole = small.run("verification=true", models=models, out=str(small.root / "whole"))["verification"]
     passes.clear()
-    plain = verification.verification_rates
+    plain = thresholds_module.verification_rates
 
     def stop_at_third(*arguments, **named):
         if len(passes) == 2:
@@ -127,7 +127,7 @@ def test_an_interrupted_run_keeps_what_was_finished(small, second, passes, monke
         return plain(*arguments, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(verification, "verification_rates", stop_at_third)
+        patch.setattr(thresholds_module, "verification_rates", stop_at_third)
         with pytest.raises(KeyboardInterrupt):
             small.run("verification=true", models=models)
     passes.clear()

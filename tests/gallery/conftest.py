@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from facelt.gallery import Contract, LocalGallery, Samples
+from facelt.gallery.local import LocalGallery
+from facelt.gallery.model_spec import Contract
+from facelt.gallery.samples import Samples
 
 DIMENSION = 16
 

@@ -5,8 +5,8 @@ import pytest
 from scipy.stats import binom
 
 from facelt.errors import UserError
-from facelt.gallery import Gallery, Samples
-from facelt.gallery.calibrate import Calibration, calibrated
+from facelt.gallery.gallery import Calibration, Gallery, calibrated
+from facelt.gallery.samples import Samples
 from tests.gallery.conftest import DIMENSION, some_samples
 
 TERMS = {"compared": 1000, "templates": False, "by": "similarity"}

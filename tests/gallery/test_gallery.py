@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 from facelt.errors import UserError
-from facelt.gallery import Count, Gallery, LocalGallery, Samples
+from facelt.gallery.backend import Count
+from facelt.gallery.gallery import Gallery
 from facelt.gallery.index import View
+from facelt.gallery.local import LocalGallery
+from facelt.gallery.samples import Samples
 from tests.gallery.conftest import DIMENSION, some_samples
 
 OPEN_TO_WRITE = "import sys; from facelt.gallery import LocalGallery; LocalGallery(sys.argv[1], write=True).close()"

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.gallery_kills import CONTRACT, Operation, as_bytes, found_in, run
-from facelt.gallery import Gallery
+from facelt.gallery.gallery import Gallery
 
 
 def test_no_kill_loses_or_revives_a_sample(tmp_path):

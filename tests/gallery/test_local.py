@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from facelt.errors import UserError
-from facelt.gallery import Contract, Count, LocalGallery, Samples
+from facelt.gallery.backend import Count
+from facelt.gallery.local import LocalGallery
+from facelt.gallery.model_spec import Contract
+from facelt.gallery.samples import Samples
 from tests.gallery.conformance import Conformance
 from tests.gallery.conftest import DIMENSION, some_samples
 

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from facelt.errors import UserError
-from facelt.gallery import Gallery
+from facelt.gallery.gallery import Gallery
 from tests.gallery.conformance import Conformance
 from tests.gallery.conftest import some_samples
 
@@ -67,7 +67,7 @@ def test_it_is_opened_by_its_name(where, contract):
 def test_another_process_goes_on_with_it(tmp_path):
     """A server that was started anew has its collections on disk only."""
     pytest.importorskip("milvus_lite", reason="milvus-lite is absent: make test-milvus")
-    command = [sys.executable, "-c", "from facelt.cli import main; main()", "gallery"]
+    command = [sys.executable, "-c", "from facelt.cli.main import main; main()", "gallery"]
     where = f"milvus:{tmp_path / 'lite.db'}#staff"
     table = "key,person,e0,e1\nk0,Ada,1,0\nk1,Bo,0,1\n"
     (tmp_path / "people.csv").write_text(table)

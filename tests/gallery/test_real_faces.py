@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from facelt.gallery import Contract, Gallery, Samples
+from facelt.gallery.gallery import Gallery
+from facelt.gallery.model_spec import Contract
+from facelt.gallery.samples import Samples
 
 # Some distractors are planted images of the very people: at a low rate the threshold would be theirs.
 RATE = 0.2

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from facelt.errors import UserError
-from facelt.gallery import LocalGallery, Samples
-from facelt.gallery.database import Database
+from facelt.gallery.local import LocalGallery
+from facelt.gallery.samples import Samples
+from facelt.gallery.sqlite import Database
 from tests.gallery.conftest import DIMENSION, bytes_in, some_samples
 
 

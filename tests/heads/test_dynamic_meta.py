@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from facelt.heads import DynamicMetaHead
-from facelt.memory import IdentityMemory
-from facelt.parallel import SharedFeature
+from facelt.distributed.logits import SharedFeature
+from facelt.heads.dynamic_meta import DynamicMetaHead
+from facelt.heads.memory import IdentityMemory
 
 
 def filled_memory(centroid_CD: torch.Tensor, **options) -> IdentityMemory:

@@ -7,8 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from facelt.heads import Margin, MarginHead
-from facelt.parallel import ClassRange, ProductLogits, Rows, SharedFeature, Shares
+from facelt.distributed.class_shards import ClassRange
+from facelt.distributed.comm import Shares
+from facelt.distributed.logits import ProductLogits, Rows, SharedFeature
+from facelt.heads.classifiers import Margin, MarginHead
 
 
 class GivenCosines(MarginHead):

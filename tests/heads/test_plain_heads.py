@@ -4,8 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from facelt.heads import HEADS
-from facelt.parallel import ClassRange, ProductLogits, Rows, SharedFeature, Shares
+from facelt.distributed.class_shards import ClassRange
+from facelt.distributed.comm import Shares
+from facelt.distributed.logits import ProductLogits, Rows, SharedFeature
+from facelt.heads.classifiers import HEADS
 
 
 def logits_of(vector: torch.Tensor, rows: Rows) -> ProductLogits:

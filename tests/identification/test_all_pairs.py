@@ -8,13 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facelt.errors import UserError
-from facelt.identification import all_pair_errors, all_pairs, pair_errors, pair_histograms
-from facelt.identification.all_pair_errors import PairErrors
-from facelt.identification.all_pair_histograms import PairHistograms
-from facelt.identification.score_grid import ScoreGrid
-from facelt.metrics.groups import Units
-from facelt.metrics.pair_counts import PairCounts, cells
-from facelt.search import BadRow, similarities
+from facelt.identification import all_pairs
+from facelt.identification.all_pairs import PairErrors, PairHistograms, pair_errors, pair_histograms
+from facelt.identification.error_rates import ScoreGrid
+from facelt.search.exact import BadRow, similarities
+from facelt.stats.groups import PairCounts, Units, cells
 
 
 def people(random, images, identities):
@@ -174,6 +172,6 @@ def test_bad_input_is_refused(monkeypatch):
         histograms.add(np.array([np.nan]), np.array([False]), np.array([0]), np.array([1]))
     with pytest.raises(ValueError, match="1 scores, 2 labels"):
         histograms.add(np.zeros(1), np.zeros(2, dtype=bool), np.zeros(1, dtype=int), np.ones(1, dtype=int))
-    monkeypatch.setattr(all_pair_errors, "MOST_CELLS", 7)
+    monkeypatch.setattr(all_pairs, "MOST_CELLS", 7)
     with pytest.raises(UserError, match="too many to compare"):
         pair_errors(np.eye(2), units, [0.5])

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facelt.identification import open_set_rates, open_set_searches
-from facelt.identification.open_set_rates import outcomes
-from facelt.search import BadRow
+from facelt.identification.open_set import open_set_rates, open_set_searches, outcomes
+from facelt.search.exact import BadRow
 
 
 def plain_half(probe_PD, identity_P, distractor_GD, enrolled, wanted, rank, novelty=None):

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facelt.identification import hit_ranks, mate_pairs, probe_hits
-from facelt.search import top_k
+from facelt.identification.rank import hit_ranks, mate_pairs, probe_hits
+from facelt.search.top_k import top_k
 
 
 @settings(max_examples=40, deadline=None)

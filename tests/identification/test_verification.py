@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facelt.errors import UserError
-from facelt.identification import verification, verification_rates
-from facelt.search import BadRow
+from facelt.identification import verification
+from facelt.identification.verification import verification_rates
+from facelt.search.exact import BadRow
 
 
 def plain_point(mated, nonmated, far):

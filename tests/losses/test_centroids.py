@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from facelt.losses import discriminative_centroids
-from facelt.parallel import ClassRange, SharedFeature
+from facelt.distributed.class_shards import ClassRange
+from facelt.distributed.logits import SharedFeature
+from facelt.losses.centroids import discriminative_centroids
 
 
 def loss_of(feature, centroid, label, **options):

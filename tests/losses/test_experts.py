@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from facelt.losses import LOSSES, WEIGHTS, distillation, diversity_temperature, reslt, ride
+from facelt.losses.classification import LOSSES, WEIGHTS
+from facelt.losses.experts import distillation, diversity_temperature, reslt, ride
 
 
 @pytest.mark.parametrize("reweighted", [False, True])

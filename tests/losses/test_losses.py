@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from facelt.losses import LOSSES, WEIGHTS
+from facelt.losses.classification import LOSSES, WEIGHTS
 
 OPTIONS = {"seql": {"threshold": 0.2, "gamma": 0.5}}
 COUNTS = torch.tensor([40, 9, 3, 1])

@@ -6,7 +6,7 @@ N images, D feature.
 import torch
 from torch import nn
 
-from facelt.methods import Inputs, Progress
+from facelt.methods.base import Inputs, Progress
 from facelt.models.network import Network
 
 CLASSES, DIM = 6, 8

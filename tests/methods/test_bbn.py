@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from facelt.config import BbnConfig
+from facelt.config.methods import BbnConfig
 from facelt.errors import UserError
-from facelt.methods import METHODS, Inputs, Progress, Stream
+from facelt.methods import METHODS
+from facelt.methods.base import Inputs, Progress, Stream
 from tests.methods.small_branches import branched_network
 
 CLASSES, DIM, PAIRS, EPOCHS = 5, 4, 6, 10

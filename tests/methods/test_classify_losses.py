@@ -7,13 +7,16 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from facelt.config import ClassifyConfig, TrainConfig
-from facelt.engine.accuracy import accuracy_of
-from facelt.engine.handed_on import load_model
-from facelt.engine.run import run
-from facelt.losses import LOSSES, METRIC_LOSSES, WEIGHTS
-from facelt.methods import METHODS, Inputs, Progress
+from facelt.config.methods import ClassifyConfig
+from facelt.config.train import TrainConfig
+from facelt.evaluation.evaluate import accuracy_of
+from facelt.inference.model import load_model
+from facelt.losses.classification import LOSSES, WEIGHTS
+from facelt.losses.metric import METRIC_LOSSES
+from facelt.methods import METHODS
+from facelt.methods.base import Inputs, Progress
 from facelt.models.network import build_network
+from facelt.training.run import run
 
 CLASSES, DIM = 6, 16
 COUNTS = torch.tensor([30, 14, 9, 4, 1, 0])

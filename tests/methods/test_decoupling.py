@@ -7,12 +7,11 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from facelt.config import LwsConfig, NcmConfig, TauNormConfig, TrainConfig
-from facelt.engine.run import run
+from facelt.config.methods import LwsConfig, NcmConfig, TauNormConfig
+from facelt.config.train import TrainConfig
 from facelt.errors import UserError
-from facelt.methods.lws import Lws
-from facelt.methods.ncm import Ncm
-from facelt.methods.tau_norm import TauNorm
+from facelt.methods.decoupling import Lws, Ncm, TauNorm
+from facelt.training.run import run
 from tests.methods.small import CLASSES, COUNTS, DIM, FIRST, linear_head, look_over, reborn, small_network, training_set
 
 

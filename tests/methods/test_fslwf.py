@@ -6,15 +6,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from facelt.config import ClassifyConfig, FslwfConfig, TrainConfig
-from facelt.engine.handed_on import load_model
-from facelt.engine.run import run
+from facelt.config.methods import ClassifyConfig, FslwfConfig
+from facelt.config.train import TrainConfig
+from facelt.distributed.logits import SharedFeature
 from facelt.errors import UserError
-from facelt.heads.weight_generator import WeightGenerator
-from facelt.methods import Inputs
+from facelt.inference.model import load_model
+from facelt.methods.base import Inputs
 from facelt.methods.classify import Classify
-from facelt.methods.fslwf import Fslwf
-from facelt.parallel import SharedFeature
+from facelt.methods.few_shot import Fslwf, WeightGenerator
+from facelt.training.run import run
 from tests.methods.small import CLASSES, COUNTS, DIM, FIRST, linear_head, look_over, reborn, small_network, training_set
 
 NOVEL = [3, 4, 5]

@@ -6,12 +6,13 @@ import math
 import pytest
 import torch
 
-from facelt.config import FusionAsmConfig, FusionConfig, FusionLlwConfig, TrainConfig
-from facelt.engine.run import run
+from facelt.config.methods import FusionAsmConfig, FusionConfig, FusionLlwConfig
+from facelt.config.train import TrainConfig
 from facelt.errors import UserError
-from facelt.methods import METHODS, Progress
-from facelt.methods.fusion_asm import even_cross_entropy
-from facelt.methods.two_classifiers import to_range_of
+from facelt.methods import METHODS
+from facelt.methods.base import Progress
+from facelt.methods.fusion import even_cross_entropy, to_range_of
+from facelt.training.run import run
 from tests.methods.small import CLASSES, FIRST, linear_head, look_over, reborn, small_network, training_set
 
 CONFIGS = {"fusion": FusionConfig, "fusion_asm": FusionAsmConfig, "fusion_llw": FusionLlwConfig}

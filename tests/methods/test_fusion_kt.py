@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from facelt.config import FusionKtConfig
-from facelt.methods import Progress
-from facelt.methods.fusion_kt import FusionKt
+from facelt.config.methods import FusionKtConfig
+from facelt.methods.base import Progress
+from facelt.methods.fusion import FusionKt
 from tests.methods.small import CLASSES, FIRST, look_over, reborn, small_network, training_set
 
 

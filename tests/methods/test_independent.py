@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from facelt.config import ClassifyConfig, IndependentConfig
-from facelt.methods import METHODS, Inputs, Progress
+from facelt.config.methods import ClassifyConfig, IndependentConfig
+from facelt.methods import METHODS
+from facelt.methods.base import Inputs, Progress
 from facelt.models.branched import Branches
 from facelt.models.network import build_network
 

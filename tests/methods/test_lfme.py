@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from facelt.config import ClassifyConfig, LfmeConfig
+from facelt.config.methods import ClassifyConfig, LfmeConfig
 from facelt.errors import UserError
-from facelt.methods import METHODS, Inputs, Progress
+from facelt.methods import METHODS
+from facelt.methods.base import Inputs, Progress
 from facelt.methods.lfme import floors
 from tests.methods.small import look_over, small_network
 

@@ -3,13 +3,15 @@
 import pytest
 import torch
 
-from facelt.config import ClassifyConfig, DynamicMetaConfig, TrainConfig
-from facelt.engine.accuracy import accuracy_of
-from facelt.engine.handed_on import load_model
-from facelt.engine.run import run
-from facelt.methods import METHODS, Inputs, Progress
+from facelt.config.methods import ClassifyConfig, DynamicMetaConfig
+from facelt.config.train import TrainConfig
+from facelt.distributed.logits import SharedFeature
+from facelt.evaluation.evaluate import accuracy_of
+from facelt.inference.model import load_model
+from facelt.methods import METHODS
+from facelt.methods.base import Inputs, Progress
 from facelt.models.network import build_network
-from facelt.parallel import SharedFeature
+from facelt.training.run import run
 from tests.methods.minimal import stages
 
 CLASSES, DIM = 6, 16

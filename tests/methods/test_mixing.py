@@ -8,9 +8,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from facelt.config import ClassifyConfig
-from facelt.methods import METHODS, Classify, Inputs, Progress
-from facelt.methods.mixing import MIXINGS
+from facelt.config.methods import ClassifyConfig
+from facelt.methods import METHODS
+from facelt.methods.base import Inputs, Progress
+from facelt.methods.classify import MIXINGS, Classify
 from facelt.models.network import build_network
 
 CLASSES = 4

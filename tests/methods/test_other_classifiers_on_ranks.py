@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from facelt.config import (
+from facelt.config.methods import (
     FslwfConfig,
     FusionAsmConfig,
     FusionConfig,
@@ -18,10 +18,12 @@ from facelt.config import (
     NcmConfig,
     TauNormConfig,
 )
-from facelt.methods import METHODS, Inputs, Method, Progress
-from facelt.parallel import rank, split_entries, world
+from facelt.distributed.class_shards import split_entries
+from facelt.distributed.comm import rank, world
+from facelt.methods import METHODS
+from facelt.methods.base import Inputs, Method, Progress
+from tests.distributed.ranks import run_ranks
 from tests.methods.small import CLASSES, COUNTS, linear_head, small_network, training_set
-from tests.parallel.several import run_ranks
 
 CONFIGS = [
     NcmConfig(name="ncm"),

@@ -10,9 +10,10 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from facelt.config import ResltConfig
+from facelt.config.methods import ResltConfig
 from facelt.errors import UserError
-from facelt.methods import METHODS, Inputs, Progress
+from facelt.methods import METHODS
+from facelt.methods.base import Inputs, Progress
 from tests.methods.small_branches import branched_network
 
 # Most images first, of equally many the lower label: 1, 2, 0, 5, 4, 3.

@@ -5,8 +5,10 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from facelt.config import ClassifyConfig, RideConfig, StageConfig
-from facelt.methods import METHODS, Inputs, Progress
+from facelt.config.methods import ClassifyConfig, RideConfig
+from facelt.config.train import StageConfig
+from facelt.methods import METHODS
+from facelt.methods.base import Inputs, Progress
 from facelt.models.branched import Branches
 from facelt.models.network import build_network
 

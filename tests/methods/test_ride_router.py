@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from facelt.config import RideConfig, RideRouterConfig
+from facelt.config.methods import RideConfig, RideRouterConfig
 from facelt.errors import UserError
-from facelt.methods import METHODS, Inputs, Progress
-from facelt.methods.ride_router import experts_asked, would_help
+from facelt.methods import METHODS
+from facelt.methods.base import Inputs, Progress
+from facelt.methods.multi_expert import experts_asked, would_help
 from facelt.models.branched import Branches
 from facelt.models.network import build_network
 

@@ -5,11 +5,12 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from facelt.config import ClassifyConfig, TrainConfig
-from facelt.engine.accuracy import accuracy_of
-from facelt.engine.handed_on import load_model
-from facelt.engine.run import run
-from facelt.methods import Classify
+from facelt.config.methods import ClassifyConfig
+from facelt.config.train import TrainConfig
+from facelt.evaluation.evaluate import accuracy_of
+from facelt.inference.model import load_model
+from facelt.methods.classify import Classify
+from facelt.training.run import run
 
 
 @pytest.mark.parametrize("rate", [0, -0.1, 1.5, float("nan")])

@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from facelt.config import MetaModelNetConfig, ModelRegressionConfig
+from facelt.config.methods import MetaModelNetConfig, ModelRegressionConfig
 from facelt.errors import UserError
-from facelt.methods import Progress
-from facelt.methods.meta_model_net import MetaModelNet
-from facelt.methods.model_regression import ModelRegression
-from facelt.methods.softmax_regression import softmax_regression
+from facelt.methods.base import Progress
+from facelt.methods.few_shot import MetaModelNet, ModelRegression, softmax_regression
 from tests.methods.small import CLASSES, COUNTS, DIM, FIRST, look_over, reborn, small_network, training_set
 
 KINDS = {

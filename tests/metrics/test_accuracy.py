@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facelt.errors import UserError
-from facelt.metrics.accuracy import BANDS, shot_accuracy, shot_bands
+from facelt.metrics.classification import BANDS, shot_accuracy, shot_bands
 from facelt.metrics.open_set import closed_macro_f, open_set_f_measure
 
 

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 
-from facelt.metrics.calibration import expected_calibration_error
+from facelt.metrics.classification import expected_calibration_error
 
 
 def plain(confidences, right, bins=15):

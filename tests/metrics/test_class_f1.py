@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from facelt.errors import UserError
-from facelt.metrics.class_f1 import class_f1
+from facelt.metrics.classification import class_f1
 
 
 @pytest.mark.parametrize("seed", range(5))

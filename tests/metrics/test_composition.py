@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from facelt.metrics.composition import composition
+from facelt.metrics.classification import composition
 
 LIMITS = {"paper": (lambda n: n > 100, lambda n: n < 20), "released": (lambda n: n >= 100, lambda n: n <= 20)}
 

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facelt.metrics.detection import Detection, accepting_threshold, detection
-from facelt.metrics.oscr import oscr
+from facelt.metrics.open_set import Detection, accepting_threshold, detection, oscr
 
 # Few values, so that most scores are tied.
 TIED = st.lists(st.integers(-2, 3).map(lambda number: number / 4), min_size=1, max_size=25)

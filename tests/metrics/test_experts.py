@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from facelt.errors import UserError
-from facelt.metrics.experts import expert_counts
+from facelt.metrics.classification import expert_counts
 
 
 def test_the_counts_are_those_of_a_plain_loop():

@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facelt.errors import UserError
-from facelt.metrics.accuracy import class_counts, shot_accuracy
-from facelt.metrics.open_confusion import ANSWERS, TRUE, open_confusion
-from facelt.metrics.open_set import open_macro_f
+from facelt.metrics.classification import class_counts, shot_accuracy
+from facelt.metrics.open_set import ANSWERS, TRUE, open_confusion, open_macro_f
 
 COUNTS = [500, 101, 100, 20, 19, 1]
 PAIRS = st.lists(st.tuples(st.integers(-1, 5), st.integers(-1, 5)), max_size=30)

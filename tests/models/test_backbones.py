@@ -4,9 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from facelt.models import BACKBONES
-from facelt.models.cifar_resnet import CifarResNet
-from facelt.models.iresnet import IResNet
+from facelt.models.backbones import BACKBONES, CifarResNet, IResNet
 
 BLOCKS = {
     "iresnet18": (2, 2, 2, 2),

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from facelt.errors import UserError
-from facelt.models import BACKBONES
+from facelt.models.backbones import BACKBONES
 from facelt.models.branched import Branches
-from facelt.models.initialise import load_stage
 from facelt.models.network import build_network
+from facelt.models.pretrained import load_stage
 
 IMAGE = (32, 32)
 

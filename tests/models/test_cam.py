@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from facelt.models.cam import class_activation, foreground
+from facelt.models.layers import class_activation, foreground
 
 
 @pytest.fixture

@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from facelt.errors import UserError
-from facelt.models import BACKBONES
-from facelt.models.densenet import densenet_bc100
+from facelt.models.backbones import BACKBONES, densenet_bc100
 from facelt.models.network import build_network
 
 

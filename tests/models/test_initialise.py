@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from facelt.errors import UserError
-from facelt.models.initialise import load_stage
 from facelt.models.network import build_network
+from facelt.models.pretrained import load_stage
 
 
 def tiny(*, embedding="none", attention=False, backbone="resnet10", dim=512):

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from facelt.config.training import BranchesConfig
-from facelt.models import BACKBONES
-from facelt.models.branched import Branches
-from facelt.models.light_branches import LIGHT_BRANCHES
+from facelt.config.train import BranchesConfig
+from facelt.models.backbones import BACKBONES
+from facelt.models.branched import LIGHT_BRANCHES, Branches
 from facelt.models.network import build_network
 
 IMAGE = (32, 32)

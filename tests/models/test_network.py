@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from facelt.errors import UserError
-from facelt.models import BACKBONES
-from facelt.models.attention import ModulatedAttention
-from facelt.models.embedding import EMBEDDINGS, build_embedding
+from facelt.models.backbones import BACKBONES
+from facelt.models.layers import EMBEDDINGS, ModulatedAttention, build_embedding
 from facelt.models.network import build_network
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torchvision.models.resnet import BasicBlock, ResNet, resnet50, resnet152
 
 from facelt.errors import UserError
-from facelt.models import BACKBONES
+from facelt.models.backbones import BACKBONES
 from facelt.models.network import build_network
 from facelt.models.pretrained import load_pretrained
 

@@ -7,9 +7,7 @@ import pytest
 import torch
 
 from facelt.errors import UserError
-from facelt.openset import OpenMax, Seen
-from facelt.openset.openmax import distance
-from facelt.openset.tails import SHIFT, TAIL, Tails
+from facelt.openset.rejection import SHIFT, TAIL, OpenMax, Seen, Tails, distance
 
 CLASSES = 12
 

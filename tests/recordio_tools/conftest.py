@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from recordio_tools import FaceRecordWriter
+from recordio_tools.writer import FaceRecordWriter
 
 COUNTS = (4, 1, 3)  # images of each identity
 

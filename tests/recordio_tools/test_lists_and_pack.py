@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from recordio_tools import FaceRecord, RecordIOError
+from recordio_tools.errors import RecordIOError
+from recordio_tools.face_set import FaceRecord
 from recordio_tools.lists import read_folders, read_list
 from recordio_tools.pack import pack, unpack
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from recordio_tools import RecordIOError
-from recordio_tools.draws import hash64
+from recordio_tools.deterministic_random import hash64
+from recordio_tools.errors import RecordIOError
 from recordio_tools.long_tail import (
     exponential_counts,
     pareto_counts,

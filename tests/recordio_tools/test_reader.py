@@ -10,8 +10,10 @@ import struct
 import numpy as np
 import pytest
 
-from recordio_tools import IRHeader, RecordIOError, RecordReader, RecordWriter
-from recordio_tools.framing import MAGIC
+from recordio_tools.errors import RecordIOError
+from recordio_tools.format import MAGIC, IRHeader
+from recordio_tools.reader import RecordReader
+from recordio_tools.writer import RecordWriter
 
 
 def test_odd_records_equal_what_mxnet_was_given(golden):

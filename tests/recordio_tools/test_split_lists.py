@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facelt.data.image_list import read_list
-from recordio_tools import RecordIOError
+from facelt.data.image_lists import read_list
 from recordio_tools.__main__ import main
-from recordio_tools.lists import read_labelled_paths
+from recordio_tools.errors import RecordIOError
+from recordio_tools.lists import HeldOut, read_labelled_paths, write_lists
 from recordio_tools.long_tail import exponential_counts, pareto_counts, step_counts
-from recordio_tools.split_lists import HeldOut, write_lists
 
 COUNTS = {"b": 30, "c (2)": 25, "d 4": 20, "Ähre im Feld": 16}
 

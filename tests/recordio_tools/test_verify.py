@@ -4,9 +4,10 @@ import struct
 
 import pytest
 
-from recordio_tools import FaceRecordWriter, IRHeader, RecordReader, RecordWriter
-from recordio_tools.framing import MAGIC_BYTES
+from recordio_tools.format import MAGIC_BYTES, IRHeader
+from recordio_tools.reader import RecordReader
 from recordio_tools.verify import verify
+from recordio_tools.writer import FaceRecordWriter, RecordWriter
 
 
 @pytest.fixture

@@ -5,7 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from recordio_tools import FaceRecord, FaceRecordWriter, IRHeader, RecordIOError, RecordReader, RecordWriter
+from recordio_tools.errors import RecordIOError
+from recordio_tools.face_set import FaceRecord
+from recordio_tools.format import IRHeader
+from recordio_tools.reader import RecordReader
+from recordio_tools.writer import FaceRecordWriter, RecordWriter
 
 
 def same_files(first, second, suffixes=(".rec", ".idx")) -> bool:

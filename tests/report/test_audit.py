@@ -8,8 +8,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from facelt.report import print_audit, write_report
-from facelt.report.audit_words import figure_text, limits, model_card, p_value, share, verdict
+from facelt.report.audit_text import figure_text, limits, model_card, p_value, print_audit, share, verdict
+from facelt.report.write import write_report
 
 METRICS = {"rank1": (80, 100), "fnir": (20, 100), "fpir": (0, 100), "fmr": (5, 50_000), "fnmr": (10, 100)}
 

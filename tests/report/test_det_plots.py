@@ -6,8 +6,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from facelt.report.det_plots import Tradeoff, det_figure, open_set_figure, tradeoff_plot
-from facelt.report.series import Style
+from facelt.report.drawing import Style
+from facelt.report.plots import Tradeoff, det_figure, open_set_figure, tradeoff_plot
 
 
 def texts(svg):

@@ -10,9 +10,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from facelt.report.evaluation import OPEN_FIGURES, check, print_evaluation
-from facelt.report.evaluation_files import MOST_POINTS, write_open, write_sweep, write_table
-from facelt.report.plain import json_line
+from facelt.report.evaluation import (
+    MOST_POINTS,
+    OPEN_FIGURES,
+    check_evaluation,
+    print_evaluation,
+    write_open,
+    write_sweep,
+    write_table,
+)
+from facelt.utils.json_values import json_line
 
 BANDS = {"many": 1_234, "medium": 56_789, "few": 123_456}
 ACCURACY = {"overall": 0.41, "many": 0.72, "medium": None, "few": 0.0123, "classes": BANDS, "images": BANDS}
@@ -111,12 +118,12 @@ def test_a_missing_key_is_named(report, place):
     key = list(part)[-1]
     del part[key]
     with pytest.raises(ValueError, match=rf"{place or 'report'} lacks {key} \(schema"):
-        check(report)
+        check_evaluation(report)
 
 
 def test_another_schema_is_refused(report):
     with pytest.raises(ValueError, match=r"the schema is 'facelt\.audit/1'"):
-        check({**report, "schema": "facelt.audit/1"})
+        check_evaluation({**report, "schema": "facelt.audit/1"})
 
 
 def test_json_is_one_line_without_nan():

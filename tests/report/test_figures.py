@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from facelt.errors import UserError
+from facelt.report.drawing import picture
 from facelt.report.figures import COLOURS, OPEN, draw_concepts, draw_gains, draw_points
-from facelt.report.picture import picture
 
 SVG = "{http://www.w3.org/2000/svg}"
 

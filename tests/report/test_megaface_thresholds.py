@@ -8,8 +8,9 @@ import json
 import pytest
 from rich.console import Console
 
-from facelt.report import print_report, write_report
+from facelt.report.megaface_terminal import print_report
 from facelt.report.megaface_thresholds import open_set, rate_name, verification
+from facelt.report.write import write_report
 
 NEEDS = "a rate of 1e-06 needs 1,000,000 non-mated comparisons; there are 270"
 FEW = "a rate of 0.001 needs 1,000 non-mated searches; half 1 has 292"

@@ -5,9 +5,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from facelt.report.drawing import MARKERS, PALETTE, Series, Style, assign_styles
 from facelt.report.plots import bar_plot, dot_plot, line_plot
-from facelt.report.series import MARKERS, PALETTE, Series, Style, assign_styles
-from facelt.report.visible import short
+from facelt.utils.text import short
 
 
 def texts(svg):

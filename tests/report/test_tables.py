@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facelt.report.tables import Table, csv_text, safe_cell
+from facelt.utils.tables import Table, csv_text, safe_cell
 
 FORMULA_STARTS = "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20"
 

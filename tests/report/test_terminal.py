@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from facelt.report import print_report
+from facelt.report.megaface_terminal import print_report
 
 
 def printed(report, width):

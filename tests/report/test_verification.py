@@ -6,8 +6,8 @@ import io
 import pytest
 from rich.console import Console
 
-from facelt.report.page import NOTHING
-from facelt.report.verification import check, print_verification
+from facelt.report.evaluation import check_verification, print_verification
+from facelt.report.html_page import NOTHING
 
 
 def point(wanted, tar, supported=True, reason=None, **changes) -> dict:
@@ -89,7 +89,7 @@ def test_what_is_not_known_is_not_said():
 )
 def test_a_report_that_lacks_something_is_refused(spoil, reason):
     report = copy.deepcopy(REPORT)
-    check(report)
+    check_verification(report)
     spoil(report)
     with pytest.raises(ValueError, match=reason):
         print_verification(report)

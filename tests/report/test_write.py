@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from facelt.errors import UserError
-from facelt.report import write_report
-from facelt.report.plain import plain
+from facelt.report.write import write_report
+from facelt.utils.json_values import plain
 
 
 class Page(HTMLParser):
@@ -170,7 +170,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(report, tmp_path,
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("facelt.whole_files.os.fsync", full_disk)
+    monkeypatch.setattr("facelt.utils.files.os.fsync", full_disk)
     with pytest.raises(UserError, match="No space left"):
         write_report({**report, "title": "Another"}, tmp_path)
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before

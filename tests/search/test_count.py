@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facelt.search import BadRow, blocks, count_above, engine
+from facelt.search import engine, exact
+from facelt.search.exact import BadRow
+from facelt.search.top_k import count_above
 
 
 @settings(max_examples=40, deadline=None)
@@ -18,7 +20,7 @@ def test_equals_a_plain_count(seed, threshold, block_values, scores):
     q, g = query_PD.astype(np.float64), database_GD.astype(np.float64)
     cosine_PG = (q @ g.T) / np.linalg.norm(q, axis=1)[:, None] / np.linalg.norm(g, axis=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "BLOCK_VALUES", block_values)
+        patch.setattr(exact, "BLOCK_VALUES", block_values)
         patch.setattr(engine, "SCORES", scores)
         found_P = count_above(query_PD, database_GD, threshold)
     np.testing.assert_array_equal(found_P, (cosine_PG > threshold).sum(axis=1))

@@ -9,9 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facelt.errors import UserError
-from facelt.search import blocks, count_above, engine, open_search, top_k
-from facelt.search.engine import open_engine
+from facelt.search import engine, factory
+from facelt.search import exact as exact_module
+from facelt.search.factory import open_engine
 from facelt.search.faiss_engine import FaissEngine, FaissScorer, GpuScorer
+from facelt.search.search import open_search
+from facelt.search.top_k import count_above, top_k
 
 
 def crowded(random, rows, dimension):
@@ -49,7 +52,7 @@ def test_all_engines_agree(engines, seed, rows, k, dimension, cosine, block_valu
     threshold = float(random.uniform(-0.5, 1))
     found = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "BLOCK_VALUES", block_values)
+        patch.setattr(exact_module, "BLOCK_VALUES", block_values)
         patch.setattr(engine, "SCORES", scores)
         for name, one in engines.items():
             found[name] = (
@@ -91,7 +94,7 @@ def test_rows_that_get_ever_better(engines, name):
     query_PD = random.standard_normal((3, 8)).astype(np.float32)
     database_GD = query_PD.mean(axis=0) * np.linspace(0.1, 9, 4000, dtype=np.float32)[:, None]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "BLOCK_VALUES", 8 * 300)
+        patch.setattr(exact_module, "BLOCK_VALUES", 8 * 300)
         score_SPK, id_SPK = top_k(query_PD, database_GD, 5, engine=engines[name])
     plain_PG = exact(query_PD, database_GD, False)
     np.testing.assert_array_equal(id_SPK[0], np.argsort(-plain_PG, axis=1, kind="stable")[:, :5])
@@ -128,25 +131,25 @@ def test_a_faiss_with_gpus_searches_there(monkeypatch):
 @pytest.mark.parametrize(("fast", "chosen"), [(True, "torch"), (False, "faiss")])
 def test_a_large_search_is_torch_s_where_it_is_fast(monkeypatch, fast, chosen):
     monkeypatch.setattr("facelt.search.torch_engine._has_bfloat16", lambda device: fast)
-    assert open_search("auto", engine.WORTH_TORCH).engine.name == chosen
-    assert open_search("auto", engine.WORTH_TORCH - 1).engine.name == "faiss"
-    assert open_search("faiss", engine.WORTH_TORCH).engine.name == "faiss"
+    assert open_search("auto", factory.WORTH_TORCH).engine.name == chosen
+    assert open_search("auto", factory.WORTH_TORCH - 1).engine.name == "faiss"
+    assert open_search("faiss", factory.WORTH_TORCH).engine.name == "faiss"
 
 
 def test_engines_by_name(monkeypatch):
     assert open_engine("auto").name == open_engine("faiss").name == "faiss"
     assert open_engine("torch").name == "torch"
     assert open_search("torch").engine.name == "torch"
-    find_spec = engine.importlib.util.find_spec
+    find_spec = factory.importlib.util.find_spec
     monkeypatch.setattr(
-        engine.importlib, "util", types.SimpleNamespace(find_spec=lambda name: name != "faiss" and find_spec(name))
+        factory.importlib, "util", types.SimpleNamespace(find_spec=lambda name: name != "faiss" and find_spec(name))
     )
     assert open_engine("auto").name == "torch"
     with pytest.raises(
         UserError, match=r"search.engine: 'faiss' is not installed; in facelt's folder, pip install '.\[cpu\]'"
     ):
         open_engine("faiss")
-    monkeypatch.setattr(engine.importlib, "util", types.SimpleNamespace(find_spec=lambda name: None))
+    monkeypatch.setattr(factory.importlib, "util", types.SimpleNamespace(find_spec=lambda name: None))
     with pytest.raises(UserError, match="neither faiss nor torch is installed"):
         open_engine("auto")
 

@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from facelt.search import Search, open_search
-from facelt.search.engine import open_engine
+from facelt.search.factory import open_engine
+from facelt.search.search import Search, open_search
 
 PROGRAM = """
 import sys

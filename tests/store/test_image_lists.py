@@ -3,7 +3,7 @@
 import pytest
 
 from facelt.errors import UserError
-from facelt.store.image_lists import read_image_list, read_noise_names
+from facelt.store.feature_tree import read_image_list, read_noise_names
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facelt.errors import UserError
-from facelt.store import EmbeddingStore, StoreWriter
+from facelt.store.store import EmbeddingStore, StoreWriter
 
 KEYS = ["a/1.jpg", "a/2.jpg", "b/1.jpg", 'b/odd, "name"\n.jpg', "c/é.jpg"]
 IDENTITIES = ["a", "a", "b", "b", "c"]

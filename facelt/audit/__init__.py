@@ -1,0 +1,1 @@
+"""Audit of identification and verification errors by subgroup."""

@@ -1,0 +1,82 @@
+"""Who a model was trained on: images and identities of a .rec by group and by training shots.
+
+C identities.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from facelt.config.audit import AttributesConfig, AuditConfig
+from facelt.metrics.classification import BANDS, SHOT_CONVENTIONS, shot_bands
+from facelt.stats.groups import Units
+from facelt.store.attributes import attribute_columns, check_groupable
+from facelt.utils.files import sha256_of_input
+from recordio_tools.face_set import FaceRecord
+
+
+@dataclass(frozen=True, eq=False)
+class Counted:
+    """Identities of a record that have images: their names, images and shot bands (index into BANDS), [C] each."""
+
+    names: list[str]
+    image_C: np.ndarray
+    band_C: np.ndarray
+
+
+def audit_training(config: AuditConfig) -> dict[str, Any]:
+    """The section `training` of the report: per grouping, the images and identities of each group and shot band.
+
+    Only columns that the table of identities has are grouped by; the report says which were not. Raises UserError (and
+    RecordIOError) naming the file: no record, no table of identities, none of the columns in it.
+    """
+    record, convention = config.training.record, config.training.convention
+    with FaceRecord(record) as faces:
+        count_C, index_path = faces.counts, faces.reader.index_path
+    label_C = np.flatnonzero(count_C)
+    counted = Counted([str(label) for label in label_C], count_C[label_C], shot_bands(count_C[label_C], convention))
+    table = config.training.identities or record.with_name("identities.csv")
+    attributes = AttributesConfig(tables=(table,), key="label")
+    columns = attribute_columns(attributes, None, counted.names, {})
+    groupings = [by for by in config.by if set(by) <= columns.keys()]
+    if not groupings:
+        check_groupable(columns, config.by[0])
+    many_from, few_to = SHOT_CONVENTIONS[convention]
+    return {
+        "record": str(record),
+        "files": {str(path): sha256_of_input(path) for path in (record, index_path, table) if path.is_file()},
+        "images": int(counted.image_C.sum()),
+        "identities": len(counted.names),
+        "bands": {"many": f">= {many_from}", "medium": f"{few_to + 1} to {many_from - 1}", "few": f"<= {few_to}"},
+        "convention": convention,
+        "not_grouped": [" & ".join(by) for by in config.by if by not in groupings],
+        "groupings": [_grouping(counted, columns, by) for by in groupings],
+    }
+
+
+def _grouping(counted: Counted, columns: dict[str, list[str]], by: tuple[str, ...]) -> dict[str, Any]:
+    check_groupable(columns, by)
+    units = Units.of(counted.names, {name: columns[name] for name in by})
+    grouping = units.grouping(by)
+    group_C = grouping.group_U[units.unit_N]
+    return {
+        "by": list(by),
+        "groups": [
+            {"group": list(name), **_counts(counted, group_C == place)} for place, name in enumerate(grouping.names)
+        ],
+    }
+
+
+def _counts(counted: Counted, member_C: np.ndarray) -> dict[str, Any]:
+    image_C, band_C = counted.image_C[member_C], counted.band_C[member_C]
+    return {
+        "identities": int(member_C.sum()),
+        "images": int(image_C.sum()),
+        "share_of_images": float(image_C.sum() / counted.image_C.sum()),
+        "median_images": float(np.median(image_C)),
+        "bands": {
+            band: {"identities": int((band_C == place).sum()), "images": int(image_C[band_C == place].sum())}
+            for place, band in enumerate(BANDS)
+        },
+    }

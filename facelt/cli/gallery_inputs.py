@@ -1,0 +1,123 @@
+"""What the commands are given to enrol or to search for: embeddings that exist, or images and a model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from facelt.errors import UserError
+from facelt.gallery.model_spec import Contract, model_name
+from facelt.gallery.samples import Embedded, check_name, checked_rows, read_embedded, refuse_repeated
+from facelt.utils.cli import keep_threads_awake
+
+NAMES_ARE_FOLDERS = ("a gallery", "put images in a folder a person")
+
+# Read at once where they are only looked at.
+CHECKED_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Source:
+    """The options that say where embeddings come from."""
+
+    path: Path
+    table: Path | None = None
+    model: str | None = None
+    checkpoint: Path | None = None
+    detector: str | None = None
+    root: Path | None = None
+    people: str = "folder"
+    batch: int = 128
+    workers: int = 0
+    device: str = "cpu"
+
+    def read(self, contract: Contract, *, named: bool = False) -> Embedded:
+        """Embeddings of the contract's kind; `named`: of images that say whom they show.
+
+        Raises UserError: an image that does not, or, naming both, embeddings that another model made.
+        """
+        if self.checkpoint is not None:
+            return self._embed(contract, named)
+        if self.path.suffix not in (".npy", ".csv") and not (self.path / "meta.json").is_file():
+            raise UserError(f"{self.path}: is no embedding store, .npy or .csv; images need --checkpoint, their model")
+        embedded = read_embedded(self.path, contract.kind, self.table)
+        if embedded.contract is not None:
+            contract.refuse_other(embedded.contract, str(self.path))
+        elif self.model != contract.model:
+            said = f"--model says {self.model!r}" if self.model else "does not say which model made it (--model)"
+            raise UserError(f"{self.path}: {said}; this gallery is pinned to {contract}")
+        self._refuse_unusable(embedded, contract, named)
+        return embedded
+
+    def _refuse_unusable(self, embedded: Embedded, contract: Contract, named: bool) -> None:
+        """Raises UserError, naming the file and the key, where embeddings cannot be used or, if `named`, enrolled."""
+        try:
+            for start in range(0, len(embedded.keys), CHECKED_ROWS):
+                keys = embedded.keys[start : start + CHECKED_ROWS]
+                row_ND = embedded.embedding_ND[start : start + CHECKED_ROWS]
+                checked_rows(row_ND, contract, lambda row, keys=keys: repr(keys[row]))
+            if named:
+                refuse_repeated(embedded.keys)
+                for key, person in zip(embedded.keys, embedded.people, strict=True):
+                    check_name(person, f"sample {key!r}: the person")
+        except UserError as error:
+            raise UserError(f"{self.path}: {error}") from error
+
+    def _embed(self, contract: Contract, named: bool) -> Embedded:
+        keep_threads_awake(self.device)
+        from facelt.distributed.launch import resolve_device
+        from facelt.inference.embed import embed_in_memory
+        from facelt.inference.model import load_model
+
+        model = load_model(self.checkpoint, resolve_device(self.device))
+        contract.refuse_other(contract_of_model(model, contract.kind), str(self.checkpoint))
+        source = self._aligned(model, named) if self.detector else self._ready(model, named)
+        setting = "a gallery" if self.detector else "a gallery without --detector, which is for photographs,"
+        made = embed_in_memory(model, source, contract.kind, batch=self.batch, workers=self.workers, setting=setting)
+        origin = {"images": str(self.path), **({"detector": self.detector} if self.detector else {})}
+        people, attributes = source.identities, source.attributes
+        return Embedded(source.keys, people, made.embedding_ND, attributes, made.reachability_N, contract, origin)
+
+    def _ready(self, model, named: bool):
+        from facelt.alignment.photographs import refuse_nameless
+        from facelt.inference.sources import open_images
+
+        source = open_images(self.path, model.config, root=self.root)
+        if named:
+            refuse_nameless(zip(source.keys, source.identities, strict=True), *NAMES_ARE_FOLDERS)
+        return source
+
+    def _aligned(self, model, named: bool):
+        import typer
+
+        from facelt.alignment.photographs import find_photographs, refuse_nameless
+        from facelt.alignment.run import Terms
+        from facelt.inference.sources import open_photographs
+
+        terms = Terms(self.detector, None, False, model.config.data.max_pixels)
+        photographs = find_photographs(self.path, root=self.root, people=self.people)
+        if named:
+            purpose, advice = NAMES_ARE_FOLDERS
+            who = ((photograph.name, photograph.identity) for photograph in photographs)
+            refuse_nameless(who, purpose, f"{advice}, or take names from files with --people file")
+        source, failed = open_photographs(photographs, terms, model.config.data.image_size, self.workers)
+        for failure in failed:
+            typer.echo(f"left out {failure.photograph.name}: {failure.reason}", err=True)
+        if failed:
+            typer.echo(f"left out: {len(failed)} of {len(photographs)} photographs", err=True)
+        return source
+
+
+def contract_of_model(model, kind: str) -> Contract:
+    """The contract of a trained model (facelt.inference.model.TrainedModel)."""
+    name = model_name(model.config.model.backbone, model.card["stage"])
+    return Contract(name, model.weights_sha256, kind, model.method.dim)
+
+
+def contract_of_checkpoint(path: Path, kind: str) -> Contract:
+    """The contract of the model in a run's folder. Raises UserError where it does not make that kind."""
+    from facelt.distributed.launch import resolve_device
+    from facelt.inference.model import load_model
+
+    model = load_model(path, resolve_device("cpu"))
+    if kind not in model.method.kinds:
+        raise UserError(f"{path}: makes no embedding of kind {kind!r}, only {', '.join(model.method.kinds)}")
+    return contract_of_model(model, kind)

@@ -1,0 +1,33 @@
+"""`facelt`: one command line over the entries; nothing heavy is imported before a command runs."""
+
+import typer
+
+from eval_megaface.run import megaface
+from facelt.cli.align import align
+from facelt.cli.audit import audit
+from facelt.cli.bench import bench
+from facelt.cli.dataset import dataset
+from facelt.cli.demo import demo
+from facelt.cli.embed import embed
+from facelt.cli.evaluate import evaluate
+from facelt.cli.export import export
+from facelt.cli.figures import figures
+from facelt.cli.gallery import app as gallery
+from facelt.cli.train import train
+from facelt.cli.verify import verify
+from facelt.utils.cli import run_app
+
+app = typer.Typer(
+    help="Face recognition on long-tailed data, measured on people it has never seen.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (train, align, embed, evaluate, verify, megaface, audit, dataset, bench, figures, export, demo):
+    app.command()(command)
+app.add_typer(gallery, name="gallery")
+
+
+def main() -> None:
+    """Entry of the console script."""
+    run_app(app)

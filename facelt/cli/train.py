@@ -1,0 +1,36 @@
+"""`facelt train`, also `python -m facelt.train`: run the recipe of a configuration."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from facelt.utils.cli import keep_threads_awake
+
+
+def train(
+    config: Annotated[Path, typer.Option(help="The recipe, a YAML file.")],
+    set_: Annotated[list[str], typer.Option("--set", help="Override a key: optim.lr=0.05, out=runs/mine.")] = [],  # noqa: B006
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in its folder, if any.")] = False,
+    how: Annotated[Literal["auto"] | None, typer.Argument(hidden=True)] = None,  # of --resume auto
+) -> None:
+    """Train a recogniser: every stage of the recipe, checkpoints and logs in the run's folder."""
+    if how and not resume:
+        raise typer.BadParameter("it belongs behind --resume", param_hint=how)
+    from facelt.config.loading import load_config
+    from facelt.config.train import TrainConfig
+
+    recipe = load_config(config, TrainConfig, set_)
+    keep_threads_awake(recipe.device)
+    from facelt.distributed.launch import Stopped
+    from facelt.training.run import run
+
+    try:
+        folder = run(recipe, resume)
+    except Stopped:
+        said = f"stopped as asked, the state is saved: {recipe.out}; go on with --resume"
+    else:
+        said = f"finished: {folder}"
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(said)

@@ -1,9 +1,0 @@
-"""The base of every configuration model."""
-
-from pydantic import BaseModel, ConfigDict
-
-
-class Strict(BaseModel):
-    """Unknown keys are errors, values do not change after loading, infinities and NaN are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)

@@ -1,0 +1,260 @@
+"""From the data section of a configuration to datasets, members and image preparation.
+
+N images, C identities.
+
+Which label of the data each class of a model stands for.
+
+C classes.
+
+What the data of a recipe are made of, from lists and labels alone.
+
+Shapes: N images of a split.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from facelt.config.data import CifarData, DataConfig, ListData, RecordData
+from facelt.config.train import TrainConfig
+from facelt.data.batch import Batch
+from facelt.data.cifar import download_cifar, long_tail, open_cifar
+from facelt.data.dataset import ImageDataset
+from facelt.data.image_lists import read_list
+from facelt.data.lists import FolderDataset, ListDataset
+from facelt.data.records import RecordDataset, read_manifest
+from facelt.data.samplers import split_train_validation
+from facelt.data.transforms import CentreCrop, ExpectSize, Resize, ShiftAndTurn, TrainCrop, to_float
+from facelt.distributed.launch import on_first_rank
+from facelt.errors import UserError
+from facelt.metrics.classification import BANDS, SHOT_CONVENTIONS, composition
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some images of a dataset: which of its indices belong."""
+
+    dataset: ImageDataset
+    members: np.ndarray
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels of the members, int64 [N]."""
+        return self.dataset.labels[self.members]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How uint8 images become network input, by `data`'s mean and std; `move` and `flip` change training images by
+    their draws' seeds. On a GPU flips and normalisation are one kernel unless `data.fused` says otherwise.
+    """
+
+    data: DataConfig
+    flip: bool = False
+    move: ShiftAndTurn | None = None
+
+    def for_training(self, batch: Batch) -> torch.Tensor:
+        image_BHW3 = batch.image_BHW3 if self.move is None else self.move(batch.image_BHW3, batch.seed_B)
+        return self._input(image_BHW3, batch.seed_B if self.flip else None)
+
+    def for_evaluation(self, batch: Batch) -> torch.Tensor:
+        return self._input(batch.image_BHW3, None)
+
+    def _input(self, image_BHW3: torch.Tensor, seed_B: torch.Tensor | None) -> torch.Tensor:
+        fused = self.data.fused and image_BHW3.is_cuda
+        return to_float(image_BHW3, self.data.mean, self.data.std, seed_B, fused=fused)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Everything a run reads: `train` as it is trained on, `train_plain` the same images without augmentation."""
+
+    train: Split
+    train_plain: Split
+    evaluation: dict[str, Split]
+    num_classes: int
+    preparation: Preparation
+
+    @property
+    def train_counts(self) -> np.ndarray:
+        """Training images of each identity, int64 [C]."""
+        return np.bincount(self.train.labels, minlength=self.num_classes)
+
+    def fingerprint(self) -> str:
+        """A hash of which images with which labels are trained on."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.train.members, dtype="<i8").tobytes())
+        digest.update(np.ascontiguousarray(self.train.labels, dtype="<i8").tobytes())
+        return digest.hexdigest()
+
+
+def open_data(config: DataConfig, seed: int) -> TrainingData:
+    """Opens what the configuration names. Raises UserError naming the file or the record at fault."""
+    match config:
+        case RecordData():
+            return _open_record(config, seed)
+        case ListData():
+            return _open_list(config)
+        case CifarData():
+            return _open_cifar(config)
+
+
+def _open_record(config: RecordData, seed: int) -> TrainingData:
+    dataset = RecordDataset(
+        config.train,
+        manifest=config.manifest,
+        transform=ExpectSize(config.image_size),
+        max_pixels=config.max_pixels,
+    )
+    train, validation = split_train_validation(dataset.labels, config.validation_fraction, seed)
+    split = Split(dataset, train)
+    evaluation = {"validation": Split(dataset, validation)} if len(validation) else {}
+    return TrainingData(split, split, evaluation, dataset.num_classes, Preparation(config, config.flip))
+
+
+def _open_list(config: ListData) -> TrainingData:
+    whole = partial(ListDataset, max_pixels=config.max_pixels)
+    transform = TrainCrop(config.crop, jitter=config.jitter)
+    train = whole(config.train, config.root, transform=transform, num_classes=config.num_classes)
+    centre = partial(whole, transform=CentreCrop(config.crop, config.resize), num_classes=train.num_classes)
+    plain = centre(config.train, config.root)
+    roots = {"open": config.open_root or config.root}
+    evaluation = {
+        split: _every(centre(path, roots.get(split, config.root)))
+        for split, path in config.lists.items()
+        if split != "train"
+    }
+    refuse_mixed(config, {"train": train.labels, **{name: split.labels for name, split in evaluation.items()}})
+    # The training crop mirrors in the worker already.
+    return TrainingData(_every(train), _every(plain), evaluation, train.num_classes, Preparation(config))
+
+
+def _open_cifar(config: CifarData) -> TrainingData:
+    if config.download:
+        on_first_rank(lambda: download_cifar(config.root, config.classes))
+    train, test = (open_cifar(config.root, config.classes, split) for split in ("train", "test"))
+    split = Split(train, long_tail(train, config.profile, config.imbalance))
+    preparation = Preparation(config, config.flip, ShiftAndTurn(config.pad, config.rotation))
+    return TrainingData(split, split, _cifar_evaluation(config, test), train.num_classes, preparation)
+
+
+def _cifar_evaluation(config: CifarData, test: ImageDataset) -> dict[str, Split]:
+    """The test set; where unknown images are named, they too, and of both the part that tuning may look at."""
+    if config.open is None:
+        return {"test": _every(test)}
+    transform = Resize(config.image_size)
+    unknown = FolderDataset(config.open, transform=transform, max_pixels=config.max_pixels, open_set=True)
+    if config.tuning >= min(len(test), len(unknown)):
+        raise UserError(
+            f"data.tuning: {config.tuning} of {len(test)} test images and {len(unknown)} in {config.open} leave none; "
+            "lower it, 0 sets none apart"
+        )
+    splits = {}
+    for name, dataset in (("test", test), ("open", unknown)):
+        splits[name] = Split(dataset, np.arange(config.tuning, len(dataset)))
+        if config.tuning:
+            splits[f"{name}_tuning"] = Split(dataset, np.arange(config.tuning))
+    return splits
+
+
+def refuse_mixed(config: ListData, labels: dict[str, np.ndarray]) -> None:
+    """Raises UserError where training has open-set images (label -1), or the open set others; `labels` by split."""
+    if (labels["train"] < 0).any():
+        raise UserError(f"{config.train}: a training list cannot hold open-set images (label -1)")
+    if (known_N := labels.get("open", labels["train"][:0]) >= 0).any():
+        label = labels["open"][np.argmax(known_N)]
+        raise UserError(f"{config.open}: a list of the open set gives every image the label -1, not {label}")
+
+
+def _every(dataset: ImageDataset) -> Split:
+    return Split(dataset, np.arange(len(dataset)))
+
+
+OWN = "a class is the label of the same number in the data, which has no other names"
+SELECTED = "a class is the label below at its place, as the manifest renames it; -1 where it has no image"
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """`label_C`: labels as the data itself has them, int64 [C], and in words what they are."""
+
+    label_C: np.ndarray
+    meaning: str
+
+    @classmethod
+    def of(cls, config: DataConfig, num_classes: int) -> "ClassMap":
+        """Records selected by a manifest have new labels; all other data keeps its own. Raises UserError."""
+        if not isinstance(config, RecordData) or config.manifest is None:
+            return cls(np.arange(num_classes), OWN)
+        rows = read_manifest(config.manifest)
+        label_C = np.full(num_classes, -1, dtype=np.int64)
+        label_C[rows.new_label_M] = rows.label_M
+        return cls(label_C, SELECTED)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(np.ascontiguousarray(self.label_C, dtype="<i8").tobytes()).hexdigest()
+
+    def card(self) -> dict[str, Any]:
+        """What a card says of it; the labels are left out where they are the classes."""
+        labels = {} if self.meaning == OWN else {"labels": self.label_C.tolist()}
+        return {"meaning": self.meaning, "sha256": self.sha256, **labels}
+
+
+def dataset_figures(config: TrainConfig) -> dict:
+    """Classes, and the composition of every split. The images of lists need not be there.
+
+    Raises UserError naming the file at fault.
+    """
+    classes, labels = _labels(config)
+    counts_C = np.bincount(labels["train"], minlength=classes)
+    splits = {split: composition(counts_C, label_N) for split, label_N in labels.items()}
+    return {"kind": config.data.kind, "classes": classes, "splits": splits}
+
+
+def _labels(config: TrainConfig) -> tuple[int, dict[str, np.ndarray]]:
+    """The number of classes and the labels of every split, int64 [N] each."""
+    if isinstance(config.data, ListData):
+        _, train_N = read_list(config.data.train, config.data.num_classes)
+        classes = config.data.num_classes or int(train_N.max()) + 1
+        others = {split: read_list(path, classes)[1] for split, path in config.data.lists.items() if split != "train"}
+        labels = {"train": train_N, **others}
+        refuse_mixed(config.data, labels)
+        return classes, labels
+    data = open_data(config.data, config.seed)
+    evaluation = {name: split.labels for name, split in data.evaluation.items()}
+    return data.num_classes, {"train": data.train.labels, **evaluation}
+
+
+def show(figures: dict, *, as_json: bool) -> None:
+    """Prints the figures to standard output."""
+    if as_json:
+        print(json.dumps(figures))
+        return
+    tell = Console().print
+    spread = Table(title=f"{figures['classes']:,} classes (kind: {figures['kind']})")
+    for column in ("", "images", "of these open", "classes", "largest", "smallest"):
+        spread.add_column(column, justify="right" if column else "left")
+    for split, found in figures["splits"].items():
+        names = ("images", "open_images", "classes", "largest", "smallest")
+        spread.add_row(split, *(_number(found[name]) for name in names))
+    tell(spread)
+    for convention in SHOT_CONVENTIONS:
+        shots = Table(title=f"classes and images by training shots, {convention} convention")
+        shots.add_column("")
+        for band in BANDS:
+            shots.add_column(f"{band}", justify="right")
+        for split, found in figures["splits"].items():
+            cells = map(partial(found["shots"][convention].__getitem__), BANDS)
+            shots.add_row(split, *(f"{_number(cell['classes'])} / {_number(cell['images'])}" for cell in cells))
+        tell(shots)
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"

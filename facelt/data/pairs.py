@@ -1,0 +1,178 @@
+"""Sets for verification, pairs of images and whether both show one person: InsightFace's .bin, and lists of pairs.
+
+U different images, P pairs.
+
+The images of a verification set as a dataset, each different one once.
+"""
+
+import re
+import reprlib
+from collections.abc import Hashable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from facelt.data.dataset import EncodedDataset
+from facelt.data.image_lists import refuse_escapes, text_lines
+from facelt.data.lists import FileDataset
+from facelt.data.restricted_pickle import PlainArray, PlainUnpickler
+from facelt.data.transforms import ImageTransform
+from facelt.errors import UserError
+
+MOST_BYTES = 1 << 31
+"""The published .bin files have at most some hundred million; a larger one is something else."""
+
+# LFW's pairs.txt begins with its folds and the pairs of each, or with the pairs alone.
+_LFW_HEADER = re.compile(r"[0-9]+([ \t]+[0-9]+)?")
+
+
+class Pairs(NamedTuple):
+    """The different images of a set, each once: encoded, or as paths; where in the file each comes first, and the pairs
+    by positions among the images, int64 [P] each, with whether they are of one person, bool [P].
+    """
+
+    images: list[bytes] | list[str]
+    first_U: np.ndarray
+    left_P: np.ndarray
+    right_P: np.ndarray
+    same_P: np.ndarray
+
+    @property
+    def encoded(self) -> bool:
+        """Whether the images are encoded ones, not paths."""
+        return isinstance(self.images[0], bytes)
+
+    @classmethod
+    def of(cls, images: Iterable[Hashable], same: Iterable[bool]) -> "Pairs":
+        """Of images two by two, 2 P of them, and P answers."""
+        place: dict[Hashable, int] = {}
+        index_N = np.array([place.setdefault(image, len(place)) for image in images], dtype=np.int64)
+        first_U = np.unique(index_N, return_index=True)[1]
+        return cls(list(place), first_U, index_N[0::2], index_N[1::2], np.array(same, dtype=bool))
+
+
+def read_pairs(path: Path) -> Pairs:
+    """A .bin with encoded images, or a list with the paths of images. No image is looked at.
+
+    A list has lines `path path same`, same being 1 or 0, the parts separated by tabs or, where none is there, by
+    spaces; or it is in the layout of LFW's pairs.txt. Raises UserError naming the file, and the line or image at fault.
+    """
+    path = Path(path)
+    return _read_bin(path) if path.suffix == ".bin" else _read_list(path)
+
+
+def _read_bin(path: Path) -> Pairs:
+    """A pickle of (images, answers), as Python 2 or 3 wrote it."""
+    try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise UserError(f"{path}: {size:,} bytes are too many for a verification set; at most {MOST_BYTES:,} are")
+        payload = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    reader = PlainUnpickler(payload, what="verification set", encoding="bytes", kinds=("u1", "b1"))
+    try:
+        images, answers = reader.load()
+        answers = answers.value.tolist() if isinstance(answers, PlainArray) else answers
+        if not isinstance(images, list | tuple) or not isinstance(answers, list | tuple):
+            raise ValueError("it holds no list of images and list of answers")
+    except Exception as error:  # a damaged pickle raises whatever its bytes lead to
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(f"{path}: no verification set ({reason}); fetch it again") from None
+    for number, answer in enumerate(answers):
+        if not isinstance(answer, int) or answer not in (0, 1):
+            # reprlib's: what a hostile file nests is nowhere as large as when it is written out.
+            found = reprlib.repr(answer)[:40]
+            raise UserError(f"{path}: pair {number} is {found} where True or False is expected; fetch it again")
+    if len(images) != 2 * len(answers):
+        raise UserError(
+            f"{path}: {len(images):,} images and {len(answers):,} answers do not fit each other, a pair is two images; "
+            "fetch it again"
+        )
+    return _some(path, Pairs.of((_encoded(path, *item) for item in enumerate(images)), answers))
+
+
+def _encoded(path: Path, number: int, image: object) -> bytes:
+    if isinstance(image, PlainArray) and image.value.dtype == np.uint8 and image.value.ndim == 1:
+        return image.value.tobytes()
+    if not isinstance(image, bytes):
+        raise UserError(
+            f"{path}: image {number} is no encoded image (bytes, or an array of them in a row); fetch it again"
+        )
+    return image
+
+
+def _read_list(path: Path) -> Pairs:
+    lines = text_lines(path)
+    is_lfw = _LFW_HEADER.fullmatch(lines[0].strip()) is not None
+    images, answers = [], []
+    for number, line in enumerate(lines[is_lfw:], start=1 + is_lfw):
+        parts = line.split("\t") if "\t" in line else line.split()
+        found = (_lfw_pair if is_lfw else _plain_pair)([part.strip() for part in parts])
+        if found is None:
+            wanted = "name n m, or name n name m" if is_lfw else "path path 1, or path path 0"
+            raise UserError(f"{path}, line {number}: expected {wanted}, found {line[:120]!r}")
+        images += found[:2]
+        answers.append(found[2])
+    for side in (images[0::2], images[1::2]):
+        refuse_escapes(path, side, first=1 + is_lfw)
+    return _some(path, Pairs.of(images, answers))
+
+
+def _plain_pair(parts: list[str]) -> tuple[str, str, bool] | None:
+    return (parts[0], parts[1], parts[2] == "1") if len(parts) == 3 and all(parts) and parts[2] in "01" else None
+
+
+def _lfw_pair(parts: list[str]) -> tuple[str, str, bool] | None:
+    """Two images of one person by their numbers, or an image each of two."""
+    same = len(parts) == 3
+    if same:
+        parts = [parts[0], parts[1], parts[0], parts[2]]
+    if len(parts) != 4 or not (parts[1].isdecimal() and parts[3].isdecimal()):
+        return None
+    one, other = (f"{name}/{name}_{int(number):04d}.jpg" for name, number in (parts[:2], parts[2:]))
+    return one, other, same
+
+
+def _some(path: Path, pairs: Pairs) -> Pairs:
+    if not len(pairs.same_P):
+        raise UserError(f"{path}: holds no pair")
+    return pairs
+
+
+class PayloadDataset(EncodedDataset):
+    """Encoded images that lie in memory, named by the file they came in and their places there."""
+
+    def __init__(
+        self, file: str, payloads: list[bytes], places: np.ndarray, transform: ImageTransform, max_pixels: int
+    ) -> None:
+        super().__init__(np.full(len(payloads), -1, dtype=np.int64), 0, transform, max_pixels)
+        self._file, self._payloads, self._places = file, payloads, places
+
+    def names(self, index: int) -> str:
+        return f"{self._file}:{self._places[index]}"
+
+    def payload(self, index: int) -> bytes:
+        return self._payloads[index]
+
+
+class VerificationSet:
+    """A file of pairs (`pairs`), and the dataset of its images in their order (`dataset`); `name` is the file's stem.
+
+    The paths of a list lie in `root`, by default the folder of the list. Raises UserError as `read_pairs` does.
+    """
+
+    def __init__(self, path: Path, *, transform: ImageTransform, max_pixels: int, root: Path | None = None) -> None:
+        self.path = Path(path)
+        self.pairs: Pairs = read_pairs(self.path)
+        images = self.pairs.images
+        if self.pairs.encoded:
+            self.dataset = PayloadDataset(self.path.name, images, self.pairs.first_U, transform, max_pixels)
+        else:
+            labels = np.full(len(images), -1, dtype=np.int64)
+            self.dataset = FileDataset(root or self.path.parent, images, labels, 0, transform, max_pixels)
+
+    @property
+    def name(self) -> str:
+        return self.path.stem

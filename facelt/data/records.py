@@ -1,0 +1,144 @@
+"""The manifest of a sampled training set: which records stay, under which label.
+
+Shapes: M rows.
+
+Faces of a .rec file in InsightFace's layout, whole or as a manifest selects and relabels them.
+
+Shapes: N images of the dataset.
+"""
+
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from facelt.data.dataset import EncodedDataset
+from facelt.data.decode import DEFAULT_MAX_PIXELS, UndecodableImage
+from facelt.data.transforms import ExpectSize, ImageTransform
+from facelt.errors import UserError
+from recordio_tools.errors import RecordIOError
+from recordio_tools.face_set import FaceRecord
+
+HEADER = "key,label,new_label"
+
+
+class Manifest(NamedTuple):
+    """Columns of a manifest, each int64 [M]: record key, label in the record, label to train with."""
+
+    key_M: np.ndarray
+    label_M: np.ndarray
+    new_label_M: np.ndarray
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and check `key,label,new_label`.
+
+    Raises UserError naming the file, and the line where there is one: missing, another header, a value that is no whole
+    number or is negative, a key twice, or an identity with two new labels (or two identities with one).
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot read the manifest: {error}") from error
+    header, _, body = text.partition("\n")
+    if header.strip() != HEADER:
+        raise UserError(f"{path}, line 1: a manifest begins with the header {HEADER!r}, found {header.strip()[:80]!r}")
+    if not body.strip():
+        raise UserError(f"{path}: the manifest lists no images")
+    try:
+        table_M3 = np.loadtxt(io.StringIO(body), delimiter=",", dtype=np.int64, ndmin=2, comments=None)
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"{path}{_bad_line(body)}: expected three whole numbers {HEADER}") from error
+    if table_M3.shape[1] != 3:
+        raise UserError(f"{path}, line 2: expected three whole numbers {HEADER}")
+    manifest = Manifest(*(np.ascontiguousarray(column) for column in table_M3.T))
+    _check(path, manifest)
+    return manifest
+
+
+def _bad_line(body: str) -> str:
+    """', line n' of the first line that is not three whole numbers."""
+    for number, line in enumerate(body.split("\n"), start=2):
+        try:
+            values = [int(value) for value in line.split(",")] if line.strip() else [0, 0, 0]
+        except ValueError:
+            values = []
+        if len(values) != 3 or any(abs(value) >= 2**63 for value in values):
+            return f", line {number}"
+    return ""
+
+
+def _check(path: Path, manifest: Manifest) -> None:
+    """Refuse negative values, keys listed twice and a relabelling that is not one to one."""
+    if min(column.min() for column in manifest) < 0:
+        raise UserError(f"{path}: a key or a label is negative")
+    key_M, count_M = np.unique(manifest.key_M, return_counts=True)
+    if len(key_M) < len(manifest.key_M):
+        raise UserError(f"{path}: key {key_M[count_M > 1][0]} is listed twice")
+    pair_I2 = np.unique(np.stack([manifest.label_M, manifest.new_label_M], 1), axis=0)
+    for column, name, other in ((0, "label", "new labels"), (1, "new label", "labels")):
+        value_I, count_I = np.unique(pair_I2[:, column], return_counts=True)
+        if (count_I > 1).any():
+            raise UserError(f"{path}: {name} {value_I[count_I > 1][0]} stands with two {other}; each identity has one")
+
+
+class RecordDataset(EncodedDataset):
+    """Images of `path`; with `manifest` (key, label, new_label) only its rows, in its order, with the new labels.
+
+    Without `transform` every image must have the size that the file's `property` states; another size is a bad image.
+    Payloads are views of the memory map, decoded where they lie.
+
+    Raises UserError: a missing or damaged file, a label outside `property`, a manifest of another file.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        manifest: Path | None = None,
+        transform: ImageTransform | None = None,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+    ) -> None:
+        try:
+            self._record = FaceRecord(path)
+            key_N, label_N = self._record.image_keys, self._record.labels
+        except (RecordIOError, OSError) as error:
+            raise UserError(str(error)) from error
+        self._file = Path(path).name
+        num_classes = self._record.num_identities
+        if not len(key_N):
+            raise UserError(f"{path}: the file holds no images")
+        if manifest is not None:
+            key_N, label_N = _select(path, manifest, key_N, label_N)
+            num_classes = int(label_N.max()) + 1
+        if transform is None:
+            if self._record.image_size is None:
+                raise UserError(f"{path}: no 'property' file beside it states the image size; add one, or a transform")
+            transform = ExpectSize(tuple(self._record.image_size))
+        self.keys = key_N
+        super().__init__(label_N, num_classes, transform, max_pixels)
+
+    def names(self, index: int) -> str:
+        return f"{self._file}:{self.keys[index]}"
+
+    def payload(self, index: int) -> memoryview:
+        try:
+            return self._record.read(int(self.keys[index])).payload
+        except RecordIOError as error:
+            raise UndecodableImage(str(error)) from error
+
+
+def _select(path: Path, manifest_path: Path, key_N: np.ndarray, label_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and new labels of the manifest's rows, checked against the file."""
+    rows = read_manifest(manifest_path)
+    order_N = np.argsort(key_N)
+    place_M = order_N[np.searchsorted(key_N, rows.key_M, sorter=order_N).clip(max=len(key_N) - 1)]
+    for wrong_M, what in (
+        (key_N[place_M] != rows.key_M, "which holds no image there"),
+        (label_N[place_M] != rows.label_M, "where it has another label"),
+    ):
+        if wrong_M.any():
+            key = rows.key_M[np.argmax(wrong_M)]
+            raise UserError(f"{manifest_path}: key {key} does not fit {path}, {what}; use the file it was sampled from")
+    return rows.key_M, rows.new_label_M

@@ -1,1 +1,0 @@
-"""Parametric synthetic faces: nobody's picture, everybody's test data. numpy and opencv only."""

@@ -1,0 +1,1 @@
+"""Distributed training: collectives, launch, DDP, class-sharded logits."""

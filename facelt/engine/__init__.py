@@ -1,1 +1,0 @@
-"""Training and evaluating: the loop, its optimiser, checkpoints and what is handed on."""

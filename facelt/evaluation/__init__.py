@@ -1,0 +1,1 @@
+"""Closed-set and open-set evaluation of a trained model."""

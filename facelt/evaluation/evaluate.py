@@ -1,0 +1,364 @@
+"""What classes are called, for whoever reads a table of them.
+
+C classes.
+
+The figures of a trained model on a split: closed-set, and with images of unknown classes mixed in.
+
+Shapes: N images, C classes.
+
+Images of classes that a model was not trained on: the data's own split of them, or any other images.
+
+Shapes: N images.
+
+Asking a trained model everything an evaluation is made of.
+
+Closed-set accuracy of a trained model, and nothing else of it.
+"""
+
+import posixpath
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+
+from facelt.config.data import CifarData, DataConfig, ListData
+from facelt.config.train import TrainConfig
+from facelt.data.batch import BadImageCount
+from facelt.data.lists import FileDataset
+from facelt.data.module import ClassMap, Split, TrainingData, open_data
+from facelt.errors import UserError
+from facelt.inference.model import TrainedModel
+from facelt.inference.predict import Answers, Reading, Respondent, answers, expert_predictions, fit_rejecter, predict
+from facelt.inference.sources import open_images, read_identities
+from facelt.metrics.classification import (
+    BANDS,
+    BINS,
+    ExpertCounts,
+    ShotAccuracy,
+    class_counts,
+    expected_calibration_error,
+    expert_counts,
+    shot_accuracy,
+    shot_bands,
+)
+from facelt.metrics.open_set import (
+    ANSWERS,
+    F_MEASURE_FORMS,
+    TRUE,
+    WANTED,
+    OscrCurve,
+    accepting_threshold,
+    closed_macro_f,
+    detection,
+    open_confusion,
+    open_macro_f,
+    open_set_f_measure,
+    oscr,
+)
+from facelt.openset.rejection import OPENSET
+
+CIFAR_NAMES = "classes.txt"
+
+
+def class_names(data: TrainingData, config: DataConfig) -> list[str]:
+    """A name for each class [C]: the folder that all its training images lie in, below what all folders share; of
+    records the name in identities.csv beside the file; of CIFAR the line of classes.txt. Else its number.
+
+    Raises UserError where one of these files is there and cannot be read.
+    """
+    numbers = [str(number) for number in range(data.num_classes)]
+    if isinstance(config, ListData):
+        found = _folders(data.train.dataset)
+    elif isinstance(config, CifarData):
+        found = dict(enumerate(_lines(config.root / CIFAR_NAMES)))
+    else:
+        rows = read_identities(config.train.with_name("identities.csv"))
+        label_C = ClassMap.of(config, data.num_classes).label_C.tolist()
+        found = {number: rows[str(label)]["name"] for number, label in enumerate(label_C) if str(label) in rows}
+    return [found.get(number) or numbers[number] for number in range(data.num_classes)]
+
+
+def folder_names(paths: Sequence[str]) -> list[str]:
+    """The folder of each relative path, below what all of them share; empty where they all lie in one."""
+    folders = [posixpath.dirname(path) for path in paths]
+    shared = posixpath.commonpath(set(folders)) if folders else ""
+    return [folder[len(shared) :].lstrip("/") for folder in folders]
+
+
+def _folders(dataset: FileDataset) -> dict[int, str]:
+    """The folder of each class whose images lie in a single one."""
+    found: dict[int, set[str]] = {}
+    for label, folder in zip(dataset.labels.tolist(), folder_names(dataset.paths), strict=True):
+        found.setdefault(label, set()).add(folder)
+    return {label: next(iter(folders)) for label, folders in found.items() if len(folders) == 1}
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a file; none where it is absent."""
+    if not path.exists():
+        return []
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+
+
+SCHEMA = "facelt.evaluation/1"
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """By which open-set method images are rejected, and at which threshold, set by what."""
+
+    method: str
+    threshold: float
+    threshold_from: str
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a model answers to known images and, with a rejection, to those of unknown classes; all figures of it."""
+
+    model: TrainedModel
+    data: TrainingData
+    split: str
+    convention: str
+    known: Answers
+    rejection: Rejection | None = None
+    unknown: Answers | None = None
+    number: int = 1
+    experts: ExpertCounts | None = None
+
+    @cached_property
+    def counts_C(self) -> np.ndarray:
+        """Training images of each class, int64 [C]."""
+        return self.data.train_counts
+
+    @cached_property
+    def names(self) -> list[str]:
+        """What the classes are called, [C]."""
+        return class_names(self.data, self.model.config.data)
+
+    @property
+    def name(self) -> str:
+        """What the model is called where several are compared: its run and its stage, and, from the second model of one
+        name on, a number.
+        """
+        again = f" ({self.number})" if self.number > 1 else ""
+        return f"{self.model.config.out.name}/{self.model.card['stage']}{again}"
+
+    def beside(self, others: Sequence["Evaluation"]) -> "Evaluation":
+        """The same with a name that none of these has."""
+        taken = {one.name for one in others}
+        numbered = (replace(self, number=number) for number in count(1))
+        return next(one for one in numbered if one.name not in taken)
+
+    def with_unknown(self, unknown: Answers) -> "Evaluation":
+        """The same with other unknown images."""
+        return replace(self, unknown=unknown)
+
+    def labels_and_answers(self, threshold: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """True classes and answers of known and unknown images, int64 [N], at another threshold or its own."""
+        threshold = self.rejection.threshold if threshold is None else threshold
+        both = (self.known, self.unknown)
+        return np.concatenate([one.label_N for one in both]), np.concatenate([one.at(threshold) for one in both])
+
+    def report(self) -> dict:
+        """Schema `facelt.evaluation/1`; rates are fractions, None where there is nothing to measure them on."""
+        known = self.known
+        right_N = known.class_N == known.label_N
+        return {
+            "schema": SCHEMA,
+            "model": {"name": self.name, "weights_sha256": self.model.weights_sha256, "classes": len(self.counts_C)},
+            "split": self.split,
+            "convention": self.convention,
+            **asdict(shot_accuracy(self.counts_C, known.label_N, known.class_N, self.convention)),
+            "macro_f": closed_macro_f(known.label_N, known.class_N),
+            "ece": expected_calibration_error(np.minimum(known.confidence_N, 1), right_N),
+            "ece_bins": BINS,
+            "open": None if self.rejection is None else self._open(),
+            "experts": None if self.experts is None else asdict(self.experts),
+        }
+
+    def _open(self) -> dict:
+        label_N, answer_N = self.labels_and_answers()
+        found = detection(self.known.score_N, self.unknown.score_N)
+        curve = self.oscr
+        confusion = open_confusion(self.counts_C, label_N, answer_N, self.convention)
+        return {
+            **asdict(self.rejection),
+            **self.figures_at(self.rejection.threshold),
+            **{key: value for key, value in asdict(found).items() if key != "reason"},
+            "oscr": None if curve is None else curve.area,
+            "reason": found.reason,
+            "confusion": {
+                true: dict(zip(ANSWERS, row, strict=True)) for true, row in zip(TRUE, confusion.tolist(), strict=True)
+            },
+        }
+
+    def figures_at(self, threshold: float) -> dict:
+        """What depends on the threshold: accuracies of known images, of which some are rejected, and F-measures."""
+        label_N, answer_N = self.labels_and_answers(threshold)
+        open_answer_N = answer_N[label_N < 0]
+        return {
+            **asdict(shot_accuracy(self.counts_C, label_N, answer_N, self.convention)),
+            "open_images": len(open_answer_N),
+            "open_rejected": float((open_answer_N < 0).mean()) if len(open_answer_N) else None,
+            **{f"f_measure_{form}": open_set_f_measure(label_N, answer_N, form) for form in F_MEASURE_FORMS},
+            "macro_f_with_unknown": open_macro_f(label_N, answer_N),
+        }
+
+    @cached_property
+    def oscr(self) -> OscrCurve | None:
+        """The curve of the rejection's score; None without known or without unknown images."""
+        right_N = self.known.open_class_N == self.known.label_N
+        return oscr(self.known.score_N, right_N, self.unknown.score_N)
+
+    def classes(self) -> tuple[list[str], list[list]]:
+        """(header, a row for each class): training images, band, images tested, named rightly, and with rejection."""
+        images_C, right_C = class_counts(self.known.label_N, self.known.class_N, len(self.counts_C))
+        band_C = shot_bands(self.counts_C, self.convention)
+        header = ["class", "name", "training_images", "band", "images", "right", "accuracy"]
+        bands = [BANDS[band] for band in band_C]
+        columns = [range(len(self.counts_C)), self.names, self.counts_C.tolist(), bands]
+        columns += [images_C.tolist(), right_C.tolist(), _shares(right_C, images_C)]
+        if self.rejection is not None:
+            header += ["right_with_rejection", "accuracy_with_rejection", "rejected"]
+            answer_N = self.known.at(self.rejection.threshold)
+            _, kept_C = class_counts(self.known.label_N, answer_N, len(self.counts_C))
+            gone_C = np.bincount(self.known.label_N[answer_N < 0], minlength=len(self.counts_C))
+            columns += [kept_C.tolist(), _shares(kept_C, images_C), gone_C.tolist()]
+        return header, [list(row) for row in zip(*columns, strict=True)]
+
+
+def _shares(part_C: np.ndarray, whole_C: np.ndarray) -> list[float | None]:
+    return [part / whole if whole else None for part, whole in zip(part_C.tolist(), whole_C.tolist(), strict=True)]
+
+
+SPLIT = "open"
+
+
+@dataclass(frozen=True, eq=False)
+class OpenImages:
+    """`split`, and the class of each image of its dataset, a name [N], as far as their paths tell."""
+
+    split: Split
+    class_N: np.ndarray
+
+    def unknown(self, found: Answers) -> Answers:
+        """Answers to these images with the label -1, whatever labels their dataset gives them."""
+        return found._replace(label_N=np.full_like(found.label_N, -1))
+
+
+def find_open_images(
+    data: TrainingData, config: TrainConfig, path: Path | None = None, root: Path | None = None
+) -> OpenImages:
+    """The images at `path` (a .rec, a folder, or a list with `root`), or the split `open` of the data.
+
+    Classes are folders; where all images lie in one, what their names begin with, up to the first underscore. Raises
+    UserError.
+    """
+    if path is not None:
+        source = open_images(path, config, root=root)
+        class_N = np.full(len(source.dataset), "", dtype=object)
+        class_N[source.members] = source.identities
+        return OpenImages(Split(source.dataset, source.members), class_N)
+    if SPLIT not in data.evaluation:
+        raise UserError("--open: the configuration of this model has no data.open; name images with --open-images")
+    split = data.evaluation[SPLIT]
+    return OpenImages(split, np.array(_classes(split.dataset), dtype=object))
+
+
+def _classes(dataset: FileDataset) -> list[str]:
+    folders = folder_names(dataset.paths)
+    return folders if any(folders) else [Path(path).name.partition("_")[0] for path in dataset.paths]
+
+
+VALIDATION = "validation"
+
+
+@dataclass(frozen=True)
+class OpenQuestion:
+    """The open-set method, its threshold (None: its own, or one set on known images of the validation split), and the
+    open images (None: the split `open` of the data).
+    """
+
+    method: str
+    threshold: float | None = None
+    images: Path | None = None
+    root: Path | None = None
+
+
+def evaluate_model(
+    model: TrainedModel,
+    split: str,
+    convention: str,
+    open_: OpenQuestion | None,
+    *,
+    batch: int,
+    workers: int,
+    experts: bool = False,
+) -> tuple[Evaluation, OpenImages | None]:
+    """The evaluation, and the open images it is of; with `experts` also what each of the model's experts says alone.
+
+    Raises UserError where the data have no such split, no open images, or nothing to set a threshold by, and where a
+    model without experts is asked for them.
+    """
+    data = open_data(model.config.data, model.config.seed)
+    bad = BadImageCount(model.config.data.max_bad_images)
+    device = next(model.method.parameters()).device
+    asked = Respondent(model.method, data.preparation, Reading(batch, workers, device, bad))
+    known_split = find_split(data, split)
+    apart = None
+    if experts:
+        apart = expert_counts(*expert_predictions(model.method, known_split, asked.preparation, asked.reading))
+    if open_ is None:
+        known = answers(asked, known_split, OPENSET["threshold"](), split)
+        return Evaluation(model, data, split, convention, known, experts=apart), None
+    images = find_open_images(data, model.config, open_.images, open_.root)
+    rejecter = OPENSET[open_.method]()
+    if open_.threshold is None and rejecter.threshold is None and VALIDATION not in data.evaluation:
+        raise UserError(
+            f"--threshold: {open_.method} has none of its own and there is no split {VALIDATION} to set it by; give one"
+        )
+    fit_rejecter(rejecter, asked, data)
+    known = answers(asked, known_split, rejecter, split)
+
+    def held_out() -> Answers:
+        return known if split == VALIDATION else answers(asked, data.evaluation[VALIDATION], rejecter, VALIDATION)
+
+    threshold, source = open_.threshold, "given"
+    if threshold is None:
+        threshold, source = rejecter.threshold, "the method's own"
+    if threshold is None:
+        threshold, source = _accepting(held_out()), f"accepts {WANTED} % of known {VALIDATION} images"
+    unknown = images.unknown(answers(asked, images.split, rejecter, "open images"))
+    rejection = Rejection(open_.method, threshold, source)
+    return Evaluation(model, data, split, convention, known, rejection, unknown, experts=apart), images
+
+
+def find_split(data: TrainingData, name: str) -> Split:
+    """An evaluation split by name. Raises UserError, naming those there are."""
+    if name not in data.evaluation:
+        known = ", ".join(data.evaluation) or "none"
+        raise UserError(f"--split {name}: the configuration of this model has no such split; it has: {known}")
+    return data.evaluation[name]
+
+
+def _accepting(found: Answers) -> float:
+    threshold = accepting_threshold(found.held_N[found.label_N >= 0])
+    if threshold is None:
+        raise UserError(f"--threshold: no known image of the split {VALIDATION} can be read to set it by; give one")
+    return threshold
+
+
+def accuracy_of(model: TrainedModel, split: str, convention: str, *, batch: int, workers: int) -> ShotAccuracy:
+    """Accuracy on a split of the data the model's configuration names. Raises UserError where there is none."""
+    data = open_data(model.config.data, model.config.seed)
+    device = next(model.method.parameters()).device
+    reading = Reading(batch, workers, device, BadImageCount(model.config.data.max_bad_images))
+    label_N, prediction_N = predict(model.method, find_split(data, split), data.preparation, reading)
+    return shot_accuracy(data.train_counts, label_N, prediction_N, convention)

@@ -1,0 +1,280 @@
+"""A trained model and the images a figure is of, and how these are gone through.
+
+N images, B images of a batch.
+
+Where images lie when their features are laid out in the plane by t-SNE (OLTR, Figure 3).
+
+N images, C classes, D feature.
+
+How much better each class is recognised by one model than by another (OLTR, Figure 6).
+
+N images, C classes.
+
+Which centroids of the memory an image calls up, and what these look like (OLTR, Figure 7).
+
+B images of a batch, C classes, D feature, K concepts of an image, H height, W width.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from facelt.data.batch import BadImageCount, Batch
+from facelt.data.module import Split, TrainingData, open_data
+from facelt.distributed.logits import SharedFeature
+from facelt.errors import UserError
+from facelt.evaluation.evaluate import class_names, find_split
+from facelt.inference.model import TrainedModel
+from facelt.inference.predict import Reading, each_output, evaluation_batches
+from facelt.methods.base import Method
+from facelt.methods.oltr import DynamicMeta
+from facelt.metrics.classification import OPEN_LABEL, class_f1, shot_bands
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model, the data it was trained on, and how images are read for it."""
+
+    model: TrainedModel
+    data: TrainingData
+    reading: Reading
+
+    @classmethod
+    def of(cls, model: TrainedModel, batch: int, workers: int) -> "Source":
+        """Opens the data the model's configuration names. Raises UserError."""
+        device = next(model.method.parameters()).device
+        reading = Reading(batch, workers, device, BadImageCount(model.config.data.max_bad_images))
+        return cls(model, open_data(model.config.data, model.config.seed), reading)
+
+    @property
+    def method(self) -> Method:
+        return self.model.method
+
+    def split(self, name: str) -> Split:
+        """Images to evaluate on. Raises UserError where the data have no such split."""
+        return find_split(self.data, name)
+
+    def bands(self, convention: str) -> np.ndarray:
+        """The band of each class as an index into `BANDS`."""
+        return shot_bands(self.data.train_counts, convention)
+
+    def batches(self, split: Split) -> Iterator[tuple[Batch, torch.Tensor]]:
+        """Every image of the split once, as it was decoded [B,H,W,3] and as the network takes it [B,3,H,W]."""
+        for item in evaluation_batches(split, self.reading):
+            yield item, self.data.preparation.for_evaluation(item)
+
+
+def drawn(split: Split, images: int, random: np.random.Generator) -> Split:
+    """So many of the split's images, or all where there are fewer, in their order."""
+    chosen = random.choice(len(split.members), min(images, len(split.members)), replace=False)
+    return Split(split.dataset, split.members[np.sort(chosen)])
+
+
+FEWEST = 5
+PERPLEXITY = 30.0
+
+
+@dataclass(frozen=True)
+class Points:
+    """Names; labels, int64 [N], -1 in the open set; and places, float [N,2], without a unit."""
+
+    names: tuple[str, ...]
+    label_N: np.ndarray
+    place_N2: np.ndarray
+
+
+def points(source: Source, split: str, *, kind: str, images: int, seed: int) -> Points:
+    """t-SNE of `images` embeddings of a split and of the open set, where the data have one, each by its size.
+
+    Equal seeds draw the same images and lay them out alike. Raises UserError: a kind that the method has not, or too
+    few images.
+    """
+    if kind not in source.method.kinds:
+        stage, kinds = source.model.card["stage"], ", ".join(source.method.kinds)
+        raise UserError(f"--kind {kind}: the stage {stage} embeds no such kind; it has: {kinds}")
+    splits = [source.split(split)]
+    splits += [source.data.evaluation["open"]] if split != "open" and "open" in source.data.evaluation else []
+    total = sum(len(one.members) for one in splits)
+    random = np.random.default_rng(seed)
+    chosen = [drawn(one, round(images * len(one.members) / max(total, images)), random) for one in splits]
+    parts = [_embedded(source, one, kind) for one in chosen]
+    names = tuple(name for names, _, _ in parts for name in names)
+    if len(names) < FEWEST:
+        raise UserError(f"--images: t-SNE lays out {FEWEST} images or more, and there are {len(names)}")
+    feature_ND = np.concatenate([feature_ND for _, _, feature_ND in parts])
+    return Points(names, np.concatenate([label_N for _, label_N, _ in parts]), plane(feature_ND, seed))
+
+
+def plane(feature_ND: np.ndarray, seed: int) -> np.ndarray:
+    """Places [N,2] by t-SNE, begun at the two main axes."""
+    from sklearn.manifold import TSNE
+
+    # A neighbourhood is no larger than a third of what is there.
+    perplexity = min(PERPLEXITY, (len(feature_ND) - 1) / 3)
+    return TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(feature_ND)
+
+
+@torch.no_grad()
+def _embedded(source: Source, split: Split, kind: str) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names, labels [N] and embeddings [N,D] of the images that could be read."""
+    indices = [torch.empty(0, dtype=torch.int64)]
+    features = [torch.empty(0, source.method.dim)]
+    for batch, image_B3HW in source.batches(split):
+        features.append(source.method.embed(image_B3HW).by_kind[kind].float().cpu())
+        indices.append(batch.index_B.cpu())
+    index_N = torch.cat(indices).numpy()
+    names = [split.dataset.names(index) for index in index_N.tolist()]
+    return names, split.dataset.labels[index_N], torch.cat(features).numpy()
+
+
+@dataclass(frozen=True)
+class ClassGains:
+    """Classes, the one of most training images first, and last -1 for the open set if that was asked for.
+
+    `class_K` and `count_K` int64 [K]; F1 as fractions, float [K] each, NaN where a class was neither met nor named.
+    """
+
+    class_K: np.ndarray
+    count_K: np.ndarray
+    f1_K: np.ndarray
+    other_f1_K: np.ndarray
+
+    @property
+    def gain_K(self) -> np.ndarray:
+        return self.f1_K - self.other_f1_K
+
+
+def class_gains(source: Source, other: Source, split: str, threshold: float | None) -> ClassGains:
+    """F1 of each class by both models on the same images.
+
+    With a threshold, images whose largest probability is below it are rejected, and the images of the split `open`
+    join as one more class, which is to be rejected. Raises UserError where the models know other classes or the images
+    are not the same.
+    """
+    counts_C, other_counts_C = source.data.train_counts, other.data.train_counts
+    if not np.array_equal(counts_C, other_counts_C):
+        raise UserError("--against: that model was trained on other classes, or on other numbers of their images")
+    open_set = threshold is not None
+    answers = []
+    for one in (source, other):
+        parts = [_answers(one, one.split(name), threshold) for name in ((split, "open") if open_set else (split,))]
+        answers.append(tuple(np.concatenate(column) for column in zip(*parts, strict=True)))
+    (label_N, prediction_N), (other_label_N, other_prediction_N) = answers
+    if not np.array_equal(label_N, other_label_N):
+        raise UserError("--against: that model's images of the split are not the same ones")
+    f1, other_f1 = (class_f1(label_N, answer_N, len(counts_C)) for answer_N in (prediction_N, other_prediction_N))
+    # A stable sort keeps the data's order among classes of as many images; the open set follows them all.
+    order_K = np.append(np.argsort(-counts_C, kind="stable"), [len(counts_C)] if open_set else []).astype(np.int64)
+    class_K = np.append(np.arange(len(counts_C)), OPEN_LABEL)[order_K]
+    return ClassGains(class_K, np.append(counts_C, 0)[order_K], f1[order_K], other_f1[order_K])
+
+
+def _answers(source: Source, split: Split, threshold: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """(labels, predictions), int64 [N] each; -1 where the image is rejected."""
+    none = torch.empty(0, dtype=torch.int64)
+    labels, predictions = [none], [none]
+    for found, _ in each_output(source.method, split, source.data.preparation, source.reading):
+        probability_N, class_N = found.logit_NC.softmax(1).max(1)
+        rejected_N = probability_N < (0 if threshold is None else threshold)
+        predictions.append(class_N.masked_fill(rejected_N, OPEN_LABEL))
+        labels.append(found.label_N)
+    return torch.cat(labels).numpy(), torch.cat(predictions).numpy()
+
+
+TOP = 3
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image by name, as it was decoded for evaluation, uint8 [H,W,3]."""
+
+    name: str
+    image_HW3: np.ndarray
+
+
+class Nearest(NamedTuple):
+    """The training image of a class whose feature is nearest to the class's centroid, and how far it is."""
+
+    picture: Picture
+    distance: float
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A class, the coefficient of its centroid in what is read from the memory, and a picture; None without images."""
+
+    label: int
+    name: str
+    coefficient: float
+    nearest: Nearest | None
+
+
+@dataclass(frozen=True)
+class Called:
+    """An image, its label (-1 in the open set) and class, and its concepts, the strongest first."""
+
+    picture: Picture
+    label: int
+    name: str
+    concepts: tuple[Concept, ...]
+
+
+def called_concepts(source: Source, split: str, *, images: int, seed: int) -> list[Called]:
+    """The strongest concepts of so many images of a split, drawn by the seed.
+
+    Raises UserError where the model has no memory to read from.
+    """
+    if not isinstance(source.method, DynamicMeta) or source.method.head.hallucinator is None:
+        stage = source.model.card["stage"]
+        raise UserError(f"concepts: the stage {stage} reads from no memory; name one of the method dynamic_meta")
+    chosen = drawn(source.split(split), images, np.random.default_rng(seed))
+    found = [one for batch, inputs in source.batches(chosen) for one in _strongest(source, chosen, batch, inputs)]
+    nearest = nearest_images(source, {label for *_, strongest in found for label, _ in strongest})
+    # The last name is that of the label -1.
+    names = [*class_names(source.data, source.model.config.data), "open set"]
+    return [
+        Called(
+            picture,
+            label,
+            names[label],
+            tuple(Concept(one, names[one], share, nearest.get(one)) for one, share in strongest),
+        )
+        for picture, label, strongest in found
+    ]
+
+
+@torch.no_grad()
+def _strongest(source: Source, split: Split, batch: Batch, image_B3HW: torch.Tensor) -> list[tuple]:
+    """(picture, label, [(class, coefficient), ...]) of each image of a batch."""
+    feature = SharedFeature.of(source.method.features(image_B3HW))
+    coefficient_BC = source.method.head.hallucinator(feature).whole_BC.softmax(1)
+    share_BK, class_BK = coefficient_BC.topk(min(TOP, coefficient_BC.shape[1]), dim=1)
+    pairs = [list(zip(*row, strict=True)) for row in zip(class_BK.tolist(), share_BK.tolist(), strict=True)]
+    return list(zip(_pictures(split, batch), batch.label_B.tolist(), pairs, strict=True))
+
+
+@torch.no_grad()
+def nearest_images(source: Source, classes: Iterable[int]) -> dict[int, Nearest]:
+    """For each of the classes that has training images, the one nearest to the centroid.
+
+    Only images of these classes are read.
+    """
+    train = source.data.train_plain
+    members = train.members[np.isin(train.labels, list(classes))]
+    centroid_CD = source.method.memory.centroid_CD.detach()
+    nearest: dict[int, Nearest] = {}
+    for batch, image_B3HW in source.batches(Split(train.dataset, members)):
+        distance_B = torch.linalg.vector_norm(source.method.features(image_B3HW) - centroid_CD[batch.label_B], dim=1)
+        pictures = _pictures(train, batch)
+        for label, distance, picture in zip(batch.label_B.tolist(), distance_B.tolist(), pictures, strict=True):
+            if label not in nearest or distance < nearest[label].distance:
+                nearest[label] = Nearest(picture, distance)
+    return nearest
+
+
+def _pictures(split: Split, batch: Batch) -> list[Picture]:
+    names = [split.dataset.names(index) for index in batch.index_B.tolist()]
+    return [Picture(*one) for one in zip(names, batch.image_BHW3.cpu().numpy(), strict=True)]

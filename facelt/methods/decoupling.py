@@ -1,0 +1,131 @@
+"""Learnable weight scaling (Kang et al., Decoupling Representation and Classifier, ICLR 2020).
+
+Tau-normalisation of a linear classifier (Kang et al., Decoupling Representation and Classifier, ICLR 2020).
+
+D feature, C identities of this rank's range.
+
+The nearest class mean (Kang et al., Decoupling Representation and Classifier, ICLR 2020).
+
+b images of this rank, D feature.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from facelt.config.methods import LwsConfig, NcmConfig, TauNormConfig
+from facelt.distributed.logits import MIN_NORM, ProductLogits, Rows, ShardedLogits, SharedFeature
+from facelt.heads.classifiers import LinearHead, ScaledHead, take_head
+from facelt.heads.ncm import NcmHead
+from facelt.methods.base import Inputs, Method, PostHoc, Progress, StepOutput, Stream
+from facelt.models.network import Network
+
+
+class Lws(Method):
+    """The earlier stage's linear classifier with a learned factor for each class, by cross-entropy.
+
+    In the paper the network's weights are frozen and its running statistics move: the stage says so by `freeze`.
+    """
+
+    def __init__(
+        self, config: LwsConfig, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+    ) -> None:
+        super().__init__(network)
+        self.head = ScaledHead(network.dim, num_classes)
+
+    def streams(self) -> Sequence[Stream]:
+        return (Stream("class_aware"),)
+
+    def parameter_groups(self) -> Mapping[str, list[nn.Parameter]]:
+        return {"network": list(self.network.parameters()), "head": list(self.head.parameters())}
+
+    def start_from(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Raises UserError where the earlier stage has no linear head."""
+        take_head(self.head.linear, state)
+
+    def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
+        (batch,) = batches
+        logits = self.head(SharedFeature.of(self.features(batch.image_B3HW)))
+        return StepOutput(logits.cross_entropy(batch.label_B))
+
+    def logits(self, image_B3HW: torch.Tensor) -> ShardedLogits:
+        return self.head(SharedFeature.of(self.features(image_B3HW)))
+
+
+GRID = tuple(step / 10 for step in range(21))
+
+
+class TauNorm(PostHoc):
+    """z_c = w_c f / |w_c|^tau with the rows of the earlier stage's linear head, whose bias is dropped."""
+
+    tau: torch.Tensor
+
+    def __init__(
+        self, config: TauNormConfig, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+    ) -> None:
+        super().__init__(network)
+        self.head = LinearHead(network.dim, num_classes).requires_grad_(False)
+        self.register_buffer("tau", torch.tensor(config.tau))
+
+    def start_from(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Raises UserError where the earlier stage has no linear head."""
+        take_head(self.head, state)
+
+    @property
+    def settings(self) -> Sequence[float]:
+        return GRID
+
+    def use(self, setting: float) -> None:
+        self.tau.fill_(setting)
+
+    def logits(self, image_B3HW: torch.Tensor) -> ProductLogits:
+        feature = SharedFeature.of(self.features(image_B3HW))
+        norm_C1 = torch.linalg.vector_norm(self.head.weight, dim=1, keepdim=True).clamp_min(MIN_NORM)
+        rows = Rows(self.head.weight / norm_C1.pow(self.tau))
+        return ProductLogits(feature.all_BD, rows, self.head.classes, feature.shares)
+
+
+class Ncm(PostHoc):
+    """Features less their mean over the training images, at length 1, go to the class whose mean of such is nearest.
+
+    That mean is taken in a first pass, the classes' in a second. Class means are not brought to length 1 again.
+    """
+
+    mean_D: torch.Tensor
+
+    def __init__(
+        self, config: NcmConfig, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+    ) -> None:
+        super().__init__(network)
+        self.head = NcmHead(network.dim, num_classes, distance=config.distance)
+        self.register_buffer("mean_D", torch.zeros(network.dim))
+        self._wants_mean = config.centre
+        self._sum_D = torch.zeros(network.dim, dtype=torch.float64)
+        self._images = 0
+
+    @property
+    def wants_pass(self) -> bool:
+        return not self.head.memory.is_filled
+
+    def accumulate(self, batch: Inputs) -> None:
+        feature = SharedFeature.of(self.features(batch.image_B3HW))
+        if self._wants_mean:
+            self._sum_D = self._sum_D.to(feature.all_BD.device) + feature.all_BD.double().sum(dim=0)
+            self._images += feature.shares.total
+        else:
+            self.head.accumulate(self._centred(feature), batch.label_B)
+
+    def finish_pass(self) -> None:
+        if self._wants_mean:
+            self.mean_D.copy_(self._sum_D / self._images)
+            self._wants_mean = False
+        else:
+            self.head.finish()
+
+    def logits(self, image_B3HW: torch.Tensor) -> ProductLogits:
+        return self.head(self._centred(SharedFeature.of(self.features(image_B3HW))))
+
+    def _centred(self, feature: SharedFeature) -> SharedFeature:
+        return replace(feature, own_bD=feature.own_bD - self.mean_D, all_BD=feature.all_BD - self.mean_D)

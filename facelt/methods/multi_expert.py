@@ -1,0 +1,310 @@
+"""What the methods of several experts share: a network of branches, a head for each, and the mean of what they say.
+
+b images of this rank, B of all ranks, K experts, C classes, D feature.
+
+RIDE: diverse distribution-aware experts (Wang et al., ICLR 2021).
+
+B images of all ranks, K experts, C classes.
+
+RIDE's expert assignment: an image is shown to one expert after the other for as long as that is expected to help.
+
+b images of this rank, B of all ranks, K experts, J = K - 1 decisions, C classes, D feature, H hidden units.
+
+Experts trained apart and averaged in the test.
+
+b images of this rank, B of all ranks, K experts, C classes.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from facelt.config.methods import IndependentConfig, RideConfig, RideRouterConfig
+from facelt.distributed.class_shards import ClassRange
+from facelt.distributed.logits import MIN_NORM, GivenLogits, ProductLogits, Rows, ShardedLogits, SharedFeature
+from facelt.heads.classifiers import HEADS, take_head
+from facelt.losses.classification import LOSSES, WEIGHTS, Loss
+from facelt.losses.experts import distillation, diversity_temperature, ride
+from facelt.methods.base import Embeddings, Inputs, Method, Progress, StepOutput, Stream
+from facelt.methods.classify import Objective
+from facelt.models.network import Network
+
+
+class Experts(Method):
+    """K experts: a branch of the network and a classifier each; together they answer the mean of their logits.
+
+    Their embedding is the experts' directions side by side, K D long and of unit length, so that the product of two
+    embeddings is the mean of the experts' cosines.
+    """
+
+    branched = True
+
+    def __init__(self, network: Network, num_classes: int, sampler: str, head: str, **options: float) -> None:
+        """`head` is a row of HEADS, built with the options."""
+        super().__init__(network)
+        self.sampler = sampler
+        self.heads = nn.ModuleList(HEADS[head](network.dim, num_classes, **options) for _ in range(network.branches))
+
+    @property
+    def dim(self) -> int:
+        return self.network.branches * self.network.dim
+
+    def streams(self) -> Sequence[Stream]:
+        return (Stream(self.sampler),)
+
+    def parameter_groups(self) -> Mapping[str, list[nn.Parameter]]:
+        return {"network": list(self.network.parameters()), "head": list(self.heads.parameters())}
+
+    def shared_features(self, *image_B3HW: torch.Tensor) -> SharedFeature:
+        """The branches' features [b,K,D], of one batch of images or of K equal ones, gathered once for all experts."""
+        return SharedFeature.of(self.features(*image_B3HW))
+
+    def experts_of(self, feature: SharedFeature) -> list[ProductLogits]:
+        """Each expert's logits of its own branch's features."""
+        return [head(branch) for head, branch in zip(self.heads, by_branch(feature), strict=True)]
+
+    def together(self, feature: SharedFeature, experts: Sequence[ProductLogits]) -> ShardedLogits:
+        """What the experts say together of images with these features: the mean of their logits."""
+        return mean_logits(experts)
+
+    def answers(self, image_B3HW: torch.Tensor) -> tuple[list[ProductLogits], ShardedLogits]:
+        """What each expert says of the images, and what they say together."""
+        feature = self.shared_features(image_B3HW)
+        experts = self.experts_of(feature)
+        return experts, self.together(feature, experts)
+
+    def logits(self, image_B3HW: torch.Tensor) -> ShardedLogits:
+        return self.answers(image_B3HW)[1]
+
+    def embed_features(self, feature_BD: torch.Tensor) -> Embeddings:
+        """Of the branches' features [B,K,D]."""
+        direction_BKD = F.normalize(feature_BD, dim=2)
+        return Embeddings({"direct": direction_BKD.flatten(1) / self.network.branches**0.5})
+
+
+def by_branch(feature: SharedFeature) -> list[SharedFeature]:
+    """Each branch's own of features [b,K,D] that were gathered together."""
+    pairs = zip(feature.own_bD.unbind(dim=1), feature.all_BD.unbind(dim=1), strict=True)
+    return [SharedFeature(own_bD, all_BD, feature.shares) for own_bD, all_BD in pairs]
+
+
+def mean_logits(experts: Sequence[ProductLogits]) -> ProductLogits:
+    """The mean of several products: the product of the vectors side by side with a K-th of the rows side by side."""
+    first, count = experts[0], len(experts)
+    weight_CD = torch.cat([_lengthened(expert.rows) for expert in experts], dim=1) / count
+    bias_C = None if first.rows.bias_C is None else sum(expert.rows.bias_C for expert in experts) / count
+    vector_BD = torch.cat([expert.vector_BD for expert in experts], dim=1)
+    return ProductLogits(vector_BD, Rows(weight_CD, bias_C), first.classes, first.shares)
+
+
+def _lengthened(rows: Rows) -> torch.Tensor:
+    """The rows [C, D] as they are multiplied: unit rows have the length 1."""
+    return F.normalize(rows.weight_CD, dim=1, eps=MIN_NORM) if rows.unit else rows.weight_CD
+
+
+def whole_logits(experts: Sequence[ProductLogits]) -> torch.Tensor:
+    """All classes' logits of every expert for the global batch, [K, B, C], on every rank."""
+    return torch.stack([expert.whole_BC for expert in experts])
+
+
+def equal_batches(batches: Sequence[Inputs]) -> list[Inputs]:
+    """The streams' batches, all as long as the shortest: an image that one of them could not read leaves a gap."""
+    size = min(len(batch.label_B) for batch in batches)
+    return [Inputs(batch.image_B3HW[:size], batch.label_B[:size]) for batch in batches]
+
+
+class Ride(Experts):
+    """Every expert is trained by the loss for itself, and to differ from the experts' mean.
+
+    With a teacher the mean of the experts learns from the teacher's mean. As in the released code the whole loss then
+    counts K times, once for each expert: the published figures are of steps so much longer.
+    """
+
+    weight_C: torch.Tensor | None
+    temperature_C: torch.Tensor | None
+
+    def __init__(
+        self, config: RideConfig, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+    ) -> None:
+        super().__init__(network, num_classes, config.sampler, "cosine", scale=config.scale)
+        self.config = config
+        self.individual: Loss | None = None
+        weight_C = temperature_C = None
+        if counts_C is not None:
+            self.individual = LOSSES[config.loss.name](counts_C, **config.loss.options)
+            temperature_C = diversity_temperature(counts_C, config.temperature_spread)
+            if config.weights is not None:
+                weight_C = WEIGHTS[config.weights.name](counts_C, **config.weights.options)
+        self.register_buffer("weight_C", weight_C, persistent=False)
+        self.register_buffer("temperature_C", temperature_C, persistent=False)
+
+    def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
+        (batch,) = batches
+        feature = self.shared_features(batch.image_B3HW)
+        expert_KBC = whole_logits(self.experts_of(feature))
+        loss = self._ride(expert_KBC, feature.shares.gather(batch.label_B), progress)
+        if self.config.distillation is None:
+            return StepOutput(loss)
+        learnt = self._learnt(expert_KBC.mean(dim=0), batch.image_B3HW)
+        total = len(expert_KBC) * (loss + self.config.distillation.weight * learnt)
+        return StepOutput(total, {"ride": loss.detach(), "distillation": learnt.detach()})
+
+    def _ride(self, expert_KBC: torch.Tensor, label_B: torch.Tensor, progress: Progress) -> torch.Tensor:
+        weights = self.config.weights
+        weight_C = self.weight_C if weights is not None and progress.share >= weights.start else None
+        if self.config.collaborative:
+            return len(expert_KBC) * self.individual(expert_KBC.mean(dim=0), label_B, weight_C)
+        temperature_C = self.temperature_C if progress.share >= self.config.temperature_start else None
+        return ride(
+            expert_KBC,
+            label_B,
+            self.individual,
+            diversity=self.config.diversity,
+            weight_C=weight_C,
+            temperature_C=temperature_C,
+        )
+
+    def _learnt(self, mean_BC: torch.Tensor, image_B3HW: torch.Tensor) -> torch.Tensor:
+        """T^2 times the divergence of the experts' mean from the teacher's answer."""
+        (teacher,) = self.teachers
+        with torch.no_grad():
+            teacher_BC = teacher.logits(image_B3HW).whole_BC
+        temperature = self.config.distillation.temperature
+        return temperature**2 * distillation(mean_BC, teacher_BC, temperature).mean()
+
+
+class Router(nn.Module):
+    """Whether to ask the next expert, after each but the last: a layer of its own for each, and one they share.
+
+    It reads the direction of the last expert's feature, and the largest of the mean logits so far.
+    """
+
+    def __init__(self, decisions: int, dim: int, hidden: int, top: int) -> None:
+        super().__init__()
+        self.top = top
+        self.hidden = nn.ModuleList(nn.Linear(dim, hidden) for _ in range(decisions))
+        self.decide = nn.Linear(top + hidden, 1)
+        for layer in (*self.hidden, self.decide):
+            nn.init.kaiming_normal_(layer.weight)
+
+    def forward(self, feature_BKD: torch.Tensor, so_far_JBC: torch.Tensor) -> torch.Tensor:
+        """[J, B]: above 0 where the next expert is to be asked."""
+        answers = []
+        for layer, feature_BD, so_far_BC in zip(self.hidden, feature_BKD.unbind(dim=1)[:-1], so_far_JBC, strict=True):
+            hidden_BH = layer(F.normalize(feature_BD, dim=1)).relu()
+            answers.append(self.decide(torch.cat([so_far_BC.topk(self.top, dim=1).values, hidden_BH], dim=1))[:, 0])
+        return torch.stack(answers)
+
+
+class RideRouter(Experts):
+    """Trains the router alone, on experts that stand still; answers with the mean of the experts an image is shown to.
+
+    The network runs all its branches on every image, so that what routing would spare is counted and not spared.
+    """
+
+    def __init__(
+        self, config: RideRouterConfig, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+    ) -> None:
+        super().__init__(network, num_classes, config.sampler, "cosine", scale=config.scale)
+        self.classes = ClassRange.own(num_classes)
+        self.requires_grad_(False)
+        self.router = Router(network.branches - 1, network.dim, config.hidden, min(config.top, num_classes))
+        self.register_buffer("pos_weight", torch.tensor(config.pos_weight), persistent=False)
+        self._asked, self._images = 0, 0
+
+    def parameter_groups(self) -> Mapping[str, list[nn.Parameter]]:
+        groups = super().parameter_groups()
+        return {**groups, "head": [*groups["head"], *self.router.parameters()]}
+
+    def start_from(self, state: Mapping[str, torch.Tensor]) -> None:
+        """The experts' heads are those of the stage it starts from. Raises UserError where that has no such ones."""
+        for place, head in enumerate(self.heads):
+            take_head(head, state, f"heads.{place}.")
+
+    def train(self, mode: bool = True) -> "RideRouter":
+        """The network stands still in training, its running statistics included."""
+        super().train(mode)
+        self.network.eval()
+        return self
+
+    def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
+        """Every rank computes the loss of the global batch, so that all have the router's whole gradient."""
+        (batch,) = batches
+        with torch.no_grad():
+            feature = self.shared_features(batch.image_B3HW)
+            so_far_KBC = means_so_far(whole_logits(self.experts_of(feature)))
+        helped_JB = would_help(so_far_KBC.argmax(dim=2) == feature.shares.gather(batch.label_B))
+        answer_JB = self.router(feature.all_BD, so_far_KBC[:-1])
+        loss = F.binary_cross_entropy_with_logits(answer_JB, helped_JB.float(), pos_weight=self.pos_weight)
+        return StepOutput(loss, {"experts_asked": experts_asked(answer_JB.detach()).float().mean()})
+
+    def together(self, feature: SharedFeature, experts: Sequence[ProductLogits]) -> ShardedLogits:
+        """The mean of the experts each image is shown to."""
+        so_far_KBC = means_so_far(whole_logits(experts))
+        asked_B = experts_asked(self.router(feature.all_BD, so_far_KBC[:-1]))
+        self._asked += int(asked_B.sum())
+        self._images += len(asked_B)
+        chosen_BC = so_far_KBC[asked_B - 1, torch.arange(len(asked_B), device=asked_B.device)]
+        return GivenLogits(chosen_BC, self.classes, feature.shares)
+
+    def diagnostics(self) -> Mapping[str, float]:
+        """The mean number of experts that the images answered since the last call were shown to."""
+        asked, images = self._asked, self._images
+        self._asked, self._images = 0, 0
+        return {"experts_per_image": asked / images} if images else {}
+
+
+def means_so_far(expert_KBC: torch.Tensor) -> torch.Tensor:
+    """The mean logits of the first expert, of the first two, and so on, [K, B, C]."""
+    count_K = torch.arange(1, len(expert_KBC) + 1, device=expert_KBC.device)
+    return expert_KBC.cumsum(dim=0) / count_K[:, None, None]
+
+
+def would_help(right_KB: torch.Tensor) -> torch.Tensor:
+    """[J, B]: where the mean so far is wrong and that of more experts is right."""
+    later_KB = right_KB.flip(0).cummax(dim=0).values.flip(0)
+    return ~right_KB[:-1] & later_KB[1:]
+
+
+def experts_asked(answer_JB: torch.Tensor) -> torch.Tensor:
+    """How many experts an image is shown to, [B]: the first, and each next one until an answer is not above 0."""
+    return 1 + (answer_JB > 0).long().cumprod(dim=0).sum(dim=0)
+
+
+class Independent(Experts):
+    """The loss is the sum of the experts' own, each on batches that it draws for itself; nothing ties them together.
+
+    So with branches that share nothing every expert moves as it would alone, but for the common learning rate.
+    """
+
+    def __init__(
+        self, config: IndependentConfig, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+    ) -> None:
+        options = {"scale": config.scale} if config.head == "cosine" else {}
+        super().__init__(network, num_classes, config.sampler, config.head, **options)
+        self.classes = ClassRange.own(num_classes)
+        self.average = config.average
+        self.objective = Objective(config.loss, config.weights, counts_C)
+
+    def streams(self) -> Sequence[Stream]:
+        return tuple(Stream(self.sampler, draw=expert) for expert in range(self.network.branches))
+
+    def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
+        batches = equal_batches(batches)
+        feature = self.shared_features(*(batch.image_B3HW for batch in batches))
+        losses = [
+            self.objective(expert, batch.label_B, progress)
+            for expert, batch in zip(self.experts_of(feature), batches, strict=True)
+        ]
+        parts = {f"expert_{place}": loss.detach() for place, loss in enumerate(losses, start=1)}
+        return StepOutput(sum(losses), parts)
+
+    def together(self, feature: SharedFeature, experts: Sequence[ProductLogits]) -> ShardedLogits:
+        """The test average: of the logits, or the logarithm of the mean probabilities."""
+        if self.average == "logits":
+            return mean_logits(experts)
+        logarithm_BC = whole_logits(experts).log_softmax(dim=2).logsumexp(dim=0) - math.log(len(experts))
+        return GivenLogits(logarithm_BC, self.classes, experts[0].shares)

@@ -1,0 +1,167 @@
+"""OLTR's second stage: dynamic meta-embedding over an identity memory (CVPR 2019, section 3.2).
+
+B images of all ranks, W ranks, D feature.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+from facelt.config.methods import DynamicMetaConfig
+from facelt.distributed.comm import all_reduce
+from facelt.distributed.logits import ShardedLogits, SharedFeature
+from facelt.heads.dynamic_meta import DynamicMetaHead
+from facelt.heads.memory import IdentityMemory
+from facelt.losses.centroids import discriminative_centroids
+from facelt.methods.base import Embeddings, Inputs, Method, Progress, StepOutput, Stream
+from facelt.models.network import Network
+
+
+@dataclass(frozen=True)
+class _LossConvention:
+    """How paper and released code use the centroids loss."""
+
+    weight: float
+    on_meta_embedding: bool
+    weigh_centroids: bool
+
+
+_CONVENTIONS = {
+    "released": _LossConvention(weight=0.01, on_meta_embedding=False, weigh_centroids=False),
+    "paper": _LossConvention(weight=0.1, on_meta_embedding=True, weigh_centroids=True),
+}
+
+
+class DynamicMeta(Method):
+    """Cross-entropy on the meta-embedding plus the discriminative centroids loss.
+
+    What a step hands to the collectives on each rank, as bytes of the whole that is gathered or summed: with B images
+    of all ranks and P = W * the most of one rank,
+
+    - 16 P D forward: features, nearest centroids, read-out, meta-embeddings; 12 P D back, the nearest having none;
+    - 24 P for labels, 32 P with `tracking`; 12 W B for each rank's nearest; 24 B for maxima, sums and own terms
+      forward, 4 B back; 4 D for the sum of all centroids; 8 W for the ranks' numbers of images and 16 for the log;
+    - 4 D (D + 1) back for the selector, which every rank holds whole.
+
+    Nothing grows with the number of identities.
+    """
+
+    kinds = ("direct", "meta", "meta_unit")
+
+    def __init__(
+        self, config: DynamicMetaConfig, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+    ) -> None:
+        super().__init__(network)
+        self.config = config
+        self.convention = _CONVENTIONS[config.convention]
+        memory = IdentityMemory(
+            num_classes,
+            network.dim,
+            update_rule=config.centroid_update,
+            rate=config.tracking_rate,
+            min_distance=config.min_distance,
+        )
+        self.head = DynamicMetaHead(
+            memory,
+            network.dim,
+            convention=config.convention,
+            scale=config.scale,
+            use_memory=config.memory,
+            use_selector=config.selector,
+            use_reachability=config.reachability,
+        )
+
+    @property
+    def memory(self) -> IdentityMemory:
+        """The centroids, which belong to the head."""
+        return self.head.memory
+
+    def streams(self) -> Sequence[Stream]:
+        return (Stream(self.config.sampler),)
+
+    def parameter_groups(self) -> Mapping[str, list[nn.Parameter]]:
+        memory = list(self.memory.parameters())
+        owned = {id(parameter) for parameter in memory}
+        head = [parameter for parameter in self.head.parameters() if id(parameter) not in owned]
+        return {"network": list(self.network.parameters()), "head": head, "memory": memory}
+
+    def start_from(self, state: Mapping[str, torch.Tensor]) -> None:
+        """The hallucinator starts as the earlier stage's linear classifier, as in the released code."""
+        if self.head.hallucinator is None or "head.weight" not in state or "head.bias" not in state:
+            return
+        weight, bias = self.head.hallucinator.weight, self.head.hallucinator.bias
+        classes = self.memory.classes
+        if tuple(state["head.weight"].shape) == (classes.total, weight.shape[1]):
+            with torch.no_grad():
+                weight.copy_(state["head.weight"][classes.first : classes.stop])
+                bias.copy_(state["head.bias"][classes.first : classes.stop])
+
+    @property
+    def wants_pass(self) -> bool:
+        return not self.memory.is_filled
+
+    def accumulate(self, batch: Inputs) -> None:
+        self.memory.accumulate(SharedFeature.of(self.features(batch.image_B3HW)), batch.label_B)
+
+    def finish_pass(self) -> None:
+        self.memory.finish()
+
+    def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
+        (batch,) = batches
+        feature = SharedFeature.of(self.features(batch.image_B3HW))
+        logits, embedding = self.head(feature)
+        cross_entropy = logits.cross_entropy(batch.label_B)
+        centroids = discriminative_centroids(
+            embedding.vector if self.convention.on_meta_embedding else feature,
+            self.memory.centroid_CD,
+            batch.label_B,
+            self.memory.classes,
+            margin=self.config.margin,
+            repel_weight=self.config.repel_weight,
+            margin_form=self.config.margin_form,
+            weigh_centroids=self.convention.weigh_centroids,
+        )
+        norm_b = torch.linalg.vector_norm(feature.own_bD.detach(), dim=1)
+        sums = torch.stack([embedding.reachability_b.detach().sum(), norm_b.sum()])
+        reachability, feature_norm = all_reduce(sums, dist.ReduceOp.SUM) / feature.shares.total
+        return StepOutput(
+            cross_entropy + self.convention.weight * centroids,
+            {
+                "cross_entropy": cross_entropy.detach(),
+                "centroids_loss": centroids.detach(),
+                "reachability": reachability,
+                "feature_norm": feature_norm,
+                "own_distance": self.memory.own_distance(feature, batch.label_B),
+            },
+            after=lambda: self.memory.update(feature, batch.label_B),
+        )
+
+    def logits(self, image_B3HW: torch.Tensor) -> ShardedLogits:
+        return self.logits_and_reachability(image_B3HW)[0]
+
+    def logits_and_reachability(self, image_B3HW: torch.Tensor) -> tuple[ShardedLogits, torch.Tensor]:
+        logits, embedding = self.head(SharedFeature.of(self.features(image_B3HW)))
+        return logits, embedding.reachability_b
+
+    def embed_features(self, feature_BD: torch.Tensor) -> Embeddings:
+        embedding = self.head.embed(SharedFeature.of(feature_BD))
+        return Embeddings(
+            {
+                "direct": F.normalize(feature_BD, dim=1),
+                "meta": embedding.meta_bD,
+                "meta_unit": F.normalize(embedding.meta_bD, dim=1),
+            },
+            embedding.reachability_b,
+        )
+
+    def diagnostics(self) -> Mapping[str, float]:
+        """The mean length of the centroids: beside the features' it shows a memory that shrinks or lags."""
+        length_C = torch.linalg.vector_norm(self.memory.centroid_CD.detach(), dim=1)
+        filled_C = self.memory.filled_C
+        sums = torch.stack([length_C[filled_C].sum(), filled_C.sum().to(length_C.dtype)])
+        total, count = all_reduce(sums, dist.ReduceOp.SUM).tolist()
+        return {"centroid_norm": total / count}

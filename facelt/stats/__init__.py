@@ -1,0 +1,1 @@
+"""Statistics for clustered samples: intervals, disparities, permutation tests."""

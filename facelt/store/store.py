@@ -1,0 +1,438 @@
+"""What lies in an embedding store's folder, and the two text files every reader and writer agrees on.
+
+    <kind>.npy         float16 or float32 [N,D], one for each kind the store holds
+    reachability.npy   float32 [N], where the model has a memory
+    items.csv          key, identity and any attribute columns, one line an image
+    meta.json          schema, rows, kinds with their dimensions, dtype, and what the writer adds (model hash,
+                       preprocessing)
+
+N images, D feature.
+
+Open an embedding store: everything checked but the values, nothing copied. N images, D feature.
+
+Write an embedding store piece by piece, so that a killed run goes on where it stopped.
+
+N images, n rows of one piece, D feature.
+
+Some rows of an array that may be larger than memory. N rows, M chosen ones, D feature.
+"""
+
+import csv
+import gc
+import hashlib
+import io
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from facelt.errors import UserError
+from facelt.utils.files import sync, write_text
+
+SCHEMA = "facelt.store/1"
+KINDS = ("direct", "meta", "meta_unit")
+# Kinds whose rows have length one; `meta` is shorter than one on purpose, so that familiarity counts.
+UNIT_KINDS = frozenset({"direct", "meta_unit"})
+# float16 rows of length one are off by at most 1e-3; more than this is no unit vector.
+UNIT_TOLERANCE = 0.01
+DTYPES = ("float16", "float32")
+RESERVED_META = frozenset({"schema", "rows", "kinds", "dtype", "reachability"})
+
+ITEMS = "items.csv"
+META = "meta.json"
+REACHABILITY = "reachability.npy"
+
+Columns = dict[str, list[str]]
+
+
+def items_text(keys: Sequence[str], identities: Sequence[str], attributes: Mapping[str, Sequence[str]]) -> str:
+    """The text of items.csv; the same items always give the same bytes, so that they can be fingerprinted.
+
+    Raises UserError on an empty or repeated key, ValueError on columns of unequal length or a reserved column name.
+    """
+    for name, column in {"identity": identities, **attributes}.items():
+        if len(column) != len(keys):
+            raise ValueError(f"column {name!r} has {len(column)} values for {len(keys)} keys")
+    if clash := {"key", "identity"} & set(attributes):
+        raise ValueError(f"attribute columns may not be called {sorted(clash)}")
+    check_keys(keys, "the list of images")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["key", "identity", *attributes])
+    writer.writerows(zip(keys, identities, *attributes.values(), strict=True))
+    return text.getvalue()
+
+
+def check_keys(keys: Sequence[str], where: str) -> None:
+    """Raise UserError, naming `where` and the key, unless all keys are distinct and non-empty."""
+    if len(set(keys)) != len(keys):
+        seen: set[str] = set()
+        repeated = next(key for key in keys if key in seen or seen.add(key))
+        raise UserError(f"{where}: the key {repeated!r} occurs more than once; every image needs its own key")
+    if "" in keys:
+        raise UserError(f"{where}: entry {keys.index('')} has an empty key")
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """A million lines become as many small lists, which the collector would go through again and again for nothing."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@_collector_paused()
+def read_items(path: Path) -> Columns:
+    """The columns of items.csv by name, `key` and `identity` first. Raises UserError naming the file and the line."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = csv.reader(file, strict=True)
+            header = next(lines, None)
+            if not header or header[:2] != ["key", "identity"] or len(set(header)) != len(header):
+                raise UserError(f"{path}: the first line must name the columns key, identity and distinct attributes")
+            rows = list(lines)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); a store needs it") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is not a CSV file in UTF-8 ({error})") from error
+    ragged = next((number for number, row in enumerate(rows, start=2) if len(row) != len(header)), None)
+    if ragged is not None:
+        raise UserError(f"{path}: line {ragged} has {len(rows[ragged - 2])} fields, the header has {len(header)}")
+    key_N, *columns = zip(*rows, strict=True) if rows else ([] for _ in header)
+    # Identities and attributes repeat: one text each, however many images have it.
+    table = dict(zip(header, [list(key_N), *map(_shared, columns)], strict=True))
+    check_keys(table["key"], str(path))
+    return table
+
+
+def _shared(text_N: Sequence[str]) -> list[str]:
+    seen: dict[str, str] = {}
+    return list(map(seen.setdefault, text_N, text_N))
+
+
+def meta_text(rows: int, kinds: Mapping[str, int], dtype: str, reachability: bool, meta: Mapping[str, Any]) -> str:
+    """The text of meta.json, keys sorted. Raises ValueError on an unknown kind or dtype or a reserved key in `meta`."""
+    if not kinds or set(kinds) - set(KINDS) or any(dimension < 1 for dimension in kinds.values()):
+        raise ValueError(f"kinds must map some of {KINDS} to a dimension, not {dict(kinds)}")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {DTYPES}, not {dtype!r}")
+    if clash := RESERVED_META & set(meta):
+        raise ValueError(f"meta may not set {sorted(clash)}: the store sets them")
+    own = {"schema": SCHEMA, "rows": rows, "kinds": dict(kinds), "dtype": dtype, "reachability": reachability}
+    return json.dumps({**meta, **own}, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """meta.json as a dict, its own part checked. Raises UserError naming the file and the key."""
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); a store needs it") from error
+    except ValueError as error:
+        raise UserError(f"{path}: is not JSON ({error})") from error
+    if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
+        found = meta.get("schema") if isinstance(meta, dict) else meta
+        raise UserError(f"{path}: schema is {found!r}, this version reads {SCHEMA!r}")
+    kinds = meta.get("kinds")
+    if not isinstance(kinds, dict) or not kinds or set(kinds) - set(KINDS):
+        raise UserError(f"{path}: kinds is {kinds!r}; it must map some of {', '.join(KINDS)} to a dimension")
+    counts = {"rows": meta.get("rows"), **{f"kinds.{kind}": dimension for kind, dimension in kinds.items()}}
+    for key, value in counts.items():
+        if type(value) is not int or value < (0 if key == "rows" else 1):
+            raise UserError(f"{path}: {key} is {value!r}; it must be a whole number")
+    if type(meta.get("reachability")) is not bool:
+        raise UserError(f"{path}: reachability is {meta.get('reachability')!r}; it must be true or false")
+    return meta
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingStore:
+    """One opened store; use `EmbeddingStore.open`.
+
+    `keys` and `identities` are lists of N strings, `attributes` maps a column to such a list, `meta` is meta.json.
+    """
+
+    path: Path
+    keys: list[str]
+    identities: list[str]
+    attributes: dict[str, list[str]]
+    meta: dict[str, Any]
+    _embeddings: dict[str, np.ndarray] = field(repr=False)
+    reachability: np.ndarray | None = field(repr=False, default=None)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "EmbeddingStore":
+        """Open the store in folder `path`. Raises UserError naming the file at fault.
+
+        Values are not read here: whoever streams the rows refuses those that are not finite.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            partial = path.with_name(path.name + ".partial")
+            hint = f"; {partial.name} is unfinished: run the embedding again to go on" if partial.is_dir() else ""
+            raise UserError(f"{path}: there is no such embedding store{hint}")
+        meta = read_meta(path / META)
+        items = read_items(path / ITEMS)
+        rows = meta["rows"]
+        if len(items["key"]) != rows:
+            raise UserError(f"{path / ITEMS}: lists {len(items['key'])} items, {META} says {rows}")
+        embeddings = {
+            kind: _map_array(path / f"{kind}.npy", (rows, dimension), DTYPES)
+            for kind, dimension in meta["kinds"].items()
+        }
+        reachability = _map_array(path / REACHABILITY, (rows,), ("float32",)) if meta["reachability"] else None
+        keys, identities = items.pop("key"), items.pop("identity")
+        return cls(path, keys, identities, items, meta, embeddings, reachability)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of embedding this store holds, in the order of `KINDS`."""
+        return tuple(self._embeddings)
+
+    def embedding(self, kind: str) -> np.ndarray:
+        """The memory-mapped, read-only array [N,D] of one kind. Raises UserError if the store does not hold it."""
+        if kind not in self._embeddings:
+            raise UserError(f"{self.path}: holds no embedding of kind {kind!r}, only {', '.join(self.kinds)}")
+        return self._embeddings[kind]
+
+
+def _map_array(path: Path, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> np.ndarray:
+    """Memory-map a .npy file after checking its header against what meta.json promised."""
+    try:
+        # An empty array has no bytes to map.
+        array = np.load(path, mmap_mode="r" if 0 not in shape else None, allow_pickle=False)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); {META} says it is there") from error
+    except ValueError as error:
+        raise UserError(f"{path}: is truncated or no .npy file ({error})") from error
+    if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype.name not in dtypes:
+        found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
+        raise UserError(f"{path}: holds {found}, {META} says {' or '.join(dtypes)} {list(shape)}")
+    return array
+
+
+_PROGRESS = re.compile(r"progress(?:-(\d+)-(\d+))?\.json")
+
+
+class StoreWriter:
+    """Writes `<path>.partial`, in order, and renames it to `path` when every row is there.
+
+    `kinds` maps each kind to its dimension; `meta` is whatever describes the model and its preprocessing (JSON).
+    An unfinished store of the same items, kinds and meta is continued at `rows_done`.
+
+    Several processes write one store, each its own `share` of the rows. One begins it before the others join, and
+    finishes it when all are done.
+
+    Raises UserError where `path` exists, where `<path>.partial` belongs to other items or another model, on repeated
+    keys and where the disk refuses; ValueError on a caller's mistake (unknown kind, reserved name, unequal lengths).
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        keys: Sequence[str],
+        identities: Sequence[str | int],
+        kinds: Mapping[str, int],
+        meta: Mapping[str, Any],
+        *,
+        attributes: Mapping[str, Sequence[str]] | None = None,
+        reachability: bool = False,
+        dtype: str = "float16",
+        share: range | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.keys = list(keys)
+        self.partial = self.path.with_name(self.path.name + ".partial")
+        self._is_whole = share is None
+        self.share = range(len(self.keys)) if share is None else share
+        self.rows_done = self.share.start
+        self._arrays = {kind: (np.dtype(dtype), (dimension,)) for kind, dimension in kinds.items()}
+        if reachability:
+            self._arrays["reachability"] = (np.dtype("float32"), ())
+        meta_json = meta_text(len(self.keys), kinds, dtype, reachability, meta)
+        items_csv = items_text(self.keys, [str(identity) for identity in identities], attributes or {})
+        self._plan = hashlib.sha256(f"{meta_json}\0{items_csv}".encode()).hexdigest()
+        if self.path.exists():
+            raise UserError(f"{self.path}: already exists; remove it or write the store elsewhere")
+        try:
+            if self.partial.exists():
+                self._resume()
+            else:
+                self._begin(meta_json, items_csv)
+        except OSError as error:
+            raise UserError(f"{error.filename or self.partial}: cannot be written ({error.strerror})") from error
+
+    def write(self, start: int, embeddings: Mapping[str, np.ndarray], reachability: np.ndarray | None = None) -> None:
+        """Append rows start..start+n: {kind: [n,D]} for every kind and, where the store has it, reachability [n].
+
+        Raises UserError naming the image whose embedding is not finite or, for `direct` and `meta_unit`, not of
+        length one, and where the disk refuses; ValueError on rows out of order or a wrong shape.
+        """
+        if start != self.rows_done:
+            raise ValueError(f"rows are written in order: the next is {self.rows_done}, not {start}")
+        given = dict(embeddings) if reachability is None else {**embeddings, "reachability": reachability}
+        if set(given) != set(self._arrays):
+            raise ValueError(f"this store takes {sorted(self._arrays)}, not {sorted(given)}")
+        rows = len(next(iter(given.values())))
+        if start + rows > self.share.stop:
+            raise ValueError(
+                f"{rows} rows from {start} are more than the store's share, which ends at {self.share.stop}"
+            )
+        pieces = {name: self._checked(name, np.asarray(values), start, rows) for name, values in given.items()}
+        try:
+            for name, values in pieces.items():
+                with self._file(name).open("r+b") as file:
+                    file.seek(self._offset(name, start))
+                    file.write(values.tobytes())
+                    sync(file)
+            self._save_progress(start + rows)
+        except OSError as error:
+            raise UserError(f"{self.partial}: cannot be written ({error.strerror})") from error
+
+    def finish(self) -> Path:
+        """Make the store visible under its name. Raises ValueError while rows are missing, UserError if it cannot."""
+        if self.rows_done != self.share.stop:
+            raise ValueError(f"{self.path}: {self.rows_done} of {self.share.stop} rows are written")
+        try:
+            if any(self._file(name).stat().st_size != self._offset(name, len(self.keys)) for name in self._arrays):
+                raise ValueError(f"{self.path}: rows of another share are missing")
+            for path in self._shares():
+                path.unlink()
+            sync(self.partial)
+            self.partial.rename(self.path)
+            sync(self.path.parent)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from error
+        return self.path
+
+    def _begin(self, meta_json: str, items_csv: str) -> None:
+        # Built under a third name: a `.partial` that exists is one that can be continued.
+        fresh = self.path.with_name(self.path.name + ".new")
+        if fresh.exists():
+            shutil.rmtree(fresh)
+        fresh.mkdir(parents=True)
+        texts = {META: meta_json, ITEMS: items_csv, self._progress.name: self._progress_text(self.rows_done)}
+        for name, text in texts.items():
+            with (fresh / name).open("w", encoding="utf-8", newline="") as file:
+                file.write(text)
+                sync(file)
+        for name, (dtype, row_shape) in self._arrays.items():
+            with (fresh / f"{name}.npy").open("wb") as file:
+                file.write(_npy_header(dtype, (len(self.keys), *row_shape)))
+                sync(file)
+        fresh.rename(self.partial)
+
+    def _resume(self) -> None:
+        for path, rows in self._shares().items():
+            if path != self._progress and max(rows.start, self.share.start) < min(rows.stop, self.share.stop):
+                raise UserError(
+                    f"{self.partial}: was begun by another number of processes or with other batches; "
+                    "go on with the same ones or remove it to start again"
+                )
+        try:
+            progress = json.loads(self._progress.read_text(encoding="utf-8"))
+            plan, rows_done = progress["plan"], int(progress["rows_done"])
+        except FileNotFoundError:
+            # Of a whole store only `finish` removes the file, when every row is there; a share may be yet to begin.
+            plan, rows_done = self._plan_on_disk(), len(self.keys) if self._is_whole else self.share.start
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self._progress}: is damaged; remove {self.partial} to start again") from error
+        if plan != self._plan:
+            raise UserError(
+                f"{self.partial}: is an unfinished store of other images, another model or other settings; "
+                "remove it to start again or write the store elsewhere"
+            )
+        for name in self._arrays:
+            if rows_done > self.share.start and self._file(name).stat().st_size < self._offset(name, rows_done):
+                raise UserError(f"{self._file(name)}: is shorter than recorded; remove {self.partial} to start again")
+        self.rows_done = rows_done
+
+    @property
+    def _progress(self) -> Path:
+        """How far this share is."""
+        suffix = "" if self._is_whole else f"-{self.share.start}-{self.share.stop}"
+        return self.partial / f"progress{suffix}.json"
+
+    def _shares(self) -> dict[Path, range]:
+        """The files in which each share notes how far it is, and its rows."""
+        found = {path: _PROGRESS.fullmatch(path.name) for path in self.partial.glob("progress*.json")}
+        return {
+            path: range(int(match[1]), int(match[2])) if match[1] else range(len(self.keys))
+            for path, match in found.items()
+            if match
+        }
+
+    def _plan_on_disk(self) -> str:
+        texts = [(self.partial / name).read_bytes() for name in (META, ITEMS)]
+        return hashlib.sha256(b"\0".join(texts)).hexdigest()
+
+    def _checked(self, name: str, values: np.ndarray, start: int, rows: int) -> np.ndarray:
+        dtype, row_shape = self._arrays[name]
+        if values.shape != (rows, *row_shape):
+            raise ValueError(f"{name} has the shape {list(values.shape)}, expected {[rows, *row_shape]}")
+        with np.errstate(over="ignore"):
+            stored = np.ascontiguousarray(values, dtype=dtype)
+        finite_n = np.isfinite(stored).all(axis=tuple(range(1, stored.ndim)))
+        if not finite_n.all():
+            key = self.keys[start + int(np.argmin(finite_n))]
+            raise UserError(f"{self.path}: {name} of image {key!r} is not finite in {dtype}; the model has diverged")
+        if name in UNIT_KINDS:
+            length_n = np.linalg.norm(stored.astype(np.float32), axis=1)
+            off_n = np.abs(length_n - 1.0)
+            if rows and off_n.max() > UNIT_TOLERANCE:
+                worst = int(np.argmax(off_n))
+                raise UserError(
+                    f"{self.path}: {name} of image {self.keys[start + worst]!r} has length {length_n[worst]:.4g}; "
+                    "embeddings of this kind have length one"
+                )
+        return stored
+
+    def _file(self, name: str) -> Path:
+        return self.partial / (REACHABILITY if name == "reachability" else f"{name}.npy")
+
+    def _offset(self, name: str, row: int) -> int:
+        dtype, row_shape = self._arrays[name]
+        header = len(_npy_header(dtype, (len(self.keys), *row_shape)))
+        return header + row * dtype.itemsize * int(np.prod(row_shape, dtype=np.int64))
+
+    def _progress_text(self, rows_done: int) -> str:
+        return json.dumps({"plan": self._plan, "rows_done": rows_done})
+
+    def _save_progress(self, rows_done: int) -> None:
+        write_text(self._progress, self._progress_text(rows_done))
+        self.rows_done = rows_done
+
+
+def _npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    """The .npy header alone. Rows follow by plain writes: a full disk under a memory map would kill the process."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    )
+    return header.getvalue()
+
+
+class ChosenRows:
+    """Chosen rows of an array or of chosen rows, copied when sliced."""
+
+    def __init__(self, value_ND: "np.ndarray | ChosenRows", position_M: np.ndarray) -> None:
+        nested = isinstance(value_ND, ChosenRows)
+        self._value_ND = value_ND._value_ND if nested else value_ND
+        self._position_M = value_ND._position_M[position_M] if nested else position_M
+        self.shape = (len(self._position_M), self._value_ND.shape[1])
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self._value_ND[self._position_M[rows]]

@@ -1,0 +1,1 @@
+"""Training runs: recipe, trainer, optimiser, checkpoints, logs."""

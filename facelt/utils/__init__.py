@@ -1,0 +1,1 @@
+"""Utilities without torch: text, tables, JSON values, command-line errors."""

@@ -1,0 +1,209 @@
+"""Face sets in InsightFace's layout, and every file near enough to it.
+
+The layout: images under keys 1..N, then one record per identity with no image and the range of its images' keys as two
+labels, then record 0 with the range of the identities' keys, all labels float32; beside it `property`: identities,
+height, width. float32 counts exactly only to 2^24, so the index decides what is there; records 0 and of identities may
+be absent. N images, C identities, R records.
+
+`identities.csv` beside a face set: label, name, gender, images, and any further column.
+"""
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+
+from recordio_tools.errors import RecordIOError
+from recordio_tools.format import EXACT_FLOAT32, FRAME, HEADER, Progress, Record, gather_headers
+from recordio_tools.reader import RecordReader, cached, fingerprint
+
+
+def read_property(path: Path) -> tuple[int, int, int]:
+    """Identities, height and width from a `property` file; raises RecordIOError where its first line is not those."""
+    try:
+        fields = path.read_text("utf-8").splitlines()[0].split(",")
+        identities, height, width = (int(field) for field in fields)
+    except (OSError, UnicodeDecodeError, ValueError, IndexError):
+        raise RecordIOError(f"{path}: the first line must be identities,height,width (such as 85742,112,112)") from None
+    if not 0 <= identities <= EXACT_FLOAT32 or height <= 0 or width <= 0:
+        raise RecordIOError(f"{path}: {identities},{height},{width} is no count and size")
+    return identities, height, width
+
+
+class FaceRecord:
+    """Images and labels of a whole .rec, known without decoding one.
+
+    image_keys: int64 [N], file order; labels: int64 [N] beside them; counts: int64 [C] images of each identity, 0
+    allowed; num_identities: C from `property`, else from the identity records and the labels; image_size: (height,
+    width) from `property`, or None; label_source: "ranges" or "headers", where the labels came from.
+
+    Labels come from the identity records where their ranges are exact, otherwise from one pass over the headers, cached
+    beside the file. Raises RecordIOError naming record and label where a label is no whole number from 0 to C - 1.
+    """
+
+    def __init__(
+        self, path: str | Path, index_path: str | Path | None = None, progress: Progress | None = None
+    ) -> None:
+        self.reader = RecordReader(path, index_path)
+        try:
+            self._load(progress)
+        except BaseException:
+            self.reader.close()
+            raise
+
+    def _load(self, progress: Progress | None) -> None:
+        reader = self.reader
+        property_path = reader.path.with_name("property")
+        declared = read_property(property_path) if property_path.is_file() else None
+        self.image_size = declared[1:] if declared else None
+        bare_R = header_only(reader)
+        self.image_keys = reader.keys[~bare_R]
+        self.identity_keys = reader.keys[bare_R & (reader.keys != 0)]
+        labels = self._labels_from_ranges()
+        self.label_source = "headers" if labels is None else "ranges"
+        if labels is None:
+            cache = reader.path.with_name(reader.path.name + ".labels.npy")
+            mark = fingerprint(reader.path, reader.index_path)
+            keys, labels = cached(
+                cache, mark, 2, lambda: np.stack([self.image_keys, self._labels_from_headers(progress)])
+            )
+            if not np.array_equal(keys, self.image_keys):  # a forged or damaged cache
+                labels = self._labels_from_headers(progress)
+        self.labels = labels
+        known = len(self.identity_keys) if declared is None else declared[0]
+        highest = int(labels.max(initial=-1))
+        self.num_identities = known if declared else max(known, highest + 1)
+        if highest >= self.num_identities:
+            record = int(self.image_keys[labels == highest][0])
+            raise RecordIOError(
+                f"{reader.path}: record {record} has label {highest}, "
+                f"but {property_path} declares {self.num_identities} identities"
+            )
+        self.counts = np.bincount(labels, minlength=self.num_identities).astype(np.int64)
+
+    def _headers(self, keys: np.ndarray, progress: Progress | None = None):
+        offsets = np.asarray(self.reader.offsets)[np.isin(self.reader.keys, keys)]
+        try:
+            return gather_headers(self.reader.view, offsets, self.reader.label_width, progress)
+        except RecordIOError as error:
+            raise RecordIOError(f"{self.reader.path}: {error}") from None
+
+    def _labels_from_headers(self, progress: Progress | None) -> np.ndarray:
+        return self._whole_labels(self.image_keys, self._headers(self.image_keys, progress).label_N)
+
+    def _whole_labels(self, keys: np.ndarray, label_N: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            wrong = ~((label_N >= 0) & (label_N == np.floor(label_N)) & (label_N < EXACT_FLOAT32))
+        if wrong.any():
+            raise RecordIOError(
+                f"{self.reader.path}: record {keys[wrong][0]} has label {label_N[wrong][0]:g}, not an identity"
+            )
+        return label_N.astype(np.int64)
+
+    def _labels_from_ranges(self) -> np.ndarray | None:
+        """Labels [N] where the identity records' ranges tell them for certain, else None.
+
+        For certain: below 2^24, following one another over all images without gap or overlap, and the first and last
+        image of each range agree on its label, which need not be the identity record's place.
+        """
+        if not len(self.identity_keys) or not len(self.image_keys):
+            return None
+        headers = self._headers(self.identity_keys)
+        start_C, end_C = headers.label_N, headers.second_label_N
+        if not (np.isfinite(start_C) & np.isfinite(end_C) & (end_C < EXACT_FLOAT32) & (start_C <= end_C)).all():
+            return None
+        used_C = start_C < end_C
+        order = np.argsort(start_C[used_C])
+        start, end = start_C[used_C][order].astype(np.int64), end_C[used_C][order].astype(np.int64)
+        first, last = int(self.image_keys[0]), int(self.image_keys[-1])
+        in_sequence = np.array_equal(self.image_keys, np.arange(first, last + 1))
+        if (
+            not in_sequence
+            or not len(start)
+            or start[0] != first
+            or end[-1] != last + 1
+            or (start[1:] != end[:-1]).any()
+        ):
+            return None
+        first_labels = self._whole_labels(start, self._headers(start).label_N)
+        last_labels = self._whole_labels(end - 1, self._headers(end - 1).label_N)
+        return np.repeat(first_labels, end - start) if np.array_equal(first_labels, last_labels) else None
+
+    def read(self, key: int) -> Record:
+        """Header and payload of one record; see RecordReader.read."""
+        return self.reader.read(key)
+
+    def __len__(self) -> int:
+        return len(self.image_keys)
+
+    @property
+    def path(self) -> Path:
+        """The .rec file."""
+        return self.reader.path
+
+    def close(self) -> None:
+        """Let the map go."""
+        self.reader.close()
+
+    def __enter__(self) -> "FaceRecord":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def header_only(reader: RecordReader) -> np.ndarray:
+    """bool [R]: the records that hold two labels and nothing else, so no image.
+
+    The distances between offsets tell the few candidates; only those are read.
+    """
+    bare_length = HEADER.size + 2 * reader.label_width
+    extent_R = np.diff(reader.offsets, append=len(reader.view))
+    bare_R = extent_R == FRAME.size + bare_length
+    if bare_R.any():
+        try:
+            headers = gather_headers(reader.view, reader.offsets[bare_R], reader.label_width)
+        except RecordIOError as error:
+            raise RecordIOError(f"{reader.path}: {error}") from None
+        bare_R[bare_R] = (headers.flag_N == 2) & (headers.length_N == bare_length)
+    return bare_R
+
+
+NAME = "identities.csv"
+
+
+class IdentityTable:
+    """Rows by label. Raises RecordIOError where the file has no `label` column or a label twice."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._rows: dict[int, dict[str, str]] = {}
+        try:
+            with path.open(newline="", encoding="utf-8") as stream:
+                reader = csv.DictReader(stream, strict=True)
+                self.columns = list(reader.fieldnames or [])
+                if "label" not in self.columns:
+                    raise RecordIOError(f"{path}: the header names no column label")
+                for row in reader:
+                    self._add(row, reader.line_num)
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise RecordIOError(f"{path}: cannot be read ({error})") from None
+
+    def _add(self, row: dict, line: int) -> None:
+        label = (row["label"] or "").strip()
+        if None in row or None in row.values() or not label.isdecimal() or int(label) in self._rows:
+            raise RecordIOError(f"{self.path}: line {line} lacks a column, has one too many, or repeats its label")
+        self._rows[int(label)] = row
+
+    def relabelled(self, labels: np.ndarray, counts: np.ndarray) -> str:
+        """CSV text of the rows of `labels` [C], numbered from 0, with `counts` [C] as images."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
+        writer.writeheader()
+        for new_label, (label, count) in enumerate(zip(labels.tolist(), counts.tolist(), strict=True)):
+            if label not in self._rows:
+                raise RecordIOError(f"{self.path}: no row has label {label}")
+            changed = {"label": new_label, **({"images": count} if "images" in self.columns else {})}
+            writer.writerow({**self._rows[label], **changed})
+        return text.getvalue()

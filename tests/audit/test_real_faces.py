@@ -1,0 +1,167 @@
+"""The public MobileFaceNet on real faces: figures that were computed elsewhere, with what an audit says of them."""
+
+import csv
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from facelt.store.store import StoreWriter
+
+# Nothing of the training side may be needed: these packages cannot be imported.
+WITHOUT_TORCH = """
+import importlib.machinery, sys
+
+class Finder(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        absent = name.partition(".")[0] in ("torch", "torchvision", "tensorboard", "safetensors")
+        return None if absent else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Finder
+from facelt.cli import main
+main()
+"""
+
+
+def store(path: Path, keys, identities, value_ND) -> str:
+    meta = {"model": {"name": "MobileFaceNet"}, "preprocessing": "112x112, aligned"}
+    writer = StoreWriter(path, keys, identities, {"direct": value_ND.shape[1]}, meta)
+    writer.write(0, {"direct": value_ND})
+    return str(writer.finish())
+
+
+@pytest.fixture(scope="module")
+def finished(real_data, tmp_path_factory, root):
+    """The finished process of an audit and its report's folder."""
+    folder = tmp_path_factory.mktemp("real")
+    faces = np.load(real_data / "faces/embeddings.npz", allow_pickle=False)
+    probes, strangers = (faces[f"{name}_paths"].tolist() for name in ("facescrub", "megaface"))
+    people = [path.partition("/")[0] for path in probes]
+    suite = real_data / "faces/megaface"
+    labels = [str(label) for label in faces["train_labels"]]
+    settings = {
+        "out": str(folder / "report"),
+        "by": [["gender"], ["shots"]],
+        "embeddings": {
+            "path": store(folder / "probes", probes, people, faces["facescrub"]),
+            "noises": str(suite / "facescrub_noises.txt"),
+        },
+        "gallery": {
+            "path": store(folder / "gallery", strangers, ["stranger"] * len(strangers), faces["megaface"]),
+            "noises": str(suite / "megaface_noises.txt"),
+        },
+        "attributes": {
+            "actors": str(suite / "facescrub_actors.txt"),
+            "actresses": str(suite / "facescrub_actresses.txt"),
+        },
+        "shots": {
+            "train": store(folder / "train", [str(place) for place in range(len(labels))], labels, faces["train"]),
+            "threshold": 0.4,
+        },
+        "training": {"record": str(real_data / "faces/train/train.rec")},
+        "fail_if": ["gap(rank1, by=gender) > 0.05"],
+    }
+    (folder / "audit.yaml").write_text(yaml.safe_dump(settings))
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, "audit", "--config", str(folder / "audit.yaml")],
+        capture_output=True, text=True, timeout=300, cwd=root,
+    )  # fmt: skip
+    return done, folder / "report"
+
+
+@pytest.fixture(scope="module")
+def report(finished):
+    return json.loads((finished[1] / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def expected(real_data):
+    return json.loads((real_data / "faces/megaface/expected.json").read_text())["modes"]["drop"]["0.4"]
+
+
+def exact_p(folder, gap):
+    """The share of all 3,432 ways to part the 14 people into 7 and 7 that make a gap as large, by plain loops."""
+    faces = np.load(folder / "embeddings.npz", allow_pickle=False)
+    noisy, noisy_strangers = (
+        {line for line in (folder / "megaface" / name).read_text().splitlines() if not line.startswith("#")}
+        for name in ("facescrub_noises.txt", "megaface_noises.txt")
+    )
+    probes = [place for place, path in enumerate(faces["facescrub_paths"]) if path.partition("/")[2] not in noisy]
+    strangers = [place for place, path in enumerate(faces["megaface_paths"]) if path not in noisy_strangers]
+    probe, stranger = faces["facescrub"][probes].astype(np.float64), faces["megaface"][strangers].astype(np.float64)
+    probe, stranger = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (probe, stranger))
+    best = (probe @ stranger.T).max(axis=1)
+    people = np.array([path.partition("/")[0] for path in faces["facescrub_paths"][probes]])
+    hits, pairs = [], []
+    for person in np.unique(people):
+        own = people == person
+        score = probe[own] @ probe[own].T
+        hits.append((score >= best[own][:, None]).sum() - own.sum())
+        pairs.append(own.sum() * (own.sum() - 1))
+    hits, pairs = np.array(hits), np.array(pairs)
+    gaps = []
+    for chosen in itertools.combinations(range(14), 7):
+        rest = [place for place in range(14) if place not in chosen]
+        first, second = (hits[list(part)].sum() / pairs[list(part)].sum() for part in (chosen, rest))
+        gaps.append(abs(first - second))
+    return np.mean(np.array(gaps) >= gap - 1e-9)
+
+
+def rank_one(report, by):
+    grouping = next(one for one in report["groupings"] if one["by"] == by)
+    return {group["group"][0]: group["rates"]["rank1"] for group in grouping["groups"]}
+
+
+def test_without_torch_the_audit_ends_with_the_condition_that_holds(finished):
+    done, folder = finished
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.splitlines()[-1] == ("failed: gap(rank1, by=gender) > 0.05: gap(rank1, by=gender) is 0.08698")
+    assert f"report: {folder / 'report.html'}" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_rank_one_of_everyone_of_men_and_of_women(report, expected):
+    everyone, gender = report["overall"]["rank1"], rank_one(report, ["gender"])
+    found = [everyone, gender["male"], gender["female"]]
+    assert [round(one["rate"], 4) for one in found] == [0.8302, 0.8712, 0.7842]
+    for one, name in zip(found, ("rank1", "male", "female"), strict=True):
+        assert (one["rate"], one["trials"]) == (pytest.approx(expected[name]["rate"]), expected[name]["pairs"])
+        assert one["low"] < one["rate"] < one["high"]
+    assert (everyone["identities"], gender["male"]["identities"], gender["female"]["identities"]) == (14, 7, 7)
+
+
+def test_rank_one_by_training_shots(report, expected):
+    found = rank_one(report, ["shots"])
+    for band in ("many", "few", "one", "zero"):
+        assert found[band]["rate"] == pytest.approx(expected[band]["rate"])
+        assert found[band]["trials"] == expected[band]["pairs"]
+
+
+def test_the_gap_of_fourteen_people_is_not_significant_and_the_report_says_so(finished, report, real_data):
+    contrast = next(one for one in report["groupings"][0]["contrasts"] if one["metric"] == "rank1")
+    assert contrast["difference"] == pytest.approx(0.0870, abs=5e-5)
+    assert contrast["low"] < 0 < contrast["high"]
+    assert contrast["p"] == pytest.approx(exact_p(real_data / "faces", contrast["difference"]), abs=0.03)
+    assert contrast["adjusted_p"] >= contrast["p"]
+    for name in ("report.html", "model_card.md"):
+        text = (finished[1] / name).read_text()
+        assert "Rank-1 rate: male 87.12 %, female 78.42 %, a gap of 8.70 points" in text
+        assert "not significant at 5 %" in text
+
+
+def test_the_training_record_is_counted_as_its_table_says(report, real_data):
+    with (real_data / "faces/train/identities.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    groups = {group["group"][0]: group for group in report["training"]["groupings"][0]["groups"]}
+    for name, group in groups.items():
+        images = [int(row["images"]) for row in rows if row["gender"] == name]
+        assert (group["images"], group["identities"]) == (sum(images), len(images))
+        assert group["bands"]["many"]["images"] == sum(number for number in images if number > 100)
+        assert group["bands"]["few"]["identities"] == sum(number < 20 for number in images)
+    assert report["training"]["not_grouped"] == ["shots"]

@@ -1,0 +1,231 @@
+"""Whole audits: every figure of the report against plain counting, and what cannot be audited."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from facelt.audit.run import audit
+from facelt.errors import UserError
+from facelt.store.feature_tree import write_feature
+from facelt.utils.json_values import plain
+
+
+def rates(report, grouping=0):
+    return {" & ".join(group["group"]): group["rates"] for group in report["groupings"][grouping]["groups"]}
+
+
+def test_pair_errors_by_group_are_those_of_a_plain_count(faces, settings):
+    report = plain(audit(settings()))
+    threshold = report["thresholds"]["pairs"]
+    score = faces.value_ND.astype(np.float64) @ faces.value_ND.astype(np.float64).T
+    groups = ["a" if int(person[-2:]) % 2 else "b" for person in faces.identities]
+    count = {}
+    for left, right in itertools.combinations(range(64), 2):
+        mated = faces.identities[left] == faces.identities[right]
+        match = score[left, right] >= threshold["score"]
+        for key in (("all", "all"), tuple(sorted((groups[left], groups[right])))):
+            cell = count.setdefault((*key, mated), [0, 0])
+            cell[0] += match != mated
+            cell[1] += 1
+    for name, found in rates(report).items():
+        assert [found["fmr"]["events"], found["fmr"]["trials"]] == count[name, name, False]
+        assert [found["fnmr"]["events"], found["fnmr"]["trials"]] == count[name, name, True]
+    assert [report["overall"]["fmr"]["events"], threshold["trials"]] == count["all", "all", False]
+    across = {(*one["left"], *one["right"]): [one["events"], one["trials"]] for one in report["groupings"][0]["across"]}
+    assert across["a", "b"] == count["a", "b", False]
+    assert threshold["rate"] <= 0.02
+    # Any lower threshold has too many false matches.
+    non_mated = score[np.triu(np.array(faces.identities)[:, None] != np.array(faces.identities), 1)]
+    assert (non_mated >= threshold["score"] - 1e-4).mean() > 0.019
+
+
+def test_a_gap_that_was_made_is_found(settings):
+    report = plain(audit(settings(fail_if=["gap(fnmr) > 0.05", "gap(fnmr, by=group) > 0.99"])))
+    found = {one["metric"]: one for one in report["groupings"][0]["contrasts"]}
+    assert (found["fnmr"]["first"], found["fnmr"]["second"]) == (["b"], ["a"])
+    assert found["fnmr"]["adjusted_p"] < 0.05
+    assert found["fnmr"]["low"] > 0
+    assert [condition["failed"] for condition in report["conditions"]] == [True, False]
+    gap = next(
+        one for one in report["groupings"][0]["disparities"] if (one["figure"], one["metric"]) == ("gap", "fnmr")
+    )
+    assert gap["value"] == pytest.approx(found["fnmr"]["difference"])
+    assert gap["low"] < gap["value"] < gap["high"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_intersections_bins_and_small_groups(settings):
+    report = plain(audit(settings(by=[["group"], ["group", "age"]], bins={"age": [30, 60]}, min_identities=4)))
+    assert [grouping["by"] for grouping in report["groupings"]] == [["group"], ["group", "age"]]
+    groups = {" & ".join(one["group"]): one for one in report["groupings"][1]["groups"]}
+    # Ages are 20, 23, 26, ... 65; the group b begins.
+    sizes = {name: (one["identities"], one["small"]) for name, one in groups.items()}
+    expected = {"a & 30-<60": 5, "b & 30-<60": 5, "a & <30": 2, "b & <30": 2, "a & >=60": 1, "b & >=60": 1}
+    assert sizes == {name: (number, number < 4) for name, number in expected.items()}
+    compared = {name for one in report["groupings"][1]["contrasts"] for name in (one["first"][1], one["second"][1])}
+    assert compared == {"30-<60"}
+
+
+def test_failures_to_enrol_are_counted_by_group_or_refused(faces, settings):
+    value_ND = faces.value_ND.copy()
+    # A store refuses such rows when it is written, so they are put there afterwards.
+    store = faces.store("broken", value_ND)
+    array = np.load(store / "direct.npy", mmap_mode="r+")
+    array[0], array[5, 3], array[6] = 0, np.nan, 0
+    array.flush()
+    embeddings = {"path": str(store)}
+    with pytest.raises(UserError, match=r"3 of 64 images have no usable embedding, allowed are 2 .*Person_00/0.jpg"):
+        audit(settings(embeddings=embeddings, allow_missing=2))
+    report = plain(audit(settings(embeddings=embeddings, allow_missing=3)))
+    assert {one["group"][0]: one["failures"] for one in report["groupings"][0]["groups"]} == {"a": 2, "b": 1}
+    assert report["subject"]["enrolled"] == 61
+    assert report["subject"]["failed"][0] == "Person_00/0.jpg: its embedding has length zero"
+    assert report["overall"]["fnmr"]["trials"] == 14 * 6 + 3 + 1
+
+
+def test_a_tree_gives_what_the_store_gives(faces, settings, tmp_path):
+    tree, listed = tmp_path / "tree", tmp_path / "list.json"
+    for key, row_D in zip(faces.keys, faces.value_ND, strict=True):
+        person, name = key.split("/")
+        write_feature(tree / person / f"{name}_toy.bin", row_D)
+    listed.write_text(json.dumps({"path": faces.keys}))
+    gallery = {"path": str(faces.gallery())}
+    embeddings = {"path": str(tree), "algorithm": "toy", "list": str(listed)}
+    of_tree = plain(audit(settings(embeddings=embeddings, gallery=gallery)))
+    of_store = plain(audit(settings(gallery=gallery)))
+    assert of_tree["groupings"] == of_store["groupings"]
+    (tree / "Person_00/0.jpg_toy.bin").unlink()
+    with pytest.raises(UserError, match=r"1 of 64 images .* such as Person_00/0.jpg: no such file"):
+        audit(settings(embeddings=embeddings))
+    report = plain(audit(settings(embeddings=embeddings, allow_missing=1)))
+    assert report["subject"]["failures"] == 1
+    with pytest.raises(UserError, match="set algorithm and list"):
+        audit(settings(embeddings={"path": str(tree)}))
+
+
+def test_scores_give_the_same_match_errors_as_embeddings(faces, settings, tmp_path):
+    whole = plain(audit(settings()))
+    score = faces.value_ND.astype(np.float64) @ faces.value_ND.astype(np.float64).T
+    people = faces.identities
+    lines = [
+        f"{people[left]},{people[right]},{float(score[left, right])},{int(people[left] == people[right])}"
+        for left, right in itertools.combinations(range(64), 2)
+    ]
+    path = tmp_path / "scores.csv"
+    path.write_text("\n".join(["id1,id2,score,label", *lines]))
+    report = plain(audit(settings(embeddings=None, scores=str(path))))
+    for metric in ("fmr", "fnmr"):
+        assert {name: one[metric]["rate"] for name, one in rates(report).items()} == pytest.approx(
+            {name: one[metric]["rate"] for name, one in rates(whole).items()}, abs=2e-3
+        )
+    assert set(report["overall"]) == {"fmr", "fnmr"}
+    assert "no search was made" in report["notes"][-1]
+    with pytest.raises(UserError, match="a scores file holds no searches"):
+        audit(settings(embeddings=None, scores=str(path), threshold={"fpir": 0.1}))
+
+
+def test_a_threshold_is_given_or_set_on_another_set(faces, settings):
+    given = plain(audit(settings(threshold={"score": 0.5})))["thresholds"]
+    assert [(use, one["score"], one["kind"]) for use, one in given.items()] == [
+        ("pairs", 0.5, "given"),
+        ("searches", 0.5, "given"),
+    ]
+    other = faces.store("other", faces.value_ND[::-1].copy())
+    there = plain(audit(settings(threshold={"store": str(other), "fmr": 0.02})))["thresholds"]
+    assert there["pairs"]["where"] == str(other)
+    assert there["searches"] == there["pairs"]
+    here = plain(audit(settings(embeddings={"path": str(other)}, threshold={"fmr": 0.02})))["thresholds"]
+    assert there["pairs"]["score"] == here["pairs"]["score"]
+    with pytest.raises(UserError, match=r"threshold\.fmr: no threshold for an FMR of 1e-06 on the audited set"):
+        audit(settings(threshold={"fmr": 1e-6}))
+    with pytest.raises(UserError, match=r"threshold\.fpir: .* needs 1,000 non-mated searches, there are 64"):
+        audit(settings(threshold={"fpir": 1e-3}))
+
+
+def test_two_models_are_compared_on_the_same_images(faces, settings):
+    random = np.random.default_rng(0)
+    worse_ND = faces.value_ND + random.normal(size=faces.value_ND.shape) * 0.15
+    worse_ND = (worse_ND / np.linalg.norm(worse_ND, axis=1, keepdims=True)).astype(np.float32)
+    other = faces.store("worse", worse_ND)
+    report = plain(audit(settings(against={"path": str(other)})))
+    alone = plain(audit(settings(embeddings={"path": str(other)})))
+    (grouping,) = report["against"]["groupings"]
+    for row in grouping["rows"]:
+        name = row["group"][0]
+        assert row["rate"] == pytest.approx(rates(report)[name]["rank1"]["rate"])
+        assert row["other_rate"] == pytest.approx(rates(alone)[name]["rank1"]["rate"])
+        assert row["difference"] == pytest.approx(row["other_rate"] - row["rate"])
+        assert row["low"] <= row["difference"] <= row["high"]
+        assert row["p"] <= row["adjusted_p"] <= 1
+    fewer = faces.folder / "fewer.txt"
+    fewer.write_text("\n".join(faces.keys[:-1]))
+    with pytest.raises(UserError, match="lacks 1 of the 64 images"):
+        audit(settings(against={"path": str(other), "list": str(fewer)}))
+
+
+def test_shots_are_a_column_like_any_other(faces, settings):
+    train = faces.store("train")
+    report = plain(audit(settings(shots={"train": str(train), "threshold": 0.9})))
+    assert [grouping["by"] for grouping in report["groupings"]] == [["group"], ["group", "shots"]]
+    score = faces.value_ND.astype(np.float64) @ faces.value_ND.T.astype(np.float64)
+    seen = (score > 0.9).sum(axis=1)
+    band = np.select([seen >= 5, seen >= 2, seen == 1], ["many", "few", "one"], "zero")
+    group = np.array(["a" if int(person[-2:]) % 2 else "b" for person in faces.identities])
+    images = {tuple(one["group"]): one["images"] for one in report["groupings"][1]["groups"]}
+    assert images == {(g, b): n for g in "ab" for b in set(band) if (n := int(((group == g) & (band == b)).sum()))}
+
+
+def test_noise_is_dropped_or_kept(faces, settings, tmp_path):
+    noises = tmp_path / "noises.txt"
+    noises.write_text("# wrong\nPerson_03/12.jpg\n13.png\n")
+    embeddings = {"path": str(faces.store()), "noises": str(noises)}
+    assert plain(audit(settings(embeddings=embeddings)))["subject"]["noise"]["images_removed"] == 2
+    raw = plain(audit(settings(embeddings=embeddings, noise="raw")))["subject"]
+    assert (raw["noise"]["images_removed"], raw["images"]) == (0, 64)
+
+
+def test_unknown_attributes_are_a_group_and_a_note(faces, settings):
+    table = faces.attributes("identity,group\nPerson_00,a\nPerson_01,b\n", "few.csv")
+    report = plain(audit(settings(attributes={"tables": [str(table)]})))
+    assert "(unknown)" in rates(report)
+    assert "56 of 64 have no group and are a group of their own." in report["notes"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"by": [["hat"]]}, "by: no column 'hat'; known columns are group, age"),
+        ({"fail_if": ["gap(rank1)"]}, "cannot read the condition"),
+        ({"kind": "meta"}, "holds no embedding of kind 'meta'"),
+        ({"gallery": {"path": "absent"}}, "absent: there is no such embedding store"),
+    ],
+)
+def test_what_cannot_be_audited_is_one_line(settings, changes, what):
+    with pytest.raises(UserError) as error:
+        audit(settings(**changes))
+    assert what in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_condition_that_decides_nothing_does_not_cost_the_audit(settings):
+    report = plain(audit(settings(fail_if=["gap(speed) > 1", "gap(fnmr) > 0.05"])))
+    unknown, known = report["conditions"]
+    assert "has no metric 'speed'" in unknown["undecided"]
+    assert (known["failed"], known["undecided"]) == (True, None)
+
+
+def test_the_same_audit_is_the_same_report(settings):
+    assert json.dumps(plain(audit(settings()))) == json.dumps(plain(audit(settings())))
+
+
+def test_two_models_that_lack_different_images_are_refused(faces, settings):
+    other = faces.store("other")
+    array = np.load(other / "direct.npy", mmap_mode="r+")
+    array[7] = 0
+    array.flush()
+    with pytest.raises(UserError, match=r"1 images have a usable embedding of one model only"):
+        audit(settings(against={"path": str(other)}, allow_missing=1))
+    with pytest.raises(UserError, match="against_gallery: the other model's embeddings of the distractors"):
+        audit(settings(against={"path": str(faces.store())}, gallery={"path": str(faces.gallery())}))

@@ -1,0 +1,91 @@
+"""Coverage: intervals hold on made-up people, wrong ones are found out, and the printed table is what was measured."""
+
+import re
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks import interval_coverage
+from benchmarks.interval_coverage import KINDS, PAIR_WORLDS, SEARCH_WORLDS, PairWorld, SearchWorld, even_images, measure
+from facelt.stats.coverage import MEASURED, measured_coverage
+
+
+@pytest.mark.parametrize("identities", [7, 30])
+def test_search_intervals_hold(identities):
+    found = measure(SEARCH_WORLDS[3], identities, draws=400, seed=1)
+    # Four standard errors of 400 draws at 95% are 4.4 points.
+    assert 0.905 < found["search"] < 0.985
+    assert found["search_difference"] > 0.905
+    assert found["paired_difference"] > 0.885
+
+
+def test_pair_intervals_hold():
+    found = measure(PAIR_WORLDS[3], 14, draws=400, seed=2)
+    assert 0.9 < found["pair"] < 0.985
+    assert 0.9 < found["pair_across"] < 0.985
+    assert found["pair_difference"] > 0.905
+
+
+def test_too_narrow_intervals_are_found_out(monkeypatch):
+    # Percentiles of few identities are too narrow; so, by far, are limits that take all pairs to be independent.
+    assert measure(SEARCH_WORLDS[3], 7, draws=300, seed=3, replicates=200)["search_percentile"] < 0.88
+
+    def naive(random, world):
+        error_I, trial_I = world.draw(random, 14)
+        low, high = stats.binomtest(int(error_I.sum()), int(trial_I.sum())).proportion_ci(0.95, "wilson")
+        return low <= world.rate <= high
+
+    random = np.random.default_rng(0)
+    assert np.mean([naive(random, SEARCH_WORLDS[3]) for _ in range(200)]) < 0.5
+    sound = interval_coverage.rate_intervals
+    monkeypatch.setattr(interval_coverage, "rate_intervals", lambda counts, level: sound(counts, level=0.8))
+    assert measure(SEARCH_WORLDS[3], 30, draws=400, seed=1)["search"] < 0.88
+
+
+def test_worlds_have_the_rates_they_name():
+    random = np.random.default_rng(0)
+    for world in (SEARCH_WORLDS[0], SEARCH_WORLDS[2], PAIR_WORLDS[1], PAIR_WORLDS[3]):
+        error, trial = world.draw(random, 1200)
+        assert error.sum() / trial.sum() == pytest.approx(world.rate, rel=0.12)
+    errors, trial_I = SEARCH_WORLDS[3].draw_models(random, 2000, (1.0, 0.7))
+    assert errors[1].sum() / trial_I.sum() == pytest.approx(0.7 * SEARCH_WORLDS[3].rate, rel=0.1)
+    assert np.corrcoef(errors / trial_I)[0, 1] > 0.5
+    error_I, trial_I = SearchWorld(0.3, 0.1, even_images).draw(random, 3000)
+    # The persons' share of the variance, and what images and their few mates add to it.
+    assert 0.1 < np.var(error_I / trial_I) / (0.3 * 0.7) < 0.13
+
+
+def test_pairs_touch_both_people():
+    error_II, trial_II = PairWorld(-1.0, 0.5, 0.5, even_images).draw(np.random.default_rng(0), 6)
+    np.testing.assert_array_equal(error_II, error_II.T)
+    assert not np.diag(trial_II).any()
+    assert (error_II <= trial_II).all()
+
+
+@pytest.mark.parametrize("kind", ["search", "pair"])
+def test_the_table_is_what_is_measured(kind):
+    worlds = SEARCH_WORLDS if kind == "search" else PAIR_WORLDS
+    found = np.mean([measure(one, 14, draws=120, seed=9)[kind] for one in worlds])
+    assert measured_coverage(kind, 14).mean == pytest.approx(found, abs=0.04)
+
+
+def test_the_table_in_the_handbook_is_the_one_in_the_code(root):
+    text = (root / "docs/auditing.md").read_text()
+    for kind, meaning in KINDS.items():
+        (row,) = re.findall(rf"^\| {re.escape(meaning)} \|(.*)\|$", text, re.MULTILINE)
+        shown = [tuple(float(part) for part in re.findall(r"[\d.]+", cell)) for cell in row.split("|")]
+        assert shown == [tuple(round(100 * share, 1) for share in MEASURED[kind][n]) for n in (7, 14, 30, 80)]
+
+
+def test_looked_up_between_and_beyond_what_was_measured():
+    for kind, row in MEASURED.items():
+        for n, (mean, lowest) in row.items():
+            found = measured_coverage(kind, n)
+            assert (found.mean, found.lowest) == pytest.approx((mean, lowest))
+        between = measured_coverage(kind, 20)
+        assert min(row[14][0], row[30][0]) <= between.mean <= max(row[14][0], row[30][0])
+        assert measured_coverage(kind, 5000).mean == pytest.approx(row[80][0])
+        assert measured_coverage(kind, 6) is None
+    with pytest.raises(ValueError, match="coverage of 'det' was not measured"):
+        measured_coverage("det", 14)

@@ -1,0 +1,59 @@
+"""The demo: a small copy of it runs through the real commands."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from facelt.cli import demo as demo_module
+from facelt.cli.demo import commands, demo
+from facelt.errors import UserError
+
+
+@pytest.fixture
+def small_demo(monkeypatch):
+    for name, value in {
+        "TRAINING_IDENTITIES": 24,
+        "IMAGES_EACH": 9.0,
+        "SELECTED_IMAGES": 130,
+        "SELECTED_IDENTITIES": 20,
+        "PROBE_IDENTITIES": 4,
+        "IMAGES_PER_PROBE": 4,
+        "DISTRACTORS": (10, 40),
+    }.items():
+        monkeypatch.setattr(demo_module, name, value)
+
+
+def test_the_demo_measures_both_models(small_demo, tmp_path, capfd):
+    out = tmp_path / "demo"
+    demo(out, seed=0)
+    printed = capfd.readouterr().out
+    rows = json.loads((out / "report" / "report.json").read_text())["rows"]
+    assert [(row["model"], row["kind"]) for row in rows] == [
+        ("plain", "direct"),
+        ("oltr", "direct"),
+        ("oltr", "meta"),
+        ("oltr", "meta_unit"),
+    ]
+    assert {figure["name"] for figure in rows[0]["figures"]} == {
+        *["many", "few", "one", "zero", "full", "male", "female"]
+    }
+    assert "synthetic" in printed
+    assert str(out / "report" / "report.html") in printed
+
+
+def test_a_folder_that_is_not_the_demos_is_left_alone(tmp_path):
+    kept = tmp_path / "mine.txt"
+    kept.write_text("keep")
+    with pytest.raises(UserError, match="no earlier demo"):
+        demo(tmp_path)
+    assert kept.read_text() == "keep"
+
+
+def test_the_commands_are_those_of_the_readme(root, monkeypatch):
+    monkeypatch.chdir(root)
+    lines = [" ".join(command) for command in commands(Path("runs/demo"), 0)]
+    assert lines[0].startswith("python -m recordio_tools sample runs/demo/faces/train.rec")
+    assert lines[1].startswith("python -m facelt.train --config configs/demo.yaml")
+    assert lines[-1].startswith("python eval_megaface/run.py --config configs/demo_megaface.yaml")
+    assert sum(line.startswith("python -m facelt embed") for line in lines) == 6

@@ -1,0 +1,61 @@
+"""`facelt export` as a user meets it."""
+
+import json
+import shutil
+
+import onnxruntime
+import pytest
+
+from facelt.utils.files import sha256_of
+
+
+@pytest.fixture
+def export(cli):
+    """export(*words) -> (exit code, stdout, stderr)."""
+    return lambda *words: cli("export", *words)
+
+
+def test_a_run_becomes_a_graph_and_the_words_say_how_far_it_is_from_the_model(export, finished_run, tmp_path):
+    path = tmp_path / "face.onnx"
+    code, out, _ = export("--checkpoint", finished_run, "--format", "onnx", "--kind", "meta", "--out", path)
+    assert code == 0
+    assert out.startswith(f"exported: {path} (meta, 0.")
+    assert out.count("\n") == 1
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    card = json.loads(session.get_modelmeta().custom_metadata_map["facelt.card"])
+    assert card["model_sha256"] == sha256_of(finished_run / "oltr/model.safetensors")
+    assert (card["stage"], card["mirror_averaged"]) == ("oltr", True)
+
+
+def test_sizes_that_insightface_does_not_take_are_noted(export, finished_run, tmp_path):
+    words = ("--checkpoint", finished_run / "plain", "--format", "onnx", "--no-mirror", "--out", tmp_path / "a.onnx")
+    code, _, error = export(*words)
+    assert code == 0
+    assert error.endswith("note: insightface takes no recognition model of 32x32; it wants 112x112\n")
+
+
+def test_weights_lie_in_the_stages_folder_where_no_place_is_named(export, finished_run, tmp_path):
+    stage = shutil.copytree(finished_run / "oltr", tmp_path / "oltr")
+    code, out, _ = export("--checkpoint", stage, "--format", "safetensors")
+    path = stage / "export/network.safetensors"
+    assert code == 0
+    assert out == f"exported: {path} ({path.stat().st_size / 1e6:.1f} MB) and network.json\n"
+    assert path.with_suffix(".json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--format", "onnx", "--out", "face.safetensors"), "--out face.safetensors: must end in .onnx"),
+        (("--format", "safetensors", "--out", "face.onnx"), "--out face.onnx: must end in .safetensors"),
+        (("--format", "safetensors", "--kind", "meta"), "only of an ONNX file"),
+        (("--format", "safetensors", "--no-mirror"), "only of an ONNX file"),
+        (("--format", "onnx", "--checkpoint", "absent"), "absent: neither a run nor a stage's folder"),
+    ],
+)
+def test_mistakes_are_one_line(words, message, export, finished_run):
+    code, out, error = export("--checkpoint", finished_run, *words)
+    assert (code, out) == (1, "")
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1

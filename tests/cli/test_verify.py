@@ -1,0 +1,120 @@
+"""`facelt verify` as a user meets it: tables, JSON, embeddings from elsewhere, and one line for each mistake."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from facelt.report.evaluation import check_verification
+
+
+@pytest.fixture
+def verify(cli):
+    """verify(*words) -> (exit code, stdout, stderr)."""
+    return lambda *words: cli("verify", *words)
+
+
+@pytest.fixture
+def refused(refused):
+    """refused(*words) -> the one line of the mistake."""
+    return lambda *words: refused("verify", *words)
+
+
+def test_a_model_on_two_sets(verify, finished_run, tiny_pairs):
+    words = ("--checkpoint", finished_run, "--set", tiny_pairs, "--set", tiny_pairs, "--workers", 0)
+    code, out, error = verify(*words, "--json")
+    assert code == 0, error
+    report = json.loads(out)
+    check_verification(report)
+    one, other = report["sets"]
+    assert one == other
+    assert (one["name"], one["mated"], one["nonmated"]) == ("tiny", 10, 10)
+    assert report["source"]["kind"] == "direct"
+    assert report["source"]["flip_averaged"] is True
+    card = json.loads((finished_run / "oltr/card.json").read_text())
+    assert report["source"]["weights_sha256"] == card["weights_sha256"]
+    code, out, _ = verify(*words)
+    assert (code, out.count("20 pairs")) == (0, 2)
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_flips_and_kinds_are_other_figures(verify, finished_run, tiny_pairs):
+    words = ("--checkpoint", finished_run, "--set", tiny_pairs, "--workers", 0, "--json")
+    scores = {}
+    for more in ((), ("--no-flip",), ("--kind", "meta"), ("--kind", "meta_unit")):
+        code, out, error = verify(*words, *more)
+        assert code == 0, error
+        scores[more] = json.loads(out)["sets"][0]["points"][-1]["score"]
+    assert len(set(scores.values())) == 4
+
+
+def test_embeddings_from_elsewhere_give_the_expected_figures(verify, real_data, tmp_path):
+    folder = real_data / "verification"
+    expected = json.loads((folder / "expected.json").read_text())
+    with np.load(folder / "lfw600_embeddings.npz") as file:
+        np.save(tmp_path / "rows.npy", file["embeddings"])
+    words = ("--embeddings", tmp_path / "rows.npy", "--set", folder / "lfw600_bytes.bin")
+    for one in (("--embeddings", folder / "lfw600_embeddings.npz"), words):
+        code, out, error = verify(*one, "--json")
+        assert code == 0, error
+        (found,) = json.loads(out)["sets"]
+        for key in ("accuracy_mean", "accuracy_std", "accuracy_folds"):
+            assert found[key.removesuffix("_mean")] == expected[key]
+        assert (found["mated"], found["nonmated"]) == (300, 300)
+        assert found["points"][3]["tar"] == 1.0
+        assert 0.98 < found["points"][3]["tar_limits"][0] < 1.0
+
+
+def test_embeddings_need_no_torch(tmp_path):
+    random = np.random.default_rng(0)
+    np.savez(tmp_path / "both.npz", embeddings=random.standard_normal((80, 4)), issame=np.arange(40) % 2)
+    without = "import sys; sys.modules['torch'] = None; from facelt.cli.main import main; main()"
+    command = [sys.executable, "-c", without, "verify", "--embeddings", str(tmp_path / "both.npz")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "40 pairs" in done.stdout
+
+
+def test_options_that_do_not_go_together(refused, finished_run, tiny_pairs, tmp_path):
+    both = "name either a model with --checkpoint or embeddings made elsewhere with --embeddings"
+    assert both in refused("--set", tiny_pairs)
+    assert both in refused("--set", tiny_pairs, "--checkpoint", finished_run, "--embeddings", "x.npz")
+    assert "--set: name the pairs" in refused("--checkpoint", finished_run)
+    plain = refused("--set", tiny_pairs, "--checkpoint", finished_run / "plain", "--kind", "meta")
+    assert "--kind meta: the stage plain of" in plain
+    np.save(tmp_path / "rows.npy", np.ones((38, 3)))
+    assert "--set: .npy embeddings need the one set they are of" in refused("--embeddings", tmp_path / "rows.npy")
+    for more in (("--kind", "meta"), ("--no-flip",), ("--root", tmp_path)):
+        assert "--kind, --no-flip, --root: only with --checkpoint" in refused("--embeddings", "absent.npz", *more)
+    few = refused("--embeddings", tmp_path / "rows.npy", "--set", tiny_pairs)
+    assert "rows.npy: 38 embeddings for 20 pairs; a pair has two" in few
+
+
+def test_files_that_are_wrong_are_named(refused, finished_run, tiny_pairs, tmp_path):
+    words = ("--checkpoint", finished_run, "--workers", 0, "--set", tiny_pairs, "--set")
+    assert "absent.bin: cannot be read" in refused(*words, tmp_path / "absent.bin")
+    canary = tmp_path / "canary"
+
+    class Runs:
+        def __reduce__(self):
+            return os.mkdir, (str(canary),)
+
+    (tmp_path / "bad.bin").write_bytes(pickle.dumps(([Runs()], [])))
+    assert "bad.bin: no verification set (it asks for posix.mkdir" in refused(*words, tmp_path / "bad.bin")
+    assert not canary.exists()
+    images, same = pickle.loads(tiny_pairs.read_bytes())
+    (tmp_path / "bad.bin").write_bytes(pickle.dumps((images[:-2], same)))
+    assert "bad.bin: 38 images and 20 answers do not fit each other" in refused(*words, tmp_path / "bad.bin")
+    (tmp_path / "bad.bin").write_bytes(pickle.dumps(([b"nothing", *images[1:]], same)))
+    message = refused(*words, tmp_path / "bad.bin")
+    assert "1 images cannot be used, a verification set allows 0: bad.bin:0: not a JPEG" in message
+    (tmp_path / "few.npz").write_bytes(b"")
+    assert "few.npz: no .npy nor .npz file" in refused("--embeddings", tmp_path / "few.npz")
+    np.savez(tmp_path / "few.npz", embeddings=np.zeros((20, 3)), issame=[True, False] * 5)
+    assert "few.npz: of pair 0 an embedding is not finite or has length 0" in refused(
+        "--embeddings", tmp_path / "few.npz"
+    )

@@ -1,0 +1,178 @@
+"""The reader of plain pickles: what it takes as pickle does, and that nothing else runs, is reached or fills memory."""
+
+import os
+import pickle
+import random
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from facelt.data.restricted_pickle import PlainArray, PlainUnpickler
+from tests.data.pair_pickles import doubled
+
+
+def read(payload: bytes, kinds: tuple[str, ...] = ("u1", "b1")) -> object:
+    return PlainUnpickler(payload, what="test", encoding="bytes", kinds=kinds).load()
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=9) | st.binary(min_size=1, max_size=300),
+    lambda parts: st.lists(parts, max_size=5) | st.dictionaries(st.text(max_size=5), parts, max_size=5),
+    max_leaves=20,
+)
+
+
+@given(value=PLAIN, protocol=st.integers(0, pickle.HIGHEST_PROTOCOL))
+def test_plain_values_are_read_as_pickle_reads_them(value, protocol):
+    assert read(pickle.dumps(value, protocol)) == value
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(7, dtype=np.uint8),
+        np.arange(12, dtype=np.uint8).reshape(3, 4),
+        np.asfortranarray(np.arange(12, dtype=np.uint8).reshape(3, 4)),
+        np.array([True, False, True]),
+    ],
+)
+def test_arrays_of_bytes_and_of_truth_values_are_read(array, protocol):
+    found = read(pickle.dumps(array, protocol))
+    assert isinstance(found, PlainArray)
+    assert found.value.dtype == array.dtype
+    assert np.array_equal(found.value, array)
+    scalars = read(pickle.dumps([np.True_, np.False_], protocol))
+    assert scalars == [True, False]
+
+
+class Runs:
+    """A pickle of this calls whatever it is made with."""
+
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_nothing_runs(tmp_path, protocol):
+    canary = tmp_path / "canary"
+    calls = (
+        (os.mkdir, (str(canary),)),
+        (eval, (f"__import__('os').mkdir({str(canary)!r})",)),
+        (np.load, (str(canary),)),
+        (random.Random, ()),
+        (bytearray, (5,)),
+    )
+    for call in calls:
+        with pytest.raises(pickle.UnpicklingError, match=r"^it asks for \S+, which no test holds$"):
+            read(pickle.dumps([1, Runs(*call)], protocol))
+        assert not canary.exists()
+    pickle.loads(pickle.dumps([1, Runs(*calls[0])], protocol))
+    assert canary.is_dir(), "the pickle would have made the folder, had it been let"
+
+
+RECONSTRUCT = b"cnumpy.core.multiarray\n_reconstruct\n"
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (b"c__builtin__\neval\n(S'1'\ntR.", "asks for __builtin__.eval"),
+        (b"\x8c\x02os\x8c\x06system\x93.", "asks for os.system"),
+        (b"\x8c\x05numpy\x8c\x12ndarray.__reduce__\x93.", "asks for numpy.ndarray.__reduce__"),
+        # Older words for making an object, and references to what lies outside the file.
+        (b"(inumpy\nndarray\n.", "the instruction b'i'"),
+        (b"(cnumpy\nndarray\no.", "the instruction b'o'"),
+        (b"cnumpy\nndarray\n)\x81.", r"the instruction b'\\x81'"),
+        (b"\x82\x01.", r"the instruction b'\\x82'"),
+        (b"S'x'\nQ.", "the instruction b'Q'"),
+        (b"Px\n.", "the instruction b'P'"),
+        (b"\x97.", r"the instruction b'\\x97'"),
+        # Names that are admitted, used otherwise.
+        (b"cnumpy\nndarray\n(K\x05tR.", "calls what is not made by calling"),
+        (RECONSTRUCT + b"(cnumpy\ndtype\nK\x00U\x01btR.", "an array of an unknown class"),
+        (RECONSTRUCT + b"}U\x0c__defaults__K\x01sb.", "gives a state to a name"),
+        (b"cnumpy\ndtype\n(U\x02O8K\x00K\x01tR.", "an array of 'O8' where u1 or b1 is expected"),
+        (b"](" + doubled(60) + b"cnumpy\ndtype\n(h\x3ctRe.", r"an array of \(+\.\.\..* where u1 or b1 is expected"),
+        # The hash of such a key takes for ever.
+        (b"](" + doubled(60) + b"}h\x3cK\x01se.", "a dictionary whose keys are not text"),
+        (b"](" + doubled(60) + b"}(h\x3cK\x01ue.", "a dictionary whose keys are not text"),
+        (b"](" + doubled(60) + b"(h\x3cK\x01de.", "a dictionary whose keys are not text"),
+        (b"]K\x00K\x01s.", "a dictionary whose keys are not text"),
+        (b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x03\x00\x00\x00zip\x74R.", "encodes something else than bytes"),
+        (b"cnumpy.core.numeric\n_frombuffer\n(S'abc'\nK\x01(K\x03tS'C'\ntR.", "an array of another kind than bytes"),
+    ],
+)
+def test_other_names_words_and_uses_are_refused(payload, reason):
+    with pytest.raises(pickle.UnpicklingError, match=reason):
+        read(payload)
+
+
+def test_a_kind_of_array_that_is_not_asked_for_is_refused():
+    with pytest.raises(pickle.UnpicklingError, match="an array of 'b1' where u1 is expected"):
+        read(pickle.dumps(np.array([True])), kinds=("u1",))
+
+
+def peak_of(payload: bytes) -> tuple[Exception | None, int]:
+    """What reading ends with, and the most memory it held."""
+    tracemalloc.start()
+    error = None
+    try:
+        read(payload)
+    except Exception as raised:
+        error = raised
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return error, peak
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"\x80\x04\x8e" + (2**33).to_bytes(8, "little") + b"ab.",
+        b"\x80\x05\x96" + (2**33).to_bytes(8, "little") + b"ab.",
+        b"\x80\x05\x8d" + (2**33).to_bytes(8, "little") + b"ab.",
+        b"\x80\x02T\xff\xff\xff\x7fab.",
+        b"\x80\x02X\xff\xff\xff\x7fab.",
+        b"\x80\x04\x95" + (2**33).to_bytes(8, "little") + b"N",
+    ],
+)
+def test_a_length_beyond_the_end_is_refused_before_memory_is_taken(payload):
+    error, peak = peak_of(payload)
+    assert isinstance(error, EOFError)
+    assert peak < 2**20
+
+
+def test_a_far_place_in_the_memo_takes_no_memory():
+    # pickle's own reader in C reserves 2^33 bytes for it.
+    assert peak_of(b"\x80\x02Nr\xff\xff\xff\x1f.")[0] is None
+    assert peak_of(b"\x80\x02Nr\xff\xff\xff\x1f.")[1] < 2**20
+
+
+def test_one_text_cannot_be_encoded_over_and_over():
+    text, often = b"X" + (65535).to_bytes(4, "little") + b"a" * 65535, b"h\x00h\x01R" * 5000
+    payload = b"\x80\x02(c_codecs\nencode\nq\x00" + text + b"X\x06\x00\x00\x00latin1\x86q\x01" + often + b"t."
+    error, peak = peak_of(payload)
+    assert "makes more bytes than the file has" in str(error)
+    assert peak < 2**22
+
+
+def test_one_text_cannot_be_the_bytes_of_many_arrays():
+    text = b"X" + (65535).to_bytes(4, "little") + b"a" * 65535 + b"q\x00"
+    names = RECONSTRUCT + b"q\x01cnumpy\nndarray\nq\x02cnumpy\ndtype\n(U\x02u1K\x00K\x01tRq\x03"
+    array = b"h\x01(h\x02K\x00tR(K\x01(M\xff\xfft" + b"h\x03\x89h\x00tb"
+    one = read(b"\x80\x02](" + text + names + array + b"e.")[-1]
+    assert one.value.tobytes() == b"a" * 65535
+    error, peak = peak_of(b"\x80\x02](" + text + names + array * 500 + b"e.")
+    assert "makes more bytes than the file has" in str(error)
+    assert peak < 2**22
+
+
+def test_an_array_that_is_given_nothing_is_empty_as_numpys_is():
+    assert read(RECONSTRUCT + b"(cnumpy\nndarray\nK\x00tR.").value.shape == (0,)

@@ -1,0 +1,70 @@
+"""What is made in blocks of columns equals what is made at once, whatever the block's size."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from facelt.distributed import logits as logits_module
+from facelt.distributed.class_shards import ClassRange
+from facelt.distributed.comm import Shares
+from facelt.distributed.logits import ProductLogits, Rows, SharedFeature
+from facelt.heads.memory import IdentityMemory
+
+CLASSES, DIM, BATCH = 11, 4, 6
+
+
+@pytest.fixture(params=[1, 4, 11, 64])
+def size(request, monkeypatch) -> int:
+    monkeypatch.setitem(logits_module.COLUMNS_AT_ONCE, "cpu", request.param)
+    return request.param
+
+
+def randoms(*sizes: tuple[int, ...]) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes]
+
+
+@pytest.mark.parametrize("unit", [False, True], ids=["rows", "directions"])
+@pytest.mark.parametrize("harder", [None, lambda logit_K: logit_K.sin() - 0.5], ids=["plain", "margin"])
+def test_cross_entropy_and_its_gradients_equal_those_of_the_whole_matrix(size, unit, harder):
+    vector, weight = randoms((BATCH, DIM), (CLASSES, DIM))
+    label = torch.tensor([10, 0, 3, 3, 4, 7])
+    logits = ProductLogits(vector, Rows(weight, unit=unit), ClassRange.own(CLASSES), Shares((BATCH,)), harder)
+    column = vector @ (F.normalize(weight, dim=1) if unit else weight).T
+    own = column.gather(1, label[:, None])
+    column = column.scatter(1, label[:, None], own if harder is None else harder(own))
+    expected = F.cross_entropy(column, label)
+    found = logits.cross_entropy(label)
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(*(torch.autograd.grad(loss, (vector, weight)) for loss in (found, expected)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_only_wanted_gradients_are_made(size):
+    vector, weight = randoms((BATCH, DIM), (CLASSES, DIM))
+    label = torch.zeros(BATCH, dtype=torch.int64)
+    for one, other in ((vector, weight.detach()), (vector.detach(), weight)):
+        logits = ProductLogits(one, Rows(other, unit=True), ClassRange.own(CLASSES), Shares((BATCH,)))
+        logits.cross_entropy(label).backward()
+    assert vector.grad.any()
+    assert weight.grad.any()
+
+
+def test_a_loss_can_be_gone_through_backward_twice(size):
+    """Nothing that was saved is spent."""
+    vector, weight, bias, value = randoms((BATCH, DIM), (CLASSES, DIM), (CLASSES,), (CLASSES, DIM))
+    logits = ProductLogits(vector, Rows(weight, bias), ClassRange.own(CLASSES), Shares((BATCH,)))
+    label = torch.arange(BATCH)
+    loss = logits.cross_entropy(label) + logits.read_out(value.detach()).square().sum() + logits.column_BC.sum()
+    factors = (vector, weight, bias)
+    for one, other in zip(*(torch.autograd.grad(loss, factors, retain_graph=True) for _ in range(2)), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_nearest_is_the_first_of_equals(size):
+    memory = IdentityMemory(CLASSES, 2)
+    centroid = torch.tensor([[9.0, 9.0]] * 3 + [[1.0, 0.0], [0.0, 1.0]] * 4)
+    memory.accumulate(SharedFeature.of(centroid), torch.arange(CLASSES))
+    memory.finish()
+    _, identity = memory.nearest(SharedFeature.of(torch.tensor([[1.0, 0.1], [0.1, 1.0], [9.0, 8.0]])))
+    assert identity.tolist() == [3, 4, 0]

@@ -1,0 +1,100 @@
+"""What one step hands to torch.distributed: the documented bytes, whatever the number of identities."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from facelt.config.methods import ClassifyConfig
+from facelt.distributed.comm import rank, world
+from facelt.methods import METHODS
+from facelt.methods.base import Inputs, Progress
+from tests.distributed.ranks import run_ranks
+from tests.distributed.test_split_training import BATCH, DIM, TinyNetwork
+from tests.distributed.test_split_training import RECIPES as EXACT
+
+COLLECTIVES = (
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_gather_object",
+    "all_reduce",
+    "all_to_all",
+    "all_to_all_single",
+    "broadcast",
+    "broadcast_object_list",
+    "gather",
+    "gather_object",
+    "reduce",
+    "reduce_scatter",
+    "reduce_scatter_tensor",
+    "scatter",
+    "send",
+    "isend",
+)
+RECIPES = {**EXACT, "sampled": ClassifyConfig(name="classify", head="cosine", sample_rate=0.3)}
+COUNTED = ("cosine", "arcface", "sampled", "released", "tracking", "paper")
+
+
+class Counter:
+    """Counts the whole of what is gathered or reduced, in bytes, call by call."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        for name in COLLECTIVES:
+            setattr(dist, name, self._counted(getattr(dist, name), name))
+
+    def _counted(self, collective, name):
+        def call(*arguments, **options):
+            tensors = [value for value in (*arguments, *options.values()) if isinstance(value, torch.Tensor)]
+            assert tensors, f"{name} moves something that cannot be counted"
+            self.bytes += max(value.numel() * value.element_size() for value in tensors)
+            return collective(*arguments, **options)
+
+        return call
+
+    def take(self) -> int:
+        taken, self.bytes = self.bytes, 0
+        return taken
+
+
+def count(counter: Counter, recipe: str, identities: int) -> tuple[int, int]:
+    """Bytes of one step, forward with what follows the optimiser, and backward."""
+    torch.manual_seed(0)
+    method = METHODS[RECIPES[recipe].name](RECIPES[recipe], TinyNetwork(), identities)
+    own = slice(BATCH * rank() // world(), BATCH * (rank() + 1) // world())
+    inputs = Inputs(torch.randn(BATCH, 3, 2, 2)[own], torch.randint(identities, (BATCH,))[own])
+    if method.wants_pass:
+        with torch.no_grad():
+            method.accumulate(inputs)
+        method.finish_pass()
+    counter.take()
+    output = method.step([inputs], Progress(0, 1, 0, 1))
+    forward = counter.take()
+    output.loss.backward()
+    backward = counter.take()
+    output.after()
+    return forward + counter.take(), backward
+
+
+def count_all() -> dict[tuple[str, int], tuple[int, int]]:
+    counter = Counter()
+    return {(recipe, identities): count(counter, recipe, identities) for recipe in COUNTED for identities in (11, 110)}
+
+
+def documented(recipe: str, ranks: int) -> tuple[int, int]:
+    """The formulas of Classify and DynamicMeta, for images that are dealt out unequally."""
+    most = max(BATCH * (r + 1) // ranks - BATCH * r // ranks for r in range(ranks))
+    padded = ranks * most
+    if recipe in ("cosine", "arcface"):
+        return 4 * padded * DIM + 8 * padded + 12 * BATCH + 8 * ranks, 4 * padded * DIM
+    if recipe == "sampled":
+        return 4 * padded * DIM + 16 * padded + 12 * BATCH + 8 * ranks, 4 * padded * DIM
+    labels = 4 if recipe == "tracking" else 3
+    forward = 16 * padded * DIM + 8 * labels * padded + 12 * ranks * BATCH + 24 * BATCH + 8 * ranks + 4 * DIM + 16
+    return forward, 12 * padded * DIM + 4 * BATCH + 4 * DIM * (DIM + 1)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_step_moves_the_documented_bytes_whatever_the_number_of_identities(ranks, tmp_path):
+    for counted in run_ranks(count_all, ranks, tmp_path):
+        for (recipe, identities), found in counted.items():
+            assert found == documented(recipe, ranks), f"{recipe}, {identities} identities"

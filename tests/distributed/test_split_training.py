@@ -1,0 +1,183 @@
+"""Training on 2 and 3 ranks gives what one process gives: loss, every gradient, and the weights after 20 steps."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from facelt.config.methods import (
+    BbnConfig,
+    ClassifyConfig,
+    DynamicMetaConfig,
+    IndependentConfig,
+    LfmeConfig,
+    ResltConfig,
+    RideConfig,
+    RideRouterConfig,
+)
+from facelt.distributed.class_shards import ClassRange
+from facelt.distributed.comm import is_split, rank, world
+from facelt.methods import METHODS
+from facelt.methods.base import Inputs, Progress
+from tests.distributed.ranks import run_ranks
+
+IDENTITIES, DIM, PIXELS = 11, 6, 3 * 2 * 2
+STEPS, BATCH = 20, 10
+COUNTS = torch.tensor([40, 30, 20, 12, 9, 7, 5, 4, 3, 2, 0])
+RECIPES = {
+    "linear": ClassifyConfig(name="classify", head="linear"),
+    "cosine": ClassifyConfig(name="classify", head="cosine"),
+    "arcface": ClassifyConfig(name="classify", head="margin", scale=8.0),
+    "cosface": ClassifyConfig(name="classify", head="margin", margins=(1.0, 0.0, 0.4), scale=8.0),
+    "combined": ClassifyConfig(name="classify", head="margin", margins=(1.1, 0.3, 0.1), scale=8.0),
+    "weighted draws": ClassifyConfig(
+        name="classify", loss={"name": "seql", "threshold": 0.1}, weights={"name": "class_balanced", "beta": 0.9}
+    ),
+    "metric": ClassifyConfig(
+        name="classify",
+        head="cosine",
+        scale=8.0,
+        loss={"name": "ldam", "scale": 8.0},
+        metric_loss={"name": "lifted", "weight": 0.1},
+    ),
+    "released": DynamicMetaConfig(name="dynamic_meta"),
+    "paper": DynamicMetaConfig(name="dynamic_meta", convention="paper", margin=200.0, margin_form="per_image"),
+    "tracking": DynamicMetaConfig(name="dynamic_meta", centroid_update="tracking"),
+    "ride": RideConfig(name="ride", scale=8.0, loss={"name": "ldam", "scale": 8.0}, temperature_start=0.0),
+    "router": RideRouterConfig(name="ride_router", scale=8.0, pos_weight=2.0),
+    "independent": IndependentConfig(name="independent", head="linear", loss={"name": "balanced_softmax"}),
+    "mean probabilities": IndependentConfig(
+        name="independent", head="linear", loss={"name": "softmax"}, weights=None, average="probabilities"
+    ),
+    "bbn": BbnConfig(name="bbn"),
+    "reslt": ResltConfig(name="reslt", starts=(3, 6), alpha=0.8),
+    "lfme": LfmeConfig(name="lfme"),
+}
+
+
+class TinyNetwork(nn.Module):
+    dim = DIM
+    branches = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(PIXELS, DIM)
+
+    def forward(self, image):
+        return torch.tanh(self.linear(image.flatten(1)))
+
+
+class TinyBranches(TinyNetwork):
+    """A shared layer and so many more, each with an input of its own if there are several."""
+
+    def __init__(self, branches: int) -> None:
+        super().__init__()
+        self.branches = branches
+        self.tails = nn.ModuleList(nn.Linear(DIM, DIM) for _ in range(branches))
+
+    def forward(self, *images):
+        maps = [super(TinyBranches, self).forward(image) for image in images]
+        return torch.stack([tail(maps[place % len(maps)]) for place, tail in enumerate(self.tails)], dim=1)
+
+
+def full_state(method) -> dict[str, torch.Tensor]:
+    """The state with every rank's rows put together."""
+    state = {}
+    for name, value in method.state_dict().items():
+        if is_split() and is_class_row(name):
+            sizes = [len(ClassRange.of(IDENTITIES, r, world())) for r in range(world())]
+            padded = value.new_zeros((max(sizes), *value.shape[1:]))
+            padded[: len(value)] = value
+            rows = [torch.empty_like(padded) for _ in sizes]
+            dist.all_gather(rows, padded)
+            value = torch.cat([part[:size] for part, size in zip(rows, sizes, strict=True)])
+        state[name] = value.clone()
+    return state
+
+
+def is_class_row(name: str) -> bool:
+    # What a method itself notes of the classes is whole on every rank.
+    return "." in name and not name.startswith(("network.", "router.")) and "selector" not in name
+
+
+def expert(shots: str) -> nn.Module:
+    config = ClassifyConfig(name="classify", shots=shots)
+    return METHODS["classify"](config, TinyNetwork(), IDENTITIES).double().eval().requires_grad_(False)
+
+
+def train(recipe: str) -> dict:
+    """20 steps of SGD; images of a step are dealt out unequally: rank r of W begins at 10 r / W."""
+    torch.manual_seed(0)
+    kind = METHODS[RECIPES[recipe].name]
+    network = TinyBranches(2 if recipe == "bbn" else 3) if kind.branched else TinyNetwork()
+    method = kind(RECIPES[recipe], network, IDENTITIES, COUNTS).double()
+    if recipe == "lfme":
+        method.learn_from([expert("medium"), expert("few")])
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(STEPS, BATCH, 3, 2, 2, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, IDENTITIES - 1, (STEPS, BATCH), generator=generator)
+    own = slice(BATCH * rank() // world(), BATCH * (rank() + 1) // world())
+    if method.wants_pass:
+        with torch.no_grad():
+            for image, label in zip(images[:5], labels[:5], strict=True):
+                method.accumulate(Inputs(image[own], label[own]))
+        method.finish_pass()
+    start = full_state(method)
+    parameters = [p for group in method.parameter_groups().values() for p in group if p.requires_grad]
+    optimiser = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=5e-4)
+    losses = []
+    for image, label in zip(images, labels, strict=True):
+        optimiser.zero_grad()
+        # Further streams see the images in another order.
+        batches = [
+            Inputs(image.roll(place, 0)[own], label.roll(place)[own]) for place, _ in enumerate(method.streams())
+        ]
+        output = method.step(batches, Progress(1, 4, 0, STEPS))
+        output.loss.backward()
+        if is_split():
+            for parameter in method.network.parameters():
+                if parameter.requires_grad:
+                    dist.all_reduce(parameter.grad)
+        optimiser.step()
+        output.after()
+        losses.append(output.loss.detach())
+    predicted = method.logits(images[0][own]).argmax()
+    embedding = method.embed(images[0][own])
+    return {
+        "losses": torch.stack(losses),
+        "start": start,
+        "end": full_state(method),
+        "predicted": predicted,
+        "embedding": dict(embedding.by_kind),
+    }
+
+
+def train_all() -> dict[str, dict]:
+    """Every recipe in turn: one start of the processes for all of them."""
+    return {recipe: train(recipe) for recipe in RECIPES}
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, dict]:
+    return train_all()
+
+
+@pytest.fixture(scope="module", params=[2, 3], ids=["2 ranks", "3 ranks"])
+def together(request, tmp_path_factory) -> list[dict]:
+    return run_ranks(train_all, request.param, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+def test_ranks_train_as_one_process(recipe, alone, together):
+    expected = alone[recipe]
+    results = [result[recipe] for result in together]
+    for result in results:
+        torch.testing.assert_close(result["losses"], expected["losses"], rtol=0, atol=1e-8)
+        for moment in ("start", "end"):
+            assert result[moment].keys() == expected[moment].keys()
+            for name, value in expected[moment].items():
+                torch.testing.assert_close(result[moment][name], value, rtol=0, atol=1e-8, msg=f"{moment} {name}")
+    assert torch.equal(torch.cat([result["predicted"] for result in results]), expected["predicted"])
+    for kind, value in expected["embedding"].items():
+        torch.testing.assert_close(torch.cat([result["embedding"][kind] for result in results]), value)
+    assert expected["losses"][-1] < expected["losses"][0]

@@ -1,0 +1,98 @@
+"""Embedding started by torchrun: the processes' one store is the store of one process, byte by byte."""
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from facelt.cli.embed import embed as embed_command
+from facelt.distributed.launch import Company
+from facelt.store.store import StoreWriter
+from facelt.utils.cli import single_command
+
+DRIVER = Path(__file__).with_name("thin_embed.py")
+
+
+def words(run: Path, images: Path, out: Path, batch: int) -> list[str]:
+    given = {"checkpoint": run, "images": images, "out": out, "batch": batch, "workers": 0}
+    return [str(word) for key, value in given.items() for word in (f"--{key}", value)]
+
+
+def embed(given: list[str]) -> str:
+    """What `facelt embed` prints in this process, which may be one of several."""
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
+        patch.setenv("TORCHELASTIC_RUN_ID", "none")
+        with pytest.raises(SystemExit, match="0"):
+            single_command(embed_command, given)
+    return output.getvalue()
+
+
+def files(store: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in store.iterdir()}
+
+
+# 42 images are nine batches of five, or one of fifty: then one process has nothing to do.
+@pytest.mark.parametrize("batch", [5, 50])
+def test_two_processes_write_the_store_of_one(finished_run, tiny_faces, rank_pool, tmp_path, batch):
+    one, two = (words(finished_run, tiny_faces, tmp_path / name, batch) for name in ("one", "two"))
+    (alone,) = rank_pool.run(embed, 1, one, group=False)
+    assert alone == f"42 images embedded (direct, meta, meta_unit): {tmp_path / 'one'}\n"
+    # The first one speaks for both.
+    assert rank_pool.run(embed, 2, two, group=False) == [alone.replace("one", "two"), ""]
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+    assert not (tmp_path / "two.partial").exists()
+
+
+def test_so_do_processes_of_torchrun(finished_run, tiny_faces, rank_pool, tmp_path):
+    one, two = (words(finished_run, tiny_faces, tmp_path / name, 5) for name in ("one", "two"))
+    rank_pool.run(embed, 1, one, group=False)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(DRIVER.parents[2])}
+    done = subprocess.run([*torchrun, str(DRIVER), *two], capture_output=True, text=True, timeout=200, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"42 images embedded (direct, meta, meta_unit): {tmp_path / 'two'}\n"
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+
+
+@pytest.mark.parametrize(("items", "batch", "world"), [(42, 5, 2), (42, 5, 3), (3, 5, 4), (100, 1, 7), (5, 5, 2)])
+def test_shares_are_whole_batches_and_all_there_is(items, batch, world):
+    shares = [Company(rank, world).share(items, batch) for rank in range(world)]
+    assert [row for share in shares for row in share] == list(range(items))
+    assert all(share.start % batch == 0 or not share for share in shares)
+    assert max(map(len, shares)) - min(map(len, shares)) < 2 * batch
+    assert Company().share(items, batch) is None
+
+
+def test_a_store_is_finished_only_when_all_shares_are_there(tmp_path):
+    import numpy as np
+
+    from facelt.errors import UserError
+
+    keys, rows = list("abcdef"), np.eye(6, dtype=np.float32)
+    shares = (range(0, 4), range(4, 6))
+
+    def writer(share: range | None) -> StoreWriter:
+        return StoreWriter(tmp_path / "store", keys, keys, {"direct": 6}, {}, share=share)
+
+    first, second = map(writer, shares)
+    first.write(0, {"direct": rows[:4]})
+    with pytest.raises(ValueError, match="rows of another share are missing"):
+        first.finish()
+    second.write(4, {"direct": rows[4:5]})
+    with pytest.raises(ValueError, match="more than the store's"):
+        second.write(5, {"direct": rows[:2]})
+    # Both go on where they stopped, the first with nothing left.
+    first, second = map(writer, shares)
+    assert (first.rows_done, second.rows_done) == (4, 5)
+    for other in (None, range(0, 3), range(3, 6)):
+        with pytest.raises(UserError, match="begun by another number of processes"):
+            writer(other)
+    second.write(5, {"direct": rows[5:]})
+    first.finish()
+    assert sorted(files(tmp_path / "store")) == ["direct.npy", "items.csv", "meta.json"]
+    assert np.array_equal(np.load(tmp_path / "store/direct.npy"), rows.astype(np.float16))

@@ -1,0 +1,117 @@
+"""A run goes on where it stopped, and never with a part that belongs to other inputs."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from eval_megaface import protocol
+from eval_megaface.protocol import Parts
+from facelt.errors import UserError
+from facelt.search.search import Search
+
+
+@pytest.fixture
+def searches(monkeypatch):
+    """Notes which searches are made."""
+    made = []
+    for name in ("top_k", "count_above"):
+        plain = getattr(Search, name)
+
+        def counted(self, *arguments, plain=plain, name=name, **named):
+            made.append(name)
+            return plain(self, *arguments, **named)
+
+        monkeypatch.setattr(Search, name, counted)
+    return made
+
+
+def test_a_second_run_searches_nothing(small, searches):
+    report = small.run()
+    assert searches == ["count_above", "top_k"]
+    assert small.run() == report
+    # Other intervals, ranks or groups need no other search.
+    assert small.run("interval.replicates=7", "ranks=[2]")["cmc"] == report["cmc"]
+    assert searches == ["count_above", "top_k"]
+
+
+def test_a_run_that_was_stopped_goes_on(small, searches, monkeypatch):
+    whole = small.run(out=str(small.root / "whole"))
+    searches.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(protocol, "hit_ranks", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            small.run()
+    assert searches == ["count_above", "top_k"]
+    assert small.run() | {"title": ""} == whole | {"title": ""}
+    assert searches == ["count_above", "top_k", "top_k"]
+
+
+@pytest.mark.parametrize(
+    ("override", "again"),
+    [
+        ("noise.mode=raw", ["count_above", "top_k"]),
+        ("shots.threshold=0.4", ["count_above"]),
+        ("noise.mode=insightface", ["count_above", "top_k"]),
+        ("suite.sizes=[30]", ["top_k"]),
+    ],
+)
+def test_another_setting_searches_again(small, searches, override, again):
+    small.run()
+    searches.clear()
+    small.run(override)
+    assert searches == again
+
+
+@pytest.mark.parametrize(
+    ("name", "again"), [("probes", ["count_above", "top_k"]), ("distractors", ["top_k"]), ("train", ["count_above"])]
+)
+def test_another_value_searches_again(small, searches, name, again):
+    small.run()
+    searches.clear()
+    path = small.root / name / "direct.npy"
+    stamp = path.stat()
+    array = np.lib.format.open_memmap(path, mode="r+")
+    array[1, 3] += 1e-3
+    array.flush()
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    small.run()
+    assert searches == again
+
+
+def test_a_damaged_part_is_named(small):
+    small.run()
+    part = next((small.root / "out/parts").iterdir())
+    part.write_bytes(part.read_bytes()[:50])
+    with pytest.raises(UserError, match=rf"{part.name}: is damaged .* remove it"):
+        small.run()
+
+
+def test_parts_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write .*npz"):
+        Parts(tmp_path / "file/parts").get({"a": 1}, lambda: {"x_N": np.ones(2)})
+    reader = Parts(tmp_path / "parts", writes=False)
+    assert reader.get({"a": 1}, lambda: {"x_N": np.ones(2)})["x_N"].tolist() == [1, 1]
+    assert not (tmp_path / "parts").exists()
+
+
+def test_two_processes_equal_one(small, root, tmp_path):
+    config = str(small.write_config(search={"engine": "torch"}, verification=True, open_set={}))
+    program = ["eval_megaface/run.py", "--config", config, "--out"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for command, out in (([*torchrun, *program], "two"), ([sys.executable, *program], "one")):
+        done = subprocess.run(
+            [*command, str(tmp_path / out)], cwd=root, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("report: ") == 1
+    one, two = (json.loads((tmp_path / out / "report.json").read_text()) for out in ("one", "two"))
+    for report in (one, two):
+        for rate in (*report["verification"]["rates"], *report["open_set"]["rates"]):
+            del rate["seconds"]
+    assert one == two

@@ -1,0 +1,94 @@
+"""The real insightface takes the file for one of its recognition models and gives the model's own embedding.
+
+insightface wants an environment of its own, for its opencv-python replaces opencv-python-headless: `make
+test-insightface` makes one and runs these tests. FACELT_INSIGHTFACE_PYTHON names its interpreter; without it they are
+skipped.
+
+N images, D feature.
+"""
+
+import json
+import os
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+
+from facelt.data.transforms import to_float
+from facelt.export.onnx import export_onnx
+
+BATCHES = (1, 7, 64)
+# Given: the graph, a file of BGR images by batch, where to put the embeddings.
+PROGRAM = """
+import json, sys
+import insightface, numpy as np
+graph, images, out = sys.argv[1:]
+model = insightface.model_zoo.get_model(graph, providers=["CPUExecutionProvider"])
+found = {}
+if model is not None and type(model).__name__ == "ArcFaceONNX":
+    with np.load(images) as batches:
+        found = {name: model.get_feat(list(batches[name])) for name in batches}
+    mean, std = model.input_mean, model.input_std
+else:
+    mean = std = None
+np.savez(out, **found)
+print(json.dumps([insightface.__version__, type(model).__name__, mean, std]))
+"""
+
+
+@pytest.fixture(scope="module")
+def insightface_python() -> str:
+    python = os.environ.get("FACELT_INSIGHTFACE_PYTHON")
+    if not python:
+        pytest.skip("insightface wants an environment of its own: run make test-insightface")
+    return python
+
+
+@pytest.fixture
+def run_insightface(insightface_python, tmp_path):
+    """run_insightface(graph, images by batch size) -> (what its class says of itself, embeddings by batch size)."""
+
+    def run(graph, image_by_batch):
+        images, out = tmp_path / "images.npz", tmp_path / "embeddings.npz"
+        # OpenCV's order of channels.
+        np.savez(images, **{str(batch): image[..., ::-1] for batch, image in image_by_batch.items()})
+        command = [insightface_python, "-c", PROGRAM, str(graph), str(images), str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        with np.load(out) as found:
+            return json.loads(done.stdout.splitlines()[-1]), {int(name): found[name] for name in found}
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        {"method": {"name": "classify"}, "model": {"backbone": "iresnet18"}},
+        {"method": {"name": "dynamic_meta"}, "attention": True},
+        {"method": {"name": "classify"}, "data": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}},
+    ],
+    ids=["iresnet", "memory", "other scale"],
+)
+def test_get_feat_gives_the_direct_embedding(stage, build_model, pixels, run_insightface, tmp_path):
+    model = build_model(**{**stage, "data": {**stage.get("data", {}), "image_size": [112, 112]}})
+    export_onnx(model, tmp_path / "model.onnx")
+    images = {batch: pixels(batch, side=112) for batch in BATCHES}
+    words, found = run_insightface(tmp_path / "model.onnx", {batch: image.numpy() for batch, image in images.items()})
+    assert words[1:] == ["ArcFaceONNX", 127.5, 127.5]
+    assert tuple(map(int, words[0].split(".")[:2])) >= (2, 1)
+    for batch, image_NHW3 in images.items():
+        with torch.no_grad():
+            image_N3HW = to_float(image_NHW3, model.config.data.mean, model.config.data.std)
+            expected_ND = model.method.embed(image_N3HW).by_kind["direct"].numpy()
+        cosine_N = (found[batch] * expected_ND).sum(1) / np.linalg.norm(found[batch], axis=1)
+        assert cosine_N.shape == (batch,)
+        assert cosine_N.min() > 0.9999
+
+
+def test_what_is_noted_as_not_taken_is_not_taken(build_model, run_insightface, tmp_path):
+    export_onnx(build_model({"name": "classify"}), tmp_path / "model.onnx")
+    words, found = run_insightface(tmp_path / "model.onnx", {})
+    assert words[1] == "NoneType"
+    assert not found

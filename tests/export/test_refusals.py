@@ -1,0 +1,92 @@
+"""What is unsound leaves no file, and an earlier one as it was."""
+
+import warnings
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from facelt.errors import UserError
+from facelt.export import onnx as onnx_module
+from facelt.export.onnx import export_onnx
+
+
+def refused(model, path, message: str, *arguments) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        export_onnx(model, path, *arguments)
+    assert "\n" not in str(caught.value)
+    assert not [other for other in path.parent.iterdir() if other != path]
+
+
+def test_a_graph_that_answers_otherwise_is_not_put_in_place(build_model, tmp_path, monkeypatch):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"an earlier one")
+    squashed = onnx_module.MetaGraph.forward
+    wrong = {"embedding": (1.001, 1), "reachability": (1, 1.001)}
+    for name, (one, other) in wrong.items():
+        monkeypatch.setattr(
+            onnx_module.MetaGraph,
+            "forward",
+            lambda self, data, one=one, other=other: tuple(
+                value * factor for value, factor in zip(squashed(self, data), (one, other), strict=True)
+            ),
+        )
+        refused(
+            build_model({"name": "dynamic_meta"}),
+            path,
+            "differs from the model at a batch of 1: by [1-9].*e-0[34]",
+            "meta",
+        )
+        assert path.read_bytes() == b"an earlier one", name
+
+
+@pytest.mark.parametrize("value", [torch.nan, 0.0])
+def test_a_model_whose_embeddings_are_no_directions_is_refused_without_a_warning(value, build_model, tmp_path):
+    model = build_model({"name": "classify"})
+    with torch.no_grad():
+        for parameter in model.method.network.embedding.parameters():
+            parameter.fill_(value)
+    model.method.network.embedding.features.running_mean.zero_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        refused(model, tmp_path / "model.onnx", "the model itself gives direct embeddings that are not finite or have")
+
+
+def test_a_kind_that_the_model_does_not_make_is_refused(build_model, tmp_path):
+    refused(build_model({"name": "classify"}), tmp_path / "model.onnx", "stage only makes none; choose direct", "meta")
+
+
+def test_what_one_file_cannot_hold_is_refused_before_any_work(build_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("facelt.export.onnx.MAX_BYTES", 10_000)
+    refused(build_model({"name": "classify"}), tmp_path / "model.onnx", "ONNX file holds 2 GB")
+
+
+def test_an_operator_without_a_translation_is_told_in_one_line(build_model, tmp_path):
+    model = build_model({"name": "classify"})
+    model.method.network.attention = torch.nn.Module()
+    model.method.network.attention.forward = lambda map_BChw: torch.linalg.qr(map_BChw).R + map_BChw
+    refused(model, tmp_path / "model.onnx", "this network cannot be written as ONNX")
+
+
+def test_a_file_that_the_checker_refuses_is_not_put_in_place(build_model, tmp_path, monkeypatch):
+    def damaged(proto, place):
+        proto.graph.node[3].input[0] = "nowhere"
+        place.write_bytes(proto.SerializeToString())
+
+    monkeypatch.setattr(onnx, "save", damaged)
+    refused(build_model({"name": "classify"}), tmp_path / "model.onnx", "this network cannot be written as ONNX")
+
+
+def test_outputs_are_compared_by_values_shapes_and_names():
+    one = {"embedding": np.eye(3), "reachability": np.array([1.0, 2, 4000])}
+    assert onnx_module.compare(one, one) == onnx_module.Agreement(0, 1)
+    other = {**one, "reachability": np.array([1.0, 2, 4004])}
+    assert onnx_module.compare(other, one).difference == pytest.approx(1e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(onnx_module.compare({**one, "embedding": np.zeros((3, 3))}, one).cosine)
+    turned = {**one, "embedding": np.array([[1, 0, 0], [0, 1, 0], [0, 0.6, 0.8]])}
+    assert onnx_module.compare(turned, one).cosine == pytest.approx(0.8)
+    for wrong in ({"embedding": np.eye(3)}, {**one, "embedding": np.eye(3)[:2]}):
+        assert np.isnan(onnx_module.compare(wrong, one).difference)

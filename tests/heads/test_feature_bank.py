@@ -1,0 +1,48 @@
+"""Features kept from a pass: all of them, those of some classes, and a few of each."""
+
+import torch
+
+from facelt.distributed.logits import SharedFeature
+from facelt.heads.memory import FeatureBank, turn_in_class
+
+LABELS = torch.tensor([2, 0, 2, 2, 1, 0, 2])
+
+
+def bank(wanted_C=None):
+    """A row's only value is its place."""
+    kept = FeatureBank()
+    for places in torch.arange(7.0)[:, None].split(3):
+        kept.add(SharedFeature.of(places), LABELS[places[:, 0].long()], wanted_C)
+    assert not kept.is_closed
+    kept.close()
+    assert kept.is_closed
+    return kept
+
+
+def test_all_features_are_kept_in_order_or_those_of_the_wanted_classes():
+    assert bank().feature_ND[:, 0].tolist() == list(range(7))
+    assert bank().label_N.tolist() == LABELS.tolist()
+    some = bank(torch.tensor([True, False, True]))
+    assert some.feature_ND[:, 0].tolist() == [0, 1, 2, 3, 5, 6]
+    assert some.label_N.tolist() == [2, 0, 2, 2, 0, 2]
+    assert bank(torch.zeros(3, dtype=torch.bool)).feature_ND.shape == (0, 1)
+
+
+def test_a_few_of_each_class_are_drawn_without_replacement_and_alike_for_one_seed():
+    kept = bank()
+    seen = set()
+    for seed in range(30):
+        feature, label = kept.few(2, torch.Generator().manual_seed(seed))
+        places = feature[:, 0].long()
+        assert len(places.unique()) == len(places)
+        assert torch.equal(LABELS[places], label)
+        assert label.bincount().tolist() == [2, 1, 2]
+        again, _ = kept.few(2, torch.Generator().manual_seed(seed))
+        assert torch.equal(again, feature)
+        seen |= set(places.tolist())
+    assert seen == set(range(7))
+
+
+def test_the_turn_of_a_row_counts_those_of_its_class_before_it():
+    assert turn_in_class(LABELS).tolist() == [0, 0, 1, 2, 0, 1, 3]
+    assert turn_in_class(LABELS[:0]).tolist() == []

@@ -1,0 +1,106 @@
+"""The identity memory: class means, nearest, read-out and the tracking rule, each by a plain loop."""
+
+import pytest
+import torch
+
+from facelt.distributed.class_shards import ClassRange
+from facelt.distributed.comm import Shares
+from facelt.distributed.logits import ProductLogits, Rows, SharedFeature
+from facelt.heads.memory import IdentityMemory
+
+of = SharedFeature.of
+
+
+def test_class_means_in_pieces_equal_the_means_at_once():
+    torch.manual_seed(0)
+    feature, label = torch.randn(20, 3), torch.randint(0, 4, (20,))
+    memory = IdentityMemory(6, 3)
+    for start in range(0, 20, 7):
+        memory.accumulate(of(feature[start : start + 7]), label[start : start + 7])
+    memory.finish()
+    for identity in range(4):
+        torch.testing.assert_close(memory.centroid_CD[identity].data, feature[label == identity].mean(0))
+    assert not memory.centroid_CD[4:].any()
+    assert memory.filled_C.tolist() == [True] * 4 + [False] * 2
+
+
+def test_an_identity_without_an_image_is_never_the_nearest():
+    memory = IdentityMemory(2, 2)
+    memory.accumulate(of(torch.tensor([[5.0, 5.0]])), torch.tensor([1]))
+    memory.finish()
+    distance, identity = memory.nearest(of(torch.tensor([[0.1, 0.0]])))
+    assert identity.tolist() == [1]
+    torch.testing.assert_close(distance, torch.tensor([(4.9**2 + 25) ** 0.5]))
+
+
+def test_nearest_survives_cancellation_and_is_clamped():
+    memory = IdentityMemory(3, 2, min_distance=1e-3)
+    memory.accumulate(of(torch.tensor([[1e4, 0.0], [0.0, 1e4], [-1e4, 0.0]])), torch.arange(3))
+    memory.finish()
+    feature = torch.tensor([[1e4, 0.0], [0.25, 1e4]], requires_grad=True)
+    distance, identity = memory.nearest(of(feature))
+    assert identity.tolist() == [0, 1]
+    torch.testing.assert_close(distance, torch.tensor([1e-3, 0.25]))
+    distance.sum().backward()
+    torch.testing.assert_close(feature.grad, torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
+
+
+def test_tracking_moves_each_identity_by_its_own_count():
+    memory = IdentityMemory(4, 2, update_rule="tracking", rate=0.5)
+    start = torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0], [3.0, 3.0]])
+    memory.accumulate(of(start), torch.arange(4))
+    memory.finish()
+    feature, label = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 0.0]]), torch.tensor([1, 1, 3])
+    memory.update(of(feature), label)
+    expected = start.clone()
+    expected[1] += 0.5 * ((feature[0] - start[1]) + (feature[1] - start[1])) / 3
+    expected[3] += 0.5 * (feature[2] - start[3]) / 2
+    torch.testing.assert_close(memory.centroid_CD, expected)
+    assert not list(memory.parameters())
+
+
+def test_tracking_converges_where_decay_would_shrink():
+    memory = IdentityMemory(1, 2, update_rule="tracking")
+    feature = torch.tensor([[3.0, 4.0]])
+    for _ in range(60):
+        memory.update(of(feature), torch.tensor([0]))
+    torch.testing.assert_close(memory.centroid_CD, feature)
+
+
+def test_released_leaves_the_update_to_the_optimiser():
+    memory = IdentityMemory(2, 2)
+    memory.update(of(torch.ones(1, 2)), torch.tensor([0]))
+    assert not memory.centroid_CD.any()
+    assert [name for name, _ in memory.named_parameters()] == ["centroid_CD"]
+
+
+def logits_of(rows: Rows, vector: torch.Tensor) -> ProductLogits:
+    return ProductLogits(vector, rows, ClassRange.own(len(rows.weight_CD)), Shares((len(vector),)))
+
+
+def test_read_is_the_mean_weighed_by_the_softmax_and_detached():
+    torch.manual_seed(0)
+    memory = IdentityMemory(5, 3).double()
+    memory.accumulate(of(torch.randn(5, 3)), torch.arange(5))
+    memory.finish()
+    factors = [torch.randn(*size, dtype=torch.float64, requires_grad=True) for size in ((4, 2), (5, 2), (5,))]
+
+    def read(vector, weight, bias):
+        return memory.read(logits_of(Rows(weight, bias), vector))
+
+    vector, weight, bias = factors
+    expected = torch.softmax(vector @ weight.T + bias, 1) @ memory.centroid_CD
+    torch.testing.assert_close(read(*factors), expected.detach())
+    assert torch.autograd.gradcheck(read, factors)
+    read(*factors).sum().backward()
+    assert memory.centroid_CD.grad is None
+
+
+def test_a_read_out_by_directions_is_refused():
+    with pytest.raises(ValueError, match="not their directions"):
+        IdentityMemory(3, 2).read(logits_of(Rows(torch.ones(3, 2), unit=True), torch.ones(1, 2)))
+
+
+def test_finish_without_a_pass_is_an_error():
+    with pytest.raises(RuntimeError, match="before any accumulate"):
+        IdentityMemory(1, 1).finish()

@@ -1,0 +1,156 @@
+"""Verification of listed pairs beside plain counting: points, who is one person, and whose limits they are."""
+
+import numpy as np
+import pytest
+from scipy.special import stdtrit
+
+from facelt.errors import UserError
+from facelt.identification.verification import LISTED_FARS, joined_people, read_pair_embeddings, verify_listed_pairs
+
+
+def pairs_of(scores: list[float], same: list[bool]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Embeddings [2P,2] of pairs with these cosines, no image twice."""
+    angle_P = np.arccos(scores)
+    left_PD = np.tile([1.0, 0.0], (len(scores), 1))
+    embedding_ND = np.stack([left_PD, np.stack([np.cos(angle_P), np.sin(angle_P)], axis=1)], axis=1).reshape(-1, 2)
+    place_P = np.arange(0, 2 * len(scores), 2)
+    return embedding_ND, place_P, place_P + 1, np.array(same)
+
+
+def wilson(errors: int, trials: int) -> tuple[float, float]:
+    """Wilson's limits of so many independent trials, with the t quantile of as many people less one."""
+    z, rate = float(stdtrit(trials - 1, 0.975)), errors / trials
+    middle, spread = rate + z * z / (2 * trials), z * np.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials**2))
+    return (middle - spread) / (1 + z * z / trials), (middle + spread) / (1 + z * z / trials)
+
+
+def test_points_are_counted_pair_by_pair():
+    random = np.random.default_rng(0)
+    same = [True] * 150 + [False] * 400
+    scores = [*np.clip(random.normal(0.5, 0.2, 150), -1, 1), *np.clip(random.normal(0, 0.2, 400), -1, 1)]
+    found = verify_listed_pairs(*pairs_of(scores, same), unit=True)
+    assert (found.mated, found.nonmated, found.people) == (150, 400, 950)
+    assert [one.point.wanted for one in found.points] == list(LISTED_FARS)
+    assert [one.point.reason is None for one in found.points] == [False, False, True, True]
+    for one in found.points[:2]:
+        assert "non-mated comparisons; there are 400" in one.point.reason
+        assert one.tar_limits is one.far_limits is None
+    wrong = sorted(scores[150:], reverse=True)
+    for one, allowed in zip(found.points[2:], (4, 40), strict=True):
+        accepted = [score for score in scores[:150] if score > wrong[allowed]]
+        assert one.point.false_matches == allowed
+        assert one.point.fmr == allowed / 400
+        assert one.point.tar == pytest.approx(len(accepted) / 150, abs=1e-12)
+        assert one.point.threshold == pytest.approx(wrong[allowed], abs=1e-5)
+        assert one.point.supported == (allowed >= 30)
+        # Every pair shows people of its own: trials are as independent as they can be.
+        low, high = wilson(150 - len(accepted), 150)
+        assert one.tar_limits == pytest.approx((1 - high, 1 - low), abs=2e-3)
+        assert one.far_limits[0] < one.point.fmr < one.far_limits[1]
+
+
+def test_limits_widen_where_few_people_make_the_pairs():
+    """The same scores, but the mated pairs are of ten people whose pairs all match or all miss."""
+    same = [True] * 100 + [False] * 100
+    scores = [0.8] * 80 + [-0.5] * 20 + [0.1 * (pair % 3) for pair in range(100)]
+    embedding_ND, left_P, right_P, same_P = pairs_of(scores, same)
+    alone = verify_listed_pairs(embedding_ND, left_P, right_P, same_P, unit=True)
+    # Ten pairs each share their left image: all left images are equal.
+    together_P = np.where(same_P, 2 * (np.arange(200) // 10 * 10), left_P)
+    few = verify_listed_pairs(embedding_ND, together_P, right_P, same_P, unit=True)
+    assert (alone.people, few.people) == (300, 210)
+    assert few.ten_fold.mean == alone.ten_fold.mean
+    one, other = alone.points[-1], few.points[-1]
+    assert one.point == other.point
+    assert one.point.tar == pytest.approx(0.8)
+    width, wider = (limits[1] - limits[0] for limits in (one.tar_limits, other.tar_limits))
+    assert wider > 2.5 * width
+
+
+def test_people_are_what_mated_pairs_join():
+    person_U = joined_people(7, np.array([0, 1, 4, 6]), np.array([1, 2, 5, 6]))
+    groups = [{place for place in range(7) if person_U[place] == person} for person in dict.fromkeys(person_U)]
+    assert groups == [{0, 1, 2}, {3}, {4, 5}, {6}]
+
+
+def test_a_pair_of_the_same_image_and_a_contradiction_are_counted():
+    embedding_ND, left_P, right_P, same_P = pairs_of([0.9, 0.9, 0.1] * 10, [True, True, False] * 10)
+    left_P[2], right_P[2] = left_P[0], right_P[0]  # called two people here, one in the first pair
+    right_P[1] = left_P[1]
+    found = verify_listed_pairs(embedding_ND, left_P, right_P, same_P, unit=True)
+    assert (found.mated, found.nonmated, found.people) == (20, 10, 38)
+    one = found.points[-1]
+    assert (one.point.false_matches, one.point.fmr, one.point.tar) == (1, 0.1, 1.0)
+    assert one.far_limits[0] < 0.1 < one.far_limits[1]
+
+
+def test_what_is_not_of_unit_length_is_scored_by_its_inner_product():
+    """Length says how familiar an image is: scaled down pairs no longer match."""
+    embedding_ND, left_P, right_P, same_P = pairs_of([0.9] * 20 + [0.2] * 20, [True] * 20 + [False] * 20)
+    embedding_ND[left_P[:10]] *= 0.1
+    unit = verify_listed_pairs(embedding_ND, left_P, right_P, same_P, unit=True)
+    plain = verify_listed_pairs(embedding_ND, left_P, right_P, same_P, unit=False)
+    assert unit.points[-1].point.tar == 1
+    assert plain.points[-1].point.tar == 0.5
+    assert plain.points[-1].point.threshold == pytest.approx(0.2, abs=1e-5)
+
+
+def test_long_vectors_have_scores_beyond_one():
+    embedding_ND, left_P, right_P, same_P = pairs_of([0.9] * 20 + [0.2] * 20, [True] * 20 + [False] * 20)
+    found = verify_listed_pairs(50 * embedding_ND, left_P, right_P, same_P, unit=False)
+    assert found.points[-1].point.tar == 1
+    assert found.points[-1].point.threshold == pytest.approx(500, rel=1e-4)
+
+
+def test_too_few_pairs_and_useless_embeddings_are_refused():
+    with pytest.raises(UserError, match="there are 9 pairs, and 10 folds need as many"):
+        verify_listed_pairs(*pairs_of([0.5] * 9, [True, False, True] * 3), unit=True)
+    for same, missing in ((True, "two people"), (False, "one person")):
+        with pytest.raises(UserError, match=f"none of the 12 pairs is of {missing}, and accuracy needs pairs of both"):
+            verify_listed_pairs(*pairs_of([0.5] * 12, [same] * 12), unit=True)
+    embedding_ND, *pairs = pairs_of([0.5] * 12, [True, False] * 6)
+    for value in (0.0, np.nan, np.inf):
+        embedding_ND[7] = value
+        with pytest.raises(UserError, match="of pair 3 an embedding is not finite or has length 0"):
+            verify_listed_pairs(embedding_ND, *pairs, unit=True)
+
+
+def test_embeddings_from_elsewhere(tmp_path):
+    rows, answers = np.ones((4, 3), dtype=np.float32), np.array([True, False])
+    np.save(tmp_path / "rows.npy", rows)
+    found, same_P = read_pair_embeddings(tmp_path / "rows.npy")
+    assert np.array_equal(found, rows)
+    assert same_P is None
+    np.savez(tmp_path / "both.npz", embeddings=rows, issame=answers.astype(np.int64))
+    assert read_pair_embeddings(tmp_path / "both.npz")[1].tolist() == [True, False]
+    assert read_pair_embeddings(tmp_path / "both.npz")[1].dtype == bool
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({"embeddings": np.ones((4, 3))}, "issame.*it needs the arrays `embeddings` and `issame`"),
+        ({"embeddings": np.ones(4), "issame": [True]}, r"float64 \[4\] where floats \[2P,D\] are expected"),
+        ({"embeddings": np.ones((4, 3), int), "issame": [True]}, r"int64 \[4, 3\] where floats"),
+        ({"embeddings": np.ones((4, 0)), "issame": [True]}, r"float64 \[4, 0\] where floats"),
+        ({"embeddings": np.ones((4, 3)), "issame": [0, 2]}, "`issame` is int64"),
+        ({"embeddings": np.ones((4, 3)), "issame": [[True]]}, "`issame` is bool"),
+        ({"embeddings": np.array([{}]), "issame": [True]}, "no .npy nor .npz file of plain arrays"),
+    ],
+)
+def test_other_arrays_are_refused(tmp_path, arrays, reason):
+    np.savez(tmp_path / "both.npz", **arrays)
+    with pytest.raises(UserError, match=rf"both\.npz: .*{reason}"):
+        read_pair_embeddings(tmp_path / "both.npz")
+
+
+def test_files_that_are_missing_or_damaged_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"absent\.npz: cannot be read \(No such file"):
+        read_pair_embeddings(tmp_path / "absent.npz")
+    np.savez(tmp_path / "both.npz", embeddings=np.ones((4, 3)), issame=[True, False])
+    payload = (tmp_path / "both.npz").read_bytes()
+    for damaged in (b"", b"text", payload[:100], payload[:-30]):
+        (tmp_path / "both.npz").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"both\.npz: no \.npy nor \.npz file of plain arrays") as caught:
+            read_pair_embeddings(tmp_path / "both.npz")
+        assert "\n" not in str(caught.value)

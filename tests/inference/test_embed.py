@@ -1,0 +1,200 @@
+"""Embedding stores beside a plain computation: every kind, flip-averaged, whole and resumed."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from facelt.data.batch import BadImageCount
+from facelt.data.module import Split, open_data
+from facelt.errors import UserError
+from facelt.inference.embed import embed_images, sound_images
+from facelt.inference.model import load_model
+from facelt.inference.predict import Reading, predict
+from facelt.inference.sources import open_images
+from facelt.store.store import EmbeddingStore
+from recordio_tools.face_set import FaceRecord
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model(finished_run):
+    return load_model(finished_run, CPU)
+
+
+def embed(model, source, out, **options) -> EmbeddingStore:
+    settings = {"batch": 16, "workers": 0, "dtype": "float32", "left_out": {}, **options}
+    return EmbeddingStore.open(embed_images(model, source, out, **settings))
+
+
+@pytest.fixture(scope="module")
+def store(model, tiny_faces, tmp_path_factory) -> EmbeddingStore:
+    return embed(model, open_images(tiny_faces, model.config), tmp_path_factory.mktemp("store") / "faces")
+
+
+def test_every_kind_is_the_plain_computation(store, model, tiny_faces):
+    head, rows = model.method.head, []
+    with FaceRecord(tiny_faces) as record, torch.no_grad():
+        for key in record.image_keys.tolist():
+            image = cv2.imdecode(np.frombuffer(record.read(key).payload, np.uint8), cv2.IMREAD_COLOR)
+            rgb = torch.from_numpy(image[:, :, ::-1].copy()).permute(2, 0, 1).double()
+            pixels = ((rgb - 127.5) / 127.5).float()
+            both = model.method.network(torch.stack([pixels, pixels.flip(2)])).double()
+            rows.append((both[0] + both[1]) / 2)
+    feature_ND = torch.stack(rows)
+    centroid_CD = head.memory.centroid_CD.detach().double()[:5]  # the sixth identity has no image
+    distance_N = torch.cdist(feature_ND, centroid_CD).amin(1).clamp_min(1e-3)
+    coefficient_NC = torch.softmax(
+        feature_ND @ head.hallucinator.weight.double().T + head.hallucinator.bias.double(), dim=1
+    )
+    memory_ND = coefficient_NC @ head.memory.centroid_CD.detach().double()
+    chosen_ND = torch.tanh(feature_ND @ head.selector.weight.double().T + head.selector.bias.double()) * memory_ND
+    vector_ND = (10 / distance_N)[:, None] * (feature_ND + chosen_ND)
+    length_N1 = vector_ND.norm(dim=1, keepdim=True)
+    expected = {
+        "direct": feature_ND / feature_ND.norm(dim=1, keepdim=True),
+        "meta": vector_ND / (1 + length_N1),
+        "meta_unit": vector_ND / length_N1,
+    }
+    assert store.kinds == tuple(expected)
+    for kind, value in expected.items():
+        assert np.abs(store.embedding(kind) - value.detach().numpy()).max() < 1e-4, kind
+    reachability_N = (10 / distance_N).numpy()
+    assert np.abs(store.reachability / reachability_N - 1).max() < 1e-3
+
+
+def test_lengths_are_what_the_kinds_promise(store):
+    for kind in ("direct", "meta_unit"):
+        assert np.linalg.norm(store.embedding(kind), axis=1) == pytest.approx(1, abs=1e-5)
+    assert (np.linalg.norm(store.embedding("meta"), axis=1) < 1).all()
+
+
+def test_items_and_meta_say_what_was_embedded(store, model, tiny_faces):
+    with FaceRecord(tiny_faces) as record:
+        assert store.keys == [str(key) for key in record.image_keys]
+        assert store.identities == [str(label) for label in record.labels]
+    assert store.meta["model"]["stage"] == "oltr"
+    assert store.meta["model"]["data_fingerprint"] == model.card["data_fingerprint"]
+    assert store.meta["preprocessing"]["flip_averaged"] is True
+
+
+def test_an_interrupted_embedding_goes_on_to_the_same_store(store, model, tiny_faces, tmp_path, monkeypatch):
+    source = open_images(tiny_faces, model.config)
+    original, seen = type(model.method).embed, iter(range(100))
+
+    def broken(self, image_B3HW):
+        if next(seen) == 2:
+            raise KeyboardInterrupt
+        return original(self, image_B3HW)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model.method), "embed", broken)
+        with pytest.raises(KeyboardInterrupt):
+            embed(model, source, tmp_path / "faces")
+    assert not (tmp_path / "faces").exists()
+    resumed = embed(model, source, tmp_path / "faces")
+    assert next(seen) == 3  # the first two batches were not embedded again
+    for file in store.path.iterdir():
+        assert (resumed.path / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_store_that_is_there_is_not_overwritten(store, model, tiny_faces):
+    with pytest.raises(UserError, match="already exists"):
+        embed(model, open_images(tiny_faces, model.config), store.path)
+
+
+def test_identities_and_attributes_come_from_the_table_beside_the_record(model, tiny_faces, tmp_path):
+    for file in tiny_faces.parent.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "identities.csv").write_text("label,name,gender,images\n0,Ann,female,14\n1,Bob,male,12\n")
+    source = open_images(tmp_path / "train.rec", model.config)
+    assert (source.identities[0], source.identities[14]) == ("Ann", "Bob")
+    assert source.identities[26:28] == ["2", "2"]
+    assert source.attributes == {"gender": ["female"] * 14 + ["male"] * 12 + [""] * 16}
+    (tmp_path / "identities.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="needs the columns label and name"):
+        open_images(tmp_path / "train.rec", model.config)
+
+
+@pytest.fixture
+def folder(tiny_faces, tmp_path):
+    """Six images of the record as files, two folders of three; the last one is damaged."""
+    with FaceRecord(tiny_faces) as record:
+        for place, key in enumerate((1, 2, 3, 15, 16, 17)):
+            path = tmp_path / f"images/{'ab'[place // 3]}/{place}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(bytes(record.read(key).payload))
+    (tmp_path / "images/b/5.png").write_bytes(b"nothing")
+    return tmp_path / "images"
+
+
+def test_a_folder_and_both_kinds_of_list_name_their_images(model, folder, tmp_path):
+    paths = ["a/0.png", "a/1.png", "a/2.png", "b/3.png", "b/4.png", "b/5.png"]
+    source = open_images(folder, model.config)
+    assert (source.keys, source.identities) == (paths, ["a"] * 3 + ["b"] * 3)
+    (tmp_path / "plain.txt").write_text("b/3.png\na/0.png\n")
+    source = open_images(tmp_path / "plain.txt", model.config, root=folder)
+    assert (source.keys, source.identities) == (["b/3.png", "a/0.png"], ["b", "a"])
+    (tmp_path / "labelled.txt").write_text("b/3.png 7\na/0.png -1\n")
+    source = open_images(tmp_path / "labelled.txt", model.config, root=folder)
+    assert (source.keys, source.identities) == (["b/3.png", "a/0.png"], ["7", "-1"])
+
+
+def test_a_list_needs_a_root_and_a_manifest_a_record(model, folder, tmp_path):
+    (tmp_path / "list.txt").write_text("a/0.png\n")
+    with pytest.raises(UserError, match="a list needs --root"):
+        open_images(tmp_path / "list.txt", model.config)
+    with pytest.raises(UserError, match="selects records of a"):
+        open_images(folder, model.config, manifest=tmp_path / "manifest.csv")
+    with pytest.raises(UserError, match="no such file or folder"):
+        open_images(tmp_path / "absent.txt", model.config, root=folder)
+
+
+def test_a_manifest_selects_and_relabels(model, tiny_faces, tmp_path):
+    (tmp_path / "manifest.csv").write_text("key,label,new_label\n15,1,0\n1,0,1\n")
+    source = open_images(tiny_faces, model.config, manifest=tmp_path / "manifest.csv")
+    assert (source.keys, source.identities) == (["15", "1"], ["0", "1"])
+
+
+def test_a_damaged_image_stops_or_is_left_out_by_name(model, folder, tmp_path):
+    source = open_images(folder, model.config)
+    with pytest.raises(UserError, match=r"b/5\.png"):
+        embed(model, source, tmp_path / "all")
+    assert not (tmp_path / "all").exists()
+    sound, left_out = sound_images(source, 0, limit=1)
+    assert list(left_out) == ["b/5.png"]
+    store = embed(model, sound, tmp_path / "sound", left_out=left_out)
+    assert store.keys == ["a/0.png", "a/1.png", "a/2.png", "b/3.png", "b/4.png"]
+    assert store.meta["left_out"] == left_out
+    whole = embed(model, sound, tmp_path / "apart", batch=2)
+    assert np.abs(whole.embedding("direct") - store.embedding("direct")).max() < 1e-5
+
+
+def test_nothing_usable_is_refused(model, folder):
+    source = open_images(folder, model.config).without({f"a/{n}.png" for n in range(3)} | {"b/3.png", "b/4.png"})
+    with pytest.raises(UserError, match="none of the images can be used"):
+        sound_images(source, 0, limit=5)
+
+
+def test_predictions_are_those_of_the_plain_network(model):
+    data = open_data(model.config.data, model.config.seed)
+    label_N, prediction_N = predict(
+        model.method, data.evaluation["validation"], data.preparation, Reading(5, 0, CPU, BadImageCount(0))
+    )
+    assert label_N.tolist() == data.evaluation["validation"].labels.tolist()
+    expected = []
+    with torch.no_grad():
+        for member in data.evaluation["validation"].members.tolist():
+            sample = data.evaluation["validation"].dataset[(member, 0)]
+            image = (torch.from_numpy(sample.image_HW3).permute(2, 0, 1)[None] / 255 - 0.5) / 0.5
+            expected.append(int(model.method.logits(image).column_BC.argmax()))
+    assert prediction_N.tolist() == expected
+
+
+def test_a_split_without_a_usable_image_predicts_nothing(model, folder):
+    source = open_images(folder, model.config)
+    split = Split(source.dataset, source.members[-1:])
+    data = open_data(model.config.data, model.config.seed)
+    label_N, prediction_N = predict(model.method, split, data.preparation, Reading(5, 0, CPU, BadImageCount(1)))
+    assert (len(label_N), len(prediction_N)) == (0, 0)

@@ -1,0 +1,77 @@
+"""Photographs straight to embeddings."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from facelt.alignment import run as run_module
+from facelt.alignment.align import similarity
+from facelt.alignment.photographs import find_photographs, read_photograph
+from facelt.alignment.run import Terms
+from facelt.errors import UserError
+from facelt.inference import sources as sources_module
+from facelt.inference.model import load_model
+from facelt.inference.sources import open_photographs
+from facelt.store.store import EmbeddingStore
+from tests.alignment.drawing import DrawnFaces, expected_crop
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_embedding_aligns_on_the_way(cli, finished_run, drawn, photos, tmp_path, workers, monkeypatch):
+    """Each embedding is the network's of the face cut by hand at the model's own size, averaged over its mirror."""
+    words = ("--images", photos, "--align", drawn, "--faces", "all", "--dtype", "float32", "--out", tmp_path / "store")
+    if workers:  # they would not know the drawn detector; the loader's do not need it
+        original = run_module.survey
+        monkeypatch.setattr("facelt.inference.sources.survey", lambda items, terms, _: original(items, terms))
+    code, out, error = cli("embed", "--checkpoint", finished_run, *words, "--workers", workers)
+    assert (code, out.partition(" (")[0]) == (0, "4 images embedded, 2 left out")
+    assert error.startswith("left out Bob/1.png: no face with")
+    store = EmbeddingStore.open(tmp_path / "store")
+    assert store.keys == ["Ann/1.png#1", "Ann/2.png#1", "Ann/2.png#2", "Cid/2.png#1"]
+    assert store.identities == ["Ann", "Ann", "Ann", "Cid"]
+    assert store.attributes["source"] == ["Ann/1.png", "Ann/2.png", "Ann/2.png", "Cid/2.png"]
+    assert list(store.attributes) == ["source", "score", "eye_distance", "sharpness", "yaw", "pitch", "roll"]
+    assert list(store.meta["left_out"]) == ["Bob/1.png", "Cid/1.png"]
+    assert store.meta["preprocessing"]["alignment"] == {"detector": "drawn:squares", "template": "arcface"}
+    model = load_model(finished_run, torch.device("cpu"))
+    for row, (name, number) in enumerate((("Ann/1.png", 0), ("Ann/2.png", 1), ("Ann/2.png", 0), ("Cid/2.png", 0))):
+        image_HW3 = cv2.imread(str(photos / name))[:, :, ::-1]
+        (face,) = (face for face in DrawnFaces("x").detect(image_HW3) if face.score == 0.9 - 0.1 * number)
+        crop = cv2.warpAffine(image_HW3, similarity(face.landmark_52, 32), (32, 32))
+        pixels_3HW = torch.from_numpy(crop.copy()).permute(2, 0, 1)[None] / 127.5 - 1
+        with torch.no_grad():
+            wanted = model.method.embed(pixels_3HW).by_kind["direct"][0].numpy()
+        np.testing.assert_allclose(store.embedding("direct")[row], wanted, atol=1e-4)
+
+
+def test_a_crowd_is_decoded_twice_not_once_a_face(drawn, photos, monkeypatch):
+    decoded = []
+    for module in (run_module, sources_module):
+        monkeypatch.setattr(module, "read_photograph", lambda *terms: decoded.append(terms) or read_photograph(*terms))
+    source, _ = open_photographs(find_photographs(photos), Terms(drawn, every=True), (112, 112), 0)
+    decoded.clear()
+    for index, (name, green) in enumerate((("Ann/1", 130), ("Ann/2", 150), ("Ann/2", 130), ("Cid/2", 130))):
+        np.testing.assert_array_equal(source.dataset.pixels(index), expected_crop(photos / f"{name}.png", green))
+    assert [place.relative_to(photos).as_posix() for place, _ in decoded] == ["Ann/1.png", "Ann/2.png", "Cid/2.png"]
+
+
+def test_a_photograph_listed_twice_is_told_before_anything_is_looked_at(drawn, photos, tmp_path):
+    (tmp_path / "list.txt").write_text("Ann/1.png\nCid/1.png\nAnn/1.png\n")
+    with pytest.raises(UserError, match=r"the photograph Ann/1\.png is listed 2 times"):
+        open_photographs(find_photographs(tmp_path / "list.txt", root=photos), Terms("absent:x"), (112, 112), 0)
+
+
+def test_the_largest_face_goes_by_its_photographs_name(cli, finished_run, drawn, photos, tmp_path):
+    words = ("--images", photos, "--align", drawn, "--workers", 0, "--out", tmp_path / "store")
+    assert cli("embed", "--checkpoint", finished_run, *words)[0] == 0
+    assert EmbeddingStore.open(tmp_path / "store").keys == ["Ann/1.png", "Ann/2.png", "Cid/2.png"]
+
+
+def test_what_goes_with_records_only_is_refused_for_photographs(cli, finished_run, drawn, photos, tmp_path):
+    words = ("--checkpoint", finished_run, "--align", drawn, "--out", tmp_path / "store")
+    code, _, error = cli("embed", *words, "--images", photos, "--manifest", tmp_path / "manifest.csv")
+    assert (code, "--align takes photographs" in error) == (1, True)
+    (tmp_path / "train.rec").touch()
+    code, _, error = cli("embed", *words, "--images", tmp_path / "train.rec")
+    assert (code, "a .rec holds aligned faces" in error) == (1, True)

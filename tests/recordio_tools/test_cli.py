@@ -1,0 +1,211 @@
+"""The command line: what a user types, sees and finds on the disk."""
+
+import ast
+import csv
+import json
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+
+import recordio_tools
+from recordio_tools.__main__ import main
+from recordio_tools.face_set import FaceRecord
+from recordio_tools.verify import verify
+
+
+def run(*arguments) -> int:
+    """The exit code of one command."""
+    with pytest.raises(SystemExit) as exit:
+        main([str(argument) for argument in arguments])
+    return exit.value.code or 0
+
+
+def read_csv(path) -> list[dict[str, str]]:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.fixture
+def table(faces):
+    """identities.csv beside the face set."""
+    path = faces.with_name("identities.csv")
+    path.write_text('label,name,gender,images\n0,"Ann ""A"", B",female,4\n1,Bo,male,1\n2,Cy,male,3\n')
+    return path
+
+
+def test_a_sample_is_written_whole(faces, table, tmp_path, capsys):
+    out = tmp_path / "lt"
+    assert run("sample", faces, "--out", out, "--images", 4, "--identities", 2, "--seed", 3, "--pack", "--json") == 0
+    statistics = json.loads(capsys.readouterr().out)
+    assert statistics == json.loads((out / "statistics.json").read_text())
+    assert statistics["selection"]["images"] == 4
+    assert statistics["selection"]["identities"] == 2
+    assert statistics["source"]["images_per_identity"] == {
+        "min": 1,
+        "median": 3.0,
+        "mean": pytest.approx(8 / 3),
+        "max": 4,
+    }
+    manifest = [tuple(map(int, row.values())) for row in read_csv(out / "manifest.csv")]
+    with FaceRecord(faces) as source, FaceRecord(out / "train.rec") as packed:
+        assert packed.labels.tolist() == [new_label for _, _, new_label in manifest]
+        for place, (key, label, new_label) in enumerate(manifest, start=1):
+            assert source.labels[source.image_keys == key].tolist() == [label]
+            assert bytes(packed.read(place).payload) == bytes(source.read(key).payload)
+            assert packed.read(place).header.label == new_label
+        assert sum(count * identities for count, identities in statistics["histogram"]) == 4
+        rows = read_csv(out / "identities.csv")
+        assert [int(row["images"]) for row in rows] == packed.counts.tolist()
+    names = {int(row["label"]): row["name"] for row in read_csv(table)}
+    kept = sorted({label for _, label, _ in manifest})
+    assert [(row["label"], row["name"]) for row in rows] == [(str(new), names[old]) for new, old in enumerate(kept)]
+    assert verify(out / "train.rec").damages == []
+    assert sorted(file.name for file in out.iterdir()) == [
+        "distribution.svg",
+        "identities.csv",
+        "manifest.csv",
+        "property",
+        "statistics.json",
+        "train.idx",
+        "train.rec",
+    ]
+
+
+def test_the_drawing_is_a_labelled_svg(faces, tmp_path):
+    run("sample", faces, "--out", tmp_path, "--images", 4)
+    drawing = ElementTree.parse(tmp_path / "distribution.svg")
+    texts = [element.text for element in drawing.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"identity, by rank (log)", "images per identity (log)", "source, 3 identities"} <= set(texts)
+    assert len(list(drawing.iter("{http://www.w3.org/2000/svg}polyline"))) == 2
+
+
+def test_the_same_seed_gives_the_same_manifest(golden, tmp_path, capsys):
+    source = golden / "recordio"
+    for name in ("a", "b"):
+        run("sample", source, "--out", tmp_path / name, "--images", 9, "--seed", 11)
+    run("sample", source, "--out", tmp_path / "c", "--images", 9, "--seed", 12)
+    first, second, other = ((tmp_path / name / "manifest.csv").read_text() for name in "abc")
+    assert first == second != other
+    # Found by waiting times of 40 digits from pure integers, as test_long_tail computes them.
+    assert [row["key"] for row in read_csv(tmp_path / "a/manifest.csv")] == MANIFEST_OF_SEED_11
+    assert "images                 9" in capsys.readouterr().out
+
+
+MANIFEST_OF_SEED_11 = ["1", "3", "5", "6", "12", "16", "22", "26", "27"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--images", 9], "9 images cannot be drawn from 8"),
+        ([], "--images is needed"),
+        (["--profile", "pareto", "--images", 3], "--images means nothing for --profile pareto"),
+        (["--images", 3, "--alpha", 2], "--alpha means nothing for --profile proportional"),
+        (["--profile", "exponential", "--imbalance", 2], "lower --max"),
+        (["--images", 3, "--seed", -1], "seed must be"),
+    ],
+)
+def test_samples_that_cannot_be_are_told(faces, tmp_path, capsys, arguments, reason):
+    assert run("sample", faces, "--out", tmp_path / "out", *arguments) == 1
+    error = capsys.readouterr().err
+    assert reason in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_profiles_name_their_parameters(faces, tmp_path, capsys):
+    options = ["--profile", "exponential", "--imbalance", 1, "--max", 1, "--json"]
+    assert run("sample", faces, "--out", tmp_path, *options) == 0
+    profile = json.loads(capsys.readouterr().out)["profile"]
+    assert profile == {"name": "exponential", "seed": 0, "imbalance": 1.0, "max": 1, "identities": None}
+    options = ["--profile", "pareto", "--max", 3, "--min", 1, "--identities", 2]
+    assert run("sample", faces, "--out", tmp_path, *options) == 0
+    manifest = np.genfromtxt(tmp_path / "manifest.csv", delimiter=",", names=True)
+    assert manifest["new_label"].tolist() == [0, 0, 0, 1]
+
+
+def test_the_source_is_never_overwritten(faces, capsys):
+    before = faces.read_bytes()
+    assert run("sample", faces, "--out", faces.parent, "--images", 3, "--pack") == 1
+    assert "this is the source itself" in capsys.readouterr().err
+    assert faces.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "text", ["name\nAnn\n", "label,name\n0,a\n0,b\n1,c\n2,d\n", "label,name\n0\n", "label,name\n7,g\n"]
+)
+def test_a_wrong_table_of_identities_is_told_before_any_work(faces, tmp_path, capsys, text):
+    faces.with_name("identities.csv").write_text(text)
+    assert run("sample", faces, "--out", tmp_path / "out", "--images", 8, "--pack") == 1
+    assert "identities.csv" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_verify_names_the_damage_and_fails(faces, capsys):
+    assert run("verify", faces.parent) == 0
+    assert "12 records, 8 images, 0 findings" in capsys.readouterr().out
+    data = bytearray(faces.read_bytes())
+    data[0] ^= 1
+    faces.write_bytes(data)
+    assert run("verify", faces) == 1
+    assert "record key 1 at offset 0: no magic word at offset 0" in capsys.readouterr().out
+    assert run("verify", faces, "--json", "--no-decode") == 1
+    damage = {"key": 1, "offset": 0, "reason": "no magic word at offset 0"}
+    assert json.loads(capsys.readouterr().out)["damages"] == [damage]
+
+
+def test_info_tells_what_a_file_holds(golden, tmp_path, capsys):
+    assert run("info", golden / "recordio/train.rec", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["records"], told["images"], told["identities"], told["identity_records"]) == (39, 33, 5, 5)
+    assert told["first_image"] == "jpeg, 112 x 112, 6619 bytes"
+    shutil.copyfile(golden / "recordio/train.rec", tmp_path / "train.rec")
+    assert run("info", tmp_path) == 0
+    assert "made by a scan" in capsys.readouterr().out
+
+
+def test_pack_and_unpack(faces, tmp_path, capsys):
+    assert run("unpack", faces, "--out", tmp_path / "images") == 0
+    assert run("pack", tmp_path / "images", "--out", tmp_path / "again", "--json") == 0
+    assert (tmp_path / "again/train.rec").read_bytes() == faces.read_bytes()
+    assert run("pack", tmp_path / "images", "--out", tmp_path / "again", "--size", "12") == 1
+    assert "--size 12: give HEIGHTxWIDTH" in capsys.readouterr().err
+    assert run("pack", tmp_path / "absent", "--out", tmp_path / "again") == 1
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "unpack", "sample"])
+def test_a_missing_file_is_one_line(tmp_path, capsys, command):
+    options = [] if command in ("info", "verify") else ["--out", tmp_path / "out"]
+    assert run(command, tmp_path / "absent.rec", *options) == 1
+    error = capsys.readouterr().err
+    assert "absent.rec: no such file" in error
+    assert error.count("\n") == 1
+
+
+def test_help_is_light_and_the_package_imports_nothing_heavy(root):
+    code = (
+        "import sys\n"
+        "from recordio_tools.__main__ import main\n"
+        "try: main(['sample', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'faiss', 'matplotlib', 'cv2', 'facelt', 'scipy'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "--images" in result.stdout
+
+
+def test_the_package_depends_on_numpy_and_opencv_alone(root):
+    allowed = sys.stdlib_module_names | {"numpy", "cv2", "recordio_tools"}
+    for path in (root / "recordio_tools").glob("*.py"):
+        shown = {"typer", "rich"} if path.name in ("commands.py", "progress.py") else set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert {name.split(".")[0] for name in names} <= allowed | shown, path.name
+    assert all(hasattr(recordio_tools, name) for name in recordio_tools.__all__)

@@ -1,0 +1,111 @@
+"""Conditions to stop on: what is read, what is refused and with what words, and what meets them."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from facelt.errors import UserError
+from facelt.stats.conditions import OPERATORS, Condition, Value, parse_condition
+
+VALUES = [
+    Value("gap", "rank1", ("gender",), 0.087),
+    Value("gap", "rank1", ("gender", "age band"), 0.03),
+    Value("ratio", "fmr", ("gender",), 3.5, at_least=True),
+    Value("garbe", "both", ("gender",), None, note="no group has a false match"),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("gap(rank1) > 0.05", ("gap", "rank1", (), ">", 0.05)),
+        ("  gap( fnir@0.01 ,by = gender )<=5e-2 ", ("gap", "fnir@0.01", ("gender",), "<=", 0.05)),
+        ("ratio(fmr, by=gender + age band)>=2", ("ratio", "fmr", ("gender", "age band"), ">=", 2.0)),
+        ("fdr(both) < -1", ("fdr", "both", (), "<", -1.0)),
+    ],
+)
+def test_reads(text, wanted):
+    found = parse_condition(text)
+    assert (found.figure, found.metric, found.by, found.op, found.limit) == wanted
+    assert found.text == text.strip()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "gap > 0.05",
+        "gap(rank1)",
+        "gap(rank1) == 0.05",
+        "gap(rank1) => 0.05",
+        "gap(rank1) > 0.05; import os",
+        "gap(rank1) > 0.05 or gap(fmr) > 1",
+        "gap(rank1, gender) > 0.05",
+        "gap(rank1, by=) > 0.05",
+        "gap(rank1, by=a, by=b) > 0.05",
+        "__import__('os').system('true') > 0",
+    ],
+)
+def test_refuses_other_forms(text):
+    with pytest.raises(UserError, match=r"write it as gap\(rank1\) > 0.05"):
+        parse_condition(text)
+
+
+@pytest.mark.parametrize("limit", ["nan", "inf", "five", "0,05", "1__0"])
+def test_refuses_what_is_no_number(limit):
+    with pytest.raises(UserError, match="is no number"):
+        parse_condition(f"gap(rank1) > {limit}")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=40))
+def test_any_text_is_read_or_refused(text):
+    message = ""
+    try:
+        found = parse_condition(text)
+    except UserError as error:
+        found, message = None, str(error)
+    assert isinstance(found, Condition) or message.startswith("cannot read the condition")
+    assert "\n" not in message
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(sorted(OPERATORS)), st.floats(-10, 10), st.floats(-10, 10))
+def test_compares_as_the_operator_does(op, value, limit):
+    compared = {">": value > limit, ">=": value >= limit, "<": value < limit, "<=": value <= limit}[op]
+    found = parse_condition(f"gap(rank1) {op} {limit!r}").reasons([Value("gap", "rank1", ("g",), value)])
+    assert bool(found) == compared
+
+
+def test_reasons_name_the_figure_and_its_value():
+    assert parse_condition("gap(rank1) > 0.05").reasons(VALUES) == ["gap(rank1) > 0.05: gap(rank1, by=gender) is 0.087"]
+    assert parse_condition("gap(rank1) > 0.01").reasons(VALUES)[1].endswith("gap(rank1, by=gender+age band) is 0.03")
+    assert parse_condition("gap(rank1, by=gender+age band) > 0.05").reasons(VALUES) == []
+
+
+@pytest.mark.parametrize("text", ["ratio(fmr) > 3", "ratio(fmr) >= 3.5"])
+def test_a_lower_bound_above_the_limit_is_a_reason(text):
+    assert parse_condition(text).reasons(VALUES)[0].endswith("is at least 3.5")
+
+
+def test_a_lower_bound_is_surely_not_below_a_smaller_limit():
+    assert parse_condition("ratio(fmr) > 4").op == ">"
+    with pytest.raises(UserError, match=r"is at least 3\.5 and may be more, a group has no error"):
+        parse_condition("ratio(fmr) > 4").reasons(VALUES)
+    with pytest.raises(UserError, match=r"is at least 3\.5 and may be more"):
+        parse_condition("ratio(fmr) < 4").reasons(VALUES)
+    assert parse_condition("ratio(fmr) < 3").reasons(VALUES) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("spread(rank1) > 0", "no figure 'spread' there; choose one of gap, garbe, ratio"),
+        ("gap(fmr) > 0", "no metric 'fmr' there; choose one of rank1"),
+        ("gap(rank1, by=age) > 0", r"no grouping 'age' there; choose one of gender, gender\+age band"),
+        ("garbe(both) > 0", r"cannot be decided: garbe\(both, by=gender\) has no value, no group has a false match"),
+    ],
+)
+def test_what_the_report_lacks_is_no_pass(text, words):
+    with pytest.raises(UserError, match=words):
+        parse_condition(text).reasons(VALUES)

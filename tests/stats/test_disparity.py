@@ -1,0 +1,158 @@
+"""Disparities: by hand, against double loops, and what is said where nothing can be divided."""
+
+from math import prod
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from facelt.stats import disparity
+from facelt.stats.disparity import (
+    GroupErrors,
+    counted_fairness_discrepancy_rate,
+    counted_gap,
+    counted_garbe,
+    counted_gini,
+    counted_inequity_rate,
+    counted_max_over_geometric_mean,
+    counted_ratio,
+    zero_error_bound,
+)
+
+RATES = st.lists(st.floats(1e-6, 1), min_size=2, max_size=6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(RATES, st.floats(0, 1), st.data())
+def test_equal_plain_loops(fmr, alpha, data):
+    fnmr = data.draw(st.lists(st.floats(1e-6, 1), min_size=len(fmr), max_size=len(fmr)))
+    n = len(fmr)
+
+    def differences(x):
+        return [abs(a - b) for a in x for b in x]
+
+    def gini(x):
+        return n / (n - 1) * sum(differences(x)) / (2 * n * n * (sum(x) / n))
+
+    assert disparity.gap(fmr) == pytest.approx(max(differences(fmr)))
+    assert disparity.ratio(fmr) == pytest.approx(max(a / b for a in fmr for b in fmr))
+    assert disparity.max_over_geometric_mean(fmr) == pytest.approx(max(fmr) / prod(fmr) ** (1 / n))
+    assert disparity.gini(fmr) == pytest.approx(gini(fmr), abs=1e-12)
+    assert disparity.fairness_discrepancy_rate(fmr, fnmr, alpha) == pytest.approx(
+        1 - (alpha * max(differences(fmr)) + (1 - alpha) * max(differences(fnmr)))
+    )
+    assert disparity.inequity_rate(fmr, fnmr, alpha) == pytest.approx(
+        (max(fmr) / min(fmr)) ** alpha * (max(fnmr) / min(fnmr)) ** (1 - alpha)
+    )
+    assert disparity.garbe(fmr, fnmr, alpha) == pytest.approx(alpha * gini(fmr) + (1 - alpha) * gini(fnmr), abs=1e-12)
+
+
+def test_by_hand():
+    # FMR 1% and 4%, FNMR 10% and 20%.
+    fmr, fnmr = [0.01, 0.04], [0.1, 0.2]
+    assert disparity.gap(fnmr) == pytest.approx(0.1)
+    assert disparity.ratio(fmr) == pytest.approx(4)
+    assert disparity.max_over_geometric_mean(fmr) == pytest.approx(0.04 / 0.02)
+    assert disparity.gini(fmr) == pytest.approx(0.03 / 0.05)  # of two groups: their difference over their sum
+    assert disparity.fairness_discrepancy_rate(fmr, fnmr, 0.5) == pytest.approx(1 - 0.5 * 0.03 - 0.5 * 0.1)
+    assert disparity.inequity_rate(fmr, fnmr, 0.5) == pytest.approx(np.sqrt(4 * 2))
+    assert disparity.garbe(fmr, fnmr, 0.5) == pytest.approx(0.5 * 0.6 + 0.5 / 3)
+
+
+def test_ends_of_the_gini_coefficient():
+    assert disparity.gini([0.2, 0.2, 0.2]) == pytest.approx(0)
+    assert disparity.gini([0.0, 0.0, 0.0, 0.3]) == pytest.approx(1)
+
+
+def test_many_replicates_at_once():
+    rate_RG = np.random.default_rng(0).uniform(0.01, 0.9, (5, 4))
+    for figure in (disparity.gap, disparity.ratio, disparity.max_over_geometric_mean, disparity.gini):
+        np.testing.assert_allclose(figure(rate_RG), [float(figure(rate_G)) for rate_G in rate_RG])
+
+
+def test_zero_error_bound_is_where_no_error_is_that_unlikely_for_wilson():
+    # Wilson's limit p solves (p - 0)^2 = z^2 p (1 - p) / n.
+    p = zero_error_bound(100, 0.95)
+    assert p**2 == pytest.approx(1.959963985**2 * p * (1 - p) / 100)
+    assert zero_error_bound(1000) == pytest.approx(3.84 / 1000, rel=0.01)
+
+
+def test_counts_with_errors_give_the_figure_itself():
+    false_match = GroupErrors(("f", "m"), [1, 8], [100, 200])
+    false_non_match = GroupErrors(("f", "m"), [10, 40], [100, 200])
+    assert counted_ratio(false_match).value == pytest.approx(4)
+    assert not counted_ratio(false_match).at_least
+    assert counted_gap(false_non_match).value == pytest.approx(0.1)
+    assert counted_max_over_geometric_mean(false_match).value == pytest.approx(2)
+    assert counted_gini(false_match).value == pytest.approx(0.6)
+    assert counted_inequity_rate(false_match, false_non_match).value == pytest.approx(np.sqrt(8))
+    assert counted_garbe(false_match, false_non_match).value == pytest.approx(0.3 + 0.5 / 3)
+    assert counted_fairness_discrepancy_rate(false_match, false_non_match).value == pytest.approx(1 - 0.015 - 0.05)
+
+
+def test_a_group_without_errors_gives_a_bound():
+    errors = GroupErrors(("f", "m", "x"), [0, 50, 100], [1000, 1000, 1000], kind="false match")
+    upper = 3.8415 / 1003.8415
+    found = counted_ratio(errors)
+    assert found.at_least
+    assert found.value == pytest.approx(0.1 / upper, rel=1e-4)
+    assert "no false match in f" in found.note
+    found = counted_max_over_geometric_mean(errors)
+    assert found.at_least
+    assert found.value == pytest.approx(0.1 / (upper * 0.05 * 0.1) ** (1 / 3), rel=1e-4)
+    # With clustered trials fewer independent ones stand behind the bound, which is then weaker.
+    clustered = GroupErrors(
+        ("f", "m", "x"), [0, 50, 100], [1000, 1000, 1000], upper_G=zero_error_bound(50) * np.ones(3)
+    )
+    assert counted_ratio(clustered).value < counted_ratio(errors).value / 10
+    assert counted_gap(errors).value == pytest.approx(0.1)
+    assert not counted_gap(errors).at_least
+    fnmr = GroupErrors(("f", "m", "x"), [100, 100, 200], [1000, 1000, 1000])
+    found = counted_inequity_rate(errors, fnmr, 0.25)
+    assert found.at_least
+    assert found.value == pytest.approx((0.1 / upper) ** 0.25 * 2**0.75, rel=1e-4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0, 1))
+def test_the_bound_lies_below_whatever_the_unseen_rate_may_be(share):
+    # A group with few trials: its upper bound lies above the other groups' rates.
+    errors = GroupErrors(("a", "b", "c"), [0, 3, 4], [20, 100, 100])
+    unseen = max(share * float(zero_error_bound(20)), 1e-9)
+    for counted, figure in (
+        (counted_ratio, disparity.ratio),
+        (counted_max_over_geometric_mean, disparity.max_over_geometric_mean),
+    ):
+        assert 1 <= counted(errors).value <= figure([unseen, 0.03, 0.04]) * (1 + 1e-12)
+
+
+def test_no_figure_where_there_is_none():
+    nothing = GroupErrors(("f", "m"), [0, 0], [10, 10], kind="false match")
+    some = GroupErrors(("f", "m"), [1, 2], [10, 10])
+    assert counted_ratio(nothing).value is None
+    assert counted_ratio(nothing).note == "no group has a false match"
+    assert counted_gap(nothing).value == 0
+    for figure in (counted_inequity_rate, counted_garbe):
+        assert figure(nothing, some).value is None
+        assert figure(some, nothing).value is None
+    alone = GroupErrors(("f", "m"), [1, 0], [10, 0])
+    for figure in (counted_gap, counted_ratio, counted_gini, counted_max_over_geometric_mean):
+        assert figure(alone).value is None
+        assert "fewer than two groups" in figure(alone).note
+    assert counted_fairness_discrepancy_rate(alone, some).value is None
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="alpha 2"):
+        disparity.garbe([0.1, 0.2], [0.1, 0.2], 2)
+    with pytest.raises(ValueError, match="two groups"):
+        disparity.gap([0.1])
+    with pytest.raises(ValueError, match="between 0 and its trials"):
+        GroupErrors(("a", "b"), [2, 0], [1, 1])
+    with pytest.raises(ValueError, match="3 groups"):
+        GroupErrors(("a", "b", "c"), [2, 0], [2, 1])
+    with pytest.raises(ValueError, match="different groups"):
+        counted_garbe(GroupErrors(("a", "b"), [1, 1], [2, 2]), GroupErrors(("a", "c"), [1, 1], [2, 2]))
+    with pytest.raises(ValueError, match="level"):
+        zero_error_bound(3, 1)

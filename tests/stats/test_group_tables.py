@@ -1,0 +1,166 @@
+"""Tables by group: against counting by hand, with small and empty groups shown, and the contrasts drawn from them."""
+
+from functools import partial
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from facelt.stats.disparity import counted_ratio
+from facelt.stats.groups import PairCounts, Units, group_sizes, pair_table, search_table
+from facelt.stats.permutation import adjusted, contrasts, gap_chance, pair_gap_chance, row_of_identities
+
+OPTIONS = {"level": 0.95, "least_identities": 2}
+
+# 4 women of 3 images, 3 men of 2 and 1 person of unknown gender; age by image.
+IDENTITY = [*np.repeat(["a", "b", "c", "d"], 3), *np.repeat(["k", "l", "m"], 2), "x"]
+GENDER = ["f"] * 12 + ["m"] * 6 + [""]
+AGE = (["young", "old", "old"] * 4) + ["old", "young"] * 3 + ["old"]
+
+
+@pytest.fixture(scope="module")
+def units() -> Units:
+    return Units.of(IDENTITY, {"gender": GENDER, "age": AGE})
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    left, right = np.array(list(combinations(range(len(IDENTITY)), 2))).T
+    mated = np.array(IDENTITY)[left] == np.array(IDENTITY)[right]
+    score = np.random.default_rng(0).uniform(0, 0.9, len(left)) + 0.1 * mated
+    return score, mated, left, right
+
+
+def by_unit(units: Units, value_N) -> np.ndarray:
+    return np.bincount(units.unit_N, weights=value_N, minlength=len(units))
+
+
+def test_searches_by_hand(units):
+    # Of each woman's 3 searches the first misses, of the men's none, of the unknown one all.
+    missed_N = [1, 0, 0] * 4 + [0] * 6 + [1]
+    counts = by_unit(units, missed_N), by_unit(units, [1] * 19)
+    table = search_table("miss", *counts, units, units.grouping(["gender"]), **OPTIONS)
+    unknown, women, men = table.rows
+    assert (women.group, women.events, women.trials, women.identities) == (("f",), 4, 12, 4)
+    assert women.rate == pytest.approx(1 / 3)
+    assert women.low < 1 / 3 < women.high
+    assert (men.rate, men.low, men.trials, men.small) == (0, 0, 6, False)
+    assert (unknown.group, unknown.rate, unknown.low, unknown.small) == (("(unknown)",), 1.0, None, True)
+    assert table.large() == (1, 2)
+    found = counted_ratio(table.errors("miss"))
+    assert found.at_least
+    assert found.value == max(1, women.rate / min(men.high, women.rate))
+    both = search_table("miss", *counts, units, units.grouping(["gender", "age"]), **OPTIONS)
+    assert [(row.group, row.events, row.trials) for row in both.rows] == [
+        (("(unknown)", "old"), 1, 1),
+        (("f", "old"), 0, 8),
+        (("f", "young"), 4, 4),
+        (("m", "old"), 0, 3),
+        (("m", "young"), 0, 3),
+    ]
+
+
+@pytest.mark.parametrize("by", [["gender"], ["age"], ["gender", "age"]])
+@pytest.mark.parametrize("across", [False, True])
+def test_pairs_by_a_loop(units, pairs, by, across):
+    score, mated, left, right = pairs
+    counts = PairCounts(units, [0.4])
+    counts.add(*pairs)
+    columns = {"gender": [g or "(unknown)" for g in GENDER], "age": AGE}
+    name_N = list(zip(*(columns[c] for c in by), strict=True))
+    for kind, is_mated in (("fmr", False), ("fnmr", True)):
+        unit_pairs = counts.mated(0) if is_mated else counts.non_mated(0)
+        table = pair_table(kind, unit_pairs, units, units.grouping(by), across=across, **OPTIONS)
+        groups = len(set(name_N))
+        assert len(table.rows) == (groups * (groups + 1) // 2 if across else groups)
+        assert table.by == (tuple(f"{side} {c}" for side in ("left", "right") for c in by) if across else tuple(by))
+        for row in table.rows:
+            wanted = {row.group[: len(by)], row.group[-len(by) :]}
+            chosen = [
+                m for m in range(len(score)) if mated[m] == is_mated and {name_N[left[m]], name_N[right[m]]} == wanted
+            ]
+            wrong = [m for m in chosen if (score[m] >= 0.4) != is_mated]
+            assert (row.events, row.trials) == (len(wrong), len(chosen))
+            assert row.rate == (pytest.approx(len(wrong) / len(chosen)) if chosen else None)
+            people = {IDENTITY[end[m]] for m in chosen for end in (left, right)}
+            assert row.identities == len(people)
+            assert row.small == (len(people) < 2)
+            assert row.effective is None or row.effective <= row.trials
+
+
+def test_a_group_without_pairs_is_shown(units, pairs):
+    counts = PairCounts(units, [0.4])
+    counts.add(*pairs)
+    row = pair_table("fmr", counts.non_mated(0), units, units.grouping(["gender"]), **OPTIONS).rows[0]
+    assert row.group == ("(unknown)",)
+    assert (row.rate, row.low, row.high, row.effective) == (None,) * 4
+    assert (row.trials, row.identities, row.small) == (0, 0, True)
+
+
+def test_distractors_are_compared_with_and_are_no_group_of_their_own():
+    units = Units.of(
+        ["a", "b", "c", "d", "(distractors)"],
+        {"gender": ["f", "f", "m", "m", "(distractors)"]},
+        fixed_N=np.array([False] * 4 + [True]),
+    )
+    counts = PairCounts(units, [0.5])
+    counts.add([0.9, 0.1, 0.2, 0.8, 0.6], [False] * 5, [0, 1, 2, 3, 3], [4, 4, 4, 4, 4])
+    grouping = units.grouping(["gender"])
+    table = pair_table("fmr", counts.non_mated(0), units, grouping, across=True, **OPTIONS)
+    rates = {row.group: (row.events, row.trials, row.identities) for row in table.rows if row.trials}
+    assert rates == {("(distractors)", "f"): (1, 2, 2), ("(distractors)", "m"): (2, 3, 2)}
+    own = pair_table("fmr", counts.non_mated(0), units, grouping, **OPTIONS)
+    assert [row.group for row in own.rows] == [("f",), ("m",)]
+    searched = search_table(
+        "miss", by_unit(units, [0, 1, 0, 1, 1]), by_unit(units, [0, 1, 1, 1, 1]), units, grouping, **OPTIONS
+    )
+    assert [(row.group, row.events, row.trials) for row in searched.rows] == [(("f",), 1, 1), (("m",), 1, 2)]
+
+
+def test_sizes_by_hand(units):
+    failed_N = np.zeros(19, dtype=bool)
+    failed_N[[0, 1, 12]] = True
+    unknown, women, men = group_sizes(units, units.grouping(["gender"]), failed_N, least_identities=3)
+    assert (women.group, women.identities, women.images, women.failures) == (("f",), 4, 12, 2)
+    assert women.failure_rate == pytest.approx(2 / 12)
+    assert (men.identities, men.images, men.failures, men.small) == (3, 6, 1, False)
+    assert (unknown.identities, unknown.images, unknown.failures, unknown.small) == (1, 1, 0, True)
+
+
+def test_contrasts_of_searches():
+    random = np.random.default_rng(0)
+    identity = np.repeat([f"p{i:02}" for i in range(45)], 10)
+    group = np.repeat(["a", "b", "c"], 150)
+    miss = random.binomial(1, np.repeat([0.05, 0.1, 0.6], 150))
+    units = Units.of(identity, {"g": group})
+    counts = by_unit(units, miss), by_unit(units, np.ones(450))
+    table = search_table("miss", *counts, units, units.grouping(["g"]), **OPTIONS)
+    sums = table.touched.error_FI.sum(axis=0), table.touched.trial_FI.sum(axis=0)
+    found = contrasts(table, row_of_identities(table), partial(gap_chance, *sums, permutations=400, seed=0))
+    assert [(one.first, one.second) for one in found][:2] == [(("c",), ("a",)), (("c",), ("b",))]
+    largest, _, smallest = adjusted(found)
+    rates = [miss[group == g].mean() for g in "abc"]
+    assert largest.difference == pytest.approx(rates[2] - rates[0])
+    assert largest.ratio == pytest.approx(rates[2] / rates[0])
+    assert 0.3 < largest.low < largest.difference < largest.high < 0.8
+    assert largest.p == pytest.approx(1 / 401)
+    assert largest.adjusted_p == pytest.approx(3 / 401)
+    assert smallest.p > 0.01
+    assert smallest.low < smallest.difference < smallest.high
+
+
+def test_contrasts_of_pairs_and_of_people_in_several_groups(units, pairs):
+    counts = PairCounts(units, [0.4])
+    counts.add(*pairs)
+    unit_pairs = counts.non_mated(0)
+    test = partial(pair_gap_chance, *unit_pairs.by_identity(units), permutations=300, seed=0)
+    table = pair_table("fmr", unit_pairs, units, units.grouping(["gender"]), **OPTIONS)
+    (one,) = contrasts(table, row_of_identities(table), test)
+    assert one.difference >= 0
+    assert 0 < one.p <= 1
+    by_age = pair_table("fmr", unit_pairs, units, units.grouping(["age"]), **OPTIONS)
+    assert row_of_identities(by_age) is None
+    (one,) = contrasts(by_age, None, test)
+    assert one.p is None
+    assert adjusted([one])[0].adjusted_p is None
+    assert one.low < one.difference < one.high

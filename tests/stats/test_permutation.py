@@ -1,0 +1,104 @@
+"""Permutation tests: against all orders counted out, under no difference, and under one that cannot be missed."""
+
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+
+from facelt.stats import disparity
+from facelt.stats.permutation import gap_chance, holm, pair_gap_chance, permuted_groups, swap_chance
+
+OPTIONS = {"permutations": 4000, "seed": 0}
+
+
+def test_gap_equals_all_divisions_counted_out():
+    error, trial = np.array([9, 7, 8, 2, 1, 4, 3]), np.array([10, 20, 10, 10, 9, 10, 20])
+
+    def gap(first):
+        rates = [
+            error[part].sum() / trial[part].sum() for part in (list(first), [i for i in range(7) if i not in first])
+        ]
+        return abs(rates[0] - rates[1])
+
+    seen = gap((0, 1, 2))
+    divisions = [gap(first) for first in combinations(range(7), 3)]
+    found = gap_chance(error, trial, np.array([0, 0, 0, 1, 1, 1, 1]), **OPTIONS)
+    assert found.value == pytest.approx(seen)
+    assert found.p == pytest.approx(np.mean([d >= seen - 1e-12 for d in divisions]), abs=0.01)
+    assert found.median == pytest.approx(np.quantile(divisions, 0.5), abs=0.01)
+
+
+def test_pair_gap_equals_all_divisions_counted_out():
+    random = np.random.default_rng(0)
+    trial = np.triu(random.integers(5, 20, (7, 7)), 1)
+    error = random.binomial(trial, np.where(np.add.outer(np.arange(7), np.arange(7)) < 6, 0.6, 0.2))
+    error, trial = error + error.T, trial + trial.T
+
+    def gap(first):
+        parts = [list(first), [i for i in range(7) if i not in first]]
+        rates = [
+            sum(error[i, j] for i, j in combinations(part, 2)) / sum(trial[i, j] for i, j in combinations(part, 2))
+            for part in parts
+        ]
+        return abs(rates[0] - rates[1])
+
+    seen = gap((0, 1, 2))
+    found = pair_gap_chance(error, trial, np.array([0, 0, 0, 1, 1, 1, 1]), **OPTIONS)
+    assert found.value == pytest.approx(seen)
+    wanted = np.mean([gap(first) >= seen - 1e-12 for first in combinations(range(7), 3)])
+    assert found.p == pytest.approx(wanted, abs=0.012)
+
+
+def test_swaps_equal_all_signs_counted_out():
+    first, second, trial = np.array([3, 5, 2, 4, 6]), np.array([2, 1, 2, 5, 1]), np.array([9, 9, 9, 9, 9])
+    sums = [
+        abs(sum(s * (a - b) for s, a, b in zip(signs, first, second, strict=True)))
+        for signs in product((-1, 1), repeat=5)
+    ]
+    found = swap_chance(first, second, trial, **OPTIONS)
+    assert found.value == pytest.approx(9 / 45)
+    assert found.p == pytest.approx(np.mean([s >= 9 for s in sums]), abs=0.02)
+
+
+def test_p_values_are_uniform_without_a_difference():
+    random = np.random.default_rng(5)
+    p = []
+    for _ in range(300):
+        trial = random.integers(1, 40, 20)
+        error = random.binomial(trial, random.beta(1, 5, 20))
+        p.append(gap_chance(error, trial, np.arange(20) % 3, permutations=99, seed=int(random.integers(1e9))).p)
+    assert 0.02 < np.mean(np.array(p) <= 0.05) < 0.09
+    assert 0.42 < np.mean(np.array(p) <= 0.5) < 0.58
+
+
+def test_other_figures_and_the_smallest_p():
+    error, trial = np.repeat([40, 1], 12), np.full(24, 50)
+    found = gap_chance(error, trial, np.repeat([0, 1], 12), permutations=500, seed=1, figure=disparity.ratio)
+    assert found.value == pytest.approx(40)
+    assert found.p == pytest.approx(1 / 501)
+    assert found.high < 10
+
+
+def test_identities_outside_and_without_trials_take_no_part():
+    error, trial = np.array([1, 5, 0, 9]), np.array([10, 10, 0, 10])
+    found = gap_chance(error, trial, np.array([0, 1, 0, -1]), **OPTIONS)
+    assert found.value == pytest.approx(0.4)
+    assert found.p == 1
+    assert gap_chance(error, trial, np.array([0, 0, 1, -1]), **OPTIONS) is None
+    assert pair_gap_chance(np.zeros((3, 3)), 1 - np.eye(3), np.array([0, 0, 1]), **OPTIONS) is None
+    assert swap_chance(np.zeros(2), np.zeros(2), np.zeros(2), **OPTIONS) is None
+    assert gap_chance(error * 0, trial, np.array([0, 1, 0, 1]), figure=disparity.ratio, **OPTIONS) is None
+
+
+def test_permuted_groups_keep_their_sizes():
+    group_PI = permuted_groups(np.array([0, 0, 1, 2, 2, 2]), permutations=20, seed=0)
+    assert (np.sort(group_PI, axis=1) == [0, 0, 1, 2, 2, 2]).all()
+    assert len(np.unique(group_PI, axis=0)) > 5
+    with pytest.raises(ValueError, match="permutations 0"):
+        permuted_groups(np.zeros(3), permutations=0, seed=0)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, None, 0.03]) == [pytest.approx(0.03), pytest.approx(0.06), None, pytest.approx(0.06)]
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []

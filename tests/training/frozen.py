@@ -1,0 +1,51 @@
+"""Runs whose batch norm keeps its statistics, so that ranks can be compared with one process, and which note what they
+see.
+"""
+
+import json
+import os
+from itertools import count
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from facelt.config.train import TrainConfig
+from facelt.distributed.comm import rank, world
+from facelt.training.run import run
+from facelt.training.trainer import Trainer
+
+
+def freeze(patch: pytest.MonkeyPatch, seen: Path, signal: tuple[int, int] | None = None) -> None:
+    """Each rank notes the images of its steps in seen/<rank>, a line [stage, epoch, step, indices].
+
+    `signal` (number, steps): the last rank sends itself that signal after so many steps.
+    """
+    norm, step, taken = nn.modules.batchnorm._BatchNorm, Trainer._step, count(1)
+    patch.setattr(norm, "train", lambda self, mode=True: nn.Module.train(self, False))
+
+    def noted(self, batches, display):
+        line = json.dumps([self.stage.name, self.at.epoch, self.at.step, batches[0].index_B.tolist()])
+        step(self, batches, display)
+        with (seen / f"{rank()}").open("a") as file:
+            file.write(line + "\n")
+        if signal is not None and next(taken) == signal[1] and rank() == world() - 1:
+            os.kill(os.getpid(), signal[0])
+
+    patch.setattr(Trainer, "_step", noted)
+
+
+def run_frozen(values: dict, seen: Path) -> None:
+    """The run, or what is left of it, on this rank."""
+    with pytest.MonkeyPatch.context() as patch:
+        freeze(patch, seen)
+        run(TrainConfig.model_validate(values), resume=True)
+
+
+def read_seen(seen: Path) -> dict[tuple, list[int]]:
+    """Images of each step, those of all ranks in rank order; of a step taken twice the second time."""
+    by_rank = []
+    for path in sorted(seen.iterdir()):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        by_rank.append({tuple(place): indices for *place, indices in lines})
+    return {place: [index for steps in by_rank for index in steps[place]] for place in by_rank[0]}

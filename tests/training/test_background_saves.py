@@ -1,0 +1,162 @@
+"""Saving while training goes on: the state of the moment, one save at a time, and no error lost."""
+
+import os
+import threading
+
+import pytest
+import torch
+
+from facelt.config.train import TrainConfig
+from facelt.distributed.comm import rank
+from facelt.errors import UserError
+from facelt.methods import METHODS
+from facelt.training import checkpoint
+from facelt.training.checkpoint import Checkpoints
+from facelt.training.run import run
+
+
+def tensors(value: float) -> dict[str, torch.Tensor]:
+    return {"method.weight": torch.full((2, 3), value), "method.counter": torch.tensor(int(value))}
+
+
+@pytest.fixture
+def checkpoints(tmp_path) -> Checkpoints:
+    return Checkpoints(tmp_path / "checkpoints", keep=2, in_background=True)
+
+
+@pytest.fixture
+def held(monkeypatch) -> threading.Event:
+    """Background saves wait for this before they look at what they have written."""
+    event, original = threading.Event(), checkpoint._digests
+    monkeypatch.setattr(checkpoint, "_digests", lambda folder: (event.wait(30), original(folder))[1])
+    yield event
+    event.set()
+
+
+def names(checkpoints: Checkpoints) -> list[str]:
+    return sorted(path.name for path in checkpoints.folder.iterdir())
+
+
+def restored(checkpoints: Checkpoints) -> tuple[dict, dict]:
+    return checkpoints.restore(lambda facts: tensors(0), {}, print)
+
+
+def test_it_is_the_state_of_the_moment_and_counts_only_when_complete(checkpoints, held):
+    live, facts = tensors(1), {"bad_images": {}}
+    checkpoints.save(10, live, {}, facts)
+    live["method.weight"].fill_(7)
+    live["method.counter"].fill_(7)
+    facts["bad_images"]["late"] = "met after the save"
+    checkpoints.settle(wait=False)
+    assert names(checkpoints) == [".step-00000010.new"]
+    held.set()
+    checkpoints.settle()
+    assert names(checkpoints) == ["step-00000010"]
+    checkpoints.settle()
+    saved, found = restored(checkpoints)
+    assert saved["bad_images"] == {}
+    assert all(torch.equal(found[name], value) for name, value in tensors(1).items())
+
+
+def test_who_comes_by_finds_it_complete(checkpoints):
+    checkpoints.save(10, tensors(1), {}, {})
+    for _ in range(1000):
+        checkpoints.settle(wait=False)
+        if names(checkpoints) == ["step-00000010"]:
+            return
+        threading.Event().wait(0.01)
+    pytest.fail("the save never took its name")
+
+
+def test_the_next_save_waits_for_the_one_before(checkpoints, held):
+    checkpoints.save(10, tensors(1), {}, {})
+    threading.Timer(0.2, held.set).start()
+    checkpoints.save(20, tensors(2), {}, {})
+    assert held.is_set()
+    assert "step-00000010" in names(checkpoints)
+    checkpoints.settle()
+    assert names(checkpoints) == ["step-00000010", "step-00000020"]
+
+
+def test_an_error_in_the_background_is_told_where_training_comes_by(checkpoints, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    checkpoints.save(10, tensors(1), {}, {})
+    checkpoints.settle()
+    monkeypatch.setattr(os, "fsync", full)
+    checkpoints.save(20, tensors(2), {}, {})
+    with pytest.raises(UserError, match=r"step-00000020: cannot be written or read \(No space left on device\)"):
+        checkpoints.settle()
+    assert names(checkpoints) == ["step-00000010"]
+    assert restored(checkpoints)[1]["method.counter"] == 1
+
+
+def test_a_run_saved_in_the_background_goes_on_as_a_whole_one_bit_by_bit(
+    train, finished_run, tmp_path, interrupt, metrics, assert_same_weights
+):
+    settings = {"checkpoint_every": 1, "checkpoint_async": True}
+    with pytest.raises(interrupt("dynamic_meta", 5)):
+        train(tmp_path / "run", **settings)
+    found = Checkpoints(tmp_path / "run/oltr/checkpoints", keep=2).found()
+    assert len(found) == 2
+    folder = train(tmp_path / "run", resume=True, **settings)
+    assert metrics(folder) == metrics(finished_run)
+    for stage in ("plain", "oltr"):
+        assert_same_weights(folder / stage / "model.safetensors", finished_run / stage / "model.safetensors")
+
+
+def run_interrupted(values: dict, step: int) -> None:
+    """The run, of which this rank's end is the same step as all the others'; then the rest of it."""
+    original, seen = METHODS["dynamic_meta"].step, iter(range(1000))
+
+    def interrupted(self, batches, progress):
+        if next(seen) == step:
+            raise UserError("interrupted")
+        return original(self, batches, progress)
+
+    config = TrainConfig.model_validate(values)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(METHODS["dynamic_meta"], "step", interrupted)
+        with pytest.raises(UserError, match="interrupted"):
+            run(config)
+    run(config, resume=True)
+
+
+def run_twice(straight: dict, broken: dict) -> None:
+    run(TrainConfig.model_validate(straight))
+    run_interrupted(broken, 5)
+
+
+def test_so_does_one_on_two_ranks(recipe, finished_run, rank_pool, tmp_path, metrics, assert_same_weights):
+    stage = {**recipe(tmp_path)["stages"][1], "start": str(finished_run / "plain")}
+    # Saves put the ranks' running statistics together, which rounds: both runs save at the same steps.
+    straight, broken = (recipe(tmp_path / name, stages=[stage], checkpoint_every=2) for name in ("straight", "broken"))
+    rank_pool.run(run_twice, 2, straight, {**broken, "checkpoint_async": True})
+    assert metrics(tmp_path / "broken") == metrics(tmp_path / "straight")
+    assert_same_weights(*(tmp_path / name / "oltr/model.safetensors" for name in ("broken", "straight")))
+
+
+def save_where_one_disk_is_full(folder) -> str:
+    """What each rank says when the second one's digests cannot be made."""
+    checkpoints = Checkpoints(folder, keep=2, in_background=True)
+    original = checkpoint.sync
+
+    def full(place):
+        if rank():
+            raise OSError(28, "No space left on device")
+        original(place)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "sync", full)
+        checkpoints.save(10, {f"method.{rank()}": torch.ones(3)}, {}, {})
+        with pytest.raises(UserError) as caught:
+            checkpoints.settle()
+    return str(caught.value)
+
+
+def test_all_ranks_stop_when_one_cannot_save(rank_pool, tmp_path):
+    said = rank_pool.run(save_where_one_disk_is_full, 2, tmp_path / "checkpoints")
+    assert len(set(said)) == 1
+    assert "step-00000010: cannot be written or read (No space left on device)" in said[0]
+    assert not list((tmp_path / "checkpoints").iterdir())

@@ -1,0 +1,107 @@
+"""Every recipe of configs/cifar100_lt, from its file to the accuracy of what it hands on, on small pictures."""
+
+import json
+import math
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from facelt.benchmarking.run import shortened
+from facelt.config.loading import load_config
+from facelt.config.train import TrainConfig
+from facelt.evaluation.evaluate import accuracy_of
+from facelt.inference.model import load_model
+from facelt.methods import METHODS
+from facelt.models.backbones import BACKBONES, Backbone, CifarResNet
+from facelt.training import trainer
+from facelt.training.run import run
+from tests.data.cifar_folder import write_cifar
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "cifar100_lt"
+RECIPES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+# Epochs of one step, so many that what begins late in a stage begins.
+EPOCHS, BATCH = 5, 32
+WIDTHS = (16, 16, 16)
+
+
+def thin(widths=WIDTHS):
+    """Blocks enough to be split wherever the real network is."""
+    return CifarResNet(2, widths)
+
+
+class OneStep:
+    """A stream that is over after one step of an epoch."""
+
+    steps_per_epoch = 1
+
+    def __init__(self, loader):
+        self._loader = loader
+
+    def epoch(self, epoch, start_step=0):
+        return islice(self._loader.epoch(epoch, start_step), 1 - start_step)
+
+    def close(self):
+        self._loader.close()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A small CIFAR-100: at imbalance 100 its classes have from 130 images to one, so that there are all bands."""
+    root = tmp_path_factory.mktemp("cifar")
+    write_cifar(root, 100, per_class=130)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(pictures, tmp_path_factory):
+    """trained(recipe) -> (its shortened configuration, the run's folder); each recipe is run once."""
+    done = {}
+
+    def of(name: str) -> tuple[TrainConfig, Path]:
+        if name not in done:
+            config = load_config(CONFIGS / f"{name}.yaml", TrainConfig)
+            values = shortened(config, tmp_path_factory.mktemp(name) / "run", EPOCHS).model_dump()
+            for optim in filter(None, [values["optim"], *(stage["optim"] for stage in values["stages"])]):
+                optim["batch"] = min(optim["batch"], BATCH)
+            values |= {"device": "cpu", "precision": "float32", "data": {**values["data"], "root": pictures}}
+            config = TrainConfig.model_validate(values)
+            done[name] = config, run(config)
+        return done[name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKBONES, "resnet32", Backbone(thin, channels=WIDTHS[-1], stride=4, widths=WIDTHS))
+        whole = trainer.open_streams
+        patch.setattr(trainer, "open_streams", lambda *given: [OneStep(loader) for loader in whole(*given)])
+        yield of
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_trains_and_hands_on_a_model_that_can_be_tested(name, trained):
+    config, folder = trained(name)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for stage in config.stages:
+        losses = [line["loss"] for line in lines if line["stage"] == stage.name and "loss" in line]
+        assert len(losses) == stage.epochs
+        assert all(map(math.isfinite, losses))
+        model = load_model(folder / stage.name, torch.device("cpu"))
+    accuracy = accuracy_of(model, "test", "paper", batch=128, workers=0)
+    assert 0 <= accuracy.overall <= 1
+    assert sum(accuracy.images.values()) == 100
+    assert all(accuracy.classes.values())
+
+
+def test_every_method_has_a_recipe():
+    stages = [stage for name in RECIPES for stage in load_config(CONFIGS / f"{name}.yaml", TrainConfig).stages]
+    assert {stage.method.name for stage in stages} == set(METHODS)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_has_a_folder_of_its_own_and_hands_on_its_last_epoch(name):
+    """There are no validation images, and the test images choose nothing."""
+    config = load_config(CONFIGS / f"{name}.yaml", TrainConfig)
+    assert config.out == Path("runs/cifar100_lt") / ("plain" if name == "base" else name)
+    assert {stage.keep for stage in config.stages} == {"last"}
+    assert config.data.imbalance == 100
+    assert config.model.backbone == "resnet32"

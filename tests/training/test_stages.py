@@ -1,0 +1,174 @@
+"""What a stage can be told beside its method: teachers, an optimiser of its own, what stands still, no steps at all."""
+
+import json
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from facelt.config.methods import ClassifyConfig
+from facelt.config.train import OptimConfig, TrainConfig
+from facelt.errors import UserError
+from facelt.inference.model import load_model
+from facelt.methods import METHODS
+from facelt.methods.classify import Classify
+from facelt.training.run import run
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+class Taught(Classify):
+    """Keeps its teachers, and scales its logits' direction by a setting: only 1 leaves the classes in order."""
+
+    asked: tuple = ()
+    kept: torch.Tensor | None = None
+
+    def learn_from(self, teachers):
+        type(self).asked = tuple(teachers)
+
+    @property
+    def settings(self):
+        return () if self.kept is None else (-1.0, 1.0, 0.0)
+
+    def use(self, setting):
+        with torch.no_grad():
+            self.head.weight.copy_(self.kept * setting)
+            self.head.bias.zero_()
+
+    def start_from(self, state):
+        super().start_from(state)
+        self.kept = self.head.weight.detach().clone()
+
+
+@pytest.fixture
+def taught(monkeypatch):
+    monkeypatch.setitem(METHODS, "classify", Taught)
+    monkeypatch.setattr(ClassifyConfig, "teachers_wanted", range(3))
+    return Taught
+
+
+def second(finished_run, **changes):
+    """A second stage from the finished run's first one."""
+    method = {"name": "classify", "keep_head": True}
+    return {"name": "second", "start": str(finished_run / "plain"), "method": method, "epochs": 1, **changes}
+
+
+def weights(folder, stage="second"):
+    return load_file(folder / stage / "model.safetensors")
+
+
+def test_a_kept_head_goes_on_and_a_frozen_one_stands_still(train, finished_run, tmp_path):
+    before = weights(finished_run, "plain")
+    frozen = weights(train(tmp_path / "frozen", stages=[second(finished_run, freeze=["head"])]))
+    moved = weights(train(tmp_path / "moved", stages=[second(finished_run)]))
+    fresh = weights(train(tmp_path / "fresh", stages=[second(finished_run, method={"name": "classify"})]))
+    assert torch.equal(before["head.weight"], frozen["head.weight"])
+    assert not torch.equal(before["network.backbone.conv1.weight"], frozen["network.backbone.conv1.weight"])
+    near, far = ((before["head.weight"] - after["head.weight"]).norm() for after in (moved, fresh))
+    assert 0 < near < far
+
+
+def test_a_head_of_another_shape_is_refused_before_anything_moves(train, finished_run, tmp_path):
+    method = {"name": "classify", "keep_head": True, "head": "cosine"}
+    kept = train(tmp_path / "same", stages=[second(finished_run, method={**method, "head": "linear"})])
+    assert kept.exists()
+    stages = [{"name": "first", "method": {"name": "classify", "head": "cosine"}, "epochs": 1}]
+    stages.append({"name": "second", "start": "first", "method": {"name": "classify", "keep_head": True}, "epochs": 1})
+    with pytest.raises(UserError, match="no head like this one"):
+        train(tmp_path / "other", stages=stages)
+
+
+def test_statistics_stand_still_when_told(train, finished_run, tmp_path):
+    before = weights(finished_run, "plain")
+    names = [name for name in before if name.endswith(STATISTICS)]
+    for batch_norm, same in (("still", True), ("moving", False)):
+        after = weights(train(tmp_path / batch_norm, stages=[second(finished_run, batch_norm=batch_norm)]))
+        assert all(torch.equal(before[name], after[name]) for name in names) == same
+        assert not torch.equal(before["network.backbone.conv1.weight"], after["network.backbone.conv1.weight"])
+
+
+def test_a_stage_has_its_own_optimiser_where_it_names_one(train, finished_run, tmp_path):
+    own = {"lr": 0.02, "batch": 12, "nesterov": True}
+    folder = train(tmp_path / "run", stages=[second(finished_run, optim=own, schedule={"name": "constant"})])
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {line["lr"] for line in lines if "lr" in line} == {0.02}
+    # 32 training images make two steps of 12 and four of 8.
+    assert max(line["step"] for line in lines if line["stage"] == "second") == 2
+    with pytest.raises(ValidationError, match="nesterov"):
+        OptimConfig(nesterov=True, momentum=0.0)
+
+
+def test_teachers_are_still_and_of_the_stages_named(train, taught, finished_run, tmp_path):
+    stages = [{"name": "first", "method": {"name": "classify"}, "epochs": 1}]
+    stages.append(second(finished_run, teachers=["first", str(finished_run / "oltr")]))
+    folder = train(tmp_path / "run", stages=stages)
+    first, oltr = taught.asked
+    assert isinstance(first, Classify)
+    assert type(oltr) is METHODS["dynamic_meta"]
+    for teacher, place in ((first, folder / "first"), (oltr, finished_run / "oltr")):
+        assert not teacher.training
+        assert not any(parameter.requires_grad for parameter in teacher.parameters())
+        expected = load_model(place, torch.device("cpu")).method.state_dict()
+        assert all(torch.equal(value, expected[name]) for name, value in teacher.state_dict().items())
+
+
+def test_a_method_that_asks_no_teacher_refuses_one(train, finished_run, tmp_path):
+    with pytest.raises(ValidationError, match="teachers: classify as it is set learns from 0 of them, 1 are named"):
+        train(tmp_path / "asked", stages=[second(finished_run, teachers=[str(finished_run / "plain")])])
+
+
+def test_a_missing_teacher_is_named(train, taught, recipe, finished_run, tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        train(tmp_path / "missing", stages=[second(finished_run, teachers=[str(tmp_path / "nowhere")])])
+    assert not (tmp_path / "missing").exists()
+    with pytest.raises(ValidationError, match="has the teacher 'unknown'"):
+        TrainConfig.model_validate(recipe(tmp_path, stages=[second(finished_run, teachers=["unknown"])]))
+
+
+@pytest.mark.parametrize(
+    ("method", "teacher", "reason"),
+    [
+        ({"name": "lfme"}, {}, "is no expert: lfme learns from stages of the method classify with shots"),
+        ({"name": "lfme"}, {"method": {"name": "dynamic_meta"}}, "is no expert"),
+        ({"name": "classify", "move_foreground": {}}, {}, "has no linear classifier on the averaged map"),
+        (
+            {"name": "classify", "move_foreground": {}},
+            {"method": {"name": "classify", "head": "cosine"}, "embedding": "none"},
+            "has no linear classifier",
+        ),
+    ],
+)
+def test_a_teacher_of_another_kind_is_told_before_any_work(recipe, tmp_path, method, teacher, reason):
+    stages = [{"name": "first", "method": {"name": "classify"}, "epochs": 1} | teacher]
+    stages.append({"name": "second", "method": method, "epochs": 1, "teachers": ["first"]})
+    with pytest.raises(ValidationError, match=f"'second' has the teacher 'first', which {reason}"):
+        TrainConfig.model_validate(recipe(tmp_path, stages=stages))
+
+
+def test_a_teacher_of_another_run_and_kind_is_told_before_any_work(train, finished_run, tmp_path):
+    teacher = str(finished_run / "plain")
+    stage = {"name": "second", "method": {"name": "lfme"}, "epochs": 1, "teachers": [teacher]}
+    with pytest.raises(UserError, match=f"'second' has the teacher '{teacher}', which is no expert"):
+        train(tmp_path / "run", stages=[stage])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_a_stage_without_steps_takes_the_setting_that_validates_best(train, taught, finished_run, tmp_path, keep):
+    folder = train(tmp_path / "run", stages=[second(finished_run, epochs=0, keep=keep)])
+    card = json.loads((folder / "second/card.json").read_text())
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    tried = {line["setting"]: line["validation_accuracy"] for line in lines if "setting" in line}
+    assert set(tried) == {-1.0, 1.0, 0.0}
+    assert tried[card["best"]["setting"]] == max(tried.values()) == card["best"]["validation_accuracy"]
+    expected = weights(finished_run, "plain")["head.weight"] * card["best"]["setting"]
+    assert torch.equal(weights(folder)["head.weight"], expected)
+    assert not (folder / "second/best.safetensors").exists()
+
+
+def test_without_validation_images_a_method_keeps_its_own_setting(recipe, taught, finished_run, tmp_path):
+    values = recipe(tmp_path / "run", stages=[second(finished_run, epochs=0)])
+    values["data"]["validation_fraction"] = 0.0
+    folder = run(TrainConfig.model_validate(values))
+    assert torch.equal(weights(folder)["head.weight"], weights(finished_run, "plain")["head.weight"])

@@ -1,0 +1,1 @@
+"""`facelt embed` of models with the thin backbone."""
