@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from facelt.data.decode import decode_image, prepare_opencv
-from facelt.data.device_cache import ResidentImages, ResidentLoader
+from facelt.data.device_cache import CachedLoader, DeviceImageCache
 from facelt.data.loader import Loader
 from facelt.data.records import RecordDataset
 from facelt.data.samplers import InstanceSampler, SequentialSampler
@@ -57,9 +57,9 @@ def decode_all(dataset: RecordDataset, images: int) -> None:
         decode_image(dataset.payload(index % len(dataset)))
 
 
-def read(loader: Loader | ResidentLoader, epochs: int) -> int:
+def read(loader: Loader | CachedLoader, epochs: int) -> int:
     """Reads whole epochs; returns how many images."""
-    return sum(len(batch) for epoch in range(epochs) for batch in loader.epoch(epoch))
+    return sum(len(batch) for epoch in range(epochs) for batch in loader.batches(epoch))
 
 
 @contextmanager
@@ -71,8 +71,8 @@ def programs(dataset: RecordDataset, images: int, batch: int) -> Iterator[dict[s
     sampler = InstanceSampler(dataset.labels, batch, seed=0, members=members)
     loaders = {f"{workers} workers": Loader(dataset, sampler, workers=workers) for workers in WORKERS}
     everything = Loader(dataset, SequentialSampler(len(dataset), batch, members), workers=0)
-    resident = ResidentImages(dataset, members, torch.device("cpu"), lambda: everything.epoch(0))
-    loaders["resident"] = ResidentLoader(resident, sampler)
+    resident = DeviceImageCache(dataset, members, torch.device("cpu"), lambda: everything.batches(0))
+    loaders["resident"] = CachedLoader(resident, sampler)
     with get_context("fork").Pool(2) as pool:
 
         def decode(processes: int) -> int:

@@ -24,7 +24,7 @@ from facelt.config.data import RecordData
 from facelt.config.methods import ClassifyConfig, DynamicMetaConfig
 from facelt.config.train import OptimConfig, StageConfig
 from facelt.data.batch import Batch
-from facelt.data.module import Preparation
+from facelt.data.module import Preprocessing
 from facelt.methods import METHODS
 from facelt.methods.base import Method, Progress, StepOutput, Stream
 from facelt.models.network import build_network
@@ -53,7 +53,7 @@ class NetworkAlone(Method):
         raise TypeError("there is no head")
 
 
-class RowsFirst(Preparation):
+class RowsFirst(Preprocessing):
     """Network input in torch's default order of dimensions."""
 
     def for_training(self, batch):
@@ -86,7 +86,7 @@ def make_step(program: str, channels_last: bool, compiled: bool, arguments: argp
     optim = OptimConfig(lr=1e-3, batch=arguments.batch)
     optimisers = Optimisers(method, optim, StageConfig(name="timed", method=COSINE, epochs=1))
     data = RecordData(kind="record", train=Path("unused"), image_size=(arguments.side, arguments.side))
-    preparation = (Preparation if channels_last else RowsFirst)(data, flip=True)
+    preparation = (Preprocessing if channels_last else RowsFirst)(data, flip=True)
     update = Update(method, optimisers, preparation, 1, device)
     images = torch.randint(0, 256, (arguments.batch, arguments.side, arguments.side, 3), dtype=torch.uint8)
     numbers = torch.arange(arguments.batch)

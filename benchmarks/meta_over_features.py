@@ -51,7 +51,7 @@ def train(method: Method, feature_ND: torch.Tensor, label_N: torch.Tensor, argum
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, arguments.epochs * sampler.steps_per_epoch)
     loss_S = torch.zeros(sampler.steps_per_epoch)
     for epoch in range(arguments.epochs):
-        step_SB = torch.from_numpy(sampler.epoch(epoch)).view(-1, arguments.batch)
+        step_SB = torch.from_numpy(sampler.epoch_indices(epoch)).view(-1, arguments.batch)
         for step, index_B in enumerate(step_SB):
             progress = Progress(epoch, arguments.epochs, step, len(step_SB))
             output = method.step((Inputs(feature_ND[index_B], label_N[index_B]),), progress)

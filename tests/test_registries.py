@@ -13,7 +13,7 @@ from facelt.config.data import CifarData
 from facelt.config.losses import LossConfig, MetricLossConfig, MixConfig, WeightsConfig
 from facelt.config.methods import ClassifyConfig, DynamicMetaConfig, MethodConfig
 from facelt.config.train import ModelConfig, Part, Shares, StageConfig
-from facelt.data.cifar import CIFAR_FILES, PROFILES
+from facelt.data.cifar import _PROFILES, CIFAR_FILES
 from facelt.data.samplers import SAMPLERS
 from facelt.evaluation.sweeps import SWEEPS
 from facelt.heads.classifiers import HEADS
@@ -86,7 +86,7 @@ def build(method: str):
         (SWEEPS, option(evaluate, "sweep")),
         (SHOT_CONVENTIONS, allowed(TrainingConfig, "convention")),
         (KINDS, allowed(AuditConfig, "kind")),
-        (PROFILES, allowed(CifarData, "profile")),
+        (_PROFILES, allowed(CifarData, "profile")),
         (CIFAR_FILES, allowed(CifarData, "classes")),
     ],
     ids=lambda value: ",".join(sorted(map(str, value))) if isinstance(value, set) else "",

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from facelt.data.decode import UndecodableImage, decode_image
-from facelt.data.image_lists import is_labelled, read_list, read_paths
+from facelt.data.image_lists import has_labels, read_list, read_paths
 from facelt.errors import UserError
 from recordio_tools.image_header import is_animated, other_format
 
@@ -65,7 +65,7 @@ def find_photographs(source: Path, *, root: Path | None = None, people: str = "f
         raise UserError(f"{source}: a list needs --root, the folder its paths lie in")
     elif not root.is_dir():
         raise UserError(f"--root {root}: no such folder")
-    elif is_labelled(source):
+    elif has_labels(source):
         paths, label_N = read_list(source)
         labels = [str(label) for label in label_N.tolist()]
     else:

@@ -14,6 +14,6 @@ def dataset(
     """Images, classes and their spread over many, medium and few shots, for every split; no image is looked at."""
     from facelt.config.loading import load_config
     from facelt.config.train import TrainConfig
-    from facelt.data.module import dataset_figures, show
+    from facelt.data.module import dataset_stats, show
 
-    show(dataset_figures(load_config(config, TrainConfig, set_)), as_json=json)
+    show(dataset_stats(load_config(config, TrainConfig, set_)), as_json=json)

@@ -79,14 +79,14 @@ def _of_model(
 
 
 def _of_embeddings(path: Path, sets: list[Path]) -> dict[str, Any]:
-    from facelt.data.pairs import Pairs, read_pairs
+    from facelt.data.pairs import ImagePairs, read_pairs
     from facelt.identification.verification import read_pair_embeddings
 
     embedding_ND, same_P = read_pair_embeddings(path)
     if (len(sets), same_P is None) not in ((0, False), (1, True)):
         raise UserError("--set: .npy embeddings need the one set they are of, those of a .npz with `issame` need none")
     source = sets[0] if sets else path
-    pairs = read_pairs(source) if sets else Pairs.of((row.tobytes() for row in embedding_ND), same_P)
+    pairs = read_pairs(source) if sets else ImagePairs.of((row.tobytes() for row in embedding_ND), same_P)
     if len(embedding_ND) != 2 * len(pairs.same_P):
         raise UserError(f"{path}: {len(embedding_ND):,} embeddings for {len(pairs.same_P):,} pairs; a pair has two")
     return _measured(source, embedding_ND[pairs.first_U], pairs, "direct")

@@ -17,7 +17,7 @@ class _Images(Strict):
     """What all kinds of data share. `mean` and `std` are in RGB order, in units of the full range: white is 1.
 
     `fused` compiles flips and normalisation to one kernel on GPUs, which needs Triton there; CPUs run them as they are.
-    `resident` decodes the training images once, at the start of each stage, and keeps them on the device.
+    `cache_on_device` decodes the training images once, at the start of each stage, and keeps them on the device.
     """
 
     mean: Channels = (0.5, 0.5, 0.5)
@@ -26,7 +26,7 @@ class _Images(Strict):
     max_bad_images: int = Field(0, ge=0)
     max_pixels: int = Field(50_000_000, ge=1)
     fused: bool = True
-    resident: bool = False
+    cache_on_device: bool = False
 
 
 class RecordData(_Images):
@@ -65,12 +65,14 @@ class ListData(_Images):
     std: Channels = (0.229, 0.224, 0.225)
     num_classes: int | None = Field(None, ge=1)
 
-    @field_validator("resident")
+    @field_validator("cache_on_device")
     @classmethod
-    def _is_cut_anew(cls, resident: bool) -> bool:
-        if resident:
-            raise ValueError("a list's training images are cut anew at every look; record and cifar can be resident")
-        return resident
+    def _cannot_be_cached(cls, cache_on_device: bool) -> bool:
+        if cache_on_device:
+            raise ValueError(
+                "list data crops training images at random and cannot cache them; only record and cifar data can"
+            )
+        return cache_on_device
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -107,7 +109,7 @@ class CifarData(_Images):
     mean: Channels = (0.4914, 0.4822, 0.4465)
     std: Channels = (0.2023, 0.1994, 0.2010)
     workers: int = Field(0, ge=0)
-    resident: bool = True
+    cache_on_device: bool = True
 
     @property
     def image_size(self) -> tuple[int, int]:

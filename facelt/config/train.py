@@ -14,8 +14,8 @@ Part = Literal["backbone", "attention", "embedding", "head"]
 
 MAY_CHANGE = frozenset(
     {
-        *("data.workers", "data.resident", "log_every", "checkpoint_every", "checkpoint_async", "keep_checkpoints"),
-        *("max_nonfinite_steps", "timeout_minutes", "validation.sets"),
+        *("data.workers", "data.cache_on_device", "log_every", "checkpoint_every", "checkpoint_async"),
+        *("keep_checkpoints", "max_nonfinite_steps", "timeout_minutes", "validation.sets"),
     }
 )
 """Keys that say how a run goes about its work: with other values it trains the same model, and may go on with them."""

@@ -15,14 +15,14 @@ import torch
 from facelt.errors import UserError
 
 
-class Draws(NamedTuple):
+class SampleRequests(NamedTuple):
     """The images asked for in one step: dataset indices and seeds, int64 [B] each."""
 
     index_B: np.ndarray
     seed_B: np.ndarray
 
 
-class Draw(NamedTuple):
+class SampleRequest(NamedTuple):
     """One image asked for: its index in the dataset and the seed of everything random about this look at it."""
 
     index: int
@@ -74,7 +74,7 @@ class Batch:
         return replace(self, **{name: change(getattr(self, name)) for name in names})
 
 
-class Filled(NamedTuple):
+class FilledBatch(NamedTuple):
     """What came of the draws of one step, without the pixels: those lie in the first B rows of the memory given.
 
     Label, dataset index and seed of the images there, int64 [B] each; and what was left out. It is small, so a worker
@@ -95,7 +95,7 @@ class Filled(NamedTuple):
 _NAMED = 5
 
 
-class BadImageCount:
+class BadImageTracker:
     """Counts distinct unusable images over a run; an image met again in a later epoch counts once.
 
     `setting` is what a user changes to allow more than `limit`.

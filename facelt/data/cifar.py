@@ -24,7 +24,7 @@ from facelt.data.transforms import ExpectSize, ImageTransform
 from facelt.errors import UserError
 from recordio_tools.long_tail import exponential_counts, step_counts
 
-SIDE = 32
+CIFAR_SIDE = 32
 
 
 class CifarFiles(NamedTuple):
@@ -55,7 +55,7 @@ def read_cifar_file(path: Path, label: str) -> tuple[np.ndarray, np.ndarray]:
         if not isinstance(labels, list) or not all(isinstance(one, int) for one in labels):
             raise ValueError(f"{label} is no list of numbers")
         label_N = np.array(labels, dtype=np.int64)
-        image_N3HW = pixel_N.reshape(-1, 3, SIDE, SIDE)
+        image_N3HW = pixel_N.reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); fetch the files again") from None
     except Exception as error:  # a damaged pickle raises whatever its bytes lead to
@@ -66,7 +66,7 @@ def read_cifar_file(path: Path, label: str) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(image_N3HW.transpose(0, 2, 3, 1)), label_N
 
 
-PROFILES = {"exponential": exponential_counts, "step": step_counts}
+_PROFILES = {"exponential": exponential_counts, "step": step_counts}
 """Images to keep of each class: (classes, imbalance, images of the largest) -> int64 [C]."""
 
 
@@ -102,7 +102,7 @@ def open_cifar(root: Path, classes: int, split: str) -> RecordDataset | CifarDat
 
     Raises UserError where it is neither, or holds another number of classes.
     """
-    transform = ExpectSize((SIDE, SIDE))
+    transform = ExpectSize((CIFAR_SIDE, CIFAR_SIDE))
     record = Path(root) / f"{split}.rec"
     if not record.is_file():
         folder = CIFAR_FILES[classes].folder
@@ -118,7 +118,7 @@ def open_cifar(root: Path, classes: int, split: str) -> RecordDataset | CifarDat
     return dataset
 
 
-def long_tail(dataset: RecordDataset | CifarDataset, profile: str, imbalance: float) -> np.ndarray:
+def long_tailed_members(dataset: RecordDataset | CifarDataset, profile: str, imbalance: float) -> np.ndarray:
     """Which images make the long-tailed training set, int64 [K], class by class.
 
     Of torchvision's files they are those of LDAM-DRW's code, which BBN, RIDE, ResLT and the bag of tricks copied:
@@ -128,7 +128,7 @@ def long_tail(dataset: RecordDataset | CifarDataset, profile: str, imbalance: fl
     Raises UserError where a class has too few images.
     """
     counts_C = np.bincount(dataset.labels, minlength=dataset.num_classes)
-    wanted_C = PROFILES[profile](dataset.num_classes, imbalance, int(counts_C.max()))
+    wanted_C = _PROFILES[profile](dataset.num_classes, imbalance, int(counts_C.max()))
     if (short_C := counts_C < wanted_C).any():
         label = int(np.argmax(short_C))
         raise UserError(

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 from torch.utils.data import Dataset
 
-from facelt.data.batch import BadImage, Draw, Draws, Filled, Sample
+from facelt.data.batch import BadImage, FilledBatch, Sample, SampleRequest, SampleRequests
 from facelt.data.decode import DEFAULT_MAX_PIXELS, UndecodableImage, decode_image
 from facelt.data.transforms import ImageTransform
 
@@ -41,7 +41,7 @@ class ImageDataset(Dataset, ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, draw: Draw) -> Sample | BadImage:
+    def __getitem__(self, draw: SampleRequest) -> Sample | BadImage:
         index, seed = draw
         try:
             image_HW3 = self.transform(self.pixels(index), seed)
@@ -49,24 +49,24 @@ class ImageDataset(Dataset, ABC):
             return BadImage(self.names(index), str(error))
         return Sample(image_HW3, int(self.labels[index]), index, seed)
 
-    def fill(self, draws: Draws, image_BHW3: np.ndarray) -> Filled:
+    def fill(self, draws: SampleRequests, image_BHW3: np.ndarray) -> FilledBatch:
         """Decodes the images of a batch into the rows of uint8 [B,H,W,3], in order and without gaps.
 
         Where some cannot be used, as many rows at the end are left as they were.
         """
         kept, bad = [], []
         for place, draw in enumerate(zip(draws.index_B.tolist(), draws.seed_B.tolist(), strict=True)):
-            item = self[Draw(*draw)]
+            item = self[SampleRequest(*draw)]
             if isinstance(item, BadImage):
                 bad.append(item)
             else:
                 image_BHW3[len(kept)] = item.image_HW3
                 kept.append(place)
         index_B = draws.index_B[kept]
-        return Filled(self.labels[index_B], index_B, draws.seed_B[kept], tuple(bad))
+        return FilledBatch(self.labels[index_B], index_B, draws.seed_B[kept], tuple(bad))
 
 
-class EncodedDataset(ImageDataset):
+class EncodedImageDataset(ImageDataset):
     """Images stored as JPEG, PNG, WebP or BMP; one of more than `max_pixels` pixels is a bad image."""
 
     def __init__(

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from facelt.data.batch import BadImage, Batch, Draws
+from facelt.data.batch import BadImage, Batch, SampleRequests
 from facelt.data.dataset import ImageDataset
-from facelt.data.loader import RankShare
+from facelt.data.loader import ShardedSampler
 from facelt.data.samplers import Sampler
 from facelt.errors import UserError
 
@@ -35,18 +35,18 @@ def free_memory(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-SHARE = 0.5
+MAX_MEMORY_FRACTION = 0.5
 """Of the memory that is free on the device: the network needs the rest."""
 
 
-class ResidentImages:
+class DeviceImageCache:
     """The members of a dataset as one tensor, uint8 [M,H,W,3], filled at its first use.
 
     `read` gives batches that together hold every member once, in order. For datasets whose images are the same at every
     look. Every rank holds all of them, for any image can be in its share of a batch.
 
-    Raises UserError, before anything is decoded, where they would take more than SHARE of the free memory; `ranks` is
-    how many processes share that.
+    Raises UserError, before decoding anything, if they would take more than MAX_MEMORY_FRACTION of the free memory,
+    which `ranks` processes share.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class ResidentImages:
         self._image_MHW3: torch.Tensor | None = None
         _refuse_too_many(self._shape, device, ranks)
 
-    def batch(self, draws: Draws) -> Batch:
+    def batch(self, draws: SampleRequests) -> Batch:
         """The batch of these draws, its pixels on the device; unusable images are left out and named."""
         if self._image_MHW3 is None:
             self._image_MHW3 = self._fill()
@@ -90,19 +90,19 @@ class ResidentImages:
         return image_MHW3
 
 
-class ResidentLoader:
+class CachedLoader:
     """Resident images in a sampler's order: the batches that a Loader would give, in the same shares of ranks."""
 
-    def __init__(self, images: ResidentImages, sampler: Sampler, *, rank: int = 0, world: int = 1) -> None:
-        self._batch: Callable[[Draws], Batch] | None = images.batch
-        self._share = RankShare(sampler, rank, world)
+    def __init__(self, images: DeviceImageCache, sampler: Sampler, *, rank: int = 0, world: int = 1) -> None:
+        self._batch: Callable[[SampleRequests], Batch] | None = images.batch
+        self._share = ShardedSampler(sampler, rank, world)
 
     @property
     def steps_per_epoch(self) -> int:
         """Global steps of a whole epoch."""
         return self._share.sampler.steps_per_epoch
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from `start_step` on."""
         return map(self._batch, self._share.steps(epoch, start_step))
 
@@ -113,9 +113,10 @@ class ResidentLoader:
 
 def _refuse_too_many(shape: tuple[int, ...], device: torch.device, ranks: int) -> None:
     needed, free = math.prod(shape) * ranks, free_memory(device)
-    if needed > SHARE * free:
+    if needed > MAX_MEMORY_FRACTION * free:
         each = f", held by each of {ranks} processes" if ranks > 1 else ""
         raise UserError(
-            f"data.resident: {shape[0]} images of {shape[1]} x {shape[2]} pixels{each} are {needed / 1e9:.2f} GB, more "
-            f"than {SHARE:.0%} of the {free / 1e9:.2f} GB that are free on {device}; set data.resident=false"
+            f"data.cache_on_device: {shape[0]} images of {shape[1]} x {shape[2]} pixels{each} are {needed / 1e9:.2f} "
+            f"GB, more than {MAX_MEMORY_FRACTION:.0%} of the {free / 1e9:.2f} GB free on {device}; set "
+            "data.cache_on_device=false"
         )

@@ -21,7 +21,7 @@ _LINE = re.compile(r"(.+) (-?[0-9]{1,18})")
 _LABELLED_LINE = re.compile(r".+ -?[0-9]+")
 
 
-def is_labelled(list_path: Path) -> bool:
+def has_labels(list_path: Path) -> bool:
     """Whether every line ends in a label. Raises UserError where the list cannot be read."""
     try:
         with list_path.open(encoding="utf-8") as file:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from facelt.data.dataset import EncodedDataset
+from facelt.data.dataset import EncodedImageDataset
 from facelt.data.decode import DEFAULT_MAX_PIXELS, UndecodableImage
 from facelt.data.image_lists import LAYOUTS, find_layout, read_list, read_paths
 from facelt.data.transforms import ImageTransform
@@ -18,7 +18,7 @@ from facelt.errors import UserError
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
 
-class FileDataset(EncodedDataset):
+class ImageFileDataset(EncodedImageDataset):
     """Images in files below `root`, named by their relative paths; a file that cannot be read is a bad image.
 
     `layout` names the rule of `LAYOUTS` that turns a name into the place to open.
@@ -52,7 +52,7 @@ class FileDataset(EncodedDataset):
             raise UndecodableImage(f"cannot read {self.root / place}: {error.strerror}") from error
 
 
-class ListDataset(FileDataset):
+class ListDataset(ImageFileDataset):
     """Images of a list: relative path, one space, label on each line; -1 marks the open set.
 
     `num_classes` None takes the largest label + 1. Where the files are not at the listed places the layout is chosen
@@ -90,13 +90,13 @@ class ListDataset(FileDataset):
         )
 
 
-class PathListDataset(ListDataset):
+class UnlabelledListDataset(ListDataset):
     """Images of a list without labels, one relative path a line: for embedding."""
 
     labelled = False
 
 
-class FolderDataset(FileDataset):
+class ImageFolderDataset(ImageFileDataset):
     """Every image file below `root` in the order of its relative path, which is its name.
 
     The first folder of a path is the identity: labels count the folders with images in the order of `identities`. An

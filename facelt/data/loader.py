@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from facelt.data.batch import Batch, Draws, Filled
+from facelt.data.batch import Batch, FilledBatch, SampleRequests
 from facelt.data.dataset import ImageDataset
 from facelt.data.decode import prepare_opencv
 from facelt.data.samplers import Sampler
@@ -33,7 +33,7 @@ LENT = 2
 """What a loop needs: the batch it looks at, and the one before, which it lets go of only when it has the next."""
 
 
-class Slots:
+class SharedBatchPool:
     """Places for one batch each, uint8 [S,B,H,W,3], shared once and used again and again: `tasks` + LENT of them.
 
     Sharing anew for each batch means page faults on both sides and a file handle handed over for each tensor, which
@@ -58,13 +58,13 @@ class Slots:
         self._free: deque[int] = deque(range(shape[0]))
         self._taken: set[int] = set()
 
-    def take(self) -> int:
+    def acquire(self) -> int:
         """A free slot for a task."""
         slot = self._free.popleft()
         self._taken.add(slot)
         return slot
 
-    def receive(self, slot: int) -> torch.Tensor:
+    def get(self, slot: int) -> torch.Tensor:
         """The images [B,H,W,3] of a task that is done, the caller's for good.
 
         It is the slot itself; a copy only where the caller has not let go of LENT earlier ones.
@@ -78,13 +78,13 @@ class Slots:
         weakref.finalize(lent_BHW3, self._free.append, slot)
         return torch.from_numpy(lent_BHW3)
 
-    def abandon(self) -> None:
+    def reset(self) -> None:
         """Forget the tasks that were given up; no worker may still be at one."""
         self._free.extend(self._taken)
         self._taken.clear()
 
 
-class RankShare:
+class ShardedSampler:
     """Rank r of `world` gets a contiguous share of each global batch, empty where a last batch has fewer images than
     there are ranks, so that all ranks make the same number of steps.
     """
@@ -97,14 +97,14 @@ class RankShare:
         """Images of the largest share of a batch."""
         return -(-self.sampler.batch // self.world)
 
-    def steps(self, epoch: int, start_step: int) -> Iterator[Draws]:
+    def steps(self, epoch: int, start_step: int) -> Iterator[SampleRequests]:
         """The draws of each step of an epoch, from `start_step` on."""
-        index_T, seed_T = self.sampler.draws(epoch)
+        index_T, seed_T = self.sampler.epoch_requests(epoch)
         for step in range(start_step, self.sampler.steps_per_epoch):
             first = step * self.sampler.batch
             size = min(self.sampler.batch, len(index_T) - first)
             share = slice(first + size * self.rank // self.world, first + size * (self.rank + 1) // self.world)
-            yield Draws(index_T[share], seed_T[share])
+            yield SampleRequests(index_T[share], seed_T[share])
 
 
 PREFETCH = 2
@@ -114,18 +114,18 @@ PREFETCH = 2
 class _Tasks:
     """What the DataLoader hands to workers: the draws of each step left of the epoch that is set, and a slot."""
 
-    def __init__(self, share: RankShare, slots: Slots) -> None:
-        self.share, self.slots = share, slots
+    def __init__(self, share: ShardedSampler, pool: SharedBatchPool) -> None:
+        self.share, self.pool = share, pool
         self.epoch, self.start_step = 0, 0
 
     def __len__(self) -> int:
         return max(self.share.sampler.steps_per_epoch - self.start_step, 0)
 
-    def __iter__(self) -> Iterator[tuple[int, Draws]]:
+    def __iter__(self) -> Iterator[tuple[int, SampleRequests]]:
         # The DataLoader has waited for its workers to drop what they had when it asks for the first task.
-        self.slots.abandon()
+        self.pool.reset()
         for draws in self.share.steps(self.epoch, self.start_step):
-            yield self.slots.take(), draws
+            yield self.pool.acquire(), draws
 
 
 class _Filling(Dataset):
@@ -134,7 +134,7 @@ class _Filling(Dataset):
     def __init__(self, dataset: ImageDataset, image_SBHW3: torch.Tensor) -> None:
         self.dataset, self.image_SBHW3 = dataset, image_SBHW3
 
-    def __getitem__(self, task: tuple[int, Draws]) -> tuple[int, Filled]:
+    def __getitem__(self, task: tuple[int, SampleRequests]) -> tuple[int, FilledBatch]:
         slot, draws = task
         return slot, self.dataset.fill(draws, self.image_SBHW3[slot].numpy())
 
@@ -163,15 +163,15 @@ class Loader:
     ) -> None:
         prepare_opencv()
         self._dataset, self._pin = dataset, pin
-        self._share = RankShare(sampler, rank, world)
+        self._share = ShardedSampler(sampler, rank, world)
         self._loader: DataLoader | None = None
         if workers > 0:
             # The DataLoader hands out one more task before it passes on what is done.
             tasks = min(PREFETCH * workers + 1, sampler.steps_per_epoch)
-            self._slots = Slots(tasks, self._share.largest, dataset.image_size)
-            self._tasks = _Tasks(self._share, self._slots)
+            self._pool = SharedBatchPool(tasks, self._share.largest, dataset.image_size)
+            self._tasks = _Tasks(self._share, self._pool)
             self._loader = DataLoader(
-                _Filling(dataset, self._slots.image_SBHW3),
+                _Filling(dataset, self._pool.image_SBHW3),
                 sampler=self._tasks,
                 batch_size=None,
                 collate_fn=_unchanged,
@@ -188,7 +188,7 @@ class Loader:
         """Global steps of a whole epoch."""
         return self._share.sampler.steps_per_epoch
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from `start_step` on; one epoch is read at a time."""
         if self._loader is None:
             return map(self._read, self._share.steps(epoch, start_step))
@@ -199,14 +199,14 @@ class Loader:
         """End the workers."""
         self._loader = None
 
-    def _read(self, draws: Draws) -> Batch:
+    def _read(self, draws: SampleRequests) -> Batch:
         image_BHW3 = torch.empty((len(draws.index_B), *self._dataset.image_size, 3), dtype=torch.uint8)
         batch = self._dataset.fill(draws, image_BHW3.numpy()).batch(image_BHW3)
         return batch.pin_memory() if self._pin else batch
 
-    def _receive(self, answer: tuple[int, Filled]) -> Batch:
+    def _receive(self, answer: tuple[int, FilledBatch]) -> Batch:
         slot, filled = answer
-        batch = filled.batch(self._slots.receive(slot))
+        batch = filled.batch(self._pool.get(slot))
         return batch.pin_memory() if self._pin else batch
 
 

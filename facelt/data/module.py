@@ -25,13 +25,13 @@ from rich.table import Table
 from facelt.config.data import CifarData, DataConfig, ListData, RecordData
 from facelt.config.train import TrainConfig
 from facelt.data.batch import Batch
-from facelt.data.cifar import download_cifar, long_tail, open_cifar
+from facelt.data.cifar import download_cifar, long_tailed_members, open_cifar
 from facelt.data.dataset import ImageDataset
 from facelt.data.image_lists import read_list
-from facelt.data.lists import FolderDataset, ListDataset
+from facelt.data.lists import ImageFolderDataset, ListDataset
 from facelt.data.records import RecordDataset, read_manifest
-from facelt.data.samplers import split_train_validation
-from facelt.data.transforms import CentreCrop, ExpectSize, Resize, ShiftAndTurn, TrainCrop, to_float
+from facelt.data.samplers import train_validation_split
+from facelt.data.transforms import CenterCrop, ExpectSize, PadCropRotate, RandomCropJitter, Resize, normalise_images
 from facelt.distributed.launch import on_first_rank
 from facelt.errors import UserError
 from facelt.metrics.classification import BANDS, SHOT_CONVENTIONS, composition
@@ -51,14 +51,14 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Preparation:
+class Preprocessing:
     """How uint8 images become network input, by `data`'s mean and std; `move` and `flip` change training images by
     their draws' seeds. On a GPU flips and normalisation are one kernel unless `data.fused` says otherwise.
     """
 
     data: DataConfig
     flip: bool = False
-    move: ShiftAndTurn | None = None
+    move: PadCropRotate | None = None
 
     def for_training(self, batch: Batch) -> torch.Tensor:
         image_BHW3 = batch.image_BHW3 if self.move is None else self.move(batch.image_BHW3, batch.seed_B)
@@ -69,7 +69,7 @@ class Preparation:
 
     def _input(self, image_BHW3: torch.Tensor, seed_B: torch.Tensor | None) -> torch.Tensor:
         fused = self.data.fused and image_BHW3.is_cuda
-        return to_float(image_BHW3, self.data.mean, self.data.std, seed_B, fused=fused)
+        return normalise_images(image_BHW3, self.data.mean, self.data.std, seed_B, fused=fused)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class TrainingData:
     train_plain: Split
     evaluation: dict[str, Split]
     num_classes: int
-    preparation: Preparation
+    preprocessing: Preprocessing
 
     @property
     def train_counts(self) -> np.ndarray:
@@ -112,17 +112,17 @@ def _open_record(config: RecordData, seed: int) -> TrainingData:
         transform=ExpectSize(config.image_size),
         max_pixels=config.max_pixels,
     )
-    train, validation = split_train_validation(dataset.labels, config.validation_fraction, seed)
+    train, validation = train_validation_split(dataset.labels, config.validation_fraction, seed)
     split = Split(dataset, train)
     evaluation = {"validation": Split(dataset, validation)} if len(validation) else {}
-    return TrainingData(split, split, evaluation, dataset.num_classes, Preparation(config, config.flip))
+    return TrainingData(split, split, evaluation, dataset.num_classes, Preprocessing(config, config.flip))
 
 
 def _open_list(config: ListData) -> TrainingData:
     whole = partial(ListDataset, max_pixels=config.max_pixels)
-    transform = TrainCrop(config.crop, jitter=config.jitter)
+    transform = RandomCropJitter(config.crop, jitter=config.jitter)
     train = whole(config.train, config.root, transform=transform, num_classes=config.num_classes)
-    centre = partial(whole, transform=CentreCrop(config.crop, config.resize), num_classes=train.num_classes)
+    centre = partial(whole, transform=CenterCrop(config.crop, config.resize), num_classes=train.num_classes)
     plain = centre(config.train, config.root)
     roots = {"open": config.open_root or config.root}
     evaluation = {
@@ -132,16 +132,16 @@ def _open_list(config: ListData) -> TrainingData:
     }
     refuse_mixed(config, {"train": train.labels, **{name: split.labels for name, split in evaluation.items()}})
     # The training crop mirrors in the worker already.
-    return TrainingData(_every(train), _every(plain), evaluation, train.num_classes, Preparation(config))
+    return TrainingData(_every(train), _every(plain), evaluation, train.num_classes, Preprocessing(config))
 
 
 def _open_cifar(config: CifarData) -> TrainingData:
     if config.download:
         on_first_rank(lambda: download_cifar(config.root, config.classes))
     train, test = (open_cifar(config.root, config.classes, split) for split in ("train", "test"))
-    split = Split(train, long_tail(train, config.profile, config.imbalance))
-    preparation = Preparation(config, config.flip, ShiftAndTurn(config.pad, config.rotation))
-    return TrainingData(split, split, _cifar_evaluation(config, test), train.num_classes, preparation)
+    split = Split(train, long_tailed_members(train, config.profile, config.imbalance))
+    preprocessing = Preprocessing(config, config.flip, PadCropRotate(config.pad, config.rotation))
+    return TrainingData(split, split, _cifar_evaluation(config, test), train.num_classes, preprocessing)
 
 
 def _cifar_evaluation(config: CifarData, test: ImageDataset) -> dict[str, Split]:
@@ -149,7 +149,7 @@ def _cifar_evaluation(config: CifarData, test: ImageDataset) -> dict[str, Split]
     if config.open is None:
         return {"test": _every(test)}
     transform = Resize(config.image_size)
-    unknown = FolderDataset(config.open, transform=transform, max_pixels=config.max_pixels, open_set=True)
+    unknown = ImageFolderDataset(config.open, transform=transform, max_pixels=config.max_pixels, open_set=True)
     if config.tuning >= min(len(test), len(unknown)):
         raise UserError(
             f"data.tuning: {config.tuning} of {len(test)} test images and {len(unknown)} in {config.open} leave none; "
@@ -207,7 +207,7 @@ class ClassMap:
         return {"meaning": self.meaning, "sha256": self.sha256, **labels}
 
 
-def dataset_figures(config: TrainConfig) -> dict:
+def dataset_stats(config: TrainConfig) -> dict:
     """Classes, and the composition of every split. The images of lists need not be there.
 
     Raises UserError naming the file at fault.

@@ -13,21 +13,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from facelt.data.dataset import EncodedDataset
+from facelt.data.dataset import EncodedImageDataset
 from facelt.data.image_lists import refuse_escapes, text_lines
-from facelt.data.lists import FileDataset
+from facelt.data.lists import ImageFileDataset
 from facelt.data.restricted_pickle import PlainArray, PlainUnpickler
 from facelt.data.transforms import ImageTransform
 from facelt.errors import UserError
 
-MOST_BYTES = 1 << 31
+MAX_FILE_BYTES = 1 << 31
 """The published .bin files have at most some hundred million; a larger one is something else."""
 
 # LFW's pairs.txt begins with its folds and the pairs of each, or with the pairs alone.
 _LFW_HEADER = re.compile(r"[0-9]+([ \t]+[0-9]+)?")
 
 
-class Pairs(NamedTuple):
+class ImagePairs(NamedTuple):
     """The different images of a set, each once: encoded, or as paths; where in the file each comes first, and the pairs
     by positions among the images, int64 [P] each, with whether they are of one person, bool [P].
     """
@@ -44,7 +44,7 @@ class Pairs(NamedTuple):
         return isinstance(self.images[0], bytes)
 
     @classmethod
-    def of(cls, images: Iterable[Hashable], same: Iterable[bool]) -> "Pairs":
+    def of(cls, images: Iterable[Hashable], same: Iterable[bool]) -> "ImagePairs":
         """Of images two by two, 2 P of them, and P answers."""
         place: dict[Hashable, int] = {}
         index_N = np.array([place.setdefault(image, len(place)) for image in images], dtype=np.int64)
@@ -52,7 +52,7 @@ class Pairs(NamedTuple):
         return cls(list(place), first_U, index_N[0::2], index_N[1::2], np.array(same, dtype=bool))
 
 
-def read_pairs(path: Path) -> Pairs:
+def read_pairs(path: Path) -> ImagePairs:
     """A .bin with encoded images, or a list with the paths of images. No image is looked at.
 
     A list has lines `path path same`, same being 1 or 0, the parts separated by tabs or, where none is there, by
@@ -62,12 +62,12 @@ def read_pairs(path: Path) -> Pairs:
     return _read_bin(path) if path.suffix == ".bin" else _read_list(path)
 
 
-def _read_bin(path: Path) -> Pairs:
+def _read_bin(path: Path) -> ImagePairs:
     """A pickle of (images, answers), as Python 2 or 3 wrote it."""
     try:
         size = path.stat().st_size
-        if size > MOST_BYTES:
-            raise UserError(f"{path}: {size:,} bytes are too many for a verification set; at most {MOST_BYTES:,} are")
+        if size > MAX_FILE_BYTES:
+            raise UserError(f"{path}: {size:,} bytes are too many for a verification set (limit: {MAX_FILE_BYTES:,})")
         payload = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
@@ -90,7 +90,7 @@ def _read_bin(path: Path) -> Pairs:
             f"{path}: {len(images):,} images and {len(answers):,} answers do not fit each other, a pair is two images; "
             "fetch it again"
         )
-    return _some(path, Pairs.of((_encoded(path, *item) for item in enumerate(images)), answers))
+    return _some(path, ImagePairs.of((_encoded(path, *item) for item in enumerate(images)), answers))
 
 
 def _encoded(path: Path, number: int, image: object) -> bytes:
@@ -103,7 +103,7 @@ def _encoded(path: Path, number: int, image: object) -> bytes:
     return image
 
 
-def _read_list(path: Path) -> Pairs:
+def _read_list(path: Path) -> ImagePairs:
     lines = text_lines(path)
     is_lfw = _LFW_HEADER.fullmatch(lines[0].strip()) is not None
     images, answers = [], []
@@ -117,7 +117,7 @@ def _read_list(path: Path) -> Pairs:
         answers.append(found[2])
     for side in (images[0::2], images[1::2]):
         refuse_escapes(path, side, first=1 + is_lfw)
-    return _some(path, Pairs.of(images, answers))
+    return _some(path, ImagePairs.of(images, answers))
 
 
 def _plain_pair(parts: list[str]) -> tuple[str, str, bool] | None:
@@ -135,13 +135,13 @@ def _lfw_pair(parts: list[str]) -> tuple[str, str, bool] | None:
     return one, other, same
 
 
-def _some(path: Path, pairs: Pairs) -> Pairs:
+def _some(path: Path, pairs: ImagePairs) -> ImagePairs:
     if not len(pairs.same_P):
         raise UserError(f"{path}: holds no pair")
     return pairs
 
 
-class PayloadDataset(EncodedDataset):
+class EncodedBytesDataset(EncodedImageDataset):
     """Encoded images that lie in memory, named by the file they came in and their places there."""
 
     def __init__(
@@ -165,13 +165,13 @@ class VerificationSet:
 
     def __init__(self, path: Path, *, transform: ImageTransform, max_pixels: int, root: Path | None = None) -> None:
         self.path = Path(path)
-        self.pairs: Pairs = read_pairs(self.path)
+        self.pairs: ImagePairs = read_pairs(self.path)
         images = self.pairs.images
         if self.pairs.encoded:
-            self.dataset = PayloadDataset(self.path.name, images, self.pairs.first_U, transform, max_pixels)
+            self.dataset = EncodedBytesDataset(self.path.name, images, self.pairs.first_U, transform, max_pixels)
         else:
             labels = np.full(len(images), -1, dtype=np.int64)
-            self.dataset = FileDataset(root or self.path.parent, images, labels, 0, transform, max_pixels)
+            self.dataset = ImageFileDataset(root or self.path.parent, images, labels, 0, transform, max_pixels)
 
     @property
     def name(self) -> str:

@@ -13,14 +13,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from facelt.data.dataset import EncodedDataset
+from facelt.data.dataset import EncodedImageDataset
 from facelt.data.decode import DEFAULT_MAX_PIXELS, UndecodableImage
 from facelt.data.transforms import ExpectSize, ImageTransform
 from facelt.errors import UserError
 from recordio_tools.errors import RecordIOError
 from recordio_tools.face_set import FaceRecord
 
-HEADER = "key,label,new_label"
+_HEADER = "key,label,new_label"
 
 
 class Manifest(NamedTuple):
@@ -42,16 +42,16 @@ def read_manifest(path: Path) -> Manifest:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot read the manifest: {error}") from error
     header, _, body = text.partition("\n")
-    if header.strip() != HEADER:
-        raise UserError(f"{path}, line 1: a manifest begins with the header {HEADER!r}, found {header.strip()[:80]!r}")
+    if header.strip() != _HEADER:
+        raise UserError(f"{path}, line 1: a manifest begins with the header {_HEADER!r}, found {header.strip()[:80]!r}")
     if not body.strip():
         raise UserError(f"{path}: the manifest lists no images")
     try:
         table_M3 = np.loadtxt(io.StringIO(body), delimiter=",", dtype=np.int64, ndmin=2, comments=None)
     except (ValueError, OverflowError) as error:
-        raise UserError(f"{path}{_bad_line(body)}: expected three whole numbers {HEADER}") from error
+        raise UserError(f"{path}{_bad_line(body)}: expected three whole numbers {_HEADER}") from error
     if table_M3.shape[1] != 3:
-        raise UserError(f"{path}, line 2: expected three whole numbers {HEADER}")
+        raise UserError(f"{path}, line 2: expected three whole numbers {_HEADER}")
     manifest = Manifest(*(np.ascontiguousarray(column) for column in table_M3.T))
     _check(path, manifest)
     return manifest
@@ -83,7 +83,7 @@ def _check(path: Path, manifest: Manifest) -> None:
             raise UserError(f"{path}: {name} {value_I[count_I > 1][0]} stands with two {other}; each identity has one")
 
 
-class RecordDataset(EncodedDataset):
+class RecordDataset(EncodedImageDataset):
     """Images of `path`; with `manifest` (key, label, new_label) only its rows, in its order, with the new labels.
 
     Without `transform` every image must have the size that the file's `property` states; another size is a bad image.

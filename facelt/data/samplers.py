@@ -50,7 +50,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
-class Stream(IntEnum):
+class RngStream(IntEnum):
     """What a hash decides: equal seeds must not give equal draws for two different questions."""
 
     INSTANCE_ORDER = 1
@@ -65,7 +65,7 @@ class Stream(IntEnum):
     STREAM_SEED = 10
 
 
-def hash64(*words: int | np.ndarray) -> np.ndarray:
+def hash_words(*words: int | np.ndarray) -> np.ndarray:
     """Hash integers to uniform uint64, elementwise; the arguments broadcast against each other.
 
     Each word passes through the finaliser of SplitMix64 (Steele, Lea, Flood 2014, 'Fast splittable pseudorandom number
@@ -91,17 +91,17 @@ class Sampler(ABC):
         self.seed = seed
 
     @abstractmethod
-    def epoch(self, epoch: int) -> np.ndarray:
+    def epoch_indices(self, epoch: int) -> np.ndarray:
         """Dataset indices of one epoch in order, int64; step s takes positions s * batch to (s + 1) * batch."""
 
-    def draws(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    def epoch_requests(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Indices of one epoch and a seed for each draw: non-negative int64, a hash of (seed, epoch, position)."""
-        index_T = self.epoch(epoch)
-        seed_T = hash64(Stream.DRAW_SEED, self.seed, epoch, np.arange(len(index_T))) >> np.uint64(1)
+        index_T = self.epoch_indices(epoch)
+        seed_T = hash_words(RngStream.DRAW_SEED, self.seed, epoch, np.arange(len(index_T))) >> np.uint64(1)
         return index_T, seed_T.astype(np.int64)
 
 
-class Classes(NamedTuple):
+class ClassIndex(NamedTuple):
     """Images class by class: dataset indices [M], and where each class begins and how many it has, [K]."""
 
     member_M: np.ndarray
@@ -137,10 +137,10 @@ class TrainingSampler(Sampler):
         return len(self._member_M)
 
     @cached_property
-    def _classes(self) -> Classes:
+    def _classes(self) -> ClassIndex:
         order_M = np.argsort(self._label_M, kind="stable")
         _, start_K, count_K = np.unique(self._label_M[order_M], return_index=True, return_counts=True)
-        return Classes(self._member_M[order_M], start_K, count_K)
+        return ClassIndex(self._member_M[order_M], start_K, count_K)
 
 
 class ClassAwareSampler(TrainingSampler):
@@ -167,7 +167,7 @@ class ClassAwareSampler(TrainingSampler):
         super().__init__(labels, batch, seed, members, epochs=epochs)
         self.per_class = per_class
 
-    def epoch(self, epoch: int) -> np.ndarray:
+    def epoch_indices(self, epoch: int) -> np.ndarray:
         member_N, start_K, count_K = self._classes
         total = self.steps_per_epoch * self.batch
         position_T = np.arange(epoch * total, (epoch + 1) * total)
@@ -182,7 +182,7 @@ class ClassAwareSampler(TrainingSampler):
         """The shuffled classes of cycles first..last, int64 [cycles,K]."""
         cycle_R1 = np.arange(first, last + 1)[:, None]
         class_K = np.arange(len(self._classes.count_K))
-        return np.argsort(hash64(Stream.CLASS_ORDER, self.seed, cycle_R1, class_K), axis=1)
+        return np.argsort(hash_words(RngStream.CLASS_ORDER, self.seed, cycle_R1, class_K), axis=1)
 
     def _shuffled(self, class_T: np.ndarray, round_T: np.ndarray, offset_T: np.ndarray) -> np.ndarray:
         """Position within its class of each draw: place `offset` of that class's order in round `round`.
@@ -197,7 +197,7 @@ class ClassAwareSampler(TrainingSampler):
         end_Q = np.cumsum(count_Q)
         pair_S = np.repeat(np.arange(len(pair_Q)), count_Q)
         image_S = np.arange(end_Q[-1]) - (end_Q - count_Q)[pair_S]
-        key_S = hash64(Stream.IMAGE_ORDER, self.seed, class_Q[pair_S], round_Q[pair_S], image_S)
+        key_S = hash_words(RngStream.IMAGE_ORDER, self.seed, class_Q[pair_S], round_Q[pair_S], image_S)
         order_S = np.lexsort((key_S, pair_S))
         return image_S[order_S[(end_Q - count_Q)[pair_T] + offset_T]]
 
@@ -205,7 +205,7 @@ class ClassAwareSampler(TrainingSampler):
 _UNIT = 2.0**-53
 
 
-class ClassShareSampler(TrainingSampler):
+class ClassPriorSampler(TrainingSampler):
     """Each draw is its own: a class with the probability the subclass gives it, then an image of that class uniformly.
 
     Source of the shares: Kang et al., Decoupling Representation and Classifier, ICLR 2020, section 3: a class of n
@@ -216,13 +216,13 @@ class ClassShareSampler(TrainingSampler):
     def shares(self, epoch: int) -> np.ndarray:
         """The classes' probabilities in an epoch, float64 [K] in ascending order of their labels, in all 1."""
 
-    def epoch(self, epoch: int) -> np.ndarray:
+    def epoch_indices(self, epoch: int) -> np.ndarray:
         member_M, start_K, count_K = self._classes
         position_T = np.arange(self.steps_per_epoch * self.batch)
         # What lies past the last edge between two classes is the last class's: the shares' sum may be a rounding off 1.
         edge = np.cumsum(self.shares(epoch))[:-1]
-        class_T = np.searchsorted(edge, _uniform(Stream.CLASS_DRAW, self.seed, epoch, position_T), side="right")
-        offset_T = _uniform(Stream.IMAGE_DRAW, self.seed, epoch, position_T) * count_K[class_T]
+        class_T = np.searchsorted(edge, _uniform(RngStream.CLASS_DRAW, self.seed, epoch, position_T), side="right")
+        offset_T = _uniform(RngStream.IMAGE_DRAW, self.seed, epoch, position_T) * count_K[class_T]
         return member_M[start_K[class_T] + offset_T.astype(np.int64)]
 
     def _powers(self, exponent: float) -> np.ndarray:
@@ -233,24 +233,24 @@ class ClassShareSampler(TrainingSampler):
 
 def _uniform(*words: int | np.ndarray) -> np.ndarray:
     """The hash as float64 in [0, 1); its upper 53 bits, which is what a float64 holds."""
-    return (hash64(*words) >> np.uint64(11)) * _UNIT
+    return (hash_words(*words) >> np.uint64(11)) * _UNIT
 
 
-class ClassBalancedSampler(ClassShareSampler):
+class ClassBalancedSampler(ClassPriorSampler):
     """Every class alike: q = 0."""
 
     def shares(self, epoch: int) -> np.ndarray:
         return self._powers(0)
 
 
-class SquareRootSampler(ClassShareSampler):
+class SquareRootSampler(ClassPriorSampler):
     """By the square root of the class's images: q = 1/2."""
 
     def shares(self, epoch: int) -> np.ndarray:
         return self._powers(0.5)
 
 
-class ProgressiveSampler(ClassShareSampler):
+class ProgressiveSampler(ClassPriorSampler):
     """From every image alike to every class alike: (1 - t/T) times q = 1 and t/T times q = 0 in epoch t of T."""
 
     def shares(self, epoch: int) -> np.ndarray:
@@ -258,14 +258,14 @@ class ProgressiveSampler(ClassShareSampler):
         return (1 - over) * self._powers(1) + over * self._powers(0)
 
 
-class ReversedSampler(ClassShareSampler):
+class ReversedSampler(ClassPriorSampler):
     """The rarer the more often: in proportion to n_max / n, so q = -1 (Zhou et al., BBN, CVPR 2020, section 4.2)."""
 
     def shares(self, epoch: int) -> np.ndarray:
         return self._powers(-1)
 
 
-class EvenSampler(TrainingSampler):
+class EqualCountSampler(TrainingSampler):
     """An epoch lists every class equally often, in a fresh order: K * size images, so floor(K * size / batch) steps.
 
     A class goes through its images in an order that is drawn anew each epoch, again from the front where it has fewer
@@ -281,17 +281,18 @@ class EvenSampler(TrainingSampler):
     def _images_per_epoch(self) -> int:
         return len(self._classes.count_K) * self.size
 
-    def epoch(self, epoch: int) -> np.ndarray:
+    def epoch_indices(self, epoch: int) -> np.ndarray:
         member_M, start_K, count_K = self._classes
-        key_M = hash64(Stream.EVEN_IMAGES, self.seed, epoch, np.arange(len(member_M)))
+        key_M = hash_words(RngStream.EVEN_IMAGES, self.seed, epoch, np.arange(len(member_M)))
         shuffled_M = member_M[np.lexsort((key_M, np.repeat(np.arange(len(count_K)), count_K)))]
         place_S = np.arange(self._images_per_epoch())
-        order_T = np.argsort(hash64(Stream.EVEN_ORDER, self.seed, epoch, place_S))[: self.steps_per_epoch * self.batch]
+        key_S = hash_words(RngStream.EVEN_ORDER, self.seed, epoch, place_S)
+        order_T = np.argsort(key_S)[: self.steps_per_epoch * self.batch]
         class_T, offset_T = np.divmod(order_T, self.size)
         return shuffled_M[start_K[class_T] + offset_T % count_K[class_T]]
 
 
-class OverSampler(EvenSampler):
+class RandomOverSampler(EqualCountSampler):
     """Random over-sampling: every class as often as the largest has images. Epochs grow longer: K * n_max images."""
 
     @property
@@ -299,7 +300,7 @@ class OverSampler(EvenSampler):
         return max(self._classes.count_K.tolist(), default=0)
 
 
-class UnderSampler(EvenSampler):
+class RandomUnderSampler(EqualCountSampler):
     """Random under-sampling: every class as often as the smallest has images, others each epoch. K * n_min images."""
 
     @property
@@ -310,8 +311,8 @@ class UnderSampler(EvenSampler):
 class InstanceSampler(TrainingSampler):
     """Every image once an epoch in a fresh order."""
 
-    def epoch(self, epoch: int) -> np.ndarray:
-        key_M = hash64(Stream.INSTANCE_ORDER, self.seed, epoch, np.arange(len(self._member_M)))
+    def epoch_indices(self, epoch: int) -> np.ndarray:
+        key_M = hash_words(RngStream.INSTANCE_ORDER, self.seed, epoch, np.arange(len(self._member_M)))
         return self._member_M[np.argsort(key_M)[: self.steps_per_epoch * self.batch]]
 
 
@@ -322,11 +323,11 @@ class SequentialSampler(Sampler):
         self._member_M = np.arange(count) if members is None else np.asarray(members, dtype=np.int64)
         super().__init__(batch, -(-len(self._member_M) // batch), seed=0)
 
-    def epoch(self, epoch: int) -> np.ndarray:
+    def epoch_indices(self, epoch: int) -> np.ndarray:
         return self._member_M
 
 
-def split_train_validation(label_N: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def train_validation_split(label_N: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Split by images: each goes to validation with probability `fraction`, decided by a hash of (seed, index).
 
     Every class keeps its image of the highest hash for training, so none is lost and a class with one image stays
@@ -337,7 +338,7 @@ def split_train_validation(label_N: np.ndarray, fraction: float, seed: int) -> t
     if not 0 <= fraction < 1:
         raise ValueError(f"the validation fraction must lie in [0, 1), not {fraction}")
     label_N = np.asarray(label_N)
-    hash_N = hash64(Stream.VALIDATION, seed, np.arange(len(label_N)))
+    hash_N = hash_words(RngStream.VALIDATION, seed, np.arange(len(label_N)))
     in_validation_N = hash_N.astype(np.float64) < fraction * 2.0**64
     order_N = np.lexsort((hash_N, label_N))
     sorted_N = label_N[order_N]
@@ -353,7 +354,7 @@ SAMPLERS: dict[str, type[TrainingSampler]] = {
     "square_root": SquareRootSampler,
     "progressive": ProgressiveSampler,
     "reversed": ReversedSampler,
-    "oversample": OverSampler,
-    "undersample": UnderSampler,
+    "oversample": RandomOverSampler,
+    "undersample": RandomUnderSampler,
 }
 """Training samplers by name; each is built as (labels, batch, seed, members=None, *, epochs)."""

@@ -81,7 +81,7 @@ class _Crop(ABC):
 
 
 @dataclass(frozen=True)
-class TrainCrop(_Crop):
+class RandomCropJitter(_Crop):
     """OLTR's training augmentation: random resized crop, horizontal flip, colour jitter.
 
     `jitter` holds brightness, contrast, saturation and hue as torchvision's ColorJitter names them; all 0 is none.
@@ -96,7 +96,7 @@ class TrainCrop(_Crop):
 
 
 @dataclass(frozen=True)
-class CentreCrop(_Crop):
+class CenterCrop(_Crop):
     """OLTR's test transform: shorter side to `resize`, then the square of `size` in the centre."""
 
     resize: int = 256
@@ -106,7 +106,7 @@ class CentreCrop(_Crop):
 
 
 @dataclass(frozen=True)
-class ShiftAndTurn:
+class PadCropRotate:
     """CIFAR's augmentation beside the flip: `pad` black pixels all round and a crop of the old size, then a turn by up
     to `rotation` degrees either way about the centre, to the nearest pixel, with black where nothing is.
 
@@ -160,7 +160,7 @@ def flip_mask(seed_B: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def to_float(
+def normalise_images(
     image_BHW3: torch.Tensor,
     mean: Sequence[float],
     std: Sequence[float],

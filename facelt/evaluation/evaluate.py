@@ -26,8 +26,8 @@ import numpy as np
 
 from facelt.config.data import CifarData, DataConfig, ListData
 from facelt.config.train import TrainConfig
-from facelt.data.batch import BadImageCount
-from facelt.data.lists import FileDataset
+from facelt.data.batch import BadImageTracker
+from facelt.data.lists import ImageFileDataset
 from facelt.data.module import ClassMap, Split, TrainingData, open_data
 from facelt.errors import UserError
 from facelt.inference.model import TrainedModel
@@ -88,7 +88,7 @@ def folder_names(paths: Sequence[str]) -> list[str]:
     return [folder[len(shared) :].lstrip("/") for folder in folders]
 
 
-def _folders(dataset: FileDataset) -> dict[int, str]:
+def _folders(dataset: ImageFileDataset) -> dict[int, str]:
     """The folder of each class whose images lie in a single one."""
     found: dict[int, set[str]] = {}
     for label, folder in zip(dataset.labels.tolist(), folder_names(dataset.paths), strict=True):
@@ -272,7 +272,7 @@ def find_open_images(
     return OpenImages(split, np.array(_classes(split.dataset), dtype=object))
 
 
-def _classes(dataset: FileDataset) -> list[str]:
+def _classes(dataset: ImageFileDataset) -> list[str]:
     folders = folder_names(dataset.paths)
     return folders if any(folders) else [Path(path).name.partition("_")[0] for path in dataset.paths]
 
@@ -308,9 +308,9 @@ def evaluate_model(
     model without experts is asked for them.
     """
     data = open_data(model.config.data, model.config.seed)
-    bad = BadImageCount(model.config.data.max_bad_images)
+    bad = BadImageTracker(model.config.data.max_bad_images)
     device = next(model.method.parameters()).device
-    asked = Respondent(model.method, data.preparation, Reading(batch, workers, device, bad))
+    asked = Respondent(model.method, data.preprocessing, Reading(batch, workers, device, bad))
     known_split = find_split(data, split)
     apart = None
     if experts:
@@ -359,6 +359,6 @@ def accuracy_of(model: TrainedModel, split: str, convention: str, *, batch: int,
     """Accuracy on a split of the data the model's configuration names. Raises UserError where there is none."""
     data = open_data(model.config.data, model.config.seed)
     device = next(model.method.parameters()).device
-    reading = Reading(batch, workers, device, BadImageCount(model.config.data.max_bad_images))
-    label_N, prediction_N = predict(model.method, find_split(data, split), data.preparation, reading)
+    reading = Reading(batch, workers, device, BadImageTracker(model.config.data.max_bad_images))
+    label_N, prediction_N = predict(model.method, find_split(data, split), data.preprocessing, reading)
     return shot_accuracy(data.train_counts, label_N, prediction_N, convention)

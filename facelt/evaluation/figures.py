@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from facelt.data.batch import BadImageCount, Batch
+from facelt.data.batch import BadImageTracker, Batch
 from facelt.data.module import Split, TrainingData, open_data
 from facelt.distributed.logits import SharedFeature
 from facelt.errors import UserError
@@ -46,7 +46,7 @@ class Source:
     def of(cls, model: TrainedModel, batch: int, workers: int) -> "Source":
         """Opens the data the model's configuration names. Raises UserError."""
         device = next(model.method.parameters()).device
-        reading = Reading(batch, workers, device, BadImageCount(model.config.data.max_bad_images))
+        reading = Reading(batch, workers, device, BadImageTracker(model.config.data.max_bad_images))
         return cls(model, open_data(model.config.data, model.config.seed), reading)
 
     @property
@@ -64,7 +64,7 @@ class Source:
     def batches(self, split: Split) -> Iterator[tuple[Batch, torch.Tensor]]:
         """Every image of the split once, as it was decoded [B,H,W,3] and as the network takes it [B,3,H,W]."""
         for item in evaluation_batches(split, self.reading):
-            yield item, self.data.preparation.for_evaluation(item)
+            yield item, self.data.preprocessing.for_evaluation(item)
 
 
 def drawn(split: Split, images: int, random: np.random.Generator) -> Split:
@@ -176,7 +176,7 @@ def _answers(source: Source, split: Split, threshold: float | None) -> tuple[np.
     """(labels, predictions), int64 [N] each; -1 where the image is rejected."""
     none = torch.empty(0, dtype=torch.int64)
     labels, predictions = [none], [none]
-    for found, _ in each_output(source.method, split, source.data.preparation, source.reading):
+    for found, _ in each_output(source.method, split, source.data.preprocessing, source.reading):
         probability_N, class_N = found.logit_NC.softmax(1).max(1)
         rejected_N = probability_N < (0 if threshold is None else threshold)
         predictions.append(class_N.masked_fill(rejected_N, OPEN_LABEL))

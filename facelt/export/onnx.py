@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from onnxscript import opset18 as op
 from torch import Tensor, nn
 
-from facelt.data.transforms import to_float
+from facelt.data.transforms import normalise_images
 from facelt.errors import UserError
 from facelt.export.safetensors import INPUT, origin
 from facelt.inference.model import TrainedModel
@@ -151,7 +151,7 @@ class Agreement(NamedTuple):
 def expected(model: TrainedModel, image_NHW3: torch.Tensor, kind: str, mirrored: bool) -> dict[str, np.ndarray]:
     """What the file is to answer for uint8 images, from the model itself by its own normalisation."""
     method, data = model.method, model.config.data
-    image_N3HW = to_float(image_NHW3, data.mean, data.std)
+    image_N3HW = normalise_images(image_NHW3, data.mean, data.std)
     embeddings = method.embed(image_N3HW) if mirrored else method.embed_features(method.features(image_N3HW))
     answer = {"embedding": embeddings.by_kind[kind].numpy()}
     if kind == "meta":
@@ -161,7 +161,7 @@ def expected(model: TrainedModel, image_NHW3: torch.Tensor, kind: str, mirrored:
 
 def answered(session: onnxruntime.InferenceSession, image_NHW3: torch.Tensor) -> dict[str, np.ndarray]:
     """What the file answers for them, normalised outside as every tool does it."""
-    data_N3HW = to_float(image_NHW3, (MEAN,) * 3, (STD,) * 3).contiguous()
+    data_N3HW = normalise_images(image_NHW3, (MEAN,) * 3, (STD,) * 3).contiguous()
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, {"data": data_N3HW.numpy()}), strict=True))
 

@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from facelt.data.batch import BadImageCount, Batch
-from facelt.data.module import Preparation, Split
+from facelt.data.batch import BadImageTracker, Batch
+from facelt.data.module import Preprocessing, Split
 from facelt.distributed.launch import Company
 from facelt.errors import UserError
 from facelt.inference.model import TrainedModel
@@ -30,7 +30,7 @@ def sound_images(source: ImageSource, workers: int, limit: int) -> tuple[ImageSo
 
     Raises UserError when there are more than `limit`, or nothing is left.
     """
-    bad = BadImageCount(limit, SETTING)
+    bad = BadImageTracker(limit, SETTING)
     split = Split(source.dataset, source.members)
     for _ in evaluation_batches(split, Reading(256, workers, torch.device("cpu"), bad)):
         pass
@@ -58,7 +58,7 @@ def embed_images(
     Raises UserError: an image that cannot be used, a store that exists, a full disk.
     """
     method, device = model.method, next(model.method.parameters()).device
-    preparation = Preparation(model.config.data)
+    preparation = Preprocessing(model.config.data)
     meta = {
         "model": {
             "weights_sha256": model.weights_sha256,
@@ -85,7 +85,7 @@ def embed_images(
     )
     company.begin()
     remaining = Split(source.dataset, source.members[writer.rows_done : writer.share.stop])
-    batches = evaluation_batches(remaining, Reading(batch, workers, device, BadImageCount(0, SETTING)))
+    batches = evaluation_batches(remaining, Reading(batch, workers, device, BadImageTracker(0, SETTING)))
     steps = -(-len(remaining.members) // batch)
     console = Console(stderr=True, quiet=company.rank > 0)
     shown = {"transient": True, "console": console, "disable": not console.is_terminal}
@@ -119,11 +119,11 @@ def embed_in_memory(
     method = model.method
     if kind not in method.kinds:
         raise UserError(f"the model makes no embedding of kind {kind!r}, only {', '.join(method.kinds)}")
-    preparation = Preparation(model.config.data)
+    preparation = Preprocessing(model.config.data)
     split = Split(source.dataset, source.members)
     device = next(method.parameters()).device
     rows, reachability = [], []
-    for item in evaluation_batches(split, Reading(batch, workers, device, BadImageCount(0, setting))):
+    for item in evaluation_batches(split, Reading(batch, workers, device, BadImageTracker(0, setting))):
         embeddings = method.embed(preparation.for_evaluation(item))
         rows.append(embeddings.by_kind[kind].float().cpu().numpy())
         if embeddings.reachability_B is not None:

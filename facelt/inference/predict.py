@@ -26,9 +26,9 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from facelt.data.batch import BadImage, BadImageCount, Batch
+from facelt.data.batch import BadImage, BadImageTracker, Batch
 from facelt.data.loader import Loader
-from facelt.data.module import Preparation, Split, TrainingData
+from facelt.data.module import Preprocessing, Split, TrainingData
 from facelt.data.samplers import SequentialSampler
 from facelt.distributed.comm import gather_ranks, is_split, rank, world
 from facelt.distributed.launch import Stopped, gather_text, is_asked
@@ -45,7 +45,7 @@ class Reading:
     batch: int
     workers: int
     device: torch.device
-    bad: BadImageCount
+    bad: BadImageTracker
 
 
 def evaluation_batches(split: Split, reading: Reading) -> Iterator[Batch]:
@@ -57,7 +57,7 @@ def evaluation_batches(split: Split, reading: Reading) -> Iterator[Batch]:
     is_pinned = reading.device.type == "cuda"
     loader = Loader(split.dataset, sampler, workers=reading.workers, pin=is_pinned, rank=rank(), world=world())
     try:
-        for item in loader.epoch(0):
+        for item in loader.batches(0):
             sizes, unusable = agree([item])
             reading.bad.add(unusable)
             if sum(map(sum, sizes)):
@@ -89,7 +89,7 @@ class Outputs(NamedTuple):
 
 
 def each_output(
-    method: Method, split: Split, preparation: Preparation, reading: Reading
+    method: Method, split: Split, preparation: Preprocessing, reading: Reading
 ) -> Iterator[tuple[Outputs, torch.Tensor]]:
     """The outputs of each batch, without gradients, beside its network input [N,3,H,W] on the device.
 
@@ -102,7 +102,7 @@ def each_output(
             yield _outputs(method, item, image_B3HW), image_B3HW
 
 
-def outputs(method: Method, split: Split, preparation: Preparation, reading: Reading) -> Outputs | None:
+def outputs(method: Method, split: Split, preparation: Preprocessing, reading: Reading) -> Outputs | None:
     """The outputs of a whole split; None where none of its images could be read."""
     parts = [part for part, _ in each_output(method, split, preparation, reading)]
     if not parts:
@@ -121,7 +121,9 @@ def _outputs(method: Method, item: Batch, image_B3HW: torch.Tensor) -> Outputs:
 
 
 @torch.no_grad()
-def predict(method: Method, split: Split, preparation: Preparation, reading: Reading) -> tuple[np.ndarray, np.ndarray]:
+def predict(
+    method: Method, split: Split, preparation: Preprocessing, reading: Reading
+) -> tuple[np.ndarray, np.ndarray]:
     """(labels, predictions), int64 [N] each, of all ranks' images that could be read, in order; the method is left in
     its mode.
     """
@@ -137,7 +139,7 @@ def predict(method: Method, split: Split, preparation: Preparation, reading: Rea
 
 @torch.no_grad()
 def expert_predictions(
-    method: Method, split: Split, preparation: Preparation, reading: Reading
+    method: Method, split: Split, preparation: Preprocessing, reading: Reading
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(labels [N], every expert's predictions [K, N], predictions of all together [N]), int64, of the images that
     could be read, in order.
@@ -165,7 +167,7 @@ class Respondent:
     """A trained method, how images become its input, and how they are read."""
 
     method: Method
-    preparation: Preparation
+    preparation: Preprocessing
     reading: Reading
 
     def outputs(self, split: Split, told: str) -> Iterator[tuple[Outputs, torch.Tensor]]:

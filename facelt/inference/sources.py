@@ -23,10 +23,10 @@ from facelt.alignment.run import QUALITY, Failure, Terms, no_face, quality_row, 
 from facelt.config.data import DataConfig, ListData
 from facelt.config.train import TrainConfig
 from facelt.data.dataset import ImageDataset
-from facelt.data.image_lists import is_labelled
-from facelt.data.lists import IMAGE_SUFFIXES, FileDataset, FolderDataset, ListDataset, PathListDataset
+from facelt.data.image_lists import has_labels
+from facelt.data.lists import IMAGE_SUFFIXES, ImageFileDataset, ImageFolderDataset, ListDataset, UnlabelledListDataset
 from facelt.data.records import RecordDataset
-from facelt.data.transforms import CentreCrop, ExpectSize, ImageTransform
+from facelt.data.transforms import CenterCrop, ExpectSize, ImageTransform
 from facelt.errors import UserError
 
 
@@ -58,7 +58,7 @@ class ImageSource:
 
 def transform_of(data: DataConfig) -> ImageTransform:
     """What is done to images that a trained model is asked about."""
-    return CentreCrop(data.crop, data.resize) if isinstance(data, ListData) else ExpectSize(data.image_size)
+    return CenterCrop(data.crop, data.resize) if isinstance(data, ListData) else ExpectSize(data.image_size)
 
 
 def open_images(
@@ -75,14 +75,14 @@ def open_images(
     if path.suffix == ".rec":
         return _from_record(path, transform, manifest, data.max_pixels)
     if path.is_dir():
-        return _from_paths(FolderDataset(path, transform=transform, max_pixels=data.max_pixels))
+        return _from_paths(ImageFolderDataset(path, transform=transform, max_pixels=data.max_pixels))
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; give a .rec, a folder, a list of paths, or an image")
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        return _from_paths(FileDataset(path.parent, [path.name], np.array([-1]), 0, transform, data.max_pixels))
+        return _from_paths(ImageFileDataset(path.parent, [path.name], np.array([-1]), 0, transform, data.max_pixels))
     if root is None:
         raise UserError(f"{path}: a list needs --root, the folder its paths lie in")
-    kind = ListDataset if is_labelled(path) else PathListDataset
+    kind = ListDataset if has_labels(path) else UnlabelledListDataset
     return _from_paths(kind(path, root, transform=transform, max_pixels=data.max_pixels))
 
 
@@ -101,9 +101,9 @@ def _from_record(path: Path, transform: ImageTransform, manifest: Path | None, m
     )
 
 
-def _from_paths(dataset: FileDataset) -> ImageSource:
+def _from_paths(dataset: ImageFileDataset) -> ImageSource:
     paths = list(dataset.paths)
-    labelled = isinstance(dataset, ListDataset) and not isinstance(dataset, PathListDataset)
+    labelled = isinstance(dataset, ListDataset) and not isinstance(dataset, UnlabelledListDataset)
     identities = (
         [str(label) for label in dataset.labels.tolist()] if labelled else [Path(path).parent.name for path in paths]
     )

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from facelt.config.train import TrainConfig
-from facelt.data.batch import BadImageCount
-from facelt.data.module import Preparation, Split
+from facelt.data.batch import BadImageTracker
+from facelt.data.module import Preprocessing, Split
 from facelt.data.pairs import VerificationSet
 from facelt.distributed.comm import Shares
 from facelt.errors import UserError
@@ -56,7 +56,7 @@ def embed_set(
     Where `mirrored` the feature is the mean of image and mirror image, of the same direction as arcface_torch's sum of
     both. Raises UserError naming an image that cannot be used.
     """
-    preparation, parts = Preparation(config.data), []
+    preparation, parts = Preprocessing(config.data), []
     reading = Reading(batch, workers, device, _no_bad_image())
     with evaluating(method):
         for item in evaluation_batches(_split(found), reading):
@@ -110,5 +110,5 @@ def _split(found: VerificationSet) -> Split:
     return Split(found.dataset, np.arange(len(found.dataset)))
 
 
-def _no_bad_image() -> BadImageCount:
-    return BadImageCount(0, "a verification set")
+def _no_bad_image() -> BadImageTracker:
+    return BadImageTracker(0, "a verification set")

@@ -8,11 +8,11 @@ import torch
 
 from facelt.config.train import StageConfig, TrainConfig
 from facelt.data.batch import Batch
-from facelt.data.device_cache import ResidentImages, ResidentLoader
+from facelt.data.device_cache import CachedLoader, DeviceImageCache
 from facelt.data.loader import Loader
 from facelt.data.module import Split, TrainingData
-from facelt.data.samplers import SAMPLERS, SequentialSampler, TrainingSampler, hash64
-from facelt.data.samplers import Stream as Purpose
+from facelt.data.samplers import SAMPLERS, SequentialSampler, TrainingSampler, hash_words
+from facelt.data.samplers import RngStream as Purpose
 from facelt.distributed.comm import rank, world
 from facelt.errors import UserError
 from facelt.inference.predict import agree
@@ -22,7 +22,7 @@ from facelt.metrics.classification import BANDS, shot_bands
 
 def open_streams(
     method: Method, data: TrainingData, config: TrainConfig, stage: StageConfig, device: torch.device
-) -> list[Loader] | list[ResidentLoader]:
+) -> list[Loader] | list[CachedLoader]:
     """A loader for each of the method's streams, of this rank's share of every global batch.
 
     Raises UserError where a stream has too few images, or where the images are to stay on the device and are too many
@@ -31,17 +31,17 @@ def open_streams(
     train, workers, batch = data.train, config.data.workers, (stage.optim or config.optim).batch
     samplers = [sampler_of(stream, data, batch, config.seed, stage.epochs) for stream in method.streams()]
     place = {"rank": rank(), "world": world()}
-    if config.data.resident:
+    if config.data.cache_on_device:
         # GPUs have each their own memory, the processes of one machine share the host's.
         ranks = 1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        images = ResidentImages(
+        images = DeviceImageCache(
             train.dataset,
             train.members,
             device,
             lambda: _every_image(train, batch, workers, device),
             ranks,
         )
-        return [ResidentLoader(images, sampler, **place) for sampler in samplers]
+        return [CachedLoader(images, sampler, **place) for sampler in samplers]
     pin = device.type == "cuda"
     return [Loader(train.dataset, sampler, workers=workers, pin=pin, **place) for sampler in samplers]
 
@@ -60,7 +60,7 @@ def sampler_of(stream: Stream, data: TrainingData, batch: int, seed: int, epochs
                 f"data: no training class has {stream.shots} shots; choose a method that asks for none of them"
             )
     if stream.draw:
-        seed = int(hash64(Purpose.STREAM_SEED, seed, stream.draw) >> np.uint64(1))
+        seed = int(hash_words(Purpose.STREAM_SEED, seed, stream.draw) >> np.uint64(1))
     return SAMPLERS[stream.sampler](train.dataset.labels, batch, seed, members, epochs=epochs)
 
 
@@ -69,7 +69,7 @@ def _every_image(split: Split, batch: int, workers: int, device: torch.device) -
     sampler = SequentialSampler(len(split.dataset), batch, members=split.members)
     loader = Loader(split.dataset, sampler, workers=workers, pin=device.type == "cuda")
     try:
-        for item in loader.epoch(0):
+        for item in loader.batches(0):
             agree([item])
             yield item
     finally:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from facelt.config.train import StageConfig, TrainConfig
-from facelt.data.batch import BadImageCount
+from facelt.data.batch import BadImageTracker
 from facelt.data.module import ClassMap, TrainingData
 from facelt.distributed.class_shards import ClassRange, split_entries
 from facelt.distributed.comm import rank, world
@@ -199,7 +199,7 @@ class Standing:
         self._saved: tuple[int, int] | None = None
         self.best: dict[str, float] = {}
         self.validation: dict[str, float] = {}
-        self.bad = BadImageCount(config.data.max_bad_images)
+        self.bad = BadImageTracker(config.data.max_bad_images)
         self.nonfinite = NonFiniteSteps(folder.nonfinite, stage.name, config.max_nonfinite_steps)
 
     def save(self, global_step: int) -> None:

@@ -50,7 +50,7 @@ class Trainer:
         self.optim = stage.optim or config.optim
         freeze(method, stage.freeze)
         self.optimisers = Optimisers(method, self.optim, stage)
-        self.update = Update(method, self.optimisers, data.preparation, self.optim.accumulate, device)
+        self.update = Update(method, self.optimisers, data.preprocessing, self.optim.accumulate, device)
         self.at = Standing(config, stage, data, StageState(method, self.optimisers, device), folder, log)
         self.loaders = open_streams(method, data, config, stage, device)
         self.steps = min(loader.steps_per_epoch for loader in self.loaders)
@@ -91,7 +91,7 @@ class Trainer:
         self.method.train()
         if self.stage.batch_norm == "still":
             self.method.network.eval()
-        streams = [loader.epoch(self.at.epoch, self.at.step) for loader in self.loaders]
+        streams = [loader.batches(self.at.epoch, self.at.step) for loader in self.loaders]
         for batches in zip(*streams, strict=False):
             self._step(batches, display)
             self.at.step += 1
@@ -145,7 +145,7 @@ class Trainer:
         split = self.data.evaluation.get("validation")
         if split is None:
             return {}
-        label_N, prediction_N = predict(self.method, split, self.data.preparation, self._reading)
+        label_N, prediction_N = predict(self.method, split, self.data.preprocessing, self._reading)
         accuracy = asdict(shot_accuracy(self.data.train_counts, label_N, prediction_N, "paper"))
         names = {"overall": "validation_accuracy", "many": "validation_many", "medium": "validation_medium"}
         names["few"] = "validation_few"
@@ -171,7 +171,7 @@ class Trainer:
         while self.method.wants_pass:
             self.method.eval()
             for batch in evaluation_batches(self.data.train_plain, self._reading):
-                self.method.accumulate(Inputs(self.data.preparation.for_evaluation(batch), batch.label_B))
+                self.method.accumulate(Inputs(self.data.preprocessing.for_evaluation(batch), batch.label_B))
             self.method.finish_pass()
 
     @property

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from facelt.data.batch import Batch
-from facelt.data.module import Preparation
+from facelt.data.module import Preprocessing
 from facelt.distributed.comm import all_reduce, rank
 from facelt.distributed.ddp import enough_images, replicate
 from facelt.methods.base import Inputs, Method, Progress
@@ -44,7 +44,7 @@ class Update:
     """
 
     def __init__(
-        self, method: Method, optimisers: Optimisers, preparation: Preparation, accumulate: int, device: torch.device
+        self, method: Method, optimisers: Optimisers, preparation: Preprocessing, accumulate: int, device: torch.device
     ) -> None:
         self.method, self.optimisers, self.preparation = method, optimisers, preparation
         self.accumulate, self.device = accumulate, device

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from facelt.data.samplers import hash64
-from facelt.data.transforms import ShiftAndTurn, flip_mask
+from facelt.data.samplers import hash_words
+from facelt.data.transforms import PadCropRotate, flip_mask
 
 
 def seeds(count: int, salt: int = 0) -> torch.Tensor:
     """Such as a sampler draws."""
-    return torch.from_numpy((hash64(4, salt, 0, np.arange(count)) >> np.uint64(1)).astype(np.int64))
+    return torch.from_numpy((hash_words(4, salt, 0, np.arange(count)) >> np.uint64(1)).astype(np.int64))
 
 
 def noise(count: int, height: int = 12, width: int = 10) -> torch.Tensor:
@@ -35,7 +35,7 @@ def crops(image_HW3: torch.Tensor, pad: int) -> dict[tuple[int, int], torch.Tens
 @pytest.mark.parametrize("pad", [1, 2, 4])
 def test_every_result_is_one_of_the_padded_crops_and_all_are_as_frequent(pad):
     image_HW3, seed_B = noise(1)[0], seeds(4000)
-    result_BHW3 = ShiftAndTurn(pad)(image_HW3.expand(4000, *image_HW3.shape), seed_B)
+    result_BHW3 = PadCropRotate(pad)(image_HW3.expand(4000, *image_HW3.shape), seed_B)
     found = {result.numpy().tobytes(): 0 for result in result_BHW3}
     for result in result_BHW3:
         found[result.numpy().tobytes()] += 1
@@ -48,7 +48,7 @@ def test_every_result_is_one_of_the_padded_crops_and_all_are_as_frequent(pad):
 
 def test_the_crop_knows_nothing_of_the_flip():
     image_HW3, seed_B = noise(1)[0], seeds(4000, salt=1)
-    result_BHW3 = ShiftAndTurn(1)(image_HW3.expand(4000, *image_HW3.shape), seed_B)
+    result_BHW3 = PadCropRotate(1)(image_HW3.expand(4000, *image_HW3.shape), seed_B)
     by_bytes = {crop.contiguous().numpy().tobytes(): corner for corner, crop in crops(image_HW3, 1).items()}
     corner_B2 = np.array([by_bytes[result.numpy().tobytes()] for result in result_BHW3])
     together = np.corrcoef(np.column_stack([corner_B2, flip_mask(seed_B).numpy()]), rowvar=False)
@@ -57,7 +57,7 @@ def test_the_crop_knows_nothing_of_the_flip():
 
 def test_turns_are_torchvisions_to_the_nearest_pixel():
     image_BHW3, seed_B = noise(64, 32, 32), seeds(64)
-    result_BHW3 = ShiftAndTurn(rotation=15)(image_BHW3, seed_B)
+    result_BHW3 = PadCropRotate(rotation=15)(image_BHW3, seed_B)
     degrees = [15 * (2 * (seed // 2**33 % 2**24) / 2**24 - 1) for seed in seed_B.tolist()]
     assert min(degrees) < -13
     assert max(degrees) > 13
@@ -70,14 +70,14 @@ def test_turns_are_torchvisions_to_the_nearest_pixel():
 def test_a_turned_crop_is_the_crop_turned():
     """Black that the crop brought in is turned with it, and nothing of the image outside the crop comes back."""
     image_BHW3, seed_B = noise(16, 32, 32), seeds(16)
-    both_BHW3 = ShiftAndTurn(4, 15)(image_BHW3, seed_B)
-    one_by_one_BHW3 = ShiftAndTurn(rotation=15)(ShiftAndTurn(4)(image_BHW3, seed_B), seed_B)
+    both_BHW3 = PadCropRotate(4, 15)(image_BHW3, seed_B)
+    one_by_one_BHW3 = PadCropRotate(rotation=15)(PadCropRotate(4)(image_BHW3, seed_B), seed_B)
     assert torch.equal(both_BHW3, one_by_one_BHW3)
 
 
 def test_without_pad_and_rotation_nothing_changes():
     image_BHW3 = noise(5)
-    assert torch.equal(ShiftAndTurn()(image_BHW3, seeds(5)), image_BHW3)
+    assert torch.equal(PadCropRotate()(image_BHW3, seeds(5)), image_BHW3)
 
 
 @settings(max_examples=40, deadline=None)
@@ -88,7 +88,7 @@ def test_without_pad_and_rotation_nothing_changes():
     rotation=st.floats(0, 180),
 )
 def test_an_image_is_changed_alike_in_any_company(order, cut, pad, rotation):
-    image_BHW3, seed_B, change = noise(9, 8, 7), seeds(9), ShiftAndTurn(pad, rotation)
+    image_BHW3, seed_B, change = noise(9, 8, 7), seeds(9), PadCropRotate(pad, rotation)
     whole_BHW3 = change(image_BHW3, seed_B)
     assert whole_BHW3.dtype == torch.uint8
     parts = [change(image_BHW3[part], seed_B[part]) for part in (order[:cut], order[cut:])]

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from facelt.data.batch import BadImage, BadImageCount, Filled
+from facelt.data.batch import BadImage, BadImageTracker, FilledBatch
 from facelt.errors import UserError
 
 
-def filled(count: int, *bad: BadImage) -> Filled:
+def filled(count: int, *bad: BadImage) -> FilledBatch:
     index_B = np.arange(count)
-    return Filled(10 + index_B, index_B, 2**62 + index_B, bad)
+    return FilledBatch(10 + index_B, index_B, 2**62 + index_B, bad)
 
 
 def test_a_batch_is_the_first_rows_of_what_was_filled():
@@ -47,7 +47,7 @@ def test_pinned_memory():
 
 
 def test_bad_images_are_counted_once_and_bounded():
-    count = BadImageCount(limit=2)
+    count = BadImageTracker(limit=2)
     assert count.add([BadImage("a", "x"), BadImage("b", "y")]) == (BadImage("a", "x"), BadImage("b", "y"))
     assert count.add([BadImage("a", "x")]) == ()
     assert len(count) == 2
@@ -57,4 +57,4 @@ def test_bad_images_are_counted_once_and_bounded():
 
 def test_no_bad_image_is_allowed_by_zero_and_a_long_list_is_cut():
     with pytest.raises(UserError, match=r"; and 15 more$"):
-        BadImageCount(limit=0).add(BadImage(str(i), "bad") for i in range(20))
+        BadImageTracker(limit=0).add(BadImage(str(i), "bad") for i in range(20))

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from facelt.data.batch import Draw
-from facelt.data.cifar import CifarDataset, long_tail, open_cifar, read_cifar_file
+from facelt.data.batch import SampleRequest
+from facelt.data.cifar import CifarDataset, long_tailed_members, open_cifar, read_cifar_file
 from facelt.data.transforms import ExpectSize
 from facelt.errors import UserError
 from recordio_tools.writer import FaceRecordWriter
@@ -40,14 +40,14 @@ def labelled(classes: int, count: int, seed: int = 0) -> SimpleNamespace:
 def test_the_counts_are_the_published_ones(classes):
     dataset = labelled(classes, 50_000 // classes)
     for imbalance, (images, smallest) in PUBLISHED[classes].items():
-        counts = np.bincount(dataset.labels[long_tail(dataset, "exponential", imbalance)])
+        counts = np.bincount(dataset.labels[long_tailed_members(dataset, "exponential", imbalance)])
         assert (counts.sum(), counts.min(), counts[-1]) == (images, smallest, smallest)
         assert counts[0] == 50_000 // classes
         assert (np.diff(counts) <= 0).all()
         if classes == 10 and imbalance in CIFAR10:
             assert counts.tolist() == CIFAR10[imbalance]
-    assert len(long_tail(dataset, "exponential", 1)) == 50_000
-    counts = np.bincount(dataset.labels[long_tail(dataset, "step", 100)])
+    assert len(long_tailed_members(dataset, "exponential", 1)) == 50_000
+    counts = np.bincount(dataset.labels[long_tailed_members(dataset, "step", 100)])
     assert set(counts[: classes // 2]) == {50_000 // classes}
     assert set(counts[classes // 2 :]) == {500 // classes}
 
@@ -60,7 +60,7 @@ def test_the_images_are_those_of_the_code_that_all_papers_copied():
         places = np.where(dataset.labels == label)[0]
         np.random.shuffle(places)
         kept += places[: int(40 * (1 / 20) ** (label / 9))].tolist()
-    assert long_tail(dataset, "exponential", 20).tolist() == kept
+    assert long_tailed_members(dataset, "exponential", 20).tolist() == kept
 
 
 @given(
@@ -71,7 +71,7 @@ def test_the_images_are_those_of_the_code_that_all_papers_copied():
 )
 def test_a_longer_tail_lies_within_a_shorter_one(count, low, high, profile):
     dataset = labelled(7, count)
-    shorter, longer = (long_tail(dataset, profile, value) for value in sorted((low, high)))
+    shorter, longer = (long_tailed_members(dataset, profile, value) for value in sorted((low, high)))
     assert set(longer) <= set(shorter)
     assert len(set(shorter)) == len(shorter)
 
@@ -84,7 +84,7 @@ def test_pixels_labels_and_names_are_the_files(tmp_path, classes):
         assert dataset.labels.tolist() == label_N.tolist()
         assert (dataset.num_classes, dataset.image_size, len(dataset)) == (classes, (32, 32), len(label_N))
         for index in range(len(label_N)):
-            sample = dataset[Draw(index, 0)]
+            sample = dataset[SampleRequest(index, 0)]
             assert np.array_equal(sample.image_HW3, image_NHW3[index])
             assert sample.label == label_N[index]
     names = [open_cifar(tmp_path, classes, "train").names(index) for index in (0, 7, 29)]
@@ -198,7 +198,7 @@ def test_of_a_record_the_first_images_of_each_class_stay(tmp_path, encode):
     counts = [9, 8, 7, 6, 5, 4, 4, 3, 3, 3]
     write_record(tmp_path / "train.rec", counts, encode)
     dataset = open_cifar(tmp_path, 10, "train")
-    kept = long_tail(dataset, "exponential", 9)
+    kept = long_tailed_members(dataset, "exponential", 9)
     starts = np.cumsum([0, *counts])
     expected = [starts[c] + place for c in range(10) for place in range(int(9 * (1 / 9) ** (c / 9) + 1e-9))]
     assert kept.tolist() == expected
@@ -206,7 +206,7 @@ def test_of_a_record_the_first_images_of_each_class_stay(tmp_path, encode):
         UserError,
         match=r"data\.imbalance: 2 \(exponential\) takes 7 images of class 3, which has 6; ask .* 3,",
     ):
-        long_tail(dataset, "exponential", 2)
+        long_tailed_members(dataset, "exponential", 2)
     with pytest.raises(UserError, match=r"data\.classes: .*train\.rec has 10 classes, not 100"):
         open_cifar(tmp_path, 100, "train")
 
@@ -215,8 +215,8 @@ def test_the_shared_record_holds_the_published_subsets(real_data):
     train, test = (open_cifar(real_data / "cifar100_lt", 100, split) for split in ("train", "test"))
     assert np.bincount(test.labels).tolist() == [100] * 100
     for imbalance, (images, smallest) in PUBLISHED[100].items():
-        counts = np.bincount(train.labels[long_tail(train, "exponential", imbalance)], minlength=100)
+        counts = np.bincount(train.labels[long_tailed_members(train, "exponential", imbalance)], minlength=100)
         assert (counts.sum(), counts.min(), counts[0]) == (images, smallest, 500)
-    assert train[Draw(0, 0)].image_HW3.shape == (32, 32, 3)
+    assert train[SampleRequest(0, 0)].image_HW3.shape == (32, 32, 3)
     with pytest.raises(UserError, match="ask for at least 10"):
-        long_tail(train, "exponential", 9)
+        long_tailed_members(train, "exponential", 9)

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facelt.data.samplers import SAMPLERS, ClassShareSampler, Stream
+from facelt.data.samplers import SAMPLERS, ClassPriorSampler, RngStream
 from tests.data.test_samplers import plain_hash
 
 COUNTS = (40, 10, 4, 0, 1)
 LABELS = np.repeat(np.arange(len(COUNTS)), COUNTS)
-BY_SHARES = [name for name, sampler in SAMPLERS.items() if issubclass(sampler, ClassShareSampler)]
+BY_SHARES = [name for name, sampler in SAMPLERS.items() if issubclass(sampler, ClassPriorSampler)]
 QUICK = settings(max_examples=60, deadline=None)
 
 
@@ -61,21 +61,21 @@ def test_each_draw_is_the_hash_of_its_position(name, labels, seed, epoch):
     shares = sampler.shares(epoch).tolist()
     expected = []
     for position in range(sum(map(len, classes))):
-        left = (plain_hash(Stream.CLASS_DRAW, seed, epoch, position) >> 11) / 2**53
+        left = (plain_hash(RngStream.CLASS_DRAW, seed, epoch, position) >> 11) / 2**53
         chosen = 0
         # A draw within a rounding of an edge may fall either way; the hash meets none in these examples.
         while chosen < len(classes) - 1 and left >= sum(shares[: chosen + 1]):
             chosen += 1
-        within = (plain_hash(Stream.IMAGE_DRAW, seed, epoch, position) >> 11) / 2**53
+        within = (plain_hash(RngStream.IMAGE_DRAW, seed, epoch, position) >> 11) / 2**53
         expected.append(classes[chosen][int(within * len(classes[chosen]))])
-    assert sampler.epoch(epoch).tolist() == expected
+    assert sampler.epoch_indices(epoch).tolist() == expected
 
 
 @pytest.mark.parametrize("name", BY_SHARES)
 @pytest.mark.parametrize("epoch", [0, 3, 9])
 def test_many_draws_come_as_the_shares_say(name, epoch):
     """Frequencies over 60 seeds lie within five standard deviations, of the classes and of the images within each."""
-    draws = np.concatenate([SAMPLERS[name](LABELS, 5, seed, epochs=10).epoch(epoch) for seed in range(60)])
+    draws = np.concatenate([SAMPLERS[name](LABELS, 5, seed, epochs=10).epoch_indices(epoch) for seed in range(60)])
     shares = [float(share) for share in plain_shares(name, [n for n in COUNTS if n], epoch, 10)]
     for label, share in zip([0, 1, 2, 4], shares, strict=True):
         spread = (share * (1 - share) / len(draws)) ** 0.5

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from facelt.data import device_cache
-from facelt.data.device_cache import ResidentImages, ResidentLoader, free_memory
+from facelt.data.device_cache import CachedLoader, DeviceImageCache, free_memory
 from facelt.data.loader import Loader
 from facelt.data.records import RecordDataset
 from facelt.data.samplers import SAMPLERS, ClassAwareSampler, SequentialSampler
@@ -25,9 +25,9 @@ def dataset(face_rec) -> RecordDataset:
 
 
 @pytest.fixture
-def images(dataset) -> ResidentImages:
+def images(dataset) -> DeviceImageCache:
     loader = Loader(dataset, SequentialSampler(len(dataset), 7, members=MEMBERS))
-    return ResidentImages(dataset, MEMBERS, CPU, lambda: loader.epoch(0))
+    return DeviceImageCache(dataset, MEMBERS, CPU, lambda: loader.batches(0))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -36,14 +36,14 @@ def test_batches_are_those_of_a_loader(dataset, images, name, world):
     sampler = SAMPLERS[name](dataset.labels, 5, 1, members=MEMBERS)
     for rank in range(world):
         streamed = Loader(dataset, sampler, rank=rank, world=world)
-        kept = ResidentLoader(images, sampler, rank=rank, world=world)
+        kept = CachedLoader(images, sampler, rank=rank, world=world)
         assert kept.steps_per_epoch == streamed.steps_per_epoch
         for epoch, start in ((0, 0), (3, 2)):
-            assert as_lists(kept.epoch(epoch, start)) == as_lists(streamed.epoch(epoch, start))
+            assert as_lists(kept.batches(epoch, start)) == as_lists(streamed.batches(epoch, start))
 
 
 def test_unusable_images_are_named_where_they_are_drawn(dataset, images):
-    batches = list(ResidentLoader(images, SequentialSampler(24, 1, members=MEMBERS)).epoch(0))
+    batches = list(CachedLoader(images, SequentialSampler(24, 1, members=MEMBERS)).batches(0))
     bad = {index: batch.bad for index, batch in zip(MEMBERS.tolist(), batches, strict=True) if batch.bad}
     assert {index: [item.name for item in items] for index, items in bad.items()} == {
         3: ["train.rec:4"],
@@ -53,10 +53,10 @@ def test_unusable_images_are_named_where_they_are_drawn(dataset, images):
 
 
 def test_images_are_decoded_once(dataset, images, monkeypatch):
-    loader = ResidentLoader(images, ClassAwareSampler(dataset.labels, 6, seed=1, members=MEMBERS))
-    before = as_lists(loader.epoch(0))
+    loader = CachedLoader(images, ClassAwareSampler(dataset.labels, 6, seed=1, members=MEMBERS))
+    before = as_lists(loader.batches(0))
     monkeypatch.setattr(RecordDataset, "payload", None)
-    assert as_lists(loader.epoch(0)) == before
+    assert as_lists(loader.batches(0)) == before
     loader.close()
 
 
@@ -64,11 +64,11 @@ def test_images_are_decoded_once(dataset, images, monkeypatch):
 def test_more_than_half_of_the_free_memory_is_refused_before_anything_is_read(dataset, monkeypatch, ranks, free):
     # 22 images of 16 x 16 x 3 bytes are 16,896.
     monkeypatch.setattr(device_cache, "free_memory", lambda _: free)
-    with pytest.raises(UserError, match=r"^data\.resident: 22 images of 16 x 16 .* 50% of .*free on cpu") as caught:
-        ResidentImages(dataset, MEMBERS, CPU, lambda: pytest.fail("read"), ranks)
+    with pytest.raises(UserError, match=r"^data\.cache_on_device: 22 images of 16 x 16 .* 50% .*free on cpu") as caught:
+        DeviceImageCache(dataset, MEMBERS, CPU, lambda: pytest.fail("read"), ranks)
     assert ("each of 2 processes" in str(caught.value)) == (ranks == 2)
     monkeypatch.setattr(device_cache, "free_memory", lambda _: free + 2_000)
-    ResidentImages(dataset, MEMBERS, CPU, lambda: pytest.fail("read"), ranks)
+    DeviceImageCache(dataset, MEMBERS, CPU, lambda: pytest.fail("read"), ranks)
 
 
 def test_free_memory_of_the_host_is_a_number_of_bytes():

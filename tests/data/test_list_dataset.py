@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from facelt.data.batch import BadImage, Draw
+from facelt.data.batch import BadImage, SampleRequest
 from facelt.data.image_lists import find_layout
-from facelt.data.lists import FolderDataset, ListDataset, PathListDataset
-from facelt.data.transforms import CentreCrop
+from facelt.data.lists import ImageFolderDataset, ListDataset, UnlabelledListDataset
+from facelt.data.transforms import CenterCrop
 from facelt.errors import UserError
 
-CROP = CentreCrop(size=8, resize=8)
+CROP = CenterCrop(size=8, resize=8)
 LISTED = ("data_256/a/airfield/1.jpg", "data_256/a/apartment_building/outdoor/2.jpg", "data_256/z/zen_garden/3.jpg")
 
 
@@ -40,23 +40,23 @@ def test_a_list_with_labels_and_the_open_set(tree):
     assert dataset.num_classes == 5
     assert dataset.names(1) == "x/2 of 2.jpg"
     assert dataset.image_size == (8, 8)
-    sample = dataset[Draw(1, 5)]
+    sample = dataset[SampleRequest(1, 5)]
     assert (sample.label, sample.index, sample.seed, sample.image_HW3.shape) == (0, 1, 5, (8, 8, 3))
     wider = ListDataset(listed(tree, "x/1.jpg 4\r\n"), tree, transform=CROP, num_classes=9)
     assert (wider.num_classes, wider.labels.tolist()) == (9, [4])
 
 
 def test_a_list_of_paths_alone(tree):
-    dataset = PathListDataset(listed(tree, "y/3.png\nx/2 of 2.jpg\n"), tree, transform=CROP)
+    dataset = UnlabelledListDataset(listed(tree, "y/3.png\nx/2 of 2.jpg\n"), tree, transform=CROP)
     assert dataset.labels.tolist() == [-1, -1]
     assert dataset.num_classes == 0
-    assert dataset[Draw(1, 0)].image_HW3.shape == (8, 8, 3)
+    assert dataset[SampleRequest(1, 0)].image_HW3.shape == (8, 8, 3)
 
 
 def test_a_missing_or_broken_file_is_a_bad_image(tree):
     put(tree, "x/broken.jpg", b"no image")
     dataset = ListDataset(listed(tree, "x/1.jpg 0\nx/absent.jpg 0\nx/broken.jpg 0\n"), tree, transform=CROP)
-    absent, broken = dataset[Draw(1, 0)], dataset[Draw(2, 0)]
+    absent, broken = dataset[SampleRequest(1, 0)], dataset[SampleRequest(2, 0)]
     assert isinstance(absent, BadImage)
     assert absent.name == "x/absent.jpg"
     assert "No such file" in absent.reason
@@ -117,7 +117,7 @@ def test_both_layouts_of_places_serve_the_published_list(tmp_path, encode, layou
     dataset = ListDataset(listed(tmp_path / "root", text), tmp_path, transform=CROP)
     assert dataset.layout == layout
     for number in range(3):
-        sample = dataset[Draw(number, 0)]
+        sample = dataset[SampleRequest(number, 0)]
         assert sample.label == number
         assert dataset.payload(number) == encode(8, 8, seed=number)
     assert dataset.names(1) == LISTED[1]
@@ -144,42 +144,42 @@ def test_imagenets_validation_images_may_lie_in_one_folder(tmp_path, encode):
 def test_a_name_that_the_chosen_layout_does_not_know_is_a_bad_image(tmp_path, encode):
     put(tmp_path, "train/airfield/1.jpg", encode(8, 8))
     dataset = ListDataset(listed(tmp_path / "root", f"{LISTED[0]} 0\nelsewhere/4.jpg 0\n"), tmp_path, transform=CROP)
-    assert isinstance(dataset[Draw(1, 0)], BadImage)
+    assert isinstance(dataset[SampleRequest(1, 0)], BadImage)
 
 
 def test_a_folder_of_identities(tree, encode):
     put(tree, "y/deeper/4.JPG", encode(8, 8, suffix=".jpg"))
     put(tree, "y/notes.txt", b"no image")
-    dataset = FolderDataset(tree, transform=CROP)
+    dataset = ImageFolderDataset(tree, transform=CROP)
     assert [dataset.names(i) for i in range(len(dataset))] == ["x/1.jpg", "x/2 of 2.jpg", "y/3.png", "y/deeper/4.JPG"]
     assert dataset.labels.tolist() == [0, 0, 1, 1]
     assert dataset.identities.tolist() == ["x", "y"]
     assert dataset.num_classes == 2
-    assert dataset[Draw(3, 0)].label == 1
+    assert dataset[SampleRequest(3, 0)].label == 1
 
 
 def test_a_flat_folder_and_a_mixed_one(tree, encode):
-    flat = FolderDataset(tree / "x", transform=CROP)
+    flat = ImageFolderDataset(tree / "x", transform=CROP)
     assert flat.labels.tolist() == [-1, -1]
     assert flat.num_classes == 0
     put(tree, "a.png", encode(8, 8))
-    mixed = FolderDataset(tree, transform=CROP)
+    mixed = ImageFolderDataset(tree, transform=CROP)
     assert mixed.labels.tolist() == [-1, 0, 0, 1]
     assert mixed.identities.tolist() == ["x", "y"]
 
 
 def test_a_folder_of_unknown_images_has_no_labels(tree):
-    dataset = FolderDataset(tree, transform=CROP, open_set=True)
-    assert dataset.paths == FolderDataset(tree, transform=CROP).paths
+    dataset = ImageFolderDataset(tree, transform=CROP, open_set=True)
+    assert dataset.paths == ImageFolderDataset(tree, transform=CROP).paths
     assert dataset.labels.tolist() == [-1, -1, -1]
     assert dataset.num_classes == 0
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no image"):
-        FolderDataset(tmp_path, transform=CROP)
+        ImageFolderDataset(tmp_path, transform=CROP)
     with pytest.raises(UserError, match="no such folder"):
-        FolderDataset(tmp_path / "absent", transform=CROP)
+        ImageFolderDataset(tmp_path / "absent", transform=CROP)
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from facelt.data import transforms
-from facelt.data.samplers import hash64
-from facelt.data.transforms import flip_mask, to_float
+from facelt.data.samplers import hash_words
+from facelt.data.transforms import flip_mask, normalise_images
 from facelt.errors import UserError
 
 
@@ -16,23 +16,23 @@ def test_to_float_is_the_plain_formula():
     image_BHW3 = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (3, 4, 5, 3), dtype=np.uint8))
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
     plain = ((image_BHW3.numpy() / 255 - np.array(mean)) / np.array(std)).transpose(0, 3, 1, 2)
-    result = to_float(image_BHW3, mean, std)
+    result = normalise_images(image_BHW3, mean, std)
     assert result.dtype == torch.float32
     np.testing.assert_allclose(result.numpy(), plain, atol=1e-6)
     plain[[0, 2]] = plain[[0, 2]][..., ::-1]
-    result = to_float(image_BHW3, mean, std, torch.tensor([5, 2**62, 2**62 + 1]))
+    result = normalise_images(image_BHW3, mean, std, torch.tensor([5, 2**62, 2**62 + 1]))
     np.testing.assert_allclose(result.numpy(), plain, atol=1e-6)
     assert result.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_to_float_of_face_models_and_of_nothing():
     ends = torch.tensor([0, 255], dtype=torch.uint8).reshape(1, 1, 2, 1).expand(1, 1, 2, 3)
-    assert to_float(ends, [0.5] * 3, [0.5] * 3).flatten().tolist() == [-1.0, 1.0] * 3
-    assert to_float(torch.empty((0, 4, 5, 3), dtype=torch.uint8), [0.5] * 3, [0.5] * 3).shape == (0, 3, 4, 5)
+    assert normalise_images(ends, [0.5] * 3, [0.5] * 3).flatten().tolist() == [-1.0, 1.0] * 3
+    assert normalise_images(torch.empty((0, 4, 5, 3), dtype=torch.uint8), [0.5] * 3, [0.5] * 3).shape == (0, 3, 4, 5)
 
 
 def test_flips_are_half_and_follow_the_seed_alone():
-    seed_B = torch.from_numpy((hash64(4, 0, 0, np.arange(4000)) >> np.uint64(1)).astype(np.int64))
+    seed_B = torch.from_numpy((hash_words(4, 0, 0, np.arange(4000)) >> np.uint64(1)).astype(np.int64))
     flip_B = flip_mask(seed_B)
     assert flip_B.dtype == torch.bool
     assert 1850 <= int(flip_B.sum()) <= 2150
@@ -52,7 +52,7 @@ def test_the_compiled_kernel_is_one_and_gives_the_same_for_any_batch():
     for size in (9, 4, 7, 1, 0):
         # Clones, as on a device: what has been moved there is no view of anything.
         part = (image_BHW3[:size].clone(), mean, std, seed_B[:size].clone())
-        fused, plain = to_float(*part, fused=True), to_float(*part)
+        fused, plain = normalise_images(*part, fused=True), normalise_images(*part)
         torch.testing.assert_close(fused, plain, rtol=0, atol=1e-6)
         assert fused.stride() == plain.stride()
     assert metrics.generated_kernel_count == 1
@@ -66,5 +66,5 @@ def test_a_kernel_that_cannot_be_compiled_is_a_mistake_of_one_line(monkeypatch):
     with pytest.raises(
         UserError, match=r"^data\.fused: the kernel for cpu cannot be compiled .*data\.fused=false"
     ) as caught:
-        to_float(torch.zeros((2, 4, 4, 3), dtype=torch.uint8), (0.5,) * 3, (0.5,) * 3, fused=True)
+        normalise_images(torch.zeros((2, 4, 4, 3), dtype=torch.uint8), (0.5,) * 3, (0.5,) * 3, fused=True)
     assert "\n" not in str(caught.value)

@@ -147,7 +147,7 @@ def test_a_missing_or_oversized_file_is_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"absent\.bin: cannot be read \(No such file"):
         read_pairs(tmp_path / "absent.bin")
     (tmp_path / "large.bin").write_bytes(GOOD)
-    monkeypatch.setattr(pairs_module, "MOST_BYTES", len(GOOD) - 1)
+    monkeypatch.setattr(pairs_module, "MAX_FILE_BYTES", len(GOOD) - 1)
     with pytest.raises(UserError, match=r"large\.bin: [\d,]+ bytes are too many for a verification set"):
         read_pairs(tmp_path / "large.bin")
 

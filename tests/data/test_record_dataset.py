@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
-from facelt.data.batch import BadImage, Draw, Sample
+from facelt.data.batch import BadImage, Sample, SampleRequest
 from facelt.data.records import RecordDataset
-from facelt.data.transforms import CentreCrop
+from facelt.data.transforms import CenterCrop
 from facelt.errors import UserError
 from recordio_tools.face_set import FaceRecord
 
@@ -26,7 +26,7 @@ def test_all_images_of_the_file(face_rec, encode):
     assert dataset.image_size == (16, 16)
     assert dataset.labels.dtype == np.int64
     assert np.bincount(dataset.labels).tolist() == [9, 7, 5, 2, 1]
-    sample = dataset[Draw(11, 99)]
+    sample = dataset[SampleRequest(11, 99)]
     assert (sample.label, sample.index, sample.seed) == (1, 11, 99)
     assert dataset.names(11) == "train.rec:12"
     expected = cv2.imdecode(np.frombuffer(encode(16, 16, seed=12), np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
@@ -35,7 +35,7 @@ def test_all_images_of_the_file(face_rec, encode):
 
 def test_bad_images_are_named_with_their_reason(face_rec):
     dataset = RecordDataset(face_rec)
-    bad = [item for item in (dataset[Draw(i, 0)] for i in range(24)) if isinstance(item, BadImage)]
+    bad = [item for item in (dataset[SampleRequest(i, 0)] for i in range(24)) if isinstance(item, BadImage)]
     assert [item.name for item in bad] == ["train.rec:4", "train.rec:20"]
     assert "not a JPEG" in bad[0].reason
     assert "16 x 12 pixels (height x width), this data set's are 16 x 16" in bad[1].reason
@@ -46,7 +46,7 @@ def test_a_damaged_record_is_a_bad_image(face_rec):
     with face_rec.open("r+b") as stream:
         stream.seek(offset)
         stream.write(b"\0\0\0\0")
-    item = RecordDataset(face_rec)[Draw(6, 0)]
+    item = RecordDataset(face_rec)[SampleRequest(6, 0)]
     assert isinstance(item, BadImage)
     assert "record 7 is damaged" in item.reason
 
@@ -54,13 +54,13 @@ def test_a_damaged_record_is_a_bad_image(face_rec):
 def test_a_pickled_dataset_reads_on(face_rec):
     dataset = RecordDataset(face_rec)
     copy = pickle.loads(pickle.dumps(dataset))
-    np.testing.assert_array_equal(copy[Draw(0, 0)].image_HW3, dataset[Draw(0, 0)].image_HW3)
+    np.testing.assert_array_equal(copy[SampleRequest(0, 0)].image_HW3, dataset[SampleRequest(0, 0)].image_HW3)
 
 
 def test_another_size_through_a_transform(face_rec):
-    dataset = RecordDataset(face_rec, transform=CentreCrop(size=8, resize=10))
+    dataset = RecordDataset(face_rec, transform=CenterCrop(size=8, resize=10))
     assert dataset.image_size == (8, 8)
-    assert dataset[Draw(19, 0)].image_HW3.shape == (8, 8, 3)
+    assert dataset[SampleRequest(19, 0)].image_HW3.shape == (8, 8, 3)
 
 
 def test_a_manifest_selects_orders_and_relabels(face_rec):
@@ -70,7 +70,7 @@ def test_a_manifest_selects_orders_and_relabels(face_rec):
     assert dataset.num_classes == 2
     assert [dataset.names(i) for i in range(4)] == [f"train.rec:{key}" for key in (23, 1, 22, 9)]
     whole = RecordDataset(face_rec)
-    np.testing.assert_array_equal(dataset[Draw(2, 0)].image_HW3, whole[Draw(21, 0)].image_HW3)
+    np.testing.assert_array_equal(dataset[SampleRequest(2, 0)].image_HW3, whole[SampleRequest(21, 0)].image_HW3)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_without_a_property_file_the_size_has_to_come_from_a_transform(face_rec)
     face_rec.with_name("property").unlink()
     with pytest.raises(UserError, match="no 'property' file"):
         RecordDataset(face_rec)
-    assert RecordDataset(face_rec, transform=CentreCrop(8, 8)).num_classes == 5
+    assert RecordDataset(face_rec, transform=CenterCrop(8, 8)).num_classes == 5
 
 
 def test_a_truncated_file_is_refused_or_named(face_rec):
@@ -130,6 +130,6 @@ def test_real_faces(real_data):
     counts = np.bincount(dataset.labels)
     assert (counts.min(), counts.max(), (counts == 1).sum()) == (1, 530, 1500)
     for index in (0, 9_000, 18_540):
-        sample = dataset[Draw(index, 0)]
+        sample = dataset[SampleRequest(index, 0)]
         assert isinstance(sample, Sample)
         assert sample.image_HW3.shape == (112, 112, 3)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facelt.data.samplers import SAMPLERS, ClassAwareSampler, InstanceSampler, SequentialSampler, Stream, hash64
+from facelt.data.samplers import SAMPLERS, ClassAwareSampler, InstanceSampler, RngStream, SequentialSampler, hash_words
 from facelt.errors import UserError
 
 LABELS = st.lists(st.integers(-1, 6), min_size=1, max_size=40).filter(lambda labels: max(labels) >= 0)
@@ -31,11 +31,11 @@ def plain_class_aware(labels, batch, seed, per_class, epochs) -> list[int]:
     total = sum(map(len, images)) // batch * batch * epochs
     waiting, rounds, draws, cycle = [[] for _ in images], [0] * len(images), [], 0
     while len(draws) < total:
-        for c in sorted(range(len(images)), key=lambda c: plain_hash(Stream.CLASS_ORDER, seed, cycle, c)):
+        for c in sorted(range(len(images)), key=lambda c: plain_hash(RngStream.CLASS_ORDER, seed, cycle, c)):
             for _ in range(per_class):
                 if not waiting[c]:
                     order = sorted(
-                        range(len(images[c])), key=lambda i: plain_hash(Stream.IMAGE_ORDER, seed, c, rounds[c], i)
+                        range(len(images[c])), key=lambda i: plain_hash(RngStream.IMAGE_ORDER, seed, c, rounds[c], i)
                     )
                     waiting[c], rounds[c] = [images[c][i] for i in order], rounds[c] + 1
                 draws.append(waiting[c].pop(0))
@@ -44,9 +44,9 @@ def plain_class_aware(labels, batch, seed, per_class, epochs) -> list[int]:
 
 
 def test_the_hash_is_splitmix64():
-    assert int(hash64(0)) == 0xE220A8397B1DCDAF  # the published generator's first output from state 0
+    assert int(hash_words(0)) == 0xE220A8397B1DCDAF  # the published generator's first output from state 0
     words = np.array([0, 1, -1, 2**62])
-    assert hash64(3, words).tolist() == [plain_hash(3, word) for word in words.tolist()]
+    assert hash_words(3, words).tolist() == [plain_hash(3, word) for word in words.tolist()]
 
 
 @QUICK
@@ -55,7 +55,7 @@ def test_class_aware_equals_the_plain_loop(labels, batch, seed, per_class):
     if sum(label >= 0 for label in labels) < batch:
         return
     sampler = ClassAwareSampler(np.array(labels), batch, seed, per_class=per_class)
-    found = [index for epoch in range(3) for index in sampler.epoch(epoch).tolist()]
+    found = [index for epoch in range(3) for index in sampler.epoch_indices(epoch).tolist()]
     assert found == plain_class_aware(labels, batch, seed, per_class, epochs=3)
 
 
@@ -64,7 +64,7 @@ def test_class_aware_equals_the_plain_loop(labels, batch, seed, per_class):
 def test_class_aware_visits_classes_equally_and_images_before_repeats(labels, seed):
     known = [label for label in labels if label >= 0]
     sampler = ClassAwareSampler(np.array(labels), 1, seed, per_class=2)
-    draws = np.concatenate([sampler.epoch(epoch) for epoch in range(4)])
+    draws = np.concatenate([sampler.epoch_indices(epoch) for epoch in range(4)])
     drawn = Counter(labels[index] for index in draws.tolist())
     assert set(drawn) <= set(known)
     assert max(drawn.values()) - min(drawn.get(label, 0) for label in known) <= 2
@@ -80,17 +80,17 @@ def test_instance_sampling_gives_every_image_at_most_once(labels, batch, seed, e
     known = [index for index, label in enumerate(labels) if label >= 0]
     if len(known) < batch:
         return
-    index = InstanceSampler(np.array(labels), batch, seed).epoch(epoch)
+    index = InstanceSampler(np.array(labels), batch, seed).epoch_indices(epoch)
     assert len(index) == len(known) // batch * batch
     assert len(set(index.tolist())) == len(index)
     assert set(index.tolist()) <= set(known)
-    expected = sorted(range(len(known)), key=lambda i: plain_hash(Stream.INSTANCE_ORDER, seed, epoch, i))
+    expected = sorted(range(len(known)), key=lambda i: plain_hash(RngStream.INSTANCE_ORDER, seed, epoch, i))
     assert index.tolist() == [known[i] for i in expected][: len(index)]
 
 
 def test_instance_order_is_uniform():
     sampler = InstanceSampler(np.zeros(10, np.int64), 10, seed=3)
-    first = Counter(int(sampler.epoch(epoch)[0]) for epoch in range(4000))
+    first = Counter(int(sampler.epoch_indices(epoch)[0]) for epoch in range(4000))
     assert min(first.values()) > 320
     assert max(first.values()) < 480
 
@@ -105,14 +105,14 @@ def test_every_training_sampler_keeps_the_protocol(name):
     sampler = SAMPLERS[name](labels, 4, seed=5, epochs=8)
     draws = LISTED[name] // 4 * 4
     assert sampler.steps_per_epoch * 4 == draws
-    index_T, seed_T = sampler.draws(2)
+    index_T, seed_T = sampler.epoch_requests(2)
     assert index_T.dtype == seed_T.dtype == np.int64
     assert index_T.shape == seed_T.shape == (draws,)
     assert seed_T.min() >= 0
-    assert seed_T.tolist() == [plain_hash(Stream.DRAW_SEED, 5, 2, position) >> 1 for position in range(draws)]
-    np.testing.assert_array_equal(index_T, SAMPLERS[name](labels, 4, seed=5, epochs=8).epoch(2))
-    assert index_T.tolist() != sampler.epoch(3).tolist()
-    assert index_T.tolist() != SAMPLERS[name](labels, 4, seed=6, epochs=8).epoch(2).tolist()
+    assert seed_T.tolist() == [plain_hash(RngStream.DRAW_SEED, 5, 2, position) >> 1 for position in range(draws)]
+    np.testing.assert_array_equal(index_T, SAMPLERS[name](labels, 4, seed=5, epochs=8).epoch_indices(2))
+    assert index_T.tolist() != sampler.epoch_indices(3).tolist()
+    assert index_T.tolist() != SAMPLERS[name](labels, 4, seed=6, epochs=8).epoch_indices(2).tolist()
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -120,7 +120,7 @@ def test_members_restrict_the_draws(name):
     labels, members = np.repeat(np.arange(3), 10), np.array([0, 2, 4, 13, 29])
     sampler = SAMPLERS[name](labels, 2, seed=0, members=members, epochs=20)
     assert sampler.steps_per_epoch == {"oversample": 9, "undersample": 3}.get(name, 5) // 2
-    drawn = {index for epoch in range(20) for index in sampler.epoch(epoch).tolist()}
+    drawn = {index for epoch in range(20) for index in sampler.epoch_indices(epoch).tolist()}
     assert drawn == set(members.tolist())
 
 
@@ -135,6 +135,6 @@ def test_fewer_images_than_a_batch_is_refused(name, labels):
 def test_sequential_keeps_the_last_partial_batch():
     sampler = SequentialSampler(10, 4)
     assert sampler.steps_per_epoch == 3
-    assert sampler.epoch(0).tolist() == list(range(10))
-    assert SequentialSampler(10, 4, members=np.array([7, 3])).draws(0)[0].tolist() == [7, 3]
+    assert sampler.epoch_indices(0).tolist() == list(range(10))
+    assert SequentialSampler(10, 4, members=np.array([7, 3])).epoch_requests(0)[0].tolist() == [7, 3]
     assert SequentialSampler(0, 4).steps_per_epoch == 0

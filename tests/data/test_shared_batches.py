@@ -5,42 +5,42 @@ import gc
 import pytest
 import torch
 
-from facelt.data.loader import Slots
+from facelt.data.loader import SharedBatchPool
 from facelt.errors import UserError
 
 
-def fill(slots: Slots, value: int) -> int:
-    slot = slots.take()
-    slots.image_SBHW3[slot] = value
+def fill(pool: SharedBatchPool, value: int) -> int:
+    slot = pool.acquire()
+    pool.image_SBHW3[slot] = value
     return slot
 
 
 def test_what_is_lent_is_the_slot_until_any_view_of_it_is_gone():
-    slots = Slots(1, 1, (2, 2))
-    slot = fill(slots, 5)
-    row_HW3 = slots.receive(slot)[0]  # a view is all that is left of the tensor
+    pool = SharedBatchPool(1, 1, (2, 2))
+    slot = fill(pool, 5)
+    row_HW3 = pool.get(slot)[0]  # a view is all that is left of the tensor
     gc.collect()
-    assert row_HW3.data_ptr() == slots.image_SBHW3[slot].data_ptr()
-    assert slot not in {slots.take(), slots.take()}
+    assert row_HW3.data_ptr() == pool.image_SBHW3[slot].data_ptr()
+    assert slot not in {pool.acquire(), pool.acquire()}
     with pytest.raises(IndexError):
-        slots.take()
+        pool.acquire()
     del row_HW3
-    assert slots.take() == slot
+    assert pool.acquire() == slot
 
 
 def test_who_holds_more_than_two_gets_copies_and_tasks_go_on():
-    slots = Slots(3, 1, (2, 2))
-    held = [slots.receive(fill(slots, value)) for value in range(20)]
+    pool = SharedBatchPool(3, 1, (2, 2))
+    held = [pool.get(fill(pool, value)) for value in range(20)]
     assert [int(image.unique()) for image in held] == list(range(20))
-    assert sum(any(image.data_ptr() == own.data_ptr() for own in slots.image_SBHW3) for image in held) == 2
-    assert len({slots.take() for _ in range(3)}) == 3
+    assert sum(any(image.data_ptr() == own.data_ptr() for own in pool.image_SBHW3) for image in held) == 2
+    assert len({pool.acquire() for _ in range(3)}) == 3
 
 
-def test_tasks_given_up_leave_their_slots():
-    slots = Slots(2, 1, (2, 2))
-    first = {slots.take() for _ in range(4)}
-    slots.abandon()
-    assert first == {slots.take() for _ in range(4)} == {0, 1, 2, 3}
+def test_tasks_given_up_leave_their_pool():
+    pool = SharedBatchPool(2, 1, (2, 2))
+    first = {pool.acquire() for _ in range(4)}
+    pool.reset()
+    assert first == {pool.acquire() for _ in range(4)} == {0, 1, 2, 3}
 
 
 def test_too_little_shared_memory_is_a_mistake_of_one_line(monkeypatch):
@@ -51,4 +51,4 @@ def test_too_little_shared_memory_is_a_mistake_of_one_line(monkeypatch):
     with pytest.raises(
         UserError, match=r"^workers: they need 3 MB of shared memory for 10 x 100 images: .*No space left"
     ):
-        Slots(8, 100, (32, 32))
+        SharedBatchPool(8, 100, (32, 32))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from facelt.data.transforms import to_float
+from facelt.data.transforms import normalise_images
 from facelt.export.onnx import export_onnx
 
 BATCHES = (1, 7, 64)
@@ -80,7 +80,7 @@ def test_get_feat_gives_the_direct_embedding(stage, build_model, pixels, run_ins
     assert tuple(map(int, words[0].split(".")[:2])) >= (2, 1)
     for batch, image_NHW3 in images.items():
         with torch.no_grad():
-            image_N3HW = to_float(image_NHW3, model.config.data.mean, model.config.data.std)
+            image_N3HW = normalise_images(image_NHW3, model.config.data.mean, model.config.data.std)
             expected_ND = model.method.embed(image_N3HW).by_kind["direct"].numpy()
         cosine_N = (found[batch] * expected_ND).sum(1) / np.linalg.norm(found[batch], axis=1)
         assert cosine_N.shape == (batch,)

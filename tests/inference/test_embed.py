@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from facelt.data.batch import BadImageCount
+from facelt.data.batch import BadImageTracker
 from facelt.data.module import Split, open_data
 from facelt.errors import UserError
 from facelt.inference.embed import embed_images, sound_images
@@ -180,7 +180,7 @@ def test_nothing_usable_is_refused(model, folder):
 def test_predictions_are_those_of_the_plain_network(model):
     data = open_data(model.config.data, model.config.seed)
     label_N, prediction_N = predict(
-        model.method, data.evaluation["validation"], data.preparation, Reading(5, 0, CPU, BadImageCount(0))
+        model.method, data.evaluation["validation"], data.preprocessing, Reading(5, 0, CPU, BadImageTracker(0))
     )
     assert label_N.tolist() == data.evaluation["validation"].labels.tolist()
     expected = []
@@ -196,5 +196,5 @@ def test_a_split_without_a_usable_image_predicts_nothing(model, folder):
     source = open_images(folder, model.config)
     split = Split(source.dataset, source.members[-1:])
     data = open_data(model.config.data, model.config.seed)
-    label_N, prediction_N = predict(model.method, split, data.preparation, Reading(5, 0, CPU, BadImageCount(1)))
+    label_N, prediction_N = predict(model.method, split, data.preprocessing, Reading(5, 0, CPU, BadImageTracker(1)))
     assert (len(label_N), len(prediction_N)) == (0, 0)

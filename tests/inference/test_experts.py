@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from facelt.cli.main import app
 from facelt.config.train import TrainConfig
-from facelt.data.batch import BadImageCount
+from facelt.data.batch import BadImageTracker
 from facelt.data.module import Split, open_data
 from facelt.distributed.comm import rank, world
 from facelt.distributed.ddp import replicate
@@ -25,7 +25,7 @@ NARROW = {"split": "layer1", "width": 0.75}
 
 
 def reading() -> Reading:
-    return Reading(4, 0, CPU, BadImageCount(0))
+    return Reading(4, 0, CPU, BadImageTracker(0))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_each_experts_predictions_are_those_of_its_branch_alone(experts_run, sta
     model = load_model(experts_run / stage, CPU)
     data = open_data(model.config.data, model.config.seed)
     split = data.evaluation["validation"]
-    label_N, expert_KN, together_N = expert_predictions(model.method, split, data.preparation, reading())
+    label_N, expert_KN, together_N = expert_predictions(model.method, split, data.preprocessing, reading())
     assert label_N.tolist() == split.labels.tolist()
     with torch.no_grad():
         for place, member in enumerate(split.members.tolist()):
@@ -88,12 +88,12 @@ def test_a_split_without_an_image_and_a_method_without_experts(experts_run, fini
     data = open_data(model.config.data, model.config.seed)
     split = data.evaluation["validation"]
     nothing = Split(split.dataset, split.members[:0])
-    label_N, expert_KN, together_N = expert_predictions(model.method, nothing, data.preparation, reading())
+    label_N, expert_KN, together_N = expert_predictions(model.method, nothing, data.preprocessing, reading())
     assert (label_N.shape, expert_KN.shape, together_N.shape) == ((0,), (3, 0), (0,))
     assert expert_KN.dtype == np.int64
     plain = load_model(finished_run / "plain", CPU).method
     with pytest.raises(UserError, match="Classify has no experts: train a method with several, such as independent"):
-        expert_predictions(plain, split, data.preparation, reading())
+        expert_predictions(plain, split, data.preprocessing, reading())
 
 
 def gradients_of_a_step() -> dict[str, torch.Tensor]:
@@ -127,7 +127,7 @@ def test_the_command_counts_what_experts_win_and_lose_together(experts_run, fini
     model = load_model(experts_run / "independent", CPU)
     data = open_data(model.config.data, model.config.seed)
     split = data.evaluation["validation"]
-    label_N, expert_KN, together_N = expert_predictions(model.method, split, data.preparation, reading())
+    label_N, expert_KN, together_N = expert_predictions(model.method, split, data.preprocessing, reading())
     lost = [
         sum(one == label != both for label, one, both in zip(label_N, expert_N, together_N, strict=True))
         for expert_N in expert_KN

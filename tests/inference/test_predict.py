@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from facelt.config.train import TrainConfig
-from facelt.data.batch import BadImageCount
+from facelt.data.batch import BadImageTracker
 from facelt.data.module import Split, open_data
 from facelt.errors import UserError
 from facelt.inference.model import find_model, load_model, load_weights
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def reading(batch: int = 5, allowed: int = 0) -> Reading:
-    return Reading(batch, 0, CPU, BadImageCount(allowed))
+    return Reading(batch, 0, CPU, BadImageTracker(allowed))
 
 
 @pytest.fixture(scope="module", params=["plain", "oltr"])
@@ -34,7 +34,7 @@ def data(finished_run):
 
 def test_outputs_are_those_of_each_image_alone(model, data):
     split, method = data.evaluation["validation"], model.method
-    found = outputs(method, split, data.preparation, reading())
+    found = outputs(method, split, data.preprocessing, reading())
     assert found.label_N.tolist() == split.labels.tolist()
     assert found.index_N.tolist() == split.members.tolist()
     logits, reachability = [], []
@@ -55,9 +55,9 @@ def test_outputs_are_those_of_each_image_alone(model, data):
 
 def test_the_method_is_left_in_its_mode_also_where_the_pass_breaks_off(model, data):
     model.method.train()
-    outputs(model.method, data.evaluation["validation"], data.preparation, reading())
+    outputs(model.method, data.evaluation["validation"], data.preprocessing, reading())
     assert model.method.training
-    passing = each_output(model.method, data.evaluation["validation"], data.preparation, reading())
+    passing = each_output(model.method, data.evaluation["validation"], data.preprocessing, reading())
     next(passing)
     assert not model.method.training
     passing.close()
@@ -67,7 +67,7 @@ def test_the_method_is_left_in_its_mode_also_where_the_pass_breaks_off(model, da
 
 def test_a_split_without_an_image_has_no_outputs(model, data):
     split = data.evaluation["validation"]
-    assert outputs(model.method, Split(split.dataset, split.members[:0]), data.preparation, reading()) is None
+    assert outputs(model.method, Split(split.dataset, split.members[:0]), data.preprocessing, reading()) is None
 
 
 def test_bad_images_are_left_out_or_stop(model, data, monkeypatch):
@@ -77,8 +77,8 @@ def test_bad_images_are_left_out_or_stop(model, data, monkeypatch):
         split.dataset, "payload", lambda index: b"nothing" if index == first else whole(index), raising=False
     )
     with pytest.raises(UserError, match=r"1 images cannot be used"):
-        outputs(model.method, split, data.preparation, reading())
-    found = outputs(model.method, split, data.preparation, reading(allowed=1))
+        outputs(model.method, split, data.preprocessing, reading())
+    found = outputs(model.method, split, data.preprocessing, reading(allowed=1))
     assert found.index_N.tolist() == split.members[1:].tolist()
 
 
@@ -91,12 +91,12 @@ def outputs_of_a_rank(folder):
     load_weights(find_model(folder) / "model.safetensors", method)
     return [
         None if value is None else value.numpy()
-        for value in outputs(method, data.evaluation["validation"], data.preparation, reading())
+        for value in outputs(method, data.evaluation["validation"], data.preprocessing, reading())
     ]
 
 
 def test_two_ranks_get_the_outputs_of_one(finished_run, data, rank_pool):
-    alone = outputs(load_model(finished_run, CPU).method, data.evaluation["validation"], data.preparation, reading())
+    alone = outputs(load_model(finished_run, CPU).method, data.evaluation["validation"], data.preprocessing, reading())
     for rank in rank_pool.run(outputs_of_a_rank, 2, finished_run):
         for mine, theirs in zip(alone, rank, strict=True):
             assert torch.allclose(mine, torch.from_numpy(theirs), rtol=1e-3, atol=1e-4)

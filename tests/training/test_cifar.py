@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from facelt.cli.main import app
 from facelt.config.data import CifarData
 from facelt.config.train import TrainConfig
-from facelt.data.batch import Batch, Draw
+from facelt.data.batch import Batch, SampleRequest
 from facelt.data.module import open_data
 from facelt.errors import UserError
 from tests.data.cifar_folder import write_cifar
@@ -54,8 +54,8 @@ def test_training_images_are_moved_mirrored_and_normalised_and_others_only_norma
     draws += [(32768 << 17 | 32768 << 1 | flip, 32768, 32768, flip) for flip in (0, 1, 1)]
     seed_B = torch.tensor([draw[0] for draw in draws])
     batch = Batch(image_BHW3, torch.zeros(6), torch.arange(6), seed_B)
-    preparation = open_data(CifarData.model_validate(section), seed=0).preparation
-    trained, evaluated = preparation.for_training(batch), preparation.for_evaluation(batch)
+    preprocessing = open_data(CifarData.model_validate(section), seed=0).preprocessing
+    trained, evaluated = preprocessing.for_training(batch), preprocessing.for_evaluation(batch)
     for place, (_, y, x, flip) in enumerate(draws):
         pixels_3HW = image_BHW3[place].permute(2, 0, 1)
         plain = functional.normalize(pixels_3HW / 255, MEAN, STD)
@@ -69,7 +69,7 @@ def test_training_images_are_moved_mirrored_and_normalised_and_others_only_norma
 def test_a_run_is_the_same_with_images_kept_or_read(section, train, plain_stage, tmp_path, assert_same_weights):
     changes = {"stages": plain_stage(epochs=2, embedding="none"), "optim": {"lr": 0.05, "batch": 16}}
     kept = train(tmp_path / "kept", data={**section, "rotation": 15}, **changes)
-    read = train(tmp_path / "read", data={**section, "rotation": 15, "resident": False}, **changes)
+    read = train(tmp_path / "read", data={**section, "rotation": 15, "cache_on_device": False}, **changes)
     still = train(tmp_path / "still", data={**section, "pad": 0}, **changes)
     weights = "plain/model.safetensors"
     assert_same_weights(kept / weights, read / weights)
@@ -101,7 +101,7 @@ def test_unknown_images_are_splits_and_the_first_of_all_are_for_tuning(cifar, se
         split = data.evaluation[name]
         assert set(split.labels.tolist()) == {-1}
         for index in split.members.tolist():
-            sample = split.dataset[Draw(index, 0)]
+            sample = split.dataset[SampleRequest(index, 0)]
             assert sample.image_HW3.shape == (32, 32, 3)
             # Those that have the size already are as they are; others keep their mean colour.
             if images[index].shape == (32, 32, 3):

@@ -39,8 +39,8 @@ class OneStep:
     def __init__(self, loader):
         self._loader = loader
 
-    def epoch(self, epoch, start_step=0):
-        return islice(self._loader.epoch(epoch, start_step), 1 - start_step)
+    def batches(self, epoch, start_step=0):
+        return islice(self._loader.batches(epoch, start_step), 1 - start_step)
 
     def close(self):
         self._loader.close()

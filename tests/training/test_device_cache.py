@@ -14,31 +14,31 @@ from facelt.training.loaders import open_streams
 
 
 @pytest.fixture
-def resident(recipe, tmp_path) -> dict:
-    """The recipe's data section, resident."""
-    return {**recipe(tmp_path)["data"], "resident": True}
+def cached_data(recipe, tmp_path) -> dict:
+    """The recipe's data section with `cache_on_device`."""
+    return {**recipe(tmp_path)["data"], "cache_on_device": True}
 
 
 def test_a_run_is_the_streamed_one_also_after_an_interruption(
-    finished_run, resident, train, tmp_path, interrupt, metrics, assert_same_weights
+    finished_run, cached_data, train, tmp_path, interrupt, metrics, assert_same_weights
 ):
     with pytest.raises(interrupt("dynamic_meta", 3)):
-        train(tmp_path / "run", data=resident, checkpoint_every=2)
-    folder = train(tmp_path / "run", resume=True, data=resident, checkpoint_every=2)
+        train(tmp_path / "run", data=cached_data, checkpoint_every=2)
+    folder = train(tmp_path / "run", resume=True, data=cached_data, checkpoint_every=2)
     for stage in ("plain", "oltr"):
         assert_same_weights(finished_run / stage / "model.safetensors", folder / stage / "model.safetensors")
     assert metrics(folder) == metrics(finished_run)
 
 
-def test_too_many_images_stop_before_any_step(resident, train, tmp_path, monkeypatch):
+def test_too_many_images_stop_before_any_step(cached_data, train, tmp_path, monkeypatch):
     monkeypatch.setattr("facelt.data.device_cache.free_memory", lambda _: 1000)
-    with pytest.raises(UserError, match=r"^data\.resident: 37 images of 32 x 32 pixels"):
-        train(tmp_path / "run", data=resident)
+    with pytest.raises(UserError, match=r"^data\.cache_on_device: 37 images of 32 x 32 pixels"):
+        train(tmp_path / "run", data=cached_data)
 
 
 def test_a_list_cannot_be_resident(recipe, tmp_path):
-    data = {"kind": "list", "root": ".", "train": "list.txt", "resident": True}
-    with pytest.raises(ValueError, match="at every look; record and cifar can be resident"):
+    data = {"kind": "list", "root": ".", "train": "list.txt", "cache_on_device": True}
+    with pytest.raises(ValueError, match="cannot cache them; only record and cifar data can"):
         TrainConfig.model_validate(recipe(tmp_path, data=data))
 
 
@@ -59,15 +59,15 @@ def batches(values: dict) -> list[tuple]:
         (rank(), batch.index_B.tolist(), batch.label_B.tolist(), batch.seed_B.tolist(), batch.image_BHW3.tolist())
         for epoch, start in ((0, 1), (1, 0))
         for loader in loaders
-        for batch in loader.epoch(epoch, start)
+        for batch in loader.batches(epoch, start)
     ]
     for loader in loaders:
         loader.close()
     return found
 
 
-def test_two_ranks_get_their_shares(recipe, resident, rank_pool, tmp_path):
-    kept = rank_pool.run(batches, 2, recipe(tmp_path, data=resident))
+def test_two_ranks_get_their_shares(recipe, cached_data, rank_pool, tmp_path):
+    kept = rank_pool.run(batches, 2, recipe(tmp_path, data=cached_data))
     streamed = rank_pool.run(batches, 2, recipe(tmp_path))
     assert kept == streamed
     assert [found[0][0] for found in kept] == [0, 1]

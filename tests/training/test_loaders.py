@@ -19,14 +19,14 @@ BANDS = {"many": {0}, "medium": {1}, "few": {2, 3}}
 @pytest.fixture
 def data():
     split = Split(SimpleNamespace(labels=LABELS), MEMBERS)
-    return TrainingData(split, split, {}, num_classes=5, preparation=None)
+    return TrainingData(split, split, {}, num_classes=5, preprocessing=None)
 
 
 @pytest.mark.parametrize("shots", BANDS)
 @pytest.mark.parametrize("sampler", ["instance", "class_aware", "oversample"])
 def test_shots_keep_to_the_training_images_of_those_classes(data, shots, sampler):
     found = sampler_of(Stream(sampler, shots=shots), data, batch=5, seed=0, epochs=20)
-    drawn = {index for epoch in range(20) for index in found.epoch(epoch).tolist()}
+    drawn = {index for epoch in range(20) for index in found.epoch_indices(epoch).tolist()}
     assert drawn == {index for index in MEMBERS.tolist() if LABELS[index] in BANDS[shots]}
 
 
@@ -41,7 +41,9 @@ def test_shots_that_no_class_has_are_refused(data):
 
 def test_another_draw_has_other_images_and_other_augmentation(data):
     def draws(draw: int, seed: int = 3):
-        index_T, seed_T = sampler_of(Stream("instance", draw=draw), data, batch=8, seed=seed, epochs=1).draws(0)
+        index_T, seed_T = sampler_of(Stream("instance", draw=draw), data, batch=8, seed=seed, epochs=1).epoch_requests(
+            0
+        )
         return index_T.tolist(), seed_T.tolist()
 
     first, second, third = draws(0), draws(1), draws(2)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from facelt.cli.main import app
-from facelt.data.batch import Draw
+from facelt.data.batch import SampleRequest
 from facelt.data.module import open_data
 from facelt.inference.model import load_model
 from facelt.models.backbones import BACKBONES
@@ -103,7 +103,7 @@ def test_a_recipe_of_lists_trains_and_evaluates(name, root, tmp_path):
     assert opened.labels.tolist() == [-1, -1]
     for place, path in enumerate(OPEN):
         plain = cv2.imread(str(tmp_path / path))[2:34, 6:38, ::-1]
-        assert np.array_equal(opened.dataset[Draw(place, 0)].image_HW3, plain)
+        assert np.array_equal(opened.dataset[SampleRequest(place, 0)].image_HW3, plain)
 
     before, after = (load_file(run / stage / "model.safetensors") for stage in ("plain", "oltr"))
     same = torch.equal(before["network.backbone.conv1.weight"], after["network.backbone.conv1.weight"])
