@@ -9,7 +9,7 @@ What methods can be told that put other classifiers on a feature, most of them o
 What each method can be told. A stage chooses one by its `name`.
 """
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -25,9 +25,6 @@ from facelt.config.losses import (
     WeightsConfig,
 )
 
-if TYPE_CHECKING:
-    from facelt.config.train import StageConfig
-
 
 class AnyMethod(Strict):
     """Settings of a method, which a stage chooses by their `name`."""
@@ -37,7 +34,7 @@ class AnyMethod(Strict):
         """How many trained stages the method learns from: none, but for those that say so."""
         return range(1)
 
-    def why_no_teacher(self, stage: "StageConfig") -> str | None:
+    def why_no_teacher(self, stage: Any) -> str | None:
         """What is wrong with a teacher from this stage of the same run; None where it will do."""
         return None
 
@@ -161,7 +158,7 @@ class LfmeConfig(AnyMethod):
     def teachers_wanted(self) -> range:
         return range(1, 4)
 
-    def why_no_teacher(self, stage: "StageConfig") -> str | None:
+    def why_no_teacher(self, stage: Any) -> str | None:
         if getattr(stage.method, "shots", None) is None:
             return "is no expert: lfme learns from stages of the method classify with shots: many, medium or few"
         return None
@@ -349,7 +346,7 @@ class ClassifyConfig(AnyMethod):
     def teachers_wanted(self) -> range:
         return range(1) if self.move_foreground is None else range(1, 2)
 
-    def why_no_teacher(self, stage: "StageConfig") -> str | None:
+    def why_no_teacher(self, stage: Any) -> str | None:
         is_map_read = stage.embedding == "none" and getattr(stage.method, "head", "linear") == "linear"
         if self.move_foreground is not None and not is_map_read:
             return (
