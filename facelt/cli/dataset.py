@@ -1,5 +1,6 @@
-"""`facelt dataset`: what the data of a recipe are made of, read from lists and labels alone."""
+"""`facelt dataset`: image and class counts of every split, from lists and labels alone."""
 
+import json as json_
 from pathlib import Path
 from typing import Annotated
 
@@ -7,13 +8,48 @@ import typer
 
 
 def dataset(
-    config: Annotated[Path, typer.Option(help="A YAML recipe; only its section `data` counts.")],
+    config: Annotated[Path, typer.Option(help="YAML recipe; only its `data` section and `seed` matter.")],
     set_: Annotated[list[str], typer.Option("--set", help="Set any key: data.imbalance=50.")] = [],  # noqa: B006
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Images, classes and their spread over many, medium and few shots, for every split; no image is looked at."""
+    """Count images, classes, and many-, medium- and few-shot classes of every split, without decoding any image."""
     from facelt.config.loading import load_config
     from facelt.config.train import TrainConfig
-    from facelt.data.module import dataset_stats, show
+    from facelt.data.module import dataset_stats
 
-    show(dataset_stats(load_config(config, TrainConfig, set_)), as_json=json)
+    stats = dataset_stats(load_config(config, TrainConfig, set_))
+    if json:
+        print(json_.dumps(stats))
+    else:
+        _print_tables(stats)
+
+
+def _print_tables(stats: dict) -> None:
+    """Prints one table of image and class counts, and one of shot bands for each convention."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from facelt.metrics.classification import BANDS, SHOT_CONVENTIONS
+
+    console = Console()
+    counts = Table(title=f"{stats['classes']:,} classes (kind: {stats['kind']})")
+    counts.add_column("split")
+    for column in ("images", "open-set images", "classes", "largest class", "smallest class"):
+        counts.add_column(column, justify="right")
+    for name, split in stats["splits"].items():
+        fields = ("images", "open_images", "classes", "largest", "smallest")
+        counts.add_row(name, *(_number(split[field]) for field in fields))
+    console.print(counts)
+    for convention in SHOT_CONVENTIONS:
+        shots = Table(title=f"classes / images by shots of the class in training, {convention} convention")
+        shots.add_column("split")
+        for band in BANDS:
+            shots.add_column(f"{band}", justify="right")
+        for name, split in stats["splits"].items():
+            bands = [split["shots"][convention][band] for band in BANDS]
+            shots.add_row(name, *(f"{_number(band['classes'])} / {_number(band['images'])}" for band in bands))
+        console.print(shots)
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"

@@ -12,15 +12,12 @@ Shapes: N images of a split.
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from facelt.config.data import CifarData, DataConfig, ListData, RecordData
 from facelt.config.train import TrainConfig
@@ -34,7 +31,7 @@ from facelt.data.samplers import train_validation_split
 from facelt.data.transforms import CenterCrop, ExpectSize, PadCropRotate, RandomCropJitter, Resize, normalise_images
 from facelt.distributed.launch import on_first_rank
 from facelt.errors import UserError
-from facelt.metrics.classification import BANDS, SHOT_CONVENTIONS, composition
+from facelt.metrics.classification import composition
 
 
 @dataclass(frozen=True)
@@ -230,31 +227,3 @@ def _labels(config: TrainConfig) -> tuple[int, dict[str, np.ndarray]]:
     data = open_data(config.data, config.seed)
     evaluation = {name: split.labels for name, split in data.evaluation.items()}
     return data.num_classes, {"train": data.train.labels, **evaluation}
-
-
-def show(figures: dict, *, as_json: bool) -> None:
-    """Prints the figures to standard output."""
-    if as_json:
-        print(json.dumps(figures))
-        return
-    tell = Console().print
-    spread = Table(title=f"{figures['classes']:,} classes (kind: {figures['kind']})")
-    for column in ("", "images", "of these open", "classes", "largest", "smallest"):
-        spread.add_column(column, justify="right" if column else "left")
-    for split, found in figures["splits"].items():
-        names = ("images", "open_images", "classes", "largest", "smallest")
-        spread.add_row(split, *(_number(found[name]) for name in names))
-    tell(spread)
-    for convention in SHOT_CONVENTIONS:
-        shots = Table(title=f"classes and images by training shots, {convention} convention")
-        shots.add_column("")
-        for band in BANDS:
-            shots.add_column(f"{band}", justify="right")
-        for split, found in figures["splits"].items():
-            cells = map(partial(found["shots"][convention].__getitem__), BANDS)
-            shots.add_row(split, *(f"{_number(cell['classes'])} / {_number(cell['images'])}" for cell in cells))
-        tell(shots)
-
-
-def _number(value: int | None) -> str:
-    return "-" if value is None else f"{value:,}"
