@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from facelt.distributed.logits import SharedFeature
+from facelt.distributed.logits import GatheredFeatures
 from facelt.heads.classifiers import CosineHead
 from facelt.heads.dynamic_meta import DynamicMetaHead
 from facelt.heads.memory import IdentityMemory
@@ -34,7 +34,7 @@ def head_step(identities: int, dim: int, batch: int) -> Callable[[], None]:
     def step() -> None:
         for parameter in head.parameters():
             parameter.grad = None
-        feature = SharedFeature.of(feature_BD)
+        feature = GatheredFeatures.gather(feature_BD)
         logits, _ = head(feature)
         centroids = discriminative_centroids(feature, memory.centroid_CD, label_B, memory.classes)
         (logits.cross_entropy(label_B) + 0.01 * centroids).backward()
@@ -50,7 +50,7 @@ def cosine_step(identities: int, dim: int, batch: int) -> Callable[[], None]:
 
     def step() -> None:
         head.weight.grad = None
-        head(SharedFeature.of(feature_BD)).cross_entropy(label_B).backward()
+        head(GatheredFeatures.gather(feature_BD)).cross_entropy(label_B).backward()
 
     return step
 

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from facelt.distributed.comm import rank, world
+from facelt.distributed.comm import rank, world_size
 
 # Rows drawn at once: every rank draws all rows in these pieces and keeps its own, so that weights begin the same on any
 # number of ranks.
-ROWS_DRAWN = 1 << 14
+_INIT_ROWS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ClassRange:
             raise ValueError(f"not a range of classes: {self.first} to {self.stop} of {self.total}")
 
     @classmethod
-    def of(cls, total: int, rank: int, world: int) -> "ClassRange":
+    def of_rank(cls, total: int, rank: int, world: int) -> "ClassRange":
         """The range of one rank; `world` need not divide `total`.
 
         Ranges are those of torch.chunk, which is how torch's own sharded tensors are cut: all of one size but for the
@@ -45,26 +45,26 @@ class ClassRange:
         return cls(min(rank * size, total), min((rank + 1) * size, total), total)
 
     @classmethod
-    def own(cls, total: int) -> "ClassRange":
+    def local(cls, total: int) -> "ClassRange":
         """This rank's range; a single process holds all classes."""
-        return cls.of(total, rank(), world())
+        return cls.of_rank(total, rank(), world_size())
 
     def __len__(self) -> int:
         return self.stop - self.first
 
-    def holds(self, label_B: torch.Tensor) -> torch.Tensor:
+    def contains(self, label_B: torch.Tensor) -> torch.Tensor:
         """Which labels are in the range, bool [B]."""
         return (label_B >= self.first) & (label_B < self.stop)
 
-    def local(self, label_B: torch.Tensor) -> torch.Tensor:
+    def local_index(self, label_B: torch.Tensor) -> torch.Tensor:
         """Labels as positions in the range, clamped into it where they are outside: mask with `holds`."""
         return (label_B - self.first).clamp(0, max(len(self) - 1, 0))
 
     def uniform_rows(self, dim: int, bound: float) -> torch.Tensor:
         """This range's rows [C, D] of uniform values in (-bound, bound), from torch's random state."""
         rows_CD = torch.empty(len(self), dim)
-        for start in range(0, self.total, ROWS_DRAWN):
-            stop = min(start + ROWS_DRAWN, self.total)
+        for start in range(0, self.total, _INIT_ROWS):
+            stop = min(start + _INIT_ROWS, self.total)
             drawn = torch.empty(stop - start, dim).uniform_(-bound, bound)
             first, last = max(start, self.first), min(stop, self.stop)
             if first < last:
@@ -90,7 +90,7 @@ class ClassSample:
         seed = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0])
         generator = torch.Generator(label_B.device).manual_seed(seed)
         key_C = torch.rand(len(classes), generator=generator, device=label_B.device)
-        positive_U = (label_B[classes.holds(label_B)] - classes.first).unique()
+        positive_U = (label_B[classes.contains(label_B)] - classes.first).unique()
         key_C[positive_U] = 2.0
         size = max(math.ceil(rate * len(classes)), len(positive_U))
         return cls(classes, key_C.topk(size, sorted=False).indices.sort().values)
@@ -98,16 +98,16 @@ class ClassSample:
     def __len__(self) -> int:
         return len(self.position_K)
 
-    def holds(self, label_B: torch.Tensor) -> torch.Tensor:
+    def contains(self, label_B: torch.Tensor) -> torch.Tensor:
         """Which labels are in the range, bool [B]."""
-        return self.range.holds(label_B)
+        return self.range.contains(label_B)
 
-    def local(self, label_B: torch.Tensor) -> torch.Tensor:
+    def local_index(self, label_B: torch.Tensor) -> torch.Tensor:
         """Labels as places among the drawn, some place for those outside the range: mask with `holds`."""
-        return torch.searchsorted(self.position_K, self.range.local(label_B)).clamp(0, max(len(self) - 1, 0))
+        return torch.searchsorted(self.position_K, self.range.local_index(label_B)).clamp(0, max(len(self) - 1, 0))
 
 
-def split_entries(module: nn.Module) -> dict[str, ClassRange]:
+def sharded_entries(module: nn.Module) -> dict[str, ClassRange]:
     """The range of each state entry whose rows are classes, by the entry's name.
 
     A module whose `classes` is a ClassRange holds nothing but such rows.

@@ -1,10 +1,8 @@
-"""How many ranks there are and which one this is; one process without torch.distributed is rank 0 of 1.
+"""Rank and world size, and collectives with gradients between ranks that each hold a part of the batch.
 
-Collectives with gradients, between ranks that each hold a share of the batch and a range of the classes.
-
-Every rank differentiates the same global loss. What it computes from its own classes is a part of it, so the gradient
-of a gathered batch is summed over the ranks on its way back, and the gradient of a sum over the ranks goes to each of
-them. With one rank all of these are the identity.
+Every rank differentiates the same global loss. Its own classes contribute one part of it, so the gradient of a gathered
+batch is summed over the ranks, and the gradient of a sum over the ranks is passed to each of them. With one rank all of
+these are the identity.
 
 b images of this rank, B of all ranks, W ranks, D feature.
 """
@@ -16,39 +14,40 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+# torch 2.14 renamed these collectives; earlier versions have the old names only.
+_ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+_REDUCE_SCATTER = "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"
 
-def is_split() -> bool:
-    """Whether more than one rank shares the work."""
-    return world() > 1
+_Collective = Callable[[torch.Tensor], torch.Tensor]
 
 
-def world() -> int:
-    """The number of ranks."""
+def world_size() -> int:
+    """Returns the number of ranks, 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This rank, from 0."""
+    """Returns this rank, 0 without torch.distributed."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-Exchange = Callable[[torch.Tensor], torch.Tensor]
+def is_distributed() -> bool:
+    """Returns whether there is more than one rank."""
+    return world_size() > 1
 
 
 @dataclass(frozen=True)
-class Shares:
-    """How many images of the global batch each rank holds, in rank order."""
+class BatchSplit:
+    """Number of images of the global batch on each rank, in rank order."""
 
     sizes: tuple[int, ...]
 
     @classmethod
-    def agree(cls, own: int, device: torch.device) -> "Shares":
-        """Asks every rank for its number of images."""
-        if not is_split():
-            return cls((own,))
-        size_W = torch.empty(world(), dtype=torch.int64, device=device)
-        dist.all_gather_into_tensor(size_W, torch.tensor([own], device=device))
-        return cls(tuple(size_W.tolist()))
+    def gather_sizes(cls, size: int, device: torch.device) -> "BatchSplit":
+        """Gathers every rank's number of images; `size` is this rank's."""
+        if not is_distributed():
+            return cls((size,))
+        return cls(tuple(_all_gather(torch.tensor([size], device=device)).tolist()))
 
     @property
     def total(self) -> int:
@@ -56,33 +55,38 @@ class Shares:
         return sum(self.sizes)
 
     @property
-    def own(self) -> slice:
-        """Where this rank's images are in the global batch."""
+    def local_slice(self) -> slice:
+        """Positions of this rank's images in the global batch."""
         first = sum(self.sizes[: rank()])
         return slice(first, first + self.sizes[rank()])
 
     def gather(self, value_b: torch.Tensor) -> torch.Tensor:
-        """The rows of all ranks in rank order, [B, ...]; no gradient."""
-        if not is_split():
+        """Returns the rows of all ranks in rank order, [B, ...]; no gradient."""
+        if not is_distributed():
             return value_b
-        # Collectives want equal shares: the shorter ones travel padded.
+        # Collectives need equal sizes: shorter parts are padded.
         longest = max(self.sizes)
-        padded = _pad(value_b, longest)
-        everyone = padded.new_empty((world() * longest, *padded.shape[1:]))
-        dist.all_gather_into_tensor(everyone, padded.contiguous())
+        gathered = _all_gather(_pad(value_b, longest))
         if min(self.sizes) == longest:
-            return everyone
-        return torch.cat([rows[:size] for rows, size in zip(everyone.split(longest), self.sizes, strict=True)])
+            return gathered
+        return torch.cat([rows[:size] for rows, size in zip(gathered.split(longest), self.sizes, strict=True)])
 
-    def scatter_sum(self, value_B: torch.Tensor) -> torch.Tensor:
-        """This rank's rows of the sum of every rank's [B, ...]; no gradient."""
-        if not is_split():
+    def reduce_scatter(self, value_B: torch.Tensor) -> torch.Tensor:
+        """Returns this rank's rows of the sum over ranks of [B, ...]; no gradient."""
+        if not is_distributed():
             return value_B
         longest = max(self.sizes)
         padded = torch.cat([_pad(rows, longest) for rows in value_B.split(self.sizes)])
-        own = padded.new_empty((longest, *padded.shape[1:]))
-        dist.reduce_scatter_tensor(own, padded)
-        return own[: self.sizes[rank()]]
+        local = padded.new_empty((longest, *padded.shape[1:]))
+        getattr(dist, _REDUCE_SCATTER)(local, padded)
+        return local[: self.sizes[rank()]]
+
+
+def _all_gather(value_b: torch.Tensor) -> torch.Tensor:
+    """Concatenates the values of all ranks, which have one shape, along the first dimension."""
+    gathered = value_b.new_empty((world_size() * len(value_b), *value_b.shape[1:]))
+    getattr(dist, _ALL_GATHER)(gathered, value_b.contiguous())
+    return gathered
 
 
 def _pad(value_b: torch.Tensor, rows: int) -> torch.Tensor:
@@ -90,61 +94,65 @@ def _pad(value_b: torch.Tensor, rows: int) -> torch.Tensor:
     return F.pad(value_b, (0, 0) * (value_b.dim() - 1) + (0, missing)) if missing else value_b
 
 
-class _Exchange(torch.autograd.Function):
-    """A linear map between the ranks and, for its gradient, the map back."""
+class _LinearCollective(torch.autograd.Function):
+    """A linear map between the ranks; its gradient takes the given map back."""
 
     @staticmethod
-    def forward(ctx, value: torch.Tensor, there: Exchange, back: Exchange) -> torch.Tensor:
-        ctx.back = back
-        return there(value)
+    def forward(ctx, value: torch.Tensor, collective: _Collective, grad_collective: _Collective) -> torch.Tensor:
+        ctx.grad_collective = grad_collective
+        return collective(value)
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return ctx.back(grad), None, None
+        return ctx.grad_collective(grad), None, None
 
 
-def gather_batch(value_b: torch.Tensor, shares: Shares) -> torch.Tensor:
-    """The images of all ranks, [B, ...], from this rank's [b, ...]. Moves W * b * D values, and as many back."""
-    return _Exchange.apply(value_b, shares.gather, shares.scatter_sum) if is_split() else value_b
+def gather_batch(value_b: torch.Tensor, batch_split: BatchSplit) -> torch.Tensor:
+    """Returns the rows of all ranks, [B, ...]; their gradient is summed over the ranks.
 
-
-def gather_whole(value_b: torch.Tensor, shares: Shares) -> torch.Tensor:
-    """The rows of all ranks, [B, ...], for a loss that every rank computes whole: the gradient is the own rows' of it.
-
-    Moves W * b * D values, and none back.
+    Traffic: W * b * D values forward, as many backward.
     """
-    return _Exchange.apply(value_b, shares.gather, lambda grad_B: grad_B[shares.own]) if is_split() else value_b
+    if not is_distributed():
+        return value_b
+    return _LinearCollective.apply(value_b, batch_split.gather, batch_split.reduce_scatter)
 
 
-def scatter_sum(value_B: torch.Tensor, shares: Shares) -> torch.Tensor:
-    """This rank's rows [b, ...] of the sum over ranks of [B, ...]. Moves W * b * D values, and as many back."""
-    return _Exchange.apply(value_B, shares.scatter_sum, shares.gather) if is_split() else value_B
+def gather_replicated(value_b: torch.Tensor, batch_split: BatchSplit) -> torch.Tensor:
+    """Returns the rows of all ranks, [B, ...], for a loss that every rank computes in full.
+
+    Each rank already has the full gradient, of which it takes its own rows. Traffic: W * b * D values forward.
+    """
+    if not is_distributed():
+        return value_b
+    return _LinearCollective.apply(value_b, batch_split.gather, lambda grad_B: grad_B[batch_split.local_slice])
 
 
-def replicated(parameter: torch.Tensor) -> torch.Tensor:
-    """A parameter every rank holds whole and applies to its own images: its gradient is summed over the ranks."""
-    return _Exchange.apply(parameter, _same, _sum_over_ranks) if is_split() else parameter
+def reduce_scatter_batch(value_B: torch.Tensor, batch_split: BatchSplit) -> torch.Tensor:
+    """Returns this rank's rows [b, ...] of the sum over ranks of [B, ...].
+
+    Traffic: W * b * D values forward, as many backward.
+    """
+    if not is_distributed():
+        return value_B
+    return _LinearCollective.apply(value_B, batch_split.reduce_scatter, batch_split.gather)
 
 
-def _same(value: torch.Tensor) -> torch.Tensor:
-    return value.view_as(value)
-
-
-def _sum_over_ranks(grad: torch.Tensor) -> torch.Tensor:
-    return all_reduce(grad.clone(), dist.ReduceOp.SUM)
+def sum_grad_over_ranks(parameter: torch.Tensor) -> torch.Tensor:
+    """Returns a replicated parameter, applied to this rank's images, whose gradient is summed over the ranks."""
+    if not is_distributed():
+        return parameter
+    return _LinearCollective.apply(
+        parameter, lambda value: value.view_as(value), lambda grad: all_reduce(grad.clone(), dist.ReduceOp.SUM)
+    )
 
 
 def all_reduce(value: torch.Tensor, operation: dist.ReduceOp.RedOpType) -> torch.Tensor:
-    """The sum, maximum or minimum over the ranks, in place; no gradient."""
-    if is_split():
+    """Reduces over the ranks (sum, maximum or minimum), in place; no gradient."""
+    if is_distributed():
         dist.all_reduce(value, operation)
     return value
 
 
-def gather_ranks(value_B: torch.Tensor) -> torch.Tensor:
-    """Every rank's values [W, B] for the same global batch; no gradient."""
-    if not is_split():
-        return value_B[None]
-    everyone = value_B.new_empty((world(), *value_B.shape))
-    dist.all_gather_into_tensor(everyone, value_B.contiguous()[None])
-    return everyone
+def stack_ranks(value_B: torch.Tensor) -> torch.Tensor:
+    """Returns every rank's values [W, B] for the same global batch; no gradient."""
+    return _all_gather(value_B[None]) if is_distributed() else value_B[None]

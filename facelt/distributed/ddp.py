@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from facelt.distributed.comm import all_reduce, is_split, world
+from facelt.distributed.comm import all_reduce, is_distributed, world_size
 
 # Batch norm needs two images to have a variance.
 MIN_BATCH = 2
@@ -24,7 +24,7 @@ def replicate(network: nn.Module, device: torch.device) -> DistributedDataParall
     become synchronised ones, over the global batch. torch has these for GPUs only, so CPU ranks normalise each its own
     share, and `average_statistics` puts together what they have run up.
     """
-    if not is_split():
+    if not is_distributed():
         return None
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -68,9 +68,9 @@ def average_statistics(network: nn.Module, device: torch.device) -> None:
     taken.
     """
     statistics = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
-    if not is_split() or device.type == "cuda" or not statistics:
+    if not is_distributed() or device.type == "cuda" or not statistics:
         return
     flat = torch.cat([buffer.flatten() for buffer in statistics])
-    parts = (all_reduce(flat, dist.ReduceOp.SUM) / world()).split([buffer.numel() for buffer in statistics])
+    parts = (all_reduce(flat, dist.ReduceOp.SUM) / world_size()).split([buffer.numel() for buffer in statistics])
     for buffer, part in zip(statistics, parts, strict=True):
         buffer.copy_(part.view_as(buffer))

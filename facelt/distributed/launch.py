@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from facelt.distributed.comm import Shares, is_split, rank
+from facelt.distributed.comm import BatchSplit, is_distributed, rank
 from facelt.errors import UserError
 
 ROUND = "facelt/round"
@@ -236,9 +236,9 @@ def on_first_rank(action: Callable[[], None]) -> None:
 
 def gather_text(text: str) -> list[str]:
     """What each rank says, [W]."""
-    if not is_split():
+    if not is_distributed():
         return [text]
-    shares = Shares.agree(len(text.encode()), CPU)
+    shares = BatchSplit.gather_sizes(len(text.encode()), CPU)
     if not shares.total:
         return [""] * len(shares.sizes)
     letters = torch.tensor(list(text.encode()), dtype=torch.uint8)

@@ -12,7 +12,7 @@ B images of all ranks, C classes of this rank's range, D feature, N columns of a
 
 Logits that live where their classes live, and the reductions over all of them.
 
-b images of this rank, B of all ranks, C classes of this rank's range or, in `whole_BC`, of all.
+b images of this rank, B of all ranks, C classes of this rank's range or, in `full_BC`, of all.
 
 A rank's own features beside those of all ranks.
 
@@ -29,28 +29,36 @@ import torch
 import torch.distributed as dist
 
 from facelt.distributed.class_shards import ClassRange, ClassSample
-from facelt.distributed.comm import Shares, all_reduce, gather_batch, gather_ranks, gather_whole, scatter_sum, world
+from facelt.distributed.comm import (
+    BatchSplit,
+    all_reduce,
+    gather_batch,
+    gather_replicated,
+    reduce_scatter_batch,
+    stack_ranks,
+    world_size,
+)
 
 MIN_NORM = 1e-12
 # A block of a batch of 64 stays in a processor's cache; a GPU wants work for all its units.
-COLUMNS_AT_ONCE = {"cpu": 1 << 12, "cuda": 1 << 16}
+BLOCK_COLUMNS = {"cpu": 1 << 12, "cuda": 1 << 16}
 
 
-def blocks(rows_CD: torch.Tensor) -> Iterator[slice]:
+def row_blocks(rows_CD: torch.Tensor) -> Iterator[slice]:
     """The rows' positions in blocks."""
-    size = COLUMNS_AT_ONCE.get(rows_CD.device.type, 1 << 16)
+    size = BLOCK_COLUMNS.get(rows_CD.device.type, 1 << 16)
     return (slice(start, min(start + size, len(rows_CD))) for start in range(0, len(rows_CD), size))
 
 
-class Rows(NamedTuple):
+class ClassWeights(NamedTuple):
     """What a batch is multiplied with: v . w_k + b_k, or with `unit` v . w_k / |w_k|, which knows no bias."""
 
     weight_CD: torch.Tensor
     bias_C: torch.Tensor | None = None
-    unit: bool = False
+    normalize: bool = False
 
 
-class RowProduct(NamedTuple):
+class _ClassLogits(NamedTuple):
     """Batch and rows, for use inside an autograd function: no gradient.
 
     At 74,500 rows of 512 a normalised copy of the rows would be 153 MB, so the norms divide the product instead.
@@ -62,9 +70,9 @@ class RowProduct(NamedTuple):
     inverse_C: torch.Tensor | None
 
     @classmethod
-    def of(cls, vector_BD: torch.Tensor, rows: Rows) -> "RowProduct":
+    def of(cls, vector_BD: torch.Tensor, rows: ClassWeights) -> "_ClassLogits":
         """Measures the rows where only their directions count."""
-        norm_C = torch.linalg.vector_norm(rows.weight_CD, dim=1) if rows.unit else None
+        norm_C = torch.linalg.vector_norm(rows.weight_CD, dim=1) if rows.normalize else None
         return cls(
             vector_BD,
             rows.weight_CD,
@@ -80,10 +88,10 @@ class RowProduct(NamedTuple):
         return column_BC if self.inverse_C is None else column_BC.mul_(self.inverse_C)
 
 
-class RowGradients:
+class _ClassLogitsGrad:
     """The gradients of a product's vectors, rows and biases, from those of its columns."""
 
-    def __init__(self, product: RowProduct, wanted: tuple[bool, bool, bool]) -> None:
+    def __init__(self, product: _ClassLogits, wanted: tuple[bool, bool, bool]) -> None:
         self.product = product
         vector, weight, bias = wanted
         self.vector_BD = torch.zeros_like(product.vector_BD) if vector else None
@@ -115,10 +123,10 @@ class RowGradients:
         return self.vector_BD, self.weight_CD, self.bias_C
 
 
-class _Columns(torch.autograd.Function):
+class _ClassLogitsFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, vector_BD, weight_CD, bias_C, unit: bool) -> torch.Tensor:
-        product = RowProduct.of(vector_BD, Rows(weight_CD, bias_C, unit))
+        product = _ClassLogits.of(vector_BD, ClassWeights(weight_CD, bias_C, unit))
         column_BC = product.columns()
         ctx.save_for_backward(*product, column_BC)
         return column_BC
@@ -126,23 +134,23 @@ class _Columns(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_BC: torch.Tensor):
         *product, column_BC = ctx.saved_tensors
-        gradients = RowGradients(RowProduct(*product), ctx.needs_input_grad[:3])
-        for part in blocks(column_BC.t()):
+        gradients = _ClassLogitsGrad(_ClassLogits(*product), ctx.needs_input_grad[:3])
+        for part in row_blocks(column_BC.t()):
             gradients.add(part, grad_BC[:, part].clone(), column_BC[:, part])
         return *gradients.all(), None
 
 
-def columns(vector_BD: torch.Tensor, rows: Rows) -> torch.Tensor:
+def _class_logits(vector_BD: torch.Tensor, rows: ClassWeights) -> torch.Tensor:
     """The product of every vector with every row, [B, C], with all gradients."""
-    return _Columns.apply(vector_BD, *rows)
+    return _ClassLogitsFunction.apply(vector_BD, *rows)
 
 
-Classes = ClassRange | ClassSample
-# A loss may make the own class harder: logits [K] of the own classes to those that are trained, with a gradient.
-Harder = Callable[[torch.Tensor], torch.Tensor]
+_Classes = ClassRange | ClassSample
+# Maps the target logits [K] to those of the training loss, with a gradient: an angular margin.
+TargetMargin = Callable[[torch.Tensor], torch.Tensor]
 
 
-class _Own(NamedTuple):
+class _TargetLogits(NamedTuple):
     """Each image's own class, [B] each: whether and where it is here, its logit, the trained one's slope in it."""
 
     here_B: torch.Tensor
@@ -151,24 +159,28 @@ class _Own(NamedTuple):
     slope_B: torch.Tensor
 
     @classmethod
-    def take(cls, column_BC: torch.Tensor, label_B: torch.Tensor, classes: Classes, harder: Harder | None) -> "_Own":
-        """Reads the own logits and puts the harder ones in their place."""
-        here_B = classes.holds(label_B)
-        own = cls(here_B, classes.local(label_B), column_BC.new_zeros(len(label_B)), column_BC.new_ones(len(label_B)))
+    def take(
+        cls, column_BC: torch.Tensor, label_B: torch.Tensor, classes: _Classes, target_transform: TargetMargin | None
+    ) -> "_TargetLogits":
+        """Reads the target logits and replaces them by their transform."""
+        here_B = classes.contains(label_B)
+        own = cls(
+            here_B, classes.local_index(label_B), column_BC.new_zeros(len(label_B)), column_BC.new_ones(len(label_B))
+        )
         (row_K,) = here_B.nonzero(as_tuple=True)
         place_K = own.local_B[row_K]
         logit_K = column_BC[row_K, place_K]
         own.logit_B[row_K] = logit_K
-        if harder is not None:
+        if target_transform is not None:
             with torch.enable_grad():
                 logit_K.requires_grad_()
-                harder_K = harder(logit_K)
+                harder_K = target_transform(logit_K)
                 (own.slope_B[row_K],) = torch.autograd.grad(harder_K.sum(), logit_K)
             column_BC[row_K, place_K] = harder_K.detach()
         return own
 
     def within(self, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which own columns are in a block, and where in it, [B, 1] each."""
+        """Which target columns are in a block, and their position in it, [B, 1] each."""
         inside_B = self.here_B & (self.local_B >= part.start) & (self.local_B < part.stop)
         return inside_B[:, None], (self.local_B - part.start).clamp(0, part.stop - part.start - 1)[:, None]
 
@@ -177,13 +189,15 @@ class _CrossEntropy(torch.autograd.Function):
     """Mean cross-entropy of the global batch; each rank's gradient is that of its own columns."""
 
     @staticmethod
-    def forward(ctx, vector_BD, weight_CD, bias_C, unit: bool, label_B, classes: Classes, harder: Harder | None):
-        product = RowProduct.of(vector_BD, Rows(weight_CD, bias_C, unit))
+    def forward(
+        ctx, vector_BD, weight_CD, bias_C, unit: bool, label_B, classes: _Classes, target_transform: TargetMargin | None
+    ):
+        product = _ClassLogits.of(vector_BD, ClassWeights(weight_CD, bias_C, unit))
         column_BC = product.columns()
-        own = _Own.take(column_BC, label_B, classes, harder)
-        maximum_B = all_reduce(row_maximum(column_BC), dist.ReduceOp.MAX)
+        own = _TargetLogits.take(column_BC, label_B, classes, target_transform)
+        maximum_B = all_reduce(_row_max(column_BC), dist.ReduceOp.MAX)
         total_B = torch.zeros_like(maximum_B)
-        for part in blocks(weight_CD):
+        for part in row_blocks(weight_CD):
             total_B += (column_BC[:, part] - maximum_B[:, None]).exp_().sum(dim=1)
         target_B = column_BC.new_zeros(len(label_B))
         if len(classes):
@@ -195,10 +209,10 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
         saved = ctx.saved_tensors
-        product, own, (column_BC, maximum_B, total_B) = RowProduct(*saved[:4]), _Own(*saved[4:8]), saved[8:]
-        gradients = RowGradients(product, ctx.needs_input_grad[:3])
+        product, own, (column_BC, maximum_B, total_B) = _ClassLogits(*saved[:4]), _TargetLogits(*saved[4:8]), saved[8:]
+        gradients = _ClassLogitsGrad(product, ctx.needs_input_grad[:3])
         scale = (grad / len(total_B)).to(column_BC.dtype)
-        for part in blocks(product.weight_CD):
+        for part in row_blocks(product.weight_CD):
             column_BN = column_BC[:, part]
             grad_BN = (column_BN - maximum_B[:, None]).exp_().mul_((scale / total_B)[:, None])
             inside_B1, place_B1 = own.within(part)
@@ -210,16 +224,16 @@ class _CrossEntropy(torch.autograd.Function):
         return *gradients.all(), *(None,) * 4
 
 
-class _ReadOut(torch.autograd.Function):
+class _SoftmaxReadout(torch.autograd.Function):
     """This rank's part of softmax(z) V: its columns with its values."""
 
     @staticmethod
     def forward(ctx, vector_BD, weight_CD, bias_C, value_CD: torch.Tensor) -> torch.Tensor:
-        product = RowProduct.of(vector_BD, Rows(weight_CD, bias_C))
+        product = _ClassLogits.of(vector_BD, ClassWeights(weight_CD, bias_C))
         share_BC = product.columns()
-        maximum_B1 = all_reduce(row_maximum(share_BC), dist.ReduceOp.MAX)[:, None]
+        maximum_B1 = all_reduce(_row_max(share_BC), dist.ReduceOp.MAX)[:, None]
         total_B = share_BC.new_zeros(len(share_BC))
-        for part in blocks(weight_CD):
+        for part in row_blocks(weight_CD):
             total_B += share_BC[:, part].sub_(maximum_B1).exp_().sum(dim=1)
         # The sums divide what is read, not the shares.
         total_B1 = all_reduce(total_B, dist.ReduceOp.SUM)[:, None]
@@ -230,35 +244,39 @@ class _ReadOut(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_BD: torch.Tensor):
         *product, value_CD, share_BC, total_B1, read_BD = ctx.saved_tensors
-        gradients = RowGradients(RowProduct(*product), ctx.needs_input_grad[:3])
+        gradients = _ClassLogitsGrad(_ClassLogits(*product), ctx.needs_input_grad[:3])
         # sum_k p_k dL/dp_k is the product of what was read on all ranks with its gradient.
         mean_B1 = all_reduce((grad_BD * read_BD).sum(dim=1), dist.ReduceOp.SUM)[:, None] / total_B1
         scaled_BD = grad_BD / total_B1
-        for part in blocks(value_CD):
+        for part in row_blocks(value_CD):
             grad_BN = (scaled_BD @ value_CD[part].t()).sub_(mean_B1).mul_(share_BC[:, part])
             gradients.add(part, grad_BN)
         return *gradients.all(), None
 
 
-def cross_entropy(
-    vector_BD: torch.Tensor, rows: Rows, label_B: torch.Tensor, classes: Classes, harder: Harder | None = None
+def _cross_entropy(
+    vector_BD: torch.Tensor,
+    rows: ClassWeights,
+    label_B: torch.Tensor,
+    classes: _Classes,
+    target_transform: TargetMargin | None = None,
 ) -> torch.Tensor:
     """Mean cross-entropy of the softmax over the columns of all ranks, a scalar, the same on every rank."""
-    return _CrossEntropy.apply(vector_BD, *rows, label_B, classes, harder)
+    return _CrossEntropy.apply(vector_BD, *rows, label_B, classes, target_transform)
 
 
-def read_out(vector_BD: torch.Tensor, rows: Rows, value_CD: torch.Tensor) -> torch.Tensor:
+def softmax_readout(vector_BD: torch.Tensor, rows: ClassWeights, value_CD: torch.Tensor) -> torch.Tensor:
     """This rank's share [B, D] of the values' mean, weighed by the softmax over the columns of all ranks.
 
     The values get no gradient. Raises ValueError for rows that count by their directions: their gradient would need
-    the columns beside the shares.
+    the columns and the shares.
     """
-    if rows.unit:
+    if rows.normalize:
         raise ValueError("a read-out needs rows as they are, not their directions")
-    return _ReadOut.apply(vector_BD, rows.weight_CD, rows.bias_C, value_CD)
+    return _SoftmaxReadout.apply(vector_BD, rows.weight_CD, rows.bias_C, value_CD)
 
 
-def row_maximum(column_BC: torch.Tensor) -> torch.Tensor:
+def _row_max(column_BC: torch.Tensor) -> torch.Tensor:
     """Largest value of each row, -inf for a rank without classes."""
     if column_BC.shape[1]:
         return column_BC.amax(dim=1)
@@ -268,21 +286,21 @@ def row_maximum(column_BC: torch.Tensor) -> torch.Tensor:
 class ShardedLogits(ABC):
     """The logits of the global batch for this rank's classes.
 
-    Callers get back values of their own images. Only a few numbers an image travel, but for `whole_BC`. One process
+    Callers get back values of their own images. Only a few numbers an image travel, but for `full_BC`. One process
     holds one range, of all classes.
     """
 
     classes: ClassRange | ClassSample
-    shares: Shares
+    batch_split: BatchSplit
 
     @property
     @abstractmethod
-    def column_BC(self) -> torch.Tensor:
+    def local_BC(self) -> torch.Tensor:
         """This rank's columns as they are asked for after training, [B, C]."""
 
     @property
     @abstractmethod
-    def whole_BC(self) -> torch.Tensor:
+    def full_BC(self) -> torch.Tensor:
         """All classes of the global batch, the same on every rank, for losses that every rank computes alike.
 
         Each rank's gradient goes on into its own columns. For the thousands of classes of a benchmark: B x C values
@@ -291,85 +309,87 @@ class ShardedLogits(ABC):
 
     def argmax(self) -> torch.Tensor:
         """The class with the largest logit, [b]; the first one on a tie."""
-        column_BC = self.column_BC.detach()
-        best_WB = gather_ranks(row_maximum(column_BC))
+        column_BC = self.local_BC.detach()
+        best_WB = stack_ranks(_row_max(column_BC))
         own_B = column_BC.argmax(dim=1) if len(self.classes) else best_WB.new_zeros(best_WB.shape[1]).long()
-        winner_WB = gather_ranks(own_B + self.classes.first)
-        return winner_WB.gather(0, best_WB.argmax(dim=0)[None])[0][self.shares.own]
+        winner_WB = stack_ranks(own_B + self.classes.first)
+        return winner_WB.gather(0, best_WB.argmax(dim=0)[None])[0][self.batch_split.local_slice]
 
     def maximum(self) -> torch.Tensor:
         """The largest logit, [b]; no gradient."""
-        return all_reduce(row_maximum(self.column_BC.detach()), dist.ReduceOp.MAX)[self.shares.own]
+        return all_reduce(_row_max(self.local_BC.detach()), dist.ReduceOp.MAX)[self.batch_split.local_slice]
 
 
 @dataclass(frozen=True)
-class ProductLogits(ShardedLogits):
+class ClassifierLogits(ShardedLogits):
     """Logits that are products of vectors with one row a class, kept as the product until they are asked for.
 
-    `harder` maps the own classes' logits to those the cross-entropy trains; logits of a sample of the classes are for
+    `target_transform` maps the target logits to those of the cross-entropy. Logits of a sample of the classes are for
     that loss alone.
     """
 
     vector_BD: torch.Tensor
-    rows: Rows
+    weights: ClassWeights
     classes: ClassRange | ClassSample
-    shares: Shares
-    harder: Harder | None = None
+    batch_split: BatchSplit
+    target_transform: TargetMargin | None = None
 
     def __post_init__(self) -> None:
-        found = [len(self.vector_BD), len(self.rows.weight_CD)]
-        expected = [self.shares.total, len(self.classes)]
+        found = [len(self.vector_BD), len(self.weights.weight_CD)]
+        expected = [self.batch_split.total, len(self.classes)]
         if found != expected:
             raise ValueError(f"logits of shape {found}, expected {expected}")
 
     @cached_property
-    def column_BC(self) -> torch.Tensor:
-        return columns(self.vector_BD, self.rows)
+    def local_BC(self) -> torch.Tensor:
+        return _class_logits(self.vector_BD, self.weights)
 
     @cached_property
-    def whole_BC(self) -> torch.Tensor:
-        ranges = [ClassRange.of(self.classes.total, place, world()) for place in range(world())]
-        return gather_whole(self.column_BC.t(), Shares(tuple(map(len, ranges)))).t()
+    def full_BC(self) -> torch.Tensor:
+        ranges = [ClassRange.of_rank(self.classes.total, place, world_size()) for place in range(world_size())]
+        return gather_replicated(self.local_BC.t(), BatchSplit(tuple(map(len, ranges)))).t()
 
     def cross_entropy(self, label_b: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy of the global batch's softmax over all classes, a scalar, the same on every rank."""
-        return cross_entropy(self.vector_BD, self.rows, self.shares.gather(label_b), self.classes, self.harder)
+        return _cross_entropy(
+            self.vector_BD, self.weights, self.batch_split.gather(label_b), self.classes, self.target_transform
+        )
 
-    def read_out(self, value_CD: torch.Tensor) -> torch.Tensor:
+    def softmax_readout(self, value_CD: torch.Tensor) -> torch.Tensor:
         """The mean [b, D] of all classes' values, weighed by the softmax; no gradient into the values.
 
         Travelling: W * b * D values, and as many back.
         """
-        return scatter_sum(read_out(self.vector_BD, self.rows, value_CD), self.shares)
+        return reduce_scatter_batch(softmax_readout(self.vector_BD, self.weights, value_CD), self.batch_split)
 
 
 @dataclass(frozen=True)
-class GivenLogits(ShardedLogits):
+class ReplicatedLogits(ShardedLogits):
     """Logits that are no product, such as a mean of probabilities: every rank computes all classes' alike."""
 
     logit_BC: torch.Tensor
     classes: ClassRange
-    shares: Shares
+    batch_split: BatchSplit
 
     @property
-    def column_BC(self) -> torch.Tensor:
+    def local_BC(self) -> torch.Tensor:
         return self.logit_BC[:, self.classes.first : self.classes.stop]
 
     @property
-    def whole_BC(self) -> torch.Tensor:
+    def full_BC(self) -> torch.Tensor:
         return self.logit_BC
 
 
 @dataclass(frozen=True)
-class SharedFeature:
+class GatheredFeatures:
     """Features gathered once for everything that meets them with this rank's classes."""
 
-    own_bD: torch.Tensor
-    all_BD: torch.Tensor
-    shares: Shares
+    local_bD: torch.Tensor
+    global_BD: torch.Tensor
+    batch_split: BatchSplit
 
     @classmethod
-    def of(cls, feature_bD: torch.Tensor, shares: Shares | None = None) -> "SharedFeature":
-        """Gathers the ranks' features; `shares` where the sizes are known already."""
-        shares = shares or Shares.agree(len(feature_bD), feature_bD.device)
-        return cls(feature_bD, gather_batch(feature_bD, shares), shares)
+    def gather(cls, feature_bD: torch.Tensor, batch_split: BatchSplit | None = None) -> "GatheredFeatures":
+        """Gathers the ranks' features; `batch_split` where the sizes are known already."""
+        batch_split = batch_split or BatchSplit.gather_sizes(len(feature_bD), feature_bD.device)
+        return cls(feature_bD, gather_batch(feature_bD, batch_split), batch_split)

@@ -24,7 +24,7 @@ import torch
 
 from facelt.data.batch import BadImageTracker, Batch
 from facelt.data.module import Split, TrainingData, open_data
-from facelt.distributed.logits import SharedFeature
+from facelt.distributed.logits import GatheredFeatures
 from facelt.errors import UserError
 from facelt.evaluation.evaluate import class_names, find_split
 from facelt.inference.model import TrainedModel
@@ -249,8 +249,8 @@ def called_concepts(source: Source, split: str, *, images: int, seed: int) -> li
 @torch.no_grad()
 def _strongest(source: Source, split: Split, batch: Batch, image_B3HW: torch.Tensor) -> list[tuple]:
     """(picture, label, [(class, coefficient), ...]) of each image of a batch."""
-    feature = SharedFeature.of(source.method.features(image_B3HW))
-    coefficient_BC = source.method.head.hallucinator(feature).whole_BC.softmax(1)
+    feature = GatheredFeatures.gather(source.method.features(image_B3HW))
+    coefficient_BC = source.method.head.hallucinator(feature).full_BC.softmax(1)
     share_BK, class_BK = coefficient_BC.topk(min(TOP, coefficient_BC.shape[1]), dim=1)
     pairs = [list(zip(*row, strict=True)) for row in zip(class_BK.tolist(), share_BK.tolist(), strict=True)]
     return list(zip(_pictures(split, batch), batch.label_B.tolist(), pairs, strict=True))

@@ -28,9 +28,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from facelt.distributed.class_shards import ClassRange, ClassSample, split_entries
-from facelt.distributed.comm import Shares, replicated
-from facelt.distributed.logits import MIN_NORM, ProductLogits, Rows, SharedFeature
+from facelt.distributed.class_shards import ClassRange, ClassSample, sharded_entries
+from facelt.distributed.comm import BatchSplit, sum_grad_over_ranks
+from facelt.distributed.logits import MIN_NORM, ClassifierLogits, ClassWeights, GatheredFeatures
 from facelt.errors import UserError
 
 
@@ -38,10 +38,10 @@ class Head(nn.Module, ABC):
     """Logits of a feature; in training a head may make it harder for the own identity."""
 
     @abstractmethod
-    def forward(self, feature: SharedFeature) -> ProductLogits:
+    def forward(self, feature: GatheredFeatures) -> ClassifierLogits:
         """Logits as they are asked for after training."""
 
-    def training_logits(self, feature: SharedFeature, label_b: torch.Tensor, step: int = 0) -> ProductLogits:
+    def training_logits(self, feature: GatheredFeatures, label_b: torch.Tensor, step: int = 0) -> ClassifierLogits:
         """Logits of the training loss, for this rank's images with labels [b]; what is drawn is drawn for `step`."""
         return self(feature)
 
@@ -52,7 +52,7 @@ def take_head(head: nn.Module, state: Mapping[str, torch.Tensor], prefix: str = 
 
     Raises UserError, with nothing changed, where that stage has no head of the same shape.
     """
-    split = split_entries(head)
+    split = sharded_entries(head)
     for name, value in head.state_dict().items():
         given, rows = state.get(prefix + name), split[name].total if name in split else len(value)
         if given is None or tuple(given.shape) != (rows, *value.shape[1:]):
@@ -70,12 +70,14 @@ class LinearHead(Head):
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()
-        self.classes = ClassRange.own(num_classes)
+        self.classes = ClassRange.local(num_classes)
         self.weight = nn.Parameter(self.classes.uniform_rows(dim, dim**-0.5))
         self.bias = nn.Parameter(torch.zeros(len(self.classes)))
 
-    def forward(self, feature: SharedFeature) -> ProductLogits:
-        return ProductLogits(feature.all_BD, Rows(self.weight, self.bias), self.classes, feature.shares)
+    def forward(self, feature: GatheredFeatures) -> ClassifierLogits:
+        return ClassifierLogits(
+            feature.global_BD, ClassWeights(self.weight, self.bias), self.classes, feature.batch_split
+        )
 
 
 class ScaledHead(Head):
@@ -90,9 +92,9 @@ class ScaledHead(Head):
         self.classes = self.linear.classes
         self.scale_C = nn.Parameter(torch.ones(len(self.classes)))
 
-    def forward(self, feature: SharedFeature) -> ProductLogits:
-        rows = Rows(self.scale_C[:, None] * self.linear.weight, self.scale_C * self.linear.bias)
-        return ProductLogits(feature.all_BD, rows, self.classes, feature.shares)
+    def forward(self, feature: GatheredFeatures) -> ClassifierLogits:
+        rows = ClassWeights(self.scale_C[:, None] * self.linear.weight, self.scale_C * self.linear.bias)
+        return ClassifierLogits(feature.global_BD, rows, self.classes, feature.batch_split)
 
 
 class LearnedScale(nn.Module):
@@ -103,7 +105,7 @@ class LearnedScale(nn.Module):
         self.value = nn.Parameter(torch.tensor([first]))
 
     def forward(self) -> torch.Tensor:
-        return replicated(self.value)
+        return sum_grad_over_ranks(self.value)
 
 
 class CosineHead(Head):
@@ -123,27 +125,27 @@ class CosineHead(Head):
         learn_scale: bool = False,
     ) -> None:
         super().__init__()
-        self.classes = ClassRange.own(num_classes)
+        self.classes = ClassRange.local(num_classes)
         self.scale = scale
         self.learned_scale = LearnedScale(scale) if learn_scale else None
         self.sample_rate = sample_rate
         self.weight = nn.Parameter(self.classes.uniform_rows(dim, dim**-0.5))
 
-    def along(self, vector_BD: torch.Tensor, shares: Shares) -> ProductLogits:
+    def along(self, vector_BD: torch.Tensor, batch_split: BatchSplit) -> ClassifierLogits:
         """z = scale * v . w / |w|: the vectors of all images with their length, the rows without theirs."""
         scale = self.scale if self.learned_scale is None else self.learned_scale()
-        return ProductLogits(scale * vector_BD, Rows(self.weight, unit=True), self.classes, shares)
+        return ClassifierLogits(scale * vector_BD, ClassWeights(self.weight, normalize=True), self.classes, batch_split)
 
-    def forward(self, feature: SharedFeature) -> ProductLogits:
-        return self.along(F.normalize(feature.all_BD, dim=1, eps=MIN_NORM), feature.shares)
+    def forward(self, feature: GatheredFeatures) -> ClassifierLogits:
+        return self.along(F.normalize(feature.global_BD, dim=1, eps=MIN_NORM), feature.batch_split)
 
-    def training_logits(self, feature: SharedFeature, label_b: torch.Tensor, step: int = 0) -> ProductLogits:
+    def training_logits(self, feature: GatheredFeatures, label_b: torch.Tensor, step: int = 0) -> ClassifierLogits:
         logits = self(feature)
         if self.sample_rate == 1:
             return logits
-        sample = ClassSample.draw(self.classes, feature.shares.gather(label_b), self.sample_rate, step)
+        sample = ClassSample.draw(self.classes, feature.batch_split.gather(label_b), self.sample_rate, step)
         drawn_KD = F.embedding(sample.position_K, self.weight, sparse=True)
-        return replace(logits, rows=Rows(drawn_KD, unit=True), classes=sample)
+        return replace(logits, weights=ClassWeights(drawn_KD, normalize=True), classes=sample)
 
 
 # acos has no slope at 1 and -1.
@@ -191,11 +193,11 @@ class MarginHead(CosineHead):
         super().__init__(dim, num_classes, scale, sample_rate)
         self.margin = margin
 
-    def training_logits(self, feature: SharedFeature, label_b: torch.Tensor, step: int = 0) -> ProductLogits:
+    def training_logits(self, feature: GatheredFeatures, label_b: torch.Tensor, step: int = 0) -> ClassifierLogits:
         """Logits whose loss has the margin taken off each image's own identity, on the rank that holds it."""
-        return replace(super().training_logits(feature, label_b, step), harder=self._harder)
+        return replace(super().training_logits(feature, label_b, step), target_transform=self._target_transform)
 
-    def _harder(self, logit_K: torch.Tensor) -> torch.Tensor:
+    def _target_transform(self, logit_K: torch.Tensor) -> torch.Tensor:
         return self.scale * self.margin(logit_K / self.scale)
 
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from facelt.distributed.comm import replicated
-from facelt.distributed.logits import MIN_NORM, ProductLogits, SharedFeature
+from facelt.distributed.comm import sum_grad_over_ranks
+from facelt.distributed.logits import MIN_NORM, ClassifierLogits, GatheredFeatures
 from facelt.heads.classifiers import CosineHead, LinearHead
 from facelt.heads.memory import IdentityMemory
 
@@ -46,7 +46,7 @@ class MetaEmbedding:
     `infused_bD` is selector * memory feature. `reachability_b` is scale / distance to the nearest centroid.
     """
 
-    vector: SharedFeature
+    vector: GatheredFeatures
     meta_bD: torch.Tensor
     infused_bD: torch.Tensor
     reachability_b: torch.Tensor
@@ -83,30 +83,30 @@ class DynamicMetaHead(nn.Module):
         self.use_reachability = use_reachability
         self.classifier = CosineHead(dim, num_classes, scale)
 
-    def embed(self, feature: SharedFeature) -> MetaEmbedding:
+    def embed(self, feature: GatheredFeatures) -> MetaEmbedding:
         """The meta-embedding of direct features, with gradients into features and parameters."""
         infused_bD = self._infuse(feature)
         distance_b, _ = self.memory.nearest(feature)
         reachability_b = self.convention.reachability_scale / distance_b
-        vector_bD = feature.own_bD + infused_bD
+        vector_bD = feature.local_bD + infused_bD
         if self.use_reachability:
             vector_bD = reachability_b[:, None] * vector_bD
-        vector = SharedFeature.of(vector_bD, feature.shares)
+        vector = GatheredFeatures.gather(vector_bD, feature.batch_split)
         return MetaEmbedding(vector, self.convention.squash(vector_bD), infused_bD, reachability_b)
 
-    def classify(self, embedding: MetaEmbedding) -> ProductLogits:
+    def classify(self, embedding: MetaEmbedding) -> ClassifierLogits:
         """z_k = scale * |squashed v| * cos(v, w_k)."""
-        return self.classifier.along(self.convention.squash(embedding.vector.all_BD), embedding.vector.shares)
+        return self.classifier.along(self.convention.squash(embedding.vector.global_BD), embedding.vector.batch_split)
 
-    def forward(self, feature: SharedFeature) -> tuple[ProductLogits, MetaEmbedding]:
+    def forward(self, feature: GatheredFeatures) -> tuple[ClassifierLogits, MetaEmbedding]:
         embedding = self.embed(feature)
         return self.classify(embedding), embedding
 
-    def _infuse(self, feature: SharedFeature) -> torch.Tensor:
+    def _infuse(self, feature: GatheredFeatures) -> torch.Tensor:
         if self.hallucinator is None:
-            return torch.zeros_like(feature.own_bD)
+            return torch.zeros_like(feature.local_bD)
         memory_bD = self.memory.read(self.hallucinator(feature))
         if self.selector is None:
             return memory_bD
-        weight, bias = replicated(self.selector.weight), replicated(self.selector.bias)
-        return torch.tanh(F.linear(feature.own_bD, weight, bias)) * memory_bD
+        weight, bias = sum_grad_over_ranks(self.selector.weight), sum_grad_over_ranks(self.selector.bias)
+        return torch.tanh(F.linear(feature.local_bD, weight, bias)) * memory_bD

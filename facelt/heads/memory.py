@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import nn
 
 from facelt.distributed.class_shards import ClassRange
-from facelt.distributed.comm import all_reduce, gather_ranks, rank, scatter_sum
-from facelt.distributed.logits import ProductLogits, SharedFeature, blocks
+from facelt.distributed.comm import all_reduce, rank, reduce_scatter_batch, stack_ranks
+from facelt.distributed.logits import ClassifierLogits, GatheredFeatures, row_blocks
 
 UpdateRule = Literal["released", "tracking"]
 
@@ -42,7 +42,7 @@ class IdentityMemory(nn.Module):
         min_distance: float = 1e-3,
     ) -> None:
         super().__init__()
-        self.classes = ClassRange.own(num_identities)
+        self.classes = ClassRange.local(num_identities)
         self.update_rule = update_rule
         self.rate = rate
         self.min_distance = min_distance
@@ -61,7 +61,7 @@ class IdentityMemory(nn.Module):
         return bool(all_reduce(self.filled_C.any().to(torch.uint8), dist.ReduceOp.MAX))
 
     @torch.no_grad()
-    def accumulate(self, feature: SharedFeature, label_b: torch.Tensor) -> None:
+    def accumulate(self, feature: GatheredFeatures, label_b: torch.Tensor) -> None:
         """Adds features to the running class sums; the engine passes over the data once, then calls `finish`."""
         if self._sum_CD is None or self._count_C is None:
             self._sum_CD = torch.zeros_like(self.centroid_CD, dtype=torch.float64)
@@ -84,7 +84,7 @@ class IdentityMemory(nn.Module):
         self.filled_C.copy_(self._count_C > 0)
         self._sum_CD = self._count_C = None
 
-    def nearest(self, feature: SharedFeature) -> tuple[torch.Tensor, torch.Tensor]:
+    def nearest(self, feature: GatheredFeatures) -> tuple[torch.Tensor, torch.Tensor]:
         """(distance [b], identity [b]) of the nearest centroid on any rank.
 
         The winner comes from one matrix product; its distance is then taken again directly, in float32 or better,
@@ -93,32 +93,32 @@ class IdentityMemory(nn.Module):
         Travelling: two numbers an image from each rank, and W * b * D values for the winners.
         """
         with torch.no_grad():
-            score_B, local_B = self._nearest_here(feature.all_BD.detach())
-            winner_B = gather_ranks(score_B).argmin(dim=0)
+            score_B, local_B = self._nearest_here(feature.global_BD.detach())
+            winner_B = stack_ranks(score_B).argmin(dim=0)
             wins_B = winner_B == rank()
-            identity_B = gather_ranks(local_B + self.classes.first).gather(0, winner_B[None])[0]
-            row_BD = torch.zeros_like(feature.all_BD)
+            identity_B = stack_ranks(local_B + self.classes.first).gather(0, winner_B[None])[0]
+            row_BD = torch.zeros_like(feature.global_BD)
             row_BD[wins_B] = self.centroid_CD.detach()[local_B[wins_B]]
-            nearest_bD = scatter_sum(row_BD, feature.shares)
-        distance_b = torch.linalg.vector_norm(feature.own_bD - nearest_bD, dim=1)
-        return distance_b.clamp_min(self.min_distance), identity_B[feature.shares.own]
+            nearest_bD = reduce_scatter_batch(row_BD, feature.batch_split)
+        distance_b = torch.linalg.vector_norm(feature.local_bD - nearest_bD, dim=1)
+        return distance_b.clamp_min(self.min_distance), identity_B[feature.batch_split.local_slice]
 
     @torch.no_grad()
-    def own_distance(self, feature: SharedFeature, label_b: torch.Tensor) -> torch.Tensor:
+    def own_distance(self, feature: GatheredFeatures, label_b: torch.Tensor) -> torch.Tensor:
         """The mean distance of the global batch's features to their own identities' centroids, a scalar."""
         feature_KD, position_K = self._held(feature, label_b)
         total = torch.linalg.vector_norm(feature_KD - self.centroid_CD[position_K], dim=1).sum()
-        return all_reduce(total, dist.ReduceOp.SUM) / feature.shares.total
+        return all_reduce(total, dist.ReduceOp.SUM) / feature.batch_split.total
 
-    def read(self, logits: ProductLogits) -> torch.Tensor:
+    def read(self, logits: ClassifierLogits) -> torch.Tensor:
         """The memory feature o M, [b, D], o being the softmax of the logits.
 
         No gradient flows into the centroids. Travelling: W * b * D values, and as many back.
         """
-        return logits.read_out(self.centroid_CD.detach())
+        return logits.softmax_readout(self.centroid_CD.detach())
 
     @torch.no_grad()
-    def update(self, feature: SharedFeature, label_b: torch.Tensor) -> None:
+    def update(self, feature: GatheredFeatures, label_b: torch.Tensor) -> None:
         """Moves the centroids of the batch's identities by the `tracking` rule; `released` leaves it to its loss."""
         if self.update_rule != "tracking":
             return
@@ -132,17 +132,17 @@ class IdentityMemory(nn.Module):
         self.centroid_CD.index_copy_(0, identity_U, centroid_UD + step_UD)
         self.filled_C[identity_U] = True
 
-    def _held(self, feature: SharedFeature, label_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _held(self, feature: GatheredFeatures, label_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features of the global batch whose identities are in this rank's range, and their positions in it."""
-        label_B = feature.shares.gather(label_b)
-        held_B = self.classes.holds(label_B)
-        return feature.all_BD.detach()[held_B], label_B[held_B] - self.classes.first
+        label_B = feature.batch_split.gather(label_b)
+        held_B = self.classes.contains(label_B)
+        return feature.global_BD.detach()[held_B], label_B[held_B] - self.classes.first
 
     def _nearest_here(self, feature_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(|c|^2 / 2 - f.c, position) of this rank's nearest centroid, [B] each; inf where it has none."""
         best_B = feature_BD.new_full((len(feature_BD),), torch.inf)
         place_B = torch.zeros_like(best_B, dtype=torch.int64)
-        for part in blocks(self.centroid_CD):
+        for part in row_blocks(self.centroid_CD):
             centroid_ND = self.centroid_CD.detach()[part]
             half_N = 0.5 * torch.linalg.vector_norm(centroid_ND, dim=1).square()
             half_N = half_N.masked_fill(~self.filled_C[part], torch.inf)
@@ -163,11 +163,11 @@ class FeatureBank:
         self._labels: list[torch.Tensor] = []
         self.is_closed = False
 
-    def add(self, feature: SharedFeature, label_b: torch.Tensor, wanted_C: torch.Tensor | None = None) -> None:
+    def add(self, feature: GatheredFeatures, label_b: torch.Tensor, wanted_C: torch.Tensor | None = None) -> None:
         """Keeps the features of a batch, or those of the wanted classes alone."""
-        label_B = feature.shares.gather(label_b)
+        label_B = feature.batch_split.gather(label_b)
         kept_B = torch.ones_like(label_B, dtype=torch.bool) if wanted_C is None else wanted_C[label_B]
-        self._features.append(feature.all_BD.detach()[kept_B])
+        self._features.append(feature.global_BD.detach()[kept_B])
         self._labels.append(label_B[kept_B])
 
     def close(self) -> None:

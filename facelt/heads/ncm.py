@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from facelt.distributed.logits import MIN_NORM, ProductLogits, Rows, SharedFeature
+from facelt.distributed.logits import MIN_NORM, ClassifierLogits, ClassWeights, GatheredFeatures
 from facelt.heads.classifiers import Head
 from facelt.heads.memory import IdentityMemory
 
@@ -28,30 +28,30 @@ class NcmHead(Head):
         self.distance = distance
         self.memory = IdentityMemory(num_classes, dim, update_rule="tracking", rate=rate)
 
-    def accumulate(self, feature: SharedFeature, label_b: torch.Tensor) -> None:
+    def accumulate(self, feature: GatheredFeatures, label_b: torch.Tensor) -> None:
         """One batch of the pass that makes the means; then `finish`."""
         self.memory.accumulate(_unit(feature), label_b)
 
     def finish(self) -> None:
         self.memory.finish()
 
-    def update(self, feature: SharedFeature, label_b: torch.Tensor) -> None:
+    def update(self, feature: GatheredFeatures, label_b: torch.Tensor) -> None:
         """Moves the means of the batch's classes towards its features."""
         self.memory.update(_unit(feature), label_b)
 
-    def forward(self, feature: SharedFeature) -> ProductLogits:
+    def forward(self, feature: GatheredFeatures) -> ClassifierLogits:
         mean_CD, filled_C = self.memory.centroid_CD, self.memory.filled_C
-        unit_BD = F.normalize(feature.all_BD, dim=1, eps=MIN_NORM)
+        unit_BD = F.normalize(feature.global_BD, dim=1, eps=MIN_NORM)
         if self.distance == "cosine":
-            rows = Rows(F.normalize(mean_CD, dim=1, eps=MIN_NORM), filled_C.to(mean_CD.dtype) - 1)
-            return ProductLogits(unit_BD, rows, self.memory.classes, feature.shares)
+            rows = ClassWeights(F.normalize(mean_CD, dim=1, eps=MIN_NORM), filled_C.to(mean_CD.dtype) - 1)
+            return ClassifierLogits(unit_BD, rows, self.memory.classes, feature.batch_split)
         lowest = -3.0  # two unit vectors that are opposite: 2 * -1 - 1
         square_C = mean_CD.square().sum(dim=1)
-        rows = Rows(mean_CD, torch.where(filled_C, -square_C, lowest))
-        return ProductLogits(2 * unit_BD, rows, self.memory.classes, feature.shares)
+        rows = ClassWeights(mean_CD, torch.where(filled_C, -square_C, lowest))
+        return ClassifierLogits(2 * unit_BD, rows, self.memory.classes, feature.batch_split)
 
 
-def _unit(feature: SharedFeature) -> SharedFeature:
+def _unit(feature: GatheredFeatures) -> GatheredFeatures:
     """The features' directions."""
-    own_bD = F.normalize(feature.own_bD, dim=1, eps=MIN_NORM)
-    return replace(feature, own_bD=own_bD, all_BD=F.normalize(feature.all_BD, dim=1, eps=MIN_NORM))
+    local_bD = F.normalize(feature.local_bD, dim=1, eps=MIN_NORM)
+    return replace(feature, local_bD=local_bD, global_BD=F.normalize(feature.global_BD, dim=1, eps=MIN_NORM))

@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 
 from facelt.config.loading import explain
 from facelt.config.train import StageConfig, TrainConfig
-from facelt.distributed.class_shards import ClassRange, split_entries
-from facelt.distributed.comm import rank, world
+from facelt.distributed.class_shards import ClassRange, sharded_entries
+from facelt.distributed.comm import rank, world_size
 from facelt.distributed.launch import on_first_rank
 from facelt.errors import UserError
 from facelt.methods import METHODS
@@ -57,7 +57,7 @@ def save_weights(method: Method, path: Path) -> None:
 
     Rank 0 puts the rows of all classes together, range by range; no other rank holds them.
     """
-    split = split_entries(method)
+    split = sharded_entries(method)
     tensors = {}
     for name, value in method.state_dict().items():
         whole = _put_together(value, split[name]) if name in split else value
@@ -76,7 +76,7 @@ def save_weights(method: Method, path: Path) -> None:
 
 def _put_together(value: torch.Tensor, classes: ClassRange) -> torch.Tensor | None:
     """All rows on rank 0; None elsewhere."""
-    if world() == 1:
+    if world_size() == 1:
         return value
     # gloo sends no truth values.
     own = value.to("cpu", torch.uint8 if value.dtype == torch.bool else value.dtype).contiguous()
@@ -86,8 +86,8 @@ def _put_together(value: torch.Tensor, classes: ClassRange) -> torch.Tensor | No
         return None
     whole = own.new_empty((classes.total, *own.shape[1:]))
     whole[: len(classes)] = own
-    for other in range(1, world()):
-        theirs = ClassRange.of(classes.total, other, world())
+    for other in range(1, world_size()):
+        theirs = ClassRange.of_rank(classes.total, other, world_size())
         if len(theirs):
             dist.recv(whole[theirs.first : theirs.stop], other)
     return whole.to(value.dtype)
@@ -108,7 +108,7 @@ def refuse_other_shapes(path: Path, method: Method) -> None:
 
     The method may be one without memory, on the device meta.
     """
-    split = split_entries(method)
+    split = sharded_entries(method)
     own = {
         name: torch.empty((split[name].total, *value.shape[1:]), dtype=value.dtype, device="meta")
         if name in split
@@ -124,7 +124,7 @@ def refuse_other_shapes(path: Path, method: Method) -> None:
 
 def load_weights(path: Path, method: Method) -> None:
     """Fills the method from a file of its tensors, reading of the classes' rows only those this rank holds."""
-    split = split_entries(method)
+    split = sharded_entries(method)
     with open_weights(path) as entries:
         method.load_state_dict({name: _own_rows(entry, split.get(name)) for name, entry in entries.items()})
 

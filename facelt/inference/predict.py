@@ -30,7 +30,7 @@ from facelt.data.batch import BadImage, BadImageTracker, Batch
 from facelt.data.loader import Loader
 from facelt.data.module import Preprocessing, Split, TrainingData
 from facelt.data.samplers import SequentialSampler
-from facelt.distributed.comm import gather_ranks, is_split, rank, world
+from facelt.distributed.comm import is_distributed, rank, stack_ranks, world_size
 from facelt.distributed.launch import Stopped, gather_text, is_asked
 from facelt.errors import UserError
 from facelt.methods.base import Method
@@ -55,7 +55,7 @@ def evaluation_batches(split: Split, reading: Reading) -> Iterator[Batch]:
     """
     sampler = SequentialSampler(len(split.dataset), reading.batch, members=split.members)
     is_pinned = reading.device.type == "cuda"
-    loader = Loader(split.dataset, sampler, workers=reading.workers, pin=is_pinned, rank=rank(), world=world())
+    loader = Loader(split.dataset, sampler, workers=reading.workers, pin=is_pinned, rank=rank(), world=world_size())
     try:
         for item in loader.batches(0):
             sizes, unusable = agree([item])
@@ -113,11 +113,9 @@ def outputs(method: Method, split: Split, preparation: Preprocessing, reading: R
 @torch.no_grad()
 def _outputs(method: Method, item: Batch, image_B3HW: torch.Tensor) -> Outputs:
     logits, reachability_b = method.logits_and_reachability(image_B3HW)
-    gather = logits.shares.gather
+    gather = logits.batch_split.gather
     reachability_B = None if reachability_b is None else gather(reachability_b).float().cpu()
-    return Outputs(
-        gather(item.label_B).cpu(), gather(item.index_B).cpu(), logits.whole_BC.float().cpu(), reachability_B
-    )
+    return Outputs(gather(item.label_B).cpu(), gather(item.index_B).cpu(), logits.full_BC.float().cpu(), reachability_B)
 
 
 @torch.no_grad()
@@ -132,8 +130,8 @@ def predict(
     with evaluating(method):
         for item in evaluation_batches(split, reading):
             logits = method.logits(preparation.for_evaluation(item))
-            predictions.append(logits.shares.gather(logits.argmax()).cpu())
-            labels.append(logits.shares.gather(item.label_B).cpu())
+            predictions.append(logits.batch_split.gather(logits.argmax()).cpu())
+            labels.append(logits.batch_split.gather(item.label_B).cpu())
     return torch.cat(labels).numpy(), torch.cat(predictions).numpy()
 
 
@@ -152,7 +150,7 @@ def expert_predictions(
     with evaluating(method):
         for item in evaluation_batches(split, reading):
             experts, average = method.answers(preparation.for_evaluation(item))
-            gather = experts[0].shares.gather
+            gather = experts[0].batch_split.gather
             labels.append(gather(item.label_B).cpu())
             apart.append(torch.stack([gather(expert.argmax()) for expert in experts]).cpu())
             together.append(gather(average.argmax()).cpu())
@@ -184,7 +182,7 @@ class Respondent:
 
     def logits_of(self, image_N3HW: torch.Tensor) -> torch.Tensor:
         """All classes' logits [N, C] on the CPU, with gradients into the input."""
-        return self.method.logits(image_N3HW).whole_BC.float().cpu()
+        return self.method.logits(image_N3HW).full_BC.float().cpu()
 
 
 class Answers(NamedTuple):
@@ -242,9 +240,9 @@ def agree(batches: Sequence[Batch]) -> tuple[list[list[int]], tuple[BadImage, ..
     """
     bad = tuple(image for batch in batches for image in batch.bad)
     sizes = [len(batch) for batch in batches]
-    table = gather_ranks(torch.tensor([*sizes, len(bad), is_asked()])).tolist()
+    table = stack_ranks(torch.tensor([*sizes, len(bad), is_asked()])).tolist()
     if any(row[-1] for row in table):
         raise Stopped
-    if is_split() and any(row[-2] for row in table):
+    if is_distributed() and any(row[-2] for row in table):
         bad = tuple(BadImage(*image) for told in gather_text(json.dumps(bad)) for image in json.loads(told))
     return [row[:-2] for row in table], bad

@@ -12,7 +12,7 @@ from facelt.config.train import TrainConfig
 from facelt.data.batch import BadImageTracker
 from facelt.data.module import Preprocessing, Split
 from facelt.data.pairs import VerificationSet
-from facelt.distributed.comm import Shares
+from facelt.distributed.comm import BatchSplit
 from facelt.errors import UserError
 from facelt.inference.model import TrainedModel
 from facelt.inference.predict import Reading, evaluating, evaluation_batches
@@ -62,8 +62,8 @@ def embed_set(
         for item in evaluation_batches(_split(found), reading):
             image_b3HW = preparation.for_evaluation(item)
             embeddings = method.embed(image_b3HW) if mirrored else method.embed_features(method.features(image_b3HW))
-            shares = Shares.agree(len(image_b3HW), device)
-            parts.append(shares.gather(embeddings.by_kind[kind].float()).cpu())
+            batch_split = BatchSplit.gather_sizes(len(image_b3HW), device)
+            parts.append(batch_split.gather(embeddings.by_kind[kind].float()).cpu())
     return torch.cat(parts).numpy()
 
 

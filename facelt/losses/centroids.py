@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from facelt.distributed.class_shards import ClassRange
 from facelt.distributed.comm import all_reduce
-from facelt.distributed.logits import SharedFeature
+from facelt.distributed.logits import GatheredFeatures
 
 
 class _DiscriminativeCentroids(torch.autograd.Function):
@@ -34,7 +34,7 @@ class _DiscriminativeCentroids(torch.autograd.Function):
         weighed,
     ):
         batch, total = len(feature_BD), classes.total
-        held_B = classes.holds(label_B)
+        held_B = classes.contains(label_B)
         position_K = label_B[held_B] - classes.first
         difference_KD = feature_BD[held_B] - centroid_CD[position_K]
         own_B = feature_BD.new_zeros(batch).masked_scatter_(held_B, difference_KD.square().sum(dim=1))
@@ -74,7 +74,7 @@ class _DiscriminativeCentroids(torch.autograd.Function):
 
 
 def discriminative_centroids(
-    feature: SharedFeature,
+    feature: GatheredFeatures,
     centroid_CD: torch.Tensor,
     label_b: torch.Tensor,
     classes: ClassRange,
@@ -94,9 +94,9 @@ def discriminative_centroids(
     whose centroids this rank holds; the value is the same on every rank.
     """
     return _DiscriminativeCentroids.apply(
-        feature.all_BD,
+        feature.global_BD,
         centroid_CD,
-        feature.shares.gather(label_b),
+        feature.batch_split.gather(label_b),
         classes,
         margin,
         repel_weight,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from facelt.config.methods import BbnConfig
-from facelt.distributed.logits import ShardedLogits, SharedFeature
+from facelt.distributed.logits import GatheredFeatures, ShardedLogits
 from facelt.errors import UserError
 from facelt.heads.classifiers import LinearHead
 from facelt.methods.base import Embeddings, Inputs, Method, Progress, StepOutput, Stream
@@ -56,7 +56,7 @@ class Bbn(Method):
         share = 1 - progress.share**2
         feature_b2D = self.features(image_c, image_r)
         weight_21 = feature_b2D.new_tensor([[share], [1 - share]])
-        logits = self.head(SharedFeature.of((2 * weight_21 * feature_b2D).flatten(1)))
+        logits = self.head(GatheredFeatures.gather((2 * weight_21 * feature_b2D).flatten(1)))
         conventional, rebalanced = logits.cross_entropy(label_c), logits.cross_entropy(label_r)
         return StepOutput(
             share * conventional + (1 - share) * rebalanced,
@@ -64,7 +64,7 @@ class Bbn(Method):
         )
 
     def logits(self, image_B3HW: torch.Tensor) -> ShardedLogits:
-        return self.head(SharedFeature.of(self.features(image_B3HW).flatten(1)))
+        return self.head(GatheredFeatures.gather(self.features(image_B3HW).flatten(1)))
 
     def embed_features(self, feature_BD: torch.Tensor) -> Embeddings:
         return Embeddings({"direct": F.normalize(feature_BD.flatten(1), dim=1)})

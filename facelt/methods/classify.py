@@ -20,8 +20,8 @@ from torch import nn
 
 from facelt.config.losses import LossConfig, WeightsConfig
 from facelt.config.methods import ClassifyConfig
-from facelt.distributed.comm import gather_whole
-from facelt.distributed.logits import ProductLogits, ShardedLogits, SharedFeature
+from facelt.distributed.comm import gather_replicated
+from facelt.distributed.logits import ClassifierLogits, GatheredFeatures, ShardedLogits
 from facelt.heads.classifiers import HEADS, Margin, take_head
 from facelt.losses.classification import LOSSES, WEIGHTS, Loss
 from facelt.losses.metric import METRIC_LOSSES
@@ -50,16 +50,16 @@ class Objective(nn.Module):
         self.register_buffer("weight_C", weight_C, persistent=False)
         self.start = 0.0 if weights is None else weights.start
 
-    def forward(self, logits: ProductLogits, label_b: torch.Tensor, progress: Progress) -> torch.Tensor:
+    def forward(self, logits: ClassifierLogits, label_b: torch.Tensor, progress: Progress) -> torch.Tensor:
         """The loss of the global batch, a scalar, the same on every rank."""
         if self.plain:
             return logits.cross_entropy(label_b)
         if self.loss is None:
             raise RuntimeError("a method built without the counts of the classes is used, not trained")
         weight_C = self.weight_C if progress.share >= self.start else None
-        whole_BC = logits.whole_BC
-        generator = progress.generator(whole_BC.device, alike=True)
-        return self.loss(whole_BC, logits.shares.gather(label_b), weight_C, generator)
+        full_BC = logits.full_BC
+        generator = progress.generator(full_BC.device, alike=True)
+        return self.loss(full_BC, logits.batch_split.gather(label_b), weight_C, generator)
 
 
 @dataclass(frozen=True)
@@ -207,24 +207,24 @@ class Classify(Method):
             batch = self.moves(batch, self.teachers[0], generator)
         if self.mixing is not None:
             return self._mixed_step(self.mixing.draw(batch.label_B, progress, generator), batch, progress)
-        feature = SharedFeature.of(self.features(batch.image_B3HW))
+        feature = GatheredFeatures.gather(self.features(batch.image_B3HW))
         logits = self.head.training_logits(feature, batch.label_B, progress.taken)
         loss = self.objective(logits, batch.label_B, progress)
         if self.metric_loss is None:
             return StepOutput(loss)
-        whole_BD = gather_whole(feature.own_bD, feature.shares)
-        label_B = feature.shares.gather(batch.label_B)
-        metric = METRIC_LOSSES[self.metric_loss.name](whole_BD, label_B, **self.metric_loss.options)
+        global_BD = gather_replicated(feature.local_bD, feature.batch_split)
+        label_B = feature.batch_split.gather(batch.label_B)
+        metric = METRIC_LOSSES[self.metric_loss.name](global_BD, label_B, **self.metric_loss.options)
         parts = {"classification_loss": loss.detach(), "metric_loss": metric.detach()}
         return StepOutput(loss + self.metric_loss.weight * metric, parts)
 
     def _mixed_step(self, blend: Blend, batch: Inputs, progress: Progress) -> StepOutput:
         if self.mixing.on_features:
-            feature = SharedFeature.of(blend.of(self.features(batch.image_B3HW)))
+            feature = GatheredFeatures.gather(blend.of(self.features(batch.image_B3HW)))
         else:
-            feature = SharedFeature.of(self.features(blend.of(batch.image_B3HW)))
+            feature = GatheredFeatures.gather(self.features(blend.of(batch.image_B3HW)))
         logits = self.head.training_logits(feature, blend.label_b, progress.taken)
         return StepOutput(blend.loss(lambda label_b: self.objective(logits, label_b, progress)))
 
     def logits(self, image_B3HW: torch.Tensor) -> ShardedLogits:
-        return self.head(SharedFeature.of(self.features(image_B3HW)))
+        return self.head(GatheredFeatures.gather(self.features(image_B3HW)))

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from facelt.config.methods import LwsConfig, NcmConfig, TauNormConfig
-from facelt.distributed.logits import MIN_NORM, ProductLogits, Rows, ShardedLogits, SharedFeature
+from facelt.distributed.logits import MIN_NORM, ClassifierLogits, ClassWeights, GatheredFeatures, ShardedLogits
 from facelt.heads.classifiers import LinearHead, ScaledHead, take_head
 from facelt.heads.ncm import NcmHead
 from facelt.methods.base import Inputs, Method, PostHoc, Progress, StepOutput, Stream
@@ -47,11 +47,11 @@ class Lws(Method):
 
     def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
         (batch,) = batches
-        logits = self.head(SharedFeature.of(self.features(batch.image_B3HW)))
+        logits = self.head(GatheredFeatures.gather(self.features(batch.image_B3HW)))
         return StepOutput(logits.cross_entropy(batch.label_B))
 
     def logits(self, image_B3HW: torch.Tensor) -> ShardedLogits:
-        return self.head(SharedFeature.of(self.features(image_B3HW)))
+        return self.head(GatheredFeatures.gather(self.features(image_B3HW)))
 
 
 GRID = tuple(step / 10 for step in range(21))
@@ -80,11 +80,11 @@ class TauNorm(PostHoc):
     def use(self, setting: float) -> None:
         self.tau.fill_(setting)
 
-    def logits(self, image_B3HW: torch.Tensor) -> ProductLogits:
-        feature = SharedFeature.of(self.features(image_B3HW))
+    def logits(self, image_B3HW: torch.Tensor) -> ClassifierLogits:
+        feature = GatheredFeatures.gather(self.features(image_B3HW))
         norm_C1 = torch.linalg.vector_norm(self.head.weight, dim=1, keepdim=True).clamp_min(MIN_NORM)
-        rows = Rows(self.head.weight / norm_C1.pow(self.tau))
-        return ProductLogits(feature.all_BD, rows, self.head.classes, feature.shares)
+        rows = ClassWeights(self.head.weight / norm_C1.pow(self.tau))
+        return ClassifierLogits(feature.global_BD, rows, self.head.classes, feature.batch_split)
 
 
 class Ncm(PostHoc):
@@ -110,10 +110,10 @@ class Ncm(PostHoc):
         return not self.head.memory.is_filled
 
     def accumulate(self, batch: Inputs) -> None:
-        feature = SharedFeature.of(self.features(batch.image_B3HW))
+        feature = GatheredFeatures.gather(self.features(batch.image_B3HW))
         if self._wants_mean:
-            self._sum_D = self._sum_D.to(feature.all_BD.device) + feature.all_BD.double().sum(dim=0)
-            self._images += feature.shares.total
+            self._sum_D = self._sum_D.to(feature.global_BD.device) + feature.global_BD.double().sum(dim=0)
+            self._images += feature.batch_split.total
         else:
             self.head.accumulate(self._centred(feature), batch.label_B)
 
@@ -124,8 +124,8 @@ class Ncm(PostHoc):
         else:
             self.head.finish()
 
-    def logits(self, image_B3HW: torch.Tensor) -> ProductLogits:
-        return self.head(self._centred(SharedFeature.of(self.features(image_B3HW))))
+    def logits(self, image_B3HW: torch.Tensor) -> ClassifierLogits:
+        return self.head(self._centred(GatheredFeatures.gather(self.features(image_B3HW))))
 
-    def _centred(self, feature: SharedFeature) -> SharedFeature:
-        return replace(feature, own_bD=feature.own_bD - self.mean_D, all_BD=feature.all_BD - self.mean_D)
+    def _centred(self, feature: GatheredFeatures) -> GatheredFeatures:
+        return replace(feature, local_bD=feature.local_bD - self.mean_D, global_BD=feature.global_BD - self.mean_D)

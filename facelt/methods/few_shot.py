@@ -32,7 +32,7 @@ from torch import nn
 
 from facelt.config.methods import FslwfConfig, MetaModelNetConfig, ModelRegressionConfig
 from facelt.distributed.class_shards import ClassRange
-from facelt.distributed.logits import ProductLogits, Rows, SharedFeature
+from facelt.distributed.logits import ClassifierLogits, ClassWeights, GatheredFeatures
 from facelt.errors import UserError
 from facelt.heads.memory import FeatureBank, turn_in_class
 from facelt.methods.base import Inputs, OnFrozenNetwork, Progress, StepOutput
@@ -121,7 +121,7 @@ class Fslwf(OnFrozenNetwork):
         return not self._bank.is_closed
 
     def accumulate(self, batch: Inputs) -> None:
-        self._bank.add(SharedFeature.of(self.features(batch.image_B3HW)), batch.label_B, self.novel_C)
+        self._bank.add(GatheredFeatures.gather(self.features(batch.image_B3HW)), batch.label_B, self.novel_C)
 
     def finish_pass(self) -> None:
         self._bank.close()
@@ -135,11 +135,11 @@ class Fslwf(OnFrozenNetwork):
 
     def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
         (batch,) = batches
-        feature = SharedFeature.of(self.features(batch.image_B3HW))
-        label_B = feature.shares.gather(batch.label_B)
+        feature = GatheredFeatures.gather(self.features(batch.image_B3HW))
+        label_B = feature.batch_split.gather(batch.label_B)
         generator = progress.generator(label_B.device, alike=True)
-        kept_BD = torch.rand(feature.all_BD.shape, generator=generator, device=label_B.device) >= self.config.dropout
-        feature_BD = feature.all_BD * kept_BD / (1 - self.config.dropout)
+        kept_BD = torch.rand(feature.global_BD.shape, generator=generator, device=label_B.device) >= self.config.dropout
+        feature_BD = feature.global_BD * kept_BD / (1 - self.config.dropout)
         pretended_C = self._pretended(label_B, generator)
         exemplar_B = pretended_C[label_B] & _first_half(label_B)
         query_B = ~self.novel_C[label_B] & ~exemplar_B
@@ -153,12 +153,12 @@ class Fslwf(OnFrozenNetwork):
         logit_QC = (self.scale * cosine_QC).masked_fill(self.novel_C, -torch.inf)
         return StepOutput(F.cross_entropy(logit_QC, label_B[query_B]))
 
-    def logits(self, image_B3HW: torch.Tensor) -> ProductLogits:
-        feature = SharedFeature.of(self.features(image_B3HW))
+    def logits(self, image_B3HW: torch.Tensor) -> ClassifierLogits:
+        feature = GatheredFeatures.gather(self.features(image_B3HW))
         weight_CD = torch.where(self.novel_C[:, None], self.generated_CD, self.weight_CD)
-        classes = ClassRange.own(len(weight_CD))
-        rows = Rows(weight_CD[classes.first : classes.stop], unit=True)
-        return ProductLogits(self.scale * F.normalize(feature.all_BD), rows, classes, feature.shares)
+        classes = ClassRange.local(len(weight_CD))
+        rows = ClassWeights(weight_CD[classes.first : classes.stop], normalize=True)
+        return ClassifierLogits(self.scale * F.normalize(feature.global_BD), rows, classes, feature.batch_split)
 
     def _pretended(self, label_B: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Which classes are pretended to be novel, bool [C]: some of the base classes with two images in the batch."""
@@ -266,7 +266,7 @@ class ShotRegression(OnFrozenNetwork):
         return not self._bank.is_closed
 
     def accumulate(self, batch: Inputs) -> None:
-        self._bank.add(SharedFeature.of(self.features(batch.image_B3HW)), batch.label_B)
+        self._bank.add(GatheredFeatures.gather(self.features(batch.image_B3HW)), batch.label_B)
 
     def finish_pass(self) -> None:
         """A resumed stage has its classifiers already."""
@@ -282,8 +282,8 @@ class ShotRegression(OnFrozenNetwork):
 
     def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
         (batch,) = batches
-        feature = SharedFeature.of(self.features(batch.image_B3HW))
-        label_B = feature.shares.gather(batch.label_B)
+        feature = GatheredFeatures.gather(self.features(batch.image_B3HW))
+        label_B = feature.batch_split.gather(batch.label_B)
         generator = progress.generator(label_B.device, alike=True)
         level = self.level(progress, generator)
         few_CE = self._fit(*self._bank.few(2**level, generator))
@@ -291,18 +291,20 @@ class ShotRegression(OnFrozenNetwork):
         grown_UE, many_UE = self.grow(few_CE[enough_C], level), self.many_CE[enough_C]
         regression = (grown_UE - many_UE).square().sum() / many_UE.square().sum()
         weight_CE = self.many_CE.masked_scatter(enough_C[:, None], grown_UE)
-        answers = self.answer_loss(with_one(feature.all_BD) @ weight_CE.t(), label_B)
+        answers = self.answer_loss(with_one(feature.global_BD) @ weight_CE.t(), label_B)
         parts = {"regression_loss": regression.detach(), "answer_loss": answers.detach()}
         # Fewer images are harder to learn from: losses of different levels are not to be compared.
         parts["level"] = regression.new_tensor(level)
         return StepOutput(regression + self.config.answer_weight * answers, parts)
 
-    def logits(self, image_B3HW: torch.Tensor) -> ProductLogits:
-        feature = SharedFeature.of(self.features(image_B3HW))
+    def logits(self, image_B3HW: torch.Tensor) -> ClassifierLogits:
+        feature = GatheredFeatures.gather(self.features(image_B3HW))
         weight_CE = self.weights()
-        classes = ClassRange.own(len(weight_CE))
+        classes = ClassRange.local(len(weight_CE))
         own_CE = weight_CE[classes.first : classes.stop]
-        return ProductLogits(feature.all_BD, Rows(own_CE[:, :-1], own_CE[:, -1]), classes, feature.shares)
+        return ClassifierLogits(
+            feature.global_BD, ClassWeights(own_CE[:, :-1], own_CE[:, -1]), classes, feature.batch_split
+        )
 
     def weights(self) -> torch.Tensor:
         """The classifier that answers, [C, E]."""

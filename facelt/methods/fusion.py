@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from facelt.config.methods import FusionAsmConfig, FusionConfig, FusionKtConfig, FusionLlwConfig
-from facelt.distributed.logits import MIN_NORM, GivenLogits, ProductLogits, SharedFeature
+from facelt.distributed.logits import MIN_NORM, ClassifierLogits, GatheredFeatures, ReplicatedLogits
 from facelt.heads.classifiers import LinearHead, take_head
 from facelt.heads.ncm import NcmHead
 from facelt.losses.experts import distillation
@@ -60,19 +60,19 @@ class TwoClassifiers(OnFrozenNetwork):
         return not self.ncm.memory.is_filled
 
     def accumulate(self, batch: Inputs) -> None:
-        self.ncm.accumulate(SharedFeature.of(self.features(batch.image_B3HW)), batch.label_B)
+        self.ncm.accumulate(GatheredFeatures.gather(self.features(batch.image_B3HW)), batch.label_B)
 
     def finish_pass(self) -> None:
         self.ncm.finish()
 
-    def answers(self, feature: SharedFeature) -> Answers:
+    def answers(self, feature: GatheredFeatures) -> Answers:
         """Both classifiers' logits."""
-        linear_BC, ncm_BC = self.linear(feature).whole_BC, self.ncm(feature).whole_BC
+        linear_BC, ncm_BC = self.linear(feature).full_BC, self.ncm(feature).full_BC
         return Answers(linear_BC, to_range_of(linear_BC, ncm_BC) if self.scaled else ncm_BC)
 
-    def given(self, logit_BC: torch.Tensor, feature: SharedFeature) -> GivenLogits:
+    def given(self, logit_BC: torch.Tensor, feature: GatheredFeatures) -> ReplicatedLogits:
         """Logits made of both."""
-        return GivenLogits(logit_BC, self.linear.classes, feature.shares)
+        return ReplicatedLogits(logit_BC, self.linear.classes, feature.batch_split)
 
 
 def to_range_of(goal_BC: torch.Tensor, value_BC: torch.Tensor) -> torch.Tensor:
@@ -119,8 +119,8 @@ class Fusion(PostHoc, TwoClassifiers):
     def use(self, setting: float) -> None:
         self.weight.fill_(setting)
 
-    def logits(self, image_B3HW: torch.Tensor) -> GivenLogits:
-        feature = SharedFeature.of(self.features(image_B3HW))
+    def logits(self, image_B3HW: torch.Tensor) -> ReplicatedLogits:
+        feature = GatheredFeatures.gather(self.features(image_B3HW))
         return self.given(RULES[self.rule](self.answers(feature), self.weight), feature)
 
 
@@ -139,14 +139,14 @@ class FusionLlw(TwoClassifiers):
 
     def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
         (batch,) = batches
-        feature = SharedFeature.of(self.features(batch.image_B3HW))
-        return StepOutput(F.cross_entropy(self._mixed(feature), feature.shares.gather(batch.label_B)))
+        feature = GatheredFeatures.gather(self.features(batch.image_B3HW))
+        return StepOutput(F.cross_entropy(self._mixed(feature), feature.batch_split.gather(batch.label_B)))
 
-    def logits(self, image_B3HW: torch.Tensor) -> GivenLogits:
-        feature = SharedFeature.of(self.features(image_B3HW))
+    def logits(self, image_B3HW: torch.Tensor) -> ReplicatedLogits:
+        feature = GatheredFeatures.gather(self.features(image_B3HW))
         return self.given(self._mixed(feature), feature)
 
-    def _mixed(self, feature: SharedFeature) -> torch.Tensor:
+    def _mixed(self, feature: GatheredFeatures) -> torch.Tensor:
         both_2BC = torch.stack(self.answers(feature))
         return (self.weight_2C[:, None] * both_2BC + self.offset_2C[:, None]).sum(dim=0)
 
@@ -196,10 +196,10 @@ class FusionAsm(TwoClassifiers):
 
     def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
         (batch,) = batches
-        feature = SharedFeature.of(self.features(batch.image_B3HW))
-        both, label_B = self.answers(feature), feature.shares.gather(batch.label_B)
+        feature = GatheredFeatures.gather(self.features(batch.image_B3HW))
+        both, label_B = self.answers(feature), feature.batch_split.gather(batch.label_B)
         wanted_B = (both.linear_BC.argmax(dim=1) != label_B) & (both.ncm_BC.argmax(dim=1) == label_B)
-        score_B = self.selector(feature.all_BD, both.linear_BC)
+        score_B = self.selector(feature.global_BD, both.linear_BC)
         chosen_B = score_B.detach() > 0
         counted = torch.stack([(chosen_B & wanted_B).sum(), (chosen_B & ~wanted_B).sum(), (~chosen_B & wanted_B).sum()])
         return StepOutput(even_cross_entropy(score_B, wanted_B), after=lambda: self.hits_3.add_(counted))
@@ -209,10 +209,10 @@ class FusionAsm(TwoClassifiers):
         right, wrong, missed = self.hits_3.tolist()
         return {"selector_f1": 2 * right / max(2 * right + wrong + missed, 1)}
 
-    def logits(self, image_B3HW: torch.Tensor) -> GivenLogits:
-        feature = SharedFeature.of(self.features(image_B3HW))
+    def logits(self, image_B3HW: torch.Tensor) -> ReplicatedLogits:
+        feature = GatheredFeatures.gather(self.features(image_B3HW))
         both = self.answers(feature)
-        hand_over_B1 = self.selector(feature.all_BD, both.linear_BC)[:, None] > 0
+        hand_over_B1 = self.selector(feature.global_BD, both.linear_BC)[:, None] > 0
         return self.given(torch.where(hand_over_B1, both.ncm_BC, both.linear_BC), feature)
 
 
@@ -255,20 +255,20 @@ class FusionKt(Method):
         return self._due and not self.ncm.memory.is_filled
 
     def accumulate(self, batch: Inputs) -> None:
-        self.ncm.accumulate(SharedFeature.of(self.features(batch.image_B3HW)), batch.label_B)
+        self.ncm.accumulate(GatheredFeatures.gather(self.features(batch.image_B3HW)), batch.label_B)
 
     def finish_pass(self) -> None:
         self.ncm.finish()
 
     def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
         (batch,) = batches
-        feature = SharedFeature.of(self.features(batch.image_B3HW))
-        still = SharedFeature(feature.own_bD.detach(), feature.all_BD.detach(), feature.shares)
+        feature = GatheredFeatures.gather(self.features(batch.image_B3HW))
+        still = GatheredFeatures(feature.local_bD.detach(), feature.global_BD.detach(), feature.batch_split)
         first = self.first(feature)
         cross_entropy = first.cross_entropy(batch.label_B)
-        label_B = feature.shares.gather(batch.label_B)
+        label_B = feature.batch_split.gather(batch.label_B)
         if self._due:
-            transferred = self._transfer(self.head(still).whole_BC, first.whole_BC.detach(), still, label_B)
+            transferred = self._transfer(self.head(still).full_BC, first.full_BC.detach(), still, label_B)
         else:
             transferred = self.head(still).cross_entropy(batch.label_B)
         return StepOutput(
@@ -277,14 +277,14 @@ class FusionKt(Method):
             after=(lambda: self.ncm.update(still, batch.label_B)) if self._due else (lambda: None),
         )
 
-    def logits(self, image_B3HW: torch.Tensor) -> ProductLogits:
-        return self.head(SharedFeature.of(self.features(image_B3HW)))
+    def logits(self, image_B3HW: torch.Tensor) -> ClassifierLogits:
+        return self.head(GatheredFeatures.gather(self.features(image_B3HW)))
 
     def _transfer(
-        self, second_BC: torch.Tensor, first_BC: torch.Tensor, still: SharedFeature, label_B: torch.Tensor
+        self, second_BC: torch.Tensor, first_BC: torch.Tensor, still: GatheredFeatures, label_B: torch.Tensor
     ) -> torch.Tensor:
         """The second head's loss, a scalar, the same on every rank."""
-        ncm_BC = self.ncm(still).whole_BC
+        ncm_BC = self.ncm(still).full_BC
         if self.config.scaled:
             ncm_BC = to_range_of(first_BC, ncm_BC)
         right_B = ncm_BC.argmax(dim=1) == label_B

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from facelt.config.methods import LfmeConfig
-from facelt.distributed.comm import Shares
-from facelt.distributed.logits import ShardedLogits, SharedFeature
+from facelt.distributed.comm import BatchSplit
+from facelt.distributed.logits import GatheredFeatures, ShardedLogits
 from facelt.errors import UserError
 from facelt.heads.classifiers import HEADS
 from facelt.losses.classification import LOSSES
@@ -115,7 +115,7 @@ class Lfme(Method):
 
     def accumulate(self, batch: Inputs) -> None:
         """Widens the classes' ranges of confidence."""
-        label_B = Shares.agree(len(batch.label_B), batch.label_B.device).gather(batch.label_B)
+        label_B = BatchSplit.gather_sizes(len(batch.label_B), batch.label_B.device).gather(batch.label_B)
         confidence_B = self._confidence(self._answers(batch.image_B3HW), label_B)
         self.least_C.scatter_reduce_(0, label_B, confidence_B, "amin")
         self.most_C.scatter_reduce_(0, label_B, confidence_B, "amax")
@@ -125,9 +125,9 @@ class Lfme(Method):
 
     def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
         (batch,) = batches
-        feature = SharedFeature.of(self.features(batch.image_B3HW))
-        student_BC = self.head(feature).whole_BC
-        label_B = feature.shares.gather(batch.label_B)
+        feature = GatheredFeatures.gather(self.features(batch.image_B3HW))
+        student_BC = self.head(feature).full_BC
+        label_B = feature.batch_split.gather(batch.label_B)
         answers = self._answers(batch.image_B3HW)
         pace_B = self._pace(self._confidence(answers, label_B), label_B, progress.share)
         term_B = self.loss.terms(student_BC, label_B, progress.generator(student_BC.device, alike=True))
@@ -145,7 +145,7 @@ class Lfme(Method):
         )
 
     def logits(self, image_B3HW: torch.Tensor) -> ShardedLogits:
-        return self.head(SharedFeature.of(self.features(image_B3HW)))
+        return self.head(GatheredFeatures.gather(self.features(image_B3HW)))
 
     def diagnostics(self) -> Mapping[str, float]:
         """How much each expert weighed in the epoch."""
@@ -158,7 +158,7 @@ class Lfme(Method):
         classes = self.by_band_C.split(self.sizes)
         groups = [BANDS.index(teacher.shots) for teacher in self.teachers]
         return [
-            _Answer(group, classes[group], teacher.logits(image_B3HW).whole_BC[:, classes[group]])
+            _Answer(group, classes[group], teacher.logits(image_B3HW).full_BC[:, classes[group]])
             for group, teacher in zip(groups, self.teachers, strict=True)
         ]
 

@@ -24,7 +24,14 @@ from torch import nn
 
 from facelt.config.methods import IndependentConfig, RideConfig, RideRouterConfig
 from facelt.distributed.class_shards import ClassRange
-from facelt.distributed.logits import MIN_NORM, GivenLogits, ProductLogits, Rows, ShardedLogits, SharedFeature
+from facelt.distributed.logits import (
+    MIN_NORM,
+    ClassifierLogits,
+    ClassWeights,
+    GatheredFeatures,
+    ReplicatedLogits,
+    ShardedLogits,
+)
 from facelt.heads.classifiers import HEADS, take_head
 from facelt.losses.classification import LOSSES, WEIGHTS, Loss
 from facelt.losses.experts import distillation, diversity_temperature, ride
@@ -58,19 +65,19 @@ class Experts(Method):
     def parameter_groups(self) -> Mapping[str, list[nn.Parameter]]:
         return {"network": list(self.network.parameters()), "head": list(self.heads.parameters())}
 
-    def shared_features(self, *image_B3HW: torch.Tensor) -> SharedFeature:
+    def shared_features(self, *image_B3HW: torch.Tensor) -> GatheredFeatures:
         """The branches' features [b,K,D], of one batch of images or of K equal ones, gathered once for all experts."""
-        return SharedFeature.of(self.features(*image_B3HW))
+        return GatheredFeatures.gather(self.features(*image_B3HW))
 
-    def experts_of(self, feature: SharedFeature) -> list[ProductLogits]:
+    def experts_of(self, feature: GatheredFeatures) -> list[ClassifierLogits]:
         """Each expert's logits of its own branch's features."""
         return [head(branch) for head, branch in zip(self.heads, by_branch(feature), strict=True)]
 
-    def together(self, feature: SharedFeature, experts: Sequence[ProductLogits]) -> ShardedLogits:
+    def together(self, feature: GatheredFeatures, experts: Sequence[ClassifierLogits]) -> ShardedLogits:
         """What the experts say together of images with these features: the mean of their logits."""
         return mean_logits(experts)
 
-    def answers(self, image_B3HW: torch.Tensor) -> tuple[list[ProductLogits], ShardedLogits]:
+    def answers(self, image_B3HW: torch.Tensor) -> tuple[list[ClassifierLogits], ShardedLogits]:
         """What each expert says of the images, and what they say together."""
         feature = self.shared_features(image_B3HW)
         experts = self.experts_of(feature)
@@ -85,29 +92,29 @@ class Experts(Method):
         return Embeddings({"direct": direction_BKD.flatten(1) / self.network.branches**0.5})
 
 
-def by_branch(feature: SharedFeature) -> list[SharedFeature]:
+def by_branch(feature: GatheredFeatures) -> list[GatheredFeatures]:
     """Each branch's own of features [b,K,D] that were gathered together."""
-    pairs = zip(feature.own_bD.unbind(dim=1), feature.all_BD.unbind(dim=1), strict=True)
-    return [SharedFeature(own_bD, all_BD, feature.shares) for own_bD, all_BD in pairs]
+    pairs = zip(feature.local_bD.unbind(dim=1), feature.global_BD.unbind(dim=1), strict=True)
+    return [GatheredFeatures(local_bD, global_BD, feature.batch_split) for local_bD, global_BD in pairs]
 
 
-def mean_logits(experts: Sequence[ProductLogits]) -> ProductLogits:
+def mean_logits(experts: Sequence[ClassifierLogits]) -> ClassifierLogits:
     """The mean of several products: the product of the vectors side by side with a K-th of the rows side by side."""
     first, count = experts[0], len(experts)
-    weight_CD = torch.cat([_lengthened(expert.rows) for expert in experts], dim=1) / count
-    bias_C = None if first.rows.bias_C is None else sum(expert.rows.bias_C for expert in experts) / count
+    weight_CD = torch.cat([_lengthened(expert.weights) for expert in experts], dim=1) / count
+    bias_C = None if first.weights.bias_C is None else sum(expert.weights.bias_C for expert in experts) / count
     vector_BD = torch.cat([expert.vector_BD for expert in experts], dim=1)
-    return ProductLogits(vector_BD, Rows(weight_CD, bias_C), first.classes, first.shares)
+    return ClassifierLogits(vector_BD, ClassWeights(weight_CD, bias_C), first.classes, first.batch_split)
 
 
-def _lengthened(rows: Rows) -> torch.Tensor:
+def _lengthened(rows: ClassWeights) -> torch.Tensor:
     """The rows [C, D] as they are multiplied: unit rows have the length 1."""
-    return F.normalize(rows.weight_CD, dim=1, eps=MIN_NORM) if rows.unit else rows.weight_CD
+    return F.normalize(rows.weight_CD, dim=1, eps=MIN_NORM) if rows.normalize else rows.weight_CD
 
 
-def whole_logits(experts: Sequence[ProductLogits]) -> torch.Tensor:
+def whole_logits(experts: Sequence[ClassifierLogits]) -> torch.Tensor:
     """All classes' logits of every expert for the global batch, [K, B, C], on every rank."""
-    return torch.stack([expert.whole_BC for expert in experts])
+    return torch.stack([expert.full_BC for expert in experts])
 
 
 def equal_batches(batches: Sequence[Inputs]) -> list[Inputs]:
@@ -145,7 +152,7 @@ class Ride(Experts):
         (batch,) = batches
         feature = self.shared_features(batch.image_B3HW)
         expert_KBC = whole_logits(self.experts_of(feature))
-        loss = self._ride(expert_KBC, feature.shares.gather(batch.label_B), progress)
+        loss = self._ride(expert_KBC, feature.batch_split.gather(batch.label_B), progress)
         if self.config.distillation is None:
             return StepOutput(loss)
         learnt = self._learnt(expert_KBC.mean(dim=0), batch.image_B3HW)
@@ -171,7 +178,7 @@ class Ride(Experts):
         """T^2 times the divergence of the experts' mean from the teacher's answer."""
         (teacher,) = self.teachers
         with torch.no_grad():
-            teacher_BC = teacher.logits(image_B3HW).whole_BC
+            teacher_BC = teacher.logits(image_B3HW).full_BC
         temperature = self.config.distillation.temperature
         return temperature**2 * distillation(mean_BC, teacher_BC, temperature).mean()
 
@@ -209,7 +216,7 @@ class RideRouter(Experts):
         self, config: RideRouterConfig, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
     ) -> None:
         super().__init__(network, num_classes, config.sampler, "cosine", scale=config.scale)
-        self.classes = ClassRange.own(num_classes)
+        self.classes = ClassRange.local(num_classes)
         self.requires_grad_(False)
         self.router = Router(network.branches - 1, network.dim, config.hidden, min(config.top, num_classes))
         self.register_buffer("pos_weight", torch.tensor(config.pos_weight), persistent=False)
@@ -236,19 +243,19 @@ class RideRouter(Experts):
         with torch.no_grad():
             feature = self.shared_features(batch.image_B3HW)
             so_far_KBC = means_so_far(whole_logits(self.experts_of(feature)))
-        helped_JB = would_help(so_far_KBC.argmax(dim=2) == feature.shares.gather(batch.label_B))
-        answer_JB = self.router(feature.all_BD, so_far_KBC[:-1])
+        helped_JB = would_help(so_far_KBC.argmax(dim=2) == feature.batch_split.gather(batch.label_B))
+        answer_JB = self.router(feature.global_BD, so_far_KBC[:-1])
         loss = F.binary_cross_entropy_with_logits(answer_JB, helped_JB.float(), pos_weight=self.pos_weight)
         return StepOutput(loss, {"experts_asked": experts_asked(answer_JB.detach()).float().mean()})
 
-    def together(self, feature: SharedFeature, experts: Sequence[ProductLogits]) -> ShardedLogits:
+    def together(self, feature: GatheredFeatures, experts: Sequence[ClassifierLogits]) -> ShardedLogits:
         """The mean of the experts each image is shown to."""
         so_far_KBC = means_so_far(whole_logits(experts))
-        asked_B = experts_asked(self.router(feature.all_BD, so_far_KBC[:-1]))
+        asked_B = experts_asked(self.router(feature.global_BD, so_far_KBC[:-1]))
         self._asked += int(asked_B.sum())
         self._images += len(asked_B)
         chosen_BC = so_far_KBC[asked_B - 1, torch.arange(len(asked_B), device=asked_B.device)]
-        return GivenLogits(chosen_BC, self.classes, feature.shares)
+        return ReplicatedLogits(chosen_BC, self.classes, feature.batch_split)
 
     def diagnostics(self) -> Mapping[str, float]:
         """The mean number of experts that the images answered since the last call were shown to."""
@@ -285,7 +292,7 @@ class Independent(Experts):
     ) -> None:
         options = {"scale": config.scale} if config.head == "cosine" else {}
         super().__init__(network, num_classes, config.sampler, config.head, **options)
-        self.classes = ClassRange.own(num_classes)
+        self.classes = ClassRange.local(num_classes)
         self.average = config.average
         self.objective = Objective(config.loss, config.weights, counts_C)
 
@@ -302,9 +309,9 @@ class Independent(Experts):
         parts = {f"expert_{place}": loss.detach() for place, loss in enumerate(losses, start=1)}
         return StepOutput(sum(losses), parts)
 
-    def together(self, feature: SharedFeature, experts: Sequence[ProductLogits]) -> ShardedLogits:
+    def together(self, feature: GatheredFeatures, experts: Sequence[ClassifierLogits]) -> ShardedLogits:
         """The test average: of the logits, or the logarithm of the mean probabilities."""
         if self.average == "logits":
             return mean_logits(experts)
         logarithm_BC = whole_logits(experts).log_softmax(dim=2).logsumexp(dim=0) - math.log(len(experts))
-        return GivenLogits(logarithm_BC, self.classes, experts[0].shares)
+        return ReplicatedLogits(logarithm_BC, self.classes, experts[0].batch_split)

@@ -13,7 +13,7 @@ from torch import nn
 
 from facelt.config.methods import DynamicMetaConfig
 from facelt.distributed.comm import all_reduce
-from facelt.distributed.logits import ShardedLogits, SharedFeature
+from facelt.distributed.logits import GatheredFeatures, ShardedLogits
 from facelt.heads.dynamic_meta import DynamicMetaHead
 from facelt.heads.memory import IdentityMemory
 from facelt.losses.centroids import discriminative_centroids
@@ -105,14 +105,14 @@ class DynamicMeta(Method):
         return not self.memory.is_filled
 
     def accumulate(self, batch: Inputs) -> None:
-        self.memory.accumulate(SharedFeature.of(self.features(batch.image_B3HW)), batch.label_B)
+        self.memory.accumulate(GatheredFeatures.gather(self.features(batch.image_B3HW)), batch.label_B)
 
     def finish_pass(self) -> None:
         self.memory.finish()
 
     def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
         (batch,) = batches
-        feature = SharedFeature.of(self.features(batch.image_B3HW))
+        feature = GatheredFeatures.gather(self.features(batch.image_B3HW))
         logits, embedding = self.head(feature)
         cross_entropy = logits.cross_entropy(batch.label_B)
         centroids = discriminative_centroids(
@@ -125,9 +125,9 @@ class DynamicMeta(Method):
             margin_form=self.config.margin_form,
             weigh_centroids=self.convention.weigh_centroids,
         )
-        norm_b = torch.linalg.vector_norm(feature.own_bD.detach(), dim=1)
+        norm_b = torch.linalg.vector_norm(feature.local_bD.detach(), dim=1)
         sums = torch.stack([embedding.reachability_b.detach().sum(), norm_b.sum()])
-        reachability, feature_norm = all_reduce(sums, dist.ReduceOp.SUM) / feature.shares.total
+        reachability, feature_norm = all_reduce(sums, dist.ReduceOp.SUM) / feature.batch_split.total
         return StepOutput(
             cross_entropy + self.convention.weight * centroids,
             {
@@ -144,11 +144,11 @@ class DynamicMeta(Method):
         return self.logits_and_reachability(image_B3HW)[0]
 
     def logits_and_reachability(self, image_B3HW: torch.Tensor) -> tuple[ShardedLogits, torch.Tensor]:
-        logits, embedding = self.head(SharedFeature.of(self.features(image_B3HW)))
+        logits, embedding = self.head(GatheredFeatures.gather(self.features(image_B3HW)))
         return logits, embedding.reachability_b
 
     def embed_features(self, feature_BD: torch.Tensor) -> Embeddings:
-        embedding = self.head.embed(SharedFeature.of(feature_BD))
+        embedding = self.head.embed(GatheredFeatures.gather(feature_BD))
         return Embeddings(
             {
                 "direct": F.normalize(feature_BD, dim=1),

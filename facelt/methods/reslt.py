@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from facelt.config.methods import ResltConfig
-from facelt.distributed.logits import Rows, ShardedLogits, SharedFeature
+from facelt.distributed.logits import ClassWeights, GatheredFeatures, ShardedLogits
 from facelt.errors import UserError
 from facelt.heads.classifiers import LinearHead
 from facelt.losses.experts import reslt
@@ -54,15 +54,15 @@ class Reslt(Method):
 
     def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
         (batch,) = batches
-        feature = SharedFeature.of(self.features(batch.image_B3HW))
+        feature = GatheredFeatures.gather(self.features(batch.image_B3HW))
         branch_KBC = whole_logits([self.head(branch) for branch in by_branch(feature)])
-        label_B = feature.shares.gather(batch.label_B)
+        label_B = feature.batch_split.gather(batch.label_B)
         return StepOutput(reslt(branch_KBC, label_B, self.member_KC, individual=self.individual))
 
     def logits(self, image_B3HW: torch.Tensor) -> ShardedLogits:
         # The sum of K linear answers is one on the sum of the features, with K times the bias.
-        logits = self.head(SharedFeature.of(self.features(image_B3HW).sum(dim=1)))
-        return replace(logits, rows=Rows(self.head.weight, self.network.branches * self.head.bias))
+        logits = self.head(GatheredFeatures.gather(self.features(image_B3HW).sum(dim=1)))
+        return replace(logits, weights=ClassWeights(self.head.weight, self.network.branches * self.head.bias))
 
     def embed_features(self, feature_BD: torch.Tensor) -> Embeddings:
         return Embeddings({"direct": F.normalize(feature_BD.sum(dim=1), dim=1)})

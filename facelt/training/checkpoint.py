@@ -31,7 +31,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from facelt.distributed.class_shards import ClassRange
-from facelt.distributed.comm import all_reduce, is_split, rank, world
+from facelt.distributed.comm import all_reduce, is_distributed, rank, world_size
 from facelt.distributed.launch import gather_text, is_lost, on_first_rank
 from facelt.errors import UserError
 from facelt.utils.files import sha256_of, sync, write_text
@@ -49,7 +49,7 @@ class ShardWriter:
     def __init__(self, in_background: bool, timeout: timedelta) -> None:
         self._thread = ThreadPoolExecutor(1, "digests") if in_background else None
         # Two threads of a rank may not talk over one group: who of the other ranks hears whom would be left to chance.
-        self._group = dist.new_group(backend="gloo", timeout=timeout) if in_background and is_split() else None
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if in_background and is_distributed() else None
 
     def write(self, folder: Path, tensors: Tensors, split: Mapping[str, ClassRange]) -> Digests:
         """Every rank hands in its tensors; `split` names those that are its rows of all classes.
@@ -82,9 +82,9 @@ def read_shards(folder: Path, tensors: Tensors, split: Mapping[str, ClassRange])
 
 def sharded(tensors: Tensors, split: Mapping[str, ClassRange]) -> dict[str, torch.Tensor]:
     """The same tensors, those with rows of classes as shares of whole ones; no copy."""
-    if not is_split():
+    if not is_distributed():
         return {name: value.detach() for name, value in tensors.items()}
-    mesh = init_device_mesh(next(iter(tensors.values())).device.type, (world(),))
+    mesh = init_device_mesh(next(iter(tensors.values())).device.type, (world_size(),))
 
     def whole(value: torch.Tensor, classes: ClassRange) -> DTensor:
         shape = (classes.total, *value.shape[1:])
@@ -113,7 +113,7 @@ def as_user_errors(path: Path, meaning: str) -> Iterator[None]:
 
 def _digests(folder: Path) -> dict[str, str]:
     """SHA-256 of this rank's share of the files; they are on disk after this."""
-    names = sorted(path.name for path in folder.glob(SHARDS))[rank() :: world()]
+    names = sorted(path.name for path in folder.glob(SHARDS))[rank() :: world_size()]
     for name in names:
         sync(folder / name)
     return {name: sha256_of(folder / name) for name in names}
@@ -287,7 +287,7 @@ def _read_facts(path: Path) -> dict[str, Any]:
         facts = json.loads(outer["state"])
         if facts["schema"] != SCHEMA:
             raise ValueError(f"the schema is {facts['schema']!r}, this version reads {SCHEMA!r}")
-        for name in sorted(facts["files"])[rank() :: world()]:
+        for name in sorted(facts["files"])[rank() :: world_size()]:
             if Path(name).name != name:
                 raise ValueError(f"the file {name!r} lies outside it")
             if sha256_of(path / name) != facts["files"][name]:

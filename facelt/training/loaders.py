@@ -13,7 +13,7 @@ from facelt.data.loader import Loader
 from facelt.data.module import Split, TrainingData
 from facelt.data.samplers import SAMPLERS, SequentialSampler, TrainingSampler, hash_words
 from facelt.data.samplers import RngStream as Purpose
-from facelt.distributed.comm import rank, world
+from facelt.distributed.comm import rank, world_size
 from facelt.errors import UserError
 from facelt.inference.predict import agree
 from facelt.methods.base import Method, Stream
@@ -30,7 +30,7 @@ def open_streams(
     """
     train, workers, batch = data.train, config.data.workers, (stage.optim or config.optim).batch
     samplers = [sampler_of(stream, data, batch, config.seed, stage.epochs) for stream in method.streams()]
-    place = {"rank": rank(), "world": world()}
+    place = {"rank": rank(), "world": world_size()}
     if config.data.cache_on_device:
         # GPUs have each their own memory, the processes of one machine share the host's.
         ranks = 1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -21,8 +21,8 @@ import torch
 from facelt.config.train import StageConfig, TrainConfig
 from facelt.data.batch import BadImageTracker
 from facelt.data.module import ClassMap, TrainingData
-from facelt.distributed.class_shards import ClassRange, split_entries
-from facelt.distributed.comm import rank, world
+from facelt.distributed.class_shards import ClassRange, sharded_entries
+from facelt.distributed.comm import rank, world_size
 from facelt.distributed.ddp import average_statistics
 from facelt.distributed.launch import gather_text, on_first_rank
 from facelt.errors import UserError
@@ -48,7 +48,7 @@ class StageState:
         """What `targets` needs to know."""
         return {
             "momentum": sorted(self._names[parameter] for parameter in self.optimisers.momentum()),
-            "world": world(),
+            "world": world_size(),
             "device": self.device.type,
         }
 
@@ -81,7 +81,7 @@ class StageState:
 
     def split(self) -> dict[str, ClassRange]:
         """The tensors that are this rank's rows of all classes."""
-        own = split_entries(self.method)
+        own = sharded_entries(self.method)
         return {f"{kind}.{name}": classes for kind in ("method", "momentum") for name, classes in own.items()}
 
     def take_random(self, tensors: Mapping[str, torch.Tensor]) -> None:

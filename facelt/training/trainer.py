@@ -8,7 +8,7 @@ import torch
 from facelt.config.train import StageConfig, TrainConfig
 from facelt.data.batch import Batch
 from facelt.data.module import TrainingData
-from facelt.distributed.comm import world
+from facelt.distributed.comm import world_size
 from facelt.distributed.ddp import average_statistics, enough_images
 from facelt.distributed.launch import Stopped, on_first_rank
 from facelt.errors import UserError
@@ -57,9 +57,9 @@ class Trainer:
         batch, accumulate = self.optim.batch, self.optim.accumulate
         if not self.steps:
             raise UserError(f"optim.batch: {batch} is more than the {len(data.train.members)} training images")
-        if not enough_images([[batch // world() // accumulate]] * world(), device):
+        if not enough_images([[batch // world_size() // accumulate]] * world_size(), device):
             times = f" times optim.accumulate: {accumulate}" if accumulate > 1 else ""
-            raise UserError(f"optim.batch: {batch} is too few for {world()} processes{times}, two images for each")
+            raise UserError(f"optim.batch: {batch} is too few for {world_size()} processes{times}, two images for each")
 
     def fit(self) -> None:
         """Trains to the end of the stage and hands on its model.

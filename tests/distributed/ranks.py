@@ -2,6 +2,7 @@
 
 import os
 import socket
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ def run_ranks(function: Callable[..., Any], world: int, folder: Path, *arguments
 
 
 def _rank(rank: int, function: Callable[..., Any], world: int, port: int, folder: str, arguments: tuple) -> None:
+    warnings.simplefilter("error", FutureWarning)
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=world)

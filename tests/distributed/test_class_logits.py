@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from facelt.distributed import logits as logits_module
 from facelt.distributed.class_shards import ClassRange
-from facelt.distributed.comm import Shares
-from facelt.distributed.logits import ProductLogits, Rows, SharedFeature
+from facelt.distributed.comm import BatchSplit
+from facelt.distributed.logits import ClassifierLogits, ClassWeights, GatheredFeatures
 from facelt.heads.memory import IdentityMemory
 
 CLASSES, DIM, BATCH = 11, 4, 6
@@ -15,7 +15,7 @@ CLASSES, DIM, BATCH = 11, 4, 6
 
 @pytest.fixture(params=[1, 4, 11, 64])
 def size(request, monkeypatch) -> int:
-    monkeypatch.setitem(logits_module.COLUMNS_AT_ONCE, "cpu", request.param)
+    monkeypatch.setitem(logits_module.BLOCK_COLUMNS, "cpu", request.param)
     return request.param
 
 
@@ -29,7 +29,9 @@ def randoms(*sizes: tuple[int, ...]) -> list[torch.Tensor]:
 def test_cross_entropy_and_its_gradients_equal_those_of_the_whole_matrix(size, unit, harder):
     vector, weight = randoms((BATCH, DIM), (CLASSES, DIM))
     label = torch.tensor([10, 0, 3, 3, 4, 7])
-    logits = ProductLogits(vector, Rows(weight, unit=unit), ClassRange.own(CLASSES), Shares((BATCH,)), harder)
+    logits = ClassifierLogits(
+        vector, ClassWeights(weight, normalize=unit), ClassRange.local(CLASSES), BatchSplit((BATCH,)), harder
+    )
     column = vector @ (F.normalize(weight, dim=1) if unit else weight).T
     own = column.gather(1, label[:, None])
     column = column.scatter(1, label[:, None], own if harder is None else harder(own))
@@ -44,7 +46,9 @@ def test_only_wanted_gradients_are_made(size):
     vector, weight = randoms((BATCH, DIM), (CLASSES, DIM))
     label = torch.zeros(BATCH, dtype=torch.int64)
     for one, other in ((vector, weight.detach()), (vector.detach(), weight)):
-        logits = ProductLogits(one, Rows(other, unit=True), ClassRange.own(CLASSES), Shares((BATCH,)))
+        logits = ClassifierLogits(
+            one, ClassWeights(other, normalize=True), ClassRange.local(CLASSES), BatchSplit((BATCH,))
+        )
         logits.cross_entropy(label).backward()
     assert vector.grad.any()
     assert weight.grad.any()
@@ -53,9 +57,9 @@ def test_only_wanted_gradients_are_made(size):
 def test_a_loss_can_be_gone_through_backward_twice(size):
     """Nothing that was saved is spent."""
     vector, weight, bias, value = randoms((BATCH, DIM), (CLASSES, DIM), (CLASSES,), (CLASSES, DIM))
-    logits = ProductLogits(vector, Rows(weight, bias), ClassRange.own(CLASSES), Shares((BATCH,)))
+    logits = ClassifierLogits(vector, ClassWeights(weight, bias), ClassRange.local(CLASSES), BatchSplit((BATCH,)))
     label = torch.arange(BATCH)
-    loss = logits.cross_entropy(label) + logits.read_out(value.detach()).square().sum() + logits.column_BC.sum()
+    loss = logits.cross_entropy(label) + logits.softmax_readout(value.detach()).square().sum() + logits.local_BC.sum()
     factors = (vector, weight, bias)
     for one, other in zip(*(torch.autograd.grad(loss, factors, retain_graph=True) for _ in range(2)), strict=True):
         assert torch.equal(one, other)
@@ -64,7 +68,7 @@ def test_a_loss_can_be_gone_through_backward_twice(size):
 def test_the_nearest_is_the_first_of_equals(size):
     memory = IdentityMemory(CLASSES, 2)
     centroid = torch.tensor([[9.0, 9.0]] * 3 + [[1.0, 0.0], [0.0, 1.0]] * 4)
-    memory.accumulate(SharedFeature.of(centroid), torch.arange(CLASSES))
+    memory.accumulate(GatheredFeatures.gather(centroid), torch.arange(CLASSES))
     memory.finish()
-    _, identity = memory.nearest(SharedFeature.of(torch.tensor([[1.0, 0.1], [0.1, 1.0], [9.0, 8.0]])))
+    _, identity = memory.nearest(GatheredFeatures.gather(torch.tensor([[1.0, 0.1], [0.1, 1.0], [9.0, 8.0]])))
     assert identity.tolist() == [3, 4, 0]

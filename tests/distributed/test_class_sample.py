@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from facelt.distributed.class_shards import ClassRange, ClassSample
-from facelt.distributed.comm import rank, world
-from facelt.distributed.logits import SharedFeature
+from facelt.distributed.comm import rank, world_size
+from facelt.distributed.logits import GatheredFeatures
 from facelt.heads.classifiers import CosineHead, Margin, MarginHead
 from facelt.training.optim import RowSGD
 from tests.distributed.ranks import run_ranks
@@ -41,12 +41,12 @@ def test_the_batchs_identities_are_drawn_and_others_to_the_share():
         assert sample.position_K[0] >= 0
         assert sample.position_K[-1] < 50
         assert {2, 30} <= set(sample.position_K.tolist())
-        assert sample.holds(label).tolist() == [True, True, True, False, False]
-        assert sample.position_K[sample.local(label)[:3]].tolist() == [30, 30, 2]
+        assert sample.contains(label).tolist() == [True, True, True, False, False]
+        assert sample.position_K[sample.local_index(label)[:3]].tolist() == [30, 30, 2]
 
 
 def test_a_batch_of_more_than_the_share_is_drawn_whole():
-    sample = ClassSample.draw(ClassRange.of(30, 0, 1), torch.arange(0, 30, 2), 0.1, 0)
+    sample = ClassSample.draw(ClassRange.of_rank(30, 0, 1), torch.arange(0, 30, 2), 0.1, 0)
     assert sample.position_K.tolist() == list(range(0, 30, 2))
 
 
@@ -55,7 +55,7 @@ def test_others_are_drawn_alike_often():
     steps = 2000
     hits = torch.zeros(20)
     for step in range(steps):
-        hits[ClassSample.draw(ClassRange.of(20, 0, 1), torch.tensor([7]), 0.3, step).position_K] += 1
+        hits[ClassSample.draw(ClassRange.of_rank(20, 0, 1), torch.tensor([7]), 0.3, step).position_K] += 1
     assert hits[7] == steps
     others = torch.cat([hits[:7], hits[8:]])
     # Five of nineteen each step: five standard deviations of a binomial count.
@@ -79,10 +79,10 @@ def test_a_generator_set_back_to_a_saved_state_draws_as_then():
     torch.manual_seed(5)
     torch.rand(3)
     state, label = torch.get_rng_state(), torch.tensor([0])
-    expected = ClassSample.draw(ClassRange.of(100, 0, 1), label, 0.2, 9).position_K
+    expected = ClassSample.draw(ClassRange.of_rank(100, 0, 1), label, 0.2, 9).position_K
     torch.manual_seed(6)
     torch.set_rng_state(state)
-    assert torch.equal(ClassSample.draw(ClassRange.of(100, 0, 1), label, 0.2, 9).position_K, expected)
+    assert torch.equal(ClassSample.draw(ClassRange.of_rank(100, 0, 1), label, 0.2, 9).position_K, expected)
 
 
 @pytest.mark.parametrize("head", ["cosine", "margin"])
@@ -94,7 +94,7 @@ def test_loss_and_gradients_equal_a_plain_computation_on_the_drawn_rows(head):
         model, margin = MarginHead(DIM, CLASSES, 8.0, MARGIN, sample_rate=RATE).double(), MARGIN
     feature, label = batch()
     feature.requires_grad_()
-    logits = model.training_logits(SharedFeature.of(feature), label, 4)
+    logits = model.training_logits(GatheredFeatures.gather(feature), label, 4)
     drawn = logits.classes.position_K.tolist()
     assert len(drawn) == math.ceil(RATE * CLASSES) < CLASSES
     loss, expected = logits.cross_entropy(label), plain_loss(model.weight, feature, label, drawn, 8.0, margin)
@@ -104,7 +104,7 @@ def test_loss_and_gradients_equal_a_plain_computation_on_the_drawn_rows(head):
     assert found[1].coalesce().indices()[0].tolist() == drawn
     for one, other in zip(found, torch.autograd.grad(expected, (feature, model.weight)), strict=True):
         torch.testing.assert_close(one.to_dense(), other)
-    assert model(SharedFeature.of(feature)).column_BC.shape == (BATCH, CLASSES)
+    assert model(GatheredFeatures.gather(feature)).local_BC.shape == (BATCH, CLASSES)
 
 
 @pytest.mark.parametrize("head", [CosineHead, MarginHead])
@@ -118,7 +118,7 @@ def test_a_rate_of_one_is_the_full_head(head):
     feature, label = batch()
     losses = []
     for model in (full, every, almost):
-        losses.append(model.training_logits(SharedFeature.of(feature.float()), label).cross_entropy(label))
+        losses.append(model.training_logits(GatheredFeatures.gather(feature.float()), label).cross_entropy(label))
         losses[-1].backward()
     assert losses[0] == losses[1]
     torch.testing.assert_close(losses[2], losses[0])
@@ -137,7 +137,7 @@ def test_only_drawn_rows_move_with_momentum_and_decay_and_others_keep_every_bit(
         drawn = set()
         plain = weight.clone().requires_grad_()
         for half in (2 * step, 2 * step + 1):
-            logits = head.training_logits(SharedFeature.of(feature), label, half)
+            logits = head.training_logits(GatheredFeatures.gather(feature), label, half)
             logits.cross_entropy(label).backward()
             positions = logits.classes.position_K.tolist()
             plain_loss(plain, feature, label, positions, 16.0, Margin()).backward()
@@ -181,9 +181,9 @@ def sampled_loss(classes: int) -> dict:
     head = MarginHead(DIM, classes, 8.0, MARGIN, sample_rate=RATE).double()
     feature, label = batch()
     label %= classes
-    own = slice(BATCH * rank() // world(), BATCH * (rank() + 1) // world())
+    own = slice(BATCH * rank() // world_size(), BATCH * (rank() + 1) // world_size())
     feature = feature[own].clone().requires_grad_()
-    logits = head.training_logits(SharedFeature.of(feature), label[own], 4)
+    logits = head.training_logits(GatheredFeatures.gather(feature), label[own], 4)
     loss = logits.cross_entropy(label[own])
     loss.backward()
     rows = head.weight.grad.coalesce()
@@ -214,7 +214,7 @@ def test_ranks_train_on_the_union_of_their_draws(classes, together):
     expected.backward()
     assert set(label.tolist()) <= set(drawn)
     for place, result in enumerate(results):
-        size = len(ClassRange.of(classes, place, len(results)))
+        size = len(ClassRange.of_rank(classes, place, len(results)))
         assert math.ceil(RATE * size) <= len(result["drawn"]) <= size
         torch.testing.assert_close(result["loss"], expected.detach())
         for row, gradient in result["rows"].items():

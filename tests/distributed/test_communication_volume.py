@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 
 from facelt.config.methods import ClassifyConfig
-from facelt.distributed.comm import rank, world
+from facelt.distributed.comm import rank, world_size
 from facelt.methods import METHODS
 from facelt.methods.base import Inputs, Progress
 from tests.distributed.ranks import run_ranks
@@ -15,6 +15,7 @@ from tests.distributed.test_split_training import RECIPES as EXACT
 COLLECTIVES = (
     "all_gather",
     "all_gather_into_tensor",
+    "all_gather_single",
     "all_gather_object",
     "all_reduce",
     "all_to_all",
@@ -22,10 +23,12 @@ COLLECTIVES = (
     "broadcast",
     "broadcast_object_list",
     "gather",
+    "gather_single",
     "gather_object",
     "reduce",
     "reduce_scatter",
     "reduce_scatter_tensor",
+    "reduce_scatter_single",
     "scatter",
     "send",
     "isend",
@@ -39,7 +42,7 @@ class Counter:
 
     def __init__(self) -> None:
         self.bytes = 0
-        for name in COLLECTIVES:
+        for name in (name for name in COLLECTIVES if hasattr(dist, name)):
             setattr(dist, name, self._counted(getattr(dist, name), name))
 
     def _counted(self, collective, name):
@@ -60,7 +63,7 @@ def count(counter: Counter, recipe: str, identities: int) -> tuple[int, int]:
     """Bytes of one step, forward with what follows the optimiser, and backward."""
     torch.manual_seed(0)
     method = METHODS[RECIPES[recipe].name](RECIPES[recipe], TinyNetwork(), identities)
-    own = slice(BATCH * rank() // world(), BATCH * (rank() + 1) // world())
+    own = slice(BATCH * rank() // world_size(), BATCH * (rank() + 1) // world_size())
     inputs = Inputs(torch.randn(BATCH, 3, 2, 2)[own], torch.randint(identities, (BATCH,))[own])
     if method.wants_pass:
         with torch.no_grad():

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 
 from facelt.distributed.class_shards import ClassRange
-from facelt.distributed.comm import Shares, gather_whole, is_split, rank, world
-from facelt.distributed.logits import GivenLogits, SharedFeature
+from facelt.distributed.comm import BatchSplit, gather_replicated, is_distributed, rank, world_size
+from facelt.distributed.logits import GatheredFeatures, ReplicatedLogits
 from facelt.heads.classifiers import LinearHead
 from tests.distributed.ranks import run_ranks
 
@@ -19,23 +19,23 @@ def loss_and_gradients() -> dict[str, torch.Tensor]:
     head = LinearHead(DIM, CLASSES).double()
     feature_BD = torch.randn(BATCH, DIM, generator=random, dtype=torch.float64)
     label_B = torch.randint(0, CLASSES, (BATCH,), generator=random)
-    own = slice(BATCH * rank() // world(), BATCH * (rank() + 1) // world())
-    own_bD = feature_BD[own].requires_grad_()
-    feature = SharedFeature.of(own_bD)
+    own = slice(BATCH * rank() // world_size(), BATCH * (rank() + 1) // world_size())
+    local_bD = feature_BD[own].requires_grad_()
+    feature = GatheredFeatures.gather(local_bD)
     logits = head(feature)
-    whole_BC = logits.whole_BC
-    spread = torch.cdist(*[gather_whole(own_bD, feature.shares)] * 2).square().sum()
-    loss = F.cross_entropy(whole_BC, label_B).square() + whole_BC.logsumexp(dim=(0, 1)) + 0.1 * spread
+    full_BC = logits.full_BC
+    spread = torch.cdist(*[gather_replicated(local_bD, feature.batch_split)] * 2).square().sum()
+    loss = F.cross_entropy(full_BC, label_B).square() + full_BC.logsumexp(dim=(0, 1)) + 0.1 * spread
     loss.backward()
     return {
         "loss": loss.detach(),
-        "whole": whole_BC.detach(),
-        "feature": own_bD.grad,
+        "whole": full_BC.detach(),
+        "feature": local_bD.grad,
         "weight": head.weight.grad,
         "bias": head.bias.grad,
         "argmax": logits.argmax(),
-        "again": GivenLogits(whole_BC, logits.classes, feature.shares).argmax(),
-        "split": torch.tensor(is_split()),
+        "again": ReplicatedLogits(full_BC, logits.classes, feature.batch_split).argmax(),
+        "split": torch.tensor(is_distributed()),
     }
 
 
@@ -50,12 +50,12 @@ def test_ranks_agree_with_one_process(tmp_path):
 
 
 def test_given_logits_answer_for_the_ranks_own_classes_and_images():
-    logits = GivenLogits(torch.tensor([[1.0, 3.0, 2.0]]), ClassRange.own(3), Shares((1,)))
+    logits = ReplicatedLogits(torch.tensor([[1.0, 3.0, 2.0]]), ClassRange.local(3), BatchSplit((1,)))
     assert logits.argmax().tolist() == [1]
     assert logits.maximum().tolist() == [3.0]
-    assert logits.column_BC.shape == logits.whole_BC.shape == (1, 3)
+    assert logits.local_BC.shape == logits.full_BC.shape == (1, 3)
 
 
 def test_alone_nothing_is_copied():
     value = torch.zeros(2, 3)
-    assert gather_whole(value, Shares((2,))) is value
+    assert gather_replicated(value, BatchSplit((2,))) is value

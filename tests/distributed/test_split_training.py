@@ -16,7 +16,7 @@ from facelt.config.methods import (
     RideRouterConfig,
 )
 from facelt.distributed.class_shards import ClassRange
-from facelt.distributed.comm import is_split, rank, world
+from facelt.distributed.comm import is_distributed, rank, world_size
 from facelt.methods import METHODS
 from facelt.methods.base import Inputs, Progress
 from tests.distributed.ranks import run_ranks
@@ -84,8 +84,8 @@ def full_state(method) -> dict[str, torch.Tensor]:
     """The state with every rank's rows put together."""
     state = {}
     for name, value in method.state_dict().items():
-        if is_split() and is_class_row(name):
-            sizes = [len(ClassRange.of(IDENTITIES, r, world())) for r in range(world())]
+        if is_distributed() and is_class_row(name):
+            sizes = [len(ClassRange.of_rank(IDENTITIES, r, world_size())) for r in range(world_size())]
             padded = value.new_zeros((max(sizes), *value.shape[1:]))
             padded[: len(value)] = value
             rows = [torch.empty_like(padded) for _ in sizes]
@@ -116,7 +116,7 @@ def train(recipe: str) -> dict:
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(STEPS, BATCH, 3, 2, 2, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, IDENTITIES - 1, (STEPS, BATCH), generator=generator)
-    own = slice(BATCH * rank() // world(), BATCH * (rank() + 1) // world())
+    own = slice(BATCH * rank() // world_size(), BATCH * (rank() + 1) // world_size())
     if method.wants_pass:
         with torch.no_grad():
             for image, label in zip(images[:5], labels[:5], strict=True):
@@ -134,7 +134,7 @@ def train(recipe: str) -> dict:
         ]
         output = method.step(batches, Progress(1, 4, 0, STEPS))
         output.loss.backward()
-        if is_split():
+        if is_distributed():
             for parameter in method.network.parameters():
                 if parameter.requires_grad:
                     dist.all_reduce(parameter.grad)

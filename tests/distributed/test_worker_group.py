@@ -88,7 +88,7 @@ def test_a_store_is_finished_only_when_all_shares_are_there(tmp_path):
         second.write(5, {"direct": rows[:2]})
     # Both go on where they stopped, the first with nothing left.
     first, second = map(writer, shares)
-    assert (first.rows_done, second.rows_done) == (4, 5)
+    assert (first.weights_done, second.rows_done) == (4, 5)
     for other in (None, range(0, 3), range(3, 6)):
         with pytest.raises(UserError, match="begun by another number of processes"):
             writer(other)

@@ -103,7 +103,7 @@ def images_of(folder: Path, split: str) -> tuple[list[int], np.ndarray, np.ndarr
         rgb = cv2.imread(str(Path(model.config.data.root) / path))[:, :, ::-1] / 255
         image = torch.from_numpy(((rgb - mean) / std).transpose(2, 0, 1)[None]).float()
         with torch.no_grad():
-            rows.append(model.method.logits(image).column_BC[0].double().numpy())
+            rows.append(model.method.logits(image).local_BC[0].double().numpy())
         labels.append(label)
     logits = np.array(rows)
     whole = np.exp(logits - logits.max(axis=1, keepdims=True))

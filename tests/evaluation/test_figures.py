@@ -75,7 +75,7 @@ class One:
 
     @torch.no_grad()
     def probabilities(self, name: str) -> np.ndarray:
-        return self.method.logits(self(name)).whole_BC[0].softmax(0).numpy()
+        return self.method.logits(self(name)).full_BC[0].softmax(0).numpy()
 
     @torch.no_grad()
     def feature(self, name: str) -> np.ndarray:

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from facelt.distributed.logits import SharedFeature
+from facelt.distributed.logits import GatheredFeatures
 from facelt.heads.dynamic_meta import DynamicMetaHead
 from facelt.heads.memory import IdentityMemory
 
 
 def filled_memory(centroid_CD: torch.Tensor, **options) -> IdentityMemory:
     memory = IdentityMemory(len(centroid_CD), centroid_CD.shape[1], **options).to(centroid_CD.dtype)
-    memory.accumulate(SharedFeature.of(centroid_CD), torch.arange(len(centroid_CD)))
+    memory.accumulate(GatheredFeatures.gather(centroid_CD), torch.arange(len(centroid_CD)))
     memory.finish()
     return memory
 
@@ -39,10 +39,10 @@ def test_equals_the_released_code(golden):
     reference = np.load(golden / "oltr_dme.npz")
     head = golden_head(reference)
     x = torch.from_numpy(reference["x"]).requires_grad_()
-    logits, embedding = head(SharedFeature.of(x))
+    logits, embedding = head(GatheredFeatures.gather(x))
     loss = logits.cross_entropy(torch.from_numpy(reference["y"]))
     loss.backward()
-    assert_close(logits.column_BC, reference["logits"])
+    assert_close(logits.local_BC, reference["logits"])
     assert_close(embedding.infused_bD, reference["infused"])
     assert_close(loss, reference["loss"])
     assert_close(x.grad, reference["grad_x"])
@@ -72,11 +72,11 @@ def test_conventions_equal_the_expanded_formula(convention, scale, squash):
     memory = filled_memory(torch.randn(7, 4, dtype=torch.float64))
     head = DynamicMetaHead(memory, 4, convention=convention).double()
     x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
-    logits, embedding = head(SharedFeature.of(x))
+    logits, embedding = head(GatheredFeatures.gather(x))
     expected = plain_logits(head, x, scale, squash)
-    torch.testing.assert_close(logits.column_BC, expected)
+    torch.testing.assert_close(logits.local_BC, expected)
     weighting = torch.randn(5, 7, dtype=torch.float64)
-    actual = torch.autograd.grad((logits.column_BC * weighting).sum(), [x, *head.parameters()], allow_unused=True)
+    actual = torch.autograd.grad((logits.local_BC * weighting).sum(), [x, *head.parameters()], allow_unused=True)
     plain = torch.autograd.grad((expected * weighting).sum(), [x, *head.parameters()], allow_unused=True)
     for one, other in zip(actual, plain, strict=True):
         assert (one is None) == (other is None)
@@ -84,16 +84,16 @@ def test_conventions_equal_the_expanded_formula(convention, scale, squash):
             torch.testing.assert_close(one, other)
     length = embedding.meta_bD.norm(dim=1)
     assert (length < 1).all()
-    torch.testing.assert_close(length, squash(embedding.vector.own_bD.norm(dim=1)))
+    torch.testing.assert_close(length, squash(embedding.vector.local_bD.norm(dim=1)))
 
 
 def test_nothing_is_nan_at_distance_zero():
     memory = filled_memory(torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]))
     head = DynamicMetaHead(memory, 3)
     x = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]], requires_grad=True)
-    logits, embedding = head(SharedFeature.of(x))
+    logits, embedding = head(GatheredFeatures.gather(x))
     logits.cross_entropy(torch.tensor([0, 1])).backward()
-    assert torch.isfinite(logits.column_BC).all()
+    assert torch.isfinite(logits.local_BC).all()
     assert torch.isfinite(embedding.meta_bD).all()
     assert torch.isfinite(x.grad).all()
     assert all(torch.isfinite(p.grad).all() for p in head.parameters() if p.grad is not None)
@@ -105,22 +105,22 @@ def test_parts_switched_off(off):
     memory = filled_memory(torch.randn(7, 4))
     head = DynamicMetaHead(memory, 4, **{f"use_{off}": False})
     x = torch.randn(5, 4)
-    embedding = head.embed(SharedFeature.of(x))
+    embedding = head.embed(GatheredFeatures.gather(x))
     reach = torch.ones(5) if off == "reachability" else embedding.reachability_b
-    torch.testing.assert_close(embedding.vector.own_bD, reach[:, None] * (x + embedding.infused_bD))
+    torch.testing.assert_close(embedding.vector.local_bD, reach[:, None] * (x + embedding.infused_bD))
     if off == "memory":
         assert not embedding.infused_bD.any()
     if off == "selector":
-        coefficient = torch.softmax(head.hallucinator(SharedFeature.of(x)).column_BC, 1)
+        coefficient = torch.softmax(head.hallucinator(GatheredFeatures.gather(x)).local_BC, 1)
         torch.testing.assert_close(embedding.infused_bD, coefficient @ memory.centroid_CD)
 
 
 MEMORY_USE = """
 import torch
-from facelt.heads import DynamicMetaHead
-from facelt.losses import discriminative_centroids
-from facelt.memory import IdentityMemory
-from facelt.parallel import SharedFeature
+from facelt.distributed.logits import GatheredFeatures
+from facelt.heads.dynamic_meta import DynamicMetaHead
+from facelt.heads.memory import IdentityMemory
+from facelt.losses.centroids import discriminative_centroids
 
 def held(name):
     # This program's own, where getrusage's figure is at least that of the program that started it.
@@ -139,8 +139,8 @@ x = torch.randn(B, D, requires_grad=True)
 label = torch.randint(C, (B,))
 before = held("VmRSS")
 with open("/proc/self/clear_refs", "w") as peak:
-    peak.write("5")  # VmHWM begins anew
-feature = SharedFeature.of(x)
+    peak.write("5")  # resets VmHWM
+feature = GatheredFeatures.gather(x)
 logits, embedding = head(feature)
 centroids = discriminative_centroids(feature, memory.centroid_CD, label, memory.classes)
 loss = logits.cross_entropy(label) + 0.01 * centroids

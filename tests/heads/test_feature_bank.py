@@ -2,7 +2,7 @@
 
 import torch
 
-from facelt.distributed.logits import SharedFeature
+from facelt.distributed.logits import GatheredFeatures
 from facelt.heads.memory import FeatureBank, turn_in_class
 
 LABELS = torch.tensor([2, 0, 2, 2, 1, 0, 2])
@@ -12,7 +12,7 @@ def bank(wanted_C=None):
     """A row's only value is its place."""
     kept = FeatureBank()
     for places in torch.arange(7.0)[:, None].split(3):
-        kept.add(SharedFeature.of(places), LABELS[places[:, 0].long()], wanted_C)
+        kept.add(GatheredFeatures.gather(places), LABELS[places[:, 0].long()], wanted_C)
     assert not kept.is_closed
     kept.close()
     assert kept.is_closed

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from facelt.distributed.class_shards import ClassRange
-from facelt.distributed.comm import Shares
-from facelt.distributed.logits import ProductLogits, Rows, SharedFeature
+from facelt.distributed.comm import BatchSplit
+from facelt.distributed.logits import ClassifierLogits, ClassWeights, GatheredFeatures
 from facelt.heads.classifiers import Margin, MarginHead
 
 
@@ -19,9 +19,9 @@ class GivenCosines(MarginHead):
     def __init__(self, classes: int, margin: Margin) -> None:
         super().__init__(1, classes, 64.0, margin)
 
-    def forward(self, feature: SharedFeature) -> ProductLogits:
-        rows = Rows(torch.eye(len(self.classes), dtype=feature.all_BD.dtype))
-        return ProductLogits(self.scale * feature.all_BD, rows, self.classes, feature.shares)
+    def forward(self, feature: GatheredFeatures) -> ClassifierLogits:
+        rows = ClassWeights(torch.eye(len(self.classes), dtype=feature.global_BD.dtype))
+        return ClassifierLogits(self.scale * feature.global_BD, rows, self.classes, feature.batch_split)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,11 @@ def test_equals_the_authors_loss(golden, name, margin):
     reference = np.load(golden / "losses.npz")
     cosine = torch.from_numpy(reference["cosine"]).requires_grad_()
     label = torch.from_numpy(reference["labels"])
-    loss = GivenCosines(cosine.shape[1], margin).training_logits(SharedFeature.of(cosine), label).cross_entropy(label)
+    loss = (
+        GivenCosines(cosine.shape[1], margin)
+        .training_logits(GatheredFeatures.gather(cosine), label)
+        .cross_entropy(label)
+    )
     loss.backward()
     assert abs(loss.item() - reference[f"{name}/loss"]) <= 1e-5 * reference[f"{name}/loss"]
     if f"{name}/grad" in reference:
@@ -43,9 +47,9 @@ def test_only_the_own_identity_is_made_harder():
     torch.manual_seed(0)
     head = MarginHead(4, 5, 8.0, Margin(1.1, 0.3, 0.1)).double()
     feature, label = torch.randn(3, 4, dtype=torch.float64), torch.tensor([4, 0, 4])
-    logits = head.training_logits(SharedFeature.of(feature), label)
+    logits = head.training_logits(GatheredFeatures.gather(feature), label)
     expected = 8 * F.normalize(feature, dim=1) @ F.normalize(head.weight, dim=1).T
-    torch.testing.assert_close(logits.column_BC, expected)
+    torch.testing.assert_close(logits.local_BC, expected)
     for row, own in enumerate(label.tolist()):
         cosine = expected[row, own].item() / 8
         widened = 1.1 * math.acos(cosine) + 0.3
@@ -62,7 +66,7 @@ def test_gradients_of_the_margin_are_those_of_differences():
 
     def loss(feature, weight):
         head.__dict__["weight"] = weight
-        return head.training_logits(SharedFeature.of(feature), label).cross_entropy(label)
+        return head.training_logits(GatheredFeatures.gather(feature), label).cross_entropy(label)
 
     assert torch.autograd.gradcheck(loss, (feature, weight))
 
@@ -80,7 +84,7 @@ def test_a_rank_without_the_identity_takes_nothing_off():
     head = GivenCosines(4, Margin(1, 0.5, 0))
     head.classes = ClassRange(4, 8, 8)
     cosine, label = torch.rand(2, 4, requires_grad=True), torch.tensor([0, 3])
-    feature = SharedFeature.of(cosine, Shares((2,)))
+    feature = GatheredFeatures.gather(cosine, BatchSplit((2,)))
     found = [logits.cross_entropy(label) for logits in (head.training_logits(feature, label), head(feature))]
     torch.testing.assert_close(*found, rtol=0, atol=0)
     torch.testing.assert_close(*(torch.autograd.grad(loss, cosine)[0] for loss in found), rtol=0, atol=0)

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from facelt.distributed.class_shards import ClassRange
-from facelt.distributed.comm import Shares
-from facelt.distributed.logits import ProductLogits, Rows, SharedFeature
+from facelt.distributed.comm import BatchSplit
+from facelt.distributed.logits import ClassifierLogits, ClassWeights, GatheredFeatures
 from facelt.heads.memory import IdentityMemory
 
-of = SharedFeature.of
+of = GatheredFeatures.gather
 
 
 def test_class_means_in_pieces_equal_the_means_at_once():
@@ -74,8 +74,8 @@ def test_released_leaves_the_update_to_the_optimiser():
     assert [name for name, _ in memory.named_parameters()] == ["centroid_CD"]
 
 
-def logits_of(rows: Rows, vector: torch.Tensor) -> ProductLogits:
-    return ProductLogits(vector, rows, ClassRange.own(len(rows.weight_CD)), Shares((len(vector),)))
+def logits_of(rows: ClassWeights, vector: torch.Tensor) -> ClassifierLogits:
+    return ClassifierLogits(vector, rows, ClassRange.local(len(rows.weight_CD)), BatchSplit((len(vector),)))
 
 
 def test_read_is_the_mean_weighed_by_the_softmax_and_detached():
@@ -86,7 +86,7 @@ def test_read_is_the_mean_weighed_by_the_softmax_and_detached():
     factors = [torch.randn(*size, dtype=torch.float64, requires_grad=True) for size in ((4, 2), (5, 2), (5,))]
 
     def read(vector, weight, bias):
-        return memory.read(logits_of(Rows(weight, bias), vector))
+        return memory.read(logits_of(ClassWeights(weight, bias), vector))
 
     vector, weight, bias = factors
     expected = torch.softmax(vector @ weight.T + bias, 1) @ memory.centroid_CD
@@ -98,7 +98,7 @@ def test_read_is_the_mean_weighed_by_the_softmax_and_detached():
 
 def test_a_read_out_by_directions_is_refused():
     with pytest.raises(ValueError, match="not their directions"):
-        IdentityMemory(3, 2).read(logits_of(Rows(torch.ones(3, 2), unit=True), torch.ones(1, 2)))
+        IdentityMemory(3, 2).read(logits_of(ClassWeights(torch.ones(3, 2), normalize=True), torch.ones(1, 2)))
 
 
 def test_finish_without_a_pass_is_an_error():

@@ -188,7 +188,7 @@ def test_predictions_are_those_of_the_plain_network(model):
         for member in data.evaluation["validation"].members.tolist():
             sample = data.evaluation["validation"].dataset[(member, 0)]
             image = (torch.from_numpy(sample.image_HW3).permute(2, 0, 1)[None] / 255 - 0.5) / 0.5
-            expected.append(int(model.method.logits(image).column_BC.argmax()))
+            expected.append(int(model.method.logits(image).local_BC.argmax()))
     assert prediction_N.tolist() == expected
 
 

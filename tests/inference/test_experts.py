@@ -11,7 +11,7 @@ from facelt.cli.main import app
 from facelt.config.train import TrainConfig
 from facelt.data.batch import BadImageTracker
 from facelt.data.module import Split, open_data
-from facelt.distributed.comm import rank, world
+from facelt.distributed.comm import rank, world_size
 from facelt.distributed.ddp import replicate
 from facelt.errors import UserError
 from facelt.inference.model import load_model
@@ -106,7 +106,7 @@ def gradients_of_a_step() -> dict[str, torch.Tensor]:
     random = torch.Generator().manual_seed(1)
     image_KB388 = torch.randn(2, 4, 3, 8, 8, generator=random)
     weight_BKD = torch.randn(4, 2, network.dim, generator=random)
-    own = slice(4 * rank() // world(), 4 * (rank() + 1) // world())
+    own = slice(4 * rank() // world_size(), 4 * (rank() + 1) // world_size())
     (run_network(*image_KB388[:, own]) * weight_BKD[own]).sum().backward()
     return {name: parameter.grad for name, parameter in network.named_parameters()}
 

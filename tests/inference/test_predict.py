@@ -41,7 +41,7 @@ def test_outputs_are_those_of_each_image_alone(model, data):
     with torch.no_grad():
         for member in split.members.tolist():
             image = torch.from_numpy(split.dataset[(member, 0)].image_HW3).permute(2, 0, 1)[None] / 127.5 - 1
-            logits.append(method.logits(image).column_BC[0])
+            logits.append(method.logits(image).local_BC[0])
             if model.card["stage"] == "oltr":
                 centroid_CD = method.memory.centroid_CD[method.memory.filled_C]
                 reachability.append(10 / torch.cdist(method.network(image).double(), centroid_CD.double()).min())

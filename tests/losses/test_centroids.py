@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from facelt.distributed.class_shards import ClassRange
-from facelt.distributed.logits import SharedFeature
+from facelt.distributed.logits import GatheredFeatures
 from facelt.losses.centroids import discriminative_centroids
 
 
 def loss_of(feature, centroid, label, **options):
     return discriminative_centroids(
-        SharedFeature.of(feature), centroid, label, ClassRange.own(len(centroid)), **options
+        GatheredFeatures.gather(feature), centroid, label, ClassRange.local(len(centroid)), **options
     )
 
 

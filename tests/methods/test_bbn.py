@@ -76,7 +76,7 @@ def test_a_trained_model_reads_both_branches_as_they_are(batches):
     method, image_B = bbn(), batches[0].image_B3HW
     feature_B2D = method.network(image_B)
     expected_BC = torch.cat([feature_B2D[:, 0], feature_B2D[:, 1]], dim=1) @ method.head.weight.T + method.head.bias
-    torch.testing.assert_close(method.logits(image_B).whole_BC, expected_BC)
+    torch.testing.assert_close(method.logits(image_B).full_BC, expected_BC)
     mirrored_B2D = (feature_B2D + method.network(image_B.flip(-1))) / 2
     direction_BD = torch.cat([mirrored_B2D[:, 0], mirrored_B2D[:, 1]], dim=1)
     direction_BD = direction_BD / direction_BD.norm(dim=1, keepdim=True)

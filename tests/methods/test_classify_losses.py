@@ -107,7 +107,7 @@ def test_a_trained_model_needs_no_counts(classify, inputs):
     config = {"loss": {"name": "balanced_softmax"}, "weights": {"name": "class_balanced"}}
     trained, used = classify(**config), classify(None, **config)
     used.load_state_dict(trained.state_dict())
-    assert torch.equal(used.logits(inputs.image_B3HW).column_BC, trained.logits(inputs.image_B3HW).column_BC)
+    assert torch.equal(used.logits(inputs.image_B3HW).local_BC, trained.logits(inputs.image_B3HW).local_BC)
     with pytest.raises(RuntimeError, match="without the counts"):
         used.step([inputs], FIRST)
     assert classify(None).step([inputs], FIRST).loss.isfinite()

@@ -44,12 +44,12 @@ def test_ncm_orders_classes_by_the_distance_to_their_means(centre):
     expected_QC = plain_distances(
         features(method.network, data.image_B3HW), data.label_B, features(method.network, query), centre
     )
-    found_QC = method.logits(query).column_BC
+    found_QC = method.logits(query).local_BC
     # |f - c|^2 = 1 - (2 f . c - |c|^2); the class without images is last everywhere.
     assert torch.allclose(1 - found_QC[:, :5].double(), expected_QC, atol=1e-5)
     assert (found_QC.argmin(dim=1) == 5).all()
     again = reborn(method, lambda: ncm(centre=centre))
-    assert torch.equal(again.logits(query).column_BC, found_QC)
+    assert torch.equal(again.logits(query).local_BC, found_QC)
     assert not again.wants_pass
 
 
@@ -63,8 +63,8 @@ def test_the_cosine_to_the_means_does_not_depend_on_their_length():
     for place in range(5):
         mean_D = unit_ND[data.label_B == place].mean(0)
         expected_Q = query_QD @ mean_D / query_QD.norm(dim=1) / mean_D.norm()
-        assert torch.allclose(method.logits(query).column_BC[:, place].double(), expected_Q, atol=1e-5)
-    assert (method.logits(query).column_BC[:, 5] == -1).all()
+        assert torch.allclose(method.logits(query).local_BC[:, place].double(), expected_Q, atol=1e-5)
+    assert (method.logits(query).local_BC[:, 5] == -1).all()
 
 
 def test_ncm_takes_no_steps_and_leaves_the_network_as_it_is():
@@ -90,8 +90,8 @@ def test_tau_norm_divides_the_rows_and_drops_the_bias(tau):
     method.use(tau)
     weight_CD, feature_BD = linear_head()["head.weight"], features(method.network, image)
     expected_BC = torch.stack([feature_BD @ row / sum(x * x for x in row) ** (tau / 2) for row in weight_CD], dim=1)
-    assert torch.allclose(method.logits(image).column_BC, expected_BC, rtol=1e-4, atol=1e-5)
-    assert torch.equal(reborn(method, tau_norm).logits(image).column_BC, method.logits(image).column_BC)
+    assert torch.allclose(method.logits(image).local_BC, expected_BC, rtol=1e-4, atol=1e-5)
+    assert torch.equal(reborn(method, tau_norm).logits(image).local_BC, method.logits(image).local_BC)
 
 
 def test_tau_is_tried_from_nought_to_two_and_one_where_nothing_is_tried():
@@ -122,7 +122,7 @@ def test_lws_learns_one_factor_a_class_and_nothing_else():
     assert [name for name, value in method.head.named_parameters() if value.requires_grad] == ["scale_C"]
     with torch.no_grad():
         method.head.scale_C.copy_(torch.arange(6))
-    assert torch.equal(reborn(method, lws).logits(data.image_B3HW).column_BC, method.logits(data.image_B3HW).column_BC)
+    assert torch.equal(reborn(method, lws).logits(data.image_B3HW).local_BC, method.logits(data.image_B3HW).local_BC)
 
 
 @pytest.mark.parametrize("build", [tau_norm, lws])

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from facelt.config.methods import ClassifyConfig, FslwfConfig
 from facelt.config.train import TrainConfig
-from facelt.distributed.logits import SharedFeature
+from facelt.distributed.logits import GatheredFeatures
 from facelt.errors import UserError
 from facelt.inference.model import load_model
 from facelt.methods.base import Inputs
@@ -75,9 +75,9 @@ def test_novel_classes_answer_by_weights_made_of_all_their_images(method):
     for label in range(5):
         row_D = made.get(label, method.weight_CD[label])
         expected_Q = 10 * (asked_QD @ row_D) / asked_QD.norm(dim=1) / row_D.norm()
-        assert torch.allclose(method.logits(image).column_BC[:, label], expected_Q, atol=1e-4)
+        assert torch.allclose(method.logits(image).local_BC[:, label], expected_Q, atol=1e-4)
     again = reborn(method, lambda: build(counts=None))
-    assert torch.equal(again.logits(image).column_BC, method.logits(image).column_BC)
+    assert torch.equal(again.logits(image).local_BC, method.logits(image).local_BC)
 
 
 def test_an_epochs_end_makes_the_weights_anew(method):
@@ -164,7 +164,7 @@ def test_a_scale_that_was_learned_is_taken_over():
     second.start_from(first.state_dict())
     assert second.scale.item() == 7
     assert torch.equal(second.weight_CD, first.head.weight)
-    logits = first.head(SharedFeature.of(feature_BD)).column_BC
+    logits = first.head(GatheredFeatures.gather(feature_BD)).local_BC
     assert torch.allclose(logits, 7 * cosine_BC, atol=1e-5)
 
 

@@ -70,9 +70,9 @@ def test_a_rule_puts_both_answers_together(rule, scaled):
     method, image = fitted("fusion", rule=rule, scaled=scaled, weight=0.3), torch.randn(5, 3, 2, 2)
     found = method.logits(image)
     expected = [RULES[rule](*pair) for pair in zip(*plain_answers(method.network, image, scaled), strict=True)]
-    assert torch.allclose(found.whole_BC.double(), torch.tensor(expected, dtype=torch.float64), atol=1e-4)
+    assert torch.allclose(found.full_BC.double(), torch.tensor(expected, dtype=torch.float64), atol=1e-4)
     again = reborn(method, lambda: build("fusion", rule=rule, scaled=scaled))
-    assert torch.equal(again.logits(image).whole_BC, found.whole_BC)
+    assert torch.equal(again.logits(image).full_BC, found.full_BC)
 
 
 def test_only_the_mixture_has_a_weight_to_try():
@@ -82,7 +82,7 @@ def test_only_the_mixture_has_a_weight_to_try():
     for weight, place in ((1.0, 0), (0.0, 1)):
         method.use(weight)
         expected = torch.tensor(plain_answers(method.network, image, False)[place])
-        assert torch.allclose(method.logits(image).whole_BC, expected, atol=1e-4)
+        assert torch.allclose(method.logits(image).full_BC, expected, atol=1e-4)
 
 
 def test_the_range_of_one_class_is_a_point():
@@ -97,7 +97,7 @@ def test_llw_weighs_every_class_of_both_and_learns_that_alone():
         [w1[c] * a[c] + b1[c] + w2[c] * b[c] + b2[c] for c in range(CLASSES)]
         for a, b in zip(linear, nearest, strict=True)
     ]
-    assert torch.allclose(method.logits(data.image_B3HW).whole_BC, torch.tensor(mixed), atol=1e-4)
+    assert torch.allclose(method.logits(data.image_B3HW).full_BC, torch.tensor(mixed), atol=1e-4)
     label_N = data.label_B.tolist()
     expected = -sum(math.log(softmax(row)[y]) for row, y in zip(mixed, label_N, strict=True)) / len(mixed)
     output = method.train().step([data], FIRST)
@@ -111,7 +111,7 @@ def test_llw_weighs_every_class_of_both_and_learns_that_alone():
     ]
     assert torch.allclose(method.offset_2C.grad, torch.tensor([missed, missed]), atol=1e-5)
     again = reborn(method, lambda: build("fusion_llw"))
-    assert torch.equal(again.logits(data.image_B3HW).whole_BC, method.eval().logits(data.image_B3HW).whole_BC)
+    assert torch.equal(again.logits(data.image_B3HW).full_BC, method.eval().logits(data.image_B3HW).full_BC)
 
 
 def test_llws_numbers_begin_as_normal_ones():
@@ -142,9 +142,9 @@ def test_asm_hands_over_what_the_selector_points_at():
     handed = [score > middle for score in scores]
     assert 0 < sum(handed) < len(handed)
     expected = [b if over else a for a, b, over in zip(linear, nearest, handed, strict=True)]
-    assert torch.allclose(method.logits(data.image_B3HW).whole_BC, torch.tensor(expected), atol=1e-4)
+    assert torch.allclose(method.logits(data.image_B3HW).full_BC, torch.tensor(expected), atol=1e-4)
     again = reborn(method, lambda: build("fusion_asm", top=3, hidden=4))
-    assert torch.equal(again.logits(data.image_B3HW).whole_BC, method.logits(data.image_B3HW).whole_BC)
+    assert torch.equal(again.logits(data.image_B3HW).full_BC, method.logits(data.image_B3HW).full_BC)
 
     # The step: where the linear classifier is wrong and the nearest mean right, and its count.
     def best(row):

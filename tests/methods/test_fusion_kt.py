@@ -82,6 +82,6 @@ def test_kts_means_follow_the_features_and_the_second_head_answers():
         expected = before[label] + 0.1 * (seen - before[label]).sum(0) / (1 + len(seen))
         assert torch.allclose(method.ncm.memory.centroid_CD[label], expected, atol=1e-6)
     expected_NC = feature_ND @ method.head.weight.T + method.head.bias
-    assert torch.allclose(method.logits(data.image_B3HW).column_BC, expected_NC, atol=1e-5)
+    assert torch.allclose(method.logits(data.image_B3HW).local_BC, expected_NC, atol=1e-5)
     again = reborn(method, build)
-    assert torch.equal(again.logits(data.image_B3HW).column_BC, method.logits(data.image_B3HW).column_BC)
+    assert torch.equal(again.logits(data.image_B3HW).local_BC, method.logits(data.image_B3HW).local_BC)

@@ -89,11 +89,11 @@ def test_the_test_average(average):
         logits = [30 * F.normalize(feature_BKD[:, k]) @ F.normalize(method.heads[k].weight).T for k in range(EXPERTS)]
         found = method.logits(image)
     if average == "logits":
-        torch.testing.assert_close(found.whole_BC, sum(logits) / EXPERTS, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.full_BC, sum(logits) / EXPERTS, rtol=1e-4, atol=1e-4)
     else:
         mean_BC = sum(z.softmax(1) for z in logits) / EXPERTS
-        torch.testing.assert_close(found.whole_BC.softmax(1), mean_BC, rtol=1e-3, atol=1e-6)
-        torch.testing.assert_close(found.whole_BC.exp(), mean_BC, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(found.full_BC.softmax(1), mean_BC, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(found.full_BC.exp(), mean_BC, rtol=1e-3, atol=1e-6)
         assert found.argmax().tolist() == mean_BC.argmax(1).tolist()
 
 

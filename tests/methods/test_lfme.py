@@ -61,7 +61,7 @@ def confidence(method: nn.Module, image, label: int) -> float:
     """By the image's own expert, among that one's classes."""
     group = group_of(label)
     teacher = next(teacher for teacher in method.teachers if teacher.shots == group)
-    logits = teacher.logits(image[None]).whole_BC[0].tolist()
+    logits = teacher.logits(image[None]).full_BC[0].tolist()
     return softmax([logits[c] for c in GROUPS[group]])[GROUPS[group].index(label)]
 
 
@@ -90,11 +90,11 @@ def test_the_loss_is_weighed_images_and_experts_of_their_groups(epoch, order):
     method.weight_E.copy_(torch.tensor(list(weights.values()), dtype=torch.float64))
     own = followed = 0.0
     for image, label in zip(batch.image_B3HW, batch.label_B.tolist(), strict=True):
-        student = method.logits(image[None]).whole_BC[0].tolist()
+        student = method.logits(image[None]).full_BC[0].tolist()
         v = instance_weight(method, image, label, shown, over=epoch / EPOCHS)
         own -= v * math.log(softmax(student)[label])
         for teacher in method.teachers:
-            said, classes = teacher.logits(image[None]).whole_BC[0].tolist(), GROUPS[teacher.shots]
+            said, classes = teacher.logits(image[None]).full_BC[0].tolist(), GROUPS[teacher.shots]
             p, q = (softmax([logits[c] / 2 for c in classes]) for logits in (said, student))
             followed += weights[teacher.shots] * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
     output = method.step([batch], at(epoch))
@@ -112,7 +112,7 @@ def test_another_loss_is_weighed_image_by_image():
     margin = [8 * 0.5 * (8 / n) ** 0.25 for n in COUNTS.tolist()]
     expected = 0.0
     for image, label in zip(batch.image_B3HW, batch.label_B.tolist(), strict=True):
-        logits = method.logits(image[None]).whole_BC[0].tolist()
+        logits = method.logits(image[None]).full_BC[0].tolist()
         logits[label] -= margin[label]
         expected -= instance_weight(method, image, label, shown, over=0) * math.log(softmax(logits)[label])
     assert method.step([batch], at(0)).loss.item() == pytest.approx(expected / 9, rel=1e-6)
@@ -132,7 +132,7 @@ def test_images_that_are_all_alike_to_the_expert_count_fully():
     look_over(method, shown)
     method.eval()
     method.weight_E.zero_()
-    logits_BC = method.logits(shown.image_B3HW).whole_BC
+    logits_BC = method.logits(shown.image_B3HW).full_BC
     expected = nn.functional.cross_entropy(logits_BC, shown.label_B)
     torch.testing.assert_close(method.step([shown], at(0)).loss, expected)
 
@@ -171,11 +171,11 @@ def test_without_validation_both_are_counted_on_the_epochs_batches():
     right = {group: [0, 0] for group in GROUPS}
     for step in range(3):
         batch = images(40, seed=10 + step)
-        said = method.logits(batch.image_B3HW).whole_BC.argmax(dim=1).tolist()
+        said = method.logits(batch.image_B3HW).full_BC.argmax(dim=1).tolist()
         for place, label in enumerate(batch.label_B.tolist()):
             group = group_of(label)
             (teacher,) = (teacher for teacher in method.teachers if teacher.shots == group)
-            logits = teacher.logits(batch.image_B3HW[place : place + 1]).whole_BC[0].tolist()
+            logits = teacher.logits(batch.image_B3HW[place : place + 1]).full_BC[0].tolist()
             right[group][0] += said[place] == label
             right[group][1] += max(GROUPS[group], key=lambda c, logits=logits: logits[c]) == label
         output = method.step([batch], at(0, step))
@@ -220,7 +220,7 @@ def test_a_student_is_used_without_counts_and_teachers():
     copy = METHODS["lfme"](LfmeConfig(name="lfme"), small_network(DIM), CLASSES).double().eval()
     copy.load_state_dict(trained.state_dict())
     image_B = images(5, seed=3).image_B3HW
-    assert torch.equal(copy.logits(image_B).whole_BC, trained.logits(image_B).whole_BC)
+    assert torch.equal(copy.logits(image_B).full_BC, trained.logits(image_B).full_BC)
 
 
 @pytest.mark.parametrize(

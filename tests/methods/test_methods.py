@@ -5,7 +5,7 @@ import torch
 
 from facelt.config.methods import ClassifyConfig, DynamicMetaConfig
 from facelt.config.train import TrainConfig
-from facelt.distributed.logits import SharedFeature
+from facelt.distributed.logits import GatheredFeatures
 from facelt.evaluation.evaluate import accuracy_of
 from facelt.inference.model import load_model
 from facelt.methods import METHODS
@@ -121,7 +121,7 @@ def test_the_conventions_put_the_centroids_loss_on_other_features(dynamic_meta, 
         output = method.step([inputs], FIRST)
         feature_BD = method.features(inputs.image_B3HW)
         if convention == "paper":
-            feature_BD = method.head.embed(SharedFeature.of(feature_BD)).vector.own_bD
+            feature_BD = method.head.embed(GatheredFeatures.gather(feature_BD)).vector.local_bD
         centroid_CD = method.memory.centroid_CD
         squared_BC = torch.cdist(feature_BD, centroid_CD).square()
         own_B = squared_BC[torch.arange(8), inputs.label_B]
@@ -181,6 +181,6 @@ def test_bf16_is_the_networks_alone(dynamic_meta, inputs):
         method.bf16 = True
         rounded = method.features(inputs.image_B3HW)
         logits = method.logits(inputs.image_B3HW)
-    assert rounded.dtype == logits.column_BC.dtype == torch.float32
+    assert rounded.dtype == logits.local_BC.dtype == torch.float32
     assert not torch.equal(rounded, exact)
     assert (rounded - exact).norm() < 0.05 * exact.norm()

@@ -151,7 +151,7 @@ def test_a_step_draws_the_same_again_and_leaves_torchs_state_alone(inputs):
 def test_mixing_is_of_training_alone(inputs):
     plain, mixed = classify(), classify(mix={"name": "remix"})
     assert plain.state_dict().keys() == mixed.state_dict().keys()
-    assert torch.equal(plain.logits(inputs.image_B3HW).column_BC, mixed.logits(inputs.image_B3HW).column_BC)
+    assert torch.equal(plain.logits(inputs.image_B3HW).local_BC, mixed.logits(inputs.image_B3HW).local_BC)
     network = build_network("resnet10", image_size=(32, 32), attention=False, embedding="none")
     METHODS["classify"](ClassifyConfig(name="classify", mix={"name": "remix"}), network, CLASSES).eval().logits(
         inputs.image_B3HW

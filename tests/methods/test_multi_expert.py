@@ -52,9 +52,9 @@ def test_the_answer_is_the_mean_of_the_experts(head, options):
             plain.append(30 * F.normalize(feature_BD) @ F.normalize(classifier.weight).T)
         else:
             plain.append(feature_BD @ classifier.weight.T + classifier.bias)
-        torch.testing.assert_close(experts[place].whole_BC, plain[place], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(experts[place].full_BC, plain[place], rtol=1e-4, atol=1e-5)
     mean_BC = sum(plain) / EXPERTS
-    torch.testing.assert_close(together.whole_BC, mean_BC, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together.full_BC, mean_BC, rtol=1e-4, atol=1e-5)
     assert method.logits(images()).argmax().tolist() == mean_BC.argmax(dim=1).tolist()
     label_B = torch.tensor([0, 1, 2, 3, 4])
     expected = F.cross_entropy(mean_BC, label_B)

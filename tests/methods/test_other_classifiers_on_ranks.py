@@ -18,8 +18,8 @@ from facelt.config.methods import (
     NcmConfig,
     TauNormConfig,
 )
-from facelt.distributed.class_shards import split_entries
-from facelt.distributed.comm import rank, world
+from facelt.distributed.class_shards import sharded_entries
+from facelt.distributed.comm import rank, world_size
 from facelt.methods import METHODS
 from facelt.methods.base import Inputs, Method, Progress
 from tests.distributed.ranks import run_ranks
@@ -41,7 +41,7 @@ CONFIGS = [
 
 def share(data: Inputs) -> Inputs:
     """A rank's images: the first one has more."""
-    places = torch.arange(len(data.label_B)).tensor_split([17])[rank()] if world() > 1 else slice(None)
+    places = torch.arange(len(data.label_B)).tensor_split([17])[rank()] if world_size() > 1 else slice(None)
     return Inputs(data.image_B3HW[places].double(), data.label_B[places])
 
 
@@ -60,7 +60,7 @@ def gone_through(config: Any) -> tuple[Method, dict[str, Any]]:
         while method.wants_pass:
             method.accumulate(own)
             method.finish_pass()
-    found: dict[str, Any] = {"split": split_entries(method)}
+    found: dict[str, Any] = {"split": sharded_entries(method)}
     if config.name not in ("ncm", "tau_norm", "fusion"):
         output = method.step([own], progress)
         output.loss.backward()
@@ -68,7 +68,7 @@ def gone_through(config: Any) -> tuple[Method, dict[str, Any]]:
         found |= {"loss": output.loss.item(), "diagnostics": dict(method.diagnostics())}
         found["gradients"] = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
     logits = method.logits(own.image_B3HW)
-    found |= {"answers": logits.argmax(), "logits": logits.whole_BC.detach()}
+    found |= {"answers": logits.argmax(), "logits": logits.full_BC.detach()}
     return method, found
 
 

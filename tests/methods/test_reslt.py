@@ -71,7 +71,7 @@ def test_the_answer_is_the_sum_of_the_branches(inputs):
     method.load_state_dict(trained.state_dict())
     feature_BKD = method.network(inputs.image_B3HW)
     expected_BC = sum(feature_BKD[:, k] @ method.head.weight.T + method.head.bias for k in range(3))
-    torch.testing.assert_close(method.logits(inputs.image_B3HW).whole_BC, expected_BC)
+    torch.testing.assert_close(method.logits(inputs.image_B3HW).full_BC, expected_BC)
     sum_BD = ((feature_BKD + method.network(inputs.image_B3HW.flip(-1))) / 2).sum(dim=1)
     found_BD = method.embed(inputs.image_B3HW).by_kind["direct"]
     torch.testing.assert_close(found_BD, sum_BD / sum_BD.norm(dim=1, keepdim=True))

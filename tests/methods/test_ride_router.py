@@ -95,7 +95,7 @@ def test_an_image_is_answered_by_the_mean_of_the_experts_it_is_shown_to(method, 
     with torch.no_grad():
         first = torch.tensor([answers_by_hand(method, image)[1] for image in inputs.image_B3HW])
         method.router.decide.bias -= first.quantile(0.5)
-        found_BC = method.logits(inputs.image_B3HW).whole_BC
+        found_BC = method.logits(inputs.image_B3HW).full_BC
         asked = []
         for image_3HW, found_C in zip(inputs.image_B3HW, found_BC, strict=True):
             means, answers = answers_by_hand(method, image_3HW)
@@ -129,4 +129,4 @@ def test_it_starts_from_rides_heads(method):
 def test_there_may_be_fewer_classes_than_logits_to_look_at(inputs):
     method = METHODS["ride_router"](RideRouterConfig(name="ride_router", top=30), network_of(2), CLASSES).eval()
     with torch.no_grad():
-        assert method.logits(inputs.image_B3HW).whole_BC.shape == (24, CLASSES)
+        assert method.logits(inputs.image_B3HW).full_BC.shape == (24, CLASSES)

@@ -58,13 +58,13 @@ def test_a_class_answers_from_the_level_its_images_reach(name):
         grown = [method.many_CE[0], *(method.grow(method.few_CE[c : c + 1], method.level_C[c])[0] for c in range(1, 5))]
         expected = torch.stack([asked @ row for row in [*grown, method.many_CE[5]]], dim=1)
         seen = method.network(data.image_B3HW)
-    assert torch.allclose(method.logits(image).column_BC, expected, atol=1e-4)
+    assert torch.allclose(method.logits(image).local_BC, expected, atol=1e-4)
     many = softmax_regression(seen, data.label_B, CLASSES, decay=1e-3, steps=30)
     assert torch.allclose(method.many_CE, many, atol=1e-4)
     assert not method.few_CE[[0, 5]].any()
     assert (method.few_CE[1:5].norm(dim=1) > 0).all()
     again = reborn(method, lambda: build(name, counts=None))
-    assert torch.equal(again.logits(image).column_BC, method.logits(image).column_BC)
+    assert torch.equal(again.logits(image).local_BC, method.logits(image).local_BC)
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -11,7 +11,7 @@ import pytest
 from torch import nn
 
 from facelt.config.train import TrainConfig
-from facelt.distributed.comm import rank, world
+from facelt.distributed.comm import rank, world_size
 from facelt.training.run import run
 from facelt.training.trainer import Trainer
 
@@ -29,7 +29,7 @@ def freeze(patch: pytest.MonkeyPatch, seen: Path, signal: tuple[int, int] | None
         step(self, batches, display)
         with (seen / f"{rank()}").open("a") as file:
             file.write(line + "\n")
-        if signal is not None and next(taken) == signal[1] and rank() == world() - 1:
+        if signal is not None and next(taken) == signal[1] and rank() == world_size() - 1:
             os.kill(os.getpid(), signal[0])
 
     patch.setattr(Trainer, "_step", noted)

@@ -7,7 +7,7 @@ import torch
 
 from facelt.config.train import TrainConfig
 from facelt.data.module import open_data
-from facelt.distributed.logits import SharedFeature
+from facelt.distributed.logits import GatheredFeatures
 from facelt.training.logs import RunLog
 from facelt.training.run import start_method
 from facelt.training.run_folder import RunFolder
@@ -64,11 +64,11 @@ def test_an_identity_with_one_image_or_none_gives_finite_figures(oltr_at_its_sta
     sample = data.train_plain.dataset[(int(data.train.members[place]), 0)]
     image = (torch.from_numpy(sample.image_HW3).permute(2, 0, 1)[None] / 255 - 0.5) / 0.5
     feature = method.features(image).detach().requires_grad_()
-    embedding = method.head.embed(SharedFeature.of(feature))
+    embedding = method.head.embed(GatheredFeatures.gather(feature))
     # Its own centroid is where it lies: the distance is the smallest allowed one, not 0.
     assert embedding.reachability_b.item() == pytest.approx(10 / 1e-3, rel=1e-3)
-    embedding.vector.own_bD.sum().backward()
+    embedding.vector.local_bD.sum().backward()
     assert torch.isfinite(feature.grad).all()
     # The empty identity's centroid is the origin, but a feature at the origin is not near it.
-    _, identity = method.memory.nearest(SharedFeature.of(torch.zeros(1, 16)))
+    _, identity = method.memory.nearest(GatheredFeatures.gather(torch.zeros(1, 16)))
     assert identity.item() != 5

@@ -62,7 +62,7 @@ def plain_accuracy(run, folder, listed) -> dict[str, float | None]:
         for path, label in listed:
             pixels = cv2.imread(str(folder / path))[2:34, 6:38, ::-1].astype(np.float64) / 255
             image = torch.from_numpy(((pixels - mean) / std).transpose(2, 0, 1).astype(np.float32))[None]
-            right[label].append(int(method.logits(image).column_BC.argmax()) == label)
+            right[label].append(int(method.logits(image).local_BC.argmax()) == label)
     by_class = [float(np.mean(right[label])) for label in range(4)]
     overall = float(np.mean([hit for hits in right.values() for hit in hits]))
     return {"overall": overall, "many": by_class[0], "medium": by_class[1], "few": (by_class[2] + by_class[3]) / 2}

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from facelt.config.loading import load_config
 from facelt.config.methods import ClassifyConfig
 from facelt.config.train import TrainConfig
-from facelt.distributed.comm import rank, world
+from facelt.distributed.comm import rank, world_size
 from facelt.heads.classifiers import take_head
 from facelt.inference.model import build_method, load_model
 from facelt.methods import METHODS
@@ -144,7 +144,7 @@ def ranks_step() -> dict:
     method.learn_from([teacher])
     random = torch.Generator().manual_seed(1)
     image_B3HW, label_B = torch.randn(10, 3, 32, 32, generator=random), torch.arange(10) % CLASSES
-    own = slice(10 * rank() // world(), 10 * (rank() + 1) // world())
+    own = slice(10 * rank() // world_size(), 10 * (rank() + 1) // world_size())
     output = method.step([Inputs(image_B3HW[own], label_B[own])], AT)
     output.loss.backward()
     generator = AT.generator("cpu")

@@ -76,7 +76,7 @@ def test_a_recipe_of_branches_trains_and_its_model_answers(train_recipe, name, c
     folder = train_recipe(name, 12, 4, **changes)
     method = load_model(folder, torch.device("cpu")).method
     with torch.no_grad():
-        assert method.logits(torch.randn(3, 3, 32, 32)).whole_BC.isfinite().all()
+        assert method.logits(torch.randn(3, 3, 32, 32)).full_BC.isfinite().all()
     means = {key: value for key, value in method.state_dict().items() if key.endswith("running_mean")}
     assert len(means) > 30
     assert all(mean.any() for mean in means.values())
