@@ -160,7 +160,7 @@ def finished(config: TrainConfig) -> RunRecord | None:
 def run_trial(trial: Trial, config: TrainConfig) -> RunRecord:
     """Trains, or goes on with what is in the folder; then tests the model that the last stage hands on.
 
-    Raises UserError, and Stopped, with the state saved, once a signal asks for it.
+    Raises UserError, and Interrupted, with the state saved, once a signal asks for it.
     """
     from facelt.training.run import run
 
@@ -212,7 +212,7 @@ def shortened(config: TrainConfig, out: Path, most: int = EPOCHS) -> TrainConfig
 def run_smoke(trial: Trial, config: TrainConfig, say: Callable[[str], None]) -> SmokeRecord:
     """Trains the shortened recipe in a folder that goes again, says each stage's losses, and tests it once.
 
-    Raises UserError where a loss was not finite or did not fall; Stopped as training does.
+    Raises UserError where a loss was not finite or did not fall; Interrupted as training does.
     """
     from facelt.training.run import run
 

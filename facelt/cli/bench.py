@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from facelt.errors import UserError
-from facelt.utils.cli import keep_threads_awake
+from facelt.utils.cli import set_openmp_wait_policy
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 RECORDS, PUBLISHED, PAGE = "benchmarks.jsonl", "published.yaml", "benchmarks.md"
@@ -35,7 +35,7 @@ def bench(
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError("bench: runs in one process; under torchrun use facelt train")
     if name is not None:
-        keep_threads_awake("cpu" if smoke else device or "cuda")
+        set_openmp_wait_policy("cpu" if smoke else device or "cuda")
         from facelt.benchmarking.records import commit_of
         from facelt.benchmarking.run import Trial, find_recipe
 
@@ -69,7 +69,7 @@ def _runs(trial, seeds: list[int], records: Path, resume: bool) -> bool:
     """One run a seed; False where a signal stopped them."""
     from facelt.benchmarking.records import append_record, read_records
     from facelt.benchmarking.run import finished, refuse_begun, run_trial
-    from facelt.distributed.launch import Stopped
+    from facelt.distributed.launch import Interrupted
 
     configs = [trial.config(seed) for seed in seeds]
     if not resume:
@@ -79,7 +79,7 @@ def _runs(trial, seeds: list[int], records: Path, resume: bool) -> bool:
         record = finished(config)
         try:
             record = record or run_trial(trial, config)
-        except Stopped:
+        except Interrupted:
             typer.echo(f"stopped as asked, the state is saved: {config.out}; go on with --resume")
             return False
         if record not in known:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from facelt.errors import UserError
-from facelt.utils.cli import keep_threads_awake
+from facelt.utils.cli import set_openmp_wait_policy
 
 
 def embed(
@@ -32,7 +32,7 @@ def embed(
     on the way, as `facelt align` does; those without a face are told and left out; the store has each face's quality.
     Every process of torchrun looks for the faces of all of them: for large sets run `facelt align --workers` first.
     """
-    keep_threads_awake(device)
+    set_openmp_wait_policy(device)
     from facelt.alignment.photographs import find_photographs
     from facelt.alignment.run import Terms
     from facelt.distributed.launch import resolve_device

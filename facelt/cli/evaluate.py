@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from facelt.errors import UserError
-from facelt.utils.cli import keep_threads_awake
+from facelt.utils.cli import set_openmp_wait_policy
 
 
 def evaluate(
@@ -49,7 +49,7 @@ def evaluate(
     With --open also how well images of unknown classes are told from known ones.
     """
     _refuse_what_does_not_fit(open_, threshold, open_images, sweep, out, per_class, len(checkpoint))
-    keep_threads_awake(device)
+    set_openmp_wait_policy(device)
     from facelt.distributed.launch import resolve_device
     from facelt.evaluation.evaluate import OpenQuestion, evaluate_model
     from facelt.evaluation.sweeps import SWEEPS

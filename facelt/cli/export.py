@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from facelt.errors import UserError
-from facelt.utils.cli import keep_threads_awake
+from facelt.utils.cli import set_openmp_wait_policy
 
 
 def export(
@@ -31,7 +31,7 @@ def export(
         raise UserError("--kind, --no-mirror: only of an ONNX file; weights are the network's, however they are used")
     if out is not None and out.suffix != f".{format_}":
         raise UserError(f"--out {out}: must end in .{format_}")
-    keep_threads_awake("cpu")
+    set_openmp_wait_policy("cpu")
     import torch
 
     from facelt.inference.model import find_model, load_model

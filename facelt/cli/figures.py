@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from facelt.errors import UserError
-from facelt.utils.cli import keep_threads_awake
+from facelt.utils.cli import set_openmp_wait_policy
 
 IMAGES = {"tsne": 2000, "concepts": 6}
 
@@ -36,7 +36,7 @@ def figures(
     """
     if (against is None) == (figure == "gain"):
         raise UserError("--against: the model that gain compares with; the other figures are of one model")
-    keep_threads_awake(device)
+    set_openmp_wait_policy(device)
     from facelt.distributed.launch import resolve_device
     from facelt.evaluation.figures import Source
     from facelt.inference.model import load_model

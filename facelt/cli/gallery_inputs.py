@@ -6,7 +6,7 @@ from pathlib import Path
 from facelt.errors import UserError
 from facelt.gallery.model_spec import Contract, model_name
 from facelt.gallery.samples import Embedded, check_name, checked_rows, read_embedded, refuse_repeated
-from facelt.utils.cli import keep_threads_awake
+from facelt.utils.cli import set_openmp_wait_policy
 
 NAMES_ARE_FOLDERS = ("a gallery", "put images in a folder a person")
 
@@ -62,7 +62,7 @@ class Source:
             raise UserError(f"{self.path}: {error}") from error
 
     def _embed(self, contract: Contract, named: bool) -> Embedded:
-        keep_threads_awake(self.device)
+        set_openmp_wait_policy(self.device)
         from facelt.distributed.launch import resolve_device
         from facelt.inference.embed import embed_in_memory
         from facelt.inference.model import load_model

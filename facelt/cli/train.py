@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from facelt.utils.cli import keep_threads_awake
+from facelt.utils.cli import set_openmp_wait_policy
 
 
 def train(
@@ -22,13 +22,13 @@ def train(
     from facelt.config.train import TrainConfig
 
     recipe = load_config(config, TrainConfig, set_)
-    keep_threads_awake(recipe.device)
-    from facelt.distributed.launch import Stopped
+    set_openmp_wait_policy(recipe.device)
+    from facelt.distributed.launch import Interrupted
     from facelt.training.run import run
 
     try:
         folder = run(recipe, resume)
-    except Stopped:
+    except Interrupted:
         said = f"stopped as asked, the state is saved: {recipe.out}; go on with --resume"
     else:
         said = f"finished: {folder}"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from facelt.errors import UserError
-from facelt.utils.cli import keep_threads_awake
+from facelt.utils.cli import set_openmp_wait_policy
 
 
 def verify(
@@ -48,7 +48,7 @@ def verify(
     elif not sets:
         raise UserError("--set: name the pairs, a .bin file or a list")
     else:
-        keep_threads_awake(device)
+        set_openmp_wait_policy(device)
         from facelt.distributed.launch import resolve_device
         from facelt.inference.model import load_model
         from facelt.inference.verification import refuse_missing_kind

@@ -29,7 +29,7 @@ from facelt.data.lists import ImageFolderDataset, ListDataset
 from facelt.data.records import RecordDataset, read_manifest
 from facelt.data.samplers import train_validation_split
 from facelt.data.transforms import CenterCrop, ExpectSize, PadCropRotate, RandomCropJitter, Resize, normalise_images
-from facelt.distributed.launch import on_first_rank
+from facelt.distributed.launch import run_on_rank0
 from facelt.errors import UserError
 from facelt.metrics.classification import composition
 
@@ -134,7 +134,7 @@ def _open_list(config: ListData) -> TrainingData:
 
 def _open_cifar(config: CifarData) -> TrainingData:
     if config.download:
-        on_first_rank(lambda: download_cifar(config.root, config.classes))
+        run_on_rank0(lambda: download_cifar(config.root, config.classes))
     train, test = (open_cifar(config.root, config.classes, split) for split in ("train", "test"))
     split = Split(train, long_tailed_members(train, config.profile, config.imbalance))
     preprocessing = Preprocessing(config, config.flip, PadCropRotate(config.pad, config.rotation))

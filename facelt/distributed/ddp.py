@@ -17,12 +17,12 @@ from facelt.distributed.comm import all_reduce, is_distributed, world_size
 MIN_BATCH = 2
 
 
-def replicate(network: nn.Module, device: torch.device) -> DistributedDataParallel | None:
+def wrap_ddp(network: nn.Module, device: torch.device) -> DistributedDataParallel | None:
     """What runs the network in training so that its gradients are those of all ranks; None where there is one rank.
 
     The network itself is kept as it is: its state has the same names with and without this. On GPUs its batch norms
     become synchronised ones, over the global batch. torch has these for GPUs only, so CPU ranks normalise each its own
-    share, and `average_statistics` puts together what they have run up.
+    share, and `sync_batch_norm_stats` puts together what they have run up.
     """
     if not is_distributed():
         return None
@@ -50,7 +50,7 @@ def _sum_gradients(_: None, bucket: dist.GradBucket) -> torch.futures.Future[tor
     return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])
 
 
-def enough_images(sizes: Sequence[Sequence[int]], device: torch.device) -> bool:
+def has_enough_images(sizes: Sequence[Sequence[int]], device: torch.device) -> bool:
     """Whether a step can be made of so many images, [W][batches]; all ranks come to the same answer.
 
     On GPUs batch norm looks at the global batch, on CPU ranks at each share.
@@ -61,7 +61,7 @@ def enough_images(sizes: Sequence[Sequence[int]], device: torch.device) -> bool:
 
 
 @torch.no_grad()
-def average_statistics(network: nn.Module, device: torch.device) -> None:
+def sync_batch_norm_stats(network: nn.Module, device: torch.device) -> None:
     """Makes the running statistics of CPU ranks equal: their mean, in one message.
 
     They are moving averages, so the mean of the ranks' is the moving average of the batches' means, whenever it is

@@ -15,7 +15,7 @@ from rich.progress import track
 
 from facelt.data.batch import BadImageTracker, Batch
 from facelt.data.module import Preprocessing, Split
-from facelt.distributed.launch import Company
+from facelt.distributed.rendezvous import WorkerGroup
 from facelt.errors import UserError
 from facelt.inference.model import TrainedModel
 from facelt.inference.predict import Reading, evaluation_batches
@@ -70,8 +70,8 @@ def embed_images(
         "preprocessing": {**model.card["preprocessing"], **source.preparation, "flip_averaged": True},
         "left_out": left_out,
     }
-    company = Company.of_torchrun()
-    company.wait_for_turn()
+    group = WorkerGroup.from_env()
+    group.wait_for_leader()
     writer = StoreWriter(
         out,
         source.keys,
@@ -81,17 +81,17 @@ def embed_images(
         attributes=source.attributes,
         reachability=len(method.kinds) > 1,
         dtype=dtype,
-        share=company.share(len(source.keys), batch),
+        share=group.shard_range(len(source.keys), batch),
     )
-    company.begin()
+    group.signal_ready()
     remaining = Split(source.dataset, source.members[writer.rows_done : writer.share.stop])
     batches = evaluation_batches(remaining, Reading(batch, workers, device, BadImageTracker(0, SETTING)))
     steps = -(-len(remaining.members) // batch)
-    console = Console(stderr=True, quiet=company.rank > 0)
+    console = Console(stderr=True, quiet=group.rank > 0)
     shown = {"transient": True, "console": console, "disable": not console.is_terminal}
     for item in track(batches, "embedding", total=steps, **shown):
         _write(writer, method.embed(preparation.for_evaluation(item)), item)
-    company.finish(writer.finish)
+    group.finalize_on_leader(writer.finish)
     return out
 
 

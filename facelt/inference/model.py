@@ -23,7 +23,7 @@ from facelt.config.loading import explain
 from facelt.config.train import StageConfig, TrainConfig
 from facelt.distributed.class_shards import ClassRange, sharded_entries
 from facelt.distributed.comm import rank, world_size
-from facelt.distributed.launch import on_first_rank
+from facelt.distributed.launch import run_on_rank0
 from facelt.errors import UserError
 from facelt.methods import METHODS
 from facelt.methods.base import Method
@@ -71,7 +71,7 @@ def save_weights(method: Method, path: Path) -> None:
         except safetensors.SafetensorError as error:
             raise UserError(f"cannot write {path}: {error}") from None
 
-    on_first_rank(write)
+    run_on_rank0(write)
 
 
 def _put_together(value: torch.Tensor, classes: ClassRange) -> torch.Tensor | None:

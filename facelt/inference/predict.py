@@ -31,7 +31,7 @@ from facelt.data.loader import Loader
 from facelt.data.module import Preprocessing, Split, TrainingData
 from facelt.data.samplers import SequentialSampler
 from facelt.distributed.comm import is_distributed, rank, stack_ranks, world_size
-from facelt.distributed.launch import Stopped, gather_text, is_asked
+from facelt.distributed.launch import Interrupted, all_gather_str, stop_requested
 from facelt.errors import UserError
 from facelt.methods.base import Method
 from facelt.methods.multi_expert import Experts
@@ -58,7 +58,7 @@ def evaluation_batches(split: Split, reading: Reading) -> Iterator[Batch]:
     loader = Loader(split.dataset, sampler, workers=reading.workers, pin=is_pinned, rank=rank(), world=world_size())
     try:
         for item in loader.batches(0):
-            sizes, unusable = agree([item])
+            sizes, unusable = sync_step_info([item])
             reading.bad.add(unusable)
             if sum(map(sum, sizes)):
                 yield item.to(reading.device)
@@ -233,16 +233,16 @@ def _nothing() -> tuple[torch.Tensor, ...]:
     return integers, integers, integers, numbers, *verdict
 
 
-def agree(batches: Sequence[Batch]) -> tuple[list[list[int]], tuple[BadImage, ...]]:
+def sync_step_info(batches: Sequence[Batch]) -> tuple[list[list[int]], tuple[BadImage, ...]]:
     """Of one step: how many images each rank has of each batch, [W][batches], and the bad images of all ranks.
 
-    Raises Stopped on all ranks where one of them was asked to stop.
+    Raises Interrupted on all ranks where one of them was asked to stop.
     """
     bad = tuple(image for batch in batches for image in batch.bad)
     sizes = [len(batch) for batch in batches]
-    table = stack_ranks(torch.tensor([*sizes, len(bad), is_asked()])).tolist()
+    table = stack_ranks(torch.tensor([*sizes, len(bad), stop_requested()])).tolist()
     if any(row[-1] for row in table):
-        raise Stopped
+        raise Interrupted
     if is_distributed() and any(row[-2] for row in table):
-        bad = tuple(BadImage(*image) for told in gather_text(json.dumps(bad)) for image in json.loads(told))
+        bad = tuple(BadImage(*image) for told in all_gather_str(json.dumps(bad)) for image in json.loads(told))
     return [row[:-2] for row in table], bad

@@ -32,7 +32,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from facelt.distributed.class_shards import ClassRange
 from facelt.distributed.comm import all_reduce, is_distributed, rank, world_size
-from facelt.distributed.launch import gather_text, is_lost, on_first_rank
+from facelt.distributed.launch import all_gather_str, is_peer_failure, run_on_rank0
 from facelt.errors import UserError
 from facelt.utils.files import sha256_of, sync, write_text
 
@@ -56,7 +56,7 @@ class ShardWriter:
 
         The tensors may change as soon as this returns. Errors are the future's.
         """
-        packed = sharded({name: value.contiguous() for name, value in tensors.items()}, split)
+        packed = to_dtensors({name: value.contiguous() for name, value in tensors.items()}, split)
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
         settings = {"storage_writer": writer, "process_group": self._group, "no_dist": not dist.is_initialized()}
         _silence()
@@ -75,12 +75,12 @@ class ShardWriter:
 def read_shards(folder: Path, tensors: Tensors, split: Mapping[str, ClassRange]) -> None:
     """Fills the tensors. Raises UserError where the files hold others."""
     _silence()
-    with as_user_errors(folder, "does not belong to this run"):
+    with translate_errors(folder, "does not belong to this run"):
         reader = HuggingFaceStorageReader(str(folder))
-        dcp.load(sharded(tensors, split), storage_reader=reader, no_dist=not dist.is_initialized())
+        dcp.load(to_dtensors(tensors, split), storage_reader=reader, no_dist=not dist.is_initialized())
 
 
-def sharded(tensors: Tensors, split: Mapping[str, ClassRange]) -> dict[str, torch.Tensor]:
+def to_dtensors(tensors: Tensors, split: Mapping[str, ClassRange]) -> dict[str, torch.Tensor]:
     """The same tensors, those with rows of classes as shares of whole ones; no copy."""
     if not is_distributed():
         return {name: value.detach() for name, value in tensors.items()}
@@ -97,13 +97,13 @@ def sharded(tensors: Tensors, split: Mapping[str, ClassRange]) -> dict[str, torc
 
 
 @contextmanager
-def as_user_errors(path: Path, meaning: str) -> Iterator[None]:
+def translate_errors(path: Path, meaning: str) -> Iterator[None]:
     """torch's errors as one line; a disk that refuses and a rank that is gone are told from tensors that do not fit."""
     try:
         yield
     except (CheckpointException, RuntimeError, ValueError, OSError, KeyError) as error:
         cause = next((one for one, _ in error.failures.values()), error) if hasattr(error, "failures") else error
-        if is_lost(cause) or isinstance(cause, KeyboardInterrupt | SystemExit):
+        if is_peer_failure(cause) or isinstance(cause, KeyboardInterrupt | SystemExit):
             raise cause from None
         reason = " ".join(str(cause).split())[:200] or type(cause).__name__
         if isinstance(cause, OSError):
@@ -170,7 +170,7 @@ class Checkpoints:
         self.settle()
         path = self.folder / f"step-{step:08d}"
         temporary = self.folder / f".{path.name}.new"
-        on_first_rank(lambda: self._begin(temporary))
+        run_on_rank0(lambda: self._begin(temporary))
         self._save = _Save(path, temporary, deepcopy(dict(facts)), self._writer.write(temporary, tensors, split))
         if not self._in_background:
             self.settle()
@@ -186,7 +186,7 @@ class Checkpoints:
         self._save = None
         try:
             digests = _agreed(save)
-            on_first_rank(lambda: self._complete(save.temporary, save.path, {**save.facts, "files": digests}))
+            run_on_rank0(lambda: self._complete(save.temporary, save.path, {**save.facts, "files": digests}))
         finally:
             if rank() == 0:
                 shutil.rmtree(save.temporary, ignore_errors=True)
@@ -203,7 +203,7 @@ class Checkpoints:
         all are damaged, and where the checkpoint is of another model.
         """
         # What a killed process left unfinished.
-        on_first_rank(lambda: _remove(self.folder.glob(".step-*.new")))
+        run_on_rank0(lambda: _remove(self.folder.glob(".step-*.new")))
         damaged = []
         for path in self.found():
             try:
@@ -214,7 +214,7 @@ class Checkpoints:
                 continue
             tensors = targets(facts)
             read_shards(path, tensors, split)
-            on_first_rank(lambda: _remove(damaged))
+            run_on_rank0(lambda: _remove(damaged))
             return facts, tensors
         if damaged:
             raise UserError(f"{self.folder}: none of the checkpoints is usable; remove it to start the stage again")
@@ -262,11 +262,11 @@ def _agreed(save: _Save) -> dict[str, str]:
     """The digests of all files, waited for. What went wrong on one rank is a UserError on all of them."""
     mistake, own = "", {}
     try:
-        with as_user_errors(save.path, "cannot be saved"):
+        with translate_errors(save.path, "cannot be saved"):
             own = save.digests.result()
     except UserError as error:
         mistake = str(error)
-    told = [json.loads(text) for text in gather_text(json.dumps([mistake, own]))]
+    told = [json.loads(text) for text in all_gather_str(json.dumps([mistake, own]))]
     mistake = next((wrong for wrong, _ in told if wrong), "")
     if mistake:
         raise UserError(mistake)
@@ -297,7 +297,7 @@ def _read_facts(path: Path) -> dict[str, Any]:
             raise ValueError(f"holds the file {min(extra)!r}, which does not belong to it")
     except Exception as error:  # a damaged file may break the parser anywhere
         reason = f"not a usable checkpoint ({' '.join(str(error).split())[:200] or type(error).__name__})"
-    told = next((told for told in gather_text(reason) if told), "")
+    told = next((told for told in all_gather_str(reason) if told), "")
     if told:
         raise _DamagedError(told)
     return facts

@@ -15,12 +15,12 @@ from facelt.data.samplers import SAMPLERS, SequentialSampler, TrainingSampler, h
 from facelt.data.samplers import RngStream as Purpose
 from facelt.distributed.comm import rank, world_size
 from facelt.errors import UserError
-from facelt.inference.predict import agree
+from facelt.inference.predict import sync_step_info
 from facelt.methods.base import Method, Stream
 from facelt.metrics.classification import BANDS, shot_bands
 
 
-def open_streams(
+def build_train_loaders(
     method: Method, data: TrainingData, config: TrainConfig, stage: StageConfig, device: torch.device
 ) -> list[Loader] | list[CachedLoader]:
     """A loader for each of the method's streams, of this rank's share of every global batch.
@@ -29,7 +29,7 @@ def open_streams(
     for it.
     """
     train, workers, batch = data.train, config.data.workers, (stage.optim or config.optim).batch
-    samplers = [sampler_of(stream, data, batch, config.seed, stage.epochs) for stream in method.streams()]
+    samplers = [build_sampler(stream, data, batch, config.seed, stage.epochs) for stream in method.streams()]
     place = {"rank": rank(), "world": world_size()}
     if config.data.cache_on_device:
         # GPUs have each their own memory, the processes of one machine share the host's.
@@ -46,7 +46,7 @@ def open_streams(
     return [Loader(train.dataset, sampler, workers=workers, pin=pin, **place) for sampler in samplers]
 
 
-def sampler_of(stream: Stream, data: TrainingData, batch: int, seed: int, epochs: int) -> TrainingSampler:
+def build_sampler(stream: Stream, data: TrainingData, batch: int, seed: int, epochs: int) -> TrainingSampler:
     """A stream's sampler of the training images; shots by the paper's convention, many > 100 and few < 20.
 
     Raises UserError where no class has those shots, or too few images for a batch.
@@ -65,12 +65,12 @@ def sampler_of(stream: Stream, data: TrainingData, batch: int, seed: int, epochs
 
 
 def _every_image(split: Split, batch: int, workers: int, device: torch.device) -> Iterator[Batch]:
-    """Every member once, in order, on each rank. Raises Stopped on all ranks where one of them was asked to stop."""
+    """Yields every member once, in order, on each rank. Raises Interrupted on all ranks if one was asked to stop."""
     sampler = SequentialSampler(len(split.dataset), batch, members=split.members)
     loader = Loader(split.dataset, sampler, workers=workers, pin=device.type == "cuda")
     try:
         for item in loader.batches(0):
-            agree([item])
+            sync_step_info([item])
             yield item
     finally:
         loader.close()

@@ -149,6 +149,6 @@ def freeze(method: Method, parts: Iterable[str]) -> None:
             parameter.requires_grad_(False)
 
 
-def frozen(method: Method) -> Method:
+def as_teacher(method: Method) -> Method:
     """The whole method as a teacher: in evaluation mode, no weight of it moves."""
     return method.eval().requires_grad_(False)

@@ -11,7 +11,7 @@ import torch
 from facelt.config.train import StageConfig, TrainConfig, is_elsewhere
 from facelt.data.module import TrainingData, open_data
 from facelt.distributed.comm import rank
-from facelt.distributed.launch import on_first_rank, process_group, stoppable
+from facelt.distributed.launch import graceful_shutdown, process_group, run_on_rank0
 from facelt.errors import UserError
 from facelt.inference.model import (
     CARD,
@@ -24,18 +24,18 @@ from facelt.inference.model import (
     open_weights,
     read_card,
 )
-from facelt.inference.predict import agree
+from facelt.inference.predict import sync_step_info
 from facelt.inference.verification import TrainingSets
 from facelt.methods.base import Method
 from facelt.models.network import Network
 from facelt.models.pretrained import fitting_state, load_pretrained, load_stage
 from facelt.training.logs import RunLog, SilentLog
-from facelt.training.optim import frozen
+from facelt.training.optim import as_teacher
 from facelt.training.run_folder import RunFolder
 from facelt.training.trainer import Trainer
 
 
-def refuse_unfit_starts(config: TrainConfig, num_classes: int) -> None:
+def validate_initial_weights(config: TrainConfig, num_classes: int) -> None:
     """Raises UserError where a stage that is yet to come could not begin: weights or teachers from outside the run that
     are not there or do not fit, an earlier stage with another backbone.
 
@@ -58,7 +58,7 @@ def refuse_unfit_starts(config: TrainConfig, num_classes: int) -> None:
             raise UserError(f"{told}: {error}") from None
 
 
-def start_method(config: TrainConfig, stage: StageConfig, data: TrainingData, folder: RunFolder) -> Method:
+def build_initialized_method(config: TrainConfig, stage: StageConfig, data: TrainingData, folder: RunFolder) -> Method:
     """A stage's method with the weights it starts from: an earlier stage's, the pretrained file's, or fresh ones."""
     method = build_method(config, stage, data.num_classes, torch.from_numpy(data.train_counts))
     if stage.start is not None:
@@ -75,7 +75,7 @@ def load_teachers(config: TrainConfig, stage: StageConfig, folder: RunFolder, de
     teachers = []
     for name in stage.teachers:
         model = load_model(_stage_folder(name, folder), device)
-        teacher = frozen(model.method)
+        teacher = as_teacher(model.method)
         teacher.bf16 = config.precision == "bf16"
         teacher.validation = model.card.get("validation", {})
         teachers.append(teacher)
@@ -101,22 +101,22 @@ def _stage_folder(name: str, folder: RunFolder) -> Path:
 def run(config: TrainConfig, resume: bool = False) -> Path:
     """Trains every stage that is not finished, with the other processes of torchrun; returns the run's folder.
 
-    Raises UserError, and Stopped, with the state saved, once a signal asks for it.
+    Raises UserError, and Interrupted, with the state saved, once a signal asks for it.
     """
-    with process_group(config.device, timedelta(minutes=config.timeout_minutes)) as device, stoppable():
+    with process_group(config.device, timedelta(minutes=config.timeout_minutes)) as device, graceful_shutdown():
         data = open_data(config.data, config.seed)
         # Who was asked to stop while the data opened stops here, before anything is written.
-        agree(())
-        refuse_unfit_starts(config, data.num_classes)
+        sync_step_info(())
+        validate_initial_weights(config, data.num_classes)
         sets = TrainingSets(config, device)
-        on_first_rank(lambda: RunFolder.create(config, resume))
+        run_on_rank0(lambda: RunFolder.create(config, resume))
         folder = RunFolder(config.out)
         log = SilentLog() if rank() else RunLog(folder.metrics, folder.tensorboard)
         try:
             for position, stage in enumerate(config.stages):
                 if not folder.is_finished(stage.name):
                     torch.manual_seed(config.seed + position)
-                    method = start_method(config, stage, data, folder)
+                    method = build_initialized_method(config, stage, data, folder)
                     method.learn_from(load_teachers(config, stage, folder, device))
                     Trainer(config, stage, method, data, folder, log, device, sets).fit()
         finally:

@@ -23,8 +23,8 @@ from facelt.data.batch import BadImageTracker
 from facelt.data.module import ClassMap, TrainingData
 from facelt.distributed.class_shards import ClassRange, sharded_entries
 from facelt.distributed.comm import rank, world_size
-from facelt.distributed.ddp import average_statistics
-from facelt.distributed.launch import gather_text, on_first_rank
+from facelt.distributed.ddp import sync_batch_norm_stats
+from facelt.distributed.launch import all_gather_str, run_on_rank0
 from facelt.errors import UserError
 from facelt.methods.base import Method, Progress
 from facelt.training.checkpoint import Checkpoints
@@ -147,7 +147,7 @@ class NonFiniteSteps:
         written.
         """
         path = self.folder / f"{self.stage}-{progress.epoch}-{progress.step}.json"
-        told = [json.loads(text) for text in gather_text(json.dumps([_number(gradient.norm), list(names)]))]
+        told = [json.loads(text) for text in all_gather_str(json.dumps([_number(gradient.norm), list(names)]))]
         facts = {
             "stage": self.stage,
             "epoch": progress.epoch,
@@ -156,7 +156,7 @@ class NonFiniteSteps:
             "gradient_norm_by_rank": [norm for norm, _ in told],
             "images": [name for _, images in told for name in images],
         }
-        on_first_rank(lambda: write_text(path, json.dumps(facts, indent=1) + "\n"))
+        run_on_rank0(lambda: write_text(path, json.dumps(facts, indent=1) + "\n"))
         what = (
             f"stage {self.stage}, epoch {progress.epoch}, step {progress.step}: the loss ({gradient.loss}) or its "
             "gradient is not finite; no update was made"
@@ -207,7 +207,7 @@ class Standing:
         if self._saved == (self.epoch, self.step):
             return
         self._saved = self.epoch, self.step
-        average_statistics(self.state.method.network, self.state.device)
+        sync_batch_norm_stats(self.state.method.network, self.state.device)
         facts = {
             "epoch": self.epoch,
             "step": self.step,

@@ -9,14 +9,14 @@ from facelt.config.train import StageConfig, TrainConfig
 from facelt.data.batch import Batch
 from facelt.data.module import TrainingData
 from facelt.distributed.comm import world_size
-from facelt.distributed.ddp import average_statistics, enough_images
-from facelt.distributed.launch import Stopped, on_first_rank
+from facelt.distributed.ddp import has_enough_images, sync_batch_norm_stats
+from facelt.distributed.launch import Interrupted, run_on_rank0
 from facelt.errors import UserError
 from facelt.inference.model import make_card, save_card, save_weights
-from facelt.inference.predict import Reading, agree, evaluation_batches, predict
+from facelt.inference.predict import Reading, evaluation_batches, predict, sync_step_info
 from facelt.methods.base import Inputs, Method, Progress
 from facelt.metrics.classification import shot_accuracy
-from facelt.training.loaders import open_streams
+from facelt.training.loaders import build_train_loaders
 from facelt.training.logs import RunLog, StageDisplay
 from facelt.training.optim import Optimisers, freeze
 from facelt.training.run_folder import RunFolder
@@ -52,19 +52,19 @@ class Trainer:
         self.optimisers = Optimisers(method, self.optim, stage)
         self.update = Update(method, self.optimisers, data.preprocessing, self.optim.accumulate, device)
         self.at = Standing(config, stage, data, StageState(method, self.optimisers, device), folder, log)
-        self.loaders = open_streams(method, data, config, stage, device)
+        self.loaders = build_train_loaders(method, data, config, stage, device)
         self.steps = min(loader.steps_per_epoch for loader in self.loaders)
         batch, accumulate = self.optim.batch, self.optim.accumulate
         if not self.steps:
             raise UserError(f"optim.batch: {batch} is more than the {len(data.train.members)} training images")
-        if not enough_images([[batch // world_size() // accumulate]] * world_size(), device):
+        if not has_enough_images([[batch // world_size() // accumulate]] * world_size(), device):
             times = f" times optim.accumulate: {accumulate}" if accumulate > 1 else ""
             raise UserError(f"optim.batch: {batch} is too few for {world_size()} processes{times}, two images for each")
 
     def fit(self) -> None:
         """Trains to the end of the stage and hands on its model.
 
-        Raises Stopped, with the state saved, when a rank was asked to stop.
+        Raises Interrupted, with the state saved, when a rank was asked to stop.
         """
         if not self.at.restore():
             self._pass_over_training_set()
@@ -74,7 +74,7 @@ class Trainer:
             with StageDisplay(self.stage.name, self.stage.epochs * self.steps, self._taken) as display:
                 while self.at.epoch < self.stage.epochs:
                     self._train_epoch(display)
-        except Stopped:
+        except Interrupted:
             self.at.save(self._taken)
             self.at.checkpoints.settle()
             raise
@@ -105,7 +105,7 @@ class Trainer:
 
     def _step(self, batches: tuple[Batch, ...], display: StageDisplay) -> None:
         progress = self._progress()
-        sizes, unusable = agree(batches)
+        sizes, unusable = sync_step_info(batches)
         for item in self.at.bad.add(unusable):
             display.line(f"left out {item.name}: {item.reason}")
         gradient = self.update.gradient(batches, sizes, progress)
@@ -126,7 +126,7 @@ class Trainer:
             self._write(loss=gradient.loss, lr=rate, samples_per_s=speed, **parts)
 
     def _end_epoch(self, display: StageDisplay) -> None:
-        average_statistics(self.method.network, self.device)
+        sync_batch_norm_stats(self.method.network, self.device)
         self.method.end_epoch()
         self.at.validation = {**self.validate(), **self.measure(self.method)}
         figures = {**self.method.diagnostics(), **self.at.validation}
@@ -192,7 +192,7 @@ class Trainer:
     def _hand_on(self) -> None:
         if not (self.stage.keep == "best" and self.at.best):
             save_weights(self.method, self.folder.weights(self.stage.name))
-        on_first_rank(self._finish)
+        run_on_rank0(self._finish)
 
     def _finish(self) -> None:
         """Puts the weights in their place, then the card, which says that the stage is finished."""

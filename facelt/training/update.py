@@ -15,7 +15,7 @@ import torch.distributed as dist
 from facelt.data.batch import Batch
 from facelt.data.module import Preprocessing
 from facelt.distributed.comm import all_reduce, rank
-from facelt.distributed.ddp import enough_images, replicate
+from facelt.distributed.ddp import has_enough_images, wrap_ddp
 from facelt.methods.base import Inputs, Method, Progress
 from facelt.training.optim import Optimisers
 
@@ -48,7 +48,7 @@ class Update:
     ) -> None:
         self.method, self.optimisers, self.preparation = method, optimisers, preparation
         self.accumulate, self.device = accumulate, device
-        self._replicas = replicate(method.network, device)
+        self._replicas = wrap_ddp(method.network, device)
         self._statistics = list(method.network.buffers())
         self._before = [buffer.clone() for buffer in self._statistics]
         method.replicas = None if self._replicas is None else self._replicas.__call__
@@ -60,7 +60,7 @@ class Update:
         is left out on all ranks alike. The ranks' gradients are put together once, with the last micro-batch.
         """
         parts = [(part, part_sizes(sizes, part, self.accumulate)) for part in range(self.accumulate)]
-        parts = [(part, count) for part, count in parts if enough_images(count, self.device)]
+        parts = [(part, count) for part, count in parts if has_enough_images(count, self.device)]
         if not parts:
             return None
         total = sum(sum(map(sum, count)) for _, count in parts)

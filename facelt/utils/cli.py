@@ -45,7 +45,7 @@ def single_command(command: Callable, argv: Sequence[str] | None = None) -> None
     run_app(app, argv)
 
 
-def keep_threads_awake(device: str) -> None:
+def set_openmp_wait_policy(device: str) -> None:
     """On the CPU lets OpenMP's threads spin between operators; called before torch is loaded, which reads it once.
 
     Put to sleep they wake so slowly on virtual machines that two threads were measured at a third of one thread's
@@ -56,7 +56,7 @@ def keep_threads_awake(device: str) -> None:
 
 
 def _stop(message: str) -> None:
-    if not _is_told(message):
+    if not _already_reported(message):
         from facelt.utils.text import visible
 
         # It may quote what stands in a file: that must not steer a terminal.
@@ -65,7 +65,7 @@ def _stop(message: str) -> None:
     raise SystemExit(1)
 
 
-def _is_told(message: str) -> bool:
+def _already_reported(message: str) -> bool:
     """Whether another of the processes that torchrun started tells the same mistake; then this one gives it time to.
 
     Whoever finds a mistake first tells it, so that one which a single process finds is told as well.

@@ -114,11 +114,11 @@ def test_records_lost_from_the_docs_come_back_from_the_run_folders(bench, record
 
 
 def test_a_run_asked_to_stop_says_how_to_go_on_and_records_nothing(bench, records, page, monkeypatch):
-    from facelt.distributed.launch import Stopped
+    from facelt.distributed.launch import Interrupted
 
     def stops(config, resume=False):
         config.out.mkdir(parents=True, exist_ok=True)
-        raise Stopped
+        raise Interrupted
 
     with monkeypatch.context() as patch:
         patch.setattr("facelt.training.run.run", stops)

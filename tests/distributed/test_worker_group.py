@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from facelt.cli.embed import embed as embed_command
-from facelt.distributed.launch import Company
+from facelt.distributed.rendezvous import WorkerGroup
 from facelt.store.store import StoreWriter
 from facelt.utils.cli import single_command
 
@@ -61,11 +61,11 @@ def test_so_do_processes_of_torchrun(finished_run, tiny_faces, rank_pool, tmp_pa
 
 @pytest.mark.parametrize(("items", "batch", "world"), [(42, 5, 2), (42, 5, 3), (3, 5, 4), (100, 1, 7), (5, 5, 2)])
 def test_shares_are_whole_batches_and_all_there_is(items, batch, world):
-    shares = [Company(rank, world).share(items, batch) for rank in range(world)]
+    shares = [WorkerGroup(rank, world).shard_range(items, batch) for rank in range(world)]
     assert [row for share in shares for row in share] == list(range(items))
     assert all(share.start % batch == 0 or not share for share in shares)
     assert max(map(len, shares)) - min(map(len, shares)) < 2 * batch
-    assert Company().share(items, batch) is None
+    assert WorkerGroup().shard_range(items, batch) is None
 
 
 def test_a_store_is_finished_only_when_all_shares_are_there(tmp_path):

@@ -12,7 +12,7 @@ from facelt.config.train import TrainConfig
 from facelt.data.batch import BadImageTracker
 from facelt.data.module import Split, open_data
 from facelt.distributed.comm import rank, world_size
-from facelt.distributed.ddp import replicate
+from facelt.distributed.ddp import wrap_ddp
 from facelt.errors import UserError
 from facelt.inference.model import load_model
 from facelt.inference.predict import Reading, expert_predictions
@@ -102,7 +102,7 @@ def gradients_of_a_step() -> dict[str, torch.Tensor]:
     network = build_network(
         "resnet32", image_size=(8, 8), attention=False, embedding="none", branches=Branches(2, "layer1")
     ).eval()
-    run_network = replicate(network, CPU) or network
+    run_network = wrap_ddp(network, CPU) or network
     random = torch.Generator().manual_seed(1)
     image_KB388 = torch.randn(2, 4, 3, 8, 8, generator=random)
     weight_BKD = torch.randn(4, 2, network.dim, generator=random)

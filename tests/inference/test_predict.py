@@ -11,7 +11,7 @@ from facelt.data.module import Split, open_data
 from facelt.errors import UserError
 from facelt.inference.model import find_model, load_model, load_weights
 from facelt.inference.predict import Reading, each_output, outputs
-from facelt.training.run import start_method
+from facelt.training.run import build_initialized_method
 from facelt.training.run_folder import RunFolder
 
 CPU = torch.device("cpu")
@@ -87,7 +87,7 @@ def outputs_of_a_rank(folder):
     card = json.loads((find_model(folder) / "card.json").read_text())
     config = TrainConfig.model_validate(card["config"])
     data = open_data(config.data, config.seed)
-    method = start_method(config, config.stages[-1], data, RunFolder(folder)).eval()
+    method = build_initialized_method(config, config.stages[-1], data, RunFolder(folder)).eval()
     load_weights(find_model(folder) / "model.safetensors", method)
     return [
         None if value is None else value.numpy()

@@ -72,8 +72,8 @@ def trained(pictures, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BACKBONES, "resnet32", Backbone(thin, channels=WIDTHS[-1], stride=4, widths=WIDTHS))
-        whole = trainer.open_streams
-        patch.setattr(trainer, "open_streams", lambda *given: [OneStep(loader) for loader in whole(*given)])
+        whole = trainer.build_train_loaders
+        patch.setattr(trainer, "build_train_loaders", lambda *given: [OneStep(loader) for loader in whole(*given)])
         yield of
 
 

@@ -10,7 +10,7 @@ from facelt.data.module import open_data
 from facelt.distributed.comm import rank
 from facelt.errors import UserError
 from facelt.methods.base import Stream
-from facelt.training.loaders import open_streams
+from facelt.training.loaders import build_train_loaders
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_a_list_cannot_be_resident(recipe, tmp_path):
 
 @dataclass
 class TwoStreams:
-    """All that `open_streams` asks of a method."""
+    """All that `build_train_loaders` asks of a method."""
 
     def streams(self):
         return Stream("instance"), Stream("class_aware")
@@ -54,7 +54,7 @@ def batches(values: dict) -> list[tuple]:
     """What this rank gets in two epochs, the first from its second step on."""
     config = TrainConfig.model_validate(values)
     data, (stage, *_) = open_data(config.data, config.seed), config.stages
-    loaders = open_streams(TwoStreams(), data, config, stage, torch.device("cpu"))
+    loaders = build_train_loaders(TwoStreams(), data, config, stage, torch.device("cpu"))
     found = [
         (rank(), batch.index_B.tolist(), batch.label_B.tolist(), batch.seed_B.tolist(), batch.image_BHW3.tolist())
         for epoch, start in ((0, 1), (1, 0))

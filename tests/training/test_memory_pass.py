@@ -9,7 +9,7 @@ from facelt.config.train import TrainConfig
 from facelt.data.module import open_data
 from facelt.distributed.logits import GatheredFeatures
 from facelt.training.logs import RunLog
-from facelt.training.run import start_method
+from facelt.training.run import build_initialized_method
 from facelt.training.run_folder import RunFolder
 from facelt.training.trainer import Trainer
 from recordio_tools.face_set import FaceRecord
@@ -26,7 +26,7 @@ def oltr_at_its_start(recipe, finished_run, tmp_path_factory):
         config = TrainConfig.model_validate({**values, "stages": [stage]})
         data, folder = open_data(config.data, config.seed), RunFolder.create(config, resume=False)
         torch.manual_seed(3)
-        method = start_method(config, config.stages[0], data, folder)
+        method = build_initialized_method(config, config.stages[0], data, folder)
         log = RunLog(folder.metrics, folder.tensorboard)
         trainer = Trainer(config, config.stages[0], method, data, folder, log, torch.device("cpu"))
         trainer._pass_over_training_set()

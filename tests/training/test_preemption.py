@@ -7,7 +7,7 @@ import pytest
 
 from facelt.config.train import TrainConfig
 from facelt.distributed.comm import rank
-from facelt.distributed.launch import Stopped, is_asked
+from facelt.distributed.launch import Interrupted, stop_requested
 from facelt.methods import METHODS
 from facelt.training import run as runs
 from facelt.training import trainer
@@ -45,10 +45,10 @@ def test_a_stopped_run_ends_where_a_whole_one_does(
     handlers = [signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)]
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, signalled)
-        with pytest.raises(Stopped):
+        with pytest.raises(Interrupted):
             train(tmp_path / "run", checkpoint_every=2)
     assert handlers == [signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)]
-    assert not is_asked()
+    assert not stop_requested()
     folder = train(tmp_path / "run", resume=True, checkpoint_every=2)
     assert metrics(folder) == metrics(finished_run)
     for stage in ("plain", "oltr"):
@@ -63,7 +63,7 @@ def test_while_the_data_opens_nothing_is_written_yet(train, tmp_path, monkeypatc
         return original(*arguments)
 
     monkeypatch.setattr(runs, "open_data", signalled)
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         train(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -90,9 +90,9 @@ def run_signalled(values: dict, moment: str, number: int) -> None:
     config = TrainConfig.model_validate(values)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, name, signalled)
-        with pytest.raises(Stopped):
+        with pytest.raises(Interrupted):
             run(config)
-    assert not is_asked()
+    assert not stop_requested()
     run(config, resume=True)
 
 
@@ -128,4 +128,4 @@ def test_a_second_signal_ends_the_process_as_usual(train, tmp_path, monkeypatch)
     monkeypatch.setattr(METHODS["classify"], "step", twice)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run")
-    assert not is_asked()
+    assert not stop_requested()

@@ -152,7 +152,7 @@ def test_when_a_process_is_killed_or_silent_the_others_stop_and_say_so(runs, num
     second.kill()
     second.communicate(timeout=20)
     assert first.returncode == 1
-    expected = f"rank 0 stops because another process stopped or did not answer within {minutes:g} minutes"
+    expected = f"rank 0: another process failed or did not respond within {minutes:g} minutes"
     assert expected in said
     assert "Traceback" not in said
     assert (runs.folder / name / "plain/checkpoints/step-00000002/state.json").is_file()

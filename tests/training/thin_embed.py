@@ -1,1 +1,0 @@
-"""`facelt embed` of models with the thin backbone."""
