@@ -19,7 +19,7 @@ from eval_megaface.suite import noisy_probes, read_noise_list
 from facelt.gallery.gallery import Gallery, Identification
 from facelt.gallery.model_spec import Contract
 from facelt.gallery.samples import Samples
-from facelt.stats.intervals import TouchedCounts, rate_intervals
+from facelt.stats.intervals import ClusteredCounts, rate_intervals
 from facelt.store.store import EmbeddingStore
 
 ENROLLED_IMAGES = 5
@@ -95,7 +95,9 @@ def measure(parts: Parts, contract: Contract, by: str, fpir: float) -> tuple[str
 def rate(is_error_N: np.ndarray, person_N: np.ndarray) -> str:
     """A rate with its limits, in %."""
     _, code_N = np.unique(person_N, return_inverse=True)
-    limits = rate_intervals(TouchedCounts.of_searches(np.bincount(code_N, is_error_N), np.bincount(code_N)), level=0.95)
+    limits = rate_intervals(
+        ClusteredCounts.by_identity(np.bincount(code_N, is_error_N), np.bincount(code_N)), level=0.95
+    )
     return f"{100 * is_error_N.mean():.1f} ({100 * limits.low_F[0]:.1f} to {100 * limits.high_F[0]:.1f})"
 
 

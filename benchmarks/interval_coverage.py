@@ -22,7 +22,7 @@ from types import MappingProxyType
 import numpy as np
 
 from facelt.stats import disparity
-from facelt.stats.intervals import RateIntervals, TouchedCounts, bootstrap_rates, rate_intervals
+from facelt.stats.intervals import ClusteredCounts, RateIntervals, bootstrap_rates, rate_intervals
 from facelt.stats.resampling import bias_corrected_limits, identity_weights, replicate_rates
 
 # Draws the images of so many identities: int64 [I].
@@ -163,11 +163,11 @@ def search_limits(
     errors = np.stack([np.r_[own_I, nobody_I], np.r_[nobody_I, other_I]])
     trials = np.stack([np.r_[trial_I, nobody_I], np.r_[nobody_I, other_trial_I]])
     # Each interval knows its own group alone, so that an error-free one has nothing beside it to learn from.
-    alone = rate_intervals(TouchedCounts.of_searches(own_I, trial_I), level=level)
+    alone = rate_intervals(ClusteredCounts.by_identity(own_I, trial_I), level=level)
     yield "search", (alone.low_F[0], alone.high_F[0], world.rate)
-    groups = rate_intervals(TouchedCounts.of_searches(errors, trials), level=level)
+    groups = rate_intervals(ClusteredCounts.by_identity(errors, trials), level=level)
     yield "search_difference", (*groups.difference(0, 1), -world.rate)
-    models = rate_intervals(TouchedCounts.of_searches([own_I, model_I], [trial_I, trial_I]), level=level)
+    models = rate_intervals(ClusteredCounts.by_identity([own_I, model_I], [trial_I, trial_I]), level=level)
     yield "paired_difference", (*models.difference(0, 1), 0.3 * world.rate)
     if replicates:
         options = {"replicates": replicates, "seed": int(random.integers(1 << 31))}
@@ -178,7 +178,7 @@ def search_limits(
         gap = float(disparity.gap(groups.rate_F))
         yield (
             "gap_bootstrap",
-            (*bias_corrected_limits(gap_R, gap, level=level, freedom=groups.freedom_F.min()), world.rate),
+            (*bias_corrected_limits(gap_R, gap, level=level, dof=groups.dof_F.min()), world.rate),
         )
 
 
@@ -211,7 +211,7 @@ def pair_limits(
 
 def _pair_intervals(error_FII: np.ndarray, trial_FII: np.ndarray, level: float) -> RateIntervals:
     sums = error_FII.sum(axis=(1, 2)) / 2, trial_FII.sum(axis=(1, 2)) / 2
-    return rate_intervals(TouchedCounts(*sums, error_FII.sum(axis=2), trial_FII.sum(axis=2)), level=level)
+    return rate_intervals(ClusteredCounts(*sums, error_FII.sum(axis=2), trial_FII.sum(axis=2)), level=level)
 
 
 def measure(

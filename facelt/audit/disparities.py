@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from facelt.audit.inputs import Inputs
-from facelt.audit.measure import Measured, Outcomes
+from facelt.audit.inputs import AuditInputs
+from facelt.audit.measure import GroupingResult, SearchOutcomes
 from facelt.config.audit import AuditConfig, StatisticsConfig
 from facelt.stats import disparity
-from facelt.stats.conditions import Value
 from facelt.stats.disparity import Disparity, GroupErrors
+from facelt.stats.fail_conditions import Value
 from facelt.stats.groups import Grouping, GroupTable, Units
-from facelt.stats.intervals import TouchedCounts, rate_intervals
-from facelt.stats.permutation import holm, swap_chance
+from facelt.stats.intervals import ClusteredCounts, rate_intervals
+from facelt.stats.permutation import holm_adjust, paired_permutation_test
 from facelt.stats.resampling import bias_corrected_limits
 
 # What one error of a metric is called. Of rank 1 the misses are the errors: figures of errors alone go by this name.
@@ -41,17 +41,17 @@ BOTH = "fmr_fnmr"
 # Of each figure: what is said of counts, and the same of rates [R,G] alone.
 SINGLE: Mapping[str, tuple[Callable[..., Disparity], Callable[..., np.ndarray]]] = MappingProxyType(
     {
-        "gap": (disparity.counted_gap, disparity.gap),
-        "ratio": (disparity.counted_ratio, disparity.ratio),
-        "max_over_geometric_mean": (disparity.counted_max_over_geometric_mean, disparity.max_over_geometric_mean),
-        "gini": (disparity.counted_gini, disparity.gini),
+        "gap": (disparity.gap_from_counts, disparity.gap),
+        "ratio": (disparity.ratio_from_counts, disparity.ratio),
+        "max_over_geometric_mean": (disparity.max_over_geometric_mean_from_counts, disparity.max_over_geometric_mean),
+        "gini": (disparity.gini_from_counts, disparity.gini),
     }
 )
 JOINT: Mapping[str, tuple[Callable[..., Disparity], Callable[..., np.ndarray]]] = MappingProxyType(
     {
-        "fdr": (disparity.counted_fairness_discrepancy_rate, disparity.fairness_discrepancy_rate),
-        "inequity": (disparity.counted_inequity_rate, disparity.inequity_rate),
-        "garbe": (disparity.counted_garbe, disparity.garbe),
+        "fdr": (disparity.fairness_discrepancy_rate_from_counts, disparity.fairness_discrepancy_rate),
+        "inequity": (disparity.inequity_rate_from_counts, disparity.inequity_rate),
+        "garbe": (disparity.garbe_from_counts, disparity.garbe),
     }
 )
 
@@ -71,16 +71,16 @@ class _Groups:
 
     errors: GroupErrors
     rate_RG: np.ndarray
-    freedom: float
+    dof: float
 
     def of(self, names: list[str]) -> "_Groups":
         """Those of these names alone."""
         place = [self.errors.names.index(name) for name in names]
         counts = (getattr(self.errors, field)[place] for field in ("error_G", "trial_G", "upper_G"))
-        return _Groups(GroupErrors(tuple(names), *counts, self.errors.kind), self.rate_RG[:, place], self.freedom)
+        return _Groups(GroupErrors(tuple(names), *counts, self.errors.kind), self.rate_RG[:, place], self.dof)
 
 
-def disparity_findings(measured: Measured, statistics: StatisticsConfig) -> list[Finding]:
+def grouping_disparities(measured: GroupingResult, statistics: StatisticsConfig) -> list[Finding]:
     """Every figure of one grouping; small groups take no part. `alpha` weighs FMR against FNMR in the joint ones."""
     limits = partial(_finding, measured.grouping.by, statistics.level)
     groups = {
@@ -101,15 +101,15 @@ def disparity_findings(measured: Measured, statistics: StatisticsConfig) -> list
 
 def _groups(table: GroupTable, rate_RF: np.ndarray, kind: str) -> _Groups:
     large = list(table.large())
-    freedom = table.intervals.freedom_F[large].min() if large else np.inf
-    return _Groups(table.errors(kind), rate_RF[:, large], float(freedom))
+    dof = table.intervals.dof_F[large].min() if large else np.inf
+    return _Groups(table.errors(kind), rate_RF[:, large], float(dof))
 
 
 def _misses(table: GroupTable, rate_RF: np.ndarray) -> _Groups:
     hits = _groups(table, rate_RF, "hit")
     upper_G = [1.0 if table.rows[f].low is None else 1 - table.rows[f].low for f in table.large()]
     counts = hits.errors.trial_G - hits.errors.error_G, hits.errors.trial_G, np.array(upper_G)
-    return _Groups(GroupErrors(hits.errors.names, *counts, ERRORS[MISSES]), 1 - hits.rate_RG, hits.freedom)
+    return _Groups(GroupErrors(hits.errors.names, *counts, ERRORS[MISSES]), 1 - hits.rate_RG, hits.dof)
 
 
 def _finding(by: tuple[str, ...], level: float, name: str, metric: str, figure, groups: tuple, *weights) -> Finding:
@@ -120,17 +120,17 @@ def _finding(by: tuple[str, ...], level: float, name: str, metric: str, figure, 
         return Finding(value, None, None)
     with np.errstate(invalid="ignore", divide="ignore"):
         value_R = of_rates(*(one.rate_RG for one in groups), *weights)
-    freedom = min(one.freedom for one in groups)
-    low, high = bias_corrected_limits(value_R, found.value, level=level, freedom=freedom)
+    dof = min(one.dof for one in groups)
+    low, high = bias_corrected_limits(value_R, found.value, level=level, dof=dof)
     return Finding(value, *(float(end) if np.isfinite(end) else None for end in (low, high)))
 
 
-def compare(
+def compare_models(
     config: AuditConfig,
-    inputs: Inputs,
-    first: Outcomes,
-    second: Outcomes,
-    measured: Mapping[tuple[str, ...], Measured],
+    inputs: AuditInputs,
+    first: SearchOutcomes,
+    second: SearchOutcomes,
+    measured: Mapping[tuple[str, ...], GroupingResult],
 ) -> dict[str, Any]:
     """The section `against`: by group, rank 1 of the audited model, of the other one, and their difference.
 
@@ -146,23 +146,23 @@ def compare(
         rows = _rows(config, units, units.grouping(by), first, second)
         groupings.append({"by": list(by), "rows": rows})
     every = [row for grouping in groupings for row in grouping["rows"]]
-    for row, value in zip(every, holm([row["p"] for row in every]), strict=True):
+    for row, value in zip(every, holm_adjust([row["p"] for row in every]), strict=True):
         row["adjusted_p"] = value
     return {"metric": "rank1", "other": str(config.against.path), "groupings": groupings}
 
 
 def _rows(
-    config: AuditConfig, units: Units, grouping: Grouping, first: Outcomes, second: Outcomes
+    config: AuditConfig, units: Units, grouping: Grouping, first: SearchOutcomes, second: SearchOutcomes
 ) -> list[dict[str, Any]]:
     statistics, groups = config.statistics, len(grouping)
     hit_2GI, trial_GI = _by_group(units, grouping, first, second)
-    counts = TouchedCounts.of_searches(np.concatenate(hit_2GI), np.concatenate([trial_GI, trial_GI]))
+    counts = ClusteredCounts.by_identity(np.concatenate(hit_2GI), np.concatenate([trial_GI, trial_GI]))
     intervals = rate_intervals(counts, level=statistics.level)
     rows = []
     for g, name in enumerate(grouping.names):
         low, high = intervals.difference(groups + g, g)
         draws = {"permutations": statistics.replicates, "seed": statistics.seed}
-        chance = swap_chance(hit_2GI[0][g], hit_2GI[1][g], trial_GI[g], **draws)
+        chance = paired_permutation_test(hit_2GI[0][g], hit_2GI[1][g], trial_GI[g], **draws)
         rows.append(
             {
                 "group": list(name),
@@ -180,7 +180,7 @@ def _rows(
 
 
 def _by_group(
-    units: Units, grouping: Grouping, first: Outcomes, second: Outcomes
+    units: Units, grouping: Grouping, first: SearchOutcomes, second: SearchOutcomes
 ) -> tuple[list[np.ndarray], np.ndarray]:
     count_3U = [
         np.bincount(units.unit_N, weights=count_P, minlength=len(units))

@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from facelt.audit.subject import Features, Subject, open_features, read_scores, subject_of_features, subject_of_scores
+from facelt.audit.audited_set import (
+    AuditedSet,
+    FeatureSet,
+    audited_features,
+    audited_scores,
+    open_features,
+    read_scores,
+)
 from facelt.config.audit import AuditConfig, FeaturesConfig
 from facelt.errors import UserError
 from facelt.identification.rank import pseudo_shots
@@ -21,7 +28,7 @@ from facelt.utils.files import sha256_of_input
 SHOTS = "shots"
 
 
-def shot_column(subject: Subject, train: Features, threshold: float) -> list[str]:
+def shot_column(subject: AuditedSet, train: FeatureSet, threshold: float) -> list[str]:
     """The pseudo-shot band of each image (many, few, one, zero), empty for one that is not enrolled.
 
     Raises UserError naming the training image that cannot be compared.
@@ -41,30 +48,30 @@ SHOWN_FAILURES = 100
 
 
 @dataclass(frozen=True, eq=False)
-class Inputs:
+class AuditInputs:
     """The audited subject with its columns, the distractors, and the other sets that were asked for.
 
     `groupings` are the columns to group by, each also by shots where those are known; `calibration` is the set that
     thresholds are set on where it is not the audited one; `against` the same images by another model.
     """
 
-    subject: Subject
+    subject: AuditedSet
     columns: Columns
     groupings: list[tuple[str, ...]]
-    gallery: Features | None
-    calibration: Subject | None
-    against: Subject | None
-    against_gallery: Features | None
+    gallery: FeatureSet | None
+    calibration: AuditedSet | None
+    against: AuditedSet | None
+    against_gallery: FeatureSet | None
     summary: dict[str, Any]
     notes: list[str] = field(default_factory=list)
 
 
-def open_inputs(config: AuditConfig) -> Inputs:
+def open_inputs(config: AuditConfig) -> AuditInputs:
     """Open and check all inputs. Raises UserError naming the file, line, column, key or image at fault."""
     if config.scores is not None:
         return _of_scores(config)
     features = open_features(config.embeddings, config.kind, config.noise)
-    subject = subject_of_features(features, config.allow_missing)
+    subject = audited_features(features, config.allow_missing)
     gallery = open_features(config.gallery, config.kind, config.noise, whole=False) if config.gallery else None
     if gallery is not None:
         _check_gallery(features, gallery)
@@ -79,7 +86,7 @@ def open_inputs(config: AuditConfig) -> Inputs:
     calibration = there = None
     if config.threshold.store is not None:
         there = open_features(FeaturesConfig(path=config.threshold.store), config.kind, config.noise)
-        calibration = subject_of_features(there, config.allow_missing)
+        calibration = audited_features(there, config.allow_missing)
     against = _against(config, features, subject) if config.against is not None else None
     parts = {
         **{"embeddings": features, "gallery": gallery, "train": train, "thresholds": there},
@@ -104,7 +111,7 @@ def open_inputs(config: AuditConfig) -> Inputs:
         "models": {name: part.described for name, part in parts.items() if part is not None},
         "files": _hashes(config),
     }
-    return Inputs(
+    return AuditInputs(
         subject,
         columns,
         groupings,
@@ -117,9 +124,9 @@ def open_inputs(config: AuditConfig) -> Inputs:
     )
 
 
-def _of_scores(config: AuditConfig) -> Inputs:
+def _of_scores(config: AuditConfig) -> AuditInputs:
     pairs = read_scores(config.scores)
-    subject = subject_of_scores(pairs)
+    subject = audited_scores(pairs)
     columns = attribute_columns(config.attributes, None, pairs.identities, config.bins)
     groupings, notes = _groupings(config, columns)
     notes.append("Scores came as a list of pairs: no search was made, so there is no rank 1, FNIR or FPIR.")
@@ -130,7 +137,7 @@ def _of_scores(config: AuditConfig) -> Inputs:
         "score": "as in the file; larger means more alike",
         "files": {str(config.scores): sha256_of_input(config.scores), **_hashes(config)},
     }
-    return Inputs(subject, columns, groupings, None, None, None, None, summary, notes)
+    return AuditInputs(subject, columns, groupings, None, None, None, None, summary, notes)
 
 
 def _groupings(config: AuditConfig, columns: Columns) -> tuple[list[tuple[str, ...]], list[str]]:
@@ -150,7 +157,9 @@ def _groupings(config: AuditConfig, columns: Columns) -> tuple[list[tuple[str, .
     return groupings, notes
 
 
-def _against(config: AuditConfig, features: Features, subject: Subject) -> tuple[Subject, Features, Features | None]:
+def _against(
+    config: AuditConfig, features: FeatureSet, subject: AuditedSet
+) -> tuple[AuditedSet, FeatureSet, FeatureSet | None]:
     """The same images by another model, in the same order; its distractors are those beside it, if there are any."""
     other = open_features(config.against, config.kind, config.noise)
     place = {key: row for row, key in enumerate(other.keys)}
@@ -166,7 +175,7 @@ def _against(config: AuditConfig, features: Features, subject: Subject) -> tuple
             raise UserError("against_gallery: the other model's embeddings of the distractors are needed as well")
         gallery = open_features(config.against_gallery, config.kind, config.noise, whole=False)
         _check_gallery(other, gallery)
-    compared = subject_of_features(other, config.allow_missing)
+    compared = audited_features(other, config.allow_missing)
     if (odd_N := compared.enrolled_N != subject.enrolled_N).any():
         raise UserError(
             f"{other.path}: {int(odd_N.sum())} images have a usable embedding of one model only, such as "
@@ -175,7 +184,7 @@ def _against(config: AuditConfig, features: Features, subject: Subject) -> tuple
     return compared, other, gallery
 
 
-def _check_gallery(features: Features, gallery: Features) -> None:
+def _check_gallery(features: FeatureSet, gallery: FeatureSet) -> None:
     if features.rows.shape[1] != gallery.rows.shape[1]:
         raise UserError(
             f"{gallery.path}: embeddings have {gallery.rows.shape[1]} values, those in {features.path} "

@@ -18,8 +18,8 @@ from functools import partial
 
 import numpy as np
 
-from facelt.audit.inputs import Inputs
-from facelt.audit.subject import Embedded, Features, Subject
+from facelt.audit.audited_set import AuditedSet, EmbeddingComparisons, FeatureSet
+from facelt.audit.inputs import AuditInputs
 from facelt.config.audit import AuditConfig, StatisticsConfig
 from facelt.errors import UserError
 from facelt.identification.all_pairs import PairHistograms, scored_rows
@@ -32,29 +32,36 @@ from facelt.stats.groups import (
     Grouping,
     GroupSize,
     GroupTable,
-    UnitPairs,
+    UnitPairCounts,
     Units,
     group_sizes,
-    own_cells,
     pair_table,
     search_table,
+    within_group_pairs,
 )
-from facelt.stats.permutation import Contrast, Test, contrasts, gap_chance, pair_gap_chance, row_of_identities
+from facelt.stats.permutation import (
+    Contrast,
+    DifferenceTest,
+    identity_rows,
+    nonmated_permutation_test,
+    pairwise_contrasts,
+    permutation_test,
+)
 from facelt.stats.resampling import identity_weights, replicate_pair_rates, replicate_rates
 
 # Scores held at once.
-SCORES = 1 << 22
+_MAX_SCORES = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
-class Outcomes:
+class SearchOutcomes:
     """Of each image as the probe: its trials and how many of them had the event that is counted, int64 [P] each."""
 
     event_P: np.ndarray
     trial_P: np.ndarray
 
 
-def rank_one(embedded: Embedded, gallery: Features | None) -> Outcomes:
+def rank1_outcomes(embedded: EmbeddingComparisons, gallery: FeatureSet | None) -> SearchOutcomes:
     """Each ordered pair (mate, probe): a hit unless a distractor is more similar to the probe than the mate.
 
     Distractors are the gallery's images or, without one, the audited images of all other identities.
@@ -64,22 +71,24 @@ def rank_one(embedded: Embedded, gallery: Features | None) -> Outcomes:
     score_M = pairs.scores(embedded.row_ED, cosine=embedded.cosine)
     rank_M = hit_ranks(score_M, pairs.probe_M, best_P[:, None])
     trial_P = np.bincount(pairs.probe_M, minlength=len(best_P))
-    return Outcomes(probe_hits(rank_M, pairs.probe_M, len(best_P), 1)[:, 0], trial_P)
+    return SearchOutcomes(probe_hits(rank_M, pairs.probe_M, len(best_P), 1)[:, 0], trial_P)
 
 
-def open_set(embedded: Embedded, gallery: Features | None, seed: int) -> OpenSetSearches:
+def half_gallery_searches(embedded: EmbeddingComparisons, gallery: FeatureSet | None, seed: int) -> OpenSetSearches:
     """Searches with half of the audited people enrolled beside the gallery's images, then with the other half."""
     rows_GD = np.empty((0, embedded.row_ED.shape[1]), dtype=np.float32) if gallery is None else gallery.rows
     with _naming(gallery):
         return open_set_searches(embedded.row_ED, embedded.identity_E, rows_GD, seed=seed, cosine=embedded.cosine)
 
 
-def best_of_strangers(searches: OpenSetSearches) -> np.ndarray:
+def nonmated_max_scores(searches: OpenSetSearches) -> np.ndarray:
     """The best score that each non-mated search of either half finds, float64 [N]."""
     return np.concatenate([half.best_score_N for half in searches.halves])
 
 
-def open_set_outcomes(searches: OpenSetSearches, threshold: float, images: int) -> tuple[Outcomes, Outcomes]:
+def fnir_fpir_outcomes(
+    searches: OpenSetSearches, threshold: float, images: int
+) -> tuple[SearchOutcomes, SearchOutcomes]:
     """Misses of mated searches (FNIR) and false positives of non-mated ones (FPIR), of both halves, by the probe."""
     miss_P, mated_P, positive_P, nonmated_P = np.zeros((4, images), dtype=np.int64)
     for half in searches.halves:
@@ -88,20 +97,20 @@ def open_set_outcomes(searches: OpenSetSearches, threshold: float, images: int) 
         nonmated_P[half.nonmated_N] += 1
         miss_P[half.mated_M] += miss_M
         positive_P[half.nonmated_N] += positive_N
-    return Outcomes(miss_P, mated_P), Outcomes(positive_P, nonmated_P)
+    return SearchOutcomes(miss_P, mated_P), SearchOutcomes(positive_P, nonmated_P)
 
 
-def _best_distractors(embedded: Embedded, gallery: Features) -> np.ndarray:
+def _best_distractors(embedded: EmbeddingComparisons, gallery: FeatureSet) -> np.ndarray:
     """The score of the most similar distractor of each image, float64 [P]."""
     with _naming(gallery):
         return top_k(embedded.row_ED, gallery.rows, 1, cosine=embedded.cosine)[0][0, :, 0]
 
 
-def _best_others(embedded: Embedded) -> np.ndarray:
+def _best_others(embedded: EmbeddingComparisons) -> np.ndarray:
     """The score of the most similar image of another audited identity, float64 [P]."""
     rows_PD = scored_rows(embedded.row_ED, "query", cosine=embedded.cosine)
     best_P = np.empty(len(rows_PD), dtype=np.int64)
-    step = max(1, SCORES // len(rows_PD))
+    step = max(1, _MAX_SCORES // len(rows_PD))
     for start in range(0, len(rows_PD), step):
         part = slice(start, start + step)
         score_BP = rows_PD[part] @ rows_PD.T
@@ -111,7 +120,7 @@ def _best_others(embedded: Embedded) -> np.ndarray:
 
 
 @contextmanager
-def _naming(gallery: Features | None) -> Iterator[None]:
+def _naming(gallery: FeatureSet | None) -> Iterator[None]:
     """Turns the position of a gallery row that cannot be scored into its file and image."""
     try:
         yield
@@ -120,7 +129,7 @@ def _naming(gallery: Features | None) -> Iterator[None]:
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class GroupingResult:
     """What was counted by one grouping: `tables` by metric, `across` the FMR of every two groups.
 
     `replicates` holds for each metric the rates of its table's rows in each bootstrap replicate, float64 [R,G].
@@ -135,15 +144,15 @@ class Measured:
     contrasts: tuple[Contrast, ...]
 
 
-def measure(
-    subject: Subject,
+def measure_grouping(
+    subject: AuditedSet,
     columns: Mapping[str, list[str]],
     by: tuple[str, ...],
     threshold: float,
-    outcomes: Mapping[str, Outcomes],
+    outcomes: Mapping[str, SearchOutcomes],
     statistics: StatisticsConfig,
     least_identities: int,
-) -> Measured:
+) -> GroupingResult:
     """Count everything by the columns `by`, at one threshold for all. `outcomes` are of searches, by metric."""
     own = {name: columns[name] for name in by}
     everyone = Units.of(subject.identities, own)
@@ -163,15 +172,15 @@ def measure(
     tables["fmr"] = pair_table("fmr", non_mated, units, grouping, **settings)
     tests["fmr"] = _pair_test(*non_mated.by_identity(units), draws)
     tables["fnmr"] = pair_table("fnmr", mated, units, grouping, **settings)
-    counts = tables["fnmr"].touched
+    counts = tables["fnmr"].counts
     tests["fnmr"] = _search_test(counts.error_FI.sum(axis=0), counts.trial_FI.sum(axis=0), draws)
     across = pair_table("fmr", non_mated, units, grouping, across=True, **settings)
     found: list[Contrast] = []
     for metric, table in tables.items():
-        found += contrasts(table, row_of_identities(table), tests[metric])
+        found += pairwise_contrasts(table, identity_rows(table), tests[metric])
     pairs = {"fmr": non_mated, "fnmr": mated}
     replicates = _replicates(tables, pairs, units, grouping, statistics)
-    return Measured(grouping, sizes, tables, replicates, across, histograms, tuple(found))
+    return GroupingResult(grouping, sizes, tables, replicates, across, histograms, tuple(found))
 
 
 def _by_unit(count_P: np.ndarray, units: Units) -> np.ndarray:
@@ -180,7 +189,7 @@ def _by_unit(count_P: np.ndarray, units: Units) -> np.ndarray:
 
 def _replicates(
     tables: Mapping[str, GroupTable],
-    pairs: Mapping[str, UnitPairs],
+    pairs: Mapping[str, UnitPairCounts],
     units: Units,
     grouping: Grouping,
     statistics: StatisticsConfig,
@@ -192,22 +201,24 @@ def _replicates(
     found = {}
     for metric, table in tables.items():
         if metric in pairs:
-            found[metric] = replicate_pair_rates(pairs[metric], units, grouping, weight_RI)[:, own_cells(grouping)]
+            found[metric] = replicate_pair_rates(pairs[metric], units, grouping, weight_RI)[
+                :, within_group_pairs(grouping)
+            ]
         else:
-            found[metric] = replicate_rates(table.touched.error_FI, table.touched.trial_FI, weight_RI)
+            found[metric] = replicate_rates(table.counts.error_FI, table.counts.trial_FI, weight_RI)
     return found
 
 
-def _search_test(error_I: np.ndarray, trial_I: np.ndarray, draws: dict) -> Test:
-    return partial(gap_chance, error_I, trial_I, **draws)
+def _search_test(error_I: np.ndarray, trial_I: np.ndarray, draws: dict) -> DifferenceTest:
+    return partial(permutation_test, error_I, trial_I, **draws)
 
 
-def _pair_test(error_II: np.ndarray, trial_II: np.ndarray, draws: dict) -> Test:
-    return partial(pair_gap_chance, error_II, trial_II, **draws)
+def _pair_test(error_II: np.ndarray, trial_II: np.ndarray, draws: dict) -> DifferenceTest:
+    return partial(nonmated_permutation_test, error_II, trial_II, **draws)
 
 
 @dataclass(frozen=True)
-class Threshold:
+class DecisionThreshold:
     """A threshold, the rate it was `wanted` for and the rate it has there among `trials`; given ones have neither.
 
     `supported` tells whether the trials suffice for 30 errors at the wanted rate (Doddington's rule).
@@ -222,15 +233,15 @@ class Threshold:
     supported: bool | None = None
 
 
-def threshold_for_fmr(histograms: ScoreHistograms, fmr: float, where: str) -> Threshold:
+def threshold_for_fmr(histograms: ScoreHistograms, fmr: float, where: str) -> DecisionThreshold:
     """The lowest threshold that keeps the FMR of all pairs at or below `fmr`. Raises UserError without an answer."""
     point = histograms.point(fmr)
     if point.threshold is None:
         raise UserError(f"threshold.fmr: no threshold for an FMR of {fmr:g} on {where}: {point.reason}")
-    return Threshold(point.threshold, "fmr", where, fmr, point.fmr, histograms.nonmated, point.supported)
+    return DecisionThreshold(point.threshold, "fmr", where, fmr, point.fmr, histograms.nonmated, point.supported)
 
 
-def threshold_for_fpir(best_S: np.ndarray, fpir: float, where: str) -> Threshold:
+def threshold_for_fpir(best_S: np.ndarray, fpir: float, where: str) -> DecisionThreshold:
     """The lowest threshold that keeps the FPIR of non-mated searches at or below `fpir`.
 
     `best_S` is the best score that each search found. Raises UserError where too few searches allow no error.
@@ -244,22 +255,26 @@ def threshold_for_fpir(best_S: np.ndarray, fpir: float, where: str) -> Threshold
     # One more than is allowed scores this much; anything above it is enough.
     score = float(np.nextafter(np.sort(best_S)[::-1][allowed], np.inf))
     rate = float(np.mean(best_S >= score))
-    return Threshold(score, "fpir", where, fpir, rate, len(best_S), allowed >= ENOUGH_ERRORS)
+    return DecisionThreshold(score, "fpir", where, fpir, rate, len(best_S), allowed >= ENOUGH_ERRORS)
 
 
-def choose_thresholds(config: AuditConfig, inputs: Inputs, best_S: np.ndarray | None) -> dict[str, Threshold]:
+def choose_thresholds(
+    config: AuditConfig, inputs: AuditInputs, best_S: np.ndarray | None
+) -> dict[str, DecisionThreshold]:
     """The thresholds of `pairs` and, where there are searches (`best_S`), of `searches`; one serves both if alone.
 
     They are set on the audited set, or on `threshold.store` with its own searches among the same distractors.
     """
     wanted, subject, where = config.threshold.wanted, inputs.subject, "the audited set"
     if config.threshold.score is not None:
-        given = Threshold(config.threshold.score, "given", "named by the auditor")
+        given = DecisionThreshold(config.threshold.score, "given", "named by the auditor")
         return {"pairs": given} if best_S is None else {"pairs": given, "searches": given}
     if inputs.calibration is not None:
         subject, where = inputs.calibration, str(config.threshold.store)
         if best_S is not None and wanted.fpir is not None:
-            best_S = best_of_strangers(open_set(subject.embedded, inputs.gallery, config.statistics.seed))
+            best_S = nonmated_max_scores(
+                half_gallery_searches(subject.embedded, inputs.gallery, config.statistics.seed)
+            )
     found = {}
     if wanted.fmr is not None:
         units = Units.of(subject.enrolled(subject.identities), {})

@@ -7,36 +7,36 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from facelt.audit.disparities import Finding, compare, disparity_findings
-from facelt.audit.inputs import Inputs, open_inputs
+from facelt.audit.audited_set import AuditedSet
+from facelt.audit.disparities import Finding, compare_models, grouping_disparities
+from facelt.audit.inputs import AuditInputs, open_inputs
 from facelt.audit.measure import (
-    Measured,
-    Outcomes,
-    Threshold,
-    best_of_strangers,
+    DecisionThreshold,
+    GroupingResult,
+    SearchOutcomes,
     choose_thresholds,
-    measure,
-    open_set,
-    open_set_outcomes,
-    rank_one,
+    fnir_fpir_outcomes,
+    half_gallery_searches,
+    measure_grouping,
+    nonmated_max_scores,
+    rank1_outcomes,
 )
-from facelt.audit.subject import Subject
-from facelt.audit.training_set import audit_training
+from facelt.audit.training_set import training_section
 from facelt.config.audit import AuditConfig
 from facelt.errors import UserError
 from facelt.identification.error_rates import ScoreHistograms
 from facelt.identification.open_set import OpenSetSearches
-from facelt.stats.conditions import Condition, Value, parse_condition
 from facelt.stats.coverage import measured_coverage
+from facelt.stats.fail_conditions import FailCondition, Value, parse_fail_condition
 from facelt.stats.groups import GroupRate
-from facelt.stats.permutation import Contrast, adjusted
+from facelt.stats.permutation import Contrast, holm_adjust_contrasts
 from facelt.store.attributes import Columns
 
 MEASURED_LEVEL = 0.95
 
 
 def grouping_section(
-    measured: Measured, findings: Sequence[Finding], contrasts: Sequence[Contrast], fmr: float | None
+    measured: GroupingResult, findings: Sequence[Finding], contrasts: Sequence[Contrast], fmr: float | None
 ) -> dict[str, Any]:
     """One grouping of the report; `fmr` is what groups' own thresholds are looked up for, None for no such analysis."""
     place = {table: {row.group: row for row in rows.rows} for table, rows in measured.tables.items()}
@@ -94,7 +94,7 @@ def own_threshold(histograms: ScoreHistograms | None, fmr: float | None) -> dict
     return {key: getattr(point, key) for key in keys}
 
 
-def threshold_section(threshold: Threshold) -> dict[str, Any]:
+def threshold_section(threshold: DecisionThreshold) -> dict[str, Any]:
     """A threshold and where it was set."""
     return asdict(threshold)
 
@@ -104,22 +104,22 @@ def _across(row: GroupRate, columns: int, level: float) -> dict[str, Any]:
     return {"left": left, "right": right, **rate(row, "pair" if left == right else "pair_across", level)}
 
 
-SCHEMA = "facelt.audit/1"
+_SCHEMA = "facelt.audit/1"
 # The one group that everyone is in.
 EVERYONE = "(everyone)"
 # Told what is being done.
 Say = Callable[[str], None]
 
 
-def audit(config: AuditConfig, say: Say = lambda what: None) -> dict[str, Any]:
+def run_audit(config: AuditConfig, say: Say = lambda what: None) -> dict[str, Any]:
     """The report. Everything that can be refused without comparing anything is refused first.
 
     Raises UserError naming the file, the key, the line or the image at fault. A condition that cannot be decided, or
     names a figure that the report does not have, is no error here: the report says so (`undecided`).
     """
-    conditions = [parse_condition(text) for text in config.fail_if]
+    conditions = [parse_fail_condition(text) for text in config.fail_if]
     report = {
-        "schema": SCHEMA,
+        "schema": _SCHEMA,
         "title": config.title,
         "notes": list(config.notes),
         "provenance": config.provenance.model_dump(),
@@ -135,7 +135,7 @@ def audit(config: AuditConfig, say: Say = lambda what: None) -> dict[str, Any]:
     }
     if config.training.record is not None:
         say("counting the training record")
-        report["training"] = audit_training(config)
+        report["training"] = training_section(config)
     values: list[Value] = []
     if config.embeddings is not None or config.scores is not None:
         inputs = open_inputs(config)
@@ -150,11 +150,11 @@ def audit(config: AuditConfig, say: Say = lambda what: None) -> dict[str, Any]:
 class Searched:
     """What became of searches: rank 1, and both halves of the open-set searches; None of a scores file."""
 
-    first: Outcomes
+    first: SearchOutcomes
     strangers: OpenSetSearches
 
 
-def _measured(config: AuditConfig, inputs: Inputs, report: dict[str, Any], say: Say) -> list[Value]:
+def _measured(config: AuditConfig, inputs: AuditInputs, report: dict[str, Any], say: Say) -> list[Value]:
     """Fills the report's measured sections; returns every disparity in it."""
     subject = inputs.subject
     searched = None
@@ -162,11 +162,13 @@ def _measured(config: AuditConfig, inputs: Inputs, report: dict[str, Any], say: 
         say("searching")
         searched = _search(subject, inputs, config.statistics.seed)
     say("setting thresholds")
-    thresholds = choose_thresholds(config, inputs, None if searched is None else best_of_strangers(searched.strangers))
+    thresholds = choose_thresholds(
+        config, inputs, None if searched is None else nonmated_max_scores(searched.strangers)
+    )
     report["thresholds"] = {use: threshold_section(threshold) for use, threshold in thresholds.items()}
     events = _events(subject, searched, thresholds)
     columns = {**inputs.columns, EVERYONE: ["all"] * len(subject.identities)}
-    found: dict[tuple[str, ...], Measured] = {}
+    found: dict[tuple[str, ...], GroupingResult] = {}
     for by in ((EVERYONE,), *inputs.groupings):
         say(f"counting by {' & '.join(by).strip('()')}")
         found[by] = _measure(config, subject, columns, by, thresholds["pairs"].score, events)
@@ -176,7 +178,7 @@ def _measured(config: AuditConfig, inputs: Inputs, report: dict[str, Any], say: 
     }
     report["det"] = det(everyone.histograms.everyone)
     contrasts = _adjusted(found)
-    findings = {by: disparity_findings(measured, config.statistics) for by, measured in found.items()}
+    findings = {by: grouping_disparities(measured, config.statistics) for by, measured in found.items()}
     wanted = thresholds["pairs"].wanted if thresholds["pairs"].kind == "fmr" else None
     report["groupings"] = [
         grouping_section(measured, findings[by], contrasts[by], wanted) for by, measured in found.items()
@@ -184,34 +186,38 @@ def _measured(config: AuditConfig, inputs: Inputs, report: dict[str, Any], say: 
     if inputs.against is not None:
         say("comparing the two models")
         other = _search(inputs.against, inputs, config.statistics.seed)
-        report["against"] = compare(config, inputs, searched.first, other.first, found)
+        report["against"] = compare_models(config, inputs, searched.first, other.first, found)
     return [one.value for several in findings.values() for one in several]
 
 
-def _search(subject: Subject, inputs: Inputs, seed: int) -> Searched:
+def _search(subject: AuditedSet, inputs: AuditInputs, seed: int) -> Searched:
     gallery = inputs.gallery if subject is inputs.subject else inputs.against_gallery
-    return Searched(rank_one(subject.embedded, gallery), open_set(subject.embedded, gallery, seed))
+    return Searched(rank1_outcomes(subject.embedded, gallery), half_gallery_searches(subject.embedded, gallery, seed))
 
 
-def _events(subject: Subject, searched: Searched | None, thresholds: Mapping[str, Threshold]) -> dict[str, Outcomes]:
+def _events(
+    subject: AuditedSet, searched: Searched | None, thresholds: Mapping[str, DecisionThreshold]
+) -> dict[str, SearchOutcomes]:
     if searched is None:
         return {}
     images = int(subject.enrolled_N.sum())
-    fnir, fpir = open_set_outcomes(searched.strangers, thresholds["searches"].score, images)
+    fnir, fpir = fnir_fpir_outcomes(searched.strangers, thresholds["searches"].score, images)
     return {"rank1": searched.first, "fnir": fnir, "fpir": fpir}
 
 
-def _measure(config: AuditConfig, subject: Subject, columns: Columns, by, threshold: float, events) -> Measured:
-    return measure(subject, columns, by, threshold, events, config.statistics, config.min_identities)
+def _measure(
+    config: AuditConfig, subject: AuditedSet, columns: Columns, by, threshold: float, events
+) -> GroupingResult:
+    return measure_grouping(subject, columns, by, threshold, events, config.statistics, config.min_identities)
 
 
-def _adjusted(found: Mapping[tuple[str, ...], Measured]) -> dict[tuple[str, ...], list[Contrast]]:
+def _adjusted(found: Mapping[tuple[str, ...], GroupingResult]) -> dict[tuple[str, ...], list[Contrast]]:
     """Holm's adjustment over every test of the report, and the contrasts by grouping again."""
-    everything = adjusted([one for measured in found.values() for one in measured.contrasts])
+    everything = holm_adjust_contrasts([one for measured in found.values() for one in measured.contrasts])
     return {by: [one for one in everything if one.by == by] for by in found}
 
 
-def _decided(condition: Condition, values: list[Value]) -> dict[str, Any]:
+def _decided(condition: FailCondition, values: list[Value]) -> dict[str, Any]:
     """A condition held against the figures; what cannot be decided says so, and the audit is not lost for it."""
     try:
         reasons, undecided = condition.reasons(values), None

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from facelt.config.audit import AttributesConfig, AuditConfig
-from facelt.metrics.classification import BANDS, SHOT_CONVENTIONS, shot_bands
+from facelt.config.audit import AttributeTablesConfig, AuditConfig
+from facelt.metrics.classification import SHOT_BANDS, SHOT_CONVENTIONS, shot_bands
 from facelt.stats.groups import Units
 from facelt.store.attributes import attribute_columns, check_groupable
 from facelt.utils.files import sha256_of_input
@@ -18,14 +18,14 @@ from recordio_tools.face_set import FaceRecord
 
 @dataclass(frozen=True, eq=False)
 class Counted:
-    """Identities of a record that have images: their names, images and shot bands (index into BANDS), [C] each."""
+    """Identities of a record that have images: their names, images and shot bands (index into SHOT_BANDS), [C] each."""
 
     names: list[str]
     image_C: np.ndarray
     band_C: np.ndarray
 
 
-def audit_training(config: AuditConfig) -> dict[str, Any]:
+def training_section(config: AuditConfig) -> dict[str, Any]:
     """The section `training` of the report: per grouping, the images and identities of each group and shot band.
 
     Only columns that the table of identities has are grouped by; the report says which were not. Raises UserError (and
@@ -37,7 +37,7 @@ def audit_training(config: AuditConfig) -> dict[str, Any]:
     label_C = np.flatnonzero(count_C)
     counted = Counted([str(label) for label in label_C], count_C[label_C], shot_bands(count_C[label_C], convention))
     table = config.training.identities or record.with_name("identities.csv")
-    attributes = AttributesConfig(tables=(table,), key="label")
+    attributes = AttributeTablesConfig(tables=(table,), key="label")
     columns = attribute_columns(attributes, None, counted.names, {})
     groupings = [by for by in config.by if set(by) <= columns.keys()]
     if not groupings:
@@ -77,6 +77,6 @@ def _counts(counted: Counted, member_C: np.ndarray) -> dict[str, Any]:
         "median_images": float(np.median(image_C)),
         "bands": {
             band: {"identities": int((band_C == place).sum()), "images": int(image_C[band_C == place].sum())}
-            for place, band in enumerate(BANDS)
+            for place, band in enumerate(SHOT_BANDS)
         },
     }

@@ -69,7 +69,7 @@ def audit(
 
 
 def _run(config: Path | None, overrides: list[str]) -> None:
-    from facelt.audit.run import audit as audit_with
+    from facelt.audit.run import run_audit as audit_with
     from facelt.config.audit import AuditConfig
     from facelt.config.loading import load_config
     from facelt.report.audit_text import print_audit

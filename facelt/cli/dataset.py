@@ -29,7 +29,7 @@ def _print_tables(stats: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from facelt.metrics.classification import BANDS, SHOT_CONVENTIONS
+    from facelt.metrics.classification import SHOT_BANDS, SHOT_CONVENTIONS
 
     console = Console()
     counts = Table(title=f"{stats['classes']:,} classes (kind: {stats['kind']})")
@@ -43,10 +43,10 @@ def _print_tables(stats: dict) -> None:
     for convention in SHOT_CONVENTIONS:
         shots = Table(title=f"classes / images by shots of the class in training, {convention} convention")
         shots.add_column("split")
-        for band in BANDS:
+        for band in SHOT_BANDS:
             shots.add_column(f"{band}", justify="right")
         for name, split in stats["splits"].items():
-            bands = [split["shots"][convention][band] for band in BANDS]
+            bands = [split["shots"][convention][band] for band in SHOT_BANDS]
             shots.add_row(name, *(f"{_number(band['classes'])} / {_number(band['images'])}" for band in bands))
         console.print(shots)
 

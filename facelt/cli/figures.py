@@ -57,11 +57,11 @@ def figures(
 
 def _groups(labels, source, convention: str) -> list[str]:
     """The shot band of each label in words, or that it is of the open set."""
-    from facelt.metrics.classification import BANDS
+    from facelt.metrics.classification import SHOT_BANDS
     from facelt.report.figures import OPEN
 
     band_C = source.bands(convention)
-    return [OPEN if label < 0 else BANDS[band_C[label]] for label in labels]
+    return [OPEN if label < 0 else SHOT_BANDS[band_C[label]] for label in labels]
 
 
 def _tsne(source, split: str, convention: str, path: Path, *, kind: str, images: int, seed: int):

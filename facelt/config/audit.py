@@ -7,9 +7,9 @@ from pydantic import Field, model_validator
 
 from facelt.config.base import Strict
 
-Kind = Literal["direct", "meta", "meta_unit"]
+EmbeddingKind = Literal["direct", "meta", "meta_unit"]
 Rate = Annotated[float, Field(gt=0, lt=1)]
-Column = Annotated[str, Field(min_length=1)]
+_Column = Annotated[str, Field(min_length=1)]
 
 
 class FeaturesConfig(Strict):
@@ -24,19 +24,19 @@ class FeaturesConfig(Strict):
     noises: Path | None = None
 
 
-class AttributesConfig(Strict):
+class AttributeTablesConfig(Strict):
     """Attributes of identities or images: CSV files, or FaceScrub's two tab-separated files.
 
     `key` names the column that says whose the row is; by default `key` (an image), else `identity`, `name` or `label`.
     """
 
     tables: tuple[Path, ...] = ()
-    key: Column | None = None
+    key: _Column | None = None
     actors: Path | None = None
     actresses: Path | None = None
 
     @model_validator(mode="after")
-    def _both(self) -> "AttributesConfig":
+    def _both(self) -> "AttributeTablesConfig":
         if (self.actors is None) != (self.actresses is None):
             raise ValueError("actors and actresses go together: give both files or neither")
         return self
@@ -68,7 +68,7 @@ class ThresholdConfig(Strict):
         return self.model_copy(update={"fmr": 1e-3, "fpir": 1e-2})
 
 
-class ShotsConfig(Strict):
+class PseudoShotsConfig(Strict):
     """Pseudo-shots of the audited images: training embeddings in the store `train` more similar than `threshold`."""
 
     train: Path | None = None
@@ -114,15 +114,15 @@ class AuditConfig(Strict):
     against_gallery: FeaturesConfig | None = None
     scores: Path | None = None
     training: TrainingConfig = TrainingConfig()
-    attributes: AttributesConfig = AttributesConfig()
-    by: Annotated[tuple[Annotated[tuple[Column, ...], Field(min_length=1)], ...], Field(min_length=1)]
-    bins: dict[Column, Annotated[tuple[float, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    attributes: AttributeTablesConfig = AttributeTablesConfig()
+    by: Annotated[tuple[Annotated[tuple[_Column, ...], Field(min_length=1)], ...], Field(min_length=1)]
+    bins: dict[_Column, Annotated[tuple[float, ...], Field(min_length=1)]] = Field(default_factory=dict)
     min_identities: int = Field(5, ge=2)
-    kind: Kind = "direct"
+    kind: EmbeddingKind = "direct"
     noise: Literal["drop", "raw"] = "drop"
     allow_missing: int = Field(0, ge=0)
     threshold: ThresholdConfig = ThresholdConfig()
-    shots: ShotsConfig = ShotsConfig()
+    shots: PseudoShotsConfig = PseudoShotsConfig()
     statistics: StatisticsConfig = StatisticsConfig()
     provenance: ProvenanceConfig = ProvenanceConfig()
     fail_if: tuple[str, ...] = ()

@@ -31,7 +31,7 @@ from facelt.data.samplers import train_validation_split
 from facelt.data.transforms import CenterCrop, ExpectSize, PadCropRotate, RandomCropJitter, Resize, normalise_images
 from facelt.distributed.launch import run_on_rank0
 from facelt.errors import UserError
-from facelt.metrics.classification import composition
+from facelt.metrics.classification import split_stats
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def dataset_stats(config: TrainConfig) -> dict:
     """
     classes, labels = _labels(config)
     counts_C = np.bincount(labels["train"], minlength=classes)
-    splits = {split: composition(counts_C, label_N) for split, label_N in labels.items()}
+    splits = {split: split_stats(counts_C, label_N) for split, label_N in labels.items()}
     return {"kind": config.data.kind, "classes": classes, "splits": splits}
 
 

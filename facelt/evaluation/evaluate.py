@@ -34,29 +34,29 @@ from facelt.inference.model import TrainedModel
 from facelt.inference.predict import Answers, Reading, Respondent, answers, expert_predictions, fit_rejecter, predict
 from facelt.inference.sources import open_images, read_identities
 from facelt.metrics.classification import (
-    BANDS,
-    BINS,
+    CALIBRATION_BINS,
+    SHOT_BANDS,
     ExpertCounts,
     ShotAccuracy,
-    class_counts,
     expected_calibration_error,
     expert_counts,
+    per_class_counts,
     shot_accuracy,
     shot_bands,
 )
 from facelt.metrics.open_set import (
-    ANSWERS,
+    CONFUSION_COLUMNS,
+    CONFUSION_ROWS,
     F_MEASURE_FORMS,
-    TRUE,
-    WANTED,
+    TPR_PERCENT,
     OscrCurve,
-    accepting_threshold,
     closed_macro_f,
-    detection,
+    detection_metrics,
     open_confusion,
     open_macro_f,
     open_set_f_measure,
-    oscr,
+    oscr_curve,
+    threshold_at_tpr,
 )
 from facelt.openset.rejection import OPENSET
 
@@ -178,14 +178,14 @@ class Evaluation:
             **asdict(shot_accuracy(self.counts_C, known.label_N, known.class_N, self.convention)),
             "macro_f": closed_macro_f(known.label_N, known.class_N),
             "ece": expected_calibration_error(np.minimum(known.confidence_N, 1), right_N),
-            "ece_bins": BINS,
+            "ece_bins": CALIBRATION_BINS,
             "open": None if self.rejection is None else self._open(),
             "experts": None if self.experts is None else asdict(self.experts),
         }
 
     def _open(self) -> dict:
         label_N, answer_N = self.labels_and_answers()
-        found = detection(self.known.score_N, self.unknown.score_N)
+        found = detection_metrics(self.known.score_N, self.unknown.score_N)
         curve = self.oscr
         confusion = open_confusion(self.counts_C, label_N, answer_N, self.convention)
         return {
@@ -195,7 +195,8 @@ class Evaluation:
             "oscr": None if curve is None else curve.area,
             "reason": found.reason,
             "confusion": {
-                true: dict(zip(ANSWERS, row, strict=True)) for true, row in zip(TRUE, confusion.tolist(), strict=True)
+                true: dict(zip(CONFUSION_COLUMNS, row, strict=True))
+                for true, row in zip(CONFUSION_ROWS, confusion.tolist(), strict=True)
             },
         }
 
@@ -215,20 +216,20 @@ class Evaluation:
     def oscr(self) -> OscrCurve | None:
         """The curve of the rejection's score; None without known or without unknown images."""
         right_N = self.known.open_class_N == self.known.label_N
-        return oscr(self.known.score_N, right_N, self.unknown.score_N)
+        return oscr_curve(self.known.score_N, right_N, self.unknown.score_N)
 
     def classes(self) -> tuple[list[str], list[list]]:
         """(header, a row for each class): training images, band, images tested, named rightly, and with rejection."""
-        images_C, right_C = class_counts(self.known.label_N, self.known.class_N, len(self.counts_C))
+        images_C, right_C = per_class_counts(self.known.label_N, self.known.class_N, len(self.counts_C))
         band_C = shot_bands(self.counts_C, self.convention)
         header = ["class", "name", "training_images", "band", "images", "right", "accuracy"]
-        bands = [BANDS[band] for band in band_C]
+        bands = [SHOT_BANDS[band] for band in band_C]
         columns = [range(len(self.counts_C)), self.names, self.counts_C.tolist(), bands]
         columns += [images_C.tolist(), right_C.tolist(), _shares(right_C, images_C)]
         if self.rejection is not None:
             header += ["right_with_rejection", "accuracy_with_rejection", "rejected"]
             answer_N = self.known.at(self.rejection.threshold)
-            _, kept_C = class_counts(self.known.label_N, answer_N, len(self.counts_C))
+            _, kept_C = per_class_counts(self.known.label_N, answer_N, len(self.counts_C))
             gone_C = np.bincount(self.known.label_N[answer_N < 0], minlength=len(self.counts_C))
             columns += [kept_C.tolist(), _shares(kept_C, images_C), gone_C.tolist()]
         return header, [list(row) for row in zip(*columns, strict=True)]
@@ -334,7 +335,7 @@ def evaluate_model(
     if threshold is None:
         threshold, source = rejecter.threshold, "the method's own"
     if threshold is None:
-        threshold, source = _accepting(held_out()), f"accepts {WANTED} % of known {VALIDATION} images"
+        threshold, source = _accepting(held_out()), f"accepts {TPR_PERCENT} % of known {VALIDATION} images"
     unknown = images.unknown(answers(asked, images.split, rejecter, "open images"))
     rejection = Rejection(open_.method, threshold, source)
     return Evaluation(model, data, split, convention, known, rejection, unknown, experts=apart), images
@@ -349,7 +350,7 @@ def find_split(data: TrainingData, name: str) -> Split:
 
 
 def _accepting(found: Answers) -> float:
-    threshold = accepting_threshold(found.held_N[found.label_N >= 0])
+    threshold = threshold_at_tpr(found.held_N[found.label_N >= 0])
     if threshold is None:
         raise UserError(f"--threshold: no known image of the split {VALIDATION} can be read to set it by; give one")
     return threshold

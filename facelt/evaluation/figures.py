@@ -58,7 +58,7 @@ class Source:
         return find_split(self.data, name)
 
     def bands(self, convention: str) -> np.ndarray:
-        """The band of each class as an index into `BANDS`."""
+        """The band of each class as an index into `SHOT_BANDS`."""
         return shot_bands(self.data.train_counts, convention)
 
     def batches(self, split: Split) -> Iterator[tuple[Batch, torch.Tensor]]:

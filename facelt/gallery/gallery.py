@@ -105,7 +105,7 @@ def calibrated(
     are where these limits are reached (Woodruff, Confidence Intervals for Medians and Other Position Measures, JASA
     1952). Raises UserError where the searches are too few for the rate to be seen.
     """
-    from facelt.stats.intervals import TouchedCounts, rate_intervals
+    from facelt.stats.intervals import ClusteredCounts, rate_intervals
 
     if not 0 < wanted < 1:
         raise UserError(f"an FPIR of {wanted:g} is asked for; it must lie between 0 and 1")
@@ -116,7 +116,7 @@ def calibrated(
     threshold = lowest_threshold(score_N, wanted)
     is_error_N = score_N >= threshold
     names, code_N = np.unique(identity_N, return_inverse=True)
-    counts = TouchedCounts.of_searches(np.bincount(code_N, is_error_N), np.bincount(code_N))
+    counts = ClusteredCounts.by_identity(np.bincount(code_N, is_error_N), np.bincount(code_N))
     limits = rate_intervals(counts, level=LEVEL)
     low, high = (float(limit_F[0]) for limit_F in (limits.low_F, limits.high_F))
     is_known = math.isfinite(low) and math.isfinite(high)

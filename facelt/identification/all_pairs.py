@@ -21,7 +21,7 @@ import numpy as np
 from facelt.errors import UserError
 from facelt.identification.error_rates import ScoreGrid, ScoreHistograms
 from facelt.search.exact import Rows, checked_squares, similarities
-from facelt.stats.groups import Grouping, UnitPairs, Units
+from facelt.stats.groups import Grouping, UnitPairCounts, Units
 
 # float32 values of one block.
 BLOCK_VALUES = 1 << 22
@@ -118,8 +118,8 @@ class PairErrors:
     """At each of the T thresholds: false non-matches of mated and false matches of non-mated pairs, by unit."""
 
     threshold_T: np.ndarray
-    mated: tuple[UnitPairs, ...]
-    non_mated: tuple[UnitPairs, ...]
+    mated: tuple[UnitPairCounts, ...]
+    non_mated: tuple[UnitPairCounts, ...]
 
 
 def pair_errors(
@@ -195,10 +195,12 @@ def _split(match_TUU: np.ndarray, trial_UU: np.ndarray, units: Units, threshold_
 
     mated_trial_M = trial_UU[same]
     trial = sparse(mated_trial_M)
-    mated = tuple(UnitPairs(sparse(mated_trial_M - match_UU[same]), trial, mated=True) for match_UU in match_TUU)
+    mated = tuple(UnitPairCounts(sparse(mated_trial_M - match_UU[same]), trial, mated=True) for match_UU in match_TUU)
     for table_UU in (trial_UU, *match_TUU):
         table_UU[same] = 0
-    return PairErrors(threshold_T, mated, tuple(UnitPairs(match_UU, trial_UU, mated=False) for match_UU in match_TUU))
+    return PairErrors(
+        threshold_T, mated, tuple(UnitPairCounts(match_UU, trial_UU, mated=False) for match_UU in match_TUU)
+    )
 
 
 # Bins between 0 and the largest score: two histograms of 1 MB for each group.

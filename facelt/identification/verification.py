@@ -18,9 +18,9 @@ from facelt.errors import UserError
 from facelt.identification.all_pairs import longest, scored_blocks, scored_rows
 from facelt.identification.error_rates import DetCurve, OperatingPoint, ScoreGrid, ScoreHistograms
 from facelt.identification.rank import MatePairs, mate_pairs
-from facelt.metrics.ten_fold import TenFold, squared_distances, ten_fold, why_unmeasurable
+from facelt.metrics.ten_fold import TenFoldAccuracy, squared_distances, ten_fold, unmeasurable_reason
 from facelt.search.exact import Rows, check_dimensions
-from facelt.stats.intervals import RateIntervals, TouchedCounts, rate_intervals
+from facelt.stats.intervals import ClusteredCounts, RateIntervals, rate_intervals
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
@@ -116,7 +116,7 @@ class ListedPoint:
 class ListedVerification:
     """What was found on one list; `people` are counted as far as the pairs tell."""
 
-    ten_fold: TenFold
+    ten_fold: TenFoldAccuracy
     points: tuple[ListedPoint, ...]
     mated: int
     nonmated: int
@@ -161,7 +161,7 @@ def verify_listed_pairs(
     Raises UserError: fewer than ten pairs, pairs of one person or of two people alone, an embedding that is not finite
     or, of a unit kind, has length 0.
     """
-    if reason := why_unmeasurable(same_P):
+    if reason := unmeasurable_reason(same_P):
         raise UserError(reason)
     distance_P = squared_distances(embedding_UD, left_P, right_P, unit=unit)
     if (wrong_P := np.isnan(distance_P)).any():
@@ -243,7 +243,7 @@ def _intervals(error_AP: np.ndarray, person_PE: np.ndarray) -> RateIntervals:
     )
     trial_A = np.full(len(error_AP), float(len(person_PE)))
     trial_AI = np.broadcast_to(trial_I, error_AI.shape)
-    return rate_intervals(TouchedCounts(error_AP.sum(axis=1), trial_A, error_AI, trial_AI), level=LEVEL)
+    return rate_intervals(ClusteredCounts(error_AP.sum(axis=1), trial_A, error_AI, trial_AI), level=LEVEL)
 
 
 def _limits(low: float, high: float) -> tuple[float, float] | None:

@@ -18,7 +18,7 @@ from facelt.inference.model import TrainedModel
 from facelt.inference.predict import Reading, evaluating, evaluation_batches
 from facelt.inference.sources import transform_of
 from facelt.methods.base import Method
-from facelt.metrics.ten_fold import squared_distances, ten_fold, why_unmeasurable
+from facelt.metrics.ten_fold import squared_distances, ten_fold, unmeasurable_reason
 
 TRAINED_KIND = "direct"
 """What a training is watched by: every method makes it, and it is what arcface_torch measures."""
@@ -27,7 +27,7 @@ TRAINED_KIND = "direct"
 def open_verification_set(path: Path, config: TrainConfig, root: Path | None = None) -> VerificationSet:
     """A set whose images are prepared as the model's configuration says. Raises UserError."""
     found = VerificationSet(path, transform=transform_of(config.data), max_pixels=config.data.max_pixels, root=root)
-    if reason := why_unmeasurable(found.pairs.same_P):
+    if reason := unmeasurable_reason(found.pairs.same_P):
         raise UserError(f"{path}: {reason}")
     return found
 

@@ -18,7 +18,7 @@ from facelt.heads.classifiers import HEADS
 from facelt.losses.classification import LOSSES
 from facelt.losses.experts import distillation
 from facelt.methods.base import Inputs, Method, Progress, StepOutput, Stream
-from facelt.metrics.classification import BANDS, shot_bands
+from facelt.metrics.classification import SHOT_BANDS, shot_bands
 from facelt.models.network import Network
 
 TEMPERATURE = 2.0
@@ -61,14 +61,14 @@ class Lfme(Method):
         self.register_buffer("ranged", torch.tensor(False))
         self.register_buffer("least_C", torch.ones(num_classes))
         self.register_buffer("most_C", torch.zeros(num_classes))
-        self.register_buffer("weight_E", torch.ones(len(BANDS)))
-        self.register_buffer("student_right_E", torch.zeros(len(BANDS), dtype=torch.int64))
-        self.register_buffer("expert_right_E", torch.zeros(len(BANDS), dtype=torch.int64))
+        self.register_buffer("weight_E", torch.ones(len(SHOT_BANDS)))
+        self.register_buffer("student_right_E", torch.zeros(len(SHOT_BANDS), dtype=torch.int64))
+        self.register_buffer("expert_right_E", torch.zeros(len(SHOT_BANDS), dtype=torch.int64))
         if counts_C is not None:
             self.loss = LOSSES[config.loss.name](counts_C, **config.loss.options)
             band_C = torch.from_numpy(shot_bands(counts_C.numpy(), "paper"))
-            self.sizes = torch.bincount(band_C, minlength=len(BANDS)).tolist()
-            self.groups = [BANDS[group] for group in band_C[counts_C > 0].unique().tolist()]
+            self.sizes = torch.bincount(band_C, minlength=len(SHOT_BANDS)).tolist()
+            self.groups = [SHOT_BANDS[group] for group in band_C[counts_C > 0].unique().tolist()]
             self.register_buffer("band_C", band_C, persistent=False)
             self.register_buffer("by_band_C", band_C.argsort(stable=True), persistent=False)
             self.register_buffer("floor_C", floors(counts_C, band_C), persistent=False)
@@ -100,7 +100,7 @@ class Lfme(Method):
         if progress.step or not progress.epoch:
             return
         for teacher in self.teachers:
-            group, figure = BANDS.index(teacher.shots), f"validation_{teacher.shots}"
+            group, figure = SHOT_BANDS.index(teacher.shots), f"validation_{teacher.shots}"
             student, expert = self.student_right_E[group].item(), self.expert_right_E[group].item()
             if figure in validation and figure in teacher.validation:
                 student, expert = validation[figure], teacher.validation[figure]
@@ -150,13 +150,13 @@ class Lfme(Method):
     def diagnostics(self) -> Mapping[str, float]:
         """How much each expert weighed in the epoch."""
         weight_E = self.weight_E.tolist()
-        return {f"weight_{teacher.shots}": weight_E[BANDS.index(teacher.shots)] for teacher in self.teachers}
+        return {f"weight_{teacher.shots}": weight_E[SHOT_BANDS.index(teacher.shots)] for teacher in self.teachers}
 
     @torch.no_grad()
     def _answers(self, image_B3HW: torch.Tensor) -> list[_Answer]:
         """What each expert says of the images, of its own group's classes alone."""
         classes = self.by_band_C.split(self.sizes)
-        groups = [BANDS.index(teacher.shots) for teacher in self.teachers]
+        groups = [SHOT_BANDS.index(teacher.shots) for teacher in self.teachers]
         return [
             _Answer(group, classes[group], teacher.logits(image_B3HW).full_BC[:, classes[group]])
             for group, teacher in zip(groups, self.teachers, strict=True)
@@ -179,7 +179,7 @@ class Lfme(Method):
 
     def _count(self, said_B: torch.Tensor, answers: Sequence[_Answer], label_B: torch.Tensor) -> None:
         """Notes how many images of each group the student and the expert had right."""
-        group_BE = F.one_hot(self.band_C[label_B], len(BANDS))
+        group_BE = F.one_hot(self.band_C[label_B], len(SHOT_BANDS))
         self.student_right_E += group_BE[said_B == label_B].sum(dim=0)
         for answer in answers:
             expert_said_B = answer.class_G[answer.logit_BG.argmax(dim=1)]
@@ -188,7 +188,7 @@ class Lfme(Method):
 
 def floors(counts_C: torch.Tensor, band_C: torch.Tensor) -> torch.Tensor:
     """The least weight of an image of each class, [C]: the fewest images a class of any group over the own group's."""
-    image_E = torch.bincount(band_C, counts_C.double(), minlength=len(BANDS))
-    mean_E = image_E / torch.bincount(band_C[counts_C > 0], minlength=len(BANDS)).clamp_min(1)
+    image_E = torch.bincount(band_C, counts_C.double(), minlength=len(SHOT_BANDS))
+    mean_E = image_E / torch.bincount(band_C[counts_C > 0], minlength=len(SHOT_BANDS)).clamp_min(1)
     fewest = mean_E[mean_E > 0].min()
     return (fewest / mean_E.clamp_min(fewest))[band_C].to(torch.get_default_dtype())

@@ -35,7 +35,7 @@ from facelt.errors import UserError
 OPEN_LABEL = -1
 
 
-def integer_vector(values: np.ndarray, name: str) -> np.ndarray:
+def _integer_vector(values: np.ndarray, name: str) -> np.ndarray:
     """`values` as an int64 vector; ValueError, naming it, where it is no vector or holds no integers."""
     vector = np.asarray(values)
     if vector.ndim != 1:
@@ -45,7 +45,7 @@ def integer_vector(values: np.ndarray, name: str) -> np.ndarray:
     return vector.astype(np.int64)
 
 
-def checked_pair(
+def validate_labels(
     label_N: np.ndarray, prediction_N: np.ndarray, classes: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels and predictions as int64 vectors of one length, each value from -1 to `classes` - 1.
@@ -54,8 +54,8 @@ def checked_pair(
         UserError: a value outside the range, with its position.
         ValueError: different lengths, no vector or no integers.
     """
-    label_N = integer_vector(label_N, "labels")
-    prediction_N = integer_vector(prediction_N, "predictions")
+    label_N = _integer_vector(label_N, "labels")
+    prediction_N = _integer_vector(prediction_N, "predictions")
     if len(label_N) != len(prediction_N):
         raise ValueError(f"{len(label_N)} labels but {len(prediction_N)} predictions")
     for name, value_N in (("label", label_N), ("prediction", prediction_N)):
@@ -72,7 +72,7 @@ def checked_pair(
     return label_N, prediction_N
 
 
-BANDS = ("many", "medium", "few")
+SHOT_BANDS = ("many", "medium", "few")
 
 # Smallest count of a many-shot class, largest count of a few-shot class. The OLTR paper says 'more than 100' and
 # 'fewer than 20'; its released code counts classes with exactly 100 and exactly 20 images in as well.
@@ -92,7 +92,7 @@ class ShotAccuracy:
 
 
 def shot_bands(train_counts_C: np.ndarray, convention: str) -> np.ndarray:
-    """The band of each class as an index into `BANDS`, shape [C].
+    """The band of each class as an index into `SHOT_BANDS`, shape [C].
 
     Args:
         train_counts_C: training images of each class, integers of at least 0.
@@ -103,7 +103,7 @@ def shot_bands(train_counts_C: np.ndarray, convention: str) -> np.ndarray:
     """
     if convention not in SHOT_CONVENTIONS:
         raise ValueError(f"unknown shot convention {convention!r}: choose one of {', '.join(SHOT_CONVENTIONS)}")
-    count_C = integer_vector(train_counts_C, "train_counts")
+    count_C = _integer_vector(train_counts_C, "train_counts")
     if count_C.size and count_C.min() < 0:
         raise ValueError(f"train_counts holds a negative count ({count_C.min()})")
     many_from, few_to = SHOT_CONVENTIONS[convention]
@@ -130,10 +130,10 @@ def shot_accuracy(
         ValueError: arrays of different lengths, no vector, no integers, or an unknown convention.
     """
     band_C = shot_bands(train_counts_C, convention)
-    images_C, right_C = class_counts(label_N, prediction_N, len(band_C))
+    images_C, right_C = per_class_counts(label_N, prediction_N, len(band_C))
     tested_C = images_C > 0
     accuracy, classes, images = {}, {}, {}
-    for index, band in enumerate(BANDS):
+    for index, band in enumerate(SHOT_BANDS):
         member_C = tested_C & (band_C == index)
         classes[band] = int(member_C.sum())
         images[band] = int(images_C[member_C].sum())
@@ -142,12 +142,12 @@ def shot_accuracy(
     return ShotAccuracy(overall=overall, **accuracy, classes=classes, images=images)
 
 
-def class_counts(label_N: np.ndarray, prediction_N: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+def per_class_counts(label_N: np.ndarray, prediction_N: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Of each class the images tested and those named rightly, int64 [C] each; open images (-1) are left out.
 
     Raises as `shot_accuracy` does.
     """
-    label_N, prediction_N = checked_pair(label_N, prediction_N, classes=classes)
+    label_N, prediction_N = validate_labels(label_N, prediction_N, classes=classes)
     label_K, prediction_K = (value_N[label_N != OPEN_LABEL] for value_N in (label_N, prediction_N))
     return (
         np.bincount(label_K, minlength=classes),
@@ -164,7 +164,7 @@ def class_f1(label_N: np.ndarray, prediction_N: np.ndarray, classes: int) -> np.
         UserError: a label or a prediction outside -1..C-1.
         ValueError: different lengths, no vector or no integers.
     """
-    label_N, prediction_N = checked_pair(label_N, prediction_N, classes)
+    label_N, prediction_N = validate_labels(label_N, prediction_N, classes)
     label_N, prediction_N = (np.where(one_N == OPEN_LABEL, classes, one_N) for one_N in (label_N, prediction_N))
     right_N = label_N == prediction_N
     right, met, named = (np.bincount(one, minlength=classes + 1) for one in (label_N[right_N], label_N, prediction_N))
@@ -172,10 +172,12 @@ def class_f1(label_N: np.ndarray, prediction_N: np.ndarray, classes: int) -> np.
         return 2 * right / (met + named)
 
 
-BINS = 15
+CALIBRATION_BINS = 15
 
 
-def expected_calibration_error(confidence_N: np.ndarray, right_N: np.ndarray, bins: int = BINS) -> float | None:
+def expected_calibration_error(
+    confidence_N: np.ndarray, right_N: np.ndarray, bins: int = CALIBRATION_BINS
+) -> float | None:
     """The mean over images of |accuracy - mean confidence| of the bin an image is in (Guo et al., ICML 2017, eq. 3).
 
     Bins are of equal width and hold their upper edge; a confidence of 0 is in the first.
@@ -204,7 +206,7 @@ def expected_calibration_error(confidence_N: np.ndarray, right_N: np.ndarray, bi
     return float(np.abs(right - confidence).sum() / len(right_N))
 
 
-def composition(train_counts_C: np.ndarray, label_N: np.ndarray) -> dict:
+def split_stats(train_counts_C: np.ndarray, label_N: np.ndarray) -> dict:
     """Counts of a split whose labels lie in -1..C-1, -1 the open set.
 
     `classes` are those with an image in the split, `largest` and `smallest` their images (None without a class). For
@@ -217,7 +219,7 @@ def composition(train_counts_C: np.ndarray, label_N: np.ndarray) -> dict:
     shots = {}
     for convention in SHOT_CONVENTIONS:
         band_C = shot_bands(train_counts_C, convention)
-        members = {band: present_C & (band_C == place) for place, band in enumerate(BANDS)}
+        members = {band: present_C & (band_C == place) for place, band in enumerate(SHOT_BANDS)}
         shots[convention] = {
             band: {"classes": int(member_C.sum()), "images": int(images_C[member_C].sum())}
             for band, member_C in members.items()
@@ -257,10 +259,10 @@ def expert_counts(label_N: np.ndarray, expert_KN: Sequence[np.ndarray], average_
         UserError: a label or a prediction below -1.
         ValueError: arrays of different lengths, no vectors or no integers.
     """
-    label_N, average_N = checked_pair(label_N, average_N)
+    label_N, average_N = validate_labels(label_N, average_N)
     known_N = label_N != OPEN_LABEL
     average_N = (average_N == label_N)[known_N]
-    right_KN = np.array([(checked_pair(label_N, one_N)[1] == label_N)[known_N] for one_N in expert_KN])
+    right_KN = np.array([(validate_labels(label_N, one_N)[1] == label_N)[known_N] for one_N in expert_KN])
     some_N = right_KN.any(axis=0)
 
     def count(right_KN: np.ndarray) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from facelt.metrics.classification import BANDS, OPEN_LABEL, checked_pair, shot_bands
+from facelt.metrics.classification import OPEN_LABEL, SHOT_BANDS, shot_bands, validate_labels
 
 # Whether a known image that the model rejects is a false positive: not in the form behind the paper's figures, which
 # therefore rise with the rejection threshold; it is in the form of the released code.
@@ -56,7 +56,7 @@ def open_set_f_measure(label_N: np.ndarray, prediction_N: np.ndarray, form: str)
     """
     if form not in F_MEASURE_FORMS:
         raise ValueError(f"unknown F-measure form {form!r}: choose one of {', '.join(F_MEASURE_FORMS)}")
-    label_N, prediction_N = checked_pair(label_N, prediction_N)
+    label_N, prediction_N = validate_labels(label_N, prediction_N)
     known_N = label_N != OPEN_LABEL
     if not known_N.any():
         return None
@@ -84,7 +84,7 @@ def closed_macro_f(label_N: np.ndarray, prediction_N: np.ndarray) -> float | Non
         UserError: a label or a prediction below -1.
         ValueError: different lengths, no vector or no integers.
     """
-    label_N, prediction_N = checked_pair(label_N, prediction_N)
+    label_N, prediction_N = validate_labels(label_N, prediction_N)
     known_N = label_N != OPEN_LABEL
     if not known_N.any():
         return None
@@ -103,7 +103,7 @@ def open_macro_f(label_N: np.ndarray, prediction_N: np.ndarray) -> float | None:
         UserError: a label or a prediction below -1.
         ValueError: different lengths, no vector or no integers.
     """
-    label_N, prediction_N = checked_pair(label_N, prediction_N)
+    label_N, prediction_N = validate_labels(label_N, prediction_N)
     return _macro_f(label_N, prediction_N) if (label_N == OPEN_LABEL).any() else None
 
 
@@ -117,11 +117,11 @@ def _macro_f(label_N: np.ndarray, prediction_N: np.ndarray) -> float:
 
 
 # Known images that are to be accepted, in percent.
-WANTED = 95
+TPR_PERCENT = 95
 
 
 @dataclass(frozen=True)
-class Detection:
+class DetectionMetrics:
     """Fractions; without an answer they are None and `reason` says why.
 
     `auroc` is the chance that a known image scores higher than an open one, a tie counting half. `aupr_known_positive`
@@ -140,16 +140,16 @@ class Detection:
     reason: str | None = None
 
 
-def detection(score_K: np.ndarray, score_O: np.ndarray) -> Detection:
+def detection_metrics(score_K: np.ndarray, score_O: np.ndarray) -> DetectionMetrics:
     """How well scores tell `score_K`, of known images, from `score_O`. Raises ValueError where one is not finite."""
     accepted_T, alarms_T = accepted_counts(score_K, score_O)
     known, open_images = len(score_K), len(score_O)
     if not known or not open_images:
-        return Detection(reason=f"there are {known:,} known and {open_images:,} open images")
+        return DetectionMetrics(reason=f"there are {known:,} known and {open_images:,} open images")
     tpr_T, fpr_T = accepted_T / known, alarms_T / open_images
     error_T = 0.5 * (1 - tpr_T) + 0.5 * fpr_T
-    wanted = int(np.argmax(100 * accepted_T >= WANTED * known))
-    return Detection(
+    wanted = int(np.argmax(100 * accepted_T >= TPR_PERCENT * known))
+    return DetectionMetrics(
         auroc=float(np.trapezoid(tpr_T, fpr_T)),
         aupr_known_positive=_average_precision(accepted_T, alarms_T),
         # What is rejected, from the lowest threshold up.
@@ -176,9 +176,9 @@ def accepted_counts(score_K: np.ndarray, score_O: np.ndarray) -> tuple[np.ndarra
     return accepted_T, np.concatenate([[0], last_T + 1]) - accepted_T
 
 
-def accepting_threshold(score_K: np.ndarray) -> float | None:
+def threshold_at_tpr(score_K: np.ndarray) -> float | None:
     """The highest threshold that accepts 95 % of the images with these scores; None without any."""
-    needed = -(-WANTED * len(score_K) // 100)
+    needed = -(-TPR_PERCENT * len(score_K) // 100)
     return float(np.partition(score_K, len(score_K) - needed)[len(score_K) - needed]) if needed else None
 
 
@@ -200,7 +200,7 @@ class OscrCurve:
     area: float
 
 
-def oscr(score_K: np.ndarray, right_K: np.ndarray, score_O: np.ndarray) -> OscrCurve | None:
+def oscr_curve(score_K: np.ndarray, right_K: np.ndarray, score_O: np.ndarray) -> OscrCurve | None:
     """The curve for known images with their scores and whether they are named rightly (bool), and open images' scores.
 
     None where there is no known or no open image. Raises ValueError where a score is not finite.
@@ -214,8 +214,8 @@ def oscr(score_K: np.ndarray, right_K: np.ndarray, score_O: np.ndarray) -> OscrC
     return OscrCurve(fpr_T, rate_T, float(np.trapezoid(rate_T, fpr_T)))
 
 
-TRUE = (*BANDS, "open")
-ANSWERS = ("right", *BANDS, "rejected")
+CONFUSION_ROWS = (*SHOT_BANDS, "open")
+CONFUSION_COLUMNS = ("right", *SHOT_BANDS, "rejected")
 
 
 def open_confusion(
@@ -237,10 +237,14 @@ def open_confusion(
         ValueError: arrays of different lengths, no vector, no integers, or an unknown convention.
     """
     band_C = shot_bands(train_counts_C, convention)
-    label_N, prediction_N = checked_pair(label_N, prediction_N, classes=len(band_C))
+    label_N, prediction_N = validate_labels(label_N, prediction_N, classes=len(band_C))
     # One place more, which -1 leads to.
-    row_N = np.append(band_C, TRUE.index("open"))[label_N]
-    answer_N = np.append(band_C + ANSWERS.index(BANDS[0]), ANSWERS.index("rejected"))[prediction_N]
-    answer_N[(label_N != OPEN_LABEL) & (label_N == prediction_N)] = ANSWERS.index("right")
-    counts = np.bincount(row_N * len(ANSWERS) + answer_N, minlength=len(TRUE) * len(ANSWERS))
-    return counts.reshape(len(TRUE), len(ANSWERS))
+    row_N = np.append(band_C, CONFUSION_ROWS.index("open"))[label_N]
+    answer_N = np.append(band_C + CONFUSION_COLUMNS.index(SHOT_BANDS[0]), CONFUSION_COLUMNS.index("rejected"))[
+        prediction_N
+    ]
+    answer_N[(label_N != OPEN_LABEL) & (label_N == prediction_N)] = CONFUSION_COLUMNS.index("right")
+    counts = np.bincount(
+        row_N * len(CONFUSION_COLUMNS) + answer_N, minlength=len(CONFUSION_ROWS) * len(CONFUSION_COLUMNS)
+    )
+    return counts.reshape(len(CONFUSION_ROWS), len(CONFUSION_COLUMNS))

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 # Squared distances of unit vectors lie between 0 and 4.
-THRESHOLDS = np.arange(0, 4, 0.01)
+_THRESHOLDS = np.arange(0, 4, 0.01)
 FOLDS = 10
 
 
 @dataclass(frozen=True, eq=False)
-class TenFold:
+class TenFoldAccuracy:
     """The share of pairs told rightly in each fold, and the threshold found for it on the other nine, float64 [F]."""
 
     accuracy_F: np.ndarray
@@ -30,7 +30,7 @@ class TenFold:
         return float(np.std(self.accuracy_F))
 
 
-def why_unmeasurable(same_P: np.ndarray) -> str | None:
+def unmeasurable_reason(same_P: np.ndarray) -> str | None:
     """What keeps pairs with these answers from telling how well a model verifies; None where nothing does."""
     same_P = np.asarray(same_P, dtype=bool)
     if len(same_P) < FOLDS:
@@ -59,7 +59,7 @@ def squared_distances(embedding_UD: np.ndarray, left_P: np.ndarray, right_P: np.
     return np.where(np.isfinite(distance_P), distance_P, np.nan)
 
 
-def ten_fold(distance_P: np.ndarray, same_P: np.ndarray) -> TenFold:
+def ten_fold(distance_P: np.ndarray, same_P: np.ndarray) -> TenFoldAccuracy:
     """Of pairs by their squared distance: one below the threshold is taken for the same person.
 
     Folds are contiguous and the first ones take what is left over, a pair each (scikit-learn's KFold without shuffling;
@@ -78,10 +78,10 @@ def ten_fold(distance_P: np.ndarray, same_P: np.ndarray) -> TenFold:
     right_FT = np.stack([_right(*part) for part in parts])
     size_F = np.array([len(part) for part in np.array_split(same_P, FOLDS)])
     best_F = np.argmax(right_FT.sum(axis=0) - right_FT, axis=1)
-    return TenFold(right_FT[np.arange(FOLDS), best_F] / size_F, THRESHOLDS[best_F])
+    return TenFoldAccuracy(right_FT[np.arange(FOLDS), best_F] / size_F, _THRESHOLDS[best_F])
 
 
 def _right(distance_P: np.ndarray, same_P: np.ndarray) -> np.ndarray:
     """How many pairs are told rightly at each threshold, int64 [T]."""
-    below = [np.searchsorted(np.sort(distance_P[same_P == answer]), THRESHOLDS) for answer in (True, False)]
+    below = [np.searchsorted(np.sort(distance_P[same_P == answer]), _THRESHOLDS) for answer in (True, False)]
     return below[0] + np.count_nonzero(~same_P) - below[1]

@@ -9,7 +9,7 @@ from types import MappingProxyType
 import numpy as np
 
 # Kind of interval (`benchmarks.interval_coverage.KINDS`) -> identities a group -> mean over the worlds, and the lowest.
-MEASURED = MappingProxyType(
+MEASURED_COVERAGE = MappingProxyType(
     {
         "search": {7: (0.9522, 0.9165), 14: (0.9404, 0.903), 30: (0.9487, 0.9385), 80: (0.9508, 0.9365)},
         "search_difference": {7: (0.9801, 0.964), 14: (0.968, 0.944), 30: (0.9646, 0.958), 80: (0.9638, 0.952)},
@@ -25,25 +25,25 @@ MEASURED = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Coverage:
+class IntervalCoverage:
     """The share of 95% intervals that covered the truth: the mean over the made-up worlds, and the lowest of them."""
 
     mean: float
     lowest: float
 
 
-def measured_coverage(kind: str, identities: int) -> Coverage | None:
+def measured_coverage(kind: str, identities: int) -> IntervalCoverage | None:
     """The coverage of an interval of a kind with so many identities in the (smaller) group.
 
     Between the numbers that were measured, on a line over 1 / sqrt(identities); beyond the largest, as there. None for
     fewer than the smallest, of which nothing was measured. Raises ValueError on an unknown kind.
     """
-    if kind not in MEASURED:
-        raise ValueError(f"coverage of {kind!r} was not measured: choose one of {', '.join(MEASURED)}")
-    row = MEASURED[kind]
+    if kind not in MEASURED_COVERAGE:
+        raise ValueError(f"coverage of {kind!r} was not measured: choose one of {', '.join(MEASURED_COVERAGE)}")
+    row = MEASURED_COVERAGE[kind]
     known = sorted(row, reverse=True)
     if identities < known[-1]:
         return None
     place = 1 / np.sqrt(np.array([*known, max(identities, 1)], dtype=np.float64))
     values = np.array([row[n] for n in known]).T
-    return Coverage(*(float(np.interp(place[-1], place[:-1], value)) for value in values))
+    return IntervalCoverage(*(float(np.interp(place[-1], place[:-1], value)) for value in values))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 # The weight of false matches against false non-matches where the user names none: both count the same.
-ALPHA = 0.5
+DEFAULT_ALPHA = 0.5
 
 
 def gap(rate_G: np.ndarray) -> np.ndarray:
@@ -57,7 +57,7 @@ def gini(rate_G: np.ndarray) -> np.ndarray:
     return _divide((rate_G * factor_G).sum(axis=-1), (groups - 1) * rate_G.sum(axis=-1))
 
 
-def fairness_discrepancy_rate(fmr_G: np.ndarray, fnmr_G: np.ndarray, alpha: float = ALPHA) -> np.ndarray:
+def fairness_discrepancy_rate(fmr_G: np.ndarray, fnmr_G: np.ndarray, alpha: float = DEFAULT_ALPHA) -> np.ndarray:
     """FDR, [...], 1 where groups are equal: 1 - (alpha * gap(FMR) + (1 - alpha) * gap(FNMR)).
 
     de Freitas Pereira and Marcel, Fairness in Biometrics: A Figure of Merit to Assess Biometric Verification Systems,
@@ -67,7 +67,7 @@ def fairness_discrepancy_rate(fmr_G: np.ndarray, fnmr_G: np.ndarray, alpha: floa
     return 1 - (_alpha(alpha) * gap(fmr_G) + (1 - alpha) * gap(fnmr_G))
 
 
-def inequity_rate(fmr_G: np.ndarray, fnmr_G: np.ndarray, alpha: float = ALPHA) -> np.ndarray:
+def inequity_rate(fmr_G: np.ndarray, fnmr_G: np.ndarray, alpha: float = DEFAULT_ALPHA) -> np.ndarray:
     """Inequity rate, [...], 1 where groups are equal: ratio(FMR)^alpha * ratio(FNMR)^(1 - alpha).
 
     Grother, Demographic Differentials in Face Recognition Algorithms, NIST, 2021, whose second exponent, beta, is
@@ -76,7 +76,7 @@ def inequity_rate(fmr_G: np.ndarray, fnmr_G: np.ndarray, alpha: float = ALPHA) -
     return ratio(fmr_G) ** _alpha(alpha) * ratio(fnmr_G) ** (1 - alpha)
 
 
-def garbe(fmr_G: np.ndarray, fnmr_G: np.ndarray, alpha: float = ALPHA) -> np.ndarray:
+def garbe(fmr_G: np.ndarray, fnmr_G: np.ndarray, alpha: float = DEFAULT_ALPHA) -> np.ndarray:
     """GARBE, [...], 0 where groups are equal, at most 1: alpha * gini(FMR) + (1 - alpha) * gini(FNMR).
 
     Gini Aggregation Rate for Biometric Equitability: Howard, Laird, Sirotin, Rubin, Tipton and Vemury, Evaluating
@@ -173,30 +173,30 @@ def zero_error_bound(trials: np.ndarray, level: float = 0.95) -> np.ndarray:
     return square / (np.asarray(trials, dtype=np.float64) + square)
 
 
-def counted_gap(errors: GroupErrors) -> Disparity:
+def gap_from_counts(errors: GroupErrors) -> Disparity:
     """`disparity.gap` of counts; a rate of 0 is a rate, so that two groups with trials always give a figure."""
     kept_G = errors.trial_G > 0
     return _too_few(kept_G) or Disparity(float(gap(errors.rates(kept_G))))
 
 
-def counted_gini(errors: GroupErrors) -> Disparity:
+def gini_from_counts(errors: GroupErrors) -> Disparity:
     """`disparity.gini` of counts; None where no group has an error."""
     kept_G = errors.trial_G > 0
     return _too_few(kept_G) or _no_error(errors, kept_G) or Disparity(float(gini(errors.rates(kept_G))))
 
 
-def counted_ratio(errors: GroupErrors) -> Disparity:
+def ratio_from_counts(errors: GroupErrors) -> Disparity:
     """`disparity.ratio` of counts, `at_least` where a group has no error, None where none has."""
     return _quotient(ratio, errors, errors.trial_G > 0)
 
 
-def counted_max_over_geometric_mean(errors: GroupErrors) -> Disparity:
+def max_over_geometric_mean_from_counts(errors: GroupErrors) -> Disparity:
     """`disparity.max_over_geometric_mean` of counts, `at_least` where a group has no error, None where none has."""
     return _quotient(max_over_geometric_mean, errors, errors.trial_G > 0)
 
 
-def counted_fairness_discrepancy_rate(
-    false_match: GroupErrors, false_non_match: GroupErrors, alpha: float = ALPHA
+def fairness_discrepancy_rate_from_counts(
+    false_match: GroupErrors, false_non_match: GroupErrors, alpha: float = DEFAULT_ALPHA
 ) -> Disparity:
     """`disparity.fairness_discrepancy_rate` of counts, over the groups that have trials of both kinds."""
     kept_G = _both(false_match, false_non_match)
@@ -206,7 +206,9 @@ def counted_fairness_discrepancy_rate(
     return Disparity(float(fairness_discrepancy_rate(*rates, alpha)))
 
 
-def counted_garbe(false_match: GroupErrors, false_non_match: GroupErrors, alpha: float = ALPHA) -> Disparity:
+def garbe_from_counts(
+    false_match: GroupErrors, false_non_match: GroupErrors, alpha: float = DEFAULT_ALPHA
+) -> Disparity:
     """`disparity.garbe` of counts, over the groups that have trials of both kinds; None where one kind has no error."""
     kept_G = _both(false_match, false_non_match)
     if missing := _too_few(kept_G) or _no_error(false_match, kept_G) or _no_error(false_non_match, kept_G):
@@ -214,7 +216,9 @@ def counted_garbe(false_match: GroupErrors, false_non_match: GroupErrors, alpha:
     return Disparity(float(garbe(false_match.rates(kept_G), false_non_match.rates(kept_G), alpha)))
 
 
-def counted_inequity_rate(false_match: GroupErrors, false_non_match: GroupErrors, alpha: float = ALPHA) -> Disparity:
+def inequity_rate_from_counts(
+    false_match: GroupErrors, false_non_match: GroupErrors, alpha: float = DEFAULT_ALPHA
+) -> Disparity:
     """`disparity.inequity_rate` of counts, over the groups that have trials of both kinds.
 
     `at_least` where a group has no error of one kind, None where no group has one.

@@ -22,7 +22,7 @@ import numpy as np
 
 from facelt.errors import UserError
 from facelt.stats.disparity import GroupErrors
-from facelt.stats.intervals import RateIntervals, TouchedCounts, rate_intervals
+from facelt.stats.intervals import ClusteredCounts, RateIntervals, rate_intervals
 
 # What stands for an attribute that is not known: such images are a group of their own and no image is dropped.
 UNKNOWN = "(unknown)"
@@ -120,7 +120,7 @@ class Units:
         return count_IF.T
 
     def per_group(self, count_U: np.ndarray, grouping: Grouping) -> np.ndarray:
-        """Counts by unit as counts by group and identity, [G,I]: what `TouchedCounts.of_searches` takes."""
+        """Counts by unit as counts by group and identity, [G,I]: what `TouchedCounts.by_identity` takes."""
         count_GU = np.where(grouping.group_U == np.arange(len(grouping))[:, None], count_U, 0)
         return self.per_identity(count_GU)
 
@@ -130,7 +130,7 @@ _MOST_CELLS = 1 << 27
 
 
 @dataclass(frozen=True, eq=False)
-class UnitPairs:
+class UnitPairCounts:
     """Errors among trials of mated or of non-mated pairs by the units of both sides: symmetric, [U,U].
 
     No pair has a first side: one of two units is counted in both of their cells, one within a unit twice in its cell,
@@ -141,43 +141,43 @@ class UnitPairs:
     trial_UU: np.ndarray
     mated: bool
 
-    def touched(self, units: Units, grouping: Grouping) -> TouchedCounts:
+    def clustered_counts(self, units: Units, grouping: Grouping) -> ClusteredCounts:
         """The counts of each of `cells(grouping)`, and of each identity's part in them."""
-        error_F, error_FI = self._touched(self.error_UU, units, grouping)
-        trial_F, trial_FI = self._touched(self.trial_UU, units, grouping)
-        return TouchedCounts(error_F, trial_F, error_FI, trial_FI)
+        error_F, error_FI = self._sum_by_identity(self.error_UU, units, grouping)
+        trial_F, trial_FI = self._sum_by_identity(self.trial_UU, units, grouping)
+        return ClusteredCounts(error_F, trial_F, error_FI, trial_FI)
 
     def by_identity(self, units: Units) -> tuple[np.ndarray, np.ndarray]:
         """Errors and trials of non-mated pairs by both identities, symmetric float64 [I,I], without fixed units."""
         error_IU, trial_IU = (units.per_identity(count_UU).T for count_UU in (self.error_UU, self.trial_UU))
         return units.per_identity(error_IU), units.per_identity(trial_IU)
 
-    def _touched(self, count_UU: np.ndarray, units: Units, grouping: Grouping) -> tuple[np.ndarray, np.ndarray]:
+    def _sum_by_identity(self, count_UU: np.ndarray, units: Units, grouping: Grouping) -> tuple[np.ndarray, np.ndarray]:
         member_UG = grouping.members()
         count_UG = count_UU @ member_UG
         sum_GG = member_UG.T @ count_UG
-        pairs = cells(grouping)
-        touched_FU = np.zeros((len(pairs), len(units)))
+        pairs = group_pairs(grouping)
+        count_FU = np.zeros((len(pairs), len(units)))
         for f, (a, b) in enumerate(pairs):
-            touched_FU[f] += member_UG[:, a] * count_UG[:, b]
+            count_FU[f] += member_UG[:, a] * count_UG[:, b]
             if a != b:
-                touched_FU[f] += member_UG[:, b] * count_UG[:, a]
+                count_FU[f] += member_UG[:, b] * count_UG[:, a]
         # Both ends of a mated pair belong to one identity, which has one part in it, not two.
-        touched_FI = units.per_identity(touched_FU) / (2 if self.mated else 1)
-        return np.array([sum_GG[a, b] / (2 if a == b else 1) for a, b in pairs]), touched_FI
+        count_FI = units.per_identity(count_FU) / (2 if self.mated else 1)
+        return np.array([sum_GG[a, b] / (2 if a == b else 1) for a, b in pairs]), count_FI
 
 
-def cells(grouping: Grouping) -> tuple[tuple[int, int], ...]:
+def group_pairs(grouping: Grouping) -> tuple[tuple[int, int], ...]:
     """The pairs of groups whose images are compared, a <= b, in the order in which figures of pairs come."""
     return tuple(combinations_with_replacement(range(len(grouping)), 2))
 
 
-def own_cells(grouping: Grouping) -> list[int]:
+def within_group_pairs(grouping: Grouping) -> list[int]:
     """The positions in `cells` of each group compared with itself, in the order of the groups."""
-    return [f for f, (a, b) in enumerate(cells(grouping)) if a == b]
+    return [f for f, (a, b) in enumerate(group_pairs(grouping)) if a == b]
 
 
-class PairCounts:
+class PairCounter:
     """Adds up blocks of pairs, of which there may be 1e8, at the thresholds that were fixed beforehand.
 
     Args:
@@ -231,16 +231,16 @@ class PairCounts:
             np.add.at(self._non_mated_error_TK[t], key_M[other_M & match_M], 1)
             self._mated_error_T[t] = self._mated_error_T[t] + self._sparse(key_M[mated_M & ~match_M])
 
-    def non_mated(self, threshold: int) -> UnitPairs:
+    def non_mated(self, threshold: int) -> UnitPairCounts:
         """False matches among non-mated pairs at the threshold of that position."""
         shape = len(self.units), len(self.units)
         counts = self._non_mated_error_TK[threshold].reshape(shape), self._non_mated_trial_K.reshape(shape)
-        return UnitPairs(*(count_UU + count_UU.T for count_UU in counts), mated=False)
+        return UnitPairCounts(*(count_UU + count_UU.T for count_UU in counts), mated=False)
 
-    def mated(self, threshold: int) -> UnitPairs:
+    def mated(self, threshold: int) -> UnitPairCounts:
         """False non-matches among mated pairs at the threshold of that position."""
         counts = self._mated_error_T[threshold], self._mated_trial
-        return UnitPairs(*(count_UU + count_UU.T for count_UU in counts), mated=True)
+        return UnitPairCounts(*(count_UU + count_UU.T for count_UU in counts), mated=True)
 
     def _sparse(self, key_M: np.ndarray):
         from scipy.sparse import csr_array
@@ -272,14 +272,14 @@ class GroupRate:
 
 @dataclass(frozen=True, eq=False)
 class GroupTable:
-    """Rates of one metric by the columns `by`, row for row those of `intervals` and of `touched`."""
+    """Rates of one metric by the columns `by`, row for row those of `intervals` and of `counts`."""
 
     metric: str
     by: tuple[str, ...]
     level: float
     rows: tuple[GroupRate, ...]
     intervals: RateIntervals
-    touched: TouchedCounts
+    counts: ClusteredCounts
 
     def large(self) -> tuple[int, ...]:
         """The positions of the rows that have a rate and are not small."""
@@ -320,19 +320,19 @@ def search_table(
     """A rate of searches (rank-k, FNIR, FPIR) by the group of the probe, from counts of events and trials by unit."""
     event_U, trial_U = np.asarray(event_U, dtype=np.float64), np.asarray(trial_U, dtype=np.float64)
     people = _people(units, grouping)
-    touched = TouchedCounts.of_searches(
+    counts = ClusteredCounts.by_identity(
         units.per_group(event_U, grouping)[people], units.per_group(trial_U, grouping)[people]
     )
     columns = _columns(grouping.by, [grouping.names[g] for g in grouping.group_U])
     own_U = ~units.fixed_U
     frame = rate_frame(event_U[own_U], trial_U[own_U], {name: value[own_U] for name, value in columns.items()})
     names = [grouping.names[g] for g in people]
-    return _table(metric, grouping.by, names, frame, touched, level, least_identities)
+    return _table(metric, grouping.by, names, frame, counts, level, least_identities)
 
 
 def pair_table(
     metric: str,
-    pairs: UnitPairs,
+    pairs: UnitPairCounts,
     units: Units,
     grouping: Grouping,
     *,
@@ -345,11 +345,11 @@ def pair_table(
     Rows across groups are named by both groups' values, one after the other, and their columns `left <column>` and
     `right <column>`. An image's pairs with another group's are in no group's own row.
     """
-    pairs_of_groups, people = cells(grouping), _people(units, grouping)
-    chosen = [f for f in own_cells(grouping) if pairs_of_groups[f][0] in people]
+    pairs_of_groups, people = group_pairs(grouping), _people(units, grouping)
+    chosen = [f for f in within_group_pairs(grouping) if pairs_of_groups[f][0] in people]
     if across:
         chosen = [f for f, (a, b) in enumerate(pairs_of_groups) if a in people or b in people]
-    touched = pairs.touched(units, grouping).only(chosen)
+    counts = pairs.clustered_counts(units, grouping).only(chosen)
     event_UG, trial_UG = pairs.error_UU @ grouping.members(), pairs.trial_UU @ grouping.members()
     by = tuple(f"{side} {name}" for side in ("left", "right") for name in grouping.by) if across else grouping.by
     events, trials, names, rows = [], [], [], []
@@ -361,7 +361,7 @@ def pair_table(
         names.append((*grouping.names[a], *grouping.names[b]) if across else grouping.names[a])
         rows += [names[-1]] * int(own_U.sum())
     frame = rate_frame(np.concatenate(events), np.concatenate(trials), _columns(by, rows))
-    return _table(metric, by, names, frame, touched, level, least_identities)
+    return _table(metric, by, names, frame, counts, level, least_identities)
 
 
 def group_sizes(
@@ -419,8 +419,8 @@ def _columns(by: Sequence[str], names: Sequence[tuple[str, ...]]) -> dict[str, n
     return {name: np.array([values[k] for values in names], dtype=object) for k, name in enumerate(by)}
 
 
-def _table(metric, by, names, frame, touched: TouchedCounts, level: float, least_identities: int) -> GroupTable:
-    intervals = rate_intervals(touched, level=level)
+def _table(metric, by, names, frame, counts: ClusteredCounts, level: float, least_identities: int) -> GroupTable:
+    intervals = rate_intervals(counts, level=level)
     rows = []
     for f, name in enumerate(names):
         point = frame.by_group.loc[name if len(name) > 1 else name[0]]
@@ -437,7 +437,7 @@ def _table(metric, by, names, frame, touched: TouchedCounts, level: float, least
                 small=bool(intervals.identities_F[f] < least_identities),
             )
         )
-    return GroupTable(metric, tuple(by), level, tuple(rows), intervals, touched)
+    return GroupTable(metric, tuple(by), level, tuple(rows), intervals, counts)
 
 
 def _known(value: float) -> float | None:

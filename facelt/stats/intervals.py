@@ -19,7 +19,7 @@ import numpy as np
 
 
 @dataclass(frozen=True, eq=False)
-class TouchedCounts:
+class ClusteredCounts:
     """Errors among trials of each figure, [F], and of those the ones that each identity has a part in, [F,I].
 
     A search, or a pair of two images of one person, touches one identity, so that rows sum to the totals; a pair of two
@@ -33,7 +33,7 @@ class TouchedCounts:
     trial_FI: np.ndarray
 
     @classmethod
-    def of_searches(cls, error_FI: np.ndarray, trial_FI: np.ndarray) -> "TouchedCounts":
+    def by_identity(cls, error_FI: np.ndarray, trial_FI: np.ndarray) -> "ClusteredCounts":
         """Counts where each trial belongs to one identity; raises ValueError on unequal shapes or errors > trials."""
         error_FI, trial_FI = np.atleast_2d(error_FI).astype(np.float64), np.atleast_2d(trial_FI).astype(np.float64)
         if error_FI.shape != trial_FI.shape:
@@ -42,16 +42,16 @@ class TouchedCounts:
             raise ValueError("errors must lie between 0 and the trials")
         return cls(error_FI.sum(axis=1), trial_FI.sum(axis=1), error_FI, trial_FI)
 
-    def only(self, figures: Sequence[int]) -> "TouchedCounts":
+    def only(self, figures: Sequence[int]) -> "ClusteredCounts":
         """The counts of the figures at these positions."""
-        return TouchedCounts(*(getattr(self, field.name)[list(figures)] for field in fields(self)))
+        return ClusteredCounts(*(getattr(self, field.name)[list(figures)] for field in fields(self)))
 
 
 @dataclass(frozen=True, eq=False)
 class RateIntervals:
     """Rates with their limits, [F]; NaN where there is no trial, and no limits where no identity was tested.
 
-    `identities_F` counts the identities with trials, `effective_F` the independent trials these are worth, `freedom_F`
+    `identities_F` counts the identities with trials, `effective_F` the independent trials these are worth, `dof_F`
     the degrees of freedom of the limits, and `influence_FI` is what leaving out an identity does to the rate, for the
     covariance of two figures.
     """
@@ -63,7 +63,7 @@ class RateIntervals:
     trial_F: np.ndarray
     identities_F: np.ndarray
     effective_F: np.ndarray
-    freedom_F: np.ndarray
+    dof_F: np.ndarray
     influence_FI: np.ndarray
     level: float
 
@@ -111,23 +111,23 @@ class RateIntervals:
         above = _joined(a_high - a, b - b_low, correlation)
         if not shared:
             return below, above
-        half = self._half_width(a_I - b_I, min(self.freedom_F[first], self.freedom_F[second]))
+        half = self._half_width(a_I - b_I, min(self.dof_F[first], self.dof_F[second]))
         return (below + half) / 2, (above + half) / 2
 
-    def _half_width(self, influence_I: np.ndarray, freedom: float) -> float:
+    def _half_width(self, influence_I: np.ndarray, dof: float) -> float:
         from scipy.special import stdtrit
 
         n = np.array([np.count_nonzero(influence_I)])
-        freedom = min(freedom, _seen_freedom(influence_I[None], n)[0])
-        return float(stdtrit(max(freedom, 1), 0.5 + self.level / 2) * np.sqrt(_variance(influence_I[None], n)[0]))
+        dof = min(dof, _satterthwaite_dof(influence_I[None], n)[0])
+        return float(stdtrit(max(dof, 1), 0.5 + self.level / 2) * np.sqrt(_variance(influence_I[None], n)[0]))
 
 
-def rate_intervals(counts: TouchedCounts, *, level: float) -> RateIntervals:
+def rate_intervals(counts: ClusteredCounts, *, level: float) -> RateIntervals:
     """The rates of one kind of error with limits that hold together with the likeness of an identity's trials.
 
     Jackknife variance over identities (Davison and Hinkley 1997, 3.2.1), effective trials r (1 - r) / variance
     (Fogliato, Patil and Perona, Confidence Intervals for Error Rates in 1:1 Matching Tasks, IJCV 2024), but never more
-    than there are; Wilson's limits with the t quantile of the degrees of freedom that `_freedom` finds. Figures whose
+    than there are; Wilson's limits with the t quantile of `_degrees_of_freedom`. Figures whose
     every trial ends alike show no variance: their trials are taken to be as alike within identities as those of the
     other figures are on average, wholly so where there are none.
 
@@ -148,15 +148,15 @@ def rate_intervals(counts: TouchedCounts, *, level: float) -> RateIntervals:
     influence_FI[~known_F | ~np.isfinite(influence_FI).all(axis=1)] = 0
     variance_F = _variance(influence_FI, identities_F)
     effective_F = _effective(rate_F, variance_F, counts.trial_F, alike_F)
-    freedom_F = _freedom(counts.trial_FI, influence_FI, identities_F)
-    low_F, high_F = wilson(rate_F, effective_F, stdtrit(freedom_F, 0.5 + level / 2))
+    dof_F = _degrees_of_freedom(counts.trial_FI, influence_FI, identities_F)
+    low_F, high_F = wilson_limits(rate_F, effective_F, stdtrit(dof_F, 0.5 + level / 2))
     low_F[~known_F], high_F[~known_F] = np.nan, np.nan
     return RateIntervals(
-        rate_F, low_F, high_F, counts.error_F, counts.trial_F, identities_F, effective_F, freedom_F, influence_FI, level
+        rate_F, low_F, high_F, counts.error_F, counts.trial_F, identities_F, effective_F, dof_F, influence_FI, level
     )
 
 
-def wilson(rate_F: np.ndarray, trial_F: np.ndarray, quantile_F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def wilson_limits(rate_F: np.ndarray, trial_F: np.ndarray, quantile_F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Wilson's score limits of rates in so many independent trials (Wilson, JASA 1927); NaN without trials."""
     with np.errstate(divide="ignore", invalid="ignore"):
         pull_F = quantile_F**2 / trial_F
@@ -165,7 +165,7 @@ def wilson(rate_F: np.ndarray, trial_F: np.ndarray, quantile_F: np.ndarray) -> t
     return np.clip(middle_F - half_F, 0, 1), np.clip(middle_F + half_F, 0, 1)
 
 
-def _freedom(trial_FI: np.ndarray, influence_FI: np.ndarray, identities_F: np.ndarray) -> np.ndarray:
+def _degrees_of_freedom(trial_FI: np.ndarray, influence_FI: np.ndarray, identities_F: np.ndarray) -> np.ndarray:
     """Degrees of freedom of the variance over identities, [F], at least 1: the smaller one of two numbers.
 
     Kish's effective number of identities less one, (sum_i N_i)^2 / sum_i N_i^2 - 1: a variance that a few people with
@@ -173,10 +173,10 @@ def _freedom(trial_FI: np.ndarray, influence_FI: np.ndarray, identities_F: np.nd
     / I), which is I where they are normal: a variance that a few people with many errors carry.
     """
     kish_F = _divide(trial_FI.sum(axis=1) ** 2, (trial_FI**2).sum(axis=1)) - 1
-    return np.maximum(np.fmin(kish_F, _seen_freedom(influence_FI, identities_F)), 1)
+    return np.maximum(np.fmin(kish_F, _satterthwaite_dof(influence_FI, identities_F)), 1)
 
 
-def _seen_freedom(influence_FI: np.ndarray, identities_F: np.ndarray) -> np.ndarray:
+def _satterthwaite_dof(influence_FI: np.ndarray, identities_F: np.ndarray) -> np.ndarray:
     square_F = (influence_FI**2).sum(axis=1) ** 2
     spread_F = (influence_FI**4).sum(axis=1) - square_F / np.maximum(identities_F, 1)
     return np.where(spread_F > 0, _divide(2 * square_F, spread_F), np.inf)

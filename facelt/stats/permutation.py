@@ -15,14 +15,14 @@ import numpy as np
 
 from facelt.stats import disparity
 from facelt.stats.groups import GroupTable
-from facelt.stats.resampling import blocks
+from facelt.stats.resampling import _row_blocks
 
 # A figure that ties with the one seen is as extreme, whatever the rounding of its sums.
 _TIE = 1e-12
 
 
 @dataclass(frozen=True)
-class Chance:
+class PermutationResult:
     """A figure and what chance makes of it: its p value, and the median and the 95% quantile if groups were alike."""
 
     value: float
@@ -40,7 +40,7 @@ def permuted_groups(group_I: np.ndarray, *, permutations: int, seed: int) -> np.
     return np.random.default_rng(seed).permuted(group_PI, axis=1)
 
 
-def gap_chance(
+def permutation_test(
     error_I: np.ndarray,
     trial_I: np.ndarray,
     group_I: np.ndarray,
@@ -48,7 +48,7 @@ def gap_chance(
     permutations: int,
     seed: int,
     figure: Callable[[np.ndarray], np.ndarray] = disparity.gap,
-) -> Chance | None:
+) -> PermutationResult | None:
     """The gap, or another figure over the groups' rates, of searches or mated pairs against chance.
 
     `group_I` is the group of each identity, below 0 where it takes no part, as one without trials does not. None where
@@ -68,7 +68,7 @@ def gap_chance(
     return _chance(rates, group_K, permutations, seed, figure)
 
 
-def pair_gap_chance(
+def nonmated_permutation_test(
     error_II: np.ndarray,
     trial_II: np.ndarray,
     group_I: np.ndarray,
@@ -76,7 +76,7 @@ def pair_gap_chance(
     permutations: int,
     seed: int,
     figure: Callable[[np.ndarray], np.ndarray] = disparity.gap,
-) -> Chance | None:
+) -> PermutationResult | None:
     """As `gap_chance`, of non-mated pairs within each group: symmetric counts by the identities of both sides, [I,I].
 
     Groups of one identity have no pair within them and take no part. A permutation that leaves a group without a pair
@@ -101,9 +101,9 @@ def pair_gap_chance(
     return _chance(rates, group_K, permutations, seed, figure)
 
 
-def swap_chance(
+def paired_permutation_test(
     first_error_I: np.ndarray, second_error_I: np.ndarray, trial_I: np.ndarray, *, permutations: int, seed: int
-) -> Chance | None:
+) -> PermutationResult | None:
     """How far two models' rates on the same searches lie apart, against chance: identities swap models at random.
 
     The figure is |rate of the first - rate of the second|; None without trials.
@@ -117,13 +117,13 @@ def swap_chance(
     sum_P = np.concatenate(
         [
             random.choice([-1.0, 1.0], (len(range(permutations)[part]), len(difference_I))) @ difference_I
-            for part in blocks(permutations, len(difference_I))
+            for part in _row_blocks(permutations, len(difference_I))
         ]
     )
     return _against(float(abs(difference_I.sum())), np.abs(sum_P))
 
 
-def holm(p: Sequence[float | None]) -> list[float | None]:
+def holm_adjust(p: Sequence[float | None]) -> list[float | None]:
     """p values adjusted so that any below 0.05 is, with 95% confidence, no accident of testing so often.
 
     max_{j <= k} min(1, (m - j + 1) p_(j)) for the k-th smallest of m (Holm, A Simple Sequentially Rejective Multiple
@@ -138,25 +138,27 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def _chance(rates: Callable, group_K: np.ndarray, permutations: int, seed: int, figure: Callable) -> Chance | None:
+def _chance(
+    rates: Callable, group_K: np.ndarray, permutations: int, seed: int, figure: Callable
+) -> PermutationResult | None:
     seen = float(figure(rates(group_K[None])[0]))
     if np.isnan(seen):
         return None
     group_PK = permuted_groups(group_K, permutations=permutations, seed=seed)
-    value_P = np.concatenate([figure(rates(group_PK[part])) for part in blocks(permutations, len(group_K))])
+    value_P = np.concatenate([figure(rates(group_PK[part])) for part in _row_blocks(permutations, len(group_K))])
     return _against(seen, value_P)
 
 
-def _against(seen: float, value_P: np.ndarray) -> Chance:
+def _against(seen: float, value_P: np.ndarray) -> PermutationResult:
     as_extreme = int(np.count_nonzero(~(value_P < seen - _TIE)))
     known_P = value_P[~np.isnan(value_P)]
     median, high = np.quantile(known_P, [0.5, 0.95]) if len(known_P) else (np.nan, np.nan)
     # The order that was seen is one of the orders (Phipson and Smyth 2010): no p value is 0.
-    return Chance(seen, (as_extreme + 1) / (len(value_P) + 1), float(median), float(high), len(value_P))
+    return PermutationResult(seen, (as_extreme + 1) / (len(value_P) + 1), float(median), float(high), len(value_P))
 
 
 # A table, and a test of a difference: given the group of each identity, below 0 where it takes no part.
-Test = Callable[[np.ndarray], Chance | None]
+DifferenceTest = Callable[[np.ndarray], PermutationResult | None]
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ class Contrast:
     adjusted_p: float | None = None
 
 
-def contrasts(table: GroupTable, group_I: np.ndarray | None, test: Test) -> list[Contrast]:
+def pairwise_contrasts(table: GroupTable, group_I: np.ndarray | None, test: DifferenceTest) -> list[Contrast]:
     """The large rows of a table two by two, largest difference first.
 
     Args:
@@ -218,17 +220,17 @@ def contrasts(table: GroupTable, group_I: np.ndarray | None, test: Test) -> list
     return sorted(found, key=lambda one: -one.difference)
 
 
-def row_of_identities(table: GroupTable) -> np.ndarray | None:
+def identity_rows(table: GroupTable) -> np.ndarray | None:
     """The row of each identity in a table by group, int64 [I], below 0 for none; None where one is in several."""
-    tested_FI = table.touched.trial_FI > 0
+    tested_FI = table.counts.trial_FI > 0
     if (tested_FI.sum(axis=0) > 1).any():
         return None
     return np.where(tested_FI.any(axis=0), tested_FI.argmax(axis=0), -1)
 
 
-def adjusted(found: list[Contrast]) -> list[Contrast]:
+def holm_adjust_contrasts(found: list[Contrast]) -> list[Contrast]:
     """The contrasts of a whole report with Holm's adjustment over all their tests, in the same order."""
-    values = holm([one.p for one in found])
+    values = holm_adjust([one.p for one in found])
     return [replace(one, adjusted_p=value) for one, value in zip(found, values, strict=True)]
 
 

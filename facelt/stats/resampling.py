@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from facelt.stats.groups import Grouping, UnitPairs, Units, cells
+from facelt.stats.groups import Grouping, UnitPairCounts, Units, group_pairs
 
 
 def identity_weights(stratum_I: np.ndarray, *, replicates: int, seed: int) -> np.ndarray:
@@ -40,15 +40,15 @@ def replicate_rates(error_FI: np.ndarray, trial_FI: np.ndarray, weight_RI: np.nd
         return (weight_RI @ np.atleast_2d(error_FI).T) / (weight_RI @ np.atleast_2d(trial_FI).T)
 
 
-def replicate_pair_rates(pairs: UnitPairs, units: Units, grouping: Grouping, weight_RI: np.ndarray) -> np.ndarray:
+def replicate_pair_rates(pairs: UnitPairCounts, units: Units, grouping: Grouping, weight_RI: np.ndarray) -> np.ndarray:
     """The rates of `cells(grouping)` in each replicate, [R,F]; NaN where a cell has no pair there.
 
     Units that are nobody's weigh 1. Resampling both sides: Owen, The Pigeonhole Bootstrap, Annals of Applied Statistics
     2007; of comparisons of faces: Bolle, Ratha and Pankanti, Error Analysis of Pattern Recognition Systems, CVIU 2004.
     """
     if pairs.mated:
-        touched = pairs.touched(units, grouping)
-        return replicate_rates(touched.error_FI, touched.trial_FI, weight_RI)
+        counts = pairs.clustered_counts(units, grouping)
+        return replicate_rates(counts.error_FI, counts.trial_FI, weight_RI)
     sums = [_weighted_sums(count_UU, units, grouping, weight_RI) for count_UU in (pairs.error_UU, pairs.trial_UU)]
     with np.errstate(invalid="ignore"):
         return sums[0] / sums[1]
@@ -58,28 +58,28 @@ def _weighted_sums(count_UU: np.ndarray, units: Units, grouping: Grouping, weigh
     """sum_uv w_u w_v count_uv over each cell, [R,F]; cells of one group with itself come out twice as large."""
     count_UU, member_UG = count_UU.astype(np.float64), grouping.members()
     sum_RGG = np.empty((len(weight_RI), len(grouping), len(grouping)))
-    for part in blocks(len(weight_RI), len(units)):
+    for part in _row_blocks(len(weight_RI), len(units)):
         weight_BU = np.where(units.fixed_U, 1, weight_RI[part][:, units.identity_U])
         for g in range(len(grouping)):
             own_U = grouping.group_U == g
             sum_RGG[part, g] = ((weight_BU[:, own_U] @ count_UU[own_U]) * weight_BU) @ member_UG
-    return np.stack([sum_RGG[:, a, b] for a, b in cells(grouping)], axis=1)
+    return np.stack([sum_RGG[:, a, b] for a, b in group_pairs(grouping)], axis=1)
 
 
-def blocks(rows: int, width: int) -> Iterator[slice]:
+def _row_blocks(rows: int, width: int) -> Iterator[slice]:
     """Slices of at least one row that hold no more than 32 MB of float64 rows that wide."""
     step = max(1, (1 << 22) // max(width, 1))
     return (slice(start, start + step) for start in range(0, rows, step))
 
 
 def bias_corrected_limits(
-    value_R: np.ndarray, estimate: float, *, level: float, freedom: float = np.inf
+    value_R: np.ndarray, estimate: float, *, level: float, dof: float = np.inf
 ) -> tuple[float, float]:
     """Limits of a figure from its replicates where these lie to one side of it, as those of a largest gap do.
 
     Bias-corrected percentiles (Efron, Nonparametric Standard Errors and Confidence Intervals, 1981): the quantiles
     Phi(2 z0 -+ z) with Phi(z0) the share of replicates below the estimate, ties counting half. z is the t quantile of
-    `freedom` degrees of freedom: few identities show less than their spread (the expanded percentiles of Hesterberg,
+    `dof` degrees of freedom: few identities show less than their spread (the expanded percentiles of Hesterberg,
     What Teachers Should Know About the Bootstrap, 2015); those of the group with the fewest do for several groups.
     Replicates that are NaN are left out; NaN limits without any other, or with all on one side.
     """
@@ -93,6 +93,6 @@ def bias_corrected_limits(
     share = ((value_R < estimate).mean() + (value_R <= estimate).mean()) / 2
     if not 0 < share < 1:
         return float("nan"), float("nan")
-    z0, z = norm.ppf(share), t.ppf(0.5 + level / 2, freedom)
+    z0, z = norm.ppf(share), t.ppf(0.5 + level / 2, dof)
     low, high = np.quantile(value_R, norm.cdf([2 * z0 - z, 2 * z0 + z]), method="inverted_cdf")
     return float(low), float(high)

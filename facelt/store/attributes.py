@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from facelt.config.audit import AttributesConfig
+from facelt.config.audit import AttributeTablesConfig
 from facelt.errors import UserError
 from facelt.utils.tables import CsvRows, read_table
 
@@ -83,7 +83,7 @@ def _names(path: Path) -> set[str]:
 
 
 def attribute_columns(
-    config: AttributesConfig,
+    config: AttributeTablesConfig,
     keys: Sequence[str] | None,
     identities: Sequence[str],
     bins: Mapping[str, Sequence[float]],

@@ -17,7 +17,7 @@ from facelt.distributed.comm import rank, world_size
 from facelt.errors import UserError
 from facelt.inference.predict import sync_step_info
 from facelt.methods.base import Method, Stream
-from facelt.metrics.classification import BANDS, shot_bands
+from facelt.metrics.classification import SHOT_BANDS, shot_bands
 
 
 def build_train_loaders(
@@ -53,7 +53,7 @@ def build_sampler(stream: Stream, data: TrainingData, batch: int, seed: int, epo
     """
     train, members = data.train, data.train.members
     if stream.shots is not None:
-        in_band_C = shot_bands(data.train_counts, "paper") == BANDS.index(stream.shots)
+        in_band_C = shot_bands(data.train_counts, "paper") == SHOT_BANDS.index(stream.shots)
         members = members[in_band_C[train.labels]]
         if not len(members):
             raise UserError(

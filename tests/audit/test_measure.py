@@ -3,19 +3,19 @@
 import numpy as np
 import pytest
 
-from facelt.audit.measure import best_of_strangers, open_set, open_set_outcomes, rank_one
-from facelt.audit.subject import Embedded
+from facelt.audit.audited_set import EmbeddingComparisons
+from facelt.audit.measure import fnir_fpir_outcomes, half_gallery_searches, nonmated_max_scores, rank1_outcomes
 
 
 @pytest.fixture
 def embedded(faces):
     _, code_N = np.unique(faces.identities, return_inverse=True)
-    return Embedded(faces.value_ND, code_N, cosine=True)
+    return EmbeddingComparisons(faces.value_ND, code_N, cosine=True)
 
 
 @pytest.fixture
 def gallery(faces):
-    from facelt.audit.subject import open_features
+    from facelt.audit.audited_set import open_features
     from facelt.config.audit import FeaturesConfig
 
     return open_features(FeaturesConfig(path=faces.gallery()), "direct", "drop", whole=False)
@@ -26,7 +26,7 @@ def test_rank_one_is_that_of_a_plain_loop(embedded, gallery, among):
     row, person = embedded.row_ED.astype(np.float64), embedded.identity_E
     score = row @ row.T
     distractor = row @ gallery.rows[0:40].T.astype(np.float64)
-    found = rank_one(embedded, gallery if among == "distractors" else None)
+    found = rank1_outcomes(embedded, gallery if among == "distractors" else None)
     for probe in range(len(row)):
         mates = [mate for mate in range(len(row)) if mate != probe and person[mate] == person[probe]]
         strangers = distractor[probe] if among == "distractors" else score[probe, person != person[probe]]
@@ -36,13 +36,13 @@ def test_rank_one_is_that_of_a_plain_loop(embedded, gallery, among):
 
 
 def test_everyone_is_a_stranger_once_and_enrolled_once(embedded, gallery):
-    searches = open_set(embedded, gallery, seed=1)
-    threshold = float(np.quantile(best_of_strangers(searches), 0.8))
-    fnir, fpir = open_set_outcomes(searches, threshold, len(embedded.row_ED))
+    searches = half_gallery_searches(embedded, gallery, seed=1)
+    threshold = float(np.quantile(nonmated_max_scores(searches), 0.8))
+    fnir, fpir = fnir_fpir_outcomes(searches, threshold, len(embedded.row_ED))
     # One image of each of the 16 people is enrolled and not searched with.
     assert (fpir.trial_P == 1).all()
     assert sorted(np.bincount(embedded.identity_E, weights=fnir.trial_P)) == [3] * 16
-    assert fpir.event_P.sum() == (best_of_strangers(searches) >= threshold).sum()
+    assert fpir.event_P.sum() == (nonmated_max_scores(searches) >= threshold).sum()
     for half in searches.halves:
         enrolled = embedded.row_ED[half.enrolled_E]
         candidates = np.vstack([gallery.rows[0:40], enrolled]).astype(np.float64)
@@ -55,5 +55,5 @@ def test_everyone_is_a_stranger_once_and_enrolled_once(embedded, gallery):
 
 
 def test_without_a_gallery_half_of_the_people_are_all_there_is(embedded):
-    searches = open_set(embedded, None, seed=0)
+    searches = half_gallery_searches(embedded, None, seed=0)
     assert [half.gallery for half in searches.halves] == [8, 8]

@@ -24,7 +24,7 @@ class Finder(importlib.machinery.PathFinder):
         return None if absent else super().find_spec(name, path, target)
 
 sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Finder
-from facelt.cli import main
+from facelt.cli.main import main
 main()
 """
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from facelt.audit.run import audit
+from facelt.audit.run import run_audit
 from facelt.errors import UserError
 from facelt.store.feature_tree import write_feature
 from facelt.utils.json_values import plain
@@ -17,7 +17,7 @@ def rates(report, grouping=0):
 
 
 def test_pair_errors_by_group_are_those_of_a_plain_count(faces, settings):
-    report = plain(audit(settings()))
+    report = plain(run_audit(settings()))
     threshold = report["thresholds"]["pairs"]
     score = faces.value_ND.astype(np.float64) @ faces.value_ND.astype(np.float64).T
     groups = ["a" if int(person[-2:]) % 2 else "b" for person in faces.identities]
@@ -42,7 +42,7 @@ def test_pair_errors_by_group_are_those_of_a_plain_count(faces, settings):
 
 
 def test_a_gap_that_was_made_is_found(settings):
-    report = plain(audit(settings(fail_if=["gap(fnmr) > 0.05", "gap(fnmr, by=group) > 0.99"])))
+    report = plain(run_audit(settings(fail_if=["gap(fnmr) > 0.05", "gap(fnmr, by=group) > 0.99"])))
     found = {one["metric"]: one for one in report["groupings"][0]["contrasts"]}
     assert (found["fnmr"]["first"], found["fnmr"]["second"]) == (["b"], ["a"])
     assert found["fnmr"]["adjusted_p"] < 0.05
@@ -57,7 +57,7 @@ def test_a_gap_that_was_made_is_found(settings):
 
 @pytest.mark.filterwarnings("error")
 def test_intersections_bins_and_small_groups(settings):
-    report = plain(audit(settings(by=[["group"], ["group", "age"]], bins={"age": [30, 60]}, min_identities=4)))
+    report = plain(run_audit(settings(by=[["group"], ["group", "age"]], bins={"age": [30, 60]}, min_identities=4)))
     assert [grouping["by"] for grouping in report["groupings"]] == [["group"], ["group", "age"]]
     groups = {" & ".join(one["group"]): one for one in report["groupings"][1]["groups"]}
     # Ages are 20, 23, 26, ... 65; the group b begins.
@@ -77,8 +77,8 @@ def test_failures_to_enrol_are_counted_by_group_or_refused(faces, settings):
     array.flush()
     embeddings = {"path": str(store)}
     with pytest.raises(UserError, match=r"3 of 64 images have no usable embedding, allowed are 2 .*Person_00/0.jpg"):
-        audit(settings(embeddings=embeddings, allow_missing=2))
-    report = plain(audit(settings(embeddings=embeddings, allow_missing=3)))
+        run_audit(settings(embeddings=embeddings, allow_missing=2))
+    report = plain(run_audit(settings(embeddings=embeddings, allow_missing=3)))
     assert {one["group"][0]: one["failures"] for one in report["groupings"][0]["groups"]} == {"a": 2, "b": 1}
     assert report["subject"]["enrolled"] == 61
     assert report["subject"]["failed"][0] == "Person_00/0.jpg: its embedding has length zero"
@@ -93,20 +93,20 @@ def test_a_tree_gives_what_the_store_gives(faces, settings, tmp_path):
     listed.write_text(json.dumps({"path": faces.keys}))
     gallery = {"path": str(faces.gallery())}
     embeddings = {"path": str(tree), "algorithm": "toy", "list": str(listed)}
-    of_tree = plain(audit(settings(embeddings=embeddings, gallery=gallery)))
-    of_store = plain(audit(settings(gallery=gallery)))
+    of_tree = plain(run_audit(settings(embeddings=embeddings, gallery=gallery)))
+    of_store = plain(run_audit(settings(gallery=gallery)))
     assert of_tree["groupings"] == of_store["groupings"]
     (tree / "Person_00/0.jpg_toy.bin").unlink()
     with pytest.raises(UserError, match=r"1 of 64 images .* such as Person_00/0.jpg: no such file"):
-        audit(settings(embeddings=embeddings))
-    report = plain(audit(settings(embeddings=embeddings, allow_missing=1)))
+        run_audit(settings(embeddings=embeddings))
+    report = plain(run_audit(settings(embeddings=embeddings, allow_missing=1)))
     assert report["subject"]["failures"] == 1
     with pytest.raises(UserError, match="set algorithm and list"):
-        audit(settings(embeddings={"path": str(tree)}))
+        run_audit(settings(embeddings={"path": str(tree)}))
 
 
 def test_scores_give_the_same_match_errors_as_embeddings(faces, settings, tmp_path):
-    whole = plain(audit(settings()))
+    whole = plain(run_audit(settings()))
     score = faces.value_ND.astype(np.float64) @ faces.value_ND.astype(np.float64).T
     people = faces.identities
     lines = [
@@ -115,7 +115,7 @@ def test_scores_give_the_same_match_errors_as_embeddings(faces, settings, tmp_pa
     ]
     path = tmp_path / "scores.csv"
     path.write_text("\n".join(["id1,id2,score,label", *lines]))
-    report = plain(audit(settings(embeddings=None, scores=str(path))))
+    report = plain(run_audit(settings(embeddings=None, scores=str(path))))
     for metric in ("fmr", "fnmr"):
         assert {name: one[metric]["rate"] for name, one in rates(report).items()} == pytest.approx(
             {name: one[metric]["rate"] for name, one in rates(whole).items()}, abs=2e-3
@@ -123,25 +123,25 @@ def test_scores_give_the_same_match_errors_as_embeddings(faces, settings, tmp_pa
     assert set(report["overall"]) == {"fmr", "fnmr"}
     assert "no search was made" in report["notes"][-1]
     with pytest.raises(UserError, match="a scores file holds no searches"):
-        audit(settings(embeddings=None, scores=str(path), threshold={"fpir": 0.1}))
+        run_audit(settings(embeddings=None, scores=str(path), threshold={"fpir": 0.1}))
 
 
 def test_a_threshold_is_given_or_set_on_another_set(faces, settings):
-    given = plain(audit(settings(threshold={"score": 0.5})))["thresholds"]
+    given = plain(run_audit(settings(threshold={"score": 0.5})))["thresholds"]
     assert [(use, one["score"], one["kind"]) for use, one in given.items()] == [
         ("pairs", 0.5, "given"),
         ("searches", 0.5, "given"),
     ]
     other = faces.store("other", faces.value_ND[::-1].copy())
-    there = plain(audit(settings(threshold={"store": str(other), "fmr": 0.02})))["thresholds"]
+    there = plain(run_audit(settings(threshold={"store": str(other), "fmr": 0.02})))["thresholds"]
     assert there["pairs"]["where"] == str(other)
     assert there["searches"] == there["pairs"]
-    here = plain(audit(settings(embeddings={"path": str(other)}, threshold={"fmr": 0.02})))["thresholds"]
+    here = plain(run_audit(settings(embeddings={"path": str(other)}, threshold={"fmr": 0.02})))["thresholds"]
     assert there["pairs"]["score"] == here["pairs"]["score"]
     with pytest.raises(UserError, match=r"threshold\.fmr: no threshold for an FMR of 1e-06 on the audited set"):
-        audit(settings(threshold={"fmr": 1e-6}))
+        run_audit(settings(threshold={"fmr": 1e-6}))
     with pytest.raises(UserError, match=r"threshold\.fpir: .* needs 1,000 non-mated searches, there are 64"):
-        audit(settings(threshold={"fpir": 1e-3}))
+        run_audit(settings(threshold={"fpir": 1e-3}))
 
 
 def test_two_models_are_compared_on_the_same_images(faces, settings):
@@ -149,8 +149,8 @@ def test_two_models_are_compared_on_the_same_images(faces, settings):
     worse_ND = faces.value_ND + random.normal(size=faces.value_ND.shape) * 0.15
     worse_ND = (worse_ND / np.linalg.norm(worse_ND, axis=1, keepdims=True)).astype(np.float32)
     other = faces.store("worse", worse_ND)
-    report = plain(audit(settings(against={"path": str(other)})))
-    alone = plain(audit(settings(embeddings={"path": str(other)})))
+    report = plain(run_audit(settings(against={"path": str(other)})))
+    alone = plain(run_audit(settings(embeddings={"path": str(other)})))
     (grouping,) = report["against"]["groupings"]
     for row in grouping["rows"]:
         name = row["group"][0]
@@ -162,12 +162,12 @@ def test_two_models_are_compared_on_the_same_images(faces, settings):
     fewer = faces.folder / "fewer.txt"
     fewer.write_text("\n".join(faces.keys[:-1]))
     with pytest.raises(UserError, match="lacks 1 of the 64 images"):
-        audit(settings(against={"path": str(other), "list": str(fewer)}))
+        run_audit(settings(against={"path": str(other), "list": str(fewer)}))
 
 
 def test_shots_are_a_column_like_any_other(faces, settings):
     train = faces.store("train")
-    report = plain(audit(settings(shots={"train": str(train), "threshold": 0.9})))
+    report = plain(run_audit(settings(shots={"train": str(train), "threshold": 0.9})))
     assert [grouping["by"] for grouping in report["groupings"]] == [["group"], ["group", "shots"]]
     score = faces.value_ND.astype(np.float64) @ faces.value_ND.T.astype(np.float64)
     seen = (score > 0.9).sum(axis=1)
@@ -181,14 +181,14 @@ def test_noise_is_dropped_or_kept(faces, settings, tmp_path):
     noises = tmp_path / "noises.txt"
     noises.write_text("# wrong\nPerson_03/12.jpg\n13.png\n")
     embeddings = {"path": str(faces.store()), "noises": str(noises)}
-    assert plain(audit(settings(embeddings=embeddings)))["subject"]["noise"]["images_removed"] == 2
-    raw = plain(audit(settings(embeddings=embeddings, noise="raw")))["subject"]
+    assert plain(run_audit(settings(embeddings=embeddings)))["subject"]["noise"]["images_removed"] == 2
+    raw = plain(run_audit(settings(embeddings=embeddings, noise="raw")))["subject"]
     assert (raw["noise"]["images_removed"], raw["images"]) == (0, 64)
 
 
 def test_unknown_attributes_are_a_group_and_a_note(faces, settings):
     table = faces.attributes("identity,group\nPerson_00,a\nPerson_01,b\n", "few.csv")
-    report = plain(audit(settings(attributes={"tables": [str(table)]})))
+    report = plain(run_audit(settings(attributes={"tables": [str(table)]})))
     assert "(unknown)" in rates(report)
     assert "56 of 64 have no group and are a group of their own." in report["notes"]
 
@@ -204,20 +204,20 @@ def test_unknown_attributes_are_a_group_and_a_note(faces, settings):
 )
 def test_what_cannot_be_audited_is_one_line(settings, changes, what):
     with pytest.raises(UserError) as error:
-        audit(settings(**changes))
+        run_audit(settings(**changes))
     assert what in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_condition_that_decides_nothing_does_not_cost_the_audit(settings):
-    report = plain(audit(settings(fail_if=["gap(speed) > 1", "gap(fnmr) > 0.05"])))
+    report = plain(run_audit(settings(fail_if=["gap(speed) > 1", "gap(fnmr) > 0.05"])))
     unknown, known = report["conditions"]
     assert "has no metric 'speed'" in unknown["undecided"]
     assert (known["failed"], known["undecided"]) == (True, None)
 
 
 def test_the_same_audit_is_the_same_report(settings):
-    assert json.dumps(plain(audit(settings()))) == json.dumps(plain(audit(settings())))
+    assert json.dumps(plain(run_audit(settings()))) == json.dumps(plain(run_audit(settings())))
 
 
 def test_two_models_that_lack_different_images_are_refused(faces, settings):
@@ -226,6 +226,6 @@ def test_two_models_that_lack_different_images_are_refused(faces, settings):
     array[7] = 0
     array.flush()
     with pytest.raises(UserError, match=r"1 images have a usable embedding of one model only"):
-        audit(settings(against={"path": str(other)}, allow_missing=1))
+        run_audit(settings(against={"path": str(other)}, allow_missing=1))
     with pytest.raises(UserError, match="against_gallery: the other model's embeddings of the distractors"):
-        audit(settings(against={"path": str(faces.store())}, gallery={"path": str(faces.gallery())}))
+        run_audit(settings(against={"path": str(faces.store())}, gallery={"path": str(faces.gallery())}))

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from facelt.audit import subject
-from facelt.audit.subject import read_scores
+from facelt.audit import audited_set
+from facelt.audit.audited_set import read_scores
 from facelt.errors import UserError
 from facelt.utils import tables
 
@@ -23,7 +23,7 @@ def write(tmp_path):
 
 def test_pairs_are_read_in_order_and_handed_on_in_blocks(write, monkeypatch):
     monkeypatch.setattr(tables, "CHUNK", 2)
-    monkeypatch.setattr(subject, "BLOCK", 3)
+    monkeypatch.setattr(audited_set, "PAIR_BLOCK", 3)
     pairs = read_scores(write(GOOD))
     assert pairs.identities == ["x", "y", "z"]
     blocks = list(pairs.blocks())

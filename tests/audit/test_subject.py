@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from facelt.audit.subject import open_features
+from facelt.audit.audited_set import open_features
 from facelt.config.audit import FeaturesConfig
 from facelt.errors import UserError
 from facelt.store.feature_tree import write_feature

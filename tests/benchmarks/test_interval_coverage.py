@@ -8,7 +8,7 @@ from scipy import stats
 
 from benchmarks import interval_coverage
 from benchmarks.interval_coverage import KINDS, PAIR_WORLDS, SEARCH_WORLDS, PairWorld, SearchWorld, even_images, measure
-from facelt.stats.coverage import MEASURED, measured_coverage
+from facelt.stats.coverage import MEASURED_COVERAGE, measured_coverage
 
 
 @pytest.mark.parametrize("identities", [7, 30])
@@ -75,11 +75,11 @@ def test_the_table_in_the_handbook_is_the_one_in_the_code(root):
     for kind, meaning in KINDS.items():
         (row,) = re.findall(rf"^\| {re.escape(meaning)} \|(.*)\|$", text, re.MULTILINE)
         shown = [tuple(float(part) for part in re.findall(r"[\d.]+", cell)) for cell in row.split("|")]
-        assert shown == [tuple(round(100 * share, 1) for share in MEASURED[kind][n]) for n in (7, 14, 30, 80)]
+        assert shown == [tuple(round(100 * share, 1) for share in MEASURED_COVERAGE[kind][n]) for n in (7, 14, 30, 80)]
 
 
 def test_looked_up_between_and_beyond_what_was_measured():
-    for kind, row in MEASURED.items():
+    for kind, row in MEASURED_COVERAGE.items():
         for n, (mean, lowest) in row.items():
             found = measured_coverage(kind, n)
             assert (found.mean, found.lowest) == pytest.approx((mean, lowest))

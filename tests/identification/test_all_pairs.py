@@ -12,7 +12,7 @@ from facelt.identification import all_pairs
 from facelt.identification.all_pairs import PairErrors, PairHistograms, pair_errors, pair_histograms
 from facelt.identification.error_rates import ScoreGrid
 from facelt.search.exact import BadRow, similarities
-from facelt.stats.groups import PairCounts, Units, cells
+from facelt.stats.groups import PairCounter, Units, group_pairs
 
 
 def people(random, images, identities):
@@ -73,14 +73,14 @@ def test_figures_of_groups_equal_the_ones_added_up_pair_by_pair():
     raw_ND = rows_ND.astype(np.float32)
     exact_M = similarities(raw_ND, left_M, raw_ND, right_M, cosine=True)
     thresholds = (exact_M[3], np.nextafter(exact_M[3], 2), 0.2, 0.6)
-    second = PairCounts(units, thresholds)
+    second = PairCounter(units, thresholds)
     second.add(exact_M, mated_M, left_M, right_M)
     first = pair_errors(rows_ND, units, thresholds, cosine=True)
     assert isinstance(first, PairErrors)
     grouping = units.grouping(["gender", "age"])
     for t in range(len(thresholds)):
         for ours, theirs in ((first.mated[t], second.mated(t)), (first.non_mated[t], second.non_mated(t))):
-            a, b = ours.touched(units, grouping), theirs.touched(units, grouping)
+            a, b = ours.clustered_counts(units, grouping), theirs.clustered_counts(units, grouping)
             for name in ("error_F", "trial_F", "error_FI", "trial_FI"):
                 np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
     # One pair more matches at its own score than just above it.
@@ -88,12 +88,12 @@ def test_figures_of_groups_equal_the_ones_added_up_pair_by_pair():
     assert loose - strict == 1
     # By hand, women against men at 0.6.
     both = units.grouping(["gender"])
-    touched = first.non_mated[3].touched(units, both)
+    counts = first.non_mated[3].clustered_counts(units, both)
     women_M, men_M = (np.isin(identity_N, ids) for ids in ([0, 2, 4, 6], [1, 3, 5]))
     cross_M = (women_M[left_M] & men_M[right_M]) | (men_M[left_M] & women_M[right_M])
-    place = cells(both).index((0, 1))
-    assert touched.trial_F[place] == cross_M.sum()
-    assert touched.error_F[place] == (score_M[cross_M] >= 0.6).sum()
+    place = group_pairs(both).index((0, 1))
+    assert counts.trial_F[place] == cross_M.sum()
+    assert counts.error_F[place] == (score_M[cross_M] >= 0.6).sum()
 
 
 @settings(max_examples=25, deadline=None)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facelt.errors import UserError
-from facelt.metrics.classification import BANDS, shot_accuracy, shot_bands
+from facelt.metrics.classification import SHOT_BANDS, shot_accuracy, shot_bands
 from facelt.metrics.open_set import closed_macro_f, open_set_f_measure
 
 
@@ -38,7 +38,7 @@ def test_f_measures_equal_the_released_code(released):
 )
 def test_bands_at_their_edges(convention, expected):
     counts = np.array([19, 20, 21, 100, 101])
-    assert [BANDS[band] for band in shot_bands(counts, convention)] == expected
+    assert [SHOT_BANDS[band] for band in shot_bands(counts, convention)] == expected
 
 
 def test_a_band_is_the_mean_of_its_classes_and_overall_counts_images():

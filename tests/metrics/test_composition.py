@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from facelt.metrics.classification import composition
+from facelt.metrics.classification import split_stats
 
 LIMITS = {"paper": (lambda n: n > 100, lambda n: n < 20), "released": (lambda n: n >= 100, lambda n: n <= 20)}
 
@@ -17,7 +17,7 @@ LIMITS = {"paper": (lambda n: n > 100, lambda n: n < 20), "released": (lambda n:
 )
 def test_every_figure_is_a_plain_count(counts, picks):
     labels = [pick for pick in picks if pick < len(counts)]
-    found = composition(np.array(counts), np.array(labels, dtype=np.int64))
+    found = split_stats(np.array(counts), np.array(labels, dtype=np.int64))
     images = Counter(label for label in labels if label >= 0)
     assert (found["images"], found["open_images"]) == (len(labels), labels.count(-1))
     assert found["classes"] == len(images)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facelt.metrics.open_set import Detection, accepting_threshold, detection, oscr
+from facelt.metrics.open_set import DetectionMetrics, detection_metrics, oscr_curve, threshold_at_tpr
 
 # Few values, so that most scores are tied.
 TIED = st.lists(st.integers(-2, 3).map(lambda number: number / 4), min_size=1, max_size=25)
@@ -27,7 +27,7 @@ def beats(one, other):
 @given(TIED, TIED)
 def test_areas_are_scikit_learns_and_those_of_counting_pairs(known, open_images):
     sklearn_metrics = pytest.importorskip("sklearn.metrics")
-    found = detection(np.array(known), np.array(open_images))
+    found = detection_metrics(np.array(known), np.array(open_images))
     label = np.repeat([1, 0], [len(known), len(open_images)])
     score = np.array(known + open_images)
     assert found.auroc == pytest.approx(sklearn_metrics.roc_auc_score(label, score))
@@ -40,13 +40,13 @@ def test_areas_are_scikit_learns_and_those_of_counting_pairs(known, open_images)
 @settings(max_examples=60, deadline=None)
 @given(TIED, TIED)
 def test_thresholds_gone_through_one_by_one(known, open_images):
-    found = detection(np.array(known), np.array(open_images))
+    found = detection_metrics(np.array(known), np.array(open_images))
     tpr, fpr = next((tpr, fpr) for tpr, fpr in rates(known, open_images) if tpr >= 0.95 - 1e-12)
     assert found.fpr_at_95_tpr == pytest.approx(fpr)
     assert found.detection_error_at_95_tpr == pytest.approx(0.5 * (1 - tpr) + 0.5 * fpr)
     errors = [0.5 * (1 - tpr) + 0.5 * fpr for tpr, fpr in rates(known, open_images)]
     assert found.detection_error_minimum == pytest.approx(min(errors))
-    threshold = accepting_threshold(np.array(known))
+    threshold = threshold_at_tpr(np.array(known))
     assert np.mean([score >= threshold for score in known]) == pytest.approx(tpr)
     assert np.mean([score >= threshold for score in open_images]) <= fpr
 
@@ -55,7 +55,7 @@ def test_the_error_of_the_tables_is_half_of_fpr_and_of_5_percent():
     # 1000 known and 1000 open images, of which 822 score above the 95 % threshold: the row of ODIN's and OLTR's tables.
     known = np.concatenate([np.full(950, 0.9), np.full(50, 0.1)])
     open_images = np.concatenate([np.full(822, 0.95), np.full(178, 0.5)])
-    found = detection(known, open_images)
+    found = detection_metrics(known, open_images)
     assert found.fpr_at_95_tpr == pytest.approx(0.822)
     assert found.detection_error_at_95_tpr == pytest.approx(0.436)
     assert found.detection_error_minimum == pytest.approx(0.436)
@@ -64,46 +64,50 @@ def test_the_error_of_the_tables_is_half_of_fpr_and_of_5_percent():
 def test_95_percent_is_counted_exactly():
     for size in (1, 19, 20, 21, 60, 100, 1000):
         scores = np.arange(size, dtype=float)
-        accepted = int((scores >= accepting_threshold(scores)).sum())
+        accepted = int((scores >= threshold_at_tpr(scores)).sum())
         assert 100 * accepted >= 95 * size > 100 * (accepted - 1)
-    assert accepting_threshold(np.array([])) is None
+    assert threshold_at_tpr(np.array([])) is None
 
 
 def test_scores_of_one_value_tell_nothing():
-    found = detection(np.full(4, 0.5), np.full(6, 0.5))
+    found = detection_metrics(np.full(4, 0.5), np.full(6, 0.5))
     assert (found.auroc, found.fpr_at_95_tpr, found.detection_error_minimum) == (0.5, 1.0, 0.5)
     assert (found.aupr_known_positive, found.aupr_open_positive) == (0.4, 0.6)
 
 
 def test_perfect_and_reversed_scores():
-    apart = detection(np.array([0.8, 0.9]), np.array([0.1, 0.2]))
+    apart = detection_metrics(np.array([0.8, 0.9]), np.array([0.1, 0.2]))
     assert (apart.auroc, apart.fpr_at_95_tpr, apart.detection_error_minimum) == (1, 0, 0)
-    reversed_ = detection(np.array([0.1, 0.2]), np.array([0.8, 0.9]))
+    reversed_ = detection_metrics(np.array([0.1, 0.2]), np.array([0.8, 0.9]))
     assert (reversed_.auroc, reversed_.fpr_at_95_tpr, reversed_.detection_error_minimum) == (0, 1, 0.5)
 
 
 def test_without_known_or_open_images_there_is_a_reason_instead():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert detection(np.array([]), np.array([0.5])) == Detection(reason="there are 0 known and 1 open images")
-        assert detection(np.array([0.5]), np.array([])) == Detection(reason="there are 1 known and 0 open images")
-        assert detection(np.array([]), np.array([])).reason == "there are 0 known and 0 open images"
-        assert oscr([], [], [0.5]) is None
-        assert oscr([0.5], [True], []) is None
+        assert detection_metrics(np.array([]), np.array([0.5])) == DetectionMetrics(
+            reason="there are 0 known and 1 open images"
+        )
+        assert detection_metrics(np.array([0.5]), np.array([])) == DetectionMetrics(
+            reason="there are 1 known and 0 open images"
+        )
+        assert detection_metrics(np.array([]), np.array([])).reason == "there are 0 known and 0 open images"
+        assert oscr_curve([], [], [0.5]) is None
+        assert oscr_curve([0.5], [True], []) is None
 
 
 def test_a_score_that_is_no_number_is_refused():
     with pytest.raises(ValueError, match="finite"):
-        detection(np.array([0.5, np.nan]), np.array([0.5]))
+        detection_metrics(np.array([0.5, np.nan]), np.array([0.5]))
     with pytest.raises(ValueError, match="finite"):
-        oscr([0.5], [True], [np.inf])
+        oscr_curve([0.5], [True], [np.inf])
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(-2, 3), st.booleans()), min_size=1, max_size=25), TIED)
 def test_oscr_is_that_of_every_threshold_and_its_area_that_of_counting_pairs(known, open_images):
     scores, right = [score / 4 for score, _ in known], [answer for _, answer in known]
-    found = oscr(scores, right, open_images)
+    found = oscr_curve(scores, right, open_images)
     pairs = [answer * beats(score, other) for score, answer in zip(scores, right, strict=True) for other in open_images]
     assert found.area == pytest.approx(np.mean(pairs))
     thresholds = [np.inf, *sorted({*scores, *open_images}, reverse=True)]

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facelt.errors import UserError
-from facelt.metrics.classification import class_counts, shot_accuracy
-from facelt.metrics.open_set import ANSWERS, TRUE, open_confusion, open_macro_f
+from facelt.metrics.classification import per_class_counts, shot_accuracy
+from facelt.metrics.open_set import CONFUSION_COLUMNS, CONFUSION_ROWS, open_confusion, open_macro_f
 
 COUNTS = [500, 101, 100, 20, 19, 1]
 PAIRS = st.lists(st.tuples(st.integers(-1, 5), st.integers(-1, 5)), max_size=30)
@@ -29,8 +29,8 @@ def test_every_image_is_counted_once_where_it_belongs(pairs, convention):
         for label, answer in pairs
     )  # fmt: skip
     found = open_confusion(COUNTS, *columns(pairs), convention)
-    for row, true in enumerate(TRUE):
-        assert found[row].tolist() == [expected[true, answer] for answer in ANSWERS]
+    for row, true in enumerate(CONFUSION_ROWS):
+        assert found[row].tolist() == [expected[true, answer] for answer in CONFUSION_COLUMNS]
 
 
 def test_rows_agree_with_the_accuracies_of_the_same_answers(golden):
@@ -38,7 +38,10 @@ def test_rows_agree_with_the_accuracies_of_the_same_answers(golden):
         counts, label_N, answer_N = np.bincount(file["train_labels"]), file["labels"], file["preds"]
     found = open_confusion(counts, label_N, answer_N, "released")
     accuracy = shot_accuracy(counts, label_N, answer_N, "released")
-    assert dict(zip(TRUE, found.sum(1).tolist(), strict=True)) == {**accuracy.images, "open": int((label_N < 0).sum())}
+    assert dict(zip(CONFUSION_ROWS, found.sum(1).tolist(), strict=True)) == {
+        **accuracy.images,
+        "open": int((label_N < 0).sum()),
+    }
     assert found[:, 0].sum() / found[:3].sum() == pytest.approx(accuracy.overall)
 
 
@@ -57,7 +60,7 @@ def test_macro_f_with_the_unknown_class_equals_scikit_learn(pairs):
 @settings(max_examples=40, deadline=None)
 @given(PAIRS)
 def test_counts_of_each_class_are_those_of_a_loop(pairs):
-    images_C, right_C = class_counts(*columns(pairs), 6)
+    images_C, right_C = per_class_counts(*columns(pairs), 6)
     assert images_C.tolist() == [sum(label == number for label, _ in pairs) for number in range(6)]
     assert right_C.tolist() == [sum(label == answer == number for label, answer in pairs) for number in range(6)]
 
@@ -66,6 +69,6 @@ def test_a_class_outside_the_range_is_named():
     with pytest.raises(UserError, match="prediction 6 of image 1"):
         open_confusion(COUNTS, [0, 1], [0, 6], "paper")
     with pytest.raises(UserError, match="label 2 of image 0"):
-        class_counts([2], [0], 2)
+        per_class_counts([2], [0], 2)
     with pytest.raises(ValueError, match="paper, released"):
         open_confusion(COUNTS, [0], [0], "oltr")

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from facelt.stats import disparity
 from facelt.stats.disparity import (
     GroupErrors,
-    counted_fairness_discrepancy_rate,
-    counted_gap,
-    counted_garbe,
-    counted_gini,
-    counted_inequity_rate,
-    counted_max_over_geometric_mean,
-    counted_ratio,
+    fairness_discrepancy_rate_from_counts,
+    gap_from_counts,
+    garbe_from_counts,
+    gini_from_counts,
+    inequity_rate_from_counts,
+    max_over_geometric_mean_from_counts,
+    ratio_from_counts,
     zero_error_bound,
 )
 
@@ -81,35 +81,35 @@ def test_zero_error_bound_is_where_no_error_is_that_unlikely_for_wilson():
 def test_counts_with_errors_give_the_figure_itself():
     false_match = GroupErrors(("f", "m"), [1, 8], [100, 200])
     false_non_match = GroupErrors(("f", "m"), [10, 40], [100, 200])
-    assert counted_ratio(false_match).value == pytest.approx(4)
-    assert not counted_ratio(false_match).at_least
-    assert counted_gap(false_non_match).value == pytest.approx(0.1)
-    assert counted_max_over_geometric_mean(false_match).value == pytest.approx(2)
-    assert counted_gini(false_match).value == pytest.approx(0.6)
-    assert counted_inequity_rate(false_match, false_non_match).value == pytest.approx(np.sqrt(8))
-    assert counted_garbe(false_match, false_non_match).value == pytest.approx(0.3 + 0.5 / 3)
-    assert counted_fairness_discrepancy_rate(false_match, false_non_match).value == pytest.approx(1 - 0.015 - 0.05)
+    assert ratio_from_counts(false_match).value == pytest.approx(4)
+    assert not ratio_from_counts(false_match).at_least
+    assert gap_from_counts(false_non_match).value == pytest.approx(0.1)
+    assert max_over_geometric_mean_from_counts(false_match).value == pytest.approx(2)
+    assert gini_from_counts(false_match).value == pytest.approx(0.6)
+    assert inequity_rate_from_counts(false_match, false_non_match).value == pytest.approx(np.sqrt(8))
+    assert garbe_from_counts(false_match, false_non_match).value == pytest.approx(0.3 + 0.5 / 3)
+    assert fairness_discrepancy_rate_from_counts(false_match, false_non_match).value == pytest.approx(1 - 0.015 - 0.05)
 
 
 def test_a_group_without_errors_gives_a_bound():
     errors = GroupErrors(("f", "m", "x"), [0, 50, 100], [1000, 1000, 1000], kind="false match")
     upper = 3.8415 / 1003.8415
-    found = counted_ratio(errors)
+    found = ratio_from_counts(errors)
     assert found.at_least
     assert found.value == pytest.approx(0.1 / upper, rel=1e-4)
     assert "no false match in f" in found.note
-    found = counted_max_over_geometric_mean(errors)
+    found = max_over_geometric_mean_from_counts(errors)
     assert found.at_least
     assert found.value == pytest.approx(0.1 / (upper * 0.05 * 0.1) ** (1 / 3), rel=1e-4)
     # With clustered trials fewer independent ones stand behind the bound, which is then weaker.
     clustered = GroupErrors(
         ("f", "m", "x"), [0, 50, 100], [1000, 1000, 1000], upper_G=zero_error_bound(50) * np.ones(3)
     )
-    assert counted_ratio(clustered).value < counted_ratio(errors).value / 10
-    assert counted_gap(errors).value == pytest.approx(0.1)
-    assert not counted_gap(errors).at_least
+    assert ratio_from_counts(clustered).value < ratio_from_counts(errors).value / 10
+    assert gap_from_counts(errors).value == pytest.approx(0.1)
+    assert not gap_from_counts(errors).at_least
     fnmr = GroupErrors(("f", "m", "x"), [100, 100, 200], [1000, 1000, 1000])
-    found = counted_inequity_rate(errors, fnmr, 0.25)
+    found = inequity_rate_from_counts(errors, fnmr, 0.25)
     assert found.at_least
     assert found.value == pytest.approx((0.1 / upper) ** 0.25 * 2**0.75, rel=1e-4)
 
@@ -121,8 +121,8 @@ def test_the_bound_lies_below_whatever_the_unseen_rate_may_be(share):
     errors = GroupErrors(("a", "b", "c"), [0, 3, 4], [20, 100, 100])
     unseen = max(share * float(zero_error_bound(20)), 1e-9)
     for counted, figure in (
-        (counted_ratio, disparity.ratio),
-        (counted_max_over_geometric_mean, disparity.max_over_geometric_mean),
+        (ratio_from_counts, disparity.ratio),
+        (max_over_geometric_mean_from_counts, disparity.max_over_geometric_mean),
     ):
         assert 1 <= counted(errors).value <= figure([unseen, 0.03, 0.04]) * (1 + 1e-12)
 
@@ -130,17 +130,17 @@ def test_the_bound_lies_below_whatever_the_unseen_rate_may_be(share):
 def test_no_figure_where_there_is_none():
     nothing = GroupErrors(("f", "m"), [0, 0], [10, 10], kind="false match")
     some = GroupErrors(("f", "m"), [1, 2], [10, 10])
-    assert counted_ratio(nothing).value is None
-    assert counted_ratio(nothing).note == "no group has a false match"
-    assert counted_gap(nothing).value == 0
-    for figure in (counted_inequity_rate, counted_garbe):
+    assert ratio_from_counts(nothing).value is None
+    assert ratio_from_counts(nothing).note == "no group has a false match"
+    assert gap_from_counts(nothing).value == 0
+    for figure in (inequity_rate_from_counts, garbe_from_counts):
         assert figure(nothing, some).value is None
         assert figure(some, nothing).value is None
     alone = GroupErrors(("f", "m"), [1, 0], [10, 0])
-    for figure in (counted_gap, counted_ratio, counted_gini, counted_max_over_geometric_mean):
+    for figure in (gap_from_counts, ratio_from_counts, gini_from_counts, max_over_geometric_mean_from_counts):
         assert figure(alone).value is None
         assert "fewer than two groups" in figure(alone).note
-    assert counted_fairness_discrepancy_rate(alone, some).value is None
+    assert fairness_discrepancy_rate_from_counts(alone, some).value is None
 
 
 def test_bad_arguments():
@@ -153,6 +153,6 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="3 groups"):
         GroupErrors(("a", "b", "c"), [2, 0], [2, 1])
     with pytest.raises(ValueError, match="different groups"):
-        counted_garbe(GroupErrors(("a", "b"), [1, 1], [2, 2]), GroupErrors(("a", "c"), [1, 1], [2, 2]))
+        garbe_from_counts(GroupErrors(("a", "b"), [1, 1], [2, 2]), GroupErrors(("a", "c"), [1, 1], [2, 2]))
     with pytest.raises(ValueError, match="level"):
         zero_error_bound(3, 1)

@@ -6,9 +6,15 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from facelt.stats.disparity import counted_ratio
-from facelt.stats.groups import PairCounts, Units, group_sizes, pair_table, search_table
-from facelt.stats.permutation import adjusted, contrasts, gap_chance, pair_gap_chance, row_of_identities
+from facelt.stats.disparity import ratio_from_counts
+from facelt.stats.groups import PairCounter, Units, group_sizes, pair_table, search_table
+from facelt.stats.permutation import (
+    holm_adjust_contrasts,
+    identity_rows,
+    nonmated_permutation_test,
+    pairwise_contrasts,
+    permutation_test,
+)
 
 OPTIONS = {"level": 0.95, "least_identities": 2}
 
@@ -47,7 +53,7 @@ def test_searches_by_hand(units):
     assert (men.rate, men.low, men.trials, men.small) == (0, 0, 6, False)
     assert (unknown.group, unknown.rate, unknown.low, unknown.small) == (("(unknown)",), 1.0, None, True)
     assert table.large() == (1, 2)
-    found = counted_ratio(table.errors("miss"))
+    found = ratio_from_counts(table.errors("miss"))
     assert found.at_least
     assert found.value == max(1, women.rate / min(men.high, women.rate))
     both = search_table("miss", *counts, units, units.grouping(["gender", "age"]), **OPTIONS)
@@ -64,7 +70,7 @@ def test_searches_by_hand(units):
 @pytest.mark.parametrize("across", [False, True])
 def test_pairs_by_a_loop(units, pairs, by, across):
     score, mated, left, right = pairs
-    counts = PairCounts(units, [0.4])
+    counts = PairCounter(units, [0.4])
     counts.add(*pairs)
     columns = {"gender": [g or "(unknown)" for g in GENDER], "age": AGE}
     name_N = list(zip(*(columns[c] for c in by), strict=True))
@@ -89,7 +95,7 @@ def test_pairs_by_a_loop(units, pairs, by, across):
 
 
 def test_a_group_without_pairs_is_shown(units, pairs):
-    counts = PairCounts(units, [0.4])
+    counts = PairCounter(units, [0.4])
     counts.add(*pairs)
     row = pair_table("fmr", counts.non_mated(0), units, units.grouping(["gender"]), **OPTIONS).rows[0]
     assert row.group == ("(unknown)",)
@@ -103,7 +109,7 @@ def test_distractors_are_compared_with_and_are_no_group_of_their_own():
         {"gender": ["f", "f", "m", "m", "(distractors)"]},
         fixed_N=np.array([False] * 4 + [True]),
     )
-    counts = PairCounts(units, [0.5])
+    counts = PairCounter(units, [0.5])
     counts.add([0.9, 0.1, 0.2, 0.8, 0.6], [False] * 5, [0, 1, 2, 3, 3], [4, 4, 4, 4, 4])
     grouping = units.grouping(["gender"])
     table = pair_table("fmr", counts.non_mated(0), units, grouping, across=True, **OPTIONS)
@@ -135,10 +141,10 @@ def test_contrasts_of_searches():
     units = Units.of(identity, {"g": group})
     counts = by_unit(units, miss), by_unit(units, np.ones(450))
     table = search_table("miss", *counts, units, units.grouping(["g"]), **OPTIONS)
-    sums = table.touched.error_FI.sum(axis=0), table.touched.trial_FI.sum(axis=0)
-    found = contrasts(table, row_of_identities(table), partial(gap_chance, *sums, permutations=400, seed=0))
+    sums = table.counts.error_FI.sum(axis=0), table.counts.trial_FI.sum(axis=0)
+    found = pairwise_contrasts(table, identity_rows(table), partial(permutation_test, *sums, permutations=400, seed=0))
     assert [(one.first, one.second) for one in found][:2] == [(("c",), ("a",)), (("c",), ("b",))]
-    largest, _, smallest = adjusted(found)
+    largest, _, smallest = holm_adjust_contrasts(found)
     rates = [miss[group == g].mean() for g in "abc"]
     assert largest.difference == pytest.approx(rates[2] - rates[0])
     assert largest.ratio == pytest.approx(rates[2] / rates[0])
@@ -150,17 +156,17 @@ def test_contrasts_of_searches():
 
 
 def test_contrasts_of_pairs_and_of_people_in_several_groups(units, pairs):
-    counts = PairCounts(units, [0.4])
+    counts = PairCounter(units, [0.4])
     counts.add(*pairs)
     unit_pairs = counts.non_mated(0)
-    test = partial(pair_gap_chance, *unit_pairs.by_identity(units), permutations=300, seed=0)
+    test = partial(nonmated_permutation_test, *unit_pairs.by_identity(units), permutations=300, seed=0)
     table = pair_table("fmr", unit_pairs, units, units.grouping(["gender"]), **OPTIONS)
-    (one,) = contrasts(table, row_of_identities(table), test)
+    (one,) = pairwise_contrasts(table, identity_rows(table), test)
     assert one.difference >= 0
     assert 0 < one.p <= 1
     by_age = pair_table("fmr", unit_pairs, units, units.grouping(["age"]), **OPTIONS)
-    assert row_of_identities(by_age) is None
-    (one,) = contrasts(by_age, None, test)
+    assert identity_rows(by_age) is None
+    (one,) = pairwise_contrasts(by_age, None, test)
     assert one.p is None
-    assert adjusted([one])[0].adjusted_p is None
+    assert holm_adjust_contrasts([one])[0].adjusted_p is None
     assert one.low < one.difference < one.high

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from facelt.stats.intervals import TouchedCounts, rate_intervals, wilson
+from facelt.stats.intervals import ClusteredCounts, rate_intervals, wilson_limits
 
 
 def searches(seed: int, figures: int = 2, identities: int = 9) -> tuple[np.ndarray, np.ndarray]:
@@ -19,7 +19,7 @@ def searches(seed: int, figures: int = 2, identities: int = 9) -> tuple[np.ndarr
 @given(st.integers(0, 2**31))
 def test_equals_leaving_out_one_identity_after_the_other(seed):
     error_FI, trial_FI = searches(seed)
-    found = rate_intervals(TouchedCounts.of_searches(error_FI, trial_FI), level=0.9)
+    found = rate_intervals(ClusteredCounts.by_identity(error_FI, trial_FI), level=0.9)
     for f, (error_I, trial_I) in enumerate(zip(error_FI.tolist(), trial_FI.tolist(), strict=True)):
         rate, n = sum(error_I) / sum(trial_I), len(trial_I)
         without = [(sum(error_I) - error_I[i]) / (sum(trial_I) - trial_I[i]) for i in range(n)]
@@ -29,8 +29,8 @@ def test_equals_leaving_out_one_identity_after_the_other(seed):
         effective = min(rate * (1 - rate) / variance, sum(trial_I))
         square, fourth = (sum((one - rate) ** power for one in without) for power in (2, 4))
         seen = 2 * square**2 / (fourth - square**2 / n)
-        freedom = max(min(sum(trial_I) ** 2 / sum(t * t for t in trial_I) - 1, seen), 1)
-        t = stats.t.ppf(0.95, freedom)
+        dof = max(min(sum(trial_I) ** 2 / sum(t * t for t in trial_I) - 1, seen), 1)
+        t = stats.t.ppf(0.95, dof)
         # Wilson's limits solve (p - rate)^2 = t^2 p (1 - p) / n.
         a, b, c = 1 + t * t / effective, -2 * rate - t * t / effective, rate * rate
         limits = [(-b - np.sqrt(b * b - 4 * a * c)) / (2 * a), (-b + np.sqrt(b * b - 4 * a * c)) / (2 * a)]
@@ -41,7 +41,7 @@ def test_equals_leaving_out_one_identity_after_the_other(seed):
 
 def test_independent_trials_are_worth_what_they_are():
     error_I = np.repeat([1, 0], [30, 170])
-    found = rate_intervals(TouchedCounts.of_searches(error_I, np.ones(200)), level=0.95)
+    found = rate_intervals(ClusteredCounts.by_identity(error_I, np.ones(200)), level=0.95)
     low, high = stats.binomtest(30, 200).proportion_ci(0.95, "wilson")
     assert found.effective_F[0] == pytest.approx(199, rel=0.01)
     assert found.low_F[0] == pytest.approx(low, abs=0.002)
@@ -49,41 +49,41 @@ def test_independent_trials_are_worth_what_they_are():
 
 
 def test_alike_trials_are_worth_as_many_as_there_are_identities():
-    found = rate_intervals(TouchedCounts.of_searches(np.tile([0, 50], 20), np.full(40, 50)), level=0.95)
+    found = rate_intervals(ClusteredCounts.by_identity(np.tile([0, 50], 20), np.full(40, 50)), level=0.95)
     assert found.effective_F[0] == pytest.approx(39, rel=0.03)
     assert found.high_F[0] - found.low_F[0] > 0.28
 
 
 def test_no_more_independent_trials_than_trials():
     # Every identity at exactly the same rate: no variance between them, but 40 trials are no more than 40.
-    found = rate_intervals(TouchedCounts.of_searches(np.full(10, 1), np.full(10, 4)), level=0.95)
+    found = rate_intervals(ClusteredCounts.by_identity(np.full(10, 1), np.full(10, 4)), level=0.95)
     assert found.effective_F[0] <= 40
     assert found.low_F[0] < 0.25 < found.high_F[0]
 
 
 def test_no_error_leaves_an_upper_bound_that_knows_of_likeness():
-    alone = rate_intervals(TouchedCounts.of_searches(np.zeros(8), np.full(8, 100)), level=0.95)
+    alone = rate_intervals(ClusteredCounts.by_identity(np.zeros(8), np.full(8, 100)), level=0.95)
     t = stats.t.ppf(0.975, 7)
     assert alone.effective_F[0] == pytest.approx(8)  # nothing says that trials of one identity differ
     assert (alone.low_F[0], alone.high_F[0]) == (0, pytest.approx(t * t / (8 + t * t)))
     independent = np.array([np.zeros(8), [2, 3, 2, 1, 2, 3, 2, 1]])
-    beside = rate_intervals(TouchedCounts.of_searches(independent, np.full((2, 8), 100)), level=0.95)
+    beside = rate_intervals(ClusteredCounts.by_identity(independent, np.full((2, 8), 100)), level=0.95)
     assert beside.effective_F[0] == pytest.approx(800)
     assert beside.high_F[0] == pytest.approx(t * t / (800 + t * t))
     alike = np.array([np.zeros(8), [0, 0, 100, 0, 0, 100, 0, 0]])
-    beside = rate_intervals(TouchedCounts.of_searches(alike, np.full((2, 8), 100)), level=0.95)
+    beside = rate_intervals(ClusteredCounts.by_identity(alike, np.full((2, 8), 100)), level=0.95)
     assert beside.effective_F[0] == pytest.approx(8, rel=0.2)
 
 
 def test_all_wrong_is_the_mirror_of_none_wrong():
-    none = rate_intervals(TouchedCounts.of_searches(np.zeros(5), np.arange(1, 6)), level=0.9)
-    all_ = rate_intervals(TouchedCounts.of_searches(np.arange(1, 6), np.arange(1, 6)), level=0.9)
+    none = rate_intervals(ClusteredCounts.by_identity(np.zeros(5), np.arange(1, 6)), level=0.9)
+    all_ = rate_intervals(ClusteredCounts.by_identity(np.arange(1, 6), np.arange(1, 6)), level=0.9)
     assert all_.low_F[0] == pytest.approx(1 - none.high_F[0])
     assert all_.high_F[0] == 1
 
 
 def test_one_identity_or_none_has_a_rate_but_no_limits():
-    found = rate_intervals(TouchedCounts.of_searches([[3, 0, 0], [0, 0, 0]], [[4, 0, 0], [0, 0, 0]]), level=0.95)
+    found = rate_intervals(ClusteredCounts.by_identity([[3, 0, 0], [0, 0, 0]], [[4, 0, 0], [0, 0, 0]]), level=0.95)
     assert found.rate_F[0] == 0.75
     assert np.isnan(found.rate_F[1])
     assert np.isnan([found.low_F, found.high_F]).all()
@@ -91,12 +91,14 @@ def test_one_identity_or_none_has_a_rate_but_no_limits():
 
 def test_difference_of_separate_people_is_newcombe_s():
     # Newcombe 1998, table II, method 10, example (a): 56/70 and 48/80 give 0.0524 to 0.3339.
-    low_F, high_F = wilson(np.array([56 / 70, 48 / 80]), np.array([70.0, 80.0]), np.full(2, stats.norm.ppf(0.975)))
+    low_F, high_F = wilson_limits(
+        np.array([56 / 70, 48 / 80]), np.array([70.0, 80.0]), np.full(2, stats.norm.ppf(0.975))
+    )
     error_FI = np.zeros((2, 150))
     error_FI[0, :56] = error_FI[1, 70:118] = 1
     trial_FI = np.zeros((2, 150))
     trial_FI[0, :70] = trial_FI[1, 70:] = 1
-    found = rate_intervals(TouchedCounts.of_searches(error_FI, trial_FI), level=0.95)
+    found = rate_intervals(ClusteredCounts.by_identity(error_FI, trial_FI), level=0.95)
     assert found.difference(0, 1) == pytest.approx((0.0524, 0.3339), abs=0.005)
     assert (found.low_F[0], found.high_F[0]) == pytest.approx((low_F[0], high_F[0]), abs=0.005)
     low, high = found.difference(1, 0)
@@ -106,7 +108,7 @@ def test_difference_of_separate_people_is_newcombe_s():
 def test_a_rate_differs_not_from_itself_and_little_from_its_like():
     error_FI, trial_FI = searches(4, figures=1, identities=30)
     twice = np.repeat(error_FI, 2, axis=0), np.repeat(trial_FI, 2, axis=0)
-    found = rate_intervals(TouchedCounts.of_searches(*twice), level=0.95)
+    found = rate_intervals(ClusteredCounts.by_identity(*twice), level=0.95)
     low, high = found.difference(0, 1)
     assert low <= 0 <= high
     assert high - low < 0.3 * (found.high_F[0] - found.low_F[0])
@@ -116,7 +118,7 @@ def test_a_rate_differs_not_from_itself_and_little_from_its_like():
 
 def test_two_rates_of_the_same_people_by_hand():
     error_FI = np.array([[2, 5, 1, 3, 4, 0], [1, 4, 1, 1, 3, 0]])
-    found = rate_intervals(TouchedCounts.of_searches(error_FI, np.full((2, 6), 10)), level=0.95)
+    found = rate_intervals(ClusteredCounts.by_identity(error_FI, np.full((2, 6), 10)), level=0.95)
     a_I, b_I = found.influence_FI
     correlation = (a_I * b_I).sum() / np.sqrt((a_I**2).sum() * (b_I**2).sum())
     fall = found.rate_F[0] - found.low_F[0]
@@ -124,24 +126,24 @@ def test_two_rates_of_the_same_people_by_hand():
     joined = np.sqrt(fall**2 + rise**2 - 2 * correlation * fall * rise)
     # Ten searches each: the rates' difference is the mean of the people's, whose jackknife is the usual deviation.
     difference_I = (error_FI[0] - error_FI[1]) / 10
-    freedom = [5.0]
+    dof = [5.0]
     for value_I in (error_FI[0], error_FI[1], difference_I):
         square_I = (value_I - value_I.mean()) ** 2
-        freedom.append(2 * square_I.sum() ** 2 / ((square_I**2).sum() - square_I.sum() ** 2 / 6))
-    half = stats.t.ppf(0.975, min(freedom)) * difference_I.std(ddof=1) / np.sqrt(6)
+        dof.append(2 * square_I.sum() ** 2 / ((square_I**2).sum() - square_I.sum() ** 2 / 6))
+    half = stats.t.ppf(0.975, min(dof)) * difference_I.std(ddof=1) / np.sqrt(6)
     assert found.difference(0, 1)[0] == pytest.approx(difference_I.mean() - (joined + half) / 2)
 
 
 def test_ratio_covers_the_quotient_and_turns_over():
     error_FI, trial_FI = searches(1, identities=20)
-    found = rate_intervals(TouchedCounts.of_searches(error_FI, trial_FI), level=0.95)
+    found = rate_intervals(ClusteredCounts.by_identity(error_FI, trial_FI), level=0.95)
     low, high = found.ratio(0, 1)
     assert 0 < low < found.rate_F[0] / found.rate_F[1] < high
     assert found.ratio(1, 0) == pytest.approx((1 / high, 1 / low))
 
 
 def test_ratio_to_a_group_without_errors_has_one_limit_only():
-    found = rate_intervals(TouchedCounts.of_searches([[0] * 6, [1, 2, 1, 1, 0, 3]], np.full((2, 6), 9)), level=0.95)
+    found = rate_intervals(ClusteredCounts.by_identity([[0] * 6, [1, 2, 1, 1, 0, 3]], np.full((2, 6), 9)), level=0.95)
     low, high = found.ratio(1, 0)
     assert low == pytest.approx(found.low_F[1] / found.high_F[0])
     assert high == float("inf")
@@ -151,8 +153,8 @@ def test_ratio_to_a_group_without_errors_has_one_limit_only():
 
 def test_bad_arguments():
     with pytest.raises(ValueError, match="level 0"):
-        rate_intervals(TouchedCounts.of_searches([1], [1]), level=0)
+        rate_intervals(ClusteredCounts.by_identity([1], [1]), level=0)
     with pytest.raises(ValueError, match=r"errors are \[1, 2\]"):
-        TouchedCounts.of_searches([1, 1], [1])
+        ClusteredCounts.by_identity([1, 1], [1])
     with pytest.raises(ValueError, match="between 0 and the trials"):
-        TouchedCounts.of_searches([2], [1])
+        ClusteredCounts.by_identity([2], [1])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from facelt.errors import UserError
-from facelt.stats.groups import UNKNOWN, PairCounts, Units, cells, own_cells
+from facelt.stats.groups import UNKNOWN, PairCounter, Units, group_pairs, within_group_pairs
 from facelt.stats.intervals import rate_intervals
 
 THRESHOLDS = (0.3, 0.6)
@@ -28,9 +28,9 @@ def world():
     return identity_N, columns, (score, mated, left, right)
 
 
-def counted(world, blocks: int) -> PairCounts:
+def counted(world, blocks: int) -> PairCounter:
     identity_N, columns, pairs = world
-    counts = PairCounts(Units.of(identity_N, columns), THRESHOLDS)
+    counts = PairCounter(Units.of(identity_N, columns), THRESHOLDS)
     for part in np.array_split(np.random.default_rng(blocks).permutation(len(pairs[0])), blocks):
         counts.add(*(value[part] for value in pairs))
     return counts
@@ -44,8 +44,8 @@ def test_equal_a_loop_over_pairs(world, by, kind):
     grouping = counts.units.grouping(by)
     name_N = list(zip(*(np.where(np.array(columns[c]) == "", UNKNOWN, columns[c]).tolist() for c in by), strict=True))
     for t, threshold in enumerate(THRESHOLDS):
-        found = getattr(counts, kind)(t).touched(counts.units, grouping)
-        for f, (a, b) in enumerate(cells(grouping)):
+        found = getattr(counts, kind)(t).clustered_counts(counts.units, grouping)
+        for f, (a, b) in enumerate(group_pairs(grouping)):
             wanted = {grouping.names[a], grouping.names[b]}
             chosen = [
                 m
@@ -55,9 +55,9 @@ def test_equal_a_loop_over_pairs(world, by, kind):
             wrong = [m for m in chosen if (score[m] >= threshold) != mated[m]]
             assert (found.error_F[f], found.trial_F[f]) == (len(wrong), len(chosen))
             for i, person in enumerate(counts.units.identities):
-                for part, touched_FI in ((chosen, found.trial_FI), (wrong, found.error_FI)):
+                for part, count_FI in ((chosen, found.trial_FI), (wrong, found.error_FI)):
                     own = [m for m in part if person in (identity_N[left[m]], identity_N[right[m]])]
-                    assert touched_FI[f, i] == len(own)
+                    assert count_FI[f, i] == len(own)
 
 
 def test_however_the_blocks_fall(world):
@@ -71,9 +71,9 @@ def test_leaving_a_person_out_takes_their_pairs_of_both_sides(world):
     identity_N, columns, (score, mated, left, right) = world
     counts = counted(world, blocks=1)
     grouping = counts.units.grouping(["gender"])
-    touched = counts.non_mated(0).touched(counts.units, grouping)
-    found = rate_intervals(touched, level=0.95)
-    own = own_cells(grouping)[0]
+    counts = counts.non_mated(0).clustered_counts(counts.units, grouping)
+    found = rate_intervals(counts, level=0.95)
+    own = within_group_pairs(grouping)[0]
     gender_N = np.array(columns["gender"])
     inside = ~mated & (gender_N[left] == "f") & (gender_N[right] == "f")
     without = np.array(identity_N) != "p00"
@@ -87,11 +87,11 @@ def test_distractors_belong_to_nobody():
     identity_N = ["a", "a", "b", "b", "(distractors)", "(distractors)"]
     gender_N = ["f", "f", "m", "m", "(distractors)", "(distractors)"]
     units = Units.of(identity_N, {"gender": gender_N}, fixed_N=np.array([False] * 4 + [True] * 2))
-    counts = PairCounts(units, [0.5])
+    counts = PairCounter(units, [0.5])
     counts.add([0.9, 0.1, 0.6, 0.2, 0.8], [False] * 5, [0, 1, 2, 3, 0], [4, 5, 4, 5, 5])
     grouping = units.grouping(["gender"])
-    found = counts.non_mated(0).touched(units, grouping)
-    f = cells(grouping).index((0, 1))
+    found = counts.non_mated(0).clustered_counts(units, grouping)
+    f = group_pairs(grouping).index((0, 1))
     assert grouping.labels[:2] == ("(distractors)", "f")
     assert (found.error_F[f], found.trial_F[f]) == (2, 3)
     assert found.trial_FI[f].sum() == 3  # each pair touches its probe's identity alone
@@ -99,7 +99,7 @@ def test_distractors_belong_to_nobody():
 
 def test_bad_input():
     units = Units.of(["a", "a", "b"], {"gender": ["f", "f", "m"]})
-    counts = PairCounts(units, [0.5])
+    counts = PairCounter(units, [0.5])
     with pytest.raises(UserError, match="pair 1 of a block is no number"):
         counts.add([0.1, np.nan], [True, False], [0, 1], [1, 2])
     with pytest.raises(ValueError, match="of a and b, is called mated"):
@@ -110,4 +110,4 @@ def test_bad_input():
         counts.add([0.1, 0.2], [True], [0], [1])
     many = Units.of([str(i) for i in range(9000)], {"gender": ["f"] * 9000})
     with pytest.raises(UserError, match="at most 8192 at 1 thresholds"):
-        PairCounts(many, [0.5])
+        PairCounter(many, [0.5])

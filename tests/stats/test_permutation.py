@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from facelt.stats import disparity
-from facelt.stats.permutation import gap_chance, holm, pair_gap_chance, permuted_groups, swap_chance
+from facelt.stats.permutation import (
+    holm_adjust,
+    nonmated_permutation_test,
+    paired_permutation_test,
+    permutation_test,
+    permuted_groups,
+)
 
 OPTIONS = {"permutations": 4000, "seed": 0}
 
@@ -22,7 +28,7 @@ def test_gap_equals_all_divisions_counted_out():
 
     seen = gap((0, 1, 2))
     divisions = [gap(first) for first in combinations(range(7), 3)]
-    found = gap_chance(error, trial, np.array([0, 0, 0, 1, 1, 1, 1]), **OPTIONS)
+    found = permutation_test(error, trial, np.array([0, 0, 0, 1, 1, 1, 1]), **OPTIONS)
     assert found.value == pytest.approx(seen)
     assert found.p == pytest.approx(np.mean([d >= seen - 1e-12 for d in divisions]), abs=0.01)
     assert found.median == pytest.approx(np.quantile(divisions, 0.5), abs=0.01)
@@ -43,7 +49,7 @@ def test_pair_gap_equals_all_divisions_counted_out():
         return abs(rates[0] - rates[1])
 
     seen = gap((0, 1, 2))
-    found = pair_gap_chance(error, trial, np.array([0, 0, 0, 1, 1, 1, 1]), **OPTIONS)
+    found = nonmated_permutation_test(error, trial, np.array([0, 0, 0, 1, 1, 1, 1]), **OPTIONS)
     assert found.value == pytest.approx(seen)
     wanted = np.mean([gap(first) >= seen - 1e-12 for first in combinations(range(7), 3)])
     assert found.p == pytest.approx(wanted, abs=0.012)
@@ -55,7 +61,7 @@ def test_swaps_equal_all_signs_counted_out():
         abs(sum(s * (a - b) for s, a, b in zip(signs, first, second, strict=True)))
         for signs in product((-1, 1), repeat=5)
     ]
-    found = swap_chance(first, second, trial, **OPTIONS)
+    found = paired_permutation_test(first, second, trial, **OPTIONS)
     assert found.value == pytest.approx(9 / 45)
     assert found.p == pytest.approx(np.mean([s >= 9 for s in sums]), abs=0.02)
 
@@ -66,14 +72,14 @@ def test_p_values_are_uniform_without_a_difference():
     for _ in range(300):
         trial = random.integers(1, 40, 20)
         error = random.binomial(trial, random.beta(1, 5, 20))
-        p.append(gap_chance(error, trial, np.arange(20) % 3, permutations=99, seed=int(random.integers(1e9))).p)
+        p.append(permutation_test(error, trial, np.arange(20) % 3, permutations=99, seed=int(random.integers(1e9))).p)
     assert 0.02 < np.mean(np.array(p) <= 0.05) < 0.09
     assert 0.42 < np.mean(np.array(p) <= 0.5) < 0.58
 
 
 def test_other_figures_and_the_smallest_p():
     error, trial = np.repeat([40, 1], 12), np.full(24, 50)
-    found = gap_chance(error, trial, np.repeat([0, 1], 12), permutations=500, seed=1, figure=disparity.ratio)
+    found = permutation_test(error, trial, np.repeat([0, 1], 12), permutations=500, seed=1, figure=disparity.ratio)
     assert found.value == pytest.approx(40)
     assert found.p == pytest.approx(1 / 501)
     assert found.high < 10
@@ -81,13 +87,13 @@ def test_other_figures_and_the_smallest_p():
 
 def test_identities_outside_and_without_trials_take_no_part():
     error, trial = np.array([1, 5, 0, 9]), np.array([10, 10, 0, 10])
-    found = gap_chance(error, trial, np.array([0, 1, 0, -1]), **OPTIONS)
+    found = permutation_test(error, trial, np.array([0, 1, 0, -1]), **OPTIONS)
     assert found.value == pytest.approx(0.4)
     assert found.p == 1
-    assert gap_chance(error, trial, np.array([0, 0, 1, -1]), **OPTIONS) is None
-    assert pair_gap_chance(np.zeros((3, 3)), 1 - np.eye(3), np.array([0, 0, 1]), **OPTIONS) is None
-    assert swap_chance(np.zeros(2), np.zeros(2), np.zeros(2), **OPTIONS) is None
-    assert gap_chance(error * 0, trial, np.array([0, 1, 0, 1]), figure=disparity.ratio, **OPTIONS) is None
+    assert permutation_test(error, trial, np.array([0, 0, 1, -1]), **OPTIONS) is None
+    assert nonmated_permutation_test(np.zeros((3, 3)), 1 - np.eye(3), np.array([0, 0, 1]), **OPTIONS) is None
+    assert paired_permutation_test(np.zeros(2), np.zeros(2), np.zeros(2), **OPTIONS) is None
+    assert permutation_test(error * 0, trial, np.array([0, 1, 0, 1]), figure=disparity.ratio, **OPTIONS) is None
 
 
 def test_permuted_groups_keep_their_sizes():
@@ -99,6 +105,11 @@ def test_permuted_groups_keep_their_sizes():
 
 
 def test_holm_by_hand():
-    assert holm([0.01, 0.04, None, 0.03]) == [pytest.approx(0.03), pytest.approx(0.06), None, pytest.approx(0.06)]
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
-    assert holm([]) == []
+    assert holm_adjust([0.01, 0.04, None, 0.03]) == [
+        pytest.approx(0.03),
+        pytest.approx(0.06),
+        None,
+        pytest.approx(0.06),
+    ]
+    assert holm_adjust([0.9, 0.8]) == [1.0, 1.0]
+    assert holm_adjust([]) == []

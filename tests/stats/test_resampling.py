@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from facelt.stats.groups import PairCounts, Units, cells
+from facelt.stats.groups import PairCounter, Units, group_pairs
 from facelt.stats.resampling import bias_corrected_limits, identity_weights, replicate_pair_rates, replicate_rates
 
 
@@ -21,7 +21,7 @@ def world():
     mated = person_N[left] == person_N[right]
     score = random.uniform(0, 0.8, len(left)) + 0.2 * mated
     units = Units.of(identity_N, {"age": age_N.tolist()}, fixed_N=person_N == 7)
-    counts = PairCounts(units, [0.5])
+    counts = PairCounter(units, [0.5])
     counts.add(score, mated, left, right)
     return units, counts, person_N, age_N, (score, mated, left, right)
 
@@ -35,7 +35,7 @@ def test_pair_rates_equal_a_loop_over_weighted_pairs(world, kind):
     place = {name: i for i, name in enumerate(units.identities)}
     for weight_I, found_F in zip(weight_RI, found, strict=True):
         weight = {p: weight_I[place[f"p{p}"]] for p in range(7)} | {7: 1.0}
-        for f, (a, b) in enumerate(cells(grouping)):
+        for f, (a, b) in enumerate(group_pairs(grouping)):
             wanted, errors, trials = {grouping.labels[a], grouping.labels[b]}, 0.0, 0.0
             for m in range(len(score)):
                 if mated[m] == (kind == "mated") and {age_N[left[m]], age_N[right[m]]} == wanted:
@@ -78,7 +78,7 @@ def test_limits_of_an_unbiased_figure_are_the_percentiles_and_a_bias_is_taken_ou
     # Replicates half a deviation too high: the limits lie a whole one below the percentiles.
     assert bias_corrected_limits(value_R, 2.5, level=0.9) == pytest.approx((2 - z, 2 + z), abs=0.03)
     t = stats.t.ppf(0.95, 6)
-    assert bias_corrected_limits(value_R, 3, level=0.9, freedom=6) == pytest.approx((3 - t, 3 + t), abs=0.02)
+    assert bias_corrected_limits(value_R, 3, level=0.9, dof=6) == pytest.approx((3 - t, 3 + t), abs=0.02)
     assert bias_corrected_limits(np.r_[value_R, np.nan], 3, level=0.9)[0] == pytest.approx(3 - z, abs=0.02)
 
 

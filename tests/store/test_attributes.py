@@ -2,7 +2,7 @@
 
 import pytest
 
-from facelt.config.audit import AttributesConfig
+from facelt.config.audit import AttributeTablesConfig
 from facelt.errors import UserError
 from facelt.store.attributes import actor_gender, attribute_columns, check_groupable
 
@@ -19,7 +19,9 @@ def columns(tmp_path):
         for number, text in enumerate(texts):
             paths.append(tmp_path / f"table{number}.csv")
             paths[-1].write_text(text)
-        return attribute_columns(AttributesConfig(tables=tuple(paths), key=key), KEYS, PEOPLE, bins or {}, own or {})
+        return attribute_columns(
+            AttributeTablesConfig(tables=tuple(paths), key=key), KEYS, PEOPLE, bins or {}, own or {}
+        )
 
     return of
 
@@ -38,7 +40,7 @@ def test_identities_csv_is_accepted_as_it_is(columns):
 def test_a_table_of_labels_serves_a_store_of_labels(tmp_path):
     path = tmp_path / "identities.csv"
     path.write_text("label,name,gender\n0,Bob,male\n1,Anna,female\n")
-    found = attribute_columns(AttributesConfig(tables=(path,)), None, ["1", "0", "2"], {})
+    found = attribute_columns(AttributeTablesConfig(tables=(path,)), None, ["1", "0", "2"], {})
     assert found == {"gender": ["female", "male", ""]}
 
 
@@ -87,7 +89,7 @@ def test_facescrubs_files_give_gender(tmp_path):
     actors.write_text(header + 'Bob "B" Jr.\t0\t0\t-\t0\tx\nBob "B" Jr.\t1\t1\t-\t0\tx\n')
     actresses.write_text(header + "Anna Lee\t0\t0\t-\t0\tx\n")
     assert actor_gender(actors, actresses) == {'bob_"b"_jr': "male", "anna_lee": "female"}
-    config = AttributesConfig(actors=actors, actresses=actresses)
+    config = AttributeTablesConfig(actors=actors, actresses=actresses)
     assert attribute_columns(config, KEYS, PEOPLE, {}) == {"gender": ["female", "female", ""]}
     actresses.write_text(header + 'bob_"B"_jr\t0\n'.replace("\t0", "\t0\t0\t0\t0\t0"))
     with pytest.raises(UserError, match="is also in actors"):

@@ -25,7 +25,7 @@ from facelt.errors import UserError
 from facelt.identification.all_pairs import PairHistograms, pair_errors, pair_histograms
 from facelt.identification.error_rates import ScoreGrid
 from facelt.search.exact import Rows
-from facelt.stats.groups import Grouping, PairCounts, UnitPairs, Units
+from facelt.stats.groups import Grouping, PairCounter, UnitPairCounts, Units
 from facelt.store.feature_tree import (
     TreeRows,
     feature_path,
@@ -39,13 +39,13 @@ from facelt.store.store import UNIT_KINDS, ChosenRows, EmbeddingStore
 from facelt.utils.files import sha256_of_input
 from facelt.utils.tables import CsvRows, read_chunks
 
-META = "meta.json"
+_STORE_META = "meta.json"
 # Features of a tree read at a time.
 _CHUNK = 4096
 
 
 @dataclass(frozen=True, eq=False)
-class Features:
+class FeatureSet:
     """N images with their identities, what a store says of them (`own` columns) and their rows, read when sliced.
 
     `reason` says of some positions why there is no embedding; `removed` counts images left out as noise.
@@ -64,7 +64,7 @@ class Features:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def chosen(self, kept: Sequence[int]) -> "Features":
+    def chosen(self, kept: Sequence[int]) -> "FeatureSet":
         """Those at the positions `kept`, in that order, of a store or of features that are in memory."""
         place = {old: new for new, old in enumerate(kept)}
         return replace(
@@ -77,7 +77,7 @@ class Features:
         )
 
 
-def open_features(config: FeaturesConfig, kind: str, noise: str, *, whole: bool = True) -> Features:
+def open_features(config: FeaturesConfig, kind: str, noise: str, *, whole: bool = True) -> FeatureSet:
     """Open what a configuration names, without the images its noise list names unless `noise` is `raw`.
 
     The embeddings of a tree are all read if `whole`, and those that cannot be used are noted in `reason`; otherwise
@@ -89,7 +89,7 @@ def open_features(config: FeaturesConfig, kind: str, noise: str, *, whole: bool 
     if config.noises is not None and noise == "drop":
         names = read_noise_names(config.noises)
         noisy = frozenset(name if "/" in name else PurePosixPath(name).stem for name in names)
-    if config.path.is_dir() and not (config.path / META).is_file():
+    if config.path.is_dir() and not (config.path / _STORE_META).is_file():
         return _open_tree(config, kind, noisy, whole)
     return _open_store(config, kind, noisy)
 
@@ -107,13 +107,15 @@ def _values_hash(rows: Rows) -> str:
     return digest.hexdigest()
 
 
-def _open_store(config: FeaturesConfig, kind: str, noisy: frozenset[str]) -> Features:
+def _open_store(config: FeaturesConfig, kind: str, noisy: frozenset[str]) -> FeatureSet:
     store = EmbeddingStore.open(config.path)
     value_ND = store.embedding(kind)
-    hashes = {name: sha256_of_input(config.path / name) for name in (META, "items.csv", f"{kind}.npy")}
+    hashes = {name: sha256_of_input(config.path / name) for name in (_STORE_META, "items.csv", f"{kind}.npy")}
     described = {"path": str(config.path), **store.meta, "sha256": hashes}
     cosine = kind in UNIT_KINDS
-    everyone = Features(config.path, store.keys, store.identities, store.attributes, value_ND, cosine, {}, 0, described)
+    everyone = FeatureSet(
+        config.path, store.keys, store.identities, store.attributes, value_ND, cosine, {}, 0, described
+    )
     if config.list is None and not noisy:
         return everyone
     listed = store.keys if config.list is None else read_image_list(config.list)
@@ -127,12 +129,12 @@ def _open_store(config: FeaturesConfig, kind: str, noisy: frozenset[str]) -> Fea
     return replace(everyone.chosen(kept), removed=len(listed) - len(kept))
 
 
-def _open_tree(config: FeaturesConfig, kind: str, noisy: frozenset[str], whole: bool) -> Features:
+def _open_tree(config: FeaturesConfig, kind: str, noisy: frozenset[str], whole: bool) -> FeatureSet:
     """A tree of .bin files: one kind, `direct`, compared by cosine whatever the lengths are."""
     if config.algorithm is None or config.list is None:
         raise UserError(
-            f"{config.path}: has no {META}, so it is no embedding store; for a tree of IMAGE_ALGORITHM.bin files set "
-            "algorithm and list"
+            f"{config.path}: has no {_STORE_META}, so it is no embedding store; "
+            "for a tree of IMAGE_ALGORITHM.bin files set algorithm and list"
         )
     if kind != "direct":
         raise UserError(f"{config.path}: a tree of .bin files holds kind 'direct' only, not {kind!r}")
@@ -148,7 +150,7 @@ def _open_tree(config: FeaturesConfig, kind: str, noisy: frozenset[str], whole: 
         **{"path": str(config.path), "format": "bin", "algorithm": config.algorithm},
         "sha256": {"values in the list's order": _values_hash(rows)},
     }
-    return Features(config.path, keys, identities, {}, rows, True, reason, len(listed) - len(keys), described)
+    return FeatureSet(config.path, keys, identities, {}, rows, True, reason, len(listed) - len(keys), described)
 
 
 def _read_tree(root: Path, algorithm: str, keys: Sequence[str]) -> tuple[np.ndarray, dict[int, str]]:
@@ -171,13 +173,13 @@ def _read_tree(root: Path, algorithm: str, keys: Sequence[str]) -> tuple[np.ndar
     return value_ND, reason
 
 
-COLUMNS = ("id1", "id2", "score", "label")
+_SCORE_COLUMNS = ("id1", "id2", "score", "label")
 _LABELS = {"0": False, "1": True}
 # Pairs handed on at a time.
-BLOCK = 1 << 21
+PAIR_BLOCK = 1 << 21
 
 # score [M], mated [M], position of the left and of the right image [M]
-Block = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+PairBlock = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,10 +192,10 @@ class ScoredPairs:
     left_M: np.ndarray
     right_M: np.ndarray
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[PairBlock]:
         """All pairs, once each."""
-        for start in range(0, len(self.score_M), BLOCK):
-            part = slice(start, start + BLOCK)
+        for start in range(0, len(self.score_M), PAIR_BLOCK):
+            part = slice(start, start + PAIR_BLOCK)
             left_M, right_M = self.left_M[part], self.right_M[part]
             yield self.score_M[part], left_M == right_M, left_M, right_M
 
@@ -205,7 +207,7 @@ def read_scores(path: Path) -> ScoredPairs:
     one that contradicts the identities, an empty identity; or that there are no pairs of one kind.
     """
     place: dict[str, int] = {}
-    parts = [_chunk(path, rows, place) for rows in read_chunks(path, COLUMNS)]
+    parts = [_chunk(path, rows, place) for rows in read_chunks(path, _SCORE_COLUMNS)]
     score_M, left_M, right_M = (np.concatenate(column) for column in zip(*parts, strict=True))
     if not (left_M == right_M).any() or (left_M == right_M).all():
         kind = "mated pair (label 1)" if not (left_M == right_M).any() else "non-mated pair (label 0)"
@@ -259,25 +261,25 @@ def _wrong(path: Path, rows: CsvRows, row: int, column: str, what: str) -> UserE
 
 
 # Bins between 0 and the largest score of a scores file.
-STEPS = 1 << 16
+_SCORE_BINS = 1 << 16
 # False non-matches of mated and false matches of non-mated pairs at one threshold.
-Errors = tuple[UnitPairs, UnitPairs]
+MatchErrors = tuple[UnitPairCounts, UnitPairCounts]
 
 
-class Comparison(Protocol):
+class Comparisons(Protocol):
     """All pairs of enrolled images, compared as often as asked; `units` and `grouping` are of the E enrolled images."""
 
     def histograms(self, units: Units, grouping: Grouping) -> PairHistograms:
         """The scores of all pairs and of those within each group."""
         ...
 
-    def errors(self, units: Units, threshold: float) -> Errors:
+    def errors(self, units: Units, threshold: float) -> MatchErrors:
         """The match errors at a threshold, by units."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
-class Embedded:
+class EmbeddingComparisons:
     """Embeddings as they are stored, and their identities as numbers."""
 
     row_ED: np.ndarray
@@ -285,38 +287,40 @@ class Embedded:
     cosine: bool
 
     def histograms(self, units: Units, grouping: Grouping) -> PairHistograms:
-        """See Comparison."""
+        """See Comparisons."""
         return pair_histograms(self.row_ED, units, grouping, cosine=self.cosine)
 
-    def errors(self, units: Units, threshold: float) -> Errors:
-        """See Comparison."""
+    def errors(self, units: Units, threshold: float) -> MatchErrors:
+        """See Comparisons."""
         found = pair_errors(self.row_ED, units, [threshold], cosine=self.cosine)
         return found.mated[0], found.non_mated[0]
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
+class ScoredComparisons:
     """Pairs whose scores came in a file."""
 
     pairs: ScoredPairs
 
     def histograms(self, units: Units, grouping: Grouping) -> PairHistograms:
-        """See Comparison."""
-        histograms = PairHistograms(units, grouping, ScoreGrid.reaching(float(np.abs(self.pairs.score_M).max()), STEPS))
+        """See Comparisons."""
+        histograms = PairHistograms(
+            units, grouping, ScoreGrid.reaching(float(np.abs(self.pairs.score_M).max()), _SCORE_BINS)
+        )
         for block in self.pairs.blocks():
             histograms.add(*block)
         return histograms
 
-    def errors(self, units: Units, threshold: float) -> Errors:
-        """See Comparison."""
-        counts = PairCounts(units, [threshold])
+    def errors(self, units: Units, threshold: float) -> MatchErrors:
+        """See Comparisons."""
+        counts = PairCounter(units, [threshold])
         for block in self.pairs.blocks():
             counts.add(*block)
         return counts.mated(0), counts.non_mated(0)
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class AuditedSet:
     """N images with the names of their identities; `embedded` is there where searches can be made.
 
     Of a scores file the N are people. `failures` says of each image that is not enrolled what is wrong with it.
@@ -325,8 +329,8 @@ class Subject:
     keys: list[str] | None
     identities: list[str]
     enrolled_N: np.ndarray
-    comparison: Comparison
-    embedded: Embedded | None = None
+    comparison: Comparisons
+    embedded: EmbeddingComparisons | None = None
     failures: tuple[str, ...] = ()
 
     def enrolled(self, values: Sequence[str]) -> list[str]:
@@ -334,7 +338,7 @@ class Subject:
         return [values[place] for place in np.flatnonzero(self.enrolled_N).tolist()]
 
 
-def subject_of_features(features: Features, allow_missing: int) -> Subject:
+def audited_features(features: FeatureSet, allow_missing: int) -> AuditedSet:
     """The audited images of a store or tree.
 
     Raises UserError where more than `allow_missing` images have no usable embedding, naming the first, and where the
@@ -356,13 +360,13 @@ def subject_of_features(features: Features, allow_missing: int) -> Subject:
             f"{features.path}: {len(code_E)} usable images of {len(names)} identities make no mated or no non-mated "
             "pair; an audit needs several identities, some with two images or more"
         )
-    embedded = Embedded(row_ND[enrolled_N], code_E, features.cosine)
-    return Subject(features.keys, features.identities, enrolled_N, embedded, embedded, failures)
+    embedded = EmbeddingComparisons(row_ND[enrolled_N], code_E, features.cosine)
+    return AuditedSet(features.keys, features.identities, enrolled_N, embedded, embedded, failures)
 
 
-def subject_of_scores(pairs: ScoredPairs) -> Subject:
+def audited_scores(pairs: ScoredPairs) -> AuditedSet:
     """The people of a scores file; everyone in it was enrolled."""
-    return Subject(None, pairs.identities, np.ones(len(pairs.identities), dtype=bool), Scored(pairs))
+    return AuditedSet(None, pairs.identities, np.ones(len(pairs.identities), dtype=bool), ScoredComparisons(pairs))
 
 
 def _unusable(row_ND: np.ndarray) -> dict[int, str]:

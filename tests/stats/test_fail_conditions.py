@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facelt.errors import UserError
-from facelt.stats.conditions import OPERATORS, Condition, Value, parse_condition
+from facelt.stats.fail_conditions import _OPERATORS, FailCondition, Value, parse_fail_condition
 
 VALUES = [
     Value("gap", "rank1", ("gender",), 0.087),
@@ -25,7 +25,7 @@ VALUES = [
     ],
 )
 def test_reads(text, wanted):
-    found = parse_condition(text)
+    found = parse_fail_condition(text)
     assert (found.figure, found.metric, found.by, found.op, found.limit) == wanted
     assert found.text == text.strip()
 
@@ -48,13 +48,13 @@ def test_reads(text, wanted):
 )
 def test_refuses_other_forms(text):
     with pytest.raises(UserError, match=r"write it as gap\(rank1\) > 0.05"):
-        parse_condition(text)
+        parse_fail_condition(text)
 
 
 @pytest.mark.parametrize("limit", ["nan", "inf", "five", "0,05", "1__0"])
 def test_refuses_what_is_no_number(limit):
     with pytest.raises(UserError, match="is no number"):
-        parse_condition(f"gap(rank1) > {limit}")
+        parse_fail_condition(f"gap(rank1) > {limit}")
 
 
 @settings(max_examples=200, deadline=None)
@@ -62,39 +62,43 @@ def test_refuses_what_is_no_number(limit):
 def test_any_text_is_read_or_refused(text):
     message = ""
     try:
-        found = parse_condition(text)
+        found = parse_fail_condition(text)
     except UserError as error:
         found, message = None, str(error)
-    assert isinstance(found, Condition) or message.startswith("cannot read the condition")
+    assert isinstance(found, FailCondition) or message.startswith("cannot read the condition")
     assert "\n" not in message
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sampled_from(sorted(OPERATORS)), st.floats(-10, 10), st.floats(-10, 10))
+@given(st.sampled_from(sorted(_OPERATORS)), st.floats(-10, 10), st.floats(-10, 10))
 def test_compares_as_the_operator_does(op, value, limit):
     compared = {">": value > limit, ">=": value >= limit, "<": value < limit, "<=": value <= limit}[op]
-    found = parse_condition(f"gap(rank1) {op} {limit!r}").reasons([Value("gap", "rank1", ("g",), value)])
+    found = parse_fail_condition(f"gap(rank1) {op} {limit!r}").reasons([Value("gap", "rank1", ("g",), value)])
     assert bool(found) == compared
 
 
 def test_reasons_name_the_figure_and_its_value():
-    assert parse_condition("gap(rank1) > 0.05").reasons(VALUES) == ["gap(rank1) > 0.05: gap(rank1, by=gender) is 0.087"]
-    assert parse_condition("gap(rank1) > 0.01").reasons(VALUES)[1].endswith("gap(rank1, by=gender+age band) is 0.03")
-    assert parse_condition("gap(rank1, by=gender+age band) > 0.05").reasons(VALUES) == []
+    assert parse_fail_condition("gap(rank1) > 0.05").reasons(VALUES) == [
+        "gap(rank1) > 0.05: gap(rank1, by=gender) is 0.087"
+    ]
+    assert (
+        parse_fail_condition("gap(rank1) > 0.01").reasons(VALUES)[1].endswith("gap(rank1, by=gender+age band) is 0.03")
+    )
+    assert parse_fail_condition("gap(rank1, by=gender+age band) > 0.05").reasons(VALUES) == []
 
 
 @pytest.mark.parametrize("text", ["ratio(fmr) > 3", "ratio(fmr) >= 3.5"])
 def test_a_lower_bound_above_the_limit_is_a_reason(text):
-    assert parse_condition(text).reasons(VALUES)[0].endswith("is at least 3.5")
+    assert parse_fail_condition(text).reasons(VALUES)[0].endswith("is at least 3.5")
 
 
 def test_a_lower_bound_is_surely_not_below_a_smaller_limit():
-    assert parse_condition("ratio(fmr) > 4").op == ">"
+    assert parse_fail_condition("ratio(fmr) > 4").op == ">"
     with pytest.raises(UserError, match=r"is at least 3\.5 and may be more, a group has no error"):
-        parse_condition("ratio(fmr) > 4").reasons(VALUES)
+        parse_fail_condition("ratio(fmr) > 4").reasons(VALUES)
     with pytest.raises(UserError, match=r"is at least 3\.5 and may be more"):
-        parse_condition("ratio(fmr) < 4").reasons(VALUES)
-    assert parse_condition("ratio(fmr) < 3").reasons(VALUES) == []
+        parse_fail_condition("ratio(fmr) < 4").reasons(VALUES)
+    assert parse_fail_condition("ratio(fmr) < 3").reasons(VALUES) == []
 
 
 @pytest.mark.parametrize(
@@ -108,4 +112,4 @@ def test_a_lower_bound_is_surely_not_below_a_smaller_limit():
 )
 def test_what_the_report_lacks_is_no_pass(text, words):
     with pytest.raises(UserError, match=words):
-        parse_condition(text).reasons(VALUES)
+        parse_fail_condition(text).reasons(VALUES)

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from facelt.errors import UserError
 
-OPERATORS = MappingProxyType({">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le})
+_OPERATORS = MappingProxyType({">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le})
 
 _WORD = r"[A-Za-z_][A-Za-z0-9_.@-]*"
 # A column's name comes from the auditor's table, so that anything but the language's own signs may stand in it.
@@ -38,7 +38,7 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Condition:
+class FailCondition:
     """A condition that was read: `text` as the user wrote it; `by` is empty for every grouping of the report."""
 
     text: str
@@ -64,7 +64,7 @@ class Condition:
         return [
             f"{self.text}: {_name(one)} is {'at least ' if one.at_least else ''}{one.value:.4g}"
             for one in chosen
-            if OPERATORS[self.op](one.value, self.limit)
+            if _OPERATORS[self.op](one.value, self.limit)
         ]
 
     def _undecided(self, one: Value) -> str | None:
@@ -72,7 +72,7 @@ class Condition:
             return f"has no value, {one.note or 'there was nothing to measure'}"
         # What is at least so much is above a limit where so much is, and is below none for certain.
         above = self.op.startswith(">")
-        if one.at_least and OPERATORS[self.op](one.value, self.limit) != above:
+        if one.at_least and _OPERATORS[self.op](one.value, self.limit) != above:
             return f"is at least {one.value:.4g} and may be more, {one.note or 'a group has no error'}"
         return None
 
@@ -94,11 +94,11 @@ class Condition:
         return chosen
 
 
-def parse_condition(text: str) -> Condition:
+def parse_fail_condition(text: str) -> FailCondition:
     """Reads one condition. Raises UserError where it has another form, operator or no finite number for a limit."""
     found = _SHAPE.fullmatch(text)
     if found is None:
-        raise UserError(f"cannot read the condition {text!r}: {_FORM}; operators are {' '.join(OPERATORS)}")
+        raise UserError(f"cannot read the condition {text!r}: {_FORM}; operators are {' '.join(_OPERATORS)}")
     try:
         limit = float(found["limit"])
     except ValueError:
@@ -106,7 +106,7 @@ def parse_condition(text: str) -> Condition:
     if not math.isfinite(limit):
         raise UserError(f"cannot read the condition {text!r}: {found['limit']!r} is no number; {_FORM}")
     by = tuple(column.strip() for column in (found["by"] or "").split("+") if column.strip())
-    return Condition(text.strip(), found["figure"], found["metric"], by, found["op"], limit)
+    return FailCondition(text.strip(), found["figure"], found["metric"], by, found["op"], limit)
 
 
 def _name(value: Value) -> str:
