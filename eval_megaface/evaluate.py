@@ -7,8 +7,7 @@ Measure every model and kind on one suite, and put the report together (schema f
 """
 
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 
 from eval_megaface import protocol
 from eval_megaface.config import MegafaceConfig
-from eval_megaface.protocol import Begin, Hits, Parts, Run, measure, shot_bands
+from eval_megaface.protocol import Hits, Parts, Run, measure, shot_bands
 from eval_megaface.sources import (
     Measured,
     ModelSources,
@@ -34,6 +33,7 @@ from facelt.metrics.pseudo_shots import PSEUDO_SHOT_MEANINGS
 from facelt.search.search import open_search
 from facelt.store.attributes import canonical
 from facelt.utils.files import write_text
+from recordio_tools.progress import ProgressFn, no_progress, relabel
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,9 @@ def read_cmc(path: Path) -> Curve:
 
 
 SCHEMA = "facelt.megaface/1"
-# Says one line to whoever waits.
-Tell = Callable[[str], None]
 
 
-def evaluate(
-    config: MegafaceConfig, begin: Begin = lambda label, total: lambda rows: None, tell: Tell = lambda line: None
-) -> dict[str, Any]:
+def evaluate(config: MegafaceConfig, progress: ProgressFn = no_progress) -> dict[str, Any]:
     """The whole report. Everything that can be refused without searching is refused first.
 
     What is finished is kept below the folder `out`: the same run, interrupted, goes on from there. Under torchrun all
@@ -96,8 +92,6 @@ def evaluate(
     notes = [*config.notes, *suite.notes, *_overlap(config, suite), *one_sided_kinds(sources)]
     for name, source in sources.items():
         source.inspect(suite, kinds[name])
-        for found in source.coverage.values():
-            tell(str(found))
     without = check_coverage(sources, config.allow_missing)
     if any(without.values()):
         suite = load_suite(config, without)
@@ -107,10 +101,10 @@ def evaluate(
     run = Run(suite, search, Parts(config.out / "parts", writes=search.is_first), config.noise.seed)
     measured = [Measured(name, source, kind) for name, source in sources.items() for kind in kinds[name]]
     reachabilities, unreachable = read_reachabilities(suite, sources) if config.open_set else ({}, [])
-    bands = _bands(run, config, sources, begin)
+    bands = _bands(run, config, sources, progress)
     notes += [f"{name}: no train store, so its shots are not measured." for name in sources if name not in bands]
     notes += unreachable
-    identified = _identified(run, config, measured, bands, begin, tell)
+    identified = _identified(run, config, measured, bands, progress)
     return {
         "schema": SCHEMA,
         "title": config.title,
@@ -128,8 +122,8 @@ def evaluate(
             "seed": config.interval.seed,
         },
         **identified,
-        "verification": verification(run, measured, begin) if config.verification else None,
-        "open_set": open_set(run, measured, config.open_set, reachabilities, begin) if config.open_set else None,
+        "verification": verification(run, measured, progress) if config.verification else None,
+        "open_set": open_set(run, measured, config.open_set, reachabilities, progress) if config.open_set else None,
         "models": {name: source.describe() for name, source in sources.items()},
     }
 
@@ -139,8 +133,7 @@ def _identified(
     config: MegafaceConfig,
     measured: list[Measured],
     bands: dict[str, dict[str, np.ndarray]],
-    begin: Begin,
-    tell: Tell,
+    progress: ProgressFn,
 ) -> dict[str, list[dict[str, Any]]]:
     """The report's rows, curves and CMC, an entry for each model and kind, from one search of every gallery."""
     suite, found = run.suite, {"rows": [], "curves": [], "cmc": []}
@@ -148,10 +141,7 @@ def _identified(
     for one in measured:
         shots = [Group(band, "shots", mask_P) for band, mask_P in bands.get(one.model, {}).items()]
         groups = [everyone, *shots, *suite.groups]
-        advance = begin(str(one), sum(len(gallery.paths) for gallery in suite.galleries))
-        started = time.perf_counter()
-        hits = measure(run, one.source, one.kind, advance)
-        tell(f"{one}: searched in {time.perf_counter() - started:.1f} s")
+        hits = measure(run, one, progress)
         found["rows"] += [one.which | row for row in protocol.rows(suite, groups, hits, config.ranks, config.interval)]
         found["curves"].append(one.which | protocol.curve(suite, hits, config.interval))
         found["cmc"].append(one.which | protocol.cmc(suite, hits))
@@ -169,7 +159,7 @@ def _write_devkit(config: MegafaceConfig, suite: Suite, algorithm: str, hits: Hi
 
 
 def _bands(
-    run: Run, config: MegafaceConfig, sources: dict[str, ModelSources], begin: Begin
+    run: Run, config: MegafaceConfig, sources: dict[str, ModelSources], progress: ProgressFn
 ) -> dict[str, dict[str, np.ndarray]]:
     """The shot bands of each model that has any; models with one reference share them."""
     counted: dict[str, dict[str, np.ndarray]] = {}
@@ -180,8 +170,8 @@ def _bands(
         if source.train is None:
             continue
         if reference not in counted:
-            advance = begin(f"{reference}, shots", len(source.train.keys))
-            counted[reference] = shot_bands(run, source, config.shots.threshold, advance)
+            shots = shot_bands(run, source, config.shots.threshold, relabel(progress, f"{reference}, shots"))
+            counted[reference] = shots
         bands[name] = counted[reference]
     return bands
 

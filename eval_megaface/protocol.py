@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from eval_megaface.config import DEEPEST_RANK, IntervalConfig, Kind
-from eval_megaface.sources import FeatureSource, ModelSources, fingerprint
+from eval_megaface.sources import FeatureSource, Measured, ModelSources, fingerprint
 from eval_megaface.suite import Gallery, Group, Suite, replace_noisy
 from facelt.errors import UserError
 from facelt.identification.rank import hit_ranks, probe_hits
@@ -30,6 +30,7 @@ from facelt.search.search import Search
 from facelt.stats.intervals import bootstrap_rates
 from facelt.store.store import UNIT_KINDS
 from facelt.utils.files import replacing
+from recordio_tools.progress import ProgressFn, no_progress, relabel
 
 Arrays = dict[str, np.ndarray]
 # Part of every name: raised when what a part holds, or how it is computed, changes.
@@ -76,12 +77,6 @@ def _save(path: Path, arrays: Arrays) -> None:
         np.savez(file, **arrays)
 
 
-# Told how many rows a search has done.
-Advance = Callable[[int], None]
-# Begins a piece of work of so many rows and says how to report them done.
-Begin = Callable[[str, int], Advance]
-
-
 @dataclass(frozen=True, eq=False)
 class Run:
     """What all measurements of one run share; `seed` is the noise mode's."""
@@ -122,19 +117,21 @@ class Hits:
         return np.stack([self.hit_CPK[sizes == size].sum(axis=0) for size in self.sizes_S])
 
 
-def measure(run: Run, source: ModelSources, kind: Kind, advance: Advance | None = None) -> Hits:
+def measure(run: Run, measured: Measured, progress: ProgressFn = no_progress) -> Hits:
     """Search every gallery once with every probe and rank every pair; what an earlier run finished is not done again.
 
     Kinds of length one are compared by their cosine, so that what float16 takes from a length does not count; `meta` by
     the inner product. Raises UserError naming the source and the images that are missing, not finite or zero.
     """
+    source, kind = measured.source, measured.kind
     embeddings = {"kind": kind, "embeddings": source.fingerprint(kind)}
     hits, cuts = [], []
-    for gallery in run.suite.galleries:
+    for number, gallery in enumerate(run.suite.galleries, start=1):
+        label = f"{measured}, gallery {number} of {len(run.suite.galleries)}"
         lists = {"gallery": fingerprint(gallery.paths), "cuts": [rows for _, _, rows in gallery.cuts]}
         part = run.parts.get(
             {"what": "hits", "ranks": DEEPEST_RANK, **embeddings, **run.probes(), **lists},
-            partial(_search_gallery, run, source, kind, gallery, advance),
+            partial(_search_gallery, run, source, kind, gallery, relabel(progress, label)),
         )
         hits.append(part["hit_CPK"])
         cuts += [(size, number) for size, number, _ in gallery.cuts]
@@ -142,7 +139,7 @@ def measure(run: Run, source: ModelSources, kind: Kind, advance: Advance | None 
 
 
 def _search_gallery(
-    run: Run, source: ModelSources, kind: Kind, gallery: Gallery, advance: Advance | None
+    run: Run, source: ModelSources, kind: Kind, gallery: Gallery, progress: ProgressFn
 ) -> dict[str, np.ndarray]:
     """The hits for each of a gallery's lists, int64 [C,P,K]."""
     suite, cosine = run.suite, kind in UNIT_KINDS
@@ -150,7 +147,7 @@ def _search_gallery(
     rows_GD = source.distractors.rows(kind, gallery.paths)
     with naming(kind, (source.probes, suite.probe_paths), (source.distractors, gallery.paths)):
         sizes = [rows for _, _, rows in gallery.cuts]
-        top_CPK, _ = run.search.top_k(probe_PD, rows_GD, DEEPEST_RANK, sizes, cosine=cosine, advance=advance)
+        top_CPK, _ = run.search.top_k(probe_PD, rows_GD, DEEPEST_RANK, sizes, cosine=cosine, progress=progress)
         score_M = suite.pairs.scores(probe_PD, cosine=cosine)
     probe_M, probes = suite.pairs.probe_M, len(probe_PD)
     hits = [probe_hits(hit_ranks(score_M, probe_M, top_PK), probe_M, probes, DEEPEST_RANK) for top_PK in top_CPK]
@@ -158,7 +155,7 @@ def _search_gallery(
 
 
 def shot_bands(
-    run: Run, source: ModelSources, threshold: float, advance: Advance | None = None
+    run: Run, source: ModelSources, threshold: float, progress: ProgressFn = no_progress
 ) -> dict[str, np.ndarray]:
     """The probes of each pseudo-shot band (bool [P]), by the `direct` similarities of one model with a train store.
 
@@ -170,7 +167,7 @@ def shot_bands(
     def count() -> dict[str, np.ndarray]:
         with naming("direct", (source.probes, suite.probe_paths), (train, train.keys)):
             rows_GD = train.rows("direct", train.keys)
-            return {"count_P": run.search.count_above(probe_PD, rows_GD, threshold, advance=advance)}
+            return {"count_P": run.search.count_above(probe_PD, rows_GD, threshold, progress=progress)}
 
     depends_on = {"what": "shots", "threshold": threshold, "values": fingerprint(probe_PD), **run.probes()}
     part = run.parts.get({**depends_on, "train": train.fingerprint("direct")}, count)

@@ -2,9 +2,9 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 if __package__ in (None, ""):
     # Run as a file: Python put this folder first on the path, where the packages beside it cannot be found.
@@ -36,6 +36,7 @@ def megaface(
     from facelt.config.loading import load_config
     from facelt.report.megaface_terminal import print_report
     from facelt.report.write import write_report
+    from recordio_tools.progress import progress_bars
 
     settings = load_config(config, MegafaceConfig, set_)
     changes = {"out": out or settings.out, "allow_overlap": allow_overlap or settings.allow_overlap}
@@ -44,25 +45,22 @@ def megaface(
     if os.environ.get("RANK", "0") != "0":
         evaluate(settings)
         return
-    report = _with_progress(lambda begin, tell: evaluate(settings, begin, tell))
+    with progress_bars() as progress:
+        report = evaluate(settings, progress)
+    for line in _coverage_lines(report["models"]):
+        typer.echo(line, err=True)
     page = write_report(report, settings.out)
     print_report(report)
     typer.echo(f"report: {page}")
 
 
-def _with_progress(measure: Callable[[Callable], dict]) -> dict:
-    """Runs a measurement with a bar for each of its searches."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-
-        def begin(label: str, total: int) -> Callable[[int], None]:
-            task = progress.add_task(label, total=total)
-            return lambda rows: progress.advance(task, rows)
-
-        return measure(begin, lambda line: progress.console.print(line, markup=False, highlight=False, soft_wrap=True))
+def _coverage_lines(models: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a line for each kind of embedding of each source: how many of the listed images have one."""
+    for model in models.values():
+        for source in (model["probes"], model["distractors"]):
+            for kind, counts in source["coverage"].items():
+                listed, usable = counts["listed"], counts["usable"]
+                yield f"{source['path']}: {kind} of {usable:,} of {listed:,} listed images ({usable / listed:.2%})"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -63,13 +63,6 @@ class Coverage:
         usable = self.listed - len(self.unusable)
         return {"listed": self.listed, "usable": usable, "repeated": len(self.repeated)}
 
-    def __str__(self) -> str:
-        usable = self.listed - len(self.unusable)
-        line = f"{self.path}: {self.kind} of {usable:,} of {self.listed:,} listed images ({usable / self.listed:.2%})"
-        if self.repeated:
-            line += f"; {len(self.repeated):,} repeat another's: {self.repeats()}"
-        return line
-
     def repeats(self) -> str:
         """The first few that repeat another's embedding."""
         return _shown([f"{image} as {first}" for image, first in self.repeated.items()], REPEATS_SHOWN)

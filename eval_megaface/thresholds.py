@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from eval_megaface.config import Kind, OpenSetConfig
-from eval_megaface.protocol import Advance, Begin, Run, naming, probe_rows
+from eval_megaface.protocol import Run, naming, probe_rows
 from eval_megaface.sources import Measured, ModelSources, fingerprint
 from eval_megaface.suite import Suite
 from facelt.errors import UserError
@@ -20,9 +20,10 @@ from facelt.identification.error_rates import ENOUGH_ERRORS, OperatingPoint, Sco
 from facelt.identification.open_set import OpenSetPoint, OpenSetSearches, Searches, open_set_rates, open_set_searches
 from facelt.identification.verification import FARS, verification_rates
 from facelt.store.store import UNIT_KINDS
+from recordio_tools.progress import ProgressFn, relabel
 
 
-def verification(run: Run, measured: list[Measured], begin: Begin) -> dict[str, Any]:
+def verification(run: Run, measured: list[Measured], progress: ProgressFn) -> dict[str, Any]:
     """The report's section: every pair of two probes of one identity against every pair of a probe and a distractor.
 
     The distractors are those of all lists, each once. What an earlier run finished is not done again, and keeps the
@@ -31,8 +32,7 @@ def verification(run: Run, measured: list[Measured], begin: Begin) -> dict[str, 
     """
     suite, rates = run.suite, []
     for one in measured:
-        advance = begin(f"{one}, verification", len(suite.distractor_paths))
-        part = _counted(run, one.source, one.kind, advance)
+        part = _counted(run, one.source, one.kind, relabel(progress, f"{one}, verification"))
         grid = ScoreGrid(float(part["scale"]), int(part["steps"]))
         histograms = ScoreHistograms(grid, part["mated_B"], part["nonmated_B"])
         det = histograms.det()
@@ -55,23 +55,23 @@ def verification(run: Run, measured: list[Measured], begin: Begin) -> dict[str, 
     }
 
 
-def _counted(run: Run, source: ModelSources, kind: Kind, advance: Advance) -> dict[str, np.ndarray]:
+def _counted(run: Run, source: ModelSources, kind: Kind, progress: ProgressFn) -> dict[str, np.ndarray]:
     """The histograms of one pass, from the part of an earlier run where there is one."""
     return run.parts.get(
         {
             "what": "verification", "kind": kind, "embeddings": source.fingerprint(kind), **run.probes(),
             "distractors": fingerprint(run.suite.distractor_paths),
         },
-        partial(_count, run, source, kind, advance),
+        partial(_count, run, source, kind, progress),
     )  # fmt: skip
 
 
-def _count(run: Run, source: ModelSources, kind: Kind, advance: Advance) -> dict[str, np.ndarray]:
+def _count(run: Run, source: ModelSources, kind: Kind, progress: ProgressFn) -> dict[str, np.ndarray]:
     suite, started = run.suite, time.perf_counter()
     probe_PD = probe_rows(suite, source.probes, kind, run.seed)
     rows_GD = source.distractors.rows(kind, suite.distractor_paths)
     with naming(kind, (source.probes, suite.probe_paths), (source.distractors, suite.distractor_paths)):
-        found = verification_rates(probe_PD, suite.identity_P, rows_GD, cosine=kind in UNIT_KINDS, advance=advance)
+        found = verification_rates(probe_PD, suite.identity_P, rows_GD, cosine=kind in UNIT_KINDS, progress=progress)
     histograms = found.histograms
     return {
         "mated_B": histograms.mated_B,
@@ -119,7 +119,7 @@ def read_reachabilities(suite: Suite, sources: dict[str, ModelSources]) -> tuple
 
 
 def open_set(
-    run: Run, measured: list[Measured], config: OpenSetConfig, reachabilities: Reachabilities, begin: Begin
+    run: Run, measured: list[Measured], config: OpenSetConfig, reachabilities: Reachabilities, progress: ProgressFn
 ) -> dict[str, Any]:
     """The report's section: half of the identities enrolled beside the distractors, then the other half.
 
@@ -128,8 +128,8 @@ def open_set(
     """
     suite, rates = run.suite, []
     for one in measured:
-        advance = begin(f"{one}, open set", len(suite.distractor_paths))
-        searches, seconds = _searched(run, one.source, one.kind, config, advance)
+        label = f"{one}, open set"
+        searches, seconds = _searched(run, one.source, one.kind, config, relabel(progress, label))
         known = [reachabilities[one.model]] if one.model in reachabilities else []
         for reachability_P in (None, *known):
             found = open_set_rates(searches, reachability_P=reachability_P)
@@ -164,7 +164,7 @@ def open_set(
 
 
 def _searched(
-    run: Run, source: ModelSources, kind: Kind, config: OpenSetConfig, advance: Advance
+    run: Run, source: ModelSources, kind: Kind, config: OpenSetConfig, progress: ProgressFn
 ) -> tuple[OpenSetSearches, float]:
     """Both halves' searches and the seconds they took, from the part of an earlier run where there is one."""
     part = run.parts.get(
@@ -172,7 +172,7 @@ def _searched(
             "what": "open set", "kind": kind, "embeddings": source.fingerprint(kind), **run.probes(),
             "distractors": fingerprint(run.suite.distractor_paths), "rank": config.rank, "seed": config.seed,
         },
-        partial(_search, run, source, kind, config, advance),
+        partial(_search, run, source, kind, config, progress),
     )  # fmt: skip
     halves = tuple(
         Searches(gallery=int(part[f"gallery_{half}"]), **{name: part[f"{name}_{half}"] for name in _ARRAYS})
@@ -182,7 +182,7 @@ def _searched(
 
 
 def _search(
-    run: Run, source: ModelSources, kind: Kind, config: OpenSetConfig, advance: Advance
+    run: Run, source: ModelSources, kind: Kind, config: OpenSetConfig, progress: ProgressFn
 ) -> dict[str, np.ndarray]:
     suite, started = run.suite, time.perf_counter()
     probe_PD = probe_rows(suite, source.probes, kind, run.seed)
@@ -190,7 +190,7 @@ def _search(
     with naming(kind, (source.probes, suite.probe_paths), (source.distractors, suite.distractor_paths)):
         searches = open_set_searches(
             probe_PD, suite.identity_P, rows_GD, rank=config.rank, seed=config.seed, cosine=kind in UNIT_KINDS,
-            search=run.search.top_k, advance=advance,
+            search=run.search.top_k, progress=progress,
         )  # fmt: skip
     part = {f"{name}_{half}": getattr(one, name) for half, one in enumerate(searches.halves) for name in _ARRAYS}
     part |= {f"gallery_{half}": np.array(one.gallery) for half, one in enumerate(searches.halves)}

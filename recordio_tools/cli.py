@@ -5,10 +5,7 @@ A bar for long work, on the terminal's error stream, only where a person watches
 The commands: parse, call, print. What they do lies in the modules they call.
 """
 
-import contextlib
 import json
-import sys
-from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -18,12 +15,12 @@ import typer
 
 from recordio_tools.errors import RecordIOError
 from recordio_tools.face_set import FaceRecord
-from recordio_tools.format import Progress
 from recordio_tools.image_header import image_format, image_size
+from recordio_tools.progress import ProgressFn, no_progress, progress_bars
 from recordio_tools.selection import describe_counts
 
 
-def info(path: Path, progress: Progress | None = None) -> dict:
+def info(path: Path, progress: ProgressFn = no_progress) -> dict:
     """Records, images, identities, spread and layout of a file. Raises RecordIOError for a file that cannot be read."""
     with FaceRecord(path, progress=progress) as faces:
         reader = faces.reader
@@ -51,20 +48,6 @@ def _describe_image(payload: memoryview) -> str:
     except RecordIOError as error:
         return str(error)
     return f"{image_format(payload)}, {height} x {width}, {len(payload)} bytes"
-
-
-@contextlib.contextmanager
-def progress_bar(title: str, quiet: bool = False) -> Iterator[Progress | None]:
-    """A function to call with (done, all), or None where nobody watches."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 app = typer.Typer(
@@ -124,7 +107,7 @@ def _number(value: object) -> str:
 def info_command(source: Source, as_json: Json = False) -> None:
     """Show what a file holds: records, images, identities, layout."""
 
-    with progress_bar("reading headers", as_json) as progress:
+    with progress_bars(not as_json) as progress:
         summary = info(record_path(source), progress)
     show(summary, as_json)
 
@@ -138,7 +121,7 @@ def verify_command(
     """Check every record; name each damaged one with key, offset and reason, and exit with 1 if there is any."""
     from recordio_tools.verify import verify
 
-    with progress_bar("verifying", as_json) as progress:
+    with progress_bars(not as_json) as progress:
         report = verify(record_path(source), decode_images=decode, progress=progress)
     if as_json:
         damages = [damage._asdict() for damage in report.damages]
@@ -176,12 +159,12 @@ def sample_command(
     from recordio_tools.selection import pack_selection, write_selection
 
     given = {"images": images, "power": power, "alpha": alpha, "imbalance": imbalance, "max": maximum, "min": minimum}
-    with progress_bar("reading headers", as_json) as progress:
+    with progress_bars(not as_json) as progress:
         faces = FaceRecord(record_path(source), progress=progress)
     with faces:
         selection, made = draw(faces.image_keys, faces.labels, profile.value, seed, identities, given)
         if pack:
-            with progress_bar("packing", as_json) as progress:
+            with progress_bars(not as_json) as progress:
                 pack_selection(faces, selection, out, progress)
         statistics = write_selection(faces, selection, out, made)
     if as_json:
@@ -244,7 +227,7 @@ def pack_command(
 
     if not source.exists():
         raise RecordIOError(f"{source}: no such folder or list")
-    with progress_bar("packing", as_json) as progress:
+    with progress_bars(not as_json) as progress:
         summary = pack(source, out, root, parse_size(size), progress)
     show({**summary, "written_to": str(out / "train.rec")}, as_json)
 
@@ -264,6 +247,6 @@ def unpack_command(source: Source, out: Out, as_json: Json = False) -> None:
     """Write every image as LABEL/KEY.jpg, and a list that `pack` reads."""
     from recordio_tools.pack import unpack
 
-    with progress_bar("unpacking", as_json) as progress:
+    with progress_bars(not as_json) as progress:
         summary = unpack(record_path(source), out, progress)
     show({**summary, "written_to": str(out)}, as_json)

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from recordio_tools.errors import RecordIOError
-from recordio_tools.format import EXACT_FLOAT32, FRAME, HEADER, Progress, Record, gather_headers
+from recordio_tools.format import EXACT_FLOAT32, FRAME, HEADER, Record, gather_headers
+from recordio_tools.progress import ProgressFn, no_progress
 from recordio_tools.reader import RecordReader, cached, fingerprint
 
 
@@ -43,7 +44,7 @@ class FaceRecord:
     """
 
     def __init__(
-        self, path: str | Path, index_path: str | Path | None = None, progress: Progress | None = None
+        self, path: str | Path, index_path: str | Path | None = None, progress: ProgressFn = no_progress
     ) -> None:
         self.reader = RecordReader(path, index_path)
         try:
@@ -52,7 +53,7 @@ class FaceRecord:
             self.reader.close()
             raise
 
-    def _load(self, progress: Progress | None) -> None:
+    def _load(self, progress: ProgressFn) -> None:
         reader = self.reader
         property_path = reader.path.with_name("property")
         declared = read_property(property_path) if property_path.is_file() else None
@@ -82,14 +83,14 @@ class FaceRecord:
             )
         self.counts = np.bincount(labels, minlength=self.num_identities).astype(np.int64)
 
-    def _headers(self, keys: np.ndarray, progress: Progress | None = None):
+    def _headers(self, keys: np.ndarray, progress: ProgressFn = no_progress):
         offsets = np.asarray(self.reader.offsets)[np.isin(self.reader.keys, keys)]
         try:
             return gather_headers(self.reader.view, offsets, self.reader.label_width, progress)
         except RecordIOError as error:
             raise RecordIOError(f"{self.reader.path}: {error}") from None
 
-    def _labels_from_headers(self, progress: Progress | None) -> np.ndarray:
+    def _labels_from_headers(self, progress: ProgressFn) -> np.ndarray:
         return self._whole_labels(self.image_keys, self._headers(self.image_keys, progress).label_N)
 
     def _whole_labels(self, keys: np.ndarray, label_N: np.ndarray) -> np.ndarray:

@@ -20,12 +20,13 @@ A walk over a .rec that goes on after damage.
 
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from recordio_tools.errors import RecordIOError
+from recordio_tools.progress import ProgressFn, no_progress
 
 MAGIC = 0xCED7230A
 MAGIC_BYTES = struct.pack("<I", MAGIC)
@@ -190,7 +191,6 @@ def infer_label_width(record: memoryview) -> int:
 
 BLOCK = 1 << 18  # records gathered at a time, so that the temporaries stay small
 SMALLEST = FRAME.size + HEADER.size
-Progress = Callable[[int, int], None]
 
 
 class Headers(NamedTuple):
@@ -204,9 +204,9 @@ class Headers(NamedTuple):
 
 
 def gather_headers(
-    view: memoryview, offset_N: np.ndarray, label_width: int = 4, progress: Progress | None = None
+    view: memoryview, offset_N: np.ndarray, label_width: int = 4, progress: ProgressFn = no_progress
 ) -> Headers:
-    """Headers at `offset_N`; offsets in file order make it one sequential pass. `progress` hears (done, all).
+    """Headers at `offset_N`; offsets in file order make it one sequential pass.
 
     Raises RecordIOError naming the offset of the first record that holds no header.
     """
@@ -222,8 +222,7 @@ def gather_headers(
         block = slice(start, start + BLOCK)
         for column, values in zip(columns, _gather(view, offset_N[block], label_width), strict=True):
             column[block] = values
-        if progress:
-            progress(min(start + BLOCK, total), total)
+        progress("reading headers", min(start + BLOCK, total), total)
     return columns
 
 

@@ -10,13 +10,12 @@ import numpy as np
 from recordio_tools.atomic_io import whole_folder, write_text
 from recordio_tools.errors import RecordIOError
 from recordio_tools.face_set import NAME, FaceRecord
-from recordio_tools.format import Progress
 from recordio_tools.image_header import EXTENSIONS, decode, image_format, image_size
 from recordio_tools.lists import read_folders, read_list
+from recordio_tools.progress import ProgressFn, no_progress, track
 from recordio_tools.writer import FaceRecordWriter
 
 JPEG_QUALITY = 95
-EVERY = 256  # images between two reports of progress
 
 
 def pack(
@@ -24,7 +23,7 @@ def pack(
     out: Path,
     root: Path | None = None,
     size: tuple[int, int] | None = None,
-    progress: Progress | None = None,
+    progress: ProgressFn = no_progress,
 ) -> dict:
     """Pack a folder per identity, or a list, into out/train.rec, .idx and property; folders also give identities.csv.
 
@@ -37,7 +36,7 @@ def pack(
         images, names = sorted(read_list(source, root), key=lambda image: image.label), None
     expected = size
     with FaceRecordWriter(out / "train.rec", size or (0, 0)) as writer:
-        for done, (path, label) in enumerate(images, start=1):
+        for path, label in track(images, "packing", len(images), progress):
             payload, found = _load(path, size)
             expected = expected or found
             if found != expected:
@@ -45,8 +44,6 @@ def pack(
                 raise RecordIOError(f"{path}: {sizes}; --size HEIGHTxWIDTH brings all to one")
             writer.image_size = expected
             writer.write(label, payload)
-            if progress and (done % EVERY == 0 or done == len(images)):
-                progress(done, len(images))
     counts = np.bincount([image.label for image in images])
     if names is not None:
         write_text(out / NAME, _identities_csv(names, counts))
@@ -79,7 +76,7 @@ def _identities_csv(names: list[str], counts: np.ndarray) -> str:
     return text.getvalue()
 
 
-def unpack(source: Path, out: Path, progress: Progress | None = None) -> dict:
+def unpack(source: Path, out: Path, progress: ProgressFn = no_progress) -> dict:
     """Write every image as out/LABEL/KEY.EXT and out/images.lst (index, label, path), which `pack` reads again.
 
     Returns counts. Raises RecordIOError where `out` already holds something, or a record is damaged; then `out` is
@@ -93,15 +90,14 @@ def unpack(source: Path, out: Path, progress: Progress | None = None) -> dict:
     return summary
 
 
-def _write_images(faces: FaceRecord, folder: Path, progress: Progress | None) -> list[str]:
+def _write_images(faces: FaceRecord, folder: Path, progress: ProgressFn) -> list[str]:
     lines = []
     for label in np.flatnonzero(faces.counts).tolist():
         (folder / f"{label:07d}").mkdir(parents=True)
-    for done, (key, label) in enumerate(zip(faces.image_keys.tolist(), faces.labels.tolist(), strict=True), start=1):
+    pairs = zip(faces.image_keys.tolist(), faces.labels.tolist(), strict=True)
+    for key, label in track(pairs, "unpacking", len(faces), progress):
         payload = faces.read(key).payload
         name = f"{label:07d}/{key:08d}{EXTENSIONS.get(image_format(payload), '.bin')}"
         (folder / name).write_bytes(payload)
         lines.append(f"{key}\t{label}\t{name}\n")
-        if progress and (done % EVERY == 0 or done == len(faces)):
-            progress(done, len(faces))
     return lines

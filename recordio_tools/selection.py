@@ -13,9 +13,9 @@ import numpy as np
 from recordio_tools.atomic_io import atomic, write_text
 from recordio_tools.errors import RecordIOError
 from recordio_tools.face_set import NAME, FaceRecord, IdentityTable
-from recordio_tools.format import Progress
 from recordio_tools.image_header import image_size
 from recordio_tools.long_tail import Selection
+from recordio_tools.progress import ProgressFn, no_progress, track
 from recordio_tools.writer import FaceRecordWriter
 
 WIDTH, HEIGHT = 720, 440
@@ -80,9 +80,6 @@ def _line(counts: np.ndarray, decades_x: int, decades_y: int, colour: str) -> st
     return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
 
 
-EVERY = 1024  # images between two reports of progress
-
-
 def write_selection(source: FaceRecord, selection: Selection, out: Path, profile: dict) -> dict:
     """Write manifest.csv, statistics.json and distribution.svg into `out`, each whole or not at all; returns the
     statistics. `profile` says how the selection was made (name, seed and parameters)."""
@@ -118,7 +115,7 @@ def describe_counts(counts: np.ndarray) -> dict:
     return {**totals, "images_per_identity": {"min": int(used.min()), **spread, "max": int(used.max())}}
 
 
-def pack_selection(source: FaceRecord, selection: Selection, out: Path, progress: Progress | None = None) -> Path:
+def pack_selection(source: FaceRecord, selection: Selection, out: Path, progress: ProgressFn = no_progress) -> Path:
     """Copy the selected images, still encoded, into out/train.rec with new labels, in InsightFace's layout; where
     identities.csv lies beside the source, out gets the kept rows. Raises RecordIOError where out holds the source
     itself.
@@ -132,10 +129,8 @@ def pack_selection(source: FaceRecord, selection: Selection, out: Path, progress
     size = source.image_size or image_size(source.read(int(selection.keys[0])).payload)
     with FaceRecordWriter(target, size) as writer:
         pairs = zip(selection.keys.tolist(), selection.new_labels.tolist(), strict=True)
-        for done, (key, label) in enumerate(pairs, start=1):
+        for key, label in track(pairs, "packing", len(selection.keys), progress):
             writer.write(label, source.read(key).payload)
-            if progress and (done % EVERY == 0 or done == len(selection.keys)):
-                progress(done, len(selection.keys))
     if table is not None:
         write_text(out / NAME, table)
     return target

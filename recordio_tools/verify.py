@@ -18,8 +18,9 @@ import numpy as np
 
 from recordio_tools.errors import RecordIOError
 from recordio_tools.face_set import read_property
-from recordio_tools.format import EXACT_FLOAT32, HEADER, Progress, Record, Step, unpack, walk_records
+from recordio_tools.format import EXACT_FLOAT32, HEADER, Record, Step, unpack, walk_records
 from recordio_tools.image_header import MAX_PIXELS, decode_whole
+from recordio_tools.progress import ProgressFn, no_progress
 from recordio_tools.reader import RecordReader, map_file, read_index
 
 
@@ -153,7 +154,7 @@ def verify(
     index_path: str | Path | None = None,
     decode_images: bool = True,
     max_pixels: int = MAX_PIXELS,
-    progress: Progress | None = None,
+    progress: ProgressFn = no_progress,
 ) -> Report:
     """Check every record of `path`.
 
@@ -176,8 +177,7 @@ def verify(
             table.add(key, step.offset, record)
         if reason is not None:
             damages.append(Damage(key, step.offset, reason))
-        if progress and len(walked) % BATCH == 0:
-            progress(step.offset, len(view))
+        progress("verifying", step.offset, len(view))
     records = table.arrays()
     damages += index_damage(keys, offsets, np.array(walked, np.int64), records) if len(keys) else []
     unreadable = np.setdiff1d([damage.key for damage in damages if damage.key is not None], records["key"])

@@ -15,9 +15,9 @@ MEASURING = {
     "metrics": "",
     "stats": "",
     "store": "utils config",
-    "search": "",
-    "identification": "search stats metrics",
-    "gallery": "store search identification stats utils",
+    "search": "recordio_tools",
+    "identification": "search stats metrics recordio_tools",
+    "gallery": "store search identification stats utils recordio_tools",
     "audit": "config store search identification metrics stats utils recordio_tools",
     "report": "utils",
 }
@@ -35,14 +35,14 @@ ALLOWED = {
     "heads": "distributed",
     "methods": "config models distributed losses heads metrics",
     "openset": "",
-    "inference": "config data distributed models methods openset metrics store alignment utils",
-    "evaluation": "config data distributed methods openset metrics inference",
+    "inference": "config data distributed models methods openset metrics store alignment utils recordio_tools",
+    "evaluation": "config data distributed methods openset metrics inference recordio_tools",
     "export": "data models methods inference utils",
     "training": "config data distributed models methods metrics inference utils",
     "benchmarking": "config distributed inference evaluation training report utils",
-    "eval_megaface": "config store search identification metrics stats report utils",
+    "eval_megaface": "config store search identification metrics stats report utils recordio_tools",
     "cli": "config data synthetic alignment distributed inference evaluation export training benchmarking audit gallery"
-    " store identification metrics report utils eval_megaface",
+    " store identification metrics report utils eval_megaface recordio_tools",
 }
 ENTRIES = {"facelt.__main__": "cli", "facelt.train": "cli utils"}
 

@@ -11,7 +11,7 @@ import csv
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, ExitStack
@@ -25,8 +25,6 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import cv2
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from facelt.alignment.align import SIZE, AlignedFace, Detector, align_faces
 from facelt.alignment.detectors import open_detector
@@ -36,6 +34,7 @@ from facelt.errors import UserError
 from facelt.utils.files import fresh_folder
 from facelt.utils.tables import csv_lines
 from recordio_tools.face_set import NAME
+from recordio_tools.progress import ProgressFn, no_progress, track
 from recordio_tools.writer import FaceRecordWriter
 
 CHUNK = 4  # photographs a worker takes at a time
@@ -265,7 +264,13 @@ class Summary:
         return lines
 
 
-def align_photographs(photographs: Sequence[Photograph], out: Path, terms: Terms, workers: int = 0) -> Summary:
+def align_photographs(
+    photographs: Sequence[Photograph],
+    out: Path,
+    terms: Terms,
+    workers: int = 0,
+    progress: ProgressFn = no_progress,
+) -> Summary:
     """Writes the faces, faces.csv and failures.csv: into `out`, or into its folder where `out` is a .rec.
 
     The folder is new and whole, or stays absent. Raises UserError: it holds something, no photograph gave a face, or
@@ -286,7 +291,8 @@ def align_photographs(photographs: Sequence[Photograph], out: Path, terms: Terms
             )
             table.write(csv_lines([FACES]))
             failures.write(csv_lines([FAILURES]))
-            for item in shown(survey(output.photographs, terms, workers), len(photographs)):
+            items = survey(output.photographs, terms, workers)
+            for item in track(items, "aligning", len(photographs), progress):
                 if isinstance(item, Failure):
                     failed.append(item)
                     failures.write(csv_lines([failure_row(item)]))
@@ -306,9 +312,3 @@ def no_face(failed: Sequence[Failure]) -> UserError:
     """The mistake that nothing is left, with the first reasons."""
     first = "; ".join(f"{failure.photograph.name}: {failure.reason}" for failure in failed[:3])
     return UserError(f"none of the {len(failed)} photographs gave a face: {first}")
-
-
-def shown(items: Iterable[Item], total: int) -> Iterable[Item]:
-    """The items, with a bar where a person looks on."""
-    console = Console(stderr=True)
-    return track(items, "aligning", total=total, transient=True, console=console, disable=not console.is_terminal)

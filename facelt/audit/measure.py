@@ -48,6 +48,7 @@ from facelt.stats.permutation import (
     permutation_test,
 )
 from facelt.stats.resampling import identity_weights, replicate_pair_rates, replicate_rates
+from recordio_tools.progress import ProgressFn, no_progress
 
 # Scores held at once.
 _MAX_SCORES = 1 << 22
@@ -61,12 +62,14 @@ class SearchOutcomes:
     trial_P: np.ndarray
 
 
-def rank1_outcomes(embedded: EmbeddingComparisons, gallery: FeatureSet | None) -> SearchOutcomes:
+def rank1_outcomes(
+    embedded: EmbeddingComparisons, gallery: FeatureSet | None, progress: ProgressFn = no_progress
+) -> SearchOutcomes:
     """Each ordered pair (mate, probe): a hit unless a distractor is more similar to the probe than the mate.
 
     Distractors are the gallery's images or, without one, the audited images of all other identities.
     """
-    best_P = _best_others(embedded) if gallery is None else _best_distractors(embedded, gallery)
+    best_P = _best_others(embedded, progress) if gallery is None else _best_distractors(embedded, gallery, progress)
     pairs = mate_pairs(embedded.identity_E)
     score_M = pairs.scores(embedded.row_ED, cosine=embedded.cosine)
     rank_M = hit_ranks(score_M, pairs.probe_M, best_P[:, None])
@@ -74,11 +77,15 @@ def rank1_outcomes(embedded: EmbeddingComparisons, gallery: FeatureSet | None) -
     return SearchOutcomes(probe_hits(rank_M, pairs.probe_M, len(best_P), 1)[:, 0], trial_P)
 
 
-def half_gallery_searches(embedded: EmbeddingComparisons, gallery: FeatureSet | None, seed: int) -> OpenSetSearches:
+def half_gallery_searches(
+    embedded: EmbeddingComparisons, gallery: FeatureSet | None, seed: int, progress: ProgressFn = no_progress
+) -> OpenSetSearches:
     """Searches with half of the audited people enrolled beside the gallery's images, then with the other half."""
     rows_GD = np.empty((0, embedded.row_ED.shape[1]), dtype=np.float32) if gallery is None else gallery.rows
     with _naming(gallery):
-        return open_set_searches(embedded.row_ED, embedded.identity_E, rows_GD, seed=seed, cosine=embedded.cosine)
+        return open_set_searches(
+            embedded.row_ED, embedded.identity_E, rows_GD, seed=seed, cosine=embedded.cosine, progress=progress
+        )
 
 
 def nonmated_max_scores(searches: OpenSetSearches) -> np.ndarray:
@@ -100,13 +107,13 @@ def fnir_fpir_outcomes(
     return SearchOutcomes(miss_P, mated_P), SearchOutcomes(positive_P, nonmated_P)
 
 
-def _best_distractors(embedded: EmbeddingComparisons, gallery: FeatureSet) -> np.ndarray:
+def _best_distractors(embedded: EmbeddingComparisons, gallery: FeatureSet, progress: ProgressFn) -> np.ndarray:
     """The score of the most similar distractor of each image, float64 [P]."""
     with _naming(gallery):
-        return top_k(embedded.row_ED, gallery.rows, 1, cosine=embedded.cosine)[0][0, :, 0]
+        return top_k(embedded.row_ED, gallery.rows, 1, cosine=embedded.cosine, progress=progress)[0][0, :, 0]
 
 
-def _best_others(embedded: EmbeddingComparisons) -> np.ndarray:
+def _best_others(embedded: EmbeddingComparisons, progress: ProgressFn) -> np.ndarray:
     """The score of the most similar image of another audited identity, float64 [P]."""
     rows_PD = scored_rows(embedded.row_ED, "query", cosine=embedded.cosine)
     best_P = np.empty(len(rows_PD), dtype=np.int64)
@@ -116,6 +123,7 @@ def _best_others(embedded: EmbeddingComparisons) -> np.ndarray:
         score_BP = rows_PD[part] @ rows_PD.T
         score_BP[embedded.identity_E[part, None] == embedded.identity_E] = -np.inf
         best_P[part] = score_BP.argmax(axis=1)
+        progress("searching", min(start + step, len(rows_PD)), len(rows_PD))
     return similarities(embedded.row_ED, np.arange(len(best_P)), embedded.row_ED, best_P, cosine=embedded.cosine)
 
 

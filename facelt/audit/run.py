@@ -3,7 +3,7 @@
 The whole audit: inputs, thresholds, every grouping, and the report (schema facelt.audit/1). P enrolled images.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from facelt.stats.fail_conditions import FailCondition, Value, parse_fail_condit
 from facelt.stats.groups import GroupRate
 from facelt.stats.permutation import Contrast, holm_adjust_contrasts
 from facelt.store.attributes import Columns
+from recordio_tools.progress import ProgressFn, no_progress, relabel, track
 
 MEASURED_LEVEL = 0.95
 
@@ -107,11 +108,9 @@ def _across(row: GroupRate, columns: int, level: float) -> dict[str, Any]:
 _SCHEMA = "facelt.audit/1"
 # The one group that everyone is in.
 EVERYONE = "(everyone)"
-# Told what is being done.
-Say = Callable[[str], None]
 
 
-def run_audit(config: AuditConfig, say: Say = lambda what: None) -> dict[str, Any]:
+def run_audit(config: AuditConfig, progress: ProgressFn = no_progress) -> dict[str, Any]:
     """The report. Everything that can be refused without comparing anything is refused first.
 
     Raises UserError naming the file, the key, the line or the image at fault. A condition that cannot be decided, or
@@ -134,14 +133,13 @@ def run_audit(config: AuditConfig, say: Say = lambda what: None) -> dict[str, An
         "conditions": [],
     }
     if config.training.record is not None:
-        say("counting the training record")
-        report["training"] = training_section(config)
+        report["training"] = training_section(config, progress)
     values: list[Value] = []
     if config.embeddings is not None or config.scores is not None:
         inputs = open_inputs(config)
         report["notes"] += inputs.notes
         report["subject"] = inputs.summary
-        values = _measured(config, inputs, report, say)
+        values = _measured(config, inputs, report, progress)
     report["conditions"] = [_decided(condition, values) for condition in conditions]
     return report
 
@@ -154,14 +152,12 @@ class Searched:
     strangers: OpenSetSearches
 
 
-def _measured(config: AuditConfig, inputs: AuditInputs, report: dict[str, Any], say: Say) -> list[Value]:
+def _measured(config: AuditConfig, inputs: AuditInputs, report: dict[str, Any], progress: ProgressFn) -> list[Value]:
     """Fills the report's measured sections; returns every disparity in it."""
     subject = inputs.subject
     searched = None
     if subject.embedded is not None:
-        say("searching")
-        searched = _search(subject, inputs, config.statistics.seed)
-    say("setting thresholds")
+        searched = _search(subject, inputs, config.statistics.seed, progress)
     thresholds = choose_thresholds(
         config, inputs, None if searched is None else nonmated_max_scores(searched.strangers)
     )
@@ -169,8 +165,8 @@ def _measured(config: AuditConfig, inputs: AuditInputs, report: dict[str, Any], 
     events = _events(subject, searched, thresholds)
     columns = {**inputs.columns, EVERYONE: ["all"] * len(subject.identities)}
     found: dict[tuple[str, ...], GroupingResult] = {}
-    for by in ((EVERYONE,), *inputs.groupings):
-        say(f"counting by {' & '.join(by).strip('()')}")
+    groupings = ((EVERYONE,), *inputs.groupings)
+    for by in track(groupings, "counting by group", len(groupings), progress):
         found[by] = _measure(config, subject, columns, by, thresholds["pairs"].score, events)
     everyone = found.pop((EVERYONE,))
     report["overall"] = {
@@ -184,15 +180,15 @@ def _measured(config: AuditConfig, inputs: AuditInputs, report: dict[str, Any], 
         grouping_section(measured, findings[by], contrasts[by], wanted) for by, measured in found.items()
     ]
     if inputs.against is not None:
-        say("comparing the two models")
-        other = _search(inputs.against, inputs, config.statistics.seed)
+        other = _search(inputs.against, inputs, config.statistics.seed, relabel(progress, "searching, other model"))
         report["against"] = compare_models(config, inputs, searched.first, other.first, found)
     return [one.value for several in findings.values() for one in several]
 
 
-def _search(subject: AuditedSet, inputs: AuditInputs, seed: int) -> Searched:
+def _search(subject: AuditedSet, inputs: AuditInputs, seed: int, progress: ProgressFn) -> Searched:
     gallery = inputs.gallery if subject is inputs.subject else inputs.against_gallery
-    return Searched(rank1_outcomes(subject.embedded, gallery), half_gallery_searches(subject.embedded, gallery, seed))
+    first = rank1_outcomes(subject.embedded, gallery, progress)
+    return Searched(first, half_gallery_searches(subject.embedded, gallery, seed, progress))
 
 
 def _events(

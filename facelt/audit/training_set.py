@@ -14,6 +14,7 @@ from facelt.stats.groups import Units
 from facelt.store.attributes import attribute_columns, check_groupable
 from facelt.utils.files import sha256_of_input
 from recordio_tools.face_set import FaceRecord
+from recordio_tools.progress import ProgressFn, no_progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,14 +26,14 @@ class Counted:
     band_C: np.ndarray
 
 
-def training_section(config: AuditConfig) -> dict[str, Any]:
+def training_section(config: AuditConfig, progress: ProgressFn = no_progress) -> dict[str, Any]:
     """The section `training` of the report: per grouping, the images and identities of each group and shot band.
 
     Only columns that the table of identities has are grouped by; the report says which were not. Raises UserError (and
     RecordIOError) naming the file: no record, no table of identities, none of the columns in it.
     """
     record, convention = config.training.record, config.training.convention
-    with FaceRecord(record) as faces:
+    with FaceRecord(record, progress=progress) as faces:
         count_C, index_path = faces.counts, faces.reader.index_path
     label_C = np.flatnonzero(count_C)
     counted = Counted([str(label) for label in label_C], count_C[label_C], shot_bands(count_C[label_C], convention))

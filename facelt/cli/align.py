@@ -30,9 +30,12 @@ def align(
     """
     from facelt.alignment.photographs import find_photographs
     from facelt.alignment.run import Terms, align_photographs
+    from recordio_tools.progress import progress_bars
 
     terms = Terms(detector, min_score, faces == "all", max_pixels)
-    summary = align_photographs(find_photographs(photos, root=root, people=people), out, terms, workers)
+    photographs = find_photographs(photos, root=root, people=people)
+    with progress_bars() as progress:
+        summary = align_photographs(photographs, out, terms, workers, progress)
     for failure in summary.failed[:NAMED]:
         typer.echo(f"{failure.kind}: {failure.photograph.name}: {failure.reason}", err=True)
     if len(summary.failed) > NAMED:

@@ -74,9 +74,11 @@ def _run(config: Path | None, overrides: list[str]) -> None:
     from facelt.config.loading import load_config
     from facelt.report.audit_text import print_audit
     from facelt.report.write import write_report
+    from recordio_tools.progress import progress_bars
 
     settings = load_config(config, AuditConfig, overrides)
-    report = audit_with(settings, lambda what: typer.echo(f"{what} ...", err=True))
+    with progress_bars() as progress:
+        report = audit_with(settings, progress)
     page = write_report(report, settings.out)
     print_audit(report)
     typer.echo(f"report: {page}")

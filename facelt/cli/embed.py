@@ -39,7 +39,9 @@ def embed(
     from facelt.inference.embed import embed_images, sound_images
     from facelt.inference.model import load_model
     from facelt.inference.sources import open_images, open_photographs
+    from recordio_tools.progress import progress_bars
 
+    first = os.environ.get("RANK", "0") == "0"
     model = load_model(checkpoint, resolve_device(device))
     left_out: dict[str, str] = {}
     if align is None:
@@ -49,15 +51,17 @@ def embed(
             raise UserError(f"--manifest {manifest}: selects records of a .rec, and --align takes photographs")
         terms = Terms(align, min_score, faces == "all", model.config.data.max_pixels)
         photographs = find_photographs(images, root=root, people=people)
-        source, failed = open_photographs(photographs, terms, model.config.data.image_size, workers)
+        with progress_bars(first) as progress:
+            source, failed = open_photographs(photographs, terms, model.config.data.image_size, workers, progress)
         left_out = {failure.photograph.name: failure.reason for failure in failed}
     if max_bad_images:
         source, unusable = sound_images(source, workers, max_bad_images)
         left_out |= unusable
-    first = os.environ.get("RANK", "0") == "0"
     for name, reason in left_out.items() if first else ():
         typer.echo(f"left out {name}: {reason}", err=True)
-    store = embed_images(model, source, out, batch=batch, workers=workers, dtype=dtype, left_out=left_out)
+    settings = {"batch": batch, "workers": workers, "dtype": dtype, "left_out": left_out}
+    with progress_bars(first) as progress:
+        store = embed_images(model, source, out, **settings, progress=progress)
     if first:
         lost = f", {len(left_out)} left out" if left_out else ""
         typer.echo(f"{len(source.keys)} images embedded{lost} ({', '.join(model.method.kinds)}): {store}")

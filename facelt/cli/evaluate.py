@@ -56,14 +56,16 @@ def evaluate(
     from facelt.inference.model import load_model
     from facelt.report.evaluation import print_evaluation, write_open, write_sweep, write_table
     from facelt.utils.json_values import json_line
+    from recordio_tools.progress import progress_bars
 
     question = OpenQuestion(open_, threshold, open_images, open_root) if open_ else None
     evaluations = []
     for path in checkpoint:
         model = load_model(path, resolve_device(device))
-        found, images = evaluate_model(
-            model, split, convention, question, batch=batch, workers=workers, experts=experts
-        )
+        with progress_bars() as progress:
+            found, images = evaluate_model(
+                model, split, convention, question, batch=batch, workers=workers, experts=experts, progress=progress
+            )
         evaluations.append(found.beside(evaluations))
         report = evaluations[-1].report()
         if json:

@@ -75,19 +75,15 @@ def enroll(
     device: Device = "cpu",
 ) -> None:
     """Enrol samples; one whose key is enrolled takes the place of the old one. What was cut short is made again."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     from facelt.cli.gallery_inputs import Source
     from facelt.gallery.gallery import Gallery
+    from recordio_tools.progress import progress_bars
 
     given = Source(source, table, model, checkpoint, detector, root, people, workers=workers, device=device)
     with Gallery.open(gallery, write=True) as opened:
         samples = given.read(opened.contract, named=True).samples()
-        console = Console(stderr=True)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-            bar = progress.add_task("enrolling", total=len(samples))
-            opened.enroll(samples, lambda rows: progress.update(bar, advance=rows))
+        with progress_bars() as progress:
+            opened.enroll(samples, progress)
         count = opened.count()
     typer.echo(f"samples enrolled: {len(samples)}\n{inside(count)}")
 

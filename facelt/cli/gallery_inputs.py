@@ -91,6 +91,7 @@ class Source:
         from facelt.alignment.photographs import find_photographs, refuse_nameless
         from facelt.alignment.run import Terms
         from facelt.inference.sources import open_photographs
+        from recordio_tools.progress import progress_bars
 
         terms = Terms(self.detector, None, False, model.config.data.max_pixels)
         photographs = find_photographs(self.path, root=self.root, people=self.people)
@@ -98,7 +99,9 @@ class Source:
             purpose, advice = NAMES_ARE_FOLDERS
             who = ((photograph.name, photograph.identity) for photograph in photographs)
             refuse_nameless(who, purpose, f"{advice}, or take names from files with --people file")
-        source, failed = open_photographs(photographs, terms, model.config.data.image_size, self.workers)
+        size = model.config.data.image_size
+        with progress_bars() as progress:
+            source, failed = open_photographs(photographs, terms, size, self.workers, progress)
         for failure in failed:
             typer.echo(f"left out {failure.photograph.name}: {failure.reason}", err=True)
         if failed:

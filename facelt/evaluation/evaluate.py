@@ -59,6 +59,7 @@ from facelt.metrics.open_set import (
     threshold_at_tpr,
 )
 from facelt.openset.rejection import OPENSET
+from recordio_tools.progress import ProgressFn, no_progress
 
 CIFAR_NAMES = "classes.txt"
 
@@ -302,6 +303,7 @@ def evaluate_model(
     batch: int,
     workers: int,
     experts: bool = False,
+    progress: ProgressFn = no_progress,
 ) -> tuple[Evaluation, OpenImages | None]:
     """The evaluation, and the open images it is of; with `experts` also what each of the model's experts says alone.
 
@@ -311,7 +313,7 @@ def evaluate_model(
     data = open_data(model.config.data, model.config.seed)
     bad = BadImageTracker(model.config.data.max_bad_images)
     device = next(model.method.parameters()).device
-    asked = Respondent(model.method, data.preprocessing, Reading(batch, workers, device, bad))
+    asked = Respondent(model.method, data.preprocessing, Reading(batch, workers, device, bad, progress))
     known_split = find_split(data, split)
     apart = None
     if experts:

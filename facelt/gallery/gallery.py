@@ -22,7 +22,7 @@ False
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +36,7 @@ from facelt.gallery.model_spec import Contract
 from facelt.gallery.samples import Samples, checked, checked_rows, refuse_repeated
 from facelt.identification.error_rates import ENOUGH_ERRORS, allowed_errors
 from facelt.identification.open_set import lowest_threshold
+from recordio_tools.progress import ProgressFn, no_progress
 
 LEVEL = 0.95
 
@@ -220,11 +221,11 @@ class Gallery:
         """Everybody's name and number of samples, by name."""
         return self.backend.people()
 
-    def enroll(self, samples: Samples, advance: Callable[[int], None] | None = None) -> int:
+    def enroll(self, samples: Samples, progress: ProgressFn = no_progress) -> int:
         """Enrols samples, ENROL_ROWS at a time, each of these parts as a whole; returns how many.
 
         A sample whose key exists takes the place of the old one, so that an enrolment that was cut short can simply be
-        made again. `advance(rows)` is called after each part, which is then safe.
+        made again. `progress` is called after each part, which is then safe.
 
         Raises UserError, with nobody enrolled, where a sample cannot be: see `checked`.
         """
@@ -235,10 +236,11 @@ class Gallery:
         for part in parts if len(parts) > 1 else ():
             checked(part, self.contract)
             part.notes()
+        done = 0
         for part in parts:
             self.backend.upsert(part)
-            if advance:
-                advance(len(part))
+            done += len(part)
+            progress("enrolling", done, len(samples))
         return len(samples)
 
     def remove(self, people: Sequence[str] = (), keys: Sequence[str] = ()) -> Removed:

@@ -13,7 +13,7 @@ Scores of compared pairs in histograms, of everyone and within each group: for t
 N images, G groups, B bins, D feature, M pairs.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from facelt.errors import UserError
 from facelt.identification.error_rates import ScoreGrid, ScoreHistograms
 from facelt.search.exact import Rows, checked_squares, similarities
 from facelt.stats.groups import Grouping, UnitPairCounts, Units
+from recordio_tools.progress import ProgressFn, no_progress
 
 # float32 values of one block.
 BLOCK_VALUES = 1 << 22
@@ -56,12 +57,12 @@ SCORES = 1 << 22
 
 
 def triangle(
-    row_ND: np.ndarray, cuts: Sequence[int], left_out: float, advance: Callable[[int], None] | None = None
+    row_ND: np.ndarray, cuts: Sequence[int], left_out: float, progress: ProgressFn = no_progress
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Blocks (start, score_BC) of rows start..start+B against the columns from `start` on, so that each pair is in one.
 
     No block goes across a cut. An image with itself and the second copy of a pair score `left_out`. A block is valid
-    until the next; `advance(rows)` is called after each.
+    until the next; `progress` is called after each.
     """
     total = len(row_ND)
     rows = max(1, SCORES // max(1, total))
@@ -75,8 +76,7 @@ def triangle(
             score_BC = np.matmul(row_ND[start:stop], row_ND[start:].T, out=values[: shape[0] * shape[1]].reshape(shape))
             score_BC[np.tril_indices(stop - start)] = left_out
             yield start, score_BC
-            if advance:
-                advance(stop - start)
+            progress("comparing pairs", stop, total)
             start = stop
 
 
@@ -128,13 +128,12 @@ def pair_errors(
     thresholds: Sequence[float],
     *,
     cosine: bool = False,
-    advance: Callable[[int], None] | None = None,
+    progress: ProgressFn = no_progress,
 ) -> PairErrors:
     """Count the errors of all N (N - 1) / 2 pairs, by inner product or cosine; exact, as if all scores were float64.
 
     Two images of a fixed unit (see `Units`) are nobody's and make a non-mated pair. Memory: the embeddings twice as
-    float32, 8 (T + 1) U^2 bytes, and a block of scores. `advance(rows)` is called as rows of the N x N triangle are
-    done.
+    float32, 8 (T + 1) U^2 bytes, and a block of scores. `progress` is called as rows of the N x N triangle are done.
 
     Raises BadRow on a row that is not finite or, for cosines, has length zero; UserError on too many units; ValueError
     unless there are as many embeddings as images and all thresholds are finite.
@@ -149,14 +148,14 @@ def pair_errors(
             f"{len(units):,} sets of images of one identity and one group are too many to compare with each other at "
             f"{len(threshold_T)} thresholds: group by fewer columns, or audit a sample of identities"
         )
-    match_TUU = _matches(embedding_ND, units, threshold_T, cosine, advance)
+    match_TUU = _matches(embedding_ND, units, threshold_T, cosine, progress)
     image_U = np.bincount(units.unit_N, minlength=len(units)).astype(np.int64)
     trial_UU = np.outer(image_U, image_U)
     np.fill_diagonal(trial_UU, image_U * (image_U - 1))
     return _split(match_TUU, trial_UU, units, threshold_T)
 
 
-def _matches(embedding_ND, units: Units, threshold_T: np.ndarray, cosine: bool, advance) -> np.ndarray:
+def _matches(embedding_ND, units: Units, threshold_T: np.ndarray, cosine: bool, progress: ProgressFn) -> np.ndarray:
     """Matching pairs by both units, symmetric int64 [T,U,U], those within a unit twice."""
     size = len(units)
     raw_ND = np.asarray(embedding_ND, dtype=np.float32)
@@ -164,7 +163,7 @@ def _matches(embedding_ND, units: Units, threshold_T: np.ndarray, cosine: bool, 
     length = 1.0 if cosine else longest(row_ND)
     slack = rounding(raw_ND.shape[1], length)
     match_TUU = np.zeros((len(threshold_T), size, size), dtype=np.int64)
-    for start, score_BC in triangle(row_ND, [], -np.inf, advance):
+    for start, score_BC in triangle(row_ND, [], -np.inf, progress):
         for match_UU, threshold in zip(match_TUU, threshold_T, strict=True):
             row_M, column_M = pairs_at_or_above(score_BC, start, threshold, slack, raw_ND, cosine=cosine)
             # The units of this block's rows only: a table of all would be cleared for each block.
@@ -258,7 +257,7 @@ def pair_histograms(
     grouping: Grouping,
     *,
     cosine: bool = False,
-    advance: Callable[[int], None] | None = None,
+    progress: ProgressFn = no_progress,
 ) -> PairHistograms:
     """The histograms of all N (N - 1) / 2 pairs by inner product or cosine, float32 products rounded to the grid.
 
@@ -275,7 +274,7 @@ def pair_histograms(
     order_N = np.argsort(group_N, kind="stable")
     person_N = _persons(units)[order_N]
     ends_G = np.cumsum(np.bincount(group_N, minlength=len(grouping)))
-    for start, score_BC in triangle(row_ND[order_N], ends_G, grid.left_out, advance):
+    for start, score_BC in triangle(row_ND[order_N], ends_G, grid.left_out, progress):
         group = int(np.searchsorted(ends_G, start, side="right"))
         mated_BC = person_N[start : start + len(score_BC), None] == person_N[start:]
         own = ends_G[group] - start

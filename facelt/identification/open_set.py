@@ -34,6 +34,7 @@ from facelt.identification.error_rates import ENOUGH_ERRORS, allowed_errors
 from facelt.identification.rank import hit_ranks
 from facelt.search.exact import Rows, similarities
 from facelt.search.top_k import top_k
+from recordio_tools.progress import ProgressFn, no_progress
 
 ENROLMENT = "one image of each enrolled identity, drawn with the seed; its other images are the mated searches"
 
@@ -76,14 +77,14 @@ def open_set_searches(
     seed: int = 0,
     cosine: bool = False,
     search: Callable[..., tuple[np.ndarray, np.ndarray]] = top_k,
-    advance: Callable[[int], None] | None = None,
+    progress: ProgressFn = no_progress,
 ) -> OpenSetSearches:
     """Search with every image of every identity in both halves; the distractors are read once, for both.
 
     The identities, in their sorted order, are shuffled with the seed; the first half (the larger one by one identity
     where their number is odd) is enrolled first. Which image of an identity is enrolled is drawn likewise. An identity
     of one image is enrolled and is never a mated search; in the other half it is a non-mated one. Where there are fewer
-    than two identities a half is empty, and so are its searches. `advance(rows)` is called as distractors are searched;
+    than two identities a half is empty, and so are its searches. `progress` is called as distractors are searched;
     `search` searches them and is called as `facelt.search.top_k` is.
 
     Raises BadRow and UserError as `facelt.search.top_k` does; ValueError on a rank outside 1..254 or on as many
@@ -95,7 +96,7 @@ def open_set_searches(
     if not 0 < rank < 255:
         raise ValueError(f"rank {rank}: must lie between 1 and 254")
     distractors = distractor_GD.shape[0]
-    distractor_PR = search(probe_PD, distractor_GD, rank, [distractors], cosine=cosine, advance=advance)[0][0]
+    distractor_PR = search(probe_PD, distractor_GD, rank, [distractors], cosine=cosine, progress=progress)[0][0]
     halves = []
     for enrolled_E in _enrolments(identity_P, seed):
         mate_P = _mates(identity_P, enrolled_E)

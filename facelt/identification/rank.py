@@ -10,7 +10,6 @@ How much a training set knows of people it does not hold: the pseudo-shots of pr
 P probes, G training images, D feature.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy as np
 from facelt.metrics.pseudo_shots import pseudo_shot_bands
 from facelt.search.exact import Rows, similarities
 from facelt.search.top_k import count_above
+from recordio_tools.progress import ProgressFn, no_progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,11 +73,11 @@ def probe_hits(rank_M: np.ndarray, probe_M: np.ndarray, probes: int, ranks: int)
 
 
 def pseudo_shots(
-    probe_PD: np.ndarray, train_GD: Rows, threshold: float, *, advance: Callable[[int], None] | None = None
+    probe_PD: np.ndarray, train_GD: Rows, threshold: float, *, progress: ProgressFn = no_progress
 ) -> dict[str, np.ndarray]:
     """For each band (many, few, one, zero) which probes belong to it, bool [P].
 
     A probe's pseudo-shots are the training embeddings with a cosine similarity above `threshold` (OLTR, CVPR 2019,
     MegaFace experiments: 0.7). Both sides must come from one model. Raises as `facelt.search.count_above` does.
     """
-    return pseudo_shot_bands(count_above(probe_PD, train_GD, threshold, advance=advance))
+    return pseudo_shot_bands(count_above(probe_PD, train_GD, threshold, progress=progress))

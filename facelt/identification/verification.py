@@ -7,7 +7,7 @@ Verification on a list of pairs: 10-fold accuracy, and TAR at FAR with the limit
 U images, D feature, P pairs, I people, A false accept rates.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from facelt.identification.rank import MatePairs, mate_pairs
 from facelt.metrics.ten_fold import TenFoldAccuracy, squared_distances, ten_fold, unmeasurable_reason
 from facelt.search.exact import Rows, check_dimensions
 from facelt.stats.intervals import ClusteredCounts, RateIntervals, rate_intervals
+from recordio_tools.progress import ProgressFn, no_progress
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
@@ -45,7 +46,7 @@ def verification_rates(
     *,
     fars: Sequence[float] = FARS,
     cosine: bool = False,
-    advance: Callable[[int], None] | None = None,
+    progress: ProgressFn = no_progress,
 ) -> Verification:
     """TAR at each FAR, and the DET curve, of all pairs of two probes of one identity against all P x G pairs.
 
@@ -68,22 +69,23 @@ def verification_rates(
     once = pairs.mate_M < pairs.probe_M
     pairs = MatePairs(pairs.mate_M[once], pairs.probe_M[once])
     mated_B = grid.count(pairs.scores(np.asarray(probe_PD, dtype=np.float32), cosine=cosine))
-    nonmated_B = _count_nonmated(query_PD, distractor_GD, grid, cosine, advance)
+    nonmated_B = _count_nonmated(query_PD, distractor_GD, grid, cosine, progress)
     histograms = ScoreHistograms(grid, mated_B, nonmated_B)
     return Verification(histograms, histograms.points(tuple(fars)), histograms.det())
 
 
 def _count_nonmated(
-    query_PD: np.ndarray, rows_GD: Rows, grid: ScoreGrid, cosine: bool, advance: Callable[[int], None] | None
+    query_PD: np.ndarray, rows_GD: Rows, grid: ScoreGrid, cosine: bool, progress: ProgressFn
 ) -> np.ndarray:
     count_B = np.zeros(grid.bins, dtype=np.int64)
     rows = max(1, SCORES // max(1, len(query_PD)))
     # Reused: fresh memory for each block costs as much as filling it.
     score_BP = np.empty((rows, len(query_PD)), dtype=np.float32)
+    done = 0
     for block_BD in scored_blocks(rows_GD, rows, cosine=cosine):
         count_B += grid.count(np.matmul(block_BD, query_PD.T, out=score_BP[: len(block_BD)]))
-        if advance:
-            advance(len(block_BD))
+        done += len(block_BD)
+        progress("comparing non-mated pairs", done, rows_GD.shape[0])
     return count_B
 
 

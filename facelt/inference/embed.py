@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from facelt.data.batch import BadImageTracker, Batch
 from facelt.data.module import Preprocessing, Split
@@ -21,6 +19,7 @@ from facelt.inference.model import TrainedModel
 from facelt.inference.predict import Reading, evaluation_batches
 from facelt.inference.sources import ImageSource
 from facelt.store.store import StoreWriter
+from recordio_tools.progress import ProgressFn, no_progress, track
 
 SETTING = "--max-bad-images"
 
@@ -49,6 +48,7 @@ def embed_images(
     workers: int,
     dtype: str,
     left_out: dict[str, str],
+    progress: ProgressFn = no_progress,
 ) -> Path:
     """Writes the store, going on with an unfinished one of the same images and model; returns its folder.
 
@@ -87,9 +87,7 @@ def embed_images(
     remaining = Split(source.dataset, source.members[writer.rows_done : writer.share.stop])
     batches = evaluation_batches(remaining, Reading(batch, workers, device, BadImageTracker(0, SETTING)))
     steps = -(-len(remaining.members) // batch)
-    console = Console(stderr=True, quiet=group.rank > 0)
-    shown = {"transient": True, "console": console, "disable": not console.is_terminal}
-    for item in track(batches, "embedding", total=steps, **shown):
+    for item in track(batches, "embedding", steps, progress):
         _write(writer, method.embed(preparation.for_evaluation(item)), item)
     group.finalize_on_leader(writer.finish)
     return out

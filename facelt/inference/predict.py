@@ -23,8 +23,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from facelt.data.batch import BadImage, BadImageTracker, Batch
 from facelt.data.loader import Loader
@@ -36,6 +34,7 @@ from facelt.errors import UserError
 from facelt.methods.base import Method
 from facelt.methods.multi_expert import Experts
 from facelt.openset.rejection import Rejecter, Seen, Verdict
+from recordio_tools.progress import ProgressFn, no_progress, track
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,7 @@ class Reading:
     workers: int
     device: torch.device
     bad: BadImageTracker
+    progress: ProgressFn = no_progress
 
 
 def evaluation_batches(split: Split, reading: Reading) -> Iterator[Batch]:
@@ -168,17 +168,10 @@ class Respondent:
     preparation: Preprocessing
     reading: Reading
 
-    def outputs(self, split: Split, told: str) -> Iterator[tuple[Outputs, torch.Tensor]]:
-        """Each batch's outputs and network input; `told` is what stands before the bar on a terminal."""
-        console = Console(stderr=True)
-        return track(
-            each_output(self.method, split, self.preparation, self.reading),
-            told,
-            total=-(-len(split.members) // self.reading.batch),
-            transient=True,
-            console=console,
-            disable=not console.is_terminal,
-        )
+    def outputs(self, split: Split, label: str) -> Iterator[tuple[Outputs, torch.Tensor]]:
+        """Each batch's outputs and network input; progress is reported under `label`."""
+        batches = each_output(self.method, split, self.preparation, self.reading)
+        return track(batches, label, -(-len(split.members) // self.reading.batch), self.reading.progress)
 
     def logits_of(self, image_N3HW: torch.Tensor) -> torch.Tensor:
         """All classes' logits [N, C] on the CPU, with gradients into the input."""

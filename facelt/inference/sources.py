@@ -19,7 +19,7 @@ import numpy as np
 from facelt.alignment.align import similarity, warp
 from facelt.alignment.detectors import open_detector
 from facelt.alignment.photographs import Photograph, read_photograph
-from facelt.alignment.run import QUALITY, Failure, Terms, no_face, quality_row, shown, survey
+from facelt.alignment.run import QUALITY, Failure, Terms, no_face, quality_row, survey
 from facelt.config.data import DataConfig, ListData
 from facelt.config.train import TrainConfig
 from facelt.data.dataset import ImageDataset
@@ -28,6 +28,7 @@ from facelt.data.lists import IMAGE_SUFFIXES, ImageFileDataset, ImageFolderDatas
 from facelt.data.records import RecordDataset
 from facelt.data.transforms import CenterCrop, ExpectSize, ImageTransform
 from facelt.errors import UserError
+from recordio_tools.progress import ProgressFn, no_progress, track
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,11 @@ class AlignedFaces(ImageDataset):
 
 
 def open_photographs(
-    photographs: Sequence[Photograph], terms: Terms, image_size: tuple[int, int], workers: int
+    photographs: Sequence[Photograph],
+    terms: Terms,
+    image_size: tuple[int, int],
+    workers: int,
+    progress: ProgressFn = no_progress,
 ) -> tuple[ImageSource, list[Failure]]:
     """The faces of the photographs, of the size a model expects, and those photographs that gave none.
 
@@ -164,7 +169,7 @@ def open_photographs(
     if times > 1:
         raise UserError(f"the photograph {name} is listed {times} times; name each once")
     failed, shows, keys, landmarks, rows = [], [], [], [], []
-    for item in shown(survey(photographs, terms, workers), len(photographs)):
+    for item in track(survey(photographs, terms, workers), "aligning", len(photographs), progress):
         if isinstance(item, Failure):
             failed.append(item)
             continue

@@ -20,9 +20,7 @@ from facelt.search.engine import Engine
 from facelt.search.exact import BadRow, Best, Rows
 from facelt.search.factory import EngineName, open_engine
 from facelt.search.top_k import count_above, top_k
-
-# Told how many rows a search has done.
-Advance = Callable[[int], None]
+from recordio_tools.progress import ProgressFn, no_progress
 
 
 class Search:
@@ -41,16 +39,16 @@ class Search:
         prefixes: Sequence[int],
         *,
         cosine: bool,
-        advance: Advance | None = None,
+        progress: ProgressFn = no_progress,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Scores float64 and positions int64 [S,P,K]: see `facelt.search.top_k`."""
-        return top_k(query_PD, database_GD, k, prefixes, cosine=cosine, engine=self.engine, advance=advance)
+        return top_k(query_PD, database_GD, k, prefixes, cosine=cosine, engine=self.engine, progress=progress)
 
     def count_above(
-        self, query_PD: np.ndarray, database_GD: Rows, threshold: float, *, advance: Advance | None = None
+        self, query_PD: np.ndarray, database_GD: Rows, threshold: float, *, progress: ProgressFn = no_progress
     ) -> np.ndarray:
         """Counts int64 [P]: see `facelt.search.count_above`."""
-        return count_above(query_PD, database_GD, threshold, engine=self.engine, advance=advance)
+        return count_above(query_PD, database_GD, threshold, engine=self.engine, progress=progress)
 
 
 def open_search(name: EngineName = "auto", pairs: int = 0) -> Search:
@@ -90,13 +88,13 @@ class SplitSearch(Search):
         prefixes: Sequence[int],
         *,
         cosine: bool,
-        advance: Advance | None = None,
+        progress: ProgressFn = no_progress,
     ) -> tuple[np.ndarray, np.ndarray]:
         """See Search."""
         shard = self._shard(database_GD)
         own = [min(max(size - shard.start, 0), shard.shape[0]) for size in prefixes]
         score_SPK, id_SPK = self._together(
-            shard.start, lambda: Search.top_k(self, query_PD, shard, k, own, cosine=cosine, advance=advance)
+            shard.start, lambda: Search.top_k(self, query_PD, shard, k, own, cosine=cosine, progress=progress)
         )
         id_SPK[id_SPK >= 0] += shard.start
         score_RSPK, id_RSPK = self._gathered(score_SPK), self._gathered(id_SPK)
@@ -104,12 +102,12 @@ class SplitSearch(Search):
         return np.stack([best.score_PK for best in merged]), np.stack([best.id_PK for best in merged])
 
     def count_above(
-        self, query_PD: np.ndarray, database_GD: Rows, threshold: float, *, advance: Advance | None = None
+        self, query_PD: np.ndarray, database_GD: Rows, threshold: float, *, progress: ProgressFn = no_progress
     ) -> np.ndarray:
         """See Search."""
         shard = self._shard(database_GD)
         count_P = self._together(
-            shard.start, lambda: Search.count_above(self, query_PD, shard, threshold, advance=advance)
+            shard.start, lambda: Search.count_above(self, query_PD, shard, threshold, progress=progress)
         )
         return self._gathered(count_P).sum(axis=0)
 

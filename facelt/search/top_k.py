@@ -14,7 +14,7 @@ How many database rows are more similar to a query row than a threshold.
 P probes, G gallery rows, M pairs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from facelt.search.exact import (
     stream,
 )
 from facelt.search.factory import open_engine
+from recordio_tools.progress import ProgressFn, no_progress
 
 # Taken beyond k where a whole block is searched in float64, whose own rounding is far below this many ties.
 TIES = 12
@@ -44,13 +45,13 @@ def top_k(
     *,
     cosine: bool = False,
     engine: Engine | None = None,
-    advance: Callable[[int], None] | None = None,
+    progress: ProgressFn = no_progress,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Exact search by inner product or cosine: scores float64 [S,P,K] descending and positions int64 [S,P,K].
 
     For each of `prefixes` (by default G alone) the result is that of a gallery of the first so many rows. Equal scores
     come in the order of position, and equal rows score equally, whatever the engine is. Where a
-    gallery has fewer than k rows the rest is -inf and -1. `advance(rows)` is called after each block. Never more than
+    gallery has fewer than k rows the rest is -inf and -1. `progress` is called after each block. Never more than
     a few blocks of the database, their scores in pieces, and the results are in memory.
 
     Raises BadRow on a row that is not finite or, for cosines, has length zero; UserError on unequal dimensions;
@@ -69,8 +70,7 @@ def top_k(
         best = _with_block(best, scorer, query, block, cosine=cosine)
         if (done := block.start + len(block)) in sizes:
             found[done] = best
-        if advance:
-            advance(len(block))
+        progress("searching", done, max(sizes))
     return np.stack([found[size].score_PK for size in sizes]), np.stack([found[size].id_PK for size in sizes])
 
 
@@ -148,7 +148,7 @@ def count_above(
     threshold: float,
     *,
     engine: Engine | None = None,
-    advance: Callable[[int], None] | None = None,
+    progress: ProgressFn = no_progress,
 ) -> np.ndarray:
     """Number [P] of rows whose cosine similarity is strictly above `threshold`, int64; any lengths but zero.
 
@@ -168,6 +168,5 @@ def count_above(
             above_M = ~close_M
             above_M[close_M] = exact_M > threshold
             count_P += np.bincount(query_M[above_M], minlength=len(query))
-        if advance:
-            advance(len(block))
+        progress("counting similar rows", block.start + len(block), total)
     return count_P

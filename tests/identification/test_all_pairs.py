@@ -135,9 +135,9 @@ def test_a_threshold_set_on_the_histograms_holds_among_the_exact_counts():
         np.float32
     )
     grouping = units.grouping(["gender"])
-    done = []
-    histograms = pair_histograms(rows_ND, units, grouping, cosine=True, advance=done.append)
-    assert sum(done) == 150
+    reports = []
+    histograms = pair_histograms(rows_ND, units, grouping, cosine=True, progress=lambda *args: reports.append(args))
+    assert reports[-1] == ("comparing pairs", 150, 150)
     point = histograms.everyone.point(0.01)
     errors = pair_errors(rows_ND, units, [point.threshold], cosine=True)
     trials = errors.non_mated[0].trial_UU.sum() / 2

@@ -78,9 +78,11 @@ def test_who_is_enrolled_and_who_searches():
     identity_P = np.array([*"aaaaabbbccddddde", *"ffff", "g"])
     probe_PD = random.standard_normal((21, 8))
     distractor_GD = random.standard_normal((50, 8))
-    done = []
-    searches = open_set_searches(probe_PD, identity_P, distractor_GD, seed=4, cosine=True, advance=done.append)
-    assert sum(done) == 50
+    reports = []
+    searches = open_set_searches(
+        probe_PD, identity_P, distractor_GD, seed=4, cosine=True, progress=lambda *args: reports.append(args)
+    )
+    assert reports[-1] == ("searching", 50, 50)
     first, second = searches.halves
     assert (len(first.enrolled_E), len(second.enrolled_E)) == (4, 3)
     assert (first.gallery, second.gallery) == (54, 53)

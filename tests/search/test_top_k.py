@@ -54,8 +54,8 @@ def test_real_values_in_blocks(monkeypatch, tmp_path):
     database_GD = np.load(tmp_path / "g.npy", mmap_mode="r")
     monkeypatch.setattr(exact, "BLOCK_VALUES", 32 * 700)
     seen = []
-    score_SPK, id_SPK = top_k(query_PD, database_GD, 20, [10, 100, 3000], advance=seen.append)
-    assert seen == [10, 90, 700, 700, 700, 700, 100]
+    score_SPK, id_SPK = top_k(query_PD, database_GD, 20, [10, 100, 3000], progress=lambda *report: seen.append(report))
+    assert seen == [("searching", done, 3000) for done in (10, 100, 800, 1500, 2200, 2900, 3000)]
     for size, score_PK, id_PK in zip([10, 100, 3000], score_SPK, id_SPK, strict=True):
         plain_score, plain_id = plain_top_k(query_PD, np.asarray(database_GD), 20, size)
         np.testing.assert_array_equal(id_PK, plain_id)
