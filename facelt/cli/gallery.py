@@ -14,7 +14,7 @@ from facelt.errors import UserError
 from facelt.gallery.gallery import Answer
 from facelt.utils.files import write_text
 from facelt.utils.tables import Table, csv_text
-from facelt.utils.text import visible
+from facelt.utils.text import sanitize
 
 app = typer.Typer(
     help="People enrolled by name, and who somebody is among them.", no_args_is_help=True, add_completion=False
@@ -96,7 +96,7 @@ def remove(
 ) -> None:
     """Take people or samples away for good: from the database, its log, the indexes and the snapshots made of it."""
     from facelt.gallery.gallery import Gallery
-    from facelt.utils.text import visible
+    from facelt.utils.text import sanitize
 
     if not person and not sample:
         raise UserError("give --person or --sample: whom to remove")
@@ -104,7 +104,7 @@ def remove(
         removed = opened.remove(person, sample)
     for what, names in (("person", removed.missing_people), ("sample", removed.missing_keys)):
         for name in names:
-            typer.echo(f"not enrolled: {what} {visible(name)}", err=True)
+            typer.echo(f"not enrolled: {what} {sanitize(name)}", err=True)
     typer.echo(f"samples removed: {removed.samples}")
     if removed.unfinished:
         raise UserError("; ".join(removed.unfinished))
@@ -236,7 +236,7 @@ def info(
     """What a gallery is for, who is in it, and its thresholds."""
     from facelt.gallery.gallery import Gallery
     from facelt.gallery.local import LocalGallery
-    from facelt.utils.text import visible
+    from facelt.utils.text import sanitize
 
     with Gallery.open(gallery) as opened:
         count = opened.count()
@@ -249,9 +249,9 @@ def info(
                     typer.echo(f"warning: {warning}", err=True)
         if isinstance(opened.backend, LocalGallery):
             for path in opened.backend.facts()["snapshots"]:
-                typer.echo(f"snapshot: {visible(path)}")
+                typer.echo(f"snapshot: {sanitize(path)}")
         for name, samples in opened.people() if list_people else ():
-            typer.echo(f"{visible(name)}: {samples}")
+            typer.echo(f"{sanitize(name)}: {samples}")
 
 
 def inside(count) -> str:
@@ -311,7 +311,7 @@ def write_answers(path: Path, keys: Sequence[str], answers: Sequence[Answer]) ->
 def answer_line(key: str, answer: Answer) -> str:
     """What the terminal shows of one probe."""
     if answer.is_known:
-        told = ", ".join(f"{visible(one.person)} {one.score:.3f}" for one in answer.candidates)
+        told = ", ".join(f"{sanitize(one.person)} {one.score:.3f}" for one in answer.candidates)
     else:
         told = "unknown" + (f" (nearest {answer.best.score:.3f})" if answer.best else "")
-    return f"{visible(key)}: {told}"
+    return f"{sanitize(key)}: {told}"

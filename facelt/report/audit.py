@@ -13,7 +13,7 @@ from facelt.report.drawing import GRID, MARKERS, PALETTE, Plot, Series, Style, d
 from facelt.report.html_page import markup, render
 from facelt.report.plots import TICKS, WIDTH, Tradeoff, det_figure
 from facelt.utils.tables import Table
-from facelt.utils.text import short, visible
+from facelt.utils.text import sanitize, shorten
 
 # More curves than this are no longer told apart.
 MOST_CURVES = 8
@@ -73,11 +73,11 @@ def _dots(rows: Sequence[dict], names: Sequence[str], overall: float | None, *, 
         if overall is not None and (overall > 0 or not log):
             axes.axvline(100 * overall, color="#57606a", lw=1, linestyle=(0, (4, 3)))
             known = np.append(known, 100 * overall)
-        axes.set_yticks(place, [short(name) for name in names])
+        axes.set_yticks(place, [shorten(name) for name in names])
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         _rate_axis(axes, float(known.min()), float(known.max()), log)
-        axes.set_xlabel(visible(x_label))
+        axes.set_xlabel(sanitize(x_label))
         axes.grid(axis="x", color=GRID, lw=0.8)
     return page.svg
 

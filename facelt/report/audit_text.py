@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from facelt.report.html_page import NOTHING
+from facelt.report.html_page import EN_DASH
 from facelt.utils.json_values import plain
-from facelt.utils.text import short, visible
+from facelt.utils.text import sanitize, shorten
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,7 +57,7 @@ _BANDS = ("many", "few", "one", "zero")
 def share(rate: float | None) -> str:
     """A rate in percent: two decimals from 1 % on, else two significant digits: 0.83024 -> '83.02', 5e-5 -> '0.005'."""
     if rate is None:
-        return NOTHING
+        return EN_DASH
     percent = 100 * rate
     if abs(percent) >= 1 or percent == 0:
         return f"{percent:.2f}" if percent else "0"
@@ -69,7 +69,7 @@ def limits(low: float | None, high: float | None) -> str:
     if low is None and high is None:
         return ""
     # Two dashes side by side would be read as one.
-    between = " to " if low is not None and low < 0 else NOTHING
+    between = " to " if low is not None and low < 0 else EN_DASH
     return f"{_end(low)}{between}{_end(high)}"
 
 
@@ -95,13 +95,13 @@ def group_order(by: list[str], values: list[str]) -> tuple:
 
 def p_value(p: float | None) -> str:
     """A p value with two significant digits, a dash for none."""
-    return NOTHING if p is None else f"{float(f'{p:.2g}'):g}"
+    return EN_DASH if p is None else f"{float(f'{p:.2g}'):g}"
 
 
 def figure_text(row: dict) -> str:
     """A disparity's value as text: points for a gap, else a number; `at least` where it is a bound."""
     if row["value"] is None:
-        return NOTHING
+        return EN_DASH
     text = f"{share(row['value'])} points" if row["figure"] in _IN_POINTS else number(row["value"])
     return f"at least {text}" if row["at_least"] else text
 
@@ -112,7 +112,7 @@ def figure_limits(row: dict) -> str:
         return ""
     if row["figure"] in _IN_POINTS:
         return limits(row["low"], row["high"])
-    return f"{number(row['low'])}{NOTHING}{number(row['high'])}"
+    return f"{number(row['low'])}{EN_DASH}{number(row['high'])}"
 
 
 def number(value: float | None) -> str:
@@ -227,15 +227,15 @@ def print_audit(report: dict, console: "Console | None" = None) -> None:
     for grouping in report["groupings"]:
         console.print(_rates(grouping, report))
         for sentence in largest_gaps(grouping, level) if "shots" not in grouping["by"] else ():
-            console.print(Text(visible(sentence)))
+            console.print(Text(sanitize(sentence)))
     for grouping in (report["against"] or {"groupings": []})["groupings"]:
         console.print(_against(grouping))
     for grouping in (report["training"] or {"groupings": []})["groupings"]:
         console.print(_training(grouping))
     for use, threshold in report["thresholds"].items():
-        console.print(Text(visible(f"Threshold for {use}: {threshold_text(threshold)}."), style="dim"))
+        console.print(Text(sanitize(f"Threshold for {use}: {threshold_text(threshold)}."), style="dim"))
     for note in report["notes"]:
-        console.print(Text(visible(f"Note: {note}"), style="dim"))
+        console.print(Text(sanitize(f"Note: {note}"), style="dim"))
 
 
 def _rates(grouping: dict, report: dict) -> "Table":
@@ -248,7 +248,7 @@ def _rates(grouping: dict, report: dict) -> "Table":
     rows = [("all", report["overall"], False)]
     rows += [(group_name(group["group"]), group["rates"], group["small"]) for group in grouping["groups"]]
     for name, rates, small in rows:
-        label = Text(short(name), style="dim" if small else "bold")
+        label = Text(shorten(name), style="dim" if small else "bold")
         label.append("\ntoo small" if small else "", style="not bold dim")
         table.add_row(label, *(_cell(rates[metric]) for metric in metrics))
     return table
@@ -274,7 +274,7 @@ def _against(grouping: dict) -> "Table":
     for row in grouping["rows"]:
         ends = f"{share(row['difference'])}\n{limits(row['low'], row['high'])}"
         p = "-" if row["adjusted_p"] is None else f"{row['adjusted_p']:.2g}"
-        table.add_row(Text(short(group_name(row["group"]))), share(row["rate"]), share(row["other_rate"]), ends, p)
+        table.add_row(Text(shorten(group_name(row["group"]))), share(row["rate"]), share(row["other_rate"]), ends, p)
     return table
 
 
@@ -288,7 +288,7 @@ def _training(grouping: dict) -> "Table":
     for group in grouping["groups"]:
         counts = [group, *(group["bands"][band] for band in bands)]
         cells = (f"{one['images']:,} ({one['identities']:,})" for one in counts)
-        table.add_row(Text(short(group_name(group["group"]))), *cells)
+        table.add_row(Text(shorten(group_name(group["group"]))), *cells)
     return table
 
 
@@ -297,6 +297,6 @@ def _table(title: str, first: str) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(visible(title), style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=Text(sanitize(title), style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column(first, overflow="fold")
     return table

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from facelt.utils.text import visible
+from facelt.utils.text import sanitize
 
 NOTHING = "-"
 COLUMNS = ("recipe", "IF", "overall", "many", "medium", "few", "seeds", "minutes", "machine", "commit", "published")
@@ -105,7 +105,7 @@ def command(row: BenchmarkRow) -> str:
 
 def cell(text: str) -> str:
     """A text as a cell of a Markdown table: nothing in it is markup, ends the cell or the line."""
-    return "".join("\\" + letter if letter in "\\|`*[]<>&~" else letter for letter in visible(text))
+    return "".join("\\" + letter if letter in "\\|`*[]<>&~" else letter for letter in sanitize(text))
 
 
 def _cells(row: BenchmarkRow) -> list[str]:
@@ -158,7 +158,7 @@ def _number(value: float | None) -> str:
 
 def _code(text: str) -> str:
     """Between more backticks than the text has anywhere."""
-    text = visible(text)
+    text = sanitize(text)
     longest = max((len(run) for run in "".join(letter if letter == "`" else " " for letter in text).split()), default=0)
     ticks = "`" * (longest + 1)
     pad = " " if longest else ""

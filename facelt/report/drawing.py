@@ -17,7 +17,7 @@ from types import MappingProxyType, SimpleNamespace
 from xml.etree import ElementTree
 
 from facelt.utils.files import replacing
-from facelt.utils.text import visible
+from facelt.utils.text import sanitize
 
 INK, MUTED, GRID = "#1b1f24", "#57606a", "#e3e7eb"
 
@@ -80,7 +80,7 @@ def inline_svg(source: bytes, prefix: str, description: str) -> str:
     for name in ("width", "height", "version"):
         root.attrib.pop(name, None)
     root.set("role", "img")
-    root.set("aria-label", visible(description))
+    root.set("aria-label", sanitize(description))
     return ElementTree.tostring(root, encoding="unicode")
 
 

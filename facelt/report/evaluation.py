@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from facelt.report.figures import draw_sweep
-from facelt.report.html_page import NOTHING, interval, percent
+from facelt.report.html_page import EN_DASH, interval, percent
 from facelt.utils.files import write_text
 from facelt.utils.json_values import plain
 from facelt.utils.tables import Table, csv_text
-from facelt.utils.text import short, visible
+from facelt.utils.text import sanitize, shorten
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,7 +93,7 @@ def print_evaluation(report: dict, console: "Console | None" = None) -> None:
 def _show(console: "Console", title: str, table) -> None:
     from rich.text import Text
 
-    console.print(Text(visible(title), style="bold"))
+    console.print(Text(sanitize(title), style="bold"))
     console.print(table)
 
 
@@ -233,14 +233,14 @@ def print_verification(report: dict, console: "Console | None" = None) -> None:
     for column in ("10-fold\naccuracy", *(f"TAR at\nFAR {wanted:g}" for wanted in _fars(report))):
         table.add_column(column, justify="right")
     for one in report["sets"]:
-        name = Text(short(one["name"], _NAME_WIDTH))
+        name = Text(shorten(one["name"], _NAME_WIDTH))
         name.append(f"\n{one['mated'] + one['nonmated']:,} pairs", style="dim")
         accuracy = Text(percent(one["accuracy"]), style="bold")
         accuracy.append(f"\n± {percent(one['accuracy_std'])}", style="not bold dim")
         table.add_row(name, accuracy, *(_cell(point) for point in one["points"]))
-    console.print(Text(visible(_title(report["source"])), style="bold"))
+    console.print(Text(sanitize(_title(report["source"])), style="bold"))
     console.print(table)
-    console.print(Text("\n".join(visible(line) for line in _legend(report))), style="dim", highlight=False)
+    console.print(Text("\n".join(sanitize(line) for line in _legend(report))), style="dim", highlight=False)
 
 
 def _has(part: dict, place: str) -> None:
@@ -279,4 +279,4 @@ def _legend(report: dict) -> list[str]:
     if any(point["tar"] is not None and not point["supported"] for _, point in points):
         lines.append("* uncertain: too few non-mated pairs for 30 errors at this rate.")
     reasons = dict.fromkeys(f"{one['name']}: {point['reason']}." for one, point in points if point["reason"])
-    return lines + [f"{NOTHING} {reason}" for reason in reasons]
+    return lines + [f"{EN_DASH} {reason}" for reason in reasons]

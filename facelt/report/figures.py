@@ -13,7 +13,7 @@ import numpy as np
 from facelt.report.drawing import GRID, INK, MARKERS, MUTED, PALETTE, Style, picture
 from facelt.report.plots import HEIGHT, WIDTH
 from facelt.utils.tables import Table
-from facelt.utils.text import short
+from facelt.utils.text import shorten
 
 # The open set stands out by having no colour.
 OPEN = "open set"
@@ -57,7 +57,7 @@ def draw_gains(gain_K: np.ndarray, group_K: Sequence[str], count_K: np.ndarray, 
         shown = np.unique(np.linspace(0, len(gain_K) - 1, min(TICKS, len(gain_K))).round().astype(int))
         axes.set_xticks(shown, [f"{count_K[place]:,}" if group_K[place] != OPEN else "open" for place in shown])
         axes.set_xlabel("training images of the class")
-        axes.set_ylabel(f"gain in F1 over {short(other)}, points")
+        axes.set_ylabel(f"gain in F1 over {shorten(other)}, points")
         page.figure.legend(loc="outside upper center", ncols=4, frameon=False)
 
 
@@ -79,7 +79,7 @@ def draw_concepts(
                 if pixels_HW3 is not None:
                     axes.imshow(pixels_HW3, interpolation="nearest")
                 below = {"transform": axes.transAxes, "ha": "center", "va": "top", "size": 9, "color": MUTED}
-                axes.text(0.5, -0.04, short(words), **below)
+                axes.text(0.5, -0.04, shorten(words), **below)
         for column, axes in enumerate(page.axes[0]):
             axes.set_title(f"concept {column}" if column else "image", size=10)
 
@@ -112,7 +112,7 @@ def draw_sweep(table: Table, path: Path) -> None:
     if len(models) == 1:
         lines = [(label, models[0], column[figure]) for figure, label in figures.items()]
     else:
-        lines = [(short(model, 40), model, column[next(iter(figures))]) for model in models]
+        lines = [(shorten(model, 40), model, column[next(iter(figures))]) for model in models]
     with picture(WIDTH, HEIGHT + 0.4, path) as page:
         axes = page.axes[0, 0]
         for number, (label, model, place) in enumerate(lines):

@@ -3,10 +3,10 @@
 from functools import cache
 from pathlib import Path
 
-from facelt.utils.text import visible
+from facelt.utils.text import sanitize
 
 TEMPLATES = Path(__file__).parent / "templates"
-NOTHING = "\N{EN DASH}"
+EN_DASH = "\N{EN DASH}"
 
 
 def render(template: str, context: dict) -> str:
@@ -23,22 +23,22 @@ def markup(svg: str) -> str:
 
 def percent(fraction: float | None, digits: int = 2) -> str:
     """A fraction as percent without the sign, a dash for None: 0.83024 -> '83.02'."""
-    return NOTHING if fraction is None else f"{100 * fraction:.{digits}f}"
+    return EN_DASH if fraction is None else f"{100 * fraction:.{digits}f}"
 
 
 def interval(low: float | None, high: float | None) -> str:
     """Both ends in percent with one decimal, empty where either is missing: 79.1 to 86.8 with an en dash."""
-    return "" if low is None or high is None else f"{percent(low, 1)}{NOTHING}{percent(high, 1)}"
+    return "" if low is None or high is None else f"{percent(low, 1)}{EN_DASH}{percent(high, 1)}"
 
 
 def count(number: int | None) -> str:
     """A count with commas, a dash for None: 26202 -> '26,202'."""
-    return NOTHING if number is None else f"{number:,}"
+    return EN_DASH if number is None else f"{number:,}"
 
 
 def _shown(value: object) -> object:
     """What jinja2 prints for `value`: markup is a subclass of str and passes untouched."""
-    return visible(value) if type(value) is str else value
+    return sanitize(value) if type(value) is str else value
 
 
 @cache

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from facelt.report import megaface_thresholds, plots
 from facelt.report.drawing import Plot, Series, assign_styles
-from facelt.report.html_page import NOTHING, markup, percent, render
+from facelt.report.html_page import EN_DASH, markup, percent, render
 from facelt.utils.tables import Table
 
 _BANDS = ("many", "few", "one", "zero")
@@ -149,7 +149,7 @@ def _data(series: Sequence[Series], places: Sequence[float]) -> tuple[tuple[str,
     table = []
     for one in series:
         at = dict(zip(one.x, one.rate, strict=True))
-        table.append((one.label, *(NOTHING if at.get(place) is None else f"{at[place]:.2f}" for place in places)))
+        table.append((one.label, *(EN_DASH if at.get(place) is None else f"{at[place]:.2f}" for place in places)))
     return tuple(table)
 
 

@@ -11,7 +11,7 @@ from facelt.report.html_page import interval, percent
 from facelt.report.megaface import Column, Row, check, columns, count_rows, rows
 from facelt.report.megaface_thresholds import Cell, Rates, rate_name
 from facelt.utils.json_values import plain
-from facelt.utils.text import short, visible
+from facelt.utils.text import sanitize, shorten
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,10 +36,10 @@ def rates_table(rates: Rates) -> "Table":
         table.add_column(rate_name(wanted), justify="right")
     table.add_column("seconds", justify="right")
     for row in rates.rows:
-        label = Text(visible(row.model), style="bold")
-        label.append(f"\n{visible(row.kind)}", style="not bold dim")
+        label = Text(sanitize(row.model), style="bold")
+        label.append(f"\n{sanitize(row.kind)}", style="not bold dim")
         if row.score:
-            label.append(f"\n{visible(row.score)}", style="not bold dim")
+            label.append(f"\n{sanitize(row.score)}", style="not bold dim")
         table.add_row(label, *map(_cell_text, row.cells), f"{row.seconds:.1f}")
     return table
 
@@ -115,18 +115,18 @@ def _table(
     from rich.text import Text
 
     table = Table(
-        title=Text(visible(title), style="bold"),
+        title=Text(sanitize(title), style="bold"),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
     table.add_column("model\nkind", max_width=_TERMINAL_LABEL_WIDTH, overflow="fold")
     for index in members:
-        table.add_column(Text(short(shown[index].title)), justify="right", max_width=_CELL_WIDTH, overflow="fold")
+        table.add_column(Text(shorten(shown[index].title)), justify="right", max_width=_CELL_WIDTH, overflow="fold")
     several = len({(row.rank, row.distractors) for row in all_rows}) > 1
     for row in all_rows:
-        label = Text(visible(row.model), style="bold")
-        label.append(f"\n{visible(row.kind)}", style="not bold dim")
+        label = Text(sanitize(row.model), style="bold")
+        label.append(f"\n{sanitize(row.kind)}", style="not bold dim")
         if several:
             label.append(f"\nrank {row.rank}, {row.distractors:,}", style="not bold dim")
         table.add_row(
@@ -134,7 +134,7 @@ def _table(
         )
     table.add_section()
     for name, cells in count_rows([_only(row, members) for row in all_rows]):
-        label = Text("pairs" + (f" ({visible(name)})" if name else ""), style="dim")
+        label = Text("pairs" + (f" ({sanitize(name)})" if name else ""), style="dim")
         table.add_row(label, *(Text(_short(cell["pairs"]) if cell else "-", style="dim") for cell in cells))
     return table
 
@@ -175,4 +175,4 @@ def _legend(report: dict, further: Sequence[str]):
         f"Below a rate: its {100 * level['level']:.0f} % interval ({level['method']}). "
         f"Shots: training embeddings more similar than {shots['threshold']:g}; {bands}; reference {shots['reference']}."
     )
-    return Text("\n".join(visible(line) for line in [words, *further, *(f"Note: {note}" for note in report["notes"])]))
+    return Text("\n".join(sanitize(line) for line in [words, *further, *(f"Note: {note}" for note in report["notes"])]))

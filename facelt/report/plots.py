@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from facelt.report.drawing import GRID, Plot, Series, Style, drawing
-from facelt.report.html_page import NOTHING, markup
-from facelt.utils.text import short, visible
+from facelt.report.html_page import EN_DASH, markup
+from facelt.utils.text import sanitize, shorten
 
 # Inches at 72 units each; small enough that letters stay readable when a telephone shrinks the drawing.
 WIDTH, HEIGHT = 6.2, 3.9
@@ -48,8 +48,8 @@ def line_plot(series: Sequence[Series], *, x_label: str, y_label: str, descripti
         ticks = sorted({float(value) for one in series for value in one.x})
         _x_ticks(axes, ticks, log_x)
         _rate_limits(axes.set_ylim, series, whole=False)
-        axes.set_xlabel(visible(x_label))
-        axes.set_ylabel(visible(y_label))
+        axes.set_xlabel(sanitize(x_label))
+        axes.set_ylabel(sanitize(y_label))
         axes.grid(axis="y", color=GRID, lw=0.8)
     return page.svg
 
@@ -73,11 +73,11 @@ def bar_plot(series: Sequence[Series], categories: Sequence[str], *, y_label: st
                     axes.vlines(x, _numbers(one.low), _numbers(one.high), color=colour, lw=width)
             for empty in x[np.isnan(rate)]:
                 axes.text(empty, 1.0, "\N{EN DASH}", ha="center", va="bottom", color=one.style.colour)
-        axes.set_xticks(place, [short(name) for name in categories])
+        axes.set_xticks(place, [shorten(name) for name in categories])
         axes.set_xlim(-0.6, len(categories) - 0.4)
         axes.tick_params(axis="x", length=0)
         _rate_limits(axes.set_ylim, series, whole=True)
-        axes.set_ylabel(visible(y_label))
+        axes.set_ylabel(sanitize(y_label))
         axes.grid(axis="y", color=GRID, lw=0.8)
     return page.svg
 
@@ -100,11 +100,11 @@ def dot_plot(series: Sequence[Series], categories: Sequence[str], *, x_label: st
             )  # fmt: skip
         for edge in place[1:] - 0.5:
             axes.axhline(edge, color=GRID, lw=0.8)
-        axes.set_yticks(place, [short(name) for name in categories])
+        axes.set_yticks(place, [shorten(name) for name in categories])
         axes.set_ylim(len(categories) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         _rate_limits(axes.set_xlim, series, whole=False)
-        axes.set_xlabel(visible(x_label))
+        axes.set_xlabel(sanitize(x_label))
         axes.grid(axis="x", color=GRID, lw=0.8)
     return page.svg
 
@@ -220,8 +220,8 @@ def tradeoff_plot(curves: Sequence[Tradeoff], *, x_label: str, y_label: str, des
             (axes.yaxis, axes.set_ylim, [y for _, y in drawn]),
         ):
             _rate_axis(axis, limit, values)
-        axes.set_xlabel(visible(x_label))
-        axes.set_ylabel(visible(y_label))
+        axes.set_xlabel(sanitize(x_label))
+        axes.set_ylabel(sanitize(y_label))
         axes.grid(color=GRID, lw=0.8)
         if not drawn:
             axes.text(0.5, 0.5, "no curve: too few trials", transform=axes.transAxes, ha="center")
@@ -239,7 +239,7 @@ def _faint(curve: Tradeoff) -> bool:
 
 
 def _rate_axis(axis, set_limits, values: Sequence[float]) -> None:
-    """A logarithmic percent axis around what is drawn, labelled at decades or, where it is short, at round rates."""
+    """A logarithmic percent axis around what is drawn, labelled at decades or, where it is shorten, at round rates."""
     low, high = (min(values), max(values)) if values else (0.1, 100.0)
     low, high = min(low, high / 2) / 1.15, high * 1.15
     set_limits(low, high)
@@ -259,7 +259,7 @@ def _percent(rate: float) -> str:
 
 
 def _cell(share: float | None) -> str:
-    return NOTHING if share is None else f"{100 * share:.2f}"
+    return EN_DASH if share is None else f"{100 * share:.2f}"
 
 
 def _spoken(curve: Tradeoff, alarms: str, misses: str) -> str:

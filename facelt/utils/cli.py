@@ -57,10 +57,10 @@ def set_openmp_wait_policy(device: str) -> None:
 
 def _stop(message: str) -> None:
     if not _already_reported(message):
-        from facelt.utils.text import visible
+        from facelt.utils.text import sanitize
 
         # It may quote what stands in a file: that must not steer a terminal.
-        shown = "\n".join(visible(line) for line in message.split("\n"))
+        shown = "\n".join(sanitize(line) for line in message.split("\n"))
         print(f"error: {shown}", file=sys.stderr, flush=True)
     raise SystemExit(1)
 

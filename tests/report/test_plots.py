@@ -7,7 +7,7 @@ import pytest
 
 from facelt.report.drawing import MARKERS, PALETTE, Series, Style, assign_styles
 from facelt.report.plots import bar_plot, dot_plot, line_plot
-from facelt.utils.text import short
+from facelt.utils.text import shorten
 
 
 def texts(svg):
@@ -88,15 +88,15 @@ def test_hostile_names_stay_text():
     svg = dot_plot([Series(name, [1.0, 2.0])], [name, odd], x_label=odd, description=name + odd)
     root = ElementTree.fromstring(svg)
     assert not list(root.iter("script"))
-    assert short(name) in texts(svg)
+    assert shorten(name) in texts(svg)
     assert "$\\frac{$\ufffd\ufffd" in texts(svg)
     assert root.get("aria-label") == name + "$\\frac{$\ufffd\ufffd"
     assert root.get("role") == "img"
 
 
 def test_long_names_are_cut():
-    assert short("x" * 100) == "x" * 25 + "…"
-    assert short("x" * 26) == "x" * 26
+    assert shorten("x" * 100) == "x" * 25 + "…"
+    assert shorten("x" * 26) == "x" * 26
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (3, 1), (2, 3), (5, 3), (7, 4)])

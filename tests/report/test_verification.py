@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from facelt.report.evaluation import check_verification, print_verification
-from facelt.report.html_page import NOTHING
+from facelt.report.html_page import EN_DASH
 
 
 def point(wanted, tar, supported=True, reason=None, **changes) -> dict:
@@ -55,12 +55,12 @@ def test_figures_stand_in_their_rows_and_columns():
     assert header.split() == ["accuracy", "FAR", "0.0001", "FAR", "0.001", "FAR", "0.01", "FAR", "0.1"]
     lines = text.splitlines()
     place = next(number for number, line in enumerate(lines) if line.split()[:1] == ["lfw"])
-    assert lines[place].split() == ["lfw", "99.52", NOTHING, "97.12*", "98.77", "99.00"]
-    assert lines[place + 1].split() == ["6,000", "pairs", "±", "0.34", f"95.9{NOTHING}98.3", f"97.6{NOTHING}100.0"]
+    assert lines[place].split() == ["lfw", "99.52", EN_DASH, "97.12*", "98.77", "99.00"]
+    assert lines[place + 1].split() == ["6,000", "pairs", "±", "0.34", f"95.9{EN_DASH}98.3", f"97.6{EN_DASH}100.0"]
     assert "50.00" in lines[place + 2]
     assert "95 % limits" in text
     assert "* uncertain: too few non-mated pairs for 30 errors at this rate." in text
-    assert f"{NOTHING} lfw: a rate of 0.0001 needs 10,000 non-mated comparisons" in text
+    assert f"{EN_DASH} lfw: a rate of 0.0001 needs 10,000 non-mated comparisons" in text
     assert "\x1b" not in text
 
 
