@@ -29,7 +29,7 @@ from eval_megaface.sources import (
 from eval_megaface.suite import Group, Suite, load_suite, read_names
 from eval_megaface.thresholds import open_set, read_reachabilities, verification
 from facelt.errors import UserError
-from facelt.metrics.pseudo_shots import PSEUDO_SHOT_MEANINGS
+from facelt.identification.rank import pseudo_shot_labels
 from facelt.search.search import open_search
 from facelt.store.attributes import canonical
 from facelt.utils.files import write_text
@@ -113,7 +113,7 @@ def evaluate(config: MegafaceConfig, progress: ProgressFn = no_progress) -> dict
         "shots": {
             "threshold": config.shots.threshold,
             "reference": _reference(config, bands),
-            "bands": dict(PSEUDO_SHOT_MEANINGS),
+            "bands": pseudo_shot_labels(),
         },
         "interval": {
             "level": config.interval.level,

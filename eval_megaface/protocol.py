@@ -23,8 +23,7 @@ from eval_megaface.config import DEEPEST_RANK, IntervalConfig, Kind
 from eval_megaface.sources import FeatureSource, Measured, ModelSources, fingerprint
 from eval_megaface.suite import Gallery, Group, Suite, replace_noisy
 from facelt.errors import UserError
-from facelt.identification.rank import hit_ranks, probe_hits
-from facelt.metrics.pseudo_shots import pseudo_shot_bands
+from facelt.identification.rank import hit_ranks, probe_hits, pseudo_shot_bands
 from facelt.search.exact import BadRow
 from facelt.search.search import Search
 from facelt.stats.intervals import bootstrap_rates

@@ -20,8 +20,9 @@ from facelt.audit.audited_set import (
 )
 from facelt.config.audit import AuditConfig, FeaturesConfig
 from facelt.errors import UserError
-from facelt.identification.rank import pseudo_shots
+from facelt.identification.rank import pseudo_shot_bands
 from facelt.search.exact import BadRow
+from facelt.search.top_k import count_above
 from facelt.store.attributes import Columns, attribute_columns, check_groupable
 from facelt.utils.files import sha256_of_input
 
@@ -34,7 +35,7 @@ def shot_column(subject: AuditedSet, train: FeatureSet, threshold: float) -> lis
     Raises UserError naming the training image that cannot be compared.
     """
     try:
-        bands = pseudo_shots(subject.embedded.row_ED, train.rows, threshold)
+        bands = pseudo_shot_bands(count_above(subject.embedded.row_ED, train.rows, threshold))
     except BadRow as error:
         raise UserError(f"{train.path}: {train.keys[error.row]!r} {error.reason}") from error
     column_N = np.full(len(subject.identities), "", dtype=object)

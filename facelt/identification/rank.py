@@ -5,19 +5,15 @@ as the r-th best distractor: a tie is a hit, and a gallery of fewer than r distr
 
 P probes, M pairs, K ranks, D feature.
 
-How much a training set knows of people it does not hold: the pseudo-shots of probes.
-
-P probes, G training images, D feature.
+Pseudo-shot bands of probes by the number of similar training images.
 """
 
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
-from facelt.metrics.pseudo_shots import pseudo_shot_bands
-from facelt.search.exact import Rows, similarities
-from facelt.search.top_k import count_above
-from recordio_tools.progress import ProgressFn, no_progress
+from facelt.search.exact import similarities
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +68,25 @@ def probe_hits(rank_M: np.ndarray, probe_M: np.ndarray, probes: int, ranks: int)
     return np.cumsum(count_PK[:, :ranks], axis=1)
 
 
-def pseudo_shots(
-    probe_PD: np.ndarray, train_GD: Rows, threshold: float, *, progress: ProgressFn = no_progress
-) -> dict[str, np.ndarray]:
-    """For each band (many, few, one, zero) which probes belong to it, bool [P].
+# Pseudo-shot bands: the fewest and the most similar training embeddings (OLTR, CVPR 2019, Table 4); None: no limit.
+PSEUDO_SHOT_BANDS = MappingProxyType({"many": (5, None), "few": (2, 4), "one": (1, 1), "zero": (0, 0)})
 
-    A probe's pseudo-shots are the training embeddings with a cosine similarity above `threshold` (OLTR, CVPR 2019,
-    MegaFace experiments: 0.7). Both sides must come from one model. Raises as `facelt.search.count_above` does.
+
+def pseudo_shot_bands(count_P: np.ndarray) -> dict[str, np.ndarray]:
+    """The probes of each pseudo-shot band, bool [P].
+
+    `count_P` are the probes' pseudo-shots: training embeddings of the same model with a cosine similarity above a
+    threshold, 0.7 in the paper (`facelt.search.top_k.count_above`).
     """
-    return pseudo_shot_bands(count_above(probe_PD, train_GD, threshold, progress=progress))
+    return {
+        name: (count_P >= fewest) & (count_P <= (np.inf if most is None else most))
+        for name, (fewest, most) in PSEUDO_SHOT_BANDS.items()
+    }
+
+
+def pseudo_shot_labels() -> dict[str, str]:
+    """The numbers of each band as text: `>= 5`, `2 to 4`, `1`."""
+    return {
+        name: f">= {fewest}" if most is None else str(fewest) if fewest == most else f"{fewest} to {most}"
+        for name, (fewest, most) in PSEUDO_SHOT_BANDS.items()
+    }
