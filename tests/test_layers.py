@@ -40,7 +40,7 @@ ALLOWED = {
     "export": "data models methods inference utils",
     "training": "config data distributed models methods metrics inference utils",
     "benchmarking": "config distributed inference evaluation training report utils",
-    "eval_megaface": "config store search identification metrics stats report utils recordio_tools",
+    "eval_megaface": "config store search identification stats report utils recordio_tools",
     "cli": "config data synthetic alignment distributed inference evaluation export training benchmarking audit gallery"
     " store identification metrics report utils eval_megaface recordio_tools",
 }
