@@ -1,10 +1,6 @@
-"""The contiguous range of classes one rank holds.
+"""Class sharding: the contiguous range of classes on each rank, samples of it, and sharded state entries.
 
-Some classes of a range, drawn for one step.
-
-B images of all ranks, C classes of this rank's range, K of them drawn.
-
-Which entries of a module's state are split over the ranks.
+B images of all ranks, C classes of this rank's range, K of them sampled, D feature.
 """
 
 import math
@@ -17,8 +13,8 @@ from torch import nn
 
 from facelt.distributed.comm import rank, world_size
 
-# Rows drawn at once: every rank draws all rows in these pieces and keeps its own, so that weights begin the same on any
-# number of ranks.
+# Every rank draws all initial rows, this many at a time, and keeps its own: weights start the same on any number of
+# ranks.
 _INIT_ROWS = 1 << 14
 
 
@@ -35,87 +31,106 @@ class ClassRange:
             raise ValueError(f"not a range of classes: {self.first} to {self.stop} of {self.total}")
 
     @classmethod
-    def of_rank(cls, total: int, rank: int, world: int) -> "ClassRange":
-        """The range of one rank; `world` need not divide `total`.
+    def of_rank(cls, total: int, rank: int, world_size: int) -> "ClassRange":
+        """Returns the range of one rank; `world_size` need not divide `total`.
 
-        Ranges are those of torch.chunk, which is how torch's own sharded tensors are cut: all of one size but for the
-        last, and empty ones after it where there are more ranks than pieces.
+        The ranges are those of torch.chunk, as of torch's own sharded tensors: equal sizes except for the last one,
+        then empty ranges if there are more ranks than chunks.
         """
-        size = -(-total // world)
+        size = -(-total // world_size)
         return cls(min(rank * size, total), min((rank + 1) * size, total), total)
 
     @classmethod
     def local(cls, total: int) -> "ClassRange":
-        """This rank's range; a single process holds all classes."""
+        """Returns this rank's range; a single process holds all classes."""
         return cls.of_rank(total, rank(), world_size())
 
     def __len__(self) -> int:
         return self.stop - self.first
 
     def contains(self, label_B: torch.Tensor) -> torch.Tensor:
-        """Which labels are in the range, bool [B]."""
+        """Returns which labels are in the range, bool [B]."""
         return (label_B >= self.first) & (label_B < self.stop)
 
     def local_index(self, label_B: torch.Tensor) -> torch.Tensor:
-        """Labels as positions in the range, clamped into it where they are outside: mask with `holds`."""
+        """Returns positions in the range; labels outside are clamped into it and to be masked by `contains`."""
         return (label_B - self.first).clamp(0, max(len(self) - 1, 0))
 
+    def check_labels(self, label_B: torch.Tensor) -> None:
+        """Raises IndexError for a label outside 0..total-1, as F.cross_entropy does.
+
+        On a GPU this is a device-side assertion, again as in F.cross_entropy: no synchronisation with the host.
+        """
+        is_valid = ((label_B >= 0) & (label_B < self.total)).all()
+        message = f"a label is out of bounds: labels of {self.total} classes are 0 to {self.total - 1}"
+        if label_B.device.type != "cpu":
+            torch._assert_async(is_valid, message)
+        elif not is_valid:
+            raise IndexError(message)
+
     def uniform_rows(self, dim: int, bound: float) -> torch.Tensor:
-        """This range's rows [C, D] of uniform values in (-bound, bound), from torch's random state."""
-        rows_CD = torch.empty(len(self), dim)
+        """Returns this range's rows [C, D] of uniform values in (-bound, bound), drawn from torch's random state."""
+        row_CD = torch.empty(len(self), dim)
         for start in range(0, self.total, _INIT_ROWS):
             stop = min(start + _INIT_ROWS, self.total)
             drawn = torch.empty(stop - start, dim).uniform_(-bound, bound)
             first, last = max(start, self.first), min(stop, self.stop)
             if first < last:
-                rows_CD[first - self.first : last - self.first] = drawn[first - start : last - start]
-        return rows_CD
+                row_CD[first - self.first : last - self.first] = drawn[first - start : last - start]
+        return row_CD
 
 
 @dataclass(frozen=True, eq=False)
 class ClassSample:
-    """A range's classes at `position_K`, rising. It holds the labels it was drawn for, and answers for no others."""
+    """A sample of a range's classes: those at `position_K`, ascending.
+
+    It contains the labels it was drawn for; other labels must not be looked up.
+    """
 
     range: ClassRange
     position_K: torch.Tensor
 
     @classmethod
     def draw(cls, classes: ClassRange, label_B: torch.Tensor, rate: float, step: int) -> "ClassSample":
-        """Every class of the global batch and others drawn uniformly: ceil(rate * C) in all, more where the batch has.
+        """Samples every class of the global batch and further classes uniformly: ceil(rate * C), or all of the batch's.
 
-        This is Partial FC's draw (An et al., CVPR 2022). It is a function of torch's seed, the step and the range: it
-        changes no generator, and a run that goes on draws what it would have drawn.
+        This is the sampling of Partial FC (An et al., CVPR 2022). It depends only on torch's seed, the step and the
+        range: no generator advances, and a resumed run draws the same samples.
         """
-        place = (torch.initial_seed(), step, classes.first, 1)
-        seed = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0])
+        key = (torch.initial_seed(), step, classes.first, 1)
+        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
         generator = torch.Generator(label_B.device).manual_seed(seed)
-        key_C = torch.rand(len(classes), generator=generator, device=label_B.device)
+        priority_C = torch.rand(len(classes), generator=generator, device=label_B.device)
         positive_U = (label_B[classes.contains(label_B)] - classes.first).unique()
-        key_C[positive_U] = 2.0
+        priority_C[positive_U] = 2.0
         size = max(math.ceil(rate * len(classes)), len(positive_U))
-        return cls(classes, key_C.topk(size, sorted=False).indices.sort().values)
+        return cls(classes, priority_C.topk(size, sorted=False).indices.sort().values)
 
     def __len__(self) -> int:
         return len(self.position_K)
 
     def contains(self, label_B: torch.Tensor) -> torch.Tensor:
-        """Which labels are in the range, bool [B]."""
+        """Returns which labels are in the range, bool [B]."""
         return self.range.contains(label_B)
 
     def local_index(self, label_B: torch.Tensor) -> torch.Tensor:
-        """Labels as places among the drawn, some place for those outside the range: mask with `holds`."""
+        """Returns positions in the sample; those of labels outside the range are to be masked by `contains`."""
         return torch.searchsorted(self.position_K, self.range.local_index(label_B)).clamp(0, max(len(self) - 1, 0))
+
+    def check_labels(self, label_B: torch.Tensor) -> None:
+        """As `ClassRange.check_labels`."""
+        self.range.check_labels(label_B)
 
 
 def sharded_entries(module: nn.Module) -> dict[str, ClassRange]:
-    """The range of each state entry whose rows are classes, by the entry's name.
+    """Returns the class range of each state entry whose rows are classes, by the entry's name.
 
-    A module whose `classes` is a ClassRange holds nothing but such rows.
+    These are all entries of a module whose `classes` is a ClassRange, without those of its children.
     """
-    found = {}
-    for prefix, part in module.named_modules(remove_duplicate=False):
-        classes = getattr(part, "classes", None)
+    ranges = {}
+    for prefix, child in module.named_modules(remove_duplicate=False):
+        classes = getattr(child, "classes", None)
         if isinstance(classes, ClassRange):
-            own = chain(part.named_parameters(recurse=False), part.named_buffers(recurse=False))
-            found |= {f"{prefix}.{name}" if prefix else name: classes for name, _ in own}
-    return found
+            entries = chain(child.named_parameters(recurse=False), child.named_buffers(recurse=False))
+            ranges |= {f"{prefix}.{name}" if prefix else name: classes for name, _ in entries}
+    return ranges

@@ -1,29 +1,17 @@
-"""Products of a batch with one row an identity, and their gradients, a block of columns at a time.
+"""Class-sharded logits: softmax cross-entropy and softmax-weighted means over the classes of all ranks.
 
-Between the tens of thousands of columns of a product and their gradients nothing but one block is made.
+A rank holds the logits of the global batch for its own range of classes. One B x C tensor is kept from forward to
+backward; gradients of logits exist in blocks of columns only.
 
-B batch, C identities of this rank's range, D feature, N columns of a block.
-
-Softmax over the columns of all ranks: cross-entropy, and a read-out of one value an identity.
-
-Both hold one B x C tensor from forward to backward; gradients of columns exist in blocks only.
-
-B images of all ranks, C classes of this rank's range, D feature, N columns of a block, K images whose class is here.
-
-Logits that live where their classes live, and the reductions over all of them.
-
-b images of this rank, B of all ranks, C classes of this rank's range or, in `full_BC`, of all.
-
-A rank's own features beside those of all ranks.
-
-b images of this rank, B of all ranks, D feature.
+b images of this rank, B of all ranks, C classes of this rank's range (of all ranks in `full_BC`), D feature, N classes
+of a block, K images whose class is in this rank's range.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
+from functools import cached_property, wraps
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -40,254 +28,268 @@ from facelt.distributed.comm import (
 )
 
 MIN_NORM = 1e-12
-# A block of a batch of 64 stays in a processor's cache; a GPU wants work for all its units.
+# On a CPU a block of a batch of 64 stays in the cache; a GPU needs larger ones to be busy.
 BLOCK_COLUMNS = {"cpu": 1 << 12, "cuda": 1 << 16}
 
+# Maps the target logits [K] to those of the training loss, with a gradient: an angular margin, for example.
+TargetMargin = Callable[[torch.Tensor], torch.Tensor]
 
-def row_blocks(rows_CD: torch.Tensor) -> Iterator[slice]:
-    """The rows' positions in blocks."""
-    size = BLOCK_COLUMNS.get(rows_CD.device.type, 1 << 16)
-    return (slice(start, min(start + size, len(rows_CD))) for start in range(0, len(rows_CD), size))
+
+def row_blocks(row_CD: torch.Tensor) -> Iterator[slice]:
+    """Yields the blocks of consecutive rows in which they are processed."""
+    size = BLOCK_COLUMNS.get(row_CD.device.type, 1 << 16)
+    return (slice(start, min(start + size, len(row_CD))) for start in range(0, len(row_CD), size))
+
+
+def in_float32(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates `forward` or `backward` of an autograd function: no autocast, half-precision tensors become float32.
+
+    float64 stays. torch.amp.custom_fwd and custom_bwd do this for one type of device, fixed at import.
+    """
+
+    @wraps(step)
+    def run(ctx, *inputs):
+        device = next(value.device for value in inputs if isinstance(value, torch.Tensor))
+        with torch.autocast(device.type, enabled=False):
+            return step(ctx, *map(as_float32, inputs))
+
+    return run
+
+
+def as_float32(value: Any) -> Any:
+    """Returns a half-precision tensor as float32, anything else unchanged."""
+    is_half = isinstance(value, torch.Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+    return value.float() if is_half else value
+
+
+@dataclass(frozen=True)
+class GatheredFeatures:
+    """Features of this rank's images and of all ranks, gathered once for every product with this rank's classes."""
+
+    local_bD: torch.Tensor
+    global_BD: torch.Tensor
+    batch_split: BatchSplit
+
+    @classmethod
+    def gather(cls, feature_bD: torch.Tensor, batch_split: BatchSplit | None = None) -> "GatheredFeatures":
+        """Gathers the features of all ranks, and the sizes unless given; half precision becomes float32."""
+        feature_bD = as_float32(feature_bD)
+        batch_split = batch_split or BatchSplit.gather_sizes(len(feature_bD), feature_bD.device)
+        return cls(feature_bD, gather_batch(feature_bD, batch_split), batch_split)
 
 
 class ClassWeights(NamedTuple):
-    """What a batch is multiplied with: v . w_k + b_k, or with `unit` v . w_k / |w_k|, which knows no bias."""
+    """A classifier's weights: logits are v . w_k + b_k or, with `normalize`, v . w_k / |w_k| without a bias."""
 
     weight_CD: torch.Tensor
     bias_C: torch.Tensor | None = None
     normalize: bool = False
 
 
-class _ClassLogits(NamedTuple):
-    """Batch and rows, for use inside an autograd function: no gradient.
+class _Factors(NamedTuple):
+    """Vectors and class weights of logits, used inside autograd functions.
 
-    At 74,500 rows of 512 a normalised copy of the rows would be 153 MB, so the norms divide the product instead.
+    A normalised copy of 74,500 weights of 512 would take 153 MB, so the logits are divided by the norms instead.
     """
 
     vector_BD: torch.Tensor
     weight_CD: torch.Tensor
     bias_C: torch.Tensor | None
-    inverse_C: torch.Tensor | None
+    inverse_norm_C: torch.Tensor | None
 
     @classmethod
-    def of(cls, vector_BD: torch.Tensor, rows: ClassWeights) -> "_ClassLogits":
-        """Measures the rows where only their directions count."""
-        norm_C = torch.linalg.vector_norm(rows.weight_CD, dim=1) if rows.normalize else None
-        return cls(
-            vector_BD,
-            rows.weight_CD,
-            rows.bias_C,
-            None if norm_C is None else norm_C.clamp_min_(MIN_NORM).reciprocal_(),
-        )
+    def of(cls, vector_BD: torch.Tensor, weights: ClassWeights) -> "_Factors":
+        inverse_norm_C = None
+        if weights.normalize:
+            inverse_norm_C = torch.linalg.vector_norm(weights.weight_CD, dim=1).clamp_min_(MIN_NORM).reciprocal_()
+        return cls(vector_BD, weights.weight_CD, weights.bias_C, inverse_norm_C)
 
-    def columns(self) -> torch.Tensor:
-        """The whole product [B, C]."""
+    def logits(self) -> torch.Tensor:
+        """Returns the logits [B, C]."""
         if self.bias_C is not None:
             return torch.addmm(self.bias_C, self.vector_BD, self.weight_CD.t())
-        column_BC = self.vector_BD @ self.weight_CD.t()
-        return column_BC if self.inverse_C is None else column_BC.mul_(self.inverse_C)
+        logit_BC = self.vector_BD @ self.weight_CD.t()
+        return logit_BC if self.inverse_norm_C is None else logit_BC.mul_(self.inverse_norm_C)
 
 
-class _ClassLogitsGrad:
-    """The gradients of a product's vectors, rows and biases, from those of its columns."""
+class _FactorGradients:
+    """Gradients of vectors, weights and biases, accumulated from blocks of the logits' gradient."""
 
-    def __init__(self, product: _ClassLogits, wanted: tuple[bool, bool, bool]) -> None:
-        self.product = product
-        vector, weight, bias = wanted
-        self.vector_BD = torch.zeros_like(product.vector_BD) if vector else None
-        self.weight_CD = torch.empty_like(product.weight_CD) if weight else None
-        self.bias_C = torch.empty_like(product.bias_C) if bias and product.bias_C is not None else None
+    def __init__(self, factors: _Factors, needed: tuple[bool, bool, bool]) -> None:
+        self.factors = factors
+        vector, weight, bias = needed
+        self.vector_BD = torch.zeros_like(factors.vector_BD) if vector else None
+        self.weight_CD = torch.empty_like(factors.weight_CD) if weight else None
+        self.bias_C = torch.empty_like(factors.bias_C) if bias and factors.bias_C is not None else None
 
-    def add(self, part: slice, grad_BN: torch.Tensor, column_BN: torch.Tensor | None = None) -> None:
-        """Takes a block of the columns' gradient, which is spent; where directions count, beside the columns.
+    def add(self, block: slice, grad_BN: torch.Tensor, logit_BN: torch.Tensor | None = None) -> None:
+        """Adds a block of the logits' gradient, overwriting it; normalised weights need the logits too.
 
-        There dL/dw = (g / |w|)^T v - w * sum_b(g z) / |w|^2, the radial part taken out in place.
+        For these dL/dw = (g / |w|)^T v - w * sum_b(g z) / |w|^2: the radial part is removed in place.
         """
-        weight_ND = self.product.weight_CD[part]
-        inverse_C = self.product.inverse_C
+        weight_ND = self.factors.weight_CD[block]
+        inverse_norm_C = self.factors.inverse_norm_C
         if self.bias_C is not None:
-            torch.sum(grad_BN, dim=0, out=self.bias_C[part])
-        if inverse_C is not None:
-            radial_N = (grad_BN * column_BN).sum(dim=0).mul_(inverse_C[part].square())
-            grad_BN.mul_(inverse_C[part])
+            torch.sum(grad_BN, dim=0, out=self.bias_C[block])
+        if inverse_norm_C is not None:
+            radial_N = (grad_BN * logit_BN).sum(dim=0).mul_(inverse_norm_C[block].square())
+            grad_BN.mul_(inverse_norm_C[block])
         if self.vector_BD is not None:
             self.vector_BD.addmm_(grad_BN, weight_ND)
         if self.weight_CD is not None:
-            grad_ND = self.weight_CD[part]
-            torch.mm(grad_BN.t(), self.product.vector_BD, out=grad_ND)
-            if inverse_C is not None:
+            grad_ND = self.weight_CD[block]
+            torch.mm(grad_BN.t(), self.factors.vector_BD, out=grad_ND)
+            if inverse_norm_C is not None:
                 grad_ND.addcmul_(weight_ND, radial_N[:, None], value=-1)
 
-    def all(self) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Of vectors, rows and biases, each where it was wanted."""
+    def as_tuple(self) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Returns the gradients of vectors, weights and biases, None for those not needed."""
         return self.vector_BD, self.weight_CD, self.bias_C
 
 
-class _ClassLogitsFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, vector_BD, weight_CD, bias_C, unit: bool) -> torch.Tensor:
-        product = _ClassLogits.of(vector_BD, ClassWeights(weight_CD, bias_C, unit))
-        column_BC = product.columns()
-        ctx.save_for_backward(*product, column_BC)
-        return column_BC
+class _Logits(torch.autograd.Function):
+    """The logits of this rank's classes."""
 
     @staticmethod
+    @in_float32
+    def forward(ctx, vector_BD, weight_CD, bias_C, normalize: bool) -> torch.Tensor:
+        factors = _Factors.of(vector_BD, ClassWeights(weight_CD, bias_C, normalize))
+        logit_BC = factors.logits()
+        ctx.save_for_backward(*factors, logit_BC)
+        return logit_BC
+
+    @staticmethod
+    @in_float32
     def backward(ctx, grad_BC: torch.Tensor):
-        *product, column_BC = ctx.saved_tensors
-        gradients = _ClassLogitsGrad(_ClassLogits(*product), ctx.needs_input_grad[:3])
-        for part in row_blocks(column_BC.t()):
-            gradients.add(part, grad_BC[:, part].clone(), column_BC[:, part])
-        return *gradients.all(), None
-
-
-def _class_logits(vector_BD: torch.Tensor, rows: ClassWeights) -> torch.Tensor:
-    """The product of every vector with every row, [B, C], with all gradients."""
-    return _ClassLogitsFunction.apply(vector_BD, *rows)
-
-
-_Classes = ClassRange | ClassSample
-# Maps the target logits [K] to those of the training loss, with a gradient: an angular margin.
-TargetMargin = Callable[[torch.Tensor], torch.Tensor]
+        *factors, logit_BC = ctx.saved_tensors
+        gradients = _FactorGradients(_Factors(*factors), ctx.needs_input_grad[:3])
+        for block in row_blocks(logit_BC.t()):
+            gradients.add(block, grad_BC[:, block].clone(), logit_BC[:, block])
+        return *gradients.as_tuple(), None
 
 
 class _TargetLogits(NamedTuple):
-    """Each image's own class, [B] each: whether and where it is here, its logit, the trained one's slope in it."""
+    """The logit of each image's own class, [B] each: whether this rank has it, its column, its value before the margin,
+    and the derivative of the margin.
+    """
 
-    here_B: torch.Tensor
-    local_B: torch.Tensor
-    logit_B: torch.Tensor
+    is_local_B: torch.Tensor
+    column_B: torch.Tensor
+    value_B: torch.Tensor
     slope_B: torch.Tensor
 
     @classmethod
-    def take(
-        cls, column_BC: torch.Tensor, label_B: torch.Tensor, classes: _Classes, target_transform: TargetMargin | None
+    def extract(
+        cls,
+        logit_BC: torch.Tensor,
+        label_B: torch.Tensor,
+        classes: ClassRange | ClassSample,
+        margin: TargetMargin | None,
     ) -> "_TargetLogits":
-        """Reads the target logits and replaces them by their transform."""
-        here_B = classes.contains(label_B)
-        own = cls(
-            here_B, classes.local_index(label_B), column_BC.new_zeros(len(label_B)), column_BC.new_ones(len(label_B))
-        )
-        (row_K,) = here_B.nonzero(as_tuple=True)
-        place_K = own.local_B[row_K]
-        logit_K = column_BC[row_K, place_K]
-        own.logit_B[row_K] = logit_K
-        if target_transform is not None:
+        """Reads the target logits of this rank's classes; a margin replaces them in `logit_BC`."""
+        is_local_B = classes.contains(label_B)
+        zero_B, one_B = logit_BC.new_zeros(len(label_B)), logit_BC.new_ones(len(label_B))
+        target = cls(is_local_B, classes.local_index(label_B), zero_B, one_B)
+        (row_K,) = is_local_B.nonzero(as_tuple=True)
+        column_K = target.column_B[row_K]
+        value_K = logit_BC[row_K, column_K]
+        target.value_B[row_K] = value_K
+        if margin is not None:
             with torch.enable_grad():
-                logit_K.requires_grad_()
-                harder_K = target_transform(logit_K)
-                (own.slope_B[row_K],) = torch.autograd.grad(harder_K.sum(), logit_K)
-            column_BC[row_K, place_K] = harder_K.detach()
-        return own
+                value_K.requires_grad_()
+                trained_K = margin(value_K)
+                (target.slope_B[row_K],) = torch.autograd.grad(trained_K.sum(), value_K)
+            logit_BC[row_K, column_K] = trained_K.detach()
+        return target
 
-    def within(self, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which target columns are in a block, and their position in it, [B, 1] each."""
-        inside_B = self.here_B & (self.local_B >= part.start) & (self.local_B < part.stop)
-        return inside_B[:, None], (self.local_B - part.start).clamp(0, part.stop - part.start - 1)[:, None]
+    def in_block(self, block: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns whether the target is in a block of columns, and its clamped position in it, [B, 1] each."""
+        is_inside_B = self.is_local_B & (self.column_B >= block.start) & (self.column_B < block.stop)
+        return is_inside_B[:, None], (self.column_B - block.start).clamp(0, block.stop - block.start - 1)[:, None]
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of the global batch; each rank's gradient is that of its own columns."""
+    """Mean softmax cross-entropy of the global batch; each rank's gradient is that of its own classes."""
 
     @staticmethod
-    def forward(
-        ctx, vector_BD, weight_CD, bias_C, unit: bool, label_B, classes: _Classes, target_transform: TargetMargin | None
-    ):
-        product = _ClassLogits.of(vector_BD, ClassWeights(weight_CD, bias_C, unit))
-        column_BC = product.columns()
-        own = _TargetLogits.take(column_BC, label_B, classes, target_transform)
-        maximum_B = all_reduce(_row_max(column_BC), dist.ReduceOp.MAX)
-        total_B = torch.zeros_like(maximum_B)
-        for part in row_blocks(weight_CD):
-            total_B += (column_BC[:, part] - maximum_B[:, None]).exp_().sum(dim=1)
-        target_B = column_BC.new_zeros(len(label_B))
+    @in_float32
+    def forward(ctx, vector_BD, weight_CD, bias_C, normalize: bool, label_B, classes, margin):
+        factors = _Factors.of(vector_BD, ClassWeights(weight_CD, bias_C, normalize))
+        logit_BC = factors.logits()
+        target = _TargetLogits.extract(logit_BC, label_B, classes, margin)
+        max_B = all_reduce(_row_max(logit_BC), dist.ReduceOp.MAX)
+        exp_sum_B = torch.zeros_like(max_B)
+        for block in row_blocks(weight_CD):
+            exp_sum_B += (logit_BC[:, block] - max_B[:, None]).exp_().sum(dim=1)
+        target_B = logit_BC.new_zeros(len(label_B))
         if len(classes):
-            target_B = (column_BC.gather(1, own.local_B[:, None])[:, 0] - maximum_B).masked_fill(~own.here_B, 0)
-        total_B, target_B = all_reduce(torch.stack([total_B, target_B]), dist.ReduceOp.SUM)
-        ctx.save_for_backward(*product, *own, column_BC, maximum_B, total_B)
-        return (total_B.log() - target_B).mean()
+            target_B = (logit_BC.gather(1, target.column_B[:, None])[:, 0] - max_B).masked_fill(~target.is_local_B, 0)
+        exp_sum_B, target_B = all_reduce(torch.stack([exp_sum_B, target_B]), dist.ReduceOp.SUM)
+        ctx.save_for_backward(*factors, *target, logit_BC, max_B, exp_sum_B)
+        return (exp_sum_B.log() - target_B).mean()
 
     @staticmethod
+    @in_float32
     def backward(ctx, grad: torch.Tensor):
         saved = ctx.saved_tensors
-        product, own, (column_BC, maximum_B, total_B) = _ClassLogits(*saved[:4]), _TargetLogits(*saved[4:8]), saved[8:]
-        gradients = _ClassLogitsGrad(product, ctx.needs_input_grad[:3])
-        scale = (grad / len(total_B)).to(column_BC.dtype)
-        for part in row_blocks(product.weight_CD):
-            column_BN = column_BC[:, part]
-            grad_BN = (column_BN - maximum_B[:, None]).exp_().mul_((scale / total_B)[:, None])
-            inside_B1, place_B1 = own.within(part)
-            share_B1 = grad_BN.gather(1, place_B1)
-            own_B1 = torch.where(inside_B1, own.slope_B[:, None] * (share_B1 - scale), share_B1)
-            logit_B1 = torch.where(inside_B1, own.logit_B[:, None], column_BN.gather(1, place_B1))
-            grad_BN.scatter_(1, place_B1, own_B1)
-            gradients.add(part, grad_BN, column_BN.scatter(1, place_B1, logit_B1))
-        return *gradients.all(), *(None,) * 4
+        factors, target, (logit_BC, max_B, exp_sum_B) = _Factors(*saved[:4]), _TargetLogits(*saved[4:8]), saved[8:]
+        gradients = _FactorGradients(factors, ctx.needs_input_grad[:3])
+        scale = (grad / len(exp_sum_B)).to(logit_BC.dtype)
+        for block in row_blocks(factors.weight_CD):
+            logit_BN = logit_BC[:, block]
+            grad_BN = (logit_BN - max_B[:, None]).exp_().mul_((scale / exp_sum_B)[:, None])
+            is_inside_B1, column_B1 = target.in_block(block)
+            softmax_B1 = grad_BN.gather(1, column_B1)
+            target_B1 = torch.where(is_inside_B1, target.slope_B[:, None] * (softmax_B1 - scale), softmax_B1)
+            value_B1 = torch.where(is_inside_B1, target.value_B[:, None], logit_BN.gather(1, column_B1))
+            grad_BN.scatter_(1, column_B1, target_B1)
+            gradients.add(block, grad_BN, logit_BN.scatter(1, column_B1, value_B1))
+        return *gradients.as_tuple(), *(None,) * 4
 
 
 class _SoftmaxReadout(torch.autograd.Function):
-    """This rank's part of softmax(z) V: its columns with its values."""
+    """This rank's part of softmax(z) V, [B, D]: its classes' probabilities with their values."""
 
     @staticmethod
+    @in_float32
     def forward(ctx, vector_BD, weight_CD, bias_C, value_CD: torch.Tensor) -> torch.Tensor:
-        product = _ClassLogits.of(vector_BD, ClassWeights(weight_CD, bias_C))
-        share_BC = product.columns()
-        maximum_B1 = all_reduce(_row_max(share_BC), dist.ReduceOp.MAX)[:, None]
-        total_B = share_BC.new_zeros(len(share_BC))
-        for part in row_blocks(weight_CD):
-            total_B += share_BC[:, part].sub_(maximum_B1).exp_().sum(dim=1)
-        # The sums divide what is read, not the shares.
-        total_B1 = all_reduce(total_B, dist.ReduceOp.SUM)[:, None]
-        read_BD = (share_BC @ value_CD).div_(total_B1)
-        ctx.save_for_backward(*product, value_CD, share_BC, total_B1, read_BD)
-        return read_BD
+        factors = _Factors.of(vector_BD, ClassWeights(weight_CD, bias_C))
+        exp_BC = factors.logits()
+        max_B1 = all_reduce(_row_max(exp_BC), dist.ReduceOp.MAX)[:, None]
+        exp_sum_B = exp_BC.new_zeros(len(exp_BC))
+        for block in row_blocks(weight_CD):
+            exp_sum_B += exp_BC[:, block].sub_(max_B1).exp_().sum(dim=1)
+        # The B x D result is divided by the sums, not the B x C exponentials.
+        exp_sum_B1 = all_reduce(exp_sum_B, dist.ReduceOp.SUM)[:, None]
+        readout_BD = (exp_BC @ value_CD).div_(exp_sum_B1)
+        ctx.save_for_backward(*factors, value_CD, exp_BC, exp_sum_B1, readout_BD)
+        return readout_BD
 
     @staticmethod
+    @in_float32
     def backward(ctx, grad_BD: torch.Tensor):
-        *product, value_CD, share_BC, total_B1, read_BD = ctx.saved_tensors
-        gradients = _ClassLogitsGrad(_ClassLogits(*product), ctx.needs_input_grad[:3])
-        # sum_k p_k dL/dp_k is the product of what was read on all ranks with its gradient.
-        mean_B1 = all_reduce((grad_BD * read_BD).sum(dim=1), dist.ReduceOp.SUM)[:, None] / total_B1
-        scaled_BD = grad_BD / total_B1
-        for part in row_blocks(value_CD):
-            grad_BN = (scaled_BD @ value_CD[part].t()).sub_(mean_B1).mul_(share_BC[:, part])
-            gradients.add(part, grad_BN)
-        return *gradients.all(), None
+        *factors, value_CD, exp_BC, exp_sum_B1, readout_BD = ctx.saved_tensors
+        gradients = _FactorGradients(_Factors(*factors), ctx.needs_input_grad[:3])
+        # sum_k p_k dL/dp_k is the inner product of the readout of all ranks with its gradient.
+        mean_B1 = all_reduce((grad_BD * readout_BD).sum(dim=1), dist.ReduceOp.SUM)[:, None] / exp_sum_B1
+        scaled_BD = grad_BD / exp_sum_B1
+        for block in row_blocks(value_CD):
+            gradients.add(block, (scaled_BD @ value_CD[block].t()).sub_(mean_B1).mul_(exp_BC[:, block]))
+        return *gradients.as_tuple(), None
 
 
-def _cross_entropy(
-    vector_BD: torch.Tensor,
-    rows: ClassWeights,
-    label_B: torch.Tensor,
-    classes: _Classes,
-    target_transform: TargetMargin | None = None,
-) -> torch.Tensor:
-    """Mean cross-entropy of the softmax over the columns of all ranks, a scalar, the same on every rank."""
-    return _CrossEntropy.apply(vector_BD, *rows, label_B, classes, target_transform)
-
-
-def softmax_readout(vector_BD: torch.Tensor, rows: ClassWeights, value_CD: torch.Tensor) -> torch.Tensor:
-    """This rank's share [B, D] of the values' mean, weighed by the softmax over the columns of all ranks.
-
-    The values get no gradient. Raises ValueError for rows that count by their directions: their gradient would need
-    the columns and the shares.
-    """
-    if rows.normalize:
-        raise ValueError("a read-out needs rows as they are, not their directions")
-    return _SoftmaxReadout.apply(vector_BD, rows.weight_CD, rows.bias_C, value_CD)
-
-
-def _row_max(column_BC: torch.Tensor) -> torch.Tensor:
-    """Largest value of each row, -inf for a rank without classes."""
-    if column_BC.shape[1]:
-        return column_BC.amax(dim=1)
-    return column_BC.new_full((len(column_BC),), -torch.inf)
+def _row_max(logit_BC: torch.Tensor) -> torch.Tensor:
+    """Returns the largest value of each row, -inf on a rank without classes."""
+    if logit_BC.shape[1]:
+        return logit_BC.amax(dim=1)
+    return logit_BC.new_full((len(logit_BC),), -torch.inf)
 
 
 class ShardedLogits(ABC):
-    """The logits of the global batch for this rank's classes.
+    """Logits of the global batch for this rank's classes.
 
-    Callers get back values of their own images. Only a few numbers an image travel, but for `full_BC`. One process
-    holds one range, of all classes.
+    Methods return values of this rank's images. Except for `full_BC`, ranks exchange a few numbers per image. One
+    process holds one range, of all classes.
     """
 
     classes: ClassRange | ClassSample
@@ -296,36 +298,36 @@ class ShardedLogits(ABC):
     @property
     @abstractmethod
     def local_BC(self) -> torch.Tensor:
-        """This rank's columns as they are asked for after training, [B, C]."""
+        """Logits of this rank's classes, without a margin, [B, C]."""
 
     @property
     @abstractmethod
     def full_BC(self) -> torch.Tensor:
-        """All classes of the global batch, the same on every rank, for losses that every rank computes alike.
+        """Logits of all classes, the same on every rank, for losses that every rank computes in full.
 
-        Each rank's gradient goes on into its own columns. For the thousands of classes of a benchmark: B x C values
-        travel, which at a face data set's size is not to be.
+        Each rank's gradient flows into its own classes. Meant for the thousands of classes of a benchmark: B x C values
+        are exchanged, too many for a face data set.
         """
 
     def argmax(self) -> torch.Tensor:
-        """The class with the largest logit, [b]; the first one on a tie."""
-        column_BC = self.local_BC.detach()
-        best_WB = stack_ranks(_row_max(column_BC))
-        own_B = column_BC.argmax(dim=1) if len(self.classes) else best_WB.new_zeros(best_WB.shape[1]).long()
-        winner_WB = stack_ranks(own_B + self.classes.first)
-        return winner_WB.gather(0, best_WB.argmax(dim=0)[None])[0][self.batch_split.local_slice]
+        """Returns the class with the largest logit, [b]; the first one on a tie."""
+        local_BC = self.local_BC.detach()
+        max_WB = stack_ranks(_row_max(local_BC))
+        index_B = local_BC.argmax(dim=1) if len(self.classes) else max_WB.new_zeros(max_WB.shape[1]).long()
+        class_WB = stack_ranks(index_B + self.classes.first)
+        return class_WB.gather(0, max_WB.argmax(dim=0)[None])[0][self.batch_split.local_slice]
 
     def maximum(self) -> torch.Tensor:
-        """The largest logit, [b]; no gradient."""
+        """Returns the largest logit, [b]; no gradient."""
         return all_reduce(_row_max(self.local_BC.detach()), dist.ReduceOp.MAX)[self.batch_split.local_slice]
 
 
 @dataclass(frozen=True)
 class ClassifierLogits(ShardedLogits):
-    """Logits that are products of vectors with one row a class, kept as the product until they are asked for.
+    """Logits of vectors and class weights, computed when needed.
 
     `target_transform` maps the target logits to those of the cross-entropy. Logits of a sample of the classes are for
-    that loss alone.
+    that loss only.
     """
 
     vector_BD: torch.Tensor
@@ -335,37 +337,44 @@ class ClassifierLogits(ShardedLogits):
     target_transform: TargetMargin | None = None
 
     def __post_init__(self) -> None:
-        found = [len(self.vector_BD), len(self.weights.weight_CD)]
+        shape = [len(self.vector_BD), len(self.weights.weight_CD)]
         expected = [self.batch_split.total, len(self.classes)]
-        if found != expected:
-            raise ValueError(f"logits of shape {found}, expected {expected}")
+        if shape != expected:
+            raise ValueError(f"logits of shape {shape}, expected {expected}")
 
     @cached_property
     def local_BC(self) -> torch.Tensor:
-        return _class_logits(self.vector_BD, self.weights)
+        return _Logits.apply(self.vector_BD, *self.weights)
 
     @cached_property
     def full_BC(self) -> torch.Tensor:
-        ranges = [ClassRange.of_rank(self.classes.total, place, world_size()) for place in range(world_size())]
+        ranges = [ClassRange.of_rank(self.classes.total, index, world_size()) for index in range(world_size())]
         return gather_replicated(self.local_BC.t(), BatchSplit(tuple(map(len, ranges)))).t()
 
     def cross_entropy(self, label_b: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy of the global batch's softmax over all classes, a scalar, the same on every rank."""
-        return _cross_entropy(
-            self.vector_BD, self.weights, self.batch_split.gather(label_b), self.classes, self.target_transform
-        )
+        """Returns the mean softmax cross-entropy of the global batch, a scalar, the same on every rank.
+
+        Raises IndexError for a label outside 0..C-1, as F.cross_entropy (see `ClassRange.check_labels`).
+        """
+        label_B = self.batch_split.gather(label_b)
+        self.classes.check_labels(label_B)
+        return _CrossEntropy.apply(self.vector_BD, *self.weights, label_B, self.classes, self.target_transform)
 
     def softmax_readout(self, value_CD: torch.Tensor) -> torch.Tensor:
-        """The mean [b, D] of all classes' values, weighed by the softmax; no gradient into the values.
+        """Returns the mean of all classes' values weighted by the softmax, [b, D]; no gradient into the values.
 
-        Travelling: W * b * D values, and as many back.
+        Traffic: W * b * D values forward, as many backward. Raises ValueError for normalised weights: their gradient
+        would need the logits besides the probabilities.
         """
-        return reduce_scatter_batch(softmax_readout(self.vector_BD, self.weights, value_CD), self.batch_split)
+        if self.weights.normalize:
+            raise ValueError("softmax_readout does not support normalized weights")
+        part_BD = _SoftmaxReadout.apply(self.vector_BD, self.weights.weight_CD, self.weights.bias_C, value_CD)
+        return reduce_scatter_batch(part_BD, self.batch_split)
 
 
 @dataclass(frozen=True)
 class ReplicatedLogits(ShardedLogits):
-    """Logits that are no product, such as a mean of probabilities: every rank computes all classes' alike."""
+    """Logits of all classes that every rank computes itself, such as a mean of probabilities."""
 
     logit_BC: torch.Tensor
     classes: ClassRange
@@ -378,18 +387,3 @@ class ReplicatedLogits(ShardedLogits):
     @property
     def full_BC(self) -> torch.Tensor:
         return self.logit_BC
-
-
-@dataclass(frozen=True)
-class GatheredFeatures:
-    """Features gathered once for everything that meets them with this rank's classes."""
-
-    local_bD: torch.Tensor
-    global_BD: torch.Tensor
-    batch_split: BatchSplit
-
-    @classmethod
-    def gather(cls, feature_bD: torch.Tensor, batch_split: BatchSplit | None = None) -> "GatheredFeatures":
-        """Gathers the ranks' features; `batch_split` where the sizes are known already."""
-        batch_split = batch_split or BatchSplit.gather_sizes(len(feature_bD), feature_bD.device)
-        return cls(feature_bD, gather_batch(feature_bD, batch_split), batch_split)

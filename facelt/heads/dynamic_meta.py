@@ -109,4 +109,5 @@ class DynamicMetaHead(nn.Module):
         if self.selector is None:
             return memory_bD
         weight, bias = sum_grad_over_ranks(self.selector.weight), sum_grad_over_ranks(self.selector.bias)
-        return torch.tanh(F.linear(feature.local_bD, weight, bias)) * memory_bD
+        with torch.autocast(feature.local_bD.device.type, enabled=False):
+            return torch.tanh(F.linear(feature.local_bD, weight, bias)) * memory_bD

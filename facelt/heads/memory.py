@@ -1,16 +1,14 @@
-"""One centroid an identity: filled by class means, asked for the nearest, read out, and kept up to date.
+"""Identity centroids (the visual memory of OLTR) and a bank of training features.
 
-b images of this rank, B of all ranks, D feature, C identities of this rank's range, N of a block of them.
-
-Features of training images, kept for as long as a stage learns from them.
-
-b images of this rank, B of all ranks, N kept, D feature, C classes.
+b images of this rank, B of all ranks, D feature, C identities of this rank's range, N of a block of them or features in
+the bank, K selected.
 """
 
 from typing import Literal
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 
 from facelt.distributed.class_shards import ClassRange
@@ -19,17 +17,21 @@ from facelt.distributed.logits import ClassifierLogits, GatheredFeatures, row_bl
 
 UpdateRule = Literal["released", "tracking"]
 
+# Centroids per image whose distance is recomputed, and the number of columns whose minimum preselects them.
+_CANDIDATES = 4
+_GROUP = 64
+
 
 class IdentityMemory(nn.Module):
     """Centroids of identities in D dimensions (OLTR, visual memory M), a contiguous range of them on each rank.
 
-    Two ways to keep them up to date:
+    Two rules keep them up to date:
 
-    - `released`: the centroids are parameters, learned by the discriminative centroids loss with an optimiser of
-      their own, weight decay included.
-    - `tracking`: c += rate * sum(f - c) / (1 + n) over the n features of an identity in the batch; no gradient and no
-      decay. With tens of thousands of identities one is seen so seldom that weight decay would shrink it to nothing
-      between two visits.
+    - `released`: the centroids are parameters, trained by the discriminative centroids loss with a separate optimiser,
+      weight decay included.
+    - `tracking`: c += rate * sum(f - c) / (1 + n) over the n features of an identity in the batch, without gradient or
+      weight decay. With tens of thousands of identities a centroid is updated so rarely that weight decay would shrink
+      it to nothing in between.
     """
 
     def __init__(
@@ -57,25 +59,25 @@ class IdentityMemory(nn.Module):
 
     @property
     def is_filled(self) -> bool:
-        """Whether any rank holds a centroid; all ranks ask together."""
+        """Whether any rank has a centroid; a collective call."""
         return bool(all_reduce(self.filled_C.any().to(torch.uint8), dist.ReduceOp.MAX))
 
     @torch.no_grad()
     def accumulate(self, feature: GatheredFeatures, label_b: torch.Tensor) -> None:
-        """Adds features to the running class sums; the engine passes over the data once, then calls `finish`."""
+        """Adds features to the running class sums; after one pass over the data call `finish`."""
         if self._sum_CD is None or self._count_C is None:
             self._sum_CD = torch.zeros_like(self.centroid_CD, dtype=torch.float64)
             self._count_C = torch.zeros(len(self.classes), dtype=torch.int64, device=self.centroid_CD.device)
-        feature_KD, position_K = self._held(feature, label_b)
-        self._sum_CD.index_add_(0, position_K, feature_KD.to(torch.float64))
-        self._count_C.index_add_(0, position_K, torch.ones_like(position_K))
+        feature_KD, index_K = self._local_features(feature, label_b)
+        self._sum_CD.index_add_(0, index_K, feature_KD.to(torch.float64))
+        self._count_C.index_add_(0, index_K, torch.ones_like(index_K))
 
     @torch.no_grad()
     def finish(self) -> None:
-        """The class means become the centroids.
+        """Sets the centroids to the class means.
 
-        An identity without an image has no mean: its centroid stays 0, contributes nothing to a read-out, and is
-        never the nearest. Raises RuntimeError when nothing was accumulated.
+        The centroid of an identity without images stays 0: it adds nothing to a readout and is never the nearest.
+        Raises RuntimeError if nothing was accumulated.
         """
         if self._sum_CD is None or self._count_C is None:
             raise RuntimeError("finish() before any accumulate()")
@@ -85,77 +87,109 @@ class IdentityMemory(nn.Module):
         self._sum_CD = self._count_C = None
 
     def nearest(self, feature: GatheredFeatures) -> tuple[torch.Tensor, torch.Tensor]:
-        """(distance [b], identity [b]) of the nearest centroid on any rank.
+        """Returns (distance [b], identity [b]) of the nearest centroid on any rank.
 
-        The winner comes from one matrix product; its distance is then taken again directly, in float32 or better,
-        because |f|^2 - 2 f.c + |c|^2 cancels to noise near 0. It is clamped at `min_distance`, so that the centroid
-        of a single image (distance 0) yields a large finite reachability. The gradient flows into the feature only.
-        Travelling: two numbers an image from each rank, and W * b * D values for the winners.
+        A matrix product selects each rank's few best centroids. Their distances are recomputed from differences, in
+        float32 or better, because |f|^2 - 2 f.c + |c|^2 cancels where centroids are close to each other or to the
+        feature. The distance is at least `min_distance`, so that the centroid of a single image (distance 0) gives a
+        large finite reachability. The gradient flows into the feature only. Traffic: two numbers per image from each
+        rank, and W * b * D values for the nearest centroids.
         """
-        with torch.no_grad():
-            score_B, local_B = self._nearest_here(feature.global_BD.detach())
-            winner_B = stack_ranks(score_B).argmin(dim=0)
-            wins_B = winner_B == rank()
-            identity_B = stack_ranks(local_B + self.classes.first).gather(0, winner_B[None])[0]
-            row_BD = torch.zeros_like(feature.global_BD)
-            row_BD[wins_B] = self.centroid_CD.detach()[local_B[wins_B]]
-            nearest_bD = reduce_scatter_batch(row_BD, feature.batch_split)
+        with torch.no_grad(), torch.autocast(feature.local_bD.device.type, enabled=False):
+            distance_B, index_B = self._nearest_local(feature.global_BD.detach())
+            winner_B = stack_ranks(distance_B).argmin(dim=0)
+            is_local_B = winner_B == rank()
+            identity_B = stack_ranks(index_B + self.classes.first).gather(0, winner_B[None])[0]
+            centroid_BD = torch.zeros_like(feature.global_BD)
+            centroid_BD[is_local_B] = self.centroid_CD.detach()[index_B[is_local_B]]
+            nearest_bD = reduce_scatter_batch(centroid_BD, feature.batch_split)
         distance_b = torch.linalg.vector_norm(feature.local_bD - nearest_bD, dim=1)
         return distance_b.clamp_min(self.min_distance), identity_B[feature.batch_split.local_slice]
 
     @torch.no_grad()
-    def own_distance(self, feature: GatheredFeatures, label_b: torch.Tensor) -> torch.Tensor:
-        """The mean distance of the global batch's features to their own identities' centroids, a scalar."""
-        feature_KD, position_K = self._held(feature, label_b)
-        total = torch.linalg.vector_norm(feature_KD - self.centroid_CD[position_K], dim=1).sum()
+    def mean_target_distance(self, feature: GatheredFeatures, label_b: torch.Tensor) -> torch.Tensor:
+        """Returns the mean distance of the global batch's features to the centroids of their identities, a scalar."""
+        feature_KD, index_K = self._local_features(feature, label_b)
+        total = torch.linalg.vector_norm(feature_KD - self.centroid_CD[index_K], dim=1).sum()
         return all_reduce(total, dist.ReduceOp.SUM) / feature.batch_split.total
 
     def read(self, logits: ClassifierLogits) -> torch.Tensor:
-        """The memory feature o M, [b, D], o being the softmax of the logits.
+        """Returns the memory feature o M, [b, D]; o is the softmax of the logits.
 
-        No gradient flows into the centroids. Travelling: W * b * D values, and as many back.
+        No gradient flows into the centroids. Traffic: W * b * D values forward, as many backward.
         """
         return logits.softmax_readout(self.centroid_CD.detach())
 
     @torch.no_grad()
     def update(self, feature: GatheredFeatures, label_b: torch.Tensor) -> None:
-        """Moves the centroids of the batch's identities by the `tracking` rule; `released` leaves it to its loss."""
+        """Moves the centroids of the batch's identities by the `tracking` rule; a no-op for `released`."""
         if self.update_rule != "tracking":
             return
-        feature_KD, position_K = self._held(feature, label_b)
-        identity_U, place_K = position_K.unique(return_inverse=True)
+        feature_KD, index_K = self._local_features(feature, label_b)
+        identity_U, inverse_K = index_K.unique(return_inverse=True)
         feature_KD = feature_KD.to(self.centroid_CD.dtype)
-        total_UD = feature_KD.new_zeros(len(identity_U), feature_KD.shape[1]).index_add_(0, place_K, feature_KD)
-        count_U1 = torch.bincount(place_K, minlength=len(identity_U)).to(total_UD.dtype)[:, None]
+        sum_UD = feature_KD.new_zeros(len(identity_U), feature_KD.shape[1]).index_add_(0, inverse_K, feature_KD)
+        count_U1 = torch.bincount(inverse_K, minlength=len(identity_U)).to(sum_UD.dtype)[:, None]
         centroid_UD = self.centroid_CD[identity_U]
-        step_UD = self.rate * (total_UD - count_U1 * centroid_UD) / (1 + count_U1)
+        step_UD = self.rate * (sum_UD - count_U1 * centroid_UD) / (1 + count_U1)
         self.centroid_CD.index_copy_(0, identity_U, centroid_UD + step_UD)
         self.filled_C[identity_U] = True
 
-    def _held(self, feature: GatheredFeatures, label_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features of the global batch whose identities are in this rank's range, and their positions in it."""
+    def _local_features(self, feature: GatheredFeatures, label_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the global batch's features whose identities are in this rank's range, and their positions in it."""
         label_B = feature.batch_split.gather(label_b)
-        held_B = self.classes.contains(label_B)
-        return feature.global_BD.detach()[held_B], label_B[held_B] - self.classes.first
+        self.classes.check_labels(label_B)
+        is_local_B = self.classes.contains(label_B)
+        return feature.global_BD.detach()[is_local_B], label_B[is_local_B] - self.classes.first
 
-    def _nearest_here(self, feature_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(|c|^2 / 2 - f.c, position) of this rank's nearest centroid, [B] each; inf where it has none."""
-        best_B = feature_BD.new_full((len(feature_BD),), torch.inf)
-        place_B = torch.zeros_like(best_B, dtype=torch.int64)
-        for part in row_blocks(self.centroid_CD):
-            centroid_ND = self.centroid_CD.detach()[part]
-            half_N = 0.5 * torch.linalg.vector_norm(centroid_ND, dim=1).square()
-            half_N = half_N.masked_fill(~self.filled_C[part], torch.inf)
-            score_B, near_B = torch.addmm(half_N, feature_BD, centroid_ND.t(), alpha=-1).min(dim=1)
-            place_B = torch.where(score_B < best_B, near_B + part.start, place_B)
-            best_B = torch.minimum(score_B, best_B)
-        return best_B, place_B
+    def _nearest_local(self, feature_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns (distance, position) of this rank's nearest centroid, [B] each; inf without one."""
+        centroid_CD, scores, positions = self.centroid_CD.detach(), [], []
+        for block in row_blocks(centroid_CD):
+            # |c|^2 / 2 - f.c orders centroids as the distance does, up to rounding.
+            half_N = 0.5 * torch.linalg.vector_norm(centroid_CD[block], dim=1).square()
+            half_N = half_N.masked_fill(~self.filled_C[block], torch.inf)
+            score_BN = torch.addmm(half_N, feature_BD, centroid_CD[block].t(), alpha=-1)
+            score_BK, position_BK = _smallest(score_BN, _CANDIDATES)
+            scores.append(score_BK)
+            positions.append(position_BK + block.start)
+        min_B = feature_BD.new_full((len(feature_BD),), torch.inf)
+        nearest_B = torch.zeros_like(min_B, dtype=torch.int64)
+        if not scores:
+            return min_B, nearest_B
+        score_BK, order_BK = _smallest(torch.cat(scores, dim=1), _CANDIDATES)
+        # Ascending positions: of equal distances the first one wins.
+        position_BK, by_position_BK = torch.cat(positions, dim=1).gather(1, order_BK).sort(dim=1)
+        is_empty_BK = score_BK.gather(1, by_position_BK).isposinf()
+        for position_B, is_empty_B in zip(position_BK.unbind(dim=1), is_empty_BK.unbind(dim=1), strict=True):
+            distance_B = torch.linalg.vector_norm(feature_BD - centroid_CD[position_B], dim=1)
+            distance_B = distance_B.masked_fill(is_empty_B, torch.inf)
+            nearest_B = torch.where(distance_B < min_B, position_B, nearest_B)
+            min_B = torch.minimum(distance_B, min_B)
+        return min_B, nearest_B
+
+
+def _smallest(value_BN: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns (values, positions) of the smallest values of each row, [B, count] or [B, N].
+
+    They are in the `count` groups of columns with the smallest minima. One pass for the minima and topk on few columns
+    are several times faster than topk on all.
+    """
+    if value_BN.shape[1] <= count * _GROUP:
+        return value_BN.topk(min(count, value_BN.shape[1]), dim=1, largest=False)
+    if missing := -value_BN.shape[1] % _GROUP:
+        value_BN = F.pad(value_BN, (0, missing), value=torch.inf)
+    value_BGN = value_BN.unflatten(1, (-1, _GROUP))
+    group_BK = value_BGN.amin(dim=2).topk(count, dim=1, largest=False).indices
+    member_BKN = value_BGN.gather(1, group_BK[:, :, None].expand(-1, -1, _GROUP))
+    value_BK, index_BK = member_BKN.flatten(1).topk(count, dim=1, largest=False)
+    return value_BK, group_BK.gather(1, index_BK // _GROUP) * _GROUP + index_BK % _GROUP
 
 
 class FeatureBank:
-    """What a pass over the training set saw, whole and the same on every rank.
+    """Features of a pass over the training set, complete and the same on every rank.
 
-    It is no part of a state: features of a network that stands still can be taken again.
+    Not part of any state: features of a frozen network can be computed again.
     """
 
     def __init__(self) -> None:
@@ -163,28 +197,28 @@ class FeatureBank:
         self._labels: list[torch.Tensor] = []
         self.is_closed = False
 
-    def add(self, feature: GatheredFeatures, label_b: torch.Tensor, wanted_C: torch.Tensor | None = None) -> None:
-        """Keeps the features of a batch, or those of the wanted classes alone."""
+    def add(self, feature: GatheredFeatures, label_b: torch.Tensor, keep_C: torch.Tensor | None = None) -> None:
+        """Adds the features of a batch, or only those of the classes to keep."""
         label_B = feature.batch_split.gather(label_b)
-        kept_B = torch.ones_like(label_B, dtype=torch.bool) if wanted_C is None else wanted_C[label_B]
-        self._features.append(feature.global_BD.detach()[kept_B])
-        self._labels.append(label_B[kept_B])
+        keep_B = torch.ones_like(label_B, dtype=torch.bool) if keep_C is None else keep_C[label_B]
+        self._features.append(feature.global_BD.detach()[keep_B])
+        self._labels.append(label_B[keep_B])
 
     def close(self) -> None:
-        """The end of the pass."""
+        """Ends the pass: `feature_ND` and `label_N` are available."""
         self.feature_ND, self.label_N = torch.cat(self._features), torch.cat(self._labels)
         self._features, self._labels, self.is_closed = [], [], True
 
-    def few(self, most: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """(features, labels) of up to `most` images of each class, drawn without replacement."""
+    def sample_per_class(self, max_count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns (features, labels) of up to `max_count` images of each class, drawn without replacement."""
         order_N = torch.randperm(len(self.label_N), generator=generator, device=self.label_N.device)
-        drawn_N = order_N[turn_in_class(self.label_N[order_N]) < most]
+        drawn_N = order_N[count_previous(self.label_N[order_N]) < max_count]
         return self.feature_ND[drawn_N], self.label_N[drawn_N]
 
 
-def turn_in_class(label_N: torch.Tensor) -> torch.Tensor:
-    """How many rows of the same class come before each row, int64 [N]."""
+def count_previous(label_N: torch.Tensor) -> torch.Tensor:
+    """Returns the number of earlier rows of the same class for each row (pandas' cumcount), int64 [N]."""
     sorted_N, order_N = label_N.sort(stable=True)
-    turn_N = torch.empty_like(label_N)
-    turn_N[order_N] = torch.arange(len(label_N), device=label_N.device) - torch.searchsorted(sorted_N, sorted_N)
-    return turn_N
+    count_N = torch.empty_like(label_N)
+    count_N[order_N] = torch.arange(len(label_N), device=label_N.device) - torch.searchsorted(sorted_N, sorted_N)
+    return count_N

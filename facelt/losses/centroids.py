@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from facelt.distributed.class_shards import ClassRange
 from facelt.distributed.comm import all_reduce
-from facelt.distributed.logits import GatheredFeatures
+from facelt.distributed.logits import GatheredFeatures, in_float32
 
 
 class _DiscriminativeCentroids(torch.autograd.Function):
@@ -22,6 +22,7 @@ class _DiscriminativeCentroids(torch.autograd.Function):
     """
 
     @staticmethod
+    @in_float32
     def forward(
         ctx,
         feature_BD,
@@ -48,16 +49,17 @@ class _DiscriminativeCentroids(torch.autograd.Function):
         if not per_image:
             hinge_B = hinge_B.mean().expand(batch)
         # Each image's slope of the repel part with respect to its sum of squared distances.
-        slope_B = (hinge_B > 0) * (-repel_weight / (batch * total))
+        slope_B = (hinge_B > 0).to(feature_BD.dtype) * (-repel_weight / (batch * total))
         ctx.save_for_backward(feature_BD, centroid_CD, held_B, position_K, difference_KD, centroid_sum_D, slope_B)
         ctx.weighed = weighed
         return own_B.sum() / (2 * batch) + repel_weight * hinge_B.clamp_min(0).mean()
 
     @staticmethod
+    @in_float32
     def backward(ctx, grad: torch.Tensor):
         feature_BD, centroid_CD, held_B, position_K, difference_KD, centroid_sum_D, slope_B = ctx.saved_tensors
         batch, classes = feature_BD.shape[0], len(centroid_CD)
-        repel_B1 = (2 * grad * slope_B).to(feature_BD.dtype)[:, None]
+        repel_B1 = (2 * grad * slope_B)[:, None]
         repel_K1 = repel_B1[held_B]
         grad_feature_BD = grad_centroid_CD = None
         if ctx.needs_input_grad[0]:
@@ -93,10 +95,12 @@ def discriminative_centroids(
     released code does: a loss weight then scales the features' gradient and the repel part only. `classes` are those
     whose centroids this rank holds; the value is the same on every rank.
     """
+    label_B = feature.batch_split.gather(label_b)
+    classes.check_labels(label_B)
     return _DiscriminativeCentroids.apply(
         feature.global_BD,
         centroid_CD,
-        feature.batch_split.gather(label_b),
+        label_B,
         classes,
         margin,
         repel_weight,

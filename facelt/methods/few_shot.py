@@ -34,7 +34,7 @@ from facelt.config.methods import FslwfConfig, MetaModelNetConfig, ModelRegressi
 from facelt.distributed.class_shards import ClassRange
 from facelt.distributed.logits import ClassifierLogits, ClassWeights, GatheredFeatures
 from facelt.errors import UserError
-from facelt.heads.memory import FeatureBank, turn_in_class
+from facelt.heads.memory import FeatureBank, count_previous
 from facelt.methods.base import Inputs, OnFrozenNetwork, Progress, StepOutput
 from facelt.models.network import Network
 
@@ -172,7 +172,7 @@ class Fslwf(OnFrozenNetwork):
 
 def _first_half(label_B: torch.Tensor) -> torch.Tensor:
     """Which images are among the first half of their class's in the batch, rounded down."""
-    return turn_in_class(label_B) < torch.bincount(label_B)[label_B] // 2
+    return count_previous(label_B) < torch.bincount(label_B)[label_B] // 2
 
 
 # Past gradients that a step of the solver looks back at.
@@ -278,7 +278,9 @@ class ShotRegression(OnFrozenNetwork):
         for level in range(self.config.levels):
             at_C1 = (self.level_C == level)[:, None]
             if at_C1.any():
-                self.few_CE.copy_(torch.where(at_C1, self._fit(*self._bank.few(2**level, generator)), self.few_CE))
+                self.few_CE.copy_(
+                    torch.where(at_C1, self._fit(*self._bank.sample_per_class(2**level, generator)), self.few_CE)
+                )
 
     def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
         (batch,) = batches
@@ -286,7 +288,7 @@ class ShotRegression(OnFrozenNetwork):
         label_B = feature.batch_split.gather(batch.label_B)
         generator = progress.generator(label_B.device, alike=True)
         level = self.level(progress, generator)
-        few_CE = self._fit(*self._bank.few(2**level, generator))
+        few_CE = self._fit(*self._bank.sample_per_class(2**level, generator))
         enough_C = self.count_C >= 2 ** (level + 1)
         grown_UE, many_UE = self.grow(few_CE[enough_C], level), self.many_CE[enough_C]
         regression = (grown_UE - many_UE).square().sum() / many_UE.square().sum()

@@ -3,7 +3,7 @@
 import torch
 
 from facelt.distributed.logits import GatheredFeatures
-from facelt.heads.memory import FeatureBank, turn_in_class
+from facelt.heads.memory import FeatureBank, count_previous
 
 LABELS = torch.tensor([2, 0, 2, 2, 1, 0, 2])
 
@@ -32,17 +32,17 @@ def test_a_few_of_each_class_are_drawn_without_replacement_and_alike_for_one_see
     kept = bank()
     seen = set()
     for seed in range(30):
-        feature, label = kept.few(2, torch.Generator().manual_seed(seed))
+        feature, label = kept.sample_per_class(2, torch.Generator().manual_seed(seed))
         places = feature[:, 0].long()
         assert len(places.unique()) == len(places)
         assert torch.equal(LABELS[places], label)
         assert label.bincount().tolist() == [2, 1, 2]
-        again, _ = kept.few(2, torch.Generator().manual_seed(seed))
+        again, _ = kept.sample_per_class(2, torch.Generator().manual_seed(seed))
         assert torch.equal(again, feature)
         seen |= set(places.tolist())
     assert seen == set(range(7))
 
 
 def test_the_turn_of_a_row_counts_those_of_its_class_before_it():
-    assert turn_in_class(LABELS).tolist() == [0, 0, 1, 2, 0, 1, 3]
-    assert turn_in_class(LABELS[:0]).tolist() == []
+    assert count_previous(LABELS).tolist() == [0, 0, 1, 2, 0, 1, 3]
+    assert count_previous(LABELS[:0]).tolist() == []

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from facelt.distributed.class_shards import ClassRange
-from facelt.distributed.comm import BatchSplit
+from facelt.distributed.comm import BatchSplit, rank
 from facelt.distributed.logits import ClassifierLogits, ClassWeights, GatheredFeatures
 from facelt.heads.memory import IdentityMemory
+from tests.distributed.ranks import run_ranks
 
 of = GatheredFeatures.gather
 
@@ -43,6 +44,53 @@ def test_nearest_survives_cancellation_and_is_clamped():
     torch.testing.assert_close(distance, torch.tensor([1e-3, 0.25]))
     distance.sum().backward()
     torch.testing.assert_close(feature.grad, torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
+
+
+CLOSE = torch.tensor([[30.0, 0.005], [30.0, 0.0], [-30.0, 0.0]])
+
+
+def nearest_of_close_centroids() -> tuple[torch.Tensor, torch.Tensor]:
+    """With several ranks the two close centroids are on the first two of them."""
+    memory = IdentityMemory(len(CLOSE), 2, min_distance=1e-6)
+    memory.accumulate(of(CLOSE if rank() == 0 else CLOSE[:0]), torch.arange(3) if rank() == 0 else torch.arange(0))
+    memory.finish()
+    feature = torch.tensor([[30.0, 0.0], [30.0, 0.004], [30.0, 0.001], [-30.0, 1.0]])
+    return memory.nearest(of(feature))
+
+
+def test_nearest_tells_centroids_apart_that_the_product_cannot():
+    distance, identity = nearest_of_close_centroids()
+    assert identity.tolist() == [1, 0, 1, 2]
+    torch.testing.assert_close(distance, torch.tensor([1e-6, 0.001, 0.001, 1.0]))
+
+
+def test_ranks_tell_close_centroids_apart(tmp_path):
+    for distance, identity in run_ranks(nearest_of_close_centroids, 3, tmp_path):
+        assert identity.tolist() == [1, 0, 1, 2]
+        torch.testing.assert_close(distance, torch.tensor([1e-6, 0.001, 0.001, 1.0]))
+
+
+def test_nearest_equals_all_distances_in_float64():
+    """5,000 centroids in several blocks of columns, each with a near duplicate."""
+    generator = torch.Generator().manual_seed(0)
+    centroid = 3 * torch.randn(2500, 16, generator=generator)
+    centroid = torch.cat([centroid, centroid + 1e-3 * torch.randn(2500, 16, generator=generator)])
+    memory = IdentityMemory(5000, 16)
+    memory.centroid_CD.data.copy_(centroid)
+    memory.filled_C.copy_(torch.arange(5000) % 7 != 0)
+    feature = centroid[::50] + 0.01 * torch.randn(100, 16, generator=generator)
+    distances = torch.cdist(feature.double(), centroid.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    expected, identity = distances[:, memory.filled_C].min(dim=1)
+    distance, found = memory.nearest(of(feature))
+    assert torch.equal(found, memory.filled_C.nonzero()[:, 0][identity])
+    torch.testing.assert_close(distance.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_a_label_without_an_identity_is_an_error():
+    memory = IdentityMemory(3, 2, update_rule="tracking")
+    for use in (memory.accumulate, memory.update, memory.mean_target_distance):
+        with pytest.raises(IndexError, match="labels of 3 classes are 0 to 2"):
+            use(of(torch.ones(2, 2)), torch.tensor([0, 3]))
 
 
 def test_tracking_moves_each_identity_by_its_own_count():
@@ -97,7 +145,7 @@ def test_read_is_the_mean_weighed_by_the_softmax_and_detached():
 
 
 def test_a_read_out_by_directions_is_refused():
-    with pytest.raises(ValueError, match="not their directions"):
+    with pytest.raises(ValueError, match="does not support normalized weights"):
         IdentityMemory(3, 2).read(logits_of(ClassWeights(torch.ones(3, 2), normalize=True), torch.ones(1, 2)))
 
 

@@ -60,3 +60,14 @@ def test_columns_must_fit_their_range():
         ClassifierLogits(torch.zeros(1, 2), ClassWeights(torch.zeros(5, 2)), ClassRange.local(4), BatchSplit((1,)))
     with pytest.raises(ValueError, match="not a range"):
         ClassRange(3, 2, 4)
+
+
+@pytest.mark.parametrize("options", [{}, {"sample_rate": 0.5}], ids=["all classes", "sampled"])
+@pytest.mark.parametrize("label", [-1, -100, 5])
+def test_a_label_without_a_class_is_an_error_as_in_torch(label, options):
+    feature, labels = GatheredFeatures.gather(torch.randn(2, 3)), torch.tensor([0, label])
+    with pytest.raises(IndexError, match="labels of 5 classes are 0 to 4"):
+        HEADS["cosine"](3, 5, **options).training_logits(feature, labels, 0).cross_entropy(labels)
+    if label != -100:
+        with pytest.raises(IndexError):
+            F.cross_entropy(torch.zeros(2, 5), labels)

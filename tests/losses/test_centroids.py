@@ -49,14 +49,16 @@ def test_gradients_equal_autograd_of_the_distance_matrix(margin, form, weigh):
     label = torch.tensor([0, 0, 1, 3, 3, 3])
     loss = loss_of(feature, centroid, label, margin=margin, margin_form=form, weigh_centroids=weigh)
     attract, repel = plain(feature, centroid, label, margin, form)
-    torch.testing.assert_close(loss, attract + repel)
+    exactly = {"rtol": 1e-12, "atol": 1e-14}  # float64 throughout
+    torch.testing.assert_close(loss, attract + repel, **exactly)
 
     actual = torch.autograd.grad(0.25 * loss, (feature, centroid))
-    torch.testing.assert_close(actual[0], torch.autograd.grad(0.25 * (attract + repel), feature, retain_graph=True)[0])
+    expected = torch.autograd.grad(0.25 * (attract + repel), feature, retain_graph=True)[0]
+    torch.testing.assert_close(actual[0], expected, **exactly)
     count = torch.bincount(label, minlength=4)[:, None]
     attract_part = torch.autograd.grad(attract, centroid, retain_graph=True)[0] / (1 + count)
     repel_part = torch.autograd.grad(0.25 * repel, centroid)[0]
-    torch.testing.assert_close(actual[1], (0.25 if weigh else 1.0) * attract_part + repel_part)
+    torch.testing.assert_close(actual[1], (0.25 if weigh else 1.0) * attract_part + repel_part, **exactly)
 
 
 def test_a_tracked_memory_gets_no_gradient():
@@ -64,3 +66,9 @@ def test_a_tracked_memory_gets_no_gradient():
     loss = loss_of(feature, torch.zeros(4, 3), torch.tensor([0, 1]))
     loss.backward()
     assert torch.isfinite(feature.grad).all()
+
+
+@pytest.mark.parametrize("label", [-1, -100, 4])
+def test_a_label_without_a_class_is_an_error(label):
+    with pytest.raises(IndexError, match="labels of 4 classes are 0 to 3"):
+        loss_of(torch.ones(2, 3), torch.zeros(4, 3), torch.tensor([0, label]))

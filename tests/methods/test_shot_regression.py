@@ -75,7 +75,7 @@ def test_a_step_is_the_regression_of_weights_and_the_loss_of_the_answers(name):
     generator = FIRST.generator("cpu", alike=True)
     level = method.level(FIRST, generator)
     with torch.no_grad():
-        feature, label = method._bank.few(2**level, generator)
+        feature, label = method._bank.sample_per_class(2**level, generator)
         few = softmax_regression(feature, label, CLASSES, decay=1e-3, steps=30)
         learned = [c for c, count in enumerate(COUNTS) if count >= 2 * 2**level]
         rows, apart, size = method.many_CE.clone(), 0.0, 0.0
