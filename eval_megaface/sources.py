@@ -28,7 +28,7 @@ import numpy as np
 from eval_megaface.config import Kind, MegafaceConfig, ModelFiles
 from eval_megaface.suite import Suite
 from facelt.errors import UserError
-from facelt.search.exact import Rows
+from facelt.search.exact import MatrixLike
 from facelt.store.feature_tree import HEADER_BYTES, VALUES, TreeRows, feature_path, read_feature, size_below
 from facelt.store.store import ChosenRows, EmbeddingStore
 
@@ -39,7 +39,7 @@ READERS = 4
 
 
 class Values(Protocol):
-    """Rows, float16 or float32, by an array of their positions."""
+    """MatrixLike, float16 or float32, by an array of their positions."""
 
     def __getitem__(self, row_N: np.ndarray, /) -> np.ndarray: ...
 
@@ -208,7 +208,7 @@ class FeatureSource(Protocol):
     path: Path
     kinds: tuple[str, ...]
 
-    def rows(self, kind: str, images: Sequence[str]) -> Rows:
+    def rows(self, kind: str, images: Sequence[str]) -> MatrixLike:
         """The embeddings [M,D] of `images` in their order, read when sliced. Raises UserError naming those missing."""
         ...
 
@@ -234,7 +234,7 @@ class StoreSource:
         self.kinds = self.store.kinds
         self._found: list[tuple[Sequence[str], np.ndarray]] = []
 
-    def rows(self, kind: str, images: Sequence[str]) -> Rows:
+    def rows(self, kind: str, images: Sequence[str]) -> MatrixLike:
         """See FeatureSource; a store in the list's own order is handed on as the memory map it is."""
         value_ND = self.store.embedding(kind)
         if self.store.keys[: len(images)] == list(images):
@@ -292,7 +292,7 @@ class TreeSource:
     def __init__(self, path: Path, algorithm: str) -> None:
         self.path, self.algorithm = path, algorithm
 
-    def rows(self, kind: str, images: Sequence[str]) -> Rows:
+    def rows(self, kind: str, images: Sequence[str]) -> MatrixLike:
         """See FeatureSource."""
         if kind != "direct":
             raise UserError(f"{self.path}: a tree of .bin files holds kind 'direct' only, not {kind!r}")

@@ -24,7 +24,7 @@ from facelt.config.audit import FeaturesConfig
 from facelt.errors import UserError
 from facelt.identification.all_pairs import PairHistograms, pair_errors, pair_histograms
 from facelt.identification.error_rates import ScoreGrid
-from facelt.search.exact import Rows
+from facelt.search.exact import MatrixLike
 from facelt.stats.groups import Grouping, PairCounter, UnitPairCounts, Units
 from facelt.store.feature_tree import (
     TreeRows,
@@ -55,7 +55,7 @@ class FeatureSet:
     keys: list[str]
     identities: list[str]
     own: dict[str, list[str]]
-    rows: Rows
+    rows: MatrixLike
     cosine: bool
     reason: dict[int, str]
     removed: int
@@ -99,7 +99,7 @@ def is_named(key: str, noisy: frozenset[str]) -> bool:
     return key in noisy or PurePosixPath(key).stem in noisy
 
 
-def _values_hash(rows: Rows) -> str:
+def _values_hash(rows: MatrixLike) -> str:
     """The SHA-256 of the values of a tree in order; every file of a lazy one is read, and so checked, on the way."""
     digest = hashlib.sha256()
     for start in range(0, rows.shape[0], _CHUNK):

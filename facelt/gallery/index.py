@@ -29,9 +29,9 @@ from facelt.gallery.backend import Nearest, best_of_everybody, joined
 from facelt.gallery.samples import LEAST_LENGTH, SampleRows, add_digest
 from facelt.gallery.sqlite import State, Truth
 from facelt.search.engine import Engine
-from facelt.search.exact import cosine_bound, error_bound
+from facelt.search.exact import cosine_error_bound, inner_product_error_bound
 from facelt.search.factory import open_engine
-from facelt.search.top_k import top_k, top_k_sound
+from facelt.search.top_k import top_k, top_k_prevalidated
 from facelt.utils.files import write_text
 
 SCHEMA = "facelt.gallery-index/1"
@@ -271,8 +271,8 @@ class View:
     def nearest(self, query_PD: np.ndarray, t: int) -> Nearest:
         """The t most similar samples of each probe, by exact scores."""
         matrix = self._matrix
-        sound = {"reach": matrix.reach, "stretch": matrix.stretch}
-        found = top_k_sound(query_PD, matrix.rows.row_ND, t, cosine=self._cosine, engine=self._engine, **sound)
+        sound = {"max_norm": matrix.reach, "max_norm_error": matrix.stretch}
+        found = top_k_prevalidated(query_PD, matrix.rows.row_ND, t, cosine=self._cosine, engine=self._engine, **sound)
         result = _named(*found, matrix.rows)
         if len(self._late):
             score_SPT, place_SPT = top_k(query_PD, self._late.row_ND, t, cosine=self._cosine, engine=self._engine)
@@ -283,9 +283,9 @@ class View:
         """The best samples of everybody who can be among the k best people."""
         dimension = len(query_D)
         if self._cosine:
-            slack = 2 * cosine_bound(dimension) + self._matrix.stretch
+            slack = 2 * cosine_error_bound(dimension) + self._matrix.stretch
         else:
-            slack = error_bound(dimension) * float(np.linalg.norm(query_D)) * max(self._matrix.reach, 1.0)
+            slack = inner_product_error_bound(dimension) * float(np.linalg.norm(query_D)) * max(self._matrix.reach, 1.0)
         parts = [part for part in (self._matrix.rows, self._late) if len(part)]
         found = [
             best_of_everybody(query_D, part.row_ND, *part[:2], k, cosine=self._cosine, slack=1.01 * slack)

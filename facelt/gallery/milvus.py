@@ -33,7 +33,7 @@ from facelt.gallery.backend import Candidate, Count, Found, Nearest, Removed, be
 from facelt.gallery.local import LocalGallery
 from facelt.gallery.model_spec import Contract
 from facelt.gallery.samples import LEAST_LENGTH, NAME_LENGTH, NOTE_LENGTH, Samples, checked, checked_rows
-from facelt.search.exact import cosine_bound, similarities
+from facelt.search.exact import cosine_error_bound, similarities
 
 TOKEN = "MILVUS_TOKEN"
 # All that Milvus Lite says of a file that another process has open.
@@ -253,7 +253,7 @@ class MilvusGallery:
             return found
 
         # The server's scores are rounded; how much, lengths would tell, which only unit embeddings have in common.
-        floor = floor - 2 * cosine_bound(self.contract.dimension) if self.contract.is_unit else -np.inf
+        floor = floor - 2 * cosine_error_bound(self.contract.dimension) if self.contract.is_unit else -np.inf
         wanted = min(k + SPARE, count.people)
         best, is_sure = best_people(nearest, len(probe_PD), wanted, samples=compared, floor=floor)
         return Found(self._scored(name, probe_PD, best, seen, k), is_flat and is_sure, compared)

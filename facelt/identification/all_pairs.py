@@ -20,7 +20,7 @@ import numpy as np
 
 from facelt.errors import UserError
 from facelt.identification.error_rates import ScoreGrid, ScoreHistograms
-from facelt.search.exact import Rows, checked_squares, similarities
+from facelt.search.exact import MatrixLike, similarities, validated_squared_norms
 from facelt.stats.groups import Grouping, UnitPairCounts, Units
 from recordio_tools.progress import ProgressFn, no_progress
 
@@ -35,11 +35,11 @@ def scored_rows(rows_BD: np.ndarray, side: str, start: int = 0, *, cosine: bool)
     zero.
     """
     rows_BD = np.ascontiguousarray(rows_BD, dtype=np.float32)
-    square_B = checked_squares(rows_BD, side, start, cosine=cosine)
+    square_B = validated_squared_norms(rows_BD, side, start, cosine=cosine)
     return rows_BD / np.sqrt(square_B)[:, None] if cosine else rows_BD
 
 
-def scored_blocks(rows_GD: Rows, rows: int, *, cosine: bool) -> Iterator[np.ndarray]:
+def scored_blocks(rows_GD: MatrixLike, rows: int, *, cosine: bool) -> Iterator[np.ndarray]:
     """`scored_rows` of a database in blocks of at most `rows` rows."""
     total, dimension = rows_GD.shape
     rows = max(1, min(rows, BLOCK_VALUES // max(1, dimension)))

@@ -32,7 +32,7 @@ import numpy as np
 
 from facelt.identification.error_rates import ENOUGH_ERRORS, allowed_errors
 from facelt.identification.rank import hit_ranks
-from facelt.search.exact import Rows, similarities
+from facelt.search.exact import MatrixLike, similarities
 from facelt.search.top_k import top_k
 from recordio_tools.progress import ProgressFn, no_progress
 
@@ -71,7 +71,7 @@ class OpenSetSearches:
 def open_set_searches(
     probe_PD: np.ndarray,
     identity_P: np.ndarray,
-    distractor_GD: Rows,
+    distractor_GD: MatrixLike,
     *,
     rank: int = 1,
     seed: int = 0,

@@ -19,7 +19,7 @@ from facelt.identification.all_pairs import longest, scored_blocks, scored_rows
 from facelt.identification.error_rates import DetCurve, OperatingPoint, ScoreGrid, ScoreHistograms
 from facelt.identification.rank import MatePairs, mate_pairs
 from facelt.metrics.ten_fold import TenFoldAccuracy, squared_distances, ten_fold, unmeasurable_reason
-from facelt.search.exact import Rows, check_dimensions
+from facelt.search.exact import MatrixLike, check_dimensions
 from facelt.stats.intervals import ClusteredCounts, RateIntervals, rate_intervals
 from recordio_tools.progress import ProgressFn, no_progress
 
@@ -42,7 +42,7 @@ class Verification:
 def verification_rates(
     probe_PD: np.ndarray,
     identity_P: np.ndarray,
-    distractor_GD: Rows,
+    distractor_GD: MatrixLike,
     *,
     fars: Sequence[float] = FARS,
     cosine: bool = False,
@@ -75,7 +75,7 @@ def verification_rates(
 
 
 def _count_nonmated(
-    query_PD: np.ndarray, rows_GD: Rows, grid: ScoreGrid, cosine: bool, progress: ProgressFn
+    query_PD: np.ndarray, rows_GD: MatrixLike, grid: ScoreGrid, cosine: bool, progress: ProgressFn
 ) -> np.ndarray:
     count_B = np.zeros(grid.bins, dtype=np.int64)
     rows = max(1, SCORES // max(1, len(query_PD)))
@@ -89,7 +89,7 @@ def _count_nonmated(
     return count_B
 
 
-def _largest(query_PD: np.ndarray, rows_GD: Rows) -> float:
+def _largest(query_PD: np.ndarray, rows_GD: MatrixLike) -> float:
     """A bound of all inner products, of mates as well: the longest probe times the longest row."""
     length = longest(query_PD)
     blocks = scored_blocks(rows_GD, SCORES, cosine=False)

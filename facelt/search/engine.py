@@ -1,4 +1,6 @@
-"""What a search engine must do for one block; all else (streaming, exact scores, merging, ties) is common to all.
+"""Search engine interface: inner products of a query matrix with one block of database rows.
+
+Streaming, exact scores, merging and ties are common to all engines (`facelt.search.top_k`).
 
 P probes, B rows of a block, D feature, M pairs.
 """
@@ -8,37 +10,37 @@ from typing import Protocol
 
 import numpy as np
 
-# Scores held at once; the pairs above a low threshold can be nearly as many.
-SCORES = 1 << 22
+# Scores held in memory at once; a range search with a low threshold can return nearly as many pairs.
+MAX_TILE_SCORES = 1 << 22
 
 # Query row [M], block row [M], score [M].
-Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
+ScoredPairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class Scorer(Protocol):
-    """Inner products of one query with one block after another, rounded as `take` says."""
+    """Inner products of one query matrix with one block at a time; `set_block` returns their rounding error."""
 
-    def take(self, block_BD: np.ndarray) -> float:
-        """Turn to a block. Returns the error beyond a float32 product's, as a share of the lengths of both rows."""
+    def set_block(self, block_BD: np.ndarray) -> float:
+        """Selects a block. Returns the error in excess of a float32 product's, relative to the norms of both rows."""
         ...
 
-    def best(self, k: int, floor_P: np.ndarray) -> tuple[Pairs, np.ndarray]:
-        """Pairs that score at least `floor_P`, as many of them as are among each query row's k best.
+    def topk(self, k: int, floor_P: np.ndarray) -> tuple[ScoredPairs, np.ndarray]:
+        """Returns the pairs with a score of at least `floor_P` that can be among the k best of their query row.
 
-        Also how much a pair that was left out can score [P]: -inf where none at or above the floor was.
+        The second value [P] bounds the scores of omitted pairs: -inf if none at or above the floor was omitted.
         """
         ...
 
-    def above(self, floor: float) -> Iterator[Pairs]:
-        """All pairs that score more than `floor`, in pieces of no more than SCORES pairs."""
+    def range_search(self, floor: float) -> Iterator[ScoredPairs]:
+        """Yields all pairs with a score above `floor`, at most MAX_TILE_SCORES pairs at a time."""
         ...
 
 
 class Engine(Protocol):
-    """Scores may be rounded: `top_k` and `count_above` compute again what is close."""
+    """Factory of scorers. Scores may be rounded: `top_k` and `count_above` recompute the close ones exactly."""
 
     name: str
 
     def open(self, query_PD: np.ndarray) -> Scorer:
-        """A scorer for the rows of a query, float32."""
+        """Returns a scorer for query rows, float32 [P,D]."""
         ...

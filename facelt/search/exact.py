@@ -1,11 +1,10 @@
-"""Similarities whose ties can be trusted. N rows, M pairs, D feature.
+"""Exact similarity scores, blocks of database rows, and a running top-k.
 
-A matrix product adds in an order that depends on where a row lies, so two equal rows may score differently in the last
-bit. Here each score is one float64 sum in one order: equal rows score equally, wherever they are and whichever side.
+A matrix product sums in an order that depends on the position of a row, so equal rows can differ in the last bit of
+their scores. Here every score is one float64 sum in a fixed order: equal rows have equal scores at any position and on
+either side.
 
-Stream the rows of an array that may be larger than memory. G gallery rows, B rows of one block, D feature.
-
-The best rows found so far for every query row. P probes, U some of them, K neighbours, M pairs, N entries.
+P probes, U some of them, G gallery rows, B rows of one block, N rows or entries, M pairs, D feature, K neighbours.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,17 +17,17 @@ import numpy as np
 
 from facelt.errors import UserError
 
-# Small enough for a core's cache.
+# Fits into the cache of one core.
 CHUNK_VALUES = 1 << 16
 
 
 def similarities(
     left_ND: np.ndarray, left_M: np.ndarray, right_ND: np.ndarray, right_M: np.ndarray, *, cosine: bool
 ) -> np.ndarray:
-    """The inner product or cosine of left_ND[left_M[i]] and right_ND[right_M[i]] for every i, float64 [M].
+    """Returns the inner product or cosine of left_ND[left_M[i]] and right_ND[right_M[i]] for every i, float64 [M].
 
-    The cosine is of the rows as float64: a unit vector stored as float16 has lost up to 1e-3 of its length. A few MB of
-    memory whatever M is. Rows must be finite and, for cosines, not zero.
+    Cosines divide by the float64 norms: a unit vector stored as float16 is up to 1e-3 off unit length. Uses a few MB of
+    memory for any M. Rows must be finite and, for cosines, non-zero.
     """
     score_M = _inner_products(left_ND, left_M, right_ND, right_M)
     if cosine:
@@ -48,12 +47,12 @@ def _inner_products(left_ND: np.ndarray, left_M: np.ndarray, right_ND: np.ndarra
 
 
 def _squares(rows_ND: np.ndarray, row_M: np.ndarray) -> np.ndarray:
-    used, place_M = np.unique(row_M, return_inverse=True)
-    return _inner_products(rows_ND, used, rows_ND, used)[place_M]
+    unique_U, index_M = np.unique(row_M, return_inverse=True)
+    return _inner_products(rows_ND, unique_U, rows_ND, unique_U)[index_M]
 
 
-def error_bound(dimension: int) -> float:
-    """How far a float32 inner product of two unit vectors can be from the exact one, in any order of summation.
+def inner_product_error_bound(dimension: int) -> float:
+    """Returns the error bound of a float32 inner product of two unit vectors, for any order of summation.
 
     n * u / (1 - n * u) with unit roundoff u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, 3.1).
     """
@@ -61,19 +60,19 @@ def error_bound(dimension: int) -> float:
     return product / (1.0 - product)
 
 
-def cosine_bound(dimension: int) -> float:
-    """The same for the cosine of rows brought to length one in float32: their lengths and quotients round as well."""
-    return 2 * error_bound(dimension + 4)
+def cosine_error_bound(dimension: int) -> float:
+    """Returns the error bound of a cosine of rows normalised in float32: norms and quotients are rounded as well."""
+    return 2 * inner_product_error_bound(dimension + 4)
 
 
-# float32 values of one block; the anonymous memory of a search is a small multiple of this.
-BLOCK_VALUES = 1 << 22
-# Rows whose lengths are this close to one (stored unit vectors are) need no division: the engine's slack covers it.
-NEAR_ONE = 1e-3
+# float32 values of one block; the memory of a search is a small multiple of this.
+MAX_BLOCK_VALUES = 1 << 22
+# Rows whose norms are this close to one (such as stored unit vectors) are not normalised: the error bound covers it.
+MAX_UNNORMALISED_ERROR = 1e-3
 
 
-class Rows(Protocol):
-    """Anything with a shape [N,D] that a slice turns into an array: an array, a memory map, files read on demand."""
+class MatrixLike(Protocol):
+    """Matrix [N,D] whose slices are arrays: an array, a memory map, or files read on demand."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -82,9 +81,9 @@ class Rows(Protocol):
 
 
 class BadRow(UserError):
-    """A row no score can be computed from; `side` is "query" or "database", `row` its position there.
+    """Row without a valid score; `side` is "query" or "database", `row` its position in that matrix.
 
-    Whoever knows which file and image the row is catches it and says so.
+    Callers that know the file and image of the row catch it and name them.
     """
 
     def __init__(self, side: str, row: int, reason: str) -> None:
@@ -94,31 +93,33 @@ class BadRow(UserError):
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Rows as float32: `raw_BD` as they are, for exact scores; `rough_BD` for an engine, about unit length for cosines.
+    """float32 rows: `row_BD` unchanged, for exact scores; `engine_row_BD` for an engine, near unit norm for cosines.
 
-    `length` is the greatest length of raw rows, `stretch` how far lengths of rough rows are from one, for cosines.
+    `max_norm` is the largest norm of `row_BD`; `max_norm_error`, for cosines, the largest | |engine_row| - 1 |.
     """
 
     start: int
-    raw_BD: np.ndarray
-    rough_BD: np.ndarray
-    length: float
-    stretch: float = 0.0
+    row_BD: np.ndarray
+    engine_row_BD: np.ndarray
+    max_norm: float
+    max_norm_error: float = 0.0
 
     def __len__(self) -> int:
-        return len(self.raw_BD)
+        return len(self.row_BD)
 
 
 def block_rows(dimension: int) -> int:
-    """Rows of `dimension` values that make one block."""
-    return max(1, BLOCK_VALUES // max(1, dimension))
+    """Returns the number of rows of `dimension` values in one block."""
+    return max(1, MAX_BLOCK_VALUES // max(1, dimension))
 
 
-def stream(rows_GD: Rows, cuts: Iterable[int], *, cosine: bool, rows: int | None = None) -> Iterator[Block]:
-    """Yield blocks up to the largest cut, none across a cut, each valid until the next is asked for. Raises BadRow.
+def iterate_blocks(
+    rows_GD: MatrixLike, cuts: Iterable[int], *, cosine: bool, rows: int | None = None
+) -> Iterator[Block]:
+    """Yields blocks up to the largest cut; no block crosses a cut, and each is valid until the next one is requested.
 
-    At most `rows` rows each, by default as many as make a block. The next block is read and checked in a thread while
-    the caller works on this one.
+    A block has at most `rows` rows (default: `block_rows`). The next block is read and validated in a thread while the
+    caller works on the current one. Raises BadRow.
     """
     dimension = rows_GD.shape[1]
     rows = rows or block_rows(dimension)
@@ -128,47 +129,51 @@ def stream(rows_GD: Rows, cuts: Iterable[int], *, cosine: bool, rows: int | None
         for start in range(first, stop, rows)
     ]
     longest = max((stop - start for start, stop in spans), default=0)
-    # Reused: fresh memory costs as much as filling it.
-    spare = [np.empty((longest, dimension), dtype=np.float32) for _ in range(2)]
+    # Reused, since allocating fresh memory costs as much as filling it.
+    buffers = [np.empty((longest, dimension), dtype=np.float32) for _ in range(2)]
 
-    def read(place: int) -> Block:
-        start, stop = spans[place]
-        return prepare(rows_GD[start:stop], "database", start, cosine=cosine, out_BD=spare[place % 2][: stop - start])
+    def read(index: int) -> Block:
+        start, stop = spans[index]
+        return prepare_block(
+            rows_GD[start:stop], "database", start, cosine=cosine, out_BD=buffers[index % 2][: stop - start]
+        )
 
     with ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(read, 0) if spans else None
-        for place in range(len(spans)):
-            block = ahead.result()
-            if place + 1 < len(spans):
-                ahead = reader.submit(read, place + 1)
+        pending = reader.submit(read, 0) if spans else None
+        for index in range(len(spans)):
+            block = pending.result()
+            if index + 1 < len(spans):
+                pending = reader.submit(read, index + 1)
             yield block
 
 
-def prepare(rows_BD: np.ndarray, side: str, start: int = 0, *, cosine: bool, out_BD: np.ndarray | None = None) -> Block:
-    """A checked block, without a copy where `rows_BD` is float32 already, else in `out_BD` if that is given.
+def prepare_block(
+    rows_BD: np.ndarray, side: str, start: int = 0, *, cosine: bool, out_BD: np.ndarray | None = None
+) -> Block:
+    """Returns a validated block: a view if `rows_BD` is contiguous float32, else a copy (in `out_BD` if given).
 
-    Raises BadRow on a row that is not finite or, for cosines, has length zero.
+    Raises BadRow on a row that is not finite or, for cosines, is zero.
     """
     if rows_BD.dtype == np.float32 and rows_BD.flags.c_contiguous:
-        raw_BD = rows_BD
+        row_BD = rows_BD
     else:
-        raw_BD = np.empty(rows_BD.shape, dtype=np.float32) if out_BD is None else out_BD
+        row_BD = np.empty(rows_BD.shape, dtype=np.float32) if out_BD is None else out_BD
         with np.errstate(over="ignore", invalid="ignore"):
-            np.copyto(raw_BD, rows_BD, casting="unsafe")
-    length_B = np.sqrt(checked_squares(raw_BD, side, start, cosine=cosine))
-    length = float(length_B.max(initial=0.0))
+            np.copyto(row_BD, rows_BD, casting="unsafe")
+    norm_B = np.sqrt(validated_squared_norms(row_BD, side, start, cosine=cosine))
+    max_norm = float(norm_B.max(initial=0.0))
     if not cosine:
-        return Block(start, raw_BD, raw_BD, length)
-    stretch = float(np.abs(length_B - 1).max(initial=0.0))
-    if stretch <= NEAR_ONE:
-        return Block(start, raw_BD, raw_BD, length, stretch)
-    return Block(start, raw_BD, raw_BD / length_B[:, None], length)
+        return Block(start, row_BD, row_BD, max_norm)
+    max_norm_error = float(np.abs(norm_B - 1).max(initial=0.0))
+    if max_norm_error <= MAX_UNNORMALISED_ERROR:
+        return Block(start, row_BD, row_BD, max_norm, max_norm_error)
+    return Block(start, row_BD, row_BD / norm_B[:, None], max_norm)
 
 
-def checked_squares(row_BD: np.ndarray, side: str, start: int = 0, *, cosine: bool) -> np.ndarray:
-    """The squared lengths of float32 rows, [B].
+def validated_squared_norms(row_BD: np.ndarray, side: str, start: int = 0, *, cosine: bool) -> np.ndarray:
+    """Returns the squared norms [B] of float32 rows.
 
-    Raises BadRow on a row that is not finite or, for cosines, has length zero.
+    Raises BadRow on a row that is not finite or, for cosines, is zero.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         square_B = np.einsum("bd,bd->b", row_BD, row_BD)
@@ -179,21 +184,21 @@ def checked_squares(row_BD: np.ndarray, side: str, start: int = 0, *, cosine: bo
     return square_B
 
 
-def rounding(query: Block, block: Block, error: float, *, cosine: bool) -> np.ndarray:
-    """How far an engine's scores of two rough rows can be from the exact ones of the raw rows, per query row [P].
+def score_error_bound(query: Block, block: Block, error: float, *, cosine: bool) -> np.ndarray:
+    """Returns the largest difference between an engine's score and the exact one, per query row [P].
 
-    `error` is what the engine errs beyond a float32 product, as a share of both lengths.
+    `error` is the engine's error in excess of a float32 product's, relative to both norms.
     """
-    dimension = query.raw_BD.shape[1]
+    dimension = query.row_BD.shape[1]
     if cosine:
-        # |q| and |g| within a stretch of one: |q.g - cos| <= ||q||g| - 1|; lengths themselves are rounded sums.
-        bound = 2 * cosine_bound(dimension) + error + query.stretch + block.stretch
+        # Norms are near one: |q.g - cos| <= ||q||g| - 1|; the norms themselves are rounded sums.
+        bound = 2 * cosine_error_bound(dimension) + error + query.max_norm_error + block.max_norm_error
         return np.full(len(query), 1.01 * bound)
-    return (error_bound(dimension) + error) * np.linalg.norm(query.raw_BD, axis=1) * block.length * 1.01
+    return (inner_product_error_bound(dimension) + error) * np.linalg.norm(query.row_BD, axis=1) * block.max_norm * 1.01
 
 
-def check_dimensions(query_PD: np.ndarray, database_GD: Rows) -> None:
-    """Raise UserError unless both sides are matrices of one dimension."""
+def check_dimensions(query_PD: np.ndarray, database_GD: MatrixLike) -> None:
+    """Raises UserError unless query and database are matrices of the same dimension."""
     if len(query_PD.shape) != 2 or len(database_GD.shape) != 2 or query_PD.shape[1] != database_GD.shape[1]:
         raise UserError(
             f"the query is {list(query_PD.shape)} and the database {list(database_GD.shape)}: "
@@ -202,19 +207,22 @@ def check_dimensions(query_PD: np.ndarray, database_GD: Rows) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Best:
-    """Scores float64 [P,K] descending, ties by position, and positions int64 [P,K]; -inf and -1 at the end."""
+class TopK:
+    """Running top-k: scores float64 [P,K], descending, and positions int64 [P,K], ties in order of position.
+
+    Unfilled entries at the end are -inf and -1.
+    """
 
     score_PK: np.ndarray
     id_PK: np.ndarray
 
     @classmethod
-    def none(cls, probes: int, k: int) -> "Best":
-        """Nothing found yet."""
+    def empty(cls, probes: int, k: int) -> "TopK":
+        """Returns an unfilled top-k."""
         return cls(np.full((probes, k), -np.inf), np.full((probes, k), -1, dtype=np.int64))
 
-    def merged(self, probe_M: np.ndarray, score_M: np.ndarray, id_M: np.ndarray) -> "Best":
-        """The K best of these and the given pairs. A pair that is here already, or comes twice, counts once."""
+    def merge(self, probe_M: np.ndarray, score_M: np.ndarray, id_M: np.ndarray) -> "TopK":
+        """Returns the K best of this top-k and the given pairs; a pair that occurs twice counts once."""
         probes, k = self.score_PK.shape
         is_touched_P = np.zeros(probes, dtype=bool)
         is_touched_P[probe_M] = True
@@ -225,11 +233,11 @@ class Best:
         order_N = np.lexsort((id_N, -score_N, probe_N))
         probe_N, score_N, id_N = probe_N[order_N], score_N[order_N], id_N[order_N]
         first_N = np.ones(len(id_N), dtype=bool)
-        # Equal pairs have equal scores and so lie side by side; what stands for nothing found may repeat.
+        # Duplicates have equal scores and are therefore adjacent; unfilled entries (-1) may repeat.
         first_N[1:] = (probe_N[1:] != probe_N[:-1]) | (id_N[1:] != id_N[:-1]) | (id_N[1:] < 0)
         probe_N, score_N, id_N = probe_N[first_N], score_N[first_N], id_N[first_N]
         entries_U = np.bincount(probe_N, minlength=probes)[touched_U]
         kept_UK = (np.cumsum(entries_U) - entries_U)[:, None] + np.arange(k)
         score_PK, id_PK = self.score_PK.copy(), self.id_PK.copy()
         score_PK[touched_U], id_PK[touched_U] = score_N[kept_UK], id_N[kept_UK]
-        return Best(score_PK, id_PK)
+        return TopK(score_PK, id_PK)

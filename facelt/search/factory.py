@@ -8,15 +8,15 @@ from facelt.search.engine import Engine
 
 EngineName = Literal["auto", "faiss", "torch"]
 
-# From so many pairs on the time that importing torch takes is made up for: a search of a million by two thousand.
+# Number of scored pairs above which the time to import torch pays off: a search of a million rows by two thousand.
 WORTH_TORCH = 1 << 31
 
 
 def open_engine(name: EngineName = "auto", pairs: int = 0) -> Engine:
-    """The engine of that name; `auto` is faiss where it is installed, else torch.
+    """Returns the engine of that name; `auto` is faiss if it is installed, else torch.
 
-    With many `pairs` to score `auto` is torch where that has bfloat16 products, which are several times as fast. Raises
-    UserError where the engine, or with `auto` either, is not installed.
+    For many scored `pairs`, `auto` is torch if the device has fast bfloat16 products (several times faster). Raises
+    UserError if the engine is not installed; with `auto`, if neither is.
     """
     installed = [package for package in ("faiss", "torch") if importlib.util.find_spec(package)]
     chosen = name if name != "auto" else next(iter(installed), None)

@@ -1,4 +1,7 @@
-"""faiss's flat search (Douze et al., The Faiss library, 2024). P probes, B rows of a block, D feature, M pairs."""
+"""Search engine: faiss's flat search (Douze et al., The Faiss library, 2024).
+
+P probes, B rows of a block, D feature, M pairs.
+"""
 
 import os
 from collections.abc import Iterator
@@ -7,28 +10,28 @@ from typing import Any
 import numpy as np
 
 from facelt.search import engine
-from facelt.search.engine import Pairs
+from facelt.search.engine import ScoredPairs
 
-# Fetched beyond k, so that the rounding cannot push one of the k best out of sight.
-SPARE = 6
-# faiss's own limit of neighbours on a GPU.
+# Neighbours fetched in addition to k, so that rounding does not hide one of the k best.
+EXTRA_NEIGHBOURS = 6
+# faiss's limit of neighbours on a GPU.
 GPU_NEIGHBOURS = 2048
 
 
 class FaissEngine:
-    """On a GPU where faiss was built for one and sees one, else on the CPU, on faiss's default number of threads."""
+    """faiss on a GPU if it was built for one and finds one, else on the CPU with faiss's default number of threads."""
 
     name = "faiss"
 
     def __init__(self) -> None:
         import faiss
 
-        # The CPU's build has the function too, and counts no GPU.
+        # The CPU build has this function as well and returns 0.
         self.gpus = faiss.get_num_gpus()
         self.resources = faiss.StandardGpuResources() if self.gpus else None
 
     def open(self, query_PD: np.ndarray) -> "FaissScorer":
-        """See Engine."""
+        """See Engine.open."""
         query_PD = np.ascontiguousarray(query_PD)
         if self.resources is None:
             return FaissScorer(query_PD)
@@ -36,26 +39,26 @@ class FaissEngine:
 
 
 class FaissScorer:
-    """See Scorer; on the CPU."""
+    """Scorer on the CPU."""
 
     def __init__(self, query_PD: np.ndarray) -> None:
         self.query_PD = query_PD
 
-    def take(self, block_BD: np.ndarray) -> float:
-        """See Scorer: plain float32 products."""
+    def set_block(self, block_BD: np.ndarray) -> float:
+        """See Scorer.set_block: plain float32 products."""
         self.block_BD = block_BD
         return 0.0
 
-    def best(self, k: int, floor_P: np.ndarray) -> tuple[Pairs, np.ndarray]:
-        """See Scorer."""
-        score_PN, row_PN = self._nearest(min(k + SPARE, len(self.block_BD)))
-        everything = score_PN.shape[1] == len(self.block_BD)
-        left_P = np.full(len(floor_P), -np.inf) if everything else score_PN[:, -1].astype(np.float64)
-        return _chosen(score_PN, row_PN, score_PN >= floor_P[:, None]), left_P
+    def topk(self, k: int, floor_P: np.ndarray) -> tuple[ScoredPairs, np.ndarray]:
+        """See Scorer.topk."""
+        score_PN, row_PN = self._nearest(min(k + EXTRA_NEIGHBOURS, len(self.block_BD)))
+        is_complete = score_PN.shape[1] == len(self.block_BD)
+        omitted_P = np.full(len(floor_P), -np.inf) if is_complete else score_PN[:, -1].astype(np.float64)
+        return _select(score_PN, row_PN, score_PN >= floor_P[:, None]), omitted_P
 
-    def above(self, floor: float) -> Iterator[Pairs]:
-        """See Scorer. Plain products: faiss's range search is no faster when both sides are matrices."""
-        tile = max(1, engine.SCORES // max(1, len(self.query_PD)))
+    def range_search(self, floor: float) -> Iterator[ScoredPairs]:
+        """See Scorer.range_search. Plain products: faiss's range search is no faster for two matrices."""
+        tile = max(1, engine.MAX_TILE_SCORES // max(1, len(self.query_PD)))
         for start in range(0, len(self.block_BD), tile):
             score_PT = self.query_PD @ self.block_BD[start : start + tile].T
             flat_M = np.flatnonzero(score_PT > floor)
@@ -63,29 +66,29 @@ class FaissScorer:
             yield query_M, row_M + start, score_PT.ravel()[flat_M]
 
     def _nearest(self, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k largest inner products of each query row, descending [P,K], and their rows."""
+        """Returns the k largest inner products of each query row, descending [P,K], and their rows."""
         import faiss
 
         return faiss.knn(self.query_PD, self.block_BD, k, metric=faiss.METRIC_INNER_PRODUCT)
 
 
 class GpuScorer(FaissScorer):
-    """See Scorer; on a GPU."""
+    """Scorer on a GPU."""
 
     def __init__(self, query_PD: np.ndarray, resources: Any, device: int) -> None:
         super().__init__(query_PD)
         self.resources, self.device = resources, device
 
-    def above(self, floor: float) -> Iterator[Pairs]:
-        """See Scorer: ever more neighbours until the last is below the floor; few are above a useful one."""
+    def range_search(self, floor: float) -> Iterator[ScoredPairs]:
+        """See Scorer.range_search: increases k until the last neighbour is below the floor."""
         k, rows = 16, len(self.block_BD)
         while k < min(rows, GPU_NEIGHBOURS):
             score_PN, row_PN = self._nearest(k)
             if (score_PN[:, -1] <= floor).all():
-                yield _chosen(score_PN, row_PN, score_PN > floor)
+                yield _select(score_PN, row_PN, score_PN > floor)
                 return
             k *= 4
-        yield from super().above(floor)
+        yield from super().range_search(floor)
 
     def _nearest(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         import faiss
@@ -95,6 +98,6 @@ class GpuScorer(FaissScorer):
         )
 
 
-def _chosen(score_PN: np.ndarray, row_PN: np.ndarray, is_chosen_PN: np.ndarray) -> Pairs:
-    query_M, column_M = np.nonzero(is_chosen_PN)
+def _select(score_PN: np.ndarray, row_PN: np.ndarray, is_selected_PN: np.ndarray) -> ScoredPairs:
+    query_M, column_M = np.nonzero(is_selected_PN)
     return query_M, row_PN[query_M, column_M], score_PN[query_M, column_M]

@@ -1,10 +1,7 @@
-"""Both searches by one engine, in one process or with the database's rows split over torchrun's.
+"""Search in one process, or with the database rows split over the processes of torchrun.
 
-P probes, G gallery rows, S prefixes, K neighbours.
-
-Search with the database's rows split over processes: each searches its own range, the results are merged.
-
-Scores are exact and depend on no position, so that the result is that of one process to the last bit.
+Each rank searches a range of rows and the results are merged. Scores are exact and independent of position, so the
+result equals that of one process to the last bit.
 
 P probes, G gallery rows, S prefixes, K neighbours, R ranks.
 """
@@ -17,14 +14,14 @@ import numpy as np
 
 from facelt.errors import UserError
 from facelt.search.engine import Engine
-from facelt.search.exact import BadRow, Best, Rows
+from facelt.search.exact import BadRow, MatrixLike, TopK
 from facelt.search.factory import EngineName, open_engine
 from facelt.search.top_k import count_above, top_k
 from recordio_tools.progress import ProgressFn, no_progress
 
 
 class Search:
-    """`top_k` and `count_above` by one engine; `is_first` is true of the process that speaks for all."""
+    """`top_k` and `count_above` with one engine; `is_first` is true in the process that reports results."""
 
     is_first = True
 
@@ -34,41 +31,38 @@ class Search:
     def top_k(
         self,
         query_PD: np.ndarray,
-        database_GD: Rows,
+        database_GD: MatrixLike,
         k: int,
         prefixes: Sequence[int],
         *,
         cosine: bool,
         progress: ProgressFn = no_progress,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Scores float64 and positions int64 [S,P,K]: see `facelt.search.top_k`."""
+        """Returns scores float64 and positions int64, [S,P,K] each; see `facelt.search.top_k.top_k`."""
         return top_k(query_PD, database_GD, k, prefixes, cosine=cosine, engine=self.engine, progress=progress)
 
     def count_above(
-        self, query_PD: np.ndarray, database_GD: Rows, threshold: float, *, progress: ProgressFn = no_progress
+        self, query_PD: np.ndarray, database_GD: MatrixLike, threshold: float, *, progress: ProgressFn = no_progress
     ) -> np.ndarray:
-        """Counts int64 [P]: see `facelt.search.count_above`."""
+        """Returns counts int64 [P]; see `facelt.search.top_k.count_above`."""
         return count_above(query_PD, database_GD, threshold, engine=self.engine, progress=progress)
 
 
 def open_search(name: EngineName = "auto", pairs: int = 0) -> Search:
-    """A search by the engine of that name, split over all processes where torchrun started several.
+    """Returns a search with the engine of that name, split over the processes of torchrun if there are several.
 
-    `pairs` is about how many are to be scored: see `open_engine`.
-
-    Raises UserError where the engine is not installed.
+    `pairs` is the approximate number of scores: see `open_engine`. Raises UserError if the engine is not installed.
     """
     engine = open_engine(name, pairs)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return Search(engine)
-
     return SplitSearch(engine)
 
 
 class SplitSearch(Search):
-    """A search whose ranks call it together with the same arguments and all get the whole result.
+    """Search split over ranks: all ranks call it with the same arguments and get the whole result.
 
-    Talks over gloo: what is exchanged, P x K results a rank, lies in the processor's memory whatever the engine is.
+    Communicates over gloo, since the P x K results of a rank are in host memory with every engine.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -83,7 +77,7 @@ class SplitSearch(Search):
     def top_k(
         self,
         query_PD: np.ndarray,
-        database_GD: Rows,
+        database_GD: MatrixLike,
         k: int,
         prefixes: Sequence[int],
         *,
@@ -92,61 +86,61 @@ class SplitSearch(Search):
     ) -> tuple[np.ndarray, np.ndarray]:
         """See Search."""
         shard = self._shard(database_GD)
-        own = [min(max(size - shard.start, 0), shard.shape[0]) for size in prefixes]
-        score_SPK, id_SPK = self._together(
-            shard.start, lambda: Search.top_k(self, query_PD, shard, k, own, cosine=cosine, progress=progress)
+        local = [min(max(size - shard.start, 0), shard.shape[0]) for size in prefixes]
+        score_SPK, id_SPK = self._on_all_ranks(
+            shard.start, lambda: Search.top_k(self, query_PD, shard, k, local, cosine=cosine, progress=progress)
         )
         id_SPK[id_SPK >= 0] += shard.start
-        score_RSPK, id_RSPK = self._gathered(score_SPK), self._gathered(id_SPK)
-        merged = [_merged(score_RSPK[:, place], id_RSPK[:, place]) for place in range(len(own))]
+        score_RSPK, id_RSPK = self._all_gather(score_SPK), self._all_gather(id_SPK)
+        merged = [_merge_ranks(score_RSPK[:, index], id_RSPK[:, index]) for index in range(len(local))]
         return np.stack([best.score_PK for best in merged]), np.stack([best.id_PK for best in merged])
 
     def count_above(
-        self, query_PD: np.ndarray, database_GD: Rows, threshold: float, *, progress: ProgressFn = no_progress
+        self, query_PD: np.ndarray, database_GD: MatrixLike, threshold: float, *, progress: ProgressFn = no_progress
     ) -> np.ndarray:
         """See Search."""
         shard = self._shard(database_GD)
-        count_P = self._together(
+        count_P = self._on_all_ranks(
             shard.start, lambda: Search.count_above(self, query_PD, shard, threshold, progress=progress)
         )
-        return self._gathered(count_P).sum(axis=0)
+        return self._all_gather(count_P).sum(axis=0)
 
-    def _shard(self, database_GD: Rows) -> "_Shard":
+    def _shard(self, database_GD: MatrixLike) -> "_Shard":
         total = database_GD.shape[0]
         return _Shard(database_GD, total * self.rank // self.world, total * (self.rank + 1) // self.world)
 
-    def _together(self, start: int, search: Callable[[], Any]) -> Any:
-        """What `search` returns, once all ranks have it; what one of them cannot score is raised on all."""
+    def _on_all_ranks(self, start: int, search: Callable[[], Any]) -> Any:
+        """Returns the result of `search` once all ranks have theirs; an error on one rank is raised on all."""
         import torch.distributed as dist
 
-        found, failure = None, None
+        result, failure = None, None
         try:
-            found = search()
+            result = search()
         except BadRow as error:
             failure = (error.side, error.row + (start if error.side == "database" else 0), error.reason)
         except UserError as error:
             failure = (str(error),)
         failures: list[tuple | None] = [None] * self.world
         dist.all_gather_object(failures, failure)
-        for said in filter(None, failures):
-            raise BadRow(*said) if len(said) == 3 else UserError(*said)
-        return found
+        for arguments in filter(None, failures):
+            raise BadRow(*arguments) if len(arguments) == 3 else UserError(*arguments)
+        return result
 
-    def _gathered(self, array: np.ndarray) -> np.ndarray:
-        """The arrays of all ranks, stacked in rank order."""
+    def _all_gather(self, array: np.ndarray) -> np.ndarray:
+        """Returns the arrays of all ranks, stacked in rank order."""
         import torch
         import torch.distributed as dist
 
-        own = torch.from_numpy(np.ascontiguousarray(array))
-        all_of_them = [torch.empty_like(own) for _ in range(self.world)]
-        dist.all_gather(all_of_them, own)
-        return np.stack([one.numpy() for one in all_of_them])
+        local = torch.from_numpy(np.ascontiguousarray(array))
+        gathered = [torch.empty_like(local) for _ in range(self.world)]
+        dist.all_gather(gathered, local)
+        return np.stack([tensor.numpy() for tensor in gathered])
 
 
 class _Shard:
-    """The rows start..stop of a database."""
+    """Rows start..stop of a database."""
 
-    def __init__(self, rows_GD: Rows, start: int, stop: int) -> None:
+    def __init__(self, rows_GD: MatrixLike, start: int, stop: int) -> None:
         self._rows_GD, self.start = rows_GD, start
         self.shape = (stop - start, rows_GD.shape[1])
 
@@ -154,10 +148,10 @@ class _Shard:
         return self._rows_GD[self.start + rows.start : self.start + rows.stop]
 
 
-def _merged(score_RPK: np.ndarray, id_RPK: np.ndarray) -> Best:
-    """The K best of all ranks' best."""
-    best = Best(score_RPK[0], id_RPK[0])
+def _merge_ranks(score_RPK: np.ndarray, id_RPK: np.ndarray) -> TopK:
+    """Returns the K best of all ranks."""
+    best = TopK(score_RPK[0], id_RPK[0])
     for score_PK, id_PK in zip(score_RPK[1:], id_RPK[1:], strict=True):
-        probe_M, place_M = np.nonzero(id_PK >= 0)
-        best = best.merged(probe_M, score_PK[probe_M, place_M], id_PK[probe_M, place_M])
+        probe_M, rank_M = np.nonzero(id_PK >= 0)
+        best = best.merge(probe_M, score_PK[probe_M, rank_M], id_PK[probe_M, rank_M])
     return best

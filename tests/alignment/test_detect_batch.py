@@ -38,7 +38,7 @@ KEPT_BUSY = """
 import multiprocessing, sys, time
 from pathlib import Path
 from facelt.alignment.photographs import find_photographs
-from facelt.alignment.survey import Terms, survey
+from facelt.alignment.run import Terms, survey
 if __name__ == "__main__":
     answers = survey(find_photographs(Path(sys.argv[1])), Terms(sys.argv[2]), workers=1)
     next(answers)

@@ -20,8 +20,8 @@ def test_equals_a_plain_count(seed, threshold, block_values, scores):
     q, g = query_PD.astype(np.float64), database_GD.astype(np.float64)
     cosine_PG = (q @ g.T) / np.linalg.norm(q, axis=1)[:, None] / np.linalg.norm(g, axis=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exact, "BLOCK_VALUES", block_values)
-        patch.setattr(engine, "SCORES", scores)
+        patch.setattr(exact, "MAX_BLOCK_VALUES", block_values)
+        patch.setattr(engine, "MAX_TILE_SCORES", scores)
         found_P = count_above(query_PD, database_GD, threshold)
     np.testing.assert_array_equal(found_P, (cosine_PG > threshold).sum(axis=1))
 

@@ -52,8 +52,8 @@ def test_all_engines_agree(engines, seed, rows, k, dimension, cosine, block_valu
     threshold = float(random.uniform(-0.5, 1))
     found = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exact_module, "BLOCK_VALUES", block_values)
-        patch.setattr(engine, "SCORES", scores)
+        patch.setattr(exact_module, "MAX_BLOCK_VALUES", block_values)
+        patch.setattr(engine, "MAX_TILE_SCORES", scores)
         for name, one in engines.items():
             found[name] = (
                 *top_k(query_PD, database_GD, k, prefixes, cosine=cosine, engine=one),
@@ -94,7 +94,7 @@ def test_rows_that_get_ever_better(engines, name):
     query_PD = random.standard_normal((3, 8)).astype(np.float32)
     database_GD = query_PD.mean(axis=0) * np.linspace(0.1, 9, 4000, dtype=np.float32)[:, None]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exact_module, "BLOCK_VALUES", 8 * 300)
+        patch.setattr(exact_module, "MAX_BLOCK_VALUES", 8 * 300)
         score_SPK, id_SPK = top_k(query_PD, database_GD, 5, engine=engines[name])
     plain_PG = exact(query_PD, database_GD, False)
     np.testing.assert_array_equal(id_SPK[0], np.argsort(-plain_PG, axis=1, kind="stable")[:, :5])
@@ -158,7 +158,7 @@ def test_faiss_search_loads_no_torch(root):
     import subprocess
 
     code = "import sys, numpy as np; sys.modules['torch'] = None\n"
-    code += "from facelt.search import open_search\n"
+    code += "from facelt.search.search import open_search\n"
     code += "search = open_search(); rows = np.eye(3, dtype=np.float32)\n"
     code += "print(search.top_k(rows, rows, 1, [3], cosine=True)[1].ravel(), search.count_above(rows, rows, 0.5))"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120)

@@ -13,7 +13,8 @@ PROGRAM = """
 import sys
 import numpy as np
 import torch.distributed as dist
-from facelt.search import BadRow, open_search
+from facelt.search.exact import BadRow
+from facelt.search.search import open_search
 
 arrays = np.load(sys.argv[1])
 search = open_search(sys.argv[2])

@@ -38,7 +38,7 @@ def test_equals_a_plain_sort_with_many_ties(seed, probes, total, k, high, block_
     database_GD = random.integers(-high, high + 1, (total, 4)).astype(np.float16)
     prefixes = random.integers(0, total + 1, 3).tolist()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exact, "BLOCK_VALUES", block_values)
+        patch.setattr(exact, "MAX_BLOCK_VALUES", block_values)
         score_SPK, id_SPK = top_k(query_PD, database_GD, k, prefixes)
     assert score_SPK.shape == id_SPK.shape == (3, probes, k)
     for size, score_PK, id_PK in zip(prefixes, score_SPK, id_SPK, strict=True):
@@ -52,7 +52,7 @@ def test_real_values_in_blocks(monkeypatch, tmp_path):
     query_PD = random.standard_normal((9, 32)).astype(np.float32)
     np.save(tmp_path / "g.npy", random.standard_normal((3000, 32)).astype(np.float32))
     database_GD = np.load(tmp_path / "g.npy", mmap_mode="r")
-    monkeypatch.setattr(exact, "BLOCK_VALUES", 32 * 700)
+    monkeypatch.setattr(exact, "MAX_BLOCK_VALUES", 32 * 700)
     seen = []
     score_SPK, id_SPK = top_k(query_PD, database_GD, 20, [10, 100, 3000], progress=lambda *report: seen.append(report))
     assert seen == [("searching", done, 3000) for done in (10, 100, 800, 1500, 2200, 2900, 3000)]
@@ -66,7 +66,7 @@ def test_cosines_of_rows_of_any_length(monkeypatch):
     random = np.random.default_rng(2)
     query_PD = random.standard_normal((9, 32)).astype(np.float32) * random.uniform(0.1, 9, (9, 1)).astype(np.float32)
     database_GD = (random.standard_normal((900, 32)) * random.uniform(0.1, 9, (900, 1))).astype(np.float16)
-    monkeypatch.setattr(exact, "BLOCK_VALUES", 32 * 200)
+    monkeypatch.setattr(exact, "MAX_BLOCK_VALUES", 32 * 200)
     score_SPK, id_SPK = top_k(query_PD, database_GD, 20, cosine=True)
     unit_PD, unit_GD = query_PD.astype(np.float64), database_GD.astype(np.float64)
     unit_PD /= np.linalg.norm(unit_PD, axis=1, keepdims=True)
@@ -78,7 +78,7 @@ def test_cosines_of_rows_of_any_length(monkeypatch):
 
 @pytest.mark.parametrize("cosine", [False, True])
 def test_a_collapsed_model_ties_everywhere_in_order_of_position(monkeypatch, cosine):
-    monkeypatch.setattr(exact, "BLOCK_VALUES", 16 * 500)
+    monkeypatch.setattr(exact, "MAX_BLOCK_VALUES", 16 * 500)
     row_D = np.random.default_rng(1).standard_normal(16).astype(np.float32)
     score_SPK, id_SPK = top_k(np.tile(row_D, (5, 1)), np.tile(row_D, (1300, 1)), 6, cosine=cosine)
     np.testing.assert_array_equal(id_SPK[0], np.tile(np.arange(6), (5, 1)))
