@@ -47,6 +47,9 @@ class Loss(nn.Module, ABC):
     device and is no part of the state.
     """
 
+    # The weighted sum is divided by the number of images, not by the sum of their weights as in F.cross_entropy.
+    divides_by_images = False
+
     def __init__(self, counts_C: torch.Tensor) -> None:
         super().__init__()
 
@@ -63,12 +66,13 @@ class Loss(nn.Module, ABC):
         weight_C: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> torch.Tensor:
-        """The mean of the terms, a scalar; with class weights the weighted sum over the sum of the images' weights."""
+        """Returns the mean of the terms, a scalar; with class weights their weighted mean (see `divides_by_images`)."""
         term_B = self.terms(logits_BC, label_B, generator)
         if weight_C is None:
             return term_B.mean()
         weight_B = weight_C[label_B]
-        return (weight_B * term_B).sum() / weight_B.sum()
+        weighted_B = weight_B * term_B
+        return weighted_B.mean() if self.divides_by_images else weighted_B.sum() / weight_B.sum()
 
 
 def seen(counts_C: torch.Tensor) -> torch.Tensor:
@@ -102,7 +106,12 @@ class Focal(Loss):
 
 
 class SigmoidFocal(Loss):
-    """-(1 - q)^gamma log q summed over the classes, q being what a class's own sigmoid gives the right answer."""
+    """-(1 - q)^gamma log q summed over the classes, q being what a class's own sigmoid gives the right answer.
+
+    With class weights it is divided by the number of images, as in the code of Cui et al., CVPR 2019.
+    """
+
+    divides_by_images = True
 
     def __init__(self, counts_C: torch.Tensor, gamma: float = 1.0) -> None:
         super().__init__(counts_C)

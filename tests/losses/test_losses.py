@@ -55,7 +55,24 @@ def test_every_loss_is_the_weighted_mean_of_its_equation(name, weighted):
     out = drawn & np.array([False, True, True, True]) & (labels.numpy()[:, None] != np.arange(4))
     terms = [plain(name, logits[b].numpy(), labels[b].item(), COUNTS.tolist(), out[b]) for b in range(50)]
     heavy = weights[labels].numpy() if weighted else np.ones(50)
-    assert found.item() == pytest.approx(np.average(terms, weights=heavy), rel=1e-6)
+    total = 50 if name == "sigmoid_focal" else heavy.sum()
+    assert found.item() == pytest.approx(np.dot(terms, heavy) / total, rel=1e-6)
+
+
+def test_class_balanced_focal_divides_by_the_images_as_the_class_balanced_loss_code():
+    """CIFAR-100-LT, imbalance 100, beta 0.9: dividing by the weights would give a loss about 1.2 times as large."""
+    counts = torch.tensor([int(500 * 0.01 ** (c / 99)) for c in range(100)])
+    weights = (1 - 0.9) / (1 - 0.9 ** counts.double())
+    weights *= 100 / weights.sum()
+    random = torch.Generator().manual_seed(0)
+    labels = torch.arange(100).repeat_interleave(counts)
+    logits = torch.randn(len(labels), 100, generator=random, dtype=torch.float64)
+    is_own = torch.nn.functional.one_hot(labels, 100).bool()
+    q = torch.where(is_own, logits.sigmoid(), 1 - logits.sigmoid())
+    expected = (weights[labels][:, None] * (1 - q) ** 2 * -q.log()).sum() / len(labels)
+    loss = LOSSES["sigmoid_focal"](counts, gamma=2.0)(logits, labels, WEIGHTS["class_balanced"](counts, beta=0.9))
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    assert len(labels) / weights[labels].sum().item() == pytest.approx(1.2, abs=0.05)
 
 
 @pytest.mark.parametrize(
