@@ -26,17 +26,15 @@ import numpy as np
 
 from facelt.config.data import CifarData, DataConfig, ListData
 from facelt.config.train import TrainConfig
-from facelt.data.batch import BadImageTracker
 from facelt.data.lists import ImageFileDataset
 from facelt.data.module import ClassMap, Split, TrainingData, open_data
 from facelt.errors import UserError
 from facelt.inference.model import TrainedModel
-from facelt.inference.predict import Answers, Reading, Respondent, answers, expert_predictions, fit_rejecter, predict
+from facelt.inference.predict import OpenSetPredictions, Predictor, fit_scorer, predict_all, predict_open_set
 from facelt.inference.sources import open_images, read_identities
 from facelt.metrics.classification import (
     CALIBRATION_BINS,
     SHOT_BANDS,
-    ExpertCounts,
     ShotAccuracy,
     expected_calibration_error,
     expert_counts,
@@ -127,11 +125,10 @@ class Evaluation:
     data: TrainingData
     split: str
     convention: str
-    known: Answers
+    known: OpenSetPredictions
     rejection: Rejection | None = None
-    unknown: Answers | None = None
+    unknown: OpenSetPredictions | None = None
     number: int = 1
-    experts: ExpertCounts | None = None
 
     @cached_property
     def counts_C(self) -> np.ndarray:
@@ -157,7 +154,7 @@ class Evaluation:
         numbered = (replace(self, number=number) for number in count(1))
         return next(one for one in numbered if one.name not in taken)
 
-    def with_unknown(self, unknown: Answers) -> "Evaluation":
+    def with_unknown(self, unknown: OpenSetPredictions) -> "Evaluation":
         """The same with other unknown images."""
         return replace(self, unknown=unknown)
 
@@ -165,7 +162,9 @@ class Evaluation:
         """True classes and answers of known and unknown images, int64 [N], at another threshold or its own."""
         threshold = self.rejection.threshold if threshold is None else threshold
         both = (self.known, self.unknown)
-        return np.concatenate([one.label_N for one in both]), np.concatenate([one.at(threshold) for one in both])
+        return np.concatenate([one.label_N for one in both]), np.concatenate(
+            [one.reject_below(threshold) for one in both]
+        )
 
     def report(self) -> dict:
         """Schema `facelt.evaluation/1`; rates are fractions, None where there is nothing to measure them on."""
@@ -181,8 +180,14 @@ class Evaluation:
             "ece": expected_calibration_error(np.minimum(known.confidence_N, 1), right_N),
             "ece_bins": CALIBRATION_BINS,
             "open": None if self.rejection is None else self._open(),
-            "experts": None if self.experts is None else asdict(self.experts),
+            "experts": self._experts(),
         }
+
+    def _experts(self) -> dict | None:
+        known = self.known
+        if known.expert_prediction_NK is None:
+            return None
+        return asdict(expert_counts(known.label_N, known.expert_prediction_NK.T, known.class_N))
 
     def _open(self) -> dict:
         label_N, answer_N = self.labels_and_answers()
@@ -229,7 +234,7 @@ class Evaluation:
         columns += [images_C.tolist(), right_C.tolist(), _shares(right_C, images_C)]
         if self.rejection is not None:
             header += ["right_with_rejection", "accuracy_with_rejection", "rejected"]
-            answer_N = self.known.at(self.rejection.threshold)
+            answer_N = self.known.reject_below(self.rejection.threshold)
             _, kept_C = per_class_counts(self.known.label_N, answer_N, len(self.counts_C))
             gone_C = np.bincount(self.known.label_N[answer_N < 0], minlength=len(self.counts_C))
             columns += [kept_C.tolist(), _shares(kept_C, images_C), gone_C.tolist()]
@@ -250,7 +255,7 @@ class OpenImages:
     split: Split
     class_N: np.ndarray
 
-    def unknown(self, found: Answers) -> Answers:
+    def unknown(self, found: OpenSetPredictions) -> OpenSetPredictions:
         """Answers to these images with the label -1, whatever labels their dataset gives them."""
         return found._replace(label_N=np.full_like(found.label_N, -1))
 
@@ -311,36 +316,31 @@ def evaluate_model(
     model without experts is asked for them.
     """
     data = open_data(model.config.data, model.config.seed)
-    bad = BadImageTracker(model.config.data.max_bad_images)
-    device = next(model.method.parameters()).device
-    asked = Respondent(model.method, data.preprocessing, Reading(batch, workers, device, bad, progress))
+    predictor = Predictor.of(model, batch, workers, progress=progress)
     known_split = find_split(data, split)
-    apart = None
-    if experts:
-        apart = expert_counts(*expert_predictions(model.method, known_split, asked.preparation, asked.reading))
     if open_ is None:
-        known = answers(asked, known_split, OPENSET["threshold"](), split)
-        return Evaluation(model, data, split, convention, known, experts=apart), None
+        known = predict_open_set(predictor, known_split, OPENSET["threshold"](), experts=experts, title=split)
+        return Evaluation(model, data, split, convention, known), None
     images = find_open_images(data, model.config, open_.images, open_.root)
     rejecter = OPENSET[open_.method]()
     if open_.threshold is None and rejecter.threshold is None and VALIDATION not in data.evaluation:
         raise UserError(
             f"--threshold: {open_.method} has none of its own and there is no split {VALIDATION} to set it by; give one"
         )
-    fit_rejecter(rejecter, asked, data)
-    known = answers(asked, known_split, rejecter, split)
-
-    def held_out() -> Answers:
-        return known if split == VALIDATION else answers(asked, data.evaluation[VALIDATION], rejecter, VALIDATION)
-
+    fit_scorer(rejecter, predictor, data)
+    known = predict_open_set(predictor, known_split, rejecter, experts=experts, title=split)
     threshold, source = open_.threshold, "given"
     if threshold is None:
         threshold, source = rejecter.threshold, "the method's own"
     if threshold is None:
-        threshold, source = _accepting(held_out()), f"accepts {TPR_PERCENT} % of known {VALIDATION} images"
-    unknown = images.unknown(answers(asked, images.split, rejecter, "open images"))
-    rejection = Rejection(open_.method, threshold, source)
-    return Evaluation(model, data, split, convention, known, rejection, unknown, experts=apart), images
+        validation = known
+        if split != VALIDATION:
+            validation = predict_open_set(predictor, data.evaluation[VALIDATION], rejecter, title=VALIDATION)
+        threshold, source = _accepting(validation), f"accepts {TPR_PERCENT} % of known {VALIDATION} images"
+    unknown = images.unknown(predict_open_set(predictor, images.split, rejecter, title="open images"))
+    return Evaluation(
+        model, data, split, convention, known, Rejection(open_.method, threshold, source), unknown
+    ), images
 
 
 def find_split(data: TrainingData, name: str) -> Split:
@@ -351,8 +351,8 @@ def find_split(data: TrainingData, name: str) -> Split:
     return data.evaluation[name]
 
 
-def _accepting(found: Answers) -> float:
-    threshold = threshold_at_tpr(found.held_N[found.label_N >= 0])
+def _accepting(found: OpenSetPredictions) -> float:
+    threshold = threshold_at_tpr(found.decision_score_N[found.label_N >= 0])
     if threshold is None:
         raise UserError(f"--threshold: no known image of the split {VALIDATION} can be read to set it by; give one")
     return threshold
@@ -361,7 +361,5 @@ def _accepting(found: Answers) -> float:
 def accuracy_of(model: TrainedModel, split: str, convention: str, *, batch: int, workers: int) -> ShotAccuracy:
     """Accuracy on a split of the data the model's configuration names. Raises UserError where there is none."""
     data = open_data(model.config.data, model.config.seed)
-    device = next(model.method.parameters()).device
-    reading = Reading(batch, workers, device, BadImageTracker(model.config.data.max_bad_images))
-    label_N, prediction_N = predict(model.method, find_split(data, split), data.preprocessing, reading)
-    return shot_accuracy(data.train_counts, label_N, prediction_N, convention)
+    result = predict_all(Predictor.of(model, batch, workers), find_split(data, split), ("label", "prediction"))
+    return shot_accuracy(data.train_counts, result.label_N.numpy(), result.prediction_N.numpy(), convention)

@@ -15,20 +15,19 @@ Which centroids of the memory an image calls up, and what these look like (OLTR,
 B images of a batch, C classes, D feature, K concepts of an image, H height, W width.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from facelt.data.batch import BadImageTracker, Batch
 from facelt.data.module import Split, TrainingData, open_data
 from facelt.distributed.logits import GatheredFeatures
 from facelt.errors import UserError
 from facelt.evaluation.evaluate import class_names, find_split
 from facelt.inference.model import TrainedModel
-from facelt.inference.predict import Reading, each_output, evaluation_batches
+from facelt.inference.predict import Predictions, Predictor, predict, predict_all
 from facelt.methods.base import Method
 from facelt.methods.oltr import DynamicMeta
 from facelt.metrics.classification import OPEN_LABEL, class_f1, shot_bands
@@ -40,14 +39,12 @@ class Source:
 
     model: TrainedModel
     data: TrainingData
-    reading: Reading
+    predictor: Predictor
 
     @classmethod
     def of(cls, model: TrainedModel, batch: int, workers: int) -> "Source":
         """Opens the data the model's configuration names. Raises UserError."""
-        device = next(model.method.parameters()).device
-        reading = Reading(batch, workers, device, BadImageTracker(model.config.data.max_bad_images))
-        return cls(model, open_data(model.config.data, model.config.seed), reading)
+        return cls(model, open_data(model.config.data, model.config.seed), Predictor.of(model, batch, workers))
 
     @property
     def method(self) -> Method:
@@ -60,11 +57,6 @@ class Source:
     def bands(self, convention: str) -> np.ndarray:
         """The band of each class as an index into `SHOT_BANDS`."""
         return shot_bands(self.data.train_counts, convention)
-
-    def batches(self, split: Split) -> Iterator[tuple[Batch, torch.Tensor]]:
-        """Every image of the split once, as it was decoded [B,H,W,3] and as the network takes it [B,3,H,W]."""
-        for item in evaluation_batches(split, self.reading):
-            yield item, self.data.preprocessing.for_evaluation(item)
 
 
 def drawn(split: Split, images: int, random: np.random.Generator) -> Split:
@@ -117,17 +109,11 @@ def plane(feature_ND: np.ndarray, seed: int) -> np.ndarray:
     return TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(feature_ND)
 
 
-@torch.no_grad()
 def _embedded(source: Source, split: Split, kind: str) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Names, labels [N] and embeddings [N,D] of the images that could be read."""
-    indices = [torch.empty(0, dtype=torch.int64)]
-    features = [torch.empty(0, source.method.dim)]
-    for batch, image_B3HW in source.batches(split):
-        features.append(source.method.embed(image_B3HW).by_kind[kind].float().cpu())
-        indices.append(batch.index_B.cpu())
-    index_N = torch.cat(indices).numpy()
-    names = [split.dataset.names(index) for index in index_N.tolist()]
-    return names, split.dataset.labels[index_N], torch.cat(features).numpy()
+    result = predict_all(source.predictor, split, ("label", "index", kind))
+    names = [split.dataset.names(index) for index in result.index_N.tolist()]
+    return names, result.label_N.numpy(), result.embeddings[kind].numpy()
 
 
 @dataclass(frozen=True)
@@ -174,13 +160,12 @@ def class_gains(source: Source, other: Source, split: str, threshold: float | No
 
 def _answers(source: Source, split: Split, threshold: float | None) -> tuple[np.ndarray, np.ndarray]:
     """(labels, predictions), int64 [N] each; -1 where the image is rejected."""
-    none = torch.empty(0, dtype=torch.int64)
-    labels, predictions = [none], [none]
-    for found, _ in each_output(source.method, split, source.data.preprocessing, source.reading):
-        probability_N, class_N = found.logit_NC.softmax(1).max(1)
+    labels, predictions = [], []
+    for batch in predict(source.predictor, split, ("label", "logits")):
+        probability_N, class_N = batch.logit_NC.softmax(1).max(1)
         rejected_N = probability_N < (0 if threshold is None else threshold)
         predictions.append(class_N.masked_fill(rejected_N, OPEN_LABEL))
-        labels.append(found.label_N)
+        labels.append(batch.label_N)
     return torch.cat(labels).numpy(), torch.cat(predictions).numpy()
 
 
@@ -231,7 +216,8 @@ def called_concepts(source: Source, split: str, *, images: int, seed: int) -> li
         stage = source.model.card["stage"]
         raise UserError(f"concepts: the stage {stage} reads from no memory; name one of the method dynamic_meta")
     chosen = drawn(source.split(split), images, np.random.default_rng(seed))
-    found = [one for batch, inputs in source.batches(chosen) for one in _strongest(source, chosen, batch, inputs)]
+    fields = ("label", "index", "image", "features")
+    found = [one for batch in predict(source.predictor, chosen, fields) for one in _strongest(source, chosen, batch)]
     nearest = nearest_images(source, {label for *_, strongest in found for label, _ in strongest})
     # The last name is that of the label -1.
     names = [*class_names(source.data, source.model.config.data), "open set"]
@@ -247,16 +233,15 @@ def called_concepts(source: Source, split: str, *, images: int, seed: int) -> li
 
 
 @torch.no_grad()
-def _strongest(source: Source, split: Split, batch: Batch, image_B3HW: torch.Tensor) -> list[tuple]:
+def _strongest(source: Source, split: Split, batch: Predictions) -> list[tuple]:
     """(picture, label, [(class, coefficient), ...]) of each image of a batch."""
-    feature = GatheredFeatures.gather(source.method.features(image_B3HW))
+    feature = GatheredFeatures.gather(batch.feature_ND.to(batch.image_nHW3.device))
     coefficient_BC = source.method.head.hallucinator(feature).full_BC.softmax(1)
     share_BK, class_BK = coefficient_BC.topk(min(TOP, coefficient_BC.shape[1]), dim=1)
     pairs = [list(zip(*row, strict=True)) for row in zip(class_BK.tolist(), share_BK.tolist(), strict=True)]
-    return list(zip(_pictures(split, batch), batch.label_B.tolist(), pairs, strict=True))
+    return list(zip(_pictures(split, batch), batch.label_N.tolist(), pairs, strict=True))
 
 
-@torch.no_grad()
 def nearest_images(source: Source, classes: Iterable[int]) -> dict[int, Nearest]:
     """For each of the classes that has training images, the one nearest to the centroid.
 
@@ -264,17 +249,18 @@ def nearest_images(source: Source, classes: Iterable[int]) -> dict[int, Nearest]
     """
     train = source.data.train_plain
     members = train.members[np.isin(train.labels, list(classes))]
-    centroid_CD = source.method.memory.centroid_CD.detach()
+    centroid_CD = source.method.memory.centroid_CD.detach().cpu()
     nearest: dict[int, Nearest] = {}
-    for batch, image_B3HW in source.batches(Split(train.dataset, members)):
-        distance_B = torch.linalg.vector_norm(source.method.features(image_B3HW) - centroid_CD[batch.label_B], dim=1)
+    fields = ("label", "index", "image", "features")
+    for batch in predict(source.predictor, Split(train.dataset, members), fields):
+        distance_N = torch.linalg.vector_norm(batch.feature_ND - centroid_CD[batch.label_N], dim=1)
         pictures = _pictures(train, batch)
-        for label, distance, picture in zip(batch.label_B.tolist(), distance_B.tolist(), pictures, strict=True):
+        for label, distance, picture in zip(batch.label_N.tolist(), distance_N.tolist(), pictures, strict=True):
             if label not in nearest or distance < nearest[label].distance:
                 nearest[label] = Nearest(picture, distance)
     return nearest
 
 
-def _pictures(split: Split, batch: Batch) -> list[Picture]:
-    names = [split.dataset.names(index) for index in batch.index_B.tolist()]
-    return [Picture(*one) for one in zip(names, batch.image_BHW3.cpu().numpy(), strict=True)]
+def _pictures(split: Split, batch: Predictions) -> list[Picture]:
+    names = [split.dataset.names(index) for index in batch.index_N.tolist()]
+    return [Picture(*one) for one in zip(names, batch.image_nHW3.cpu().numpy(), strict=True)]

@@ -39,7 +39,9 @@ def sweep_threshold(evaluations: Sequence[Evaluation], images: OpenImages | None
     for one in evaluations:
         thresholds = np.linspace(0, 1, STEPS + 1)
         if OPENSET[one.rejection.method].threshold is None:
-            thresholds = np.unique(np.quantile(np.concatenate([one.known.held_N, one.unknown.held_N]), thresholds))
+            thresholds = np.unique(
+                np.quantile(np.concatenate([one.known.decision_score_N, one.unknown.decision_score_N]), thresholds)
+            )
         rows += [_row(one.name, float(threshold), one.figures_at(threshold)) for threshold in thresholds]
     return Sweep("threshold", rows)
 
@@ -61,7 +63,7 @@ def sweep_open_classes(evaluations: Sequence[Evaluation], images: OpenImages | N
     for one in evaluations:
         for number in np.unique(np.linspace(1, len(order), STEPS).round().astype(int)).tolist():
             some_N = np.isin(images.class_N[one.unknown.index_N].astype(str), order[:number])
-            part = one.with_unknown(one.unknown.some(some_N))
+            part = one.with_unknown(one.unknown.subset(some_N))
             rows.append(_row(one.name, number, part.figures_at(one.rejection.threshold)))
     return Sweep("open_classes", rows)
 

@@ -11,15 +11,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from facelt.data.batch import BadImageTracker, Batch
-from facelt.data.module import Preprocessing, Split
+from facelt.data.batch import BadImageTracker
+from facelt.data.module import Split
 from facelt.distributed.rendezvous import WorkerGroup
 from facelt.errors import UserError
 from facelt.inference.model import TrainedModel
-from facelt.inference.predict import Reading, evaluation_batches
+from facelt.inference.predict import EvalLoaderConfig, Predictor, iterate_split, predict, predict_all
 from facelt.inference.sources import ImageSource
 from facelt.store.store import StoreWriter
-from recordio_tools.progress import ProgressFn, no_progress, track
+from recordio_tools.progress import ProgressFn, no_progress
 
 SETTING = "--max-bad-images"
 
@@ -31,14 +31,13 @@ def sound_images(source: ImageSource, workers: int, limit: int) -> tuple[ImageSo
     """
     bad = BadImageTracker(limit, SETTING)
     split = Split(source.dataset, source.members)
-    for _ in evaluation_batches(split, Reading(256, workers, torch.device("cpu"), bad)):
+    for _ in iterate_split(split, EvalLoaderConfig(256, workers, torch.device("cpu"), bad)):
         pass
     if len(bad) == len(source.members):
         raise UserError("none of the images can be used")
     return source.without(set(bad.reasons)), dict(bad.reasons)
 
 
-@torch.no_grad()
 def embed_images(
     model: TrainedModel,
     source: ImageSource,
@@ -57,8 +56,7 @@ def embed_images(
 
     Raises UserError: an image that cannot be used, a store that exists, a full disk.
     """
-    method, device = model.method, next(model.method.parameters()).device
-    preparation = Preprocessing(model.config.data)
+    method = model.method
     meta = {
         "model": {
             "weights_sha256": model.weights_sha256,
@@ -85,18 +83,13 @@ def embed_images(
     )
     group.signal_ready()
     remaining = Split(source.dataset, source.members[writer.rows_done : writer.share.stop])
-    batches = evaluation_batches(remaining, Reading(batch, workers, device, BadImageTracker(0, SETTING)))
-    steps = -(-len(remaining.members) // batch)
-    for item in track(batches, "embedding", steps, progress):
-        _write(writer, method.embed(preparation.for_evaluation(item)), item)
+    predictor = Predictor.of(model, batch, workers, BadImageTracker(0, SETTING), progress)
+    for part in predict(predictor, remaining, (*method.kinds, "embedding_reachability"), title="embedding"):
+        embeddings = {kind: value.numpy() for kind, value in part.embeddings.items()}
+        reachability_N = part.embedding_reachability_N
+        writer.write(writer.rows_done, embeddings, None if reachability_N is None else reachability_N.numpy())
     group.finalize_on_leader(writer.finish)
     return out
-
-
-def _write(writer: StoreWriter, embeddings, item: Batch) -> None:
-    by_kind = {kind: value.cpu().numpy() for kind, value in embeddings.by_kind.items()}
-    reachability = embeddings.reachability_B
-    writer.write(writer.rows_done, by_kind, None if reachability is None else reachability.cpu().numpy())
 
 
 class InMemory(NamedTuple):
@@ -106,7 +99,6 @@ class InMemory(NamedTuple):
     reachability_N: np.ndarray | None
 
 
-@torch.no_grad()
 def embed_in_memory(
     model: TrainedModel, source: ImageSource, kind: str, *, batch: int, workers: int, setting: str
 ) -> InMemory:
@@ -117,13 +109,7 @@ def embed_in_memory(
     method = model.method
     if kind not in method.kinds:
         raise UserError(f"the model makes no embedding of kind {kind!r}, only {', '.join(method.kinds)}")
-    preparation = Preprocessing(model.config.data)
-    split = Split(source.dataset, source.members)
-    device = next(method.parameters()).device
-    rows, reachability = [], []
-    for item in evaluation_batches(split, Reading(batch, workers, device, BadImageTracker(0, setting))):
-        embeddings = method.embed(preparation.for_evaluation(item))
-        rows.append(embeddings.by_kind[kind].float().cpu().numpy())
-        if embeddings.reachability_B is not None:
-            reachability.append(embeddings.reachability_B.float().cpu().numpy())
-    return InMemory(np.concatenate(rows), np.concatenate(reachability) if reachability else None)
+    predictor = Predictor.of(model, batch, workers, BadImageTracker(0, setting))
+    result = predict_all(predictor, Split(source.dataset, source.members), (kind, "embedding_reachability"))
+    reachability_N = result.embedding_reachability_N
+    return InMemory(result.embeddings[kind].numpy(), None if reachability_N is None else reachability_N.numpy())

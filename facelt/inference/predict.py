@@ -1,25 +1,13 @@
-"""Going through a split: every image once and in order, each rank a share of every batch.
+"""Prediction: the one loop that runs a trained method over the images of a split, and open-set predictions.
 
-What a trained method says about the images of a split: one pass, collected on the CPU.
-
-N images, C classes.
-
-Closed-set predictions of a method on a split. N images.
-
-What each expert of a method says of a split, beside what they say together.
-
-N images, K experts.
-
-What a model answers to the images of a split, with or without a way to reject some: a few numbers an image.
-
-Shapes: N images.
+N images, of a batch or of all that are collected; n of them on this rank; C classes, K experts, D feature.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -28,18 +16,26 @@ from facelt.data.batch import BadImage, BadImageTracker, Batch
 from facelt.data.loader import Loader
 from facelt.data.module import Preprocessing, Split, TrainingData
 from facelt.data.samplers import SequentialSampler
-from facelt.distributed.comm import is_distributed, rank, stack_ranks, world_size
+from facelt.distributed.comm import BatchSplit, is_distributed, rank, stack_ranks, world_size
 from facelt.distributed.launch import Interrupted, all_gather_str, stop_requested
 from facelt.errors import UserError
-from facelt.methods.base import Method
+from facelt.inference.model import TrainedModel
+from facelt.methods.base import Inputs, Method
 from facelt.methods.multi_expert import Experts
-from facelt.openset.rejection import Rejecter, Seen, Verdict
+from facelt.openset.rejection import Rejecter, Seen
 from recordio_tools.progress import ProgressFn, no_progress, track
+
+Field = Literal[
+    *("label", "index", "image", "inputs", "features", "logits", "reachability", "prediction", "expert_predictions"),
+    *("direct", "meta", "meta_unit", "embedding_reachability"),
+]
+_EMBEDDING_FIELDS = frozenset({"direct", "meta", "meta_unit", "embedding_reachability"})
+_LOGIT_FIELDS = frozenset({"logits", "reachability", "prediction", "expert_predictions"})
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How a split is gone through: images at once, processes that decode, where the network is, how many bad images."""
+class EvalLoaderConfig:
+    """Options for iterating over a split: batch size, decode workers, device, bad-image budget."""
 
     batch: int
     workers: int
@@ -48,27 +44,130 @@ class Reading:
     progress: ProgressFn = no_progress
 
 
-def evaluation_batches(split: Split, reading: Reading) -> Iterator[Batch]:
-    """Every member once, in order, on the device; the last batch may be smaller, empty ones are left out.
+@dataclass(frozen=True)
+class Predictor:
+    """A method, the preprocessing of its input, and the options of the loader that feeds it."""
 
-    Each rank gets its share of every batch, which may be empty where another's is not: all make the same steps.
+    method: Method
+    preprocessing: Preprocessing
+    loader: EvalLoaderConfig
+
+    @classmethod
+    def of(
+        cls,
+        model: TrainedModel,
+        batch: int,
+        workers: int,
+        bad: BadImageTracker | None = None,
+        progress: ProgressFn = no_progress,
+    ) -> "Predictor":
+        """A predictor on the model's device; `bad` defaults to the budget of the model's configuration."""
+        bad = BadImageTracker(model.config.data.max_bad_images) if bad is None else bad
+        device = next(model.method.parameters()).device
+        return cls(
+            model.method, Preprocessing(model.config.data), EvalLoaderConfig(batch, workers, device, bad, progress)
+        )
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The requested fields of the images that could be read, of all ranks, in the split's order and on the CPU.
+
+    A field that was not requested is None, and so is a reachability if the method has no memory. Labels, dataset
+    indices and predictions are int64, all else is float32. `reachability_N` belongs to the image itself,
+    `embedding_reachability_N` to the embedding, which may be averaged with the mirror image's.
+
+    `image_nHW3`, uint8 as decoded, and `inputs` of the network are this rank's own and stay on the device.
     """
-    sampler = SequentialSampler(len(split.dataset), reading.batch, members=split.members)
-    is_pinned = reading.device.type == "cuda"
-    loader = Loader(split.dataset, sampler, workers=reading.workers, pin=is_pinned, rank=rank(), world=world_size())
+
+    label_N: torch.Tensor | None = None
+    index_N: torch.Tensor | None = None
+    image_nHW3: torch.Tensor | None = None
+    inputs: Inputs | None = None
+    feature_ND: torch.Tensor | None = None
+    logit_NC: torch.Tensor | None = None
+    reachability_N: torch.Tensor | None = None
+    prediction_N: torch.Tensor | None = None
+    expert_prediction_NK: torch.Tensor | None = None
+    embeddings: dict[str, torch.Tensor] = field(default_factory=dict)
+    embedding_reachability_N: torch.Tensor | None = None
+
+
+def predict(
+    predictor: Predictor, split: Split, fields: Collection[Field], *, flip: bool = True, title: str = ""
+) -> Iterator[Predictions]:
+    """Yields the fields batch by batch, computed without gradients; the method is in evaluation mode meanwhile.
+
+    Nothing is computed that was not requested and nothing is kept of a batch, so that a caller may reduce fields of
+    size N x C as they come. With `flip` an embedding is that of the mean feature of image and mirror image. On several
+    ranks each reads its share of every batch, and all must request the same fields. If no image can be read, one batch
+    of none has every field in its type and shape. Progress is reported under `title`, if there is one.
+
+    Raises UserError if more images than allowed cannot be read, and for expert predictions of a method without experts;
+    Interrupted on all ranks after a signal to one of them.
+    """
+    method, loader = predictor.method, predictor.loader
+    if unknown := set(fields) - set(get_args(Field)):
+        raise ValueError(f"unknown fields {sorted(unknown)}")
+    if "expert_predictions" in fields and not isinstance(method, Experts):
+        raise UserError(f"{type(method).__name__} has no experts: train a method with several, such as independent")
+    batches = iterate_split(split, loader)
+    if title:
+        batches = track(batches, title, -(-len(split.members) // loader.batch), loader.progress)
+    with _evaluation_mode(method):
+        batch = None
+        for batch, batch_split in batches:
+            yield _forward(predictor, batch, batch_split, fields, flip)
+        if batch is None:
+            yield _forward(predictor, *_empty_batch(split, loader.device), fields, flip)
+
+
+def predict_all(
+    predictor: Predictor, split: Split, fields: Collection[Field], *, flip: bool = True, title: str = ""
+) -> Predictions:
+    """The fields of a whole split, except `image` and `inputs`, in one piece. Raises as `predict` does."""
+    parts = list(predict(predictor, split, fields, flip=flip, title=title))
+    return Predictions(**{name: _concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])})
+
+
+def iterate_split(split: Split, loader: EvalLoaderConfig) -> Iterator[tuple[Batch, BatchSplit]]:
+    """Every member once, in order: this rank's images, on the device, and the number of each rank's.
+
+    A rank's part of a batch may be empty where another's is not, since all make the same steps; a batch of which no
+    rank could read an image is left out.
+    """
+    sampler = SequentialSampler(len(split.dataset), loader.batch, members=split.members)
+    is_pinned = loader.device.type == "cuda"
+    batches = Loader(split.dataset, sampler, workers=loader.workers, pin=is_pinned, rank=rank(), world=world_size())
     try:
-        for item in loader.batches(0):
-            sizes, unusable = sync_step_info([item])
-            reading.bad.add(unusable)
-            if sum(map(sum, sizes)):
-                yield item.to(reading.device)
+        for batch in batches.batches(0):
+            sizes, bad = sync_step_info([batch])
+            loader.bad.add(bad)
+            batch_split = BatchSplit(tuple(size for (size,) in sizes))
+            if batch_split.total:
+                yield batch.to(loader.device), batch_split
     finally:
-        loader.close()
+        batches.close()
+
+
+def sync_step_info(batches: Sequence[Batch]) -> tuple[list[list[int]], tuple[BadImage, ...]]:
+    """The number of images of each rank and batch of a step, [W][batches], and the bad images of all ranks.
+
+    Raises Interrupted on all ranks if one of them was asked to stop.
+    """
+    bad = tuple(image for batch in batches for image in batch.bad)
+    sizes = [len(batch) for batch in batches]
+    table = stack_ranks(torch.tensor([*sizes, len(bad), stop_requested()])).tolist()
+    if any(row[-1] for row in table):
+        raise Interrupted
+    if is_distributed() and any(row[-2] for row in table):
+        bad = tuple(BadImage(*image) for text in all_gather_str(json.dumps(bad)) for image in json.loads(text))
+    return [row[:-2] for row in table], bad
 
 
 @contextmanager
-def evaluating(method: Method) -> Iterator[None]:
-    """The method is in evaluation mode, and afterwards in its own again."""
+def _evaluation_mode(method: Method) -> Iterator[None]:
+    """The method's mode is restored afterwards."""
     was_training = method.training
     method.eval()
     try:
@@ -77,111 +176,64 @@ def evaluating(method: Method) -> Iterator[None]:
         method.train(was_training)
 
 
-class Outputs(NamedTuple):
-    """Of images that could be read, in the split's order: label and index in the dataset, int64 [N]; logits, float32
-    [N, C], whose softmax are the probabilities; reachability, float32 [N], where the method has one. All on the CPU.
-    """
-
-    label_N: torch.Tensor
-    index_N: torch.Tensor
-    logit_NC: torch.Tensor
-    reachability_N: torch.Tensor | None
-
-
-def each_output(
-    method: Method, split: Split, preparation: Preprocessing, reading: Reading
-) -> Iterator[tuple[Outputs, torch.Tensor]]:
-    """The outputs of each batch, without gradients, beside its network input [N,3,H,W] on the device.
-
-    For what is reduced batch by batch: all logits together need 4 N C bytes. Every rank gets those of all images, and
-    the input of its own.
-    """
-    with evaluating(method):
-        for item in evaluation_batches(split, reading):
-            image_B3HW = preparation.for_evaluation(item)
-            yield _outputs(method, item, image_B3HW), image_B3HW
-
-
-def outputs(method: Method, split: Split, preparation: Preprocessing, reading: Reading) -> Outputs | None:
-    """The outputs of a whole split; None where none of its images could be read."""
-    parts = [part for part, _ in each_output(method, split, preparation, reading)]
-    if not parts:
-        return None
-    return Outputs(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))
-
-
 @torch.no_grad()
-def _outputs(method: Method, item: Batch, image_B3HW: torch.Tensor) -> Outputs:
-    logits, reachability_b = method.logits_and_reachability(image_B3HW)
-    gather = logits.batch_split.gather
-    reachability_B = None if reachability_b is None else gather(reachability_b).float().cpu()
-    return Outputs(gather(item.label_B).cpu(), gather(item.index_B).cpu(), logits.full_BC.float().cpu(), reachability_B)
+def _forward(
+    predictor: Predictor, batch: Batch, batch_split: BatchSplit, fields: Collection[str], flip: bool
+) -> Predictions:
+    method, requested = predictor.method, frozenset(fields)
+    inputs = Inputs(predictor.preprocessing.for_evaluation(batch), batch.label_B)
+    image_n3HW = inputs.image_B3HW
+
+    def gather(value_n: torch.Tensor) -> torch.Tensor:
+        return batch_split.gather(value_n.float() if value_n.is_floating_point() else value_n).cpu()
+
+    values: dict[str, Any] = {
+        "label_N": gather(batch.label_B) if "label" in requested else None,
+        "index_N": gather(batch.index_B) if "index" in requested else None,
+        "image_nHW3": batch.image_BHW3 if "image" in requested else None,
+        "inputs": inputs if "inputs" in requested else None,
+        "feature_ND": gather(method.features(image_n3HW)) if "features" in requested else None,
+    }
+    if requested & _LOGIT_FIELDS:
+        reachability_n = None
+        if "expert_predictions" in requested:
+            experts, logits = method.answers(image_n3HW)
+            values["expert_prediction_NK"] = torch.stack([gather(expert.argmax()) for expert in experts], dim=1)
+        else:
+            logits, reachability_n = method.logits_and_reachability(image_n3HW)
+        if "logits" in requested:
+            values["logit_NC"] = logits.full_BC.float().cpu()
+        if "prediction" in requested:
+            values["prediction_N"] = gather(logits.argmax())
+        if "reachability" in requested and reachability_n is not None:
+            values["reachability_N"] = gather(reachability_n)
+    if requested & _EMBEDDING_FIELDS:
+        embeddings = method.embed(image_n3HW) if flip else method.embed_features(method.features(image_n3HW))
+        by_kind = embeddings.by_kind
+        values["embeddings"] = {kind: gather(by_kind[kind]) for kind in by_kind if kind in requested}
+        if "embedding_reachability" in requested and embeddings.reachability_B is not None:
+            values["embedding_reachability_N"] = gather(embeddings.reachability_B)
+    return Predictions(**values)
 
 
-@torch.no_grad()
-def predict(
-    method: Method, split: Split, preparation: Preprocessing, reading: Reading
-) -> tuple[np.ndarray, np.ndarray]:
-    """(labels, predictions), int64 [N] each, of all ranks' images that could be read, in order; the method is left in
-    its mode.
-    """
-    none = torch.empty(0, dtype=torch.int64)
-    labels, predictions = [none], [none]
-    with evaluating(method):
-        for item in evaluation_batches(split, reading):
-            logits = method.logits(preparation.for_evaluation(item))
-            predictions.append(logits.batch_split.gather(logits.argmax()).cpu())
-            labels.append(logits.batch_split.gather(item.label_B).cpu())
-    return torch.cat(labels).numpy(), torch.cat(predictions).numpy()
+def _empty_batch(split: Split, device: torch.device) -> tuple[Batch, BatchSplit]:
+    image_nHW3 = torch.empty((0, *split.dataset.image_size, 3), dtype=torch.uint8)
+    integers_n = torch.empty(0, dtype=torch.int64)
+    return Batch(image_nHW3, integers_n, integers_n, integers_n).to(device), BatchSplit((0,) * world_size())
 
 
-@torch.no_grad()
-def expert_predictions(
-    method: Method, split: Split, preparation: Preprocessing, reading: Reading
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(labels [N], every expert's predictions [K, N], predictions of all together [N]), int64, of the images that
-    could be read, in order.
-
-    Raises UserError for a method without experts.
-    """
-    if not isinstance(method, Experts):
-        raise UserError(f"{type(method).__name__} has no experts: train a method with several, such as independent")
-    labels, apart, together = [], [], []
-    with evaluating(method):
-        for item in evaluation_batches(split, reading):
-            experts, average = method.answers(preparation.for_evaluation(item))
-            gather = experts[0].batch_split.gather
-            labels.append(gather(item.label_B).cpu())
-            apart.append(torch.stack([gather(expert.argmax()) for expert in experts]).cpu())
-            together.append(gather(average.argmax()).cpu())
-    if not labels:
-        none_N = np.empty(0, np.int64)
-        return none_N, np.empty((len(method.heads), 0), np.int64), none_N
-    return torch.cat(labels).numpy(), torch.cat(apart, dim=1).numpy(), torch.cat(together).numpy()
+def _concatenate(parts: list) -> Any:
+    if isinstance(parts[0], dict):
+        return {kind: torch.cat([part[kind] for part in parts]) for kind in parts[0]}
+    return torch.cat(parts) if isinstance(parts[0], torch.Tensor) else None
 
 
-@dataclass(frozen=True)
-class Respondent:
-    """A trained method, how images become its input, and how they are read."""
+class OpenSetPredictions(NamedTuple):
+    """Predictions and rejection scores of the images that could be read, in order; numpy vectors [N].
 
-    method: Method
-    preparation: Preprocessing
-    reading: Reading
-
-    def outputs(self, split: Split, label: str) -> Iterator[tuple[Outputs, torch.Tensor]]:
-        """Each batch's outputs and network input; progress is reported under `label`."""
-        batches = each_output(self.method, split, self.preparation, self.reading)
-        return track(batches, label, -(-len(split.members) // self.reading.batch), self.reading.progress)
-
-    def logits_of(self, image_N3HW: torch.Tensor) -> torch.Tensor:
-        """All classes' logits [N, C] on the CPU, with gradients into the input."""
-        return self.method.logits(image_N3HW).full_BC.float().cpu()
-
-
-class Answers(NamedTuple):
-    """Of the images that could be read, in order: label and dataset index; the class with the largest logit and its
-    probability; and, by the rejecter, the class to name unless the image is rejected, what is held against its
-    threshold, the score that is higher for known images, and who is rejected at any threshold. numpy vectors [N].
+    `class_N` has the largest logit, `confidence_N` is its probability. The scorer adds the class to name unless the
+    image is rejected, the score that its threshold applies to, the score that ranks images (higher for known classes),
+    and whether it rejects the image at any threshold. `expert_prediction_NK` is None unless it was requested.
     """
 
     label_N: np.ndarray
@@ -189,53 +241,44 @@ class Answers(NamedTuple):
     class_N: np.ndarray
     confidence_N: np.ndarray
     open_class_N: np.ndarray
-    held_N: np.ndarray
+    decision_score_N: np.ndarray
     score_N: np.ndarray
     unknown_N: np.ndarray
+    expert_prediction_NK: np.ndarray | None = None
 
-    def at(self, threshold: float) -> np.ndarray:
-        """The classes named where images below the threshold are rejected as -1, int64 [N]."""
-        return np.where(self.unknown_N | (self.held_N < threshold), -1, self.open_class_N)
+    def reject_below(self, threshold: float) -> np.ndarray:
+        """The named classes, int64 [N], -1 for rejected images: those below the threshold or unknown at any."""
+        return np.where(self.unknown_N | (self.decision_score_N < threshold), -1, self.open_class_N)
 
-    def some(self, place_M: np.ndarray) -> "Answers":
-        """Those of some images, by place or by a mask."""
-        return Answers(*(value_N[place_M] for value_N in self))
-
-
-def fit_rejecter(rejecter: Rejecter, asked: Respondent, data: TrainingData) -> None:
-    """Lets a method that learns from the training images do so; they are not augmented."""
-    if rejecter.wants_training:
-        told = "training images"
-        rejecter.fit(lambda: ((one.logit_NC, one.label_N) for one, _ in asked.outputs(data.train_plain, told)))
+    def subset(self, position_M: np.ndarray) -> "OpenSetPredictions":
+        """Those of the images at these positions, or under this mask."""
+        return OpenSetPredictions(*(None if column is None else column[position_M] for column in self))
 
 
-def answers(asked: Respondent, split: Split, rejecter: Rejecter, told: str) -> Answers:
-    """Asks the model for every image of the split. Raises UserError where it lacks what the rejecter goes by."""
-    parts = [_nothing()]
-    for one, image_B3HW in asked.outputs(split, told):
-        std = asked.preparation.data.std
-        verdict = rejecter.judge(Seen(one.logit_NC, one.reachability_N, image_B3HW, std, asked.logits_of))
-        confidence_N, class_N = one.logit_NC.double().softmax(dim=1).amax(dim=1), one.logit_NC.argmax(dim=1)
-        parts.append((one.label_N, one.index_N, class_N, confidence_N, *verdict))
-    return Answers(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
+def predict_open_set(
+    predictor: Predictor, split: Split, scorer: Rejecter, *, experts: bool = False, title: str = ""
+) -> OpenSetPredictions:
+    """Predictions for a split, scored batch by batch. Raises UserError if the model lacks what the scorer needs."""
+    fields = ["label", "index", "inputs", "logits", "reachability"] + ["expert_predictions"] * experts
+
+    def logits_of(image_N3HW: torch.Tensor) -> torch.Tensor:
+        return predictor.method.logits(image_N3HW).full_BC.float().cpu()
+
+    std, batches = predictor.preprocessing.data.std, []
+    for part in predict(predictor, split, fields, title=title):
+        scores = scorer.judge(Seen(part.logit_NC, part.reachability_N, part.inputs.image_B3HW, std, logits_of))
+        confidence_N, class_N = part.logit_NC.double().softmax(dim=1).amax(dim=1), part.logit_NC.argmax(dim=1)
+        batches.append((part.label_N, part.index_N, class_N, confidence_N, *scores, part.expert_prediction_NK))
+    columns = map(_concatenate, zip(*batches, strict=True))
+    return OpenSetPredictions(*(None if column is None else column.numpy() for column in columns))
 
 
-def _nothing() -> tuple[torch.Tensor, ...]:
-    integers, numbers = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64)
-    verdict = Verdict(integers, numbers, numbers, torch.empty(0, dtype=torch.bool))
-    return integers, integers, integers, numbers, *verdict
-
-
-def sync_step_info(batches: Sequence[Batch]) -> tuple[list[list[int]], tuple[BadImage, ...]]:
-    """Of one step: how many images each rank has of each batch, [W][batches], and the bad images of all ranks.
-
-    Raises Interrupted on all ranks where one of them was asked to stop.
-    """
-    bad = tuple(image for batch in batches for image in batch.bad)
-    sizes = [len(batch) for batch in batches]
-    table = stack_ranks(torch.tensor([*sizes, len(bad), stop_requested()])).tolist()
-    if any(row[-1] for row in table):
-        raise Interrupted
-    if is_distributed() and any(row[-2] for row in table):
-        bad = tuple(BadImage(*image) for told in all_gather_str(json.dumps(bad)) for image in json.loads(told))
-    return [row[:-2] for row in table], bad
+def fit_scorer(scorer: Rejecter, predictor: Predictor, data: TrainingData) -> None:
+    """Fits a scorer that needs the training images, which are not augmented."""
+    if scorer.wants_training:
+        scorer.fit(
+            lambda: (
+                (part.logit_NC, part.label_N)
+                for part in predict(predictor, data.train_plain, ("label", "logits"), title="training images")
+            )
+        )

@@ -12,10 +12,9 @@ from facelt.config.train import TrainConfig
 from facelt.data.batch import BadImageTracker
 from facelt.data.module import Preprocessing, Split
 from facelt.data.pairs import VerificationSet
-from facelt.distributed.comm import BatchSplit
 from facelt.errors import UserError
 from facelt.inference.model import TrainedModel
-from facelt.inference.predict import Reading, evaluating, evaluation_batches
+from facelt.inference.predict import EvalLoaderConfig, Predictor, iterate_split, predict_all
 from facelt.inference.sources import transform_of
 from facelt.methods.base import Method
 from facelt.metrics.ten_fold import squared_distances, ten_fold, unmeasurable_reason
@@ -39,7 +38,6 @@ def refuse_missing_kind(model: TrainedModel, kind: str) -> None:
         raise UserError(f"--kind {kind}: the stage {model.card['stage']} of {model.weights.parent} makes {made} alone")
 
 
-@torch.no_grad()
 def embed_set(
     method: Method,
     found: VerificationSet,
@@ -56,15 +54,9 @@ def embed_set(
     Where `mirrored` the feature is the mean of image and mirror image, of the same direction as arcface_torch's sum of
     both. Raises UserError naming an image that cannot be used.
     """
-    preparation, parts = Preprocessing(config.data), []
-    reading = Reading(batch, workers, device, _no_bad_image())
-    with evaluating(method):
-        for item in evaluation_batches(_split(found), reading):
-            image_b3HW = preparation.for_evaluation(item)
-            embeddings = method.embed(image_b3HW) if mirrored else method.embed_features(method.features(image_b3HW))
-            batch_split = BatchSplit.gather_sizes(len(image_b3HW), device)
-            parts.append(batch_split.gather(embeddings.by_kind[kind].float()).cpu())
-    return torch.cat(parts).numpy()
+    loader = EvalLoaderConfig(batch, workers, device, _no_bad_image())
+    predictor = Predictor(method, Preprocessing(config.data), loader)
+    return predict_all(predictor, _split(found), (kind,), flip=mirrored).embeddings[kind].numpy()
 
 
 class TrainingSets:
@@ -95,8 +87,8 @@ class TrainingSets:
     def _opened(self, name: str, path: Path) -> VerificationSet:
         try:
             found = open_verification_set(path, self._config)
-            reading = Reading(**self._reading(torch.device("cpu")), bad=_no_bad_image())
-            for _ in evaluation_batches(_split(found), reading):
+            loader = EvalLoaderConfig(**self._reading(torch.device("cpu")), bad=_no_bad_image())
+            for _ in iterate_split(_split(found), loader):
                 pass
         except UserError as error:
             raise UserError(f"validation.sets.{name}: {error}") from None

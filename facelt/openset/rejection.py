@@ -234,15 +234,16 @@ class OpenMax(Rejecter):
 
     def fit(self, passes: Passes) -> None:
         """Two passes: means, then distances to them. Raises UserError where too many classes are known."""
-        sum_CC, count_C = None, None
+        sum_CC, count_C, images = None, None, 0
         for logit_BC, label_B in passes():
+            images += len(label_B)
             right_B = logit_BC.argmax(dim=1) == label_B
             if sum_CC is None:
                 sum_CC = _zeros(logit_BC.shape[1])
                 count_C = torch.zeros(logit_BC.shape[1], dtype=torch.float64)
             sum_CC.index_add_(0, label_B[right_B], logit_BC[right_B].double())
             count_C += label_B[right_B].bincount(minlength=len(count_C))
-        if sum_CC is None:
+        if not images:
             raise UserError("openmax: none of the training images can be read, and it is fitted on them")
         self.mean_CC = sum_CC / count_C.clamp_min(1)[:, None]
         distances, labels = [], []

@@ -13,8 +13,8 @@ from facelt.distributed.ddp import has_enough_images, sync_batch_norm_stats
 from facelt.distributed.launch import Interrupted, run_on_rank0
 from facelt.errors import UserError
 from facelt.inference.model import make_card, save_card, save_weights
-from facelt.inference.predict import Reading, evaluation_batches, predict, sync_step_info
-from facelt.methods.base import Inputs, Method, Progress
+from facelt.inference.predict import EvalLoaderConfig, Predictor, predict, predict_all, sync_step_info
+from facelt.methods.base import Method, Progress
 from facelt.metrics.classification import shot_accuracy
 from facelt.training.loaders import build_train_loaders
 from facelt.training.logs import RunLog, StageDisplay
@@ -145,7 +145,8 @@ class Trainer:
         split = self.data.evaluation.get("validation")
         if split is None:
             return {}
-        label_N, prediction_N = predict(self.method, split, self.data.preprocessing, self._reading)
+        result = predict_all(self._predictor, split, ("label", "prediction"))
+        label_N, prediction_N = result.label_N.numpy(), result.prediction_N.numpy()
         accuracy = asdict(shot_accuracy(self.data.train_counts, label_N, prediction_N, "paper"))
         names = {"overall": "validation_accuracy", "many": "validation_many", "medium": "validation_medium"}
         names["few"] = "validation_few"
@@ -170,13 +171,14 @@ class Trainer:
         """Shows the method the training set, as often as it wants to see it."""
         while self.method.wants_pass:
             self.method.eval()
-            for batch in evaluation_batches(self.data.train_plain, self._reading):
-                self.method.accumulate(Inputs(self.data.preprocessing.for_evaluation(batch), batch.label_B))
+            for batch in predict(self._predictor, self.data.train_plain, ("inputs",)):
+                self.method.accumulate(batch.inputs)
             self.method.finish_pass()
 
     @property
-    def _reading(self) -> Reading:
-        return Reading(self.optim.batch, self.config.data.workers, self.device, self.at.bad)
+    def _predictor(self) -> Predictor:
+        loader = EvalLoaderConfig(self.optim.batch, self.config.data.workers, self.device, self.at.bad)
+        return Predictor(self.method, self.data.preprocessing, loader)
 
     @property
     def _taken(self) -> int:

@@ -11,7 +11,7 @@ from facelt.benchmarking.run import losses_of, shortened
 from facelt.cli.main import app
 from facelt.config.loading import load_config
 from facelt.config.train import TrainConfig
-from facelt.inference.predict import predict as real_predict
+from facelt.inference.predict import predict_all
 from facelt.methods import METHODS
 
 
@@ -45,12 +45,12 @@ def page(checkout):
 def test_seeds_are_run_recorded_and_in_the_table(bench, records, page, tmp_path, monkeypatch):
     seen = []
 
-    def predict(*given, **more):
-        label_N, prediction_N = real_predict(*given, **more)
-        seen.append(float((label_N == prediction_N).mean()))
-        return label_N, prediction_N
+    def recorded(*given, **more):
+        result = predict_all(*given, **more)
+        seen.append(float((result.label_N == result.prediction_N).double().mean()))
+        return result
 
-    monkeypatch.setattr("facelt.evaluation.evaluate.predict", predict)
+    monkeypatch.setattr("facelt.evaluation.evaluate.predict_all", recorded)
     said = bench("tiny/softmax", "--seeds", "0,1", "--set", "log_every=2")
     assert len(seen) == 2
     assert f"tiny/softmax, seed 0: {100 * seen[0]:.2f}% of the test images" in said

@@ -375,7 +375,7 @@ def evaluation(trained):
 def test_without_open_images_there_are_reasons_instead_of_figures(evaluation):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = evaluation.with_unknown(evaluation.unknown.some(slice(0, 0))).report()
+        found = evaluation.with_unknown(evaluation.unknown.subset(slice(0, 0))).report()
     check_evaluation(found)
     assert found["open"]["reason"] == "there are 32 known and 0 open images"
     assert found["open"]["overall"] == pytest.approx(found["overall"])
@@ -387,7 +387,7 @@ def test_without_open_images_there_are_reasons_instead_of_figures(evaluation):
 def test_without_known_images_neither(evaluation):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = replace(evaluation, known=evaluation.known.some(slice(0, 0))).report()
+        found = replace(evaluation, known=evaluation.known.subset(slice(0, 0))).report()
     check_evaluation(found)
     assert (found["overall"], found["macro_f"], found["ece"]) == (None, None, None)
     assert found["open"]["reason"] == "there are 0 known and 30 open images"

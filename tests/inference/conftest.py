@@ -1,5 +1,6 @@
-"""Fixtures of small training runs, shared with tests/training."""
+"""Fixtures of small training runs and of photographs, shared with tests/training and tests/alignment."""
 
+from tests.alignment.conftest import drawn, photos
 from tests.training.fixtures import (
     assert_same_weights,
     finished_run,
@@ -14,9 +15,11 @@ from tests.training.fixtures import (
 
 __all__ = [
     "assert_same_weights",
+    "drawn",
     "finished_run",
     "interrupt",
     "metrics",
+    "photos",
     "plain_stage",
     "rank_pool",
     "saved",

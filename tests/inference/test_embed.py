@@ -10,7 +10,7 @@ from facelt.data.module import Split, open_data
 from facelt.errors import UserError
 from facelt.inference.embed import embed_images, sound_images
 from facelt.inference.model import load_model
-from facelt.inference.predict import Reading, predict
+from facelt.inference.predict import Predictor, predict_all
 from facelt.inference.sources import open_images
 from facelt.store.store import EmbeddingStore
 from recordio_tools.face_set import FaceRecord
@@ -179,22 +179,19 @@ def test_nothing_usable_is_refused(model, folder):
 
 def test_predictions_are_those_of_the_plain_network(model):
     data = open_data(model.config.data, model.config.seed)
-    label_N, prediction_N = predict(
-        model.method, data.evaluation["validation"], data.preprocessing, Reading(5, 0, CPU, BadImageTracker(0))
-    )
-    assert label_N.tolist() == data.evaluation["validation"].labels.tolist()
+    result = predict_all(Predictor.of(model, 5, 0), data.evaluation["validation"], ("label", "prediction"))
+    assert result.label_N.tolist() == data.evaluation["validation"].labels.tolist()
     expected = []
     with torch.no_grad():
         for member in data.evaluation["validation"].members.tolist():
             sample = data.evaluation["validation"].dataset[(member, 0)]
             image = (torch.from_numpy(sample.image_HW3).permute(2, 0, 1)[None] / 255 - 0.5) / 0.5
             expected.append(int(model.method.logits(image).local_BC.argmax()))
-    assert prediction_N.tolist() == expected
+    assert result.prediction_N.tolist() == expected
 
 
 def test_a_split_without_a_usable_image_predicts_nothing(model, folder):
     source = open_images(folder, model.config)
     split = Split(source.dataset, source.members[-1:])
-    data = open_data(model.config.data, model.config.seed)
-    label_N, prediction_N = predict(model.method, split, data.preprocessing, Reading(5, 0, CPU, BadImageTracker(1)))
-    assert (len(label_N), len(prediction_N)) == (0, 0)
+    result = predict_all(Predictor.of(model, 5, 0, BadImageTracker(1)), split, ("label", "prediction"))
+    assert (len(result.label_N), len(result.prediction_N)) == (0, 0)

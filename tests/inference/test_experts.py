@@ -15,7 +15,7 @@ from facelt.distributed.comm import rank, world_size
 from facelt.distributed.ddp import wrap_ddp
 from facelt.errors import UserError
 from facelt.inference.model import load_model
-from facelt.inference.predict import Reading, expert_predictions
+from facelt.inference.predict import Predictor, predict_all
 from facelt.models.branched import Branches
 from facelt.models.network import build_network
 from facelt.training.run import run
@@ -24,8 +24,11 @@ CPU = torch.device("cpu")
 NARROW = {"split": "layer1", "width": 0.75}
 
 
-def reading() -> Reading:
-    return Reading(4, 0, CPU, BadImageTracker(0))
+def expert_predictions(model, split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels [N], each expert's predictions [K,N] and those of their average [N]."""
+    predictor = Predictor.of(model, 4, 0, BadImageTracker(0))
+    result = predict_all(predictor, split, ("label", "prediction", "expert_predictions"))
+    return result.label_N.numpy(), result.expert_prediction_NK.T.numpy(), result.prediction_N.numpy()
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,7 @@ def test_each_experts_predictions_are_those_of_its_branch_alone(experts_run, sta
     model = load_model(experts_run / stage, CPU)
     data = open_data(model.config.data, model.config.seed)
     split = data.evaluation["validation"]
-    label_N, expert_KN, together_N = expert_predictions(model.method, split, data.preprocessing, reading())
+    label_N, expert_KN, together_N = expert_predictions(model, split)
     assert label_N.tolist() == split.labels.tolist()
     with torch.no_grad():
         for place, member in enumerate(split.members.tolist()):
@@ -88,12 +91,12 @@ def test_a_split_without_an_image_and_a_method_without_experts(experts_run, fini
     data = open_data(model.config.data, model.config.seed)
     split = data.evaluation["validation"]
     nothing = Split(split.dataset, split.members[:0])
-    label_N, expert_KN, together_N = expert_predictions(model.method, nothing, data.preprocessing, reading())
+    label_N, expert_KN, together_N = expert_predictions(model, nothing)
     assert (label_N.shape, expert_KN.shape, together_N.shape) == ((0,), (3, 0), (0,))
     assert expert_KN.dtype == np.int64
-    plain = load_model(finished_run / "plain", CPU).method
+    plain = load_model(finished_run / "plain", CPU)
     with pytest.raises(UserError, match="Classify has no experts: train a method with several, such as independent"):
-        expert_predictions(plain, split, data.preprocessing, reading())
+        expert_predictions(plain, split)
 
 
 def gradients_of_a_step() -> dict[str, torch.Tensor]:
@@ -127,7 +130,7 @@ def test_the_command_counts_what_experts_win_and_lose_together(experts_run, fini
     model = load_model(experts_run / "independent", CPU)
     data = open_data(model.config.data, model.config.seed)
     split = data.evaluation["validation"]
-    label_N, expert_KN, together_N = expert_predictions(model.method, split, data.preprocessing, reading())
+    label_N, expert_KN, together_N = expert_predictions(model, split)
     lost = [
         sum(one == label != both for label, one, both in zip(label_N, expert_N, together_N, strict=True))
         for expert_N in expert_KN

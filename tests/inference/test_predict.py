@@ -1,4 +1,4 @@
-"""Outputs of a split beside those of one image after another, and with their columns on two ranks."""
+"""Predictions for a split compared with those for single images, and on two ranks that share the classes."""
 
 import json
 
@@ -10,15 +10,22 @@ from facelt.data.batch import BadImageTracker
 from facelt.data.module import Split, open_data
 from facelt.errors import UserError
 from facelt.inference.model import find_model, load_model, load_weights
-from facelt.inference.predict import Reading, each_output, outputs
+from facelt.inference.predict import EvalLoaderConfig, Predictions, Predictor, predict, predict_all
 from facelt.training.run import build_initialized_method
 from facelt.training.run_folder import RunFolder
 
 CPU = torch.device("cpu")
 
 
-def reading(batch: int = 5, allowed: int = 0) -> Reading:
-    return Reading(batch, 0, CPU, BadImageTracker(allowed))
+FIELDS = ("label", "index", "logits", "reachability", "prediction")
+
+
+def predictor(method, data, allowed: int = 0) -> Predictor:
+    return Predictor(method, data.preprocessing, EvalLoaderConfig(5, 0, CPU, BadImageTracker(allowed)))
+
+
+def outputs(method, split, data, allowed: int = 0) -> Predictions:
+    return predict_all(predictor(method, data, allowed), split, FIELDS)
 
 
 @pytest.fixture(scope="module", params=["plain", "oltr"])
@@ -34,7 +41,7 @@ def data(finished_run):
 
 def test_outputs_are_those_of_each_image_alone(model, data):
     split, method = data.evaluation["validation"], model.method
-    found = outputs(method, split, data.preprocessing, reading())
+    found = outputs(method, split, data)
     assert found.label_N.tolist() == split.labels.tolist()
     assert found.index_N.tolist() == split.members.tolist()
     logits, reachability = [], []
@@ -55,9 +62,9 @@ def test_outputs_are_those_of_each_image_alone(model, data):
 
 def test_the_method_is_left_in_its_mode_also_where_the_pass_breaks_off(model, data):
     model.method.train()
-    outputs(model.method, data.evaluation["validation"], data.preprocessing, reading())
+    outputs(model.method, data.evaluation["validation"], data)
     assert model.method.training
-    passing = each_output(model.method, data.evaluation["validation"], data.preprocessing, reading())
+    passing = predict(predictor(model.method, data), data.evaluation["validation"], FIELDS)
     next(passing)
     assert not model.method.training
     passing.close()
@@ -65,9 +72,44 @@ def test_the_method_is_left_in_its_mode_also_where_the_pass_breaks_off(model, da
     model.method.eval()
 
 
-def test_a_split_without_an_image_has_no_outputs(model, data):
+def test_a_split_without_an_image_has_empty_fields(model, data):
     split = data.evaluation["validation"]
-    assert outputs(model.method, Split(split.dataset, split.members[:0]), data.preprocessing, reading()) is None
+    fields = (*FIELDS, "features", *model.method.kinds, "embedding_reachability")
+    result = predict_all(predictor(model.method, data), Split(split.dataset, split.members[:0]), fields)
+    dim = model.method.dim
+    assert [len(value) for value in (result.label_N, result.index_N, result.prediction_N)] == [0, 0, 0]
+    assert (result.label_N.dtype, result.prediction_N.dtype) == (torch.int64, torch.int64)
+    assert result.logit_NC.shape == (0, data.num_classes)
+    assert result.feature_ND.shape == (0, dim)
+    assert {kind: value.shape for kind, value in result.embeddings.items()} == dict.fromkeys(
+        model.method.kinds, (0, dim)
+    )
+
+
+def test_only_requested_fields_are_computed(model, data, monkeypatch):
+    split = data.evaluation["validation"]
+    monkeypatch.setattr(model.method.network, "forward", lambda *_: pytest.fail("the network ran"))
+    result = predict_all(predictor(model.method, data), split, ("index",))
+    assert result.index_N.tolist() == split.members.tolist()
+    assert result.label_N is result.logit_NC is result.inputs is None
+    with pytest.raises(ValueError, match=r"unknown fields \['logit'\]"):
+        predict_all(predictor(model.method, data), split, ("logit",))
+
+
+def test_embeddings_are_averaged_with_the_mirror_image_unless_declined(model, data):
+    split, method = data.evaluation["validation"], model.method
+    with torch.no_grad():
+        for flip in (True, False):
+            fields = ("features", *method.kinds, "embedding_reachability")
+            result = predict_all(predictor(method, data), split, fields, flip=flip)
+            for row, member in enumerate(split.members.tolist()):
+                image = torch.from_numpy(split.dataset[(member, 0)].image_HW3).permute(2, 0, 1)[None] / 127.5 - 1
+                expected = method.embed(image) if flip else method.embed_features(method.features(image))
+                for kind in method.kinds:
+                    assert torch.allclose(result.embeddings[kind][row], expected.by_kind[kind][0], atol=1e-5)
+                assert torch.allclose(result.feature_ND[row], method.features(image)[0], atol=1e-4)
+                if expected.reachability_B is not None:
+                    assert torch.allclose(result.embedding_reachability_N[row], expected.reachability_B[0], rtol=1e-3)
 
 
 def test_bad_images_are_left_out_or_stop(model, data, monkeypatch):
@@ -77,8 +119,8 @@ def test_bad_images_are_left_out_or_stop(model, data, monkeypatch):
         split.dataset, "payload", lambda index: b"nothing" if index == first else whole(index), raising=False
     )
     with pytest.raises(UserError, match=r"1 images cannot be used"):
-        outputs(model.method, split, data.preprocessing, reading())
-    found = outputs(model.method, split, data.preprocessing, reading(allowed=1))
+        outputs(model.method, split, data)
+    found = outputs(model.method, split, data, allowed=1)
     assert found.index_N.tolist() == split.members[1:].tolist()
 
 
@@ -89,14 +131,17 @@ def outputs_of_a_rank(folder):
     data = open_data(config.data, config.seed)
     method = build_initialized_method(config, config.stages[-1], data, RunFolder(folder)).eval()
     load_weights(find_model(folder) / "model.safetensors", method)
-    return [
-        None if value is None else value.numpy()
-        for value in outputs(method, data.evaluation["validation"], data.preprocessing, reading())
-    ]
+    result = outputs(method, data.evaluation["validation"], data)
+    nothing = data.evaluation["validation"]
+    empty = outputs(method, Split(nothing.dataset, nothing.members[:0]), data)
+    assert empty.logit_NC.shape == (0, data.num_classes)
+    return result.label_N, result.index_N, result.logit_NC, result.reachability_N
 
 
 def test_two_ranks_get_the_outputs_of_one(finished_run, data, rank_pool):
-    alone = outputs(load_model(finished_run, CPU).method, data.evaluation["validation"], data.preprocessing, reading())
+    alone = outputs(load_model(finished_run, CPU).method, data.evaluation["validation"], data)
     for rank in rank_pool.run(outputs_of_a_rank, 2, finished_run):
-        for mine, theirs in zip(alone, rank, strict=True):
-            assert torch.allclose(mine, torch.from_numpy(theirs), rtol=1e-3, atol=1e-4)
+        for mine, theirs in zip(
+            (alone.label_N, alone.index_N, alone.logit_NC, alone.reachability_N), rank, strict=True
+        ):
+            assert torch.allclose(mine, theirs, rtol=1e-3, atol=1e-4)
