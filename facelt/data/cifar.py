@@ -19,7 +19,7 @@ from torchvision.datasets.utils import check_integrity, download_and_extract_arc
 
 from facelt.data.dataset import ImageDataset
 from facelt.data.records import RecordDataset
-from facelt.data.restricted_pickle import PlainUnpickler
+from facelt.data.restricted_pickle import PickledArray, read_restricted_pickle
 from facelt.data.transforms import ExpectSize, ImageTransform
 from facelt.errors import UserError
 from recordio_tools.long_tail import exponential_counts, step_counts
@@ -33,7 +33,7 @@ class CifarFiles(NamedTuple):
     folder: str
     train: tuple[str, ...]
     test: tuple[str, ...]
-    label: str
+    label_key: str
 
 
 CIFAR_FILES = {
@@ -42,28 +42,25 @@ CIFAR_FILES = {
 }
 
 
-def read_cifar_file(path: Path, label: str) -> tuple[np.ndarray, np.ndarray]:
-    """(images uint8 [N,32,32,3], labels int64 [N]) of one file, the labels under the key `label`.
+def read_cifar_file(path: Path, label_key: str, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Reads (images uint8 [N,32,32,3], labels int64 [N]) from one file of torchvision.
 
-    Raises UserError: a file that is missing, that is no pickle of plain values and one array of bytes, or whose images
-    and labels do not fit each other.
+    Raises UserError: a missing file, content other than plain values and one array of bytes, labels outside
+    0..num_classes - 1, or image and label counts that differ.
     """
-    try:
-        values = PlainUnpickler(path.read_bytes(), what="file of CIFAR", encoding="latin1").load()
-        pixel_N, labels = values["data"].value, values[label]
-        # Looked at before numpy does, which takes for ever over lists of lists of lists.
-        if not isinstance(labels, list) or not all(isinstance(one, int) for one in labels):
-            raise ValueError(f"{label} is no list of numbers")
-        label_N = np.array(labels, dtype=np.int64)
-        image_N3HW = pixel_N.reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); fetch the files again") from None
-    except Exception as error:  # a damaged pickle raises whatever its bytes lead to
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{path}: no file of CIFAR ({reason or type(error).__name__}); fetch it again") from None
-    if label_N.shape != (len(image_N3HW),):
-        raise UserError(f"{path}: {len(image_N3HW)} images and labels of the shape {label_N.shape}; fetch it again")
-    return np.ascontiguousarray(image_N3HW.transpose(0, 2, 3, 1)), label_N
+    values = read_restricted_pickle(path, what="CIFAR file", encoding="latin1")
+    values = values if isinstance(values, dict) else {}
+    pixels, labels = values.get("data"), values.get(label_key)
+    if not isinstance(pixels, PickledArray) or pixels.value.size % (3 * CIFAR_SIDE**2):
+        raise UserError(f"{path}: not a CIFAR file (data is not an array of images); download it again")
+    if not isinstance(labels, list) or not all(isinstance(label, int) for label in labels):
+        raise UserError(f"{path}: not a CIFAR file ({label_key} is not a list of numbers); download it again")
+    if not all(0 <= label < num_classes for label in labels):
+        raise UserError(f"{path}: labels outside 0..{num_classes - 1}; download it again")
+    image_N3HW = pixels.value.reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE)
+    if len(labels) != len(image_N3HW):
+        raise UserError(f"{path}: {len(image_N3HW)} images but {len(labels)} labels; download it again")
+    return np.ascontiguousarray(image_N3HW.transpose(0, 2, 3, 1)), np.array(labels, dtype=np.int64)
 
 
 _PROFILES = {"exponential": exponential_counts, "step": step_counts}
@@ -79,11 +76,8 @@ class CifarDataset(ImageDataset):
     def __init__(self, root: Path, classes: int, split: str, transform: ImageTransform) -> None:
         files = CIFAR_FILES[classes]
         names = getattr(files, split)
-        parts = [read_cifar_file(Path(root) / files.folder / name, files.label) for name in names]
+        parts = [read_cifar_file(Path(root) / files.folder / name, files.label_key, classes) for name in names]
         images, labels = zip(*parts, strict=True)
-        for name, label_N in zip(names, labels, strict=True):
-            if label_N.min(initial=0) < 0 or label_N.max(initial=0) >= classes:
-                raise UserError(f"{Path(root) / files.folder / name}: labels outside 0..{classes - 1}; fetch it again")
         self._image_NHW3 = np.concatenate(images)
         self._files = names
         self._first = np.cumsum([0, *map(len, labels)])

@@ -16,12 +16,9 @@ import numpy as np
 from facelt.data.dataset import EncodedImageDataset
 from facelt.data.image_lists import refuse_escapes, text_lines
 from facelt.data.lists import ImageFileDataset
-from facelt.data.restricted_pickle import PlainArray, PlainUnpickler
+from facelt.data.restricted_pickle import PickledArray, read_restricted_pickle
 from facelt.data.transforms import ImageTransform
 from facelt.errors import UserError
-
-MAX_FILE_BYTES = 1 << 31
-"""The published .bin files have at most some hundred million; a larger one is something else."""
 
 # LFW's pairs.txt begins with its folds and the pairs of each, or with the pairs alone.
 _LFW_HEADER = re.compile(r"[0-9]+([ \t]+[0-9]+)?")
@@ -63,42 +60,37 @@ def read_pairs(path: Path) -> ImagePairs:
 
 
 def _read_bin(path: Path) -> ImagePairs:
-    """A pickle of (images, answers), as Python 2 or 3 wrote it."""
-    try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise UserError(f"{path}: {size:,} bytes are too many for a verification set (limit: {MAX_FILE_BYTES:,})")
-        payload = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    reader = PlainUnpickler(payload, what="verification set", encoding="bytes", kinds=("u1", "b1"))
-    try:
-        images, answers = reader.load()
-        answers = answers.value.tolist() if isinstance(answers, PlainArray) else answers
-        if not isinstance(images, list | tuple) or not isinstance(answers, list | tuple):
-            raise ValueError("it holds no list of images and list of answers")
-    except Exception as error:  # a damaged pickle raises whatever its bytes lead to
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UserError(f"{path}: no verification set ({reason}); fetch it again") from None
-    for number, answer in enumerate(answers):
-        if not isinstance(answer, int) or answer not in (0, 1):
-            # reprlib's: what a hostile file nests is nowhere as large as when it is written out.
-            found = reprlib.repr(answer)[:40]
-            raise UserError(f"{path}: pair {number} is {found} where True or False is expected; fetch it again")
-    if len(images) != 2 * len(answers):
+    """Reads a pickle of (images, labels), as Python 2 or 3 wrote it."""
+    values = read_restricted_pickle(path, what="verification set", encoding="bytes", dtypes=("u1", "b1"))
+    images, labels = values if isinstance(values, list | tuple) and len(values) == 2 else (None, None)
+    labels = labels.value.tolist() if isinstance(labels, PickledArray) else labels
+    if not isinstance(images, list | tuple) or not isinstance(labels, list | tuple):
         raise UserError(
-            f"{path}: {len(images):,} images and {len(answers):,} answers do not fit each other, a pair is two images; "
-            "fetch it again"
+            f"{path}: not a verification set (expected a list of images and a list of labels); download it again"
         )
-    return _some(path, ImagePairs.of((_encoded(path, *item) for item in enumerate(images)), answers))
+    for number, label in enumerate(labels):
+        if not isinstance(label, int) or label not in (0, 1):
+            # reprlib truncates: a nested tuple may be astronomically long when written out.
+            value = reprlib.repr(label)[:40]
+            raise UserError(f"{path}: pair {number} has the label {value}, expected True or False; download it again")
+    if len(images) != 2 * len(labels):
+        raise UserError(
+            f"{path}: {len(images):,} images for {len(labels):,} pairs, expected two a pair; download it again"
+        )
+    # An array that is listed twice is converted once.
+    encoded: dict[int, bytes] = {}
+    for number, image in enumerate(images):
+        if id(image) not in encoded:
+            encoded[id(image)] = _encoded(path, number, image)
+    return _refuse_empty(path, ImagePairs.of((encoded[id(image)] for image in images), labels))
 
 
 def _encoded(path: Path, number: int, image: object) -> bytes:
-    if isinstance(image, PlainArray) and image.value.dtype == np.uint8 and image.value.ndim == 1:
+    if isinstance(image, PickledArray) and image.value.dtype == np.uint8 and image.value.ndim == 1:
         return image.value.tobytes()
     if not isinstance(image, bytes):
         raise UserError(
-            f"{path}: image {number} is no encoded image (bytes, or an array of them in a row); fetch it again"
+            f"{path}: image {number} is not an encoded image (bytes, or a row of them as an array); download it again"
         )
     return image
 
@@ -117,7 +109,7 @@ def _read_list(path: Path) -> ImagePairs:
         answers.append(found[2])
     for side in (images[0::2], images[1::2]):
         refuse_escapes(path, side, first=1 + is_lfw)
-    return _some(path, ImagePairs.of(images, answers))
+    return _refuse_empty(path, ImagePairs.of(images, answers))
 
 
 def _plain_pair(parts: list[str]) -> tuple[str, str, bool] | None:
@@ -135,9 +127,9 @@ def _lfw_pair(parts: list[str]) -> tuple[str, str, bool] | None:
     return one, other, same
 
 
-def _some(path: Path, pairs: ImagePairs) -> ImagePairs:
+def _refuse_empty(path: Path, pairs: ImagePairs) -> ImagePairs:
     if not len(pairs.same_P):
-        raise UserError(f"{path}: holds no pair")
+        raise UserError(f"{path}: the file holds no pair")
     return pairs
 
 

@@ -105,7 +105,7 @@ def test_files_written_anew_by_python_3_are_read_too(tmp_path, protocol):
     rows = np.random.default_rng(1).integers(0, 256, (3, 3072), dtype=np.uint8)
     path = tmp_path / "train"
     path.write_bytes(pickle.dumps({"data": rows, "fine_labels": [4, 2, 9]}, protocol=protocol))
-    image_NHW3, label_N = read_cifar_file(path, "fine_labels")
+    image_NHW3, label_N = read_cifar_file(path, "fine_labels", 100)
     assert np.array_equal(image_NHW3, rows.reshape(3, 3, 32, 32).transpose(0, 2, 3, 1))
     assert label_N.tolist() == [4, 2, 9]
 
@@ -133,9 +133,9 @@ def test_no_file_makes_anything_run(tmp_path):
         path = tmp_path / f"file{number}"
         path.write_bytes(pickle.dumps({"data": rows, "labels": [0], "more": Runs(*call)}))
         with pytest.raises(
-            UserError, match=r"file\d: no file of CIFAR \(it asks for .*, which no file of CIFAR holds\)"
+            UserError, match=r"file\d: not a CIFAR file \(.* is not allowed in a CIFAR file\)"
         ) as caught:
-            read_cifar_file(path, "labels")
+            read_cifar_file(path, "labels", 10)
         assert "\n" not in str(caught.value)
         assert not canary.exists()
     pickle.loads(pickle.dumps(Runs(*calls[0])))
@@ -149,27 +149,30 @@ def _pickled(rows: object, labels: object) -> bytes:
 @pytest.mark.parametrize(
     ("payload", "reason"),
     [
-        (b"", "no file of CIFAR"),
-        (b"no pickle", "no file of CIFAR"),
-        (_pickled(np.zeros((2, 3072), np.uint8), [0, 1])[:-900], "no file of CIFAR"),
-        (_pickled(np.zeros((2, 3072), np.int64), [0, 1]), "an array of 'i8' where u1 is expected"),
-        (_pickled(np.array([{}]), [0]), "an array of 'O8' where u1 is expected"),
-        (_pickled(np.zeros((2, 3071), np.uint8), [0, 1]), "no file of CIFAR"),
-        (_pickled(np.zeros((2, 3072), np.uint8), [0, 1, 2]), r"2 images and labels of the shape \(3,\)"),
-        (_pickled(np.zeros((2, 3072), np.uint8), "ab"), "no file of CIFAR"),
-        (_pickled(b"bytes", [0]), "no file of CIFAR"),
-        (pickle.dumps([1, 2]), "no file of CIFAR"),
-        (pickle.dumps({"data": np.zeros((1, 3072), np.uint8)}), r"no file of CIFAR \('labels'\)"),
-        (_pickled(np.zeros((1, 3072), np.uint8), [[0]]), r"no file of CIFAR \(labels is no list of numbers\)"),
-        (_pickled(np.zeros((1, 3072), np.uint8), "0"), r"no file of CIFAR \(labels is no list of numbers\)"),
-        (b"cnumpy\nndarray\n(K\x05tR.", "no file of CIFAR"),
-        (b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\ndtype\nK\x00U\x01btR.", "an array of an unknown class"),
+        (b"", "not a CIFAR file"),
+        (b"no pickle", "not a CIFAR file"),
+        (_pickled(np.zeros((2, 3072), np.uint8), [0, 1])[:-900], "not a CIFAR file"),
+        (_pickled(np.zeros((2, 3072), np.int64), [0, 1]), "an array has the type 'i8', expected u1"),
+        (_pickled(np.array([{}]), [0]), "an array has the type 'O8', expected u1"),
+        (_pickled(np.zeros((2, 3071), np.uint8), [0, 1]), "not a CIFAR file"),
+        (_pickled(np.zeros((2, 3072), np.uint8), [0, 1, 2]), r"2 images but 3 labels"),
+        (_pickled(np.zeros((2, 3072), np.uint8), "ab"), "not a CIFAR file"),
+        (_pickled(b"bytes", [0]), "not a CIFAR file"),
+        (pickle.dumps([1, 2]), "not a CIFAR file"),
+        (
+            pickle.dumps({"data": np.zeros((1, 3072), np.uint8)}),
+            "labels is not a list of numbers",
+        ),
+        (_pickled(np.zeros((1, 3072), np.uint8), [[0]]), "labels is not a list of numbers"),
+        (_pickled(np.zeros((1, 3072), np.uint8), "0"), "labels is not a list of numbers"),
+        (b"cnumpy\nndarray\n(K\x05tR.", "not a CIFAR file"),
+        (b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\ndtype\nK\x00U\x01btR.", "an array has an unknown class"),
     ],
 )
 def test_a_damaged_or_foreign_file_is_named_in_one_line(tmp_path, payload, reason):
     (tmp_path / "batch").write_bytes(payload)
-    with pytest.raises(UserError, match=rf"batch: .*{reason}.*; fetch it again") as caught:
-        read_cifar_file(tmp_path / "batch", "labels")
+    with pytest.raises(UserError, match=rf"batch: .*{reason}.*; download it again") as caught:
+        read_cifar_file(tmp_path / "batch", "labels", 10)
     assert "\n" not in str(caught.value)
 
 
@@ -180,7 +183,7 @@ def test_missing_files_and_labels_out_of_range_are_named(tmp_path):
         open_cifar(tmp_path, 100, "train")
     write_cifar(tmp_path, 100, per_class=1)
     (tmp_path / "cifar-100-python/train").unlink()
-    with pytest.raises(UserError, match=r"cifar-100-python/train: cannot be read \(No such file"):
+    with pytest.raises(UserError, match=r"cifar-100-python/train: cannot read the file \(No such file"):
         open_cifar(tmp_path, 100, "train")
     values = {b"fine_labels": [100], b"data": np.zeros((1, 3072), np.uint8)}
     (tmp_path / "cifar-100-python/test").write_bytes(python2_pickle(values))

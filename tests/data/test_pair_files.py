@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from facelt.data import pairs as pairs_module
+from facelt.data import restricted_pickle
 from facelt.data.decode import decode_image
 from facelt.data.pairs import read_pairs
 from facelt.errors import UserError
@@ -87,7 +87,7 @@ def test_no_set_makes_anything_run(tmp_path):
     path, canary = tmp_path / "lfw.bin", tmp_path / "canary"
     for place in (([Runs(canary), b"2"], [True]), ([b"1", b"2"], [Runs(canary)]), Runs(canary)):
         path.write_bytes(pickle.dumps(place))
-        with pytest.raises(UserError, match=r"lfw\.bin: no verification set \(it asks for posix\.mkdir, which no ver"):
+        with pytest.raises(UserError, match=r"lfw\.bin: not a verification set \(posix\.mkdir is not allowed in a ver"):
             read_pairs(path)
         assert not canary.exists()
     pickle.loads(path.read_bytes())
@@ -102,28 +102,28 @@ NO_VALUE = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00tR"
 @pytest.mark.parametrize(
     ("payload", "reason"),
     [
-        (b"", r"no verification set \(EOFError\)"),
-        (b"no pickle", "no verification set"),
-        (GOOD[:-1], r"no verification set \(EOFError\)"),
-        (GOOD[:100], "no verification set"),
-        (GOOD[:-20], "no verification set"),
-        (pickle.dumps([IMAGES]), "no verification set"),
-        (pickle.dumps({"images": IMAGES, "answers": ANSWERS}), "no verification set"),
-        (pickle.dumps((3, [])), r"no verification set \(it holds no list of images and list of answers\)"),
-        (pickle.dumps((IMAGES[:5], ANSWERS)), "5 images and 3 answers do not fit each other"),
-        (pickle.dumps((IMAGES, ANSWERS[:2])), "6 images and 2 answers do not fit each other"),
+        (b"", r"not a verification set \(the file is truncated\)"),
+        (b"no pickle", "not a verification set"),
+        (GOOD[:-1], r"not a verification set \(the file is truncated\)"),
+        (GOOD[:100], "not a verification set"),
+        (GOOD[:-20], "not a verification set"),
+        (pickle.dumps([IMAGES]), "not a verification set"),
+        (pickle.dumps({"images": IMAGES, "answers": ANSWERS}), "not a verification set"),
+        (pickle.dumps((3, [])), r"not a verification set \(expected a list of images and a list of labels\)"),
+        (pickle.dumps((IMAGES[:5], ANSWERS)), "5 images for 3 pairs, expected two a pair"),
+        (pickle.dumps((IMAGES, ANSWERS[:2])), "6 images for 2 pairs"),
         (pickle.dumps(([], [])), "holds no pair"),
-        (pickle.dumps((["text", *IMAGES[1:]], ANSWERS)), "image 0 is no encoded image"),
-        (pickle.dumps(([*arrays()[:5], np.zeros((2, 2, 3), np.uint8)], ANSWERS)), "image 5 is no encoded image"),
-        (pickle.dumps(([np.ones(3, bool), *IMAGES[1:]], ANSWERS)), "image 0 is no encoded image"),
-        (pickle.dumps(([np.zeros(3), *IMAGES[1:]], ANSWERS)), "an array of 'f8' where u1 or b1 is expected"),
-        (pickle.dumps((IMAGES, [True, 2, True])), "pair 1 is 2 where True or False is expected"),
-        (pickle.dumps((IMAGES, [True, False, "yes"])), "pair 2 is 'yes' where True or False is expected"),
-        (pickle.dumps((IMAGES, [True, False, None])), "pair 2 is None where True or False is expected"),
-        (pickle.dumps((IMAGES, np.ones((3, 2), bool))), r"pair 0 is \[True, True\] where True or False is expected"),
-        (pickle.dumps((IMAGES, np.array(True))), "it holds no list of images and list of answers"),
-        (b"\x80\x03](C\x01aC\x01be" + NO_VALUE + b"\x86.", "2 images and 0 answers do not fit each other"),
-        (b"\x80\x03](C\x01aC\x01be](" + NO_VALUE + b"e\x86.", "pair 0 is <.* where True or False is expected"),
+        (pickle.dumps((["text", *IMAGES[1:]], ANSWERS)), "image 0 is not an encoded image"),
+        (pickle.dumps(([*arrays()[:5], np.zeros((2, 2, 3), np.uint8)], ANSWERS)), "image 5 is not an encoded image"),
+        (pickle.dumps(([np.ones(3, bool), *IMAGES[1:]], ANSWERS)), "image 0 is not an encoded image"),
+        (pickle.dumps(([np.zeros(3), *IMAGES[1:]], ANSWERS)), "an array has the type 'f8', expected u1 or b1"),
+        (pickle.dumps((IMAGES, [True, 2, True])), "pair 1 has the label 2, expected True or False"),
+        (pickle.dumps((IMAGES, [True, False, "yes"])), "pair 2 has the label 'yes', expected True or False"),
+        (pickle.dumps((IMAGES, [True, False, None])), "pair 2 has the label None, expected True or False"),
+        (pickle.dumps((IMAGES, np.ones((3, 2), bool))), r"pair 0 has the label \[True, True\], expected True or False"),
+        (pickle.dumps((IMAGES, np.array(True))), "expected a list of images and a list of labels"),
+        (b"\x80\x03](C\x01aC\x01be" + NO_VALUE + b"\x86.", "2 images for 0 pairs"),
+        (b"\x80\x03](C\x01aC\x01be](" + NO_VALUE + b"e\x86.", "pair 0 has the label <.*, expected True or False"),
     ],
 )
 def test_what_is_no_set_is_named_in_one_line(tmp_path, payload, reason):
@@ -138,16 +138,16 @@ def test_what_is_no_set_is_named_in_one_line(tmp_path, payload, reason):
 def test_what_is_endless_when_written_out_is_named_in_short(tmp_path, nested):
     # Whatever it is, it stands among the images, and is the first answer.
     (tmp_path / "lfw.bin").write_bytes(b"\x80\x03](" + nested + b"q\xffe](h\xffe\x86.")
-    with pytest.raises(UserError, match=r"lfw\.bin: pair 0 is [(\[]{7}.* where True or False is expected") as caught:
+    with pytest.raises(UserError, match=r"lfw\.bin: pair 0 has the label [(\[]{7}.*, expected True or False") as caught:
         read_pairs(tmp_path / "lfw.bin")
     assert len(str(caught.value)) < 300
 
 
 def test_a_missing_or_oversized_file_is_named(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"absent\.bin: cannot be read \(No such file"):
+    with pytest.raises(UserError, match=r"absent\.bin: cannot read the file \(No such file"):
         read_pairs(tmp_path / "absent.bin")
     (tmp_path / "large.bin").write_bytes(GOOD)
-    monkeypatch.setattr(pairs_module, "MAX_FILE_BYTES", len(GOOD) - 1)
+    monkeypatch.setattr(restricted_pickle, "MAX_FILE_BYTES", len(GOOD) - 1)
     with pytest.raises(UserError, match=r"large\.bin: [\d,]+ bytes are too many for a verification set"):
         read_pairs(tmp_path / "large.bin")
 
@@ -191,7 +191,7 @@ def test_lfws_own_list(tmp_path, header):
     ("text", "reason"),
     [
         ("", "the list is empty"),
-        ("10\t300\n", "holds no pair"),
+        ("10\t300\n", "the file holds no pair"),
         ("a b 1\n\nc d 0", "line 2 is empty"),
         ("a b 1\na b", "line 2: expected path path 1, or path path 0, found 'a b'"),
         ("a b 2", "line 1: expected path path 1"),

@@ -3,6 +3,7 @@
 import os
 import pickle
 import random
+import re
 import tracemalloc
 
 import numpy as np
@@ -10,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from facelt.data.restricted_pickle import PlainArray, PlainUnpickler
+from facelt.data import restricted_pickle
+from facelt.data.restricted_pickle import PickledArray, load_restricted
 from tests.data.pair_pickles import doubled
 
 
-def read(payload: bytes, kinds: tuple[str, ...] = ("u1", "b1")) -> object:
-    return PlainUnpickler(payload, what="test", encoding="bytes", kinds=kinds).load()
+def read(payload: bytes, dtypes: tuple[str, ...] = ("u1", "b1")) -> object:
+    return load_restricted(payload, what="test", encoding="bytes", dtypes=dtypes)
 
 
 PLAIN = st.recursive(
@@ -42,7 +44,7 @@ def test_plain_values_are_read_as_pickle_reads_them(value, protocol):
 )
 def test_arrays_of_bytes_and_of_truth_values_are_read(array, protocol):
     found = read(pickle.dumps(array, protocol))
-    assert isinstance(found, PlainArray)
+    assert isinstance(found, PickledArray)
     assert found.value.dtype == array.dtype
     assert np.array_equal(found.value, array)
     scalars = read(pickle.dumps([np.True_, np.False_], protocol))
@@ -70,7 +72,7 @@ def test_nothing_runs(tmp_path, protocol):
         (bytearray, (5,)),
     )
     for call in calls:
-        with pytest.raises(pickle.UnpicklingError, match=r"^it asks for \S+, which no test holds$"):
+        with pytest.raises(pickle.UnpicklingError, match=r"^\S+ is not allowed in a test$"):
             read(pickle.dumps([1, Runs(*call)], protocol))
         assert not canary.exists()
     pickle.loads(pickle.dumps([1, Runs(*calls[0])], protocol))
@@ -83,30 +85,30 @@ RECONSTRUCT = b"cnumpy.core.multiarray\n_reconstruct\n"
 @pytest.mark.parametrize(
     ("payload", "reason"),
     [
-        (b"c__builtin__\neval\n(S'1'\ntR.", "asks for __builtin__.eval"),
-        (b"\x8c\x02os\x8c\x06system\x93.", "asks for os.system"),
-        (b"\x8c\x05numpy\x8c\x12ndarray.__reduce__\x93.", "asks for numpy.ndarray.__reduce__"),
+        (b"c__builtin__\neval\n(S'1'\ntR.", "__builtin__.eval is not allowed"),
+        (b"\x8c\x02os\x8c\x06system\x93.", "os.system is not allowed"),
+        (b"\x8c\x05numpy\x8c\x12ndarray.__reduce__\x93.", "numpy.ndarray.__reduce__ is not allowed"),
         # Older words for making an object, and references to what lies outside the file.
-        (b"(inumpy\nndarray\n.", "the instruction b'i'"),
-        (b"(cnumpy\nndarray\no.", "the instruction b'o'"),
-        (b"cnumpy\nndarray\n)\x81.", r"the instruction b'\\x81'"),
-        (b"\x82\x01.", r"the instruction b'\\x82'"),
-        (b"S'x'\nQ.", "the instruction b'Q'"),
-        (b"Px\n.", "the instruction b'P'"),
-        (b"\x97.", r"the instruction b'\\x97'"),
+        (b"(inumpy\nndarray\n.", "the opcode b'i'"),
+        (b"(cnumpy\nndarray\no.", "the opcode b'o'"),
+        (b"cnumpy\nndarray\n)\x81.", r"the opcode b'\\x81'"),
+        (b"\x82\x01.", r"the opcode b'\\x82'"),
+        (b"S'x'\nQ.", "the opcode b'Q'"),
+        (b"Px\n.", "the opcode b'P'"),
+        (b"\x97.", r"the opcode b'\\x97'"),
         # Names that are admitted, used otherwise.
-        (b"cnumpy\nndarray\n(K\x05tR.", "calls what is not made by calling"),
-        (RECONSTRUCT + b"(cnumpy\ndtype\nK\x00U\x01btR.", "an array of an unknown class"),
-        (RECONSTRUCT + b"}U\x0c__defaults__K\x01sb.", "gives a state to a name"),
-        (b"cnumpy\ndtype\n(U\x02O8K\x00K\x01tR.", "an array of 'O8' where u1 or b1 is expected"),
-        (b"](" + doubled(60) + b"cnumpy\ndtype\n(h\x3ctRe.", r"an array of \(+\.\.\..* where u1 or b1 is expected"),
+        (b"cnumpy\nndarray\n(K\x05tR.", "calls a class that only names a type"),
+        (RECONSTRUCT + b"(cnumpy\ndtype\nK\x00U\x01btR.", "an array has an unknown class"),
+        (RECONSTRUCT + b"}U\x0c__defaults__K\x01sb.", "sets the state of a global"),
+        (b"cnumpy\ndtype\n(U\x02O8K\x00K\x01tR.", "an array has the type 'O8', expected u1 or b1"),
+        (b"](" + doubled(60) + b"cnumpy\ndtype\n(h\x3ctRe.", r"an array has the type \(+\.\.\..*, expected u1 or b1"),
         # The hash of such a key takes for ever.
-        (b"](" + doubled(60) + b"}h\x3cK\x01se.", "a dictionary whose keys are not text"),
-        (b"](" + doubled(60) + b"}(h\x3cK\x01ue.", "a dictionary whose keys are not text"),
-        (b"](" + doubled(60) + b"(h\x3cK\x01de.", "a dictionary whose keys are not text"),
-        (b"]K\x00K\x01s.", "a dictionary whose keys are not text"),
-        (b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x03\x00\x00\x00zip\x74R.", "encodes something else than bytes"),
-        (b"cnumpy.core.numeric\n_frombuffer\n(S'abc'\nK\x01(K\x03tS'C'\ntR.", "an array of another kind than bytes"),
+        (b"](" + doubled(60) + b"}h\x3cK\x01se.", "a dictionary has keys that are not text"),
+        (b"](" + doubled(60) + b"}(h\x3cK\x01ue.", "a dictionary has keys that are not text"),
+        (b"](" + doubled(60) + b"(h\x3cK\x01de.", "a dictionary has keys that are not text"),
+        (b"]K\x00K\x01s.", "a dictionary has keys that are not text"),
+        (b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x03\x00\x00\x00zip\x74R.", "is not called with bytes as latin1 text"),
+        (b"cnumpy.core.numeric\n_frombuffer\n(S'abc'\nK\x01(K\x03tS'C'\ntR.", "an array is not made of bytes"),
     ],
 )
 def test_other_names_words_and_uses_are_refused(payload, reason):
@@ -115,8 +117,8 @@ def test_other_names_words_and_uses_are_refused(payload, reason):
 
 
 def test_a_kind_of_array_that_is_not_asked_for_is_refused():
-    with pytest.raises(pickle.UnpicklingError, match="an array of 'b1' where u1 is expected"):
-        read(pickle.dumps(np.array([True])), kinds=("u1",))
+    with pytest.raises(pickle.UnpicklingError, match="an array has the type 'b1', expected u1"):
+        read(pickle.dumps(np.array([True])), dtypes=("u1",))
 
 
 def peak_of(payload: bytes) -> tuple[Exception | None, int]:
@@ -149,10 +151,40 @@ def test_a_length_beyond_the_end_is_refused_before_memory_is_taken(payload):
     assert peak < 2**20
 
 
-def test_a_far_place_in_the_memo_takes_no_memory():
-    # pickle's own reader in C reserves 2^33 bytes for it.
-    assert peak_of(b"\x80\x02Nr\xff\xff\xff\x1f.")[0] is None
-    assert peak_of(b"\x80\x02Nr\xff\xff\xff\x1f.")[1] < 2**20
+@pytest.mark.parametrize(
+    "payload", [b"\x80\x02Nr\xff\xff\xff\x1f.", b"Np536870911\n.", b"\x80\x02N" * 300 + b"r\x00\x04\x00\x00."]
+)
+def test_a_far_place_in_the_memo_is_refused_before_memory_is_taken(payload):
+    # pickle's reader in C reserves 2^33 bytes for it.
+    error, peak = peak_of(payload)
+    assert re.fullmatch(r"the memo index \d+ is too large", str(error))
+    assert peak < 2**20
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        # The reader in C skips K at the end of the first frame, and whatever is left of a frame that holds another.
+        b"\x80\x04\x95\x02" + bytes(7) + b"NK" + b"\x01.",
+        b"\x80\x04\x95\x0c" + bytes(7) + b"N\x95\x02" + bytes(7) + b"N.N.",
+    ],
+)
+def test_frames_that_the_check_and_the_reader_may_see_differently_are_refused(payload):
+    with pytest.raises(pickle.UnpicklingError, match="a frame ends within an opcode or contains another frame"):
+        read(payload)
+
+
+def test_too_many_opcodes_are_refused(monkeypatch):
+    monkeypatch.setattr(restricted_pickle, "MAX_OPCODES", 1000)
+    assert len(read(b"](" + b"N" * 996 + b"e.")) == 996
+    with pytest.raises(pickle.UnpicklingError, match="it has more than 1,000 opcodes"):
+        read(b"](" + b"N" * 997 + b"e.")
+
+
+@pytest.mark.parametrize("payload", [b"a.", b"N\x86.", b"e.", b"Ne.", b"(a.", b"h\x00.", b"q\x00.", b"]N(s."])
+def test_values_that_do_not_exist_are_refused(payload):
+    with pytest.raises(pickle.UnpicklingError, match="an opcode uses a value that does not exist"):
+        read(payload)
 
 
 def test_one_text_cannot_be_encoded_over_and_over():
