@@ -32,7 +32,7 @@ from facelt.errors import UserError
 from facelt.identification.rank import pseudo_shot_labels
 from facelt.search.search import open_search
 from facelt.store.attributes import canonical
-from facelt.utils.files import write_text
+from recordio_tools.atomic_io import write_text
 from recordio_tools.progress import ProgressFn, no_progress, relabel
 
 

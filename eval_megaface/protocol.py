@@ -28,7 +28,7 @@ from facelt.search.exact import BadRow
 from facelt.search.search import Search
 from facelt.stats.intervals import bootstrap_rates
 from facelt.store.store import UNIT_KINDS
-from facelt.utils.files import replacing
+from recordio_tools.atomic_io import atomic_replace
 from recordio_tools.progress import ProgressFn, no_progress, relabel
 
 Arrays = dict[str, np.ndarray]
@@ -72,7 +72,7 @@ def _load(path: Path) -> Arrays:
 
 
 def _save(path: Path, arrays: Arrays) -> None:
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with atomic_replace(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
 
 

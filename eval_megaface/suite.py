@@ -26,8 +26,8 @@ from facelt.errors import UserError
 from facelt.identification.rank import MatePairs, mate_pairs
 from facelt.store.attributes import MAX_VALUES, actor_gender, canonical
 from facelt.store.feature_tree import probe_identity, read_features_list, read_noise_names
-from facelt.utils.files import sha256_of_input
 from facelt.utils.tables import read_table
+from recordio_tools.atomic_io import sha256_of
 
 # megaface_features_list.json_1000_2: 1000 distractors, set 2.
 LIST_NAME = re.compile(r"_(\d+)_(\d+)$")
@@ -307,7 +307,7 @@ class _Files:
         return self.add(str(path), self.root / path)
 
     def add(self, name: str, path: Path) -> Path:
-        self.hashes[name] = sha256_of_input(path)
+        self.hashes[name] = sha256_of(path)
         return path
 
 

@@ -1,8 +1,6 @@
-"""The one exception a user can cause: every entry turns it into one line on stderr and exit code 1."""
+"""The exception for wrong user input, which every command prints as one line."""
 
+# Defined in recordio_tools, whose errors are caught as the same class.
+from recordio_tools.errors import UserError
 
-class UserError(Exception):
-    """A mistake in what the user handed over: a file, a key, a value or a record.
-
-    The message is one line that names the thing and says what to do about it.
-    """
+__all__ = ["UserError"]

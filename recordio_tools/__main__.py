@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from recordio_tools.errors import RecordIOError
+from recordio_tools.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -12,7 +12,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     try:
         app(args=None if argv is None else list(argv), prog_name="recordio-tools")
-    except (RecordIOError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"recordio-tools: {error}", file=sys.stderr)
         raise SystemExit(1) from None
 

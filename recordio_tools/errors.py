@@ -1,5 +1,12 @@
-"""The one exception of this package."""
+"""Exceptions whose message is one line for the user."""
 
 
-class RecordIOError(ValueError):
-    """A file, key or record that is not what it should be. The message is one line naming it and what to do."""
+class UserError(Exception):
+    """Wrong or unusable input: a file, a key, a value or a record.
+
+    The message is one line that names it and says what to do. Commands print it and exit with code 1.
+    """
+
+
+class RecordIOError(UserError, ValueError):
+    """A record file, list or table that cannot be read as what it should be."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recordio_tools.atomic_io import whole_folder, write_text
+from recordio_tools.atomic_io import atomic_folder, write_text
 from recordio_tools.errors import RecordIOError
 from recordio_tools.long_tail import HELD_OUT_STREAM, draw, place_within
 from recordio_tools.selection import describe_counts
@@ -177,7 +177,7 @@ def write_lists(
     counts = {split: describe_counts(np.bincount(new_C[label_N[row]])) for split, row in rows.items()}
     counts = {"source": describe_counts(np.bincount(label_N)), **counts}
     statistics = {"format": 1, "profile": made, "held_out": held_out._asdict(), **counts}
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         for split, row in rows.items():
             row = row[np.lexsort((row, new_C[label_N[row]]))]
             lines = (f"{paths[place]} {new_C[label_N[place]]}\n" for place in row.tolist())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recordio_tools.atomic_io import whole_folder, write_text
+from recordio_tools.atomic_io import atomic_folder, write_text
 from recordio_tools.errors import RecordIOError
 from recordio_tools.face_set import NAME, FaceRecord
 from recordio_tools.image_header import EXTENSIONS, decode, image_format, image_size
@@ -82,7 +82,7 @@ def unpack(source: Path, out: Path, progress: ProgressFn = no_progress) -> dict:
     Returns counts. Raises RecordIOError where `out` already holds something, or a record is damaged; then `out` is
     absent.
     """
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         with FaceRecord(source) as faces:
             lines = _write_images(faces, folder, progress)
             summary = {"images": len(faces), "identities": int(np.count_nonzero(faces.counts))}

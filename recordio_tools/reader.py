@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from recordio_tools.atomic_io import atomic
-from recordio_tools.errors import RecordIOError
+from recordio_tools.atomic_io import atomic_replace
+from recordio_tools.errors import RecordIOError, UserError
 from recordio_tools.format import (
     FRAME,
     HEADER,
@@ -136,7 +136,7 @@ def cached(cache: Path, mark: list[int], rows: int, compute: Callable[[], np.nda
     table[1:, : values.shape[1]] = values
     # A folder without any write bit is meant to stay as it is, also where the superuser could write.
     if cache.parent.stat().st_mode & 0o222:
-        with contextlib.suppress(OSError), atomic(cache) as stream:
+        with contextlib.suppress(UserError), atomic_replace(cache) as temporary, temporary.open("wb") as stream:
             np.save(stream, table, allow_pickle=False)
     return values
 

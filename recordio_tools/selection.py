@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recordio_tools.atomic_io import atomic, write_text
+from recordio_tools.atomic_io import atomic_replace, write_text
 from recordio_tools.errors import RecordIOError
 from recordio_tools.face_set import NAME, FaceRecord, IdentityTable
 from recordio_tools.image_header import image_size
@@ -92,7 +92,7 @@ def write_selection(source: FaceRecord, selection: Selection, out: Path, profile
         "selection": describe_counts(counts),
         "histogram": np.stack(np.unique(counts, return_counts=True), axis=1).tolist(),
     }
-    with atomic(out / "manifest.csv") as stream:
+    with atomic_replace(out / "manifest.csv") as temporary, temporary.open("wb") as stream:
         stream.write(b"key,label,new_label\n")
         np.savetxt(stream, np.stack(selection, axis=1), fmt="%d", delimiter=",")
     title = f"{source.path.name}: {len(selection.keys):,} of {len(source):,} images ({profile['name']})"

@@ -4,13 +4,14 @@ Writing a face set in InsightFace's layout.
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
-from recordio_tools.atomic_io import flush, sync_folder, temporary_beside, write_text
+from recordio_tools.atomic_io import atomic_replace, sync, write_text
 from recordio_tools.errors import RecordIOError
 from recordio_tools.format import EXACT_FLOAT32, IRHeader, encode, pack_header
 
@@ -28,13 +29,12 @@ class RecordWriter:
             raise RecordIOError(f"{self.path}: the record file's name must not end in .idx")
         self._keys: set[int] = set()
         self._offset = 0
-        self._partial, self._partial_index = temporary_beside(self.path), temporary_beside(self.index_path)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = self._partial.open("xb")
-            self._index = self._partial_index.open("xb")
-        except OSError as error:
-            raise RecordIOError(f"{self.path}: cannot be written ({error.strerror})") from None
+        with ExitStack() as stack:
+            temporary_index = stack.enter_context(atomic_replace(self.index_path))
+            temporary = stack.enter_context(atomic_replace(self.path))
+            self._index = stack.enter_context(temporary_index.open("wb"))
+            self._stream = stack.enter_context(temporary.open("wb"))
+            self._files = stack.pop_all()
 
     def write(self, key: int, header: IRHeader, payload: bytes | memoryview) -> None:
         """Append one record. The header's flag follows from its label: 0 for a number, the length of a vector.
@@ -58,23 +58,13 @@ class RecordWriter:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            if kind is None:
-                self._publish()
-        finally:
-            for stream, partial in ((self._stream, self._partial), (self._index, self._partial_index)):
-                stream.close()
-                partial.unlink(missing_ok=True)
-
-    def _publish(self) -> None:
-        for stream in (self._stream, self._index):
-            flush(stream)
-            stream.close()
-        # Without its .idx a .rec is still readable; with a wrong one it is not. So the old index goes first.
-        self.index_path.unlink(missing_ok=True)
-        self._partial.replace(self.path)
-        self._partial_index.replace(self.index_path)
-        sync_folder(self.path.parent)
+        with self._files:
+            if error is not None:
+                raise error
+            sync(self._stream)
+            sync(self._index)
+            # A .rec without an .idx is readable, with another file's .idx it is not: the old index is removed first.
+            self.index_path.unlink(missing_ok=True)
 
 
 class FaceRecordWriter:
@@ -115,15 +105,10 @@ class FaceRecordWriter:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is not None:
-            self._writer.__exit__(kind, error, trace)
-            return
-        try:
+        with self._writer:
+            if error is not None:
+                raise error
             self._write_identities()
-        except BaseException as failure:
-            self._writer.__exit__(type(failure), failure, failure.__traceback__)
-            raise
-        self._writer.__exit__(None, None, None)
         count = len(self._starts) if self._num_identities is None else self._num_identities
         write_text(self.path.with_name("property"), f"{count},{self.image_size[0]},{self.image_size[1]}\n")
 

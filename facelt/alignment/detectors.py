@@ -16,7 +16,7 @@ import numpy as np
 
 from facelt.alignment.align import Detector, Face
 from facelt.errors import UserError
-from facelt.utils.files import sha256_of_input
+from recordio_tools.atomic_io import sha256_of
 
 YUNET_URL = (
     "https://github.com/ShiqiYu/libfacedetection.train/tree/master/onnx (yunet_n_dynamic.onnx; for OpenCV 4, which "
@@ -42,7 +42,7 @@ class YuNet:
     def __init__(self, path: Path, min_score: float = 0.7) -> None:
         if not path.is_file():
             raise UserError(f"{path}: no such file; get YuNet's weights from {YUNET_URL} and give their path")
-        self.name = f"yunet:{path.name} sha256:{sha256_of_input(path)[:12]}"
+        self.name = f"yunet:{path.name} sha256:{sha256_of(path)[:12]}"
         self.min_score = min_score
         # OpenCV tells of its engine's choices, and of a file that is none, on stderr; the latter we say ourselves.
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -123,7 +123,7 @@ class InsightFaceDetector:
         path = find_detector(root)
         from insightface.model_zoo import get_model
 
-        self.name = f"insightface:{path.name} sha256:{sha256_of_input(path)[:12]}"
+        self.name = f"insightface:{path.name} sha256:{sha256_of(path)[:12]}"
         self.min_score = min_score
         try:
             self._model = get_model(str(path), download=False)

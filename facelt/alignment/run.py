@@ -31,8 +31,8 @@ from facelt.alignment.detectors import open_detector
 from facelt.alignment.photographs import Photograph, read_photograph, refuse_nameless
 from facelt.data.decode import UndecodableImage, prepare_opencv
 from facelt.errors import UserError
-from facelt.utils.files import fresh_folder
 from facelt.utils.tables import csv_lines
+from recordio_tools.atomic_io import atomic_folder
 from recordio_tools.face_set import NAME
 from recordio_tools.progress import ProgressFn, no_progress, track
 from recordio_tools.writer import FaceRecordWriter
@@ -281,7 +281,7 @@ def align_photographs(
         wanted = out.parent / "NEW_FOLDER" / out.name
         raise UserError(f"{out}: its folder exists already, and a .rec gets a new one for all its files; give {wanted}")
     failed, people, faces = [], Counter(), 0
-    with fresh_folder(out.parent if is_record else out) as folder:
+    with atomic_folder(out.parent if is_record else out) as folder:
         output = Record(folder / out.name, photographs) if is_record else Folder(folder, photographs)
         with ExitStack() as stack:
             stack.enter_context(output)

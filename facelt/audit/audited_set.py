@@ -36,8 +36,8 @@ from facelt.store.feature_tree import (
     size_below,
 )
 from facelt.store.store import UNIT_KINDS, ChosenRows, EmbeddingStore
-from facelt.utils.files import sha256_of_input
 from facelt.utils.tables import CsvRows, read_chunks
+from recordio_tools.atomic_io import sha256_of
 
 _STORE_META = "meta.json"
 # Features of a tree read at a time.
@@ -110,7 +110,7 @@ def _values_hash(rows: MatrixLike) -> str:
 def _open_store(config: FeaturesConfig, kind: str, noisy: frozenset[str]) -> FeatureSet:
     store = EmbeddingStore.open(config.path)
     value_ND = store.embedding(kind)
-    hashes = {name: sha256_of_input(config.path / name) for name in (_STORE_META, "items.csv", f"{kind}.npy")}
+    hashes = {name: sha256_of(config.path / name) for name in (_STORE_META, "items.csv", f"{kind}.npy")}
     described = {"path": str(config.path), **store.meta, "sha256": hashes}
     cosine = kind in UNIT_KINDS
     everyone = FeatureSet(

@@ -24,7 +24,7 @@ from facelt.identification.rank import pseudo_shot_bands
 from facelt.search.exact import BadRow
 from facelt.search.top_k import count_above
 from facelt.store.attributes import Columns, attribute_columns, check_groupable
-from facelt.utils.files import sha256_of_input
+from recordio_tools.atomic_io import sha256_of
 
 SHOTS = "shots"
 
@@ -136,7 +136,7 @@ def _of_scores(config: AuditConfig) -> AuditInputs:
         "pairs": len(pairs.score_M),
         "identities": len(pairs.identities),
         "score": "as in the file; larger means more alike",
-        "files": {str(config.scores): sha256_of_input(config.scores), **_hashes(config)},
+        "files": {str(config.scores): sha256_of(config.scores), **_hashes(config)},
     }
     return AuditInputs(subject, columns, groupings, None, None, None, None, summary, notes)
 
@@ -200,4 +200,4 @@ def _hashes(config: AuditConfig) -> dict[str, str]:
         *(*attributes.tables, attributes.actors, attributes.actresses),
         *(path for part in (config.embeddings, config.gallery) if part for path in (part.list, part.noises)),
     )
-    return {str(path): sha256_of_input(path) for path in paths if path is not None}
+    return {str(path): sha256_of(path) for path in paths if path is not None}

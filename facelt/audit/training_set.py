@@ -12,7 +12,7 @@ from facelt.config.audit import AttributeTablesConfig, AuditConfig
 from facelt.metrics.classification import SHOT_BANDS, SHOT_CONVENTIONS, shot_bands
 from facelt.stats.groups import Units
 from facelt.store.attributes import attribute_columns, check_groupable
-from facelt.utils.files import sha256_of_input
+from recordio_tools.atomic_io import sha256_of
 from recordio_tools.face_set import FaceRecord
 from recordio_tools.progress import ProgressFn, no_progress
 
@@ -46,7 +46,7 @@ def training_section(config: AuditConfig, progress: ProgressFn = no_progress) ->
     many_from, few_to = SHOT_CONVENTIONS[convention]
     return {
         "record": str(record),
-        "files": {str(path): sha256_of_input(path) for path in (record, index_path, table) if path.is_file()},
+        "files": {str(path): sha256_of(path) for path in (record, index_path, table) if path.is_file()},
         "images": int(counted.image_C.sum()),
         "identities": len(counted.names),
         "bands": {"many": f">= {many_from}", "medium": f"{few_to + 1} to {many_from - 1}", "few": f"<= {few_to}"},

@@ -23,7 +23,7 @@ from facelt.benchmarking.records import RunRecord, SmokeRecord, config_digest, m
 from facelt.config.loading import load_config
 from facelt.config.train import TrainConfig
 from facelt.errors import UserError
-from facelt.utils.files import write_text
+from recordio_tools.atomic_io import write_text
 
 
 @contextmanager

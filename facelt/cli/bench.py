@@ -92,7 +92,7 @@ def _write_page(docs: Path, configs: Path) -> Path:
     from facelt.benchmarking.records import PUBLISHED_SOURCES, read_published, read_records
     from facelt.benchmarking.table import plan, planned, rows, unmatched
     from facelt.report.benchmarks import page
-    from facelt.utils.files import write_text
+    from recordio_tools.atomic_io import write_text
 
     recipes, published = planned(configs), read_published(docs / PUBLISHED)
     found = rows(read_records(docs / RECORDS), plan(recipes, published), published)

@@ -114,7 +114,7 @@ def _concepts(source, split: str, path: Path, *, images: int, seed: int):
 
 
 def _write(table, path: Path) -> None:
-    from facelt.utils.files import write_text
     from facelt.utils.tables import csv_text
+    from recordio_tools.atomic_io import write_text
 
     write_text(path, csv_text(table), "choose another folder with --out")

@@ -12,9 +12,9 @@ import typer
 
 from facelt.errors import UserError
 from facelt.gallery.gallery import Answer
-from facelt.utils.files import write_text
 from facelt.utils.tables import Table, csv_text
 from facelt.utils.text import sanitize
+from recordio_tools.atomic_io import write_text
 
 app = typer.Typer(
     help="People enrolled by name, and who somebody is among them.", no_args_is_help=True, add_completion=False

@@ -30,7 +30,7 @@ from facelt.export.safetensors import INPUT, origin
 from facelt.inference.model import TrainedModel
 from facelt.methods.base import Method
 from facelt.methods.oltr import DynamicMeta
-from facelt.utils.files import replacing
+from recordio_tools.atomic_io import atomic_replace
 
 # What `data` is by agreement of face tools: (x - 127.5) / 127.5, in units of the full range.
 MEAN = STD = 0.5
@@ -239,7 +239,7 @@ def export_onnx(model: TrainedModel, path: Path, kind: str = "direct", mirrored:
         **origin(model),
     }
     onnx.helper.set_model_props(proto, {CARD: json.dumps(card, sort_keys=True)})
-    with replacing(path, "choose another place with --out") as temporary:
+    with atomic_replace(path, "choose another place with --out") as temporary:
         onnx.save(proto, temporary)
         try:
             onnx.checker.check_model(temporary, full_check=True)

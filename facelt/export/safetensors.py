@@ -12,7 +12,7 @@ from safetensors.torch import save
 
 from facelt.inference.model import TrainedModel
 from facelt.models.pretrained import arcface_state
-from facelt.utils.files import replacing, write_text
+from recordio_tools.atomic_io import atomic_replace, write_text
 
 INPUT = "RGB, (x - 127.5) / 127.5 for pixels x of 0 to 255"
 
@@ -50,7 +50,7 @@ def export_network(model: TrainedModel, path: Path) -> Path:
     state = network.state_dict() if arcface is None else arcface
     advice = "choose another place with --out"
     content = save({name: value.contiguous() for name, value in state.items()})
-    with replacing(path, advice) as temporary:
+    with atomic_replace(path, advice) as temporary:
         # Not by safetensors itself, whose files no one else may read.
         temporary.write_bytes(content)
     card = {

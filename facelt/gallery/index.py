@@ -32,7 +32,7 @@ from facelt.search.engine import Engine
 from facelt.search.exact import cosine_error_bound, inner_product_error_bound
 from facelt.search.factory import open_engine
 from facelt.search.top_k import top_k, top_k_prevalidated
-from facelt.utils.files import write_text
+from recordio_tools.atomic_io import write_text
 
 SCHEMA = "facelt.gallery-index/1"
 BOUND = "bound.json"

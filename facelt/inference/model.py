@@ -30,7 +30,7 @@ from facelt.methods.base import Method
 from facelt.models.branched import Branches
 from facelt.models.network import build_network
 from facelt.models.pretrained import difference
-from facelt.utils.files import replacing, sha256_of, write_text
+from recordio_tools.atomic_io import atomic_replace, sha256_of, write_text
 
 
 class Entry:
@@ -66,7 +66,7 @@ def save_weights(method: Method, path: Path) -> None:
 
     def write() -> None:
         try:
-            with replacing(path) as temporary:
+            with atomic_replace(path) as temporary:
                 save_file(tensors, temporary)
         except safetensors.SafetensorError as error:
             raise UserError(f"cannot write {path}: {error}") from None

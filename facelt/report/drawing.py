@@ -16,8 +16,8 @@ from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from xml.etree import ElementTree
 
-from facelt.utils.files import replacing
 from facelt.utils.text import sanitize
+from recordio_tools.atomic_io import atomic_replace
 
 INK, MUTED, GRID = "#1b1f24", "#57606a", "#e3e7eb"
 
@@ -113,7 +113,7 @@ def picture(width: float, height: float, path: Path, *, rows: int = 1, columns: 
         for suffix, metadata in ((".svg", {"Date": None}), (".png", {"Software": None})):
             drawn = io.BytesIO()
             figure.savefig(drawn, format=suffix[1:], dpi=DOTS_PER_INCH, metadata=metadata)
-            with replacing(path.with_name(path.name + suffix), "choose another folder with --out") as temporary:
+            with atomic_replace(path.with_name(path.name + suffix), "choose another folder with --out") as temporary:
                 temporary.write_bytes(drawn.getvalue())
 
 

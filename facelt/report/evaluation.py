@@ -15,10 +15,10 @@ import numpy as np
 
 from facelt.report.figures import draw_sweep
 from facelt.report.html_page import EN_DASH, interval, percent
-from facelt.utils.files import write_text
 from facelt.utils.json_values import plain
 from facelt.utils.tables import Table, csv_text
 from facelt.utils.text import sanitize, shorten
+from recordio_tools.atomic_io import write_text
 
 if TYPE_CHECKING:
     from rich.console import Console

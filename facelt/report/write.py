@@ -4,9 +4,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from facelt.report import audit, megaface
-from facelt.utils.files import write_text
 from facelt.utils.json_values import json_text, plain
 from facelt.utils.tables import csv_text
+from recordio_tools.atomic_io import write_text
 
 # How each schema is drawn: a module with check(report), page(report) and tables(report), and texts(report) where there
 # are further files.

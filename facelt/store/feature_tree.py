@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from facelt.errors import UserError
-from facelt.utils.files import replacing
+from recordio_tools.atomic_io import atomic_replace
 
 
 def read_features_list(path: Path) -> list[str]:
@@ -115,7 +115,7 @@ def write_feature(path: Path, feature_D: np.ndarray) -> None:
     values_D = np.ascontiguousarray(feature_D, dtype=VALUES)
     if values_D.ndim != 1 or not len(values_D) or not np.isfinite(values_D).all():
         raise UserError(f"{path}: a feature is a vector of finite values")
-    with replacing(path) as temporary:
+    with atomic_replace(path) as temporary:
         temporary.write_bytes(np.array([len(values_D), 1, 4, 5], dtype=HEADER).tobytes() + values_D.tobytes())
 
 

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from facelt.errors import UserError
-from facelt.utils.files import sync, write_text
+from recordio_tools.atomic_io import sync, write_text
 
 SCHEMA = "facelt.store/1"
 KINDS = ("direct", "meta", "meta_unit")

@@ -17,7 +17,7 @@ import numpy as np
 from facelt.errors import UserError
 from facelt.synthetic.identity import DEMO, Difficulty, Purpose, draw_identity, stream
 from facelt.synthetic.render import Picture, identity_name, render_album
-from facelt.utils.files import fresh_folder
+from recordio_tools.atomic_io import atomic_folder
 from recordio_tools.errors import RecordIOError
 from recordio_tools.writer import FaceRecordWriter
 
@@ -93,7 +93,7 @@ def write_suite(
     others = _distractor_entries(people, images_per_probe, distractors, leaked, next_identity, seed)
     next_identity += distractors - leaked
     genders = {identity_name(person): draw_identity(seed, person).gender for person in people}
-    with fresh_folder(Path(folder)) as target:
+    with atomic_folder(Path(folder)) as target:
         placed = [("facescrub_images", entry) for entry in probes] + [("megaface_images", entry) for entry in others]
         pictures = [entry.picture for _, entry in placed]
         digests = {}
@@ -259,7 +259,7 @@ def write_training_record(
     labels = np.repeat(np.arange(identities), counts).tolist()
     pictures = [(first + label, image) for label, count in enumerate(counts) for image in range(count)]
     folder = Path(folder)
-    with fresh_folder(folder) as target:
+    with atomic_folder(folder) as target:
         files = render_album(pictures, seed=seed, difficulty=difficulty, size=size, workers=workers)
         try:
             with FaceRecordWriter(target / "train.rec", (size, size), identities) as writer:

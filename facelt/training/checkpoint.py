@@ -34,7 +34,7 @@ from facelt.distributed.class_shards import ClassRange
 from facelt.distributed.comm import all_reduce, is_distributed, rank, world_size
 from facelt.distributed.launch import all_gather_str, is_peer_failure, run_on_rank0
 from facelt.errors import UserError
-from facelt.utils.files import sha256_of, sync, write_text
+from recordio_tools.atomic_io import sha256_of, sync, write_text
 
 SHARDS = "*.safetensors"
 

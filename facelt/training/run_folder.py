@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from facelt.config.train import MAY_CHANGE, TrainConfig, is_among
 from facelt.errors import UserError
 from facelt.inference.model import CARD, WEIGHTS
-from facelt.utils.files import write_text
+from recordio_tools.atomic_io import write_text
 
 
 class RunFolder:

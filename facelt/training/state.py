@@ -32,7 +32,7 @@ from facelt.training.logs import SilentLog, StageDisplay
 from facelt.training.optim import Optimisers
 from facelt.training.run_folder import RunFolder
 from facelt.training.update import Gradient
-from facelt.utils.files import write_text
+from recordio_tools.atomic_io import write_text
 
 
 class StageState:

@@ -22,7 +22,7 @@ from facelt.training.optim import Optimisers, freeze
 from facelt.training.run_folder import RunFolder
 from facelt.training.state import StageState, Standing
 from facelt.training.update import Update
-from facelt.utils.files import sha256_of
+from recordio_tools.atomic_io import sha256_of
 
 
 class Trainer:

@@ -10,7 +10,6 @@ from datetime import timedelta
 import typer
 
 from facelt.errors import UserError
-from recordio_tools.errors import RecordIOError
 
 # Which extra brings a package that a command may miss.
 EXTRAS = {
@@ -29,7 +28,7 @@ def run_app(app: typer.Typer, argv: Sequence[str] | None = None) -> None:
     """Runs a typer application to its exit."""
     try:
         app(args=None if argv is None else list(argv))
-    except (UserError, RecordIOError) as error:
+    except UserError as error:
         _stop(str(error))
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]

@@ -6,7 +6,7 @@ import shutil
 import onnxruntime
 import pytest
 
-from facelt.utils.files import sha256_of
+from recordio_tools.atomic_io import sha256_of
 
 
 @pytest.fixture

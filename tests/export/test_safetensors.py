@@ -14,7 +14,7 @@ from facelt.models.branched import Branches
 from facelt.models.network import build_network
 from facelt.models.pretrained import load_pretrained
 from facelt.training.run import run
-from facelt.utils.files import sha256_of
+from recordio_tools.atomic_io import sha256_of
 from tests.models.conftest import plain_iresnet
 from tests.models.test_pretrained import arcface_state
 

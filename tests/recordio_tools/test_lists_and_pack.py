@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from recordio_tools.errors import RecordIOError
+from recordio_tools.errors import RecordIOError, UserError
 from recordio_tools.face_set import FaceRecord
 from recordio_tools.lists import read_folders, read_list
 from recordio_tools.pack import pack, unpack
@@ -137,5 +137,5 @@ def test_unpacking_leaves_nothing_half_done(faces, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["faces"]
     out.mkdir()
     (out / "mine.txt").touch()
-    with pytest.raises(RecordIOError, match="not empty"):
+    with pytest.raises(UserError, match="exists already"):
         unpack(faces, out)

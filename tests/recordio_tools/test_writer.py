@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from recordio_tools.errors import RecordIOError
+from recordio_tools.errors import RecordIOError, UserError
 from recordio_tools.face_set import FaceRecord
 from recordio_tools.format import IRHeader
 from recordio_tools.reader import RecordReader
@@ -80,7 +80,7 @@ def test_wrong_use_is_told(tmp_path):
     with pytest.raises(RecordIOError, match=r"must not end in \.idx"):
         RecordWriter(tmp_path / "a.idx")
     (tmp_path / "file").touch()
-    with pytest.raises(RecordIOError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot write"):
         RecordWriter(tmp_path / "file" / "a.rec")
 
 

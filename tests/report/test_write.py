@@ -170,7 +170,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(report, tmp_path,
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("facelt.utils.files.os.fsync", full_disk)
+    monkeypatch.setattr("recordio_tools.atomic_io.os.fsync", full_disk)
     with pytest.raises(UserError, match="No space left"):
         write_report({**report, "title": "Another"}, tmp_path)
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before

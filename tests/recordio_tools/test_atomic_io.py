@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from facelt.errors import UserError
-from facelt.utils.files import replacing, sha256_of, sha256_of_input, write_text
+from recordio_tools.atomic_io import atomic_replace, sha256_of, write_text
+from recordio_tools.errors import UserError
 
 
 def test_text_is_written_as_it_is_in_a_folder_that_is_made(tmp_path):
@@ -35,7 +35,7 @@ def test_a_refusal_leaves_the_old_file_alone_and_is_one_line(tmp_path, monkeypat
 
 def test_any_error_of_the_writer_leaves_nothing(tmp_path):
     def fail() -> None:
-        with replacing(tmp_path / "a.txt") as temporary:
+        with atomic_replace(tmp_path / "a.txt") as temporary:
             temporary.write_text("half")
             raise ValueError("half")
 
@@ -44,8 +44,8 @@ def test_any_error_of_the_writer_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_user_s_file_that_is_absent_is_one_line(tmp_path):
+def test_the_hash_of_an_absent_file_is_one_line(tmp_path):
     (tmp_path / "there").write_bytes(b"abc")
-    assert sha256_of_input(tmp_path / "there") == hashlib.sha256(b"abc").hexdigest()
+    assert sha256_of(tmp_path / "there") == hashlib.sha256(b"abc").hexdigest()
     with pytest.raises(UserError, match=r"absent: cannot be read \(No such file or directory\)"):
-        sha256_of_input(tmp_path / "absent")
+        sha256_of(tmp_path / "absent")
