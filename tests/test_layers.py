@@ -41,8 +41,8 @@ ALLOWED = {
     "inference": "config data distributed models methods openset metrics store alignment",
     "evaluation": "config data distributed methods openset metrics inference",
     "export": "data models methods inference",
-    "training": "config data distributed models methods metrics inference utils",
-    "benchmarking": "config distributed inference evaluation training report utils",
+    "training": "config data distributed models methods metrics inference",
+    "benchmarking": "config distributed inference evaluation training report",
     "eval_megaface": "config store search identification stats report utils",
     "cli": "config data synthetic alignment distributed inference evaluation export training benchmarking audit gallery"
     " store identification metrics report utils eval_megaface",
