@@ -13,8 +13,8 @@ from facelt.errors import UserError
 
 # Which extra brings a package that a command may miss.
 EXTRAS = {
-    **dict.fromkeys(("torch", "torchvision", "tensorboard", "safetensors"), "train"),
-    **dict.fromkeys(("scipy", "sklearn", "fairlearn", "jinja2", "matplotlib"), "audit"),
+    **dict.fromkeys(("torch", "torchvision", "tensorboard", "safetensors", "sklearn"), "train"),
+    **dict.fromkeys(("scipy", "fairlearn", "jinja2", "matplotlib"), "audit"),
     "faiss": "cpu",
     "pymilvus": "milvus",
     "insightface": "insightface",

@@ -103,10 +103,10 @@ def test_long_vectors_have_scores_beyond_one():
 
 
 def test_too_few_pairs_and_useless_embeddings_are_refused():
-    with pytest.raises(UserError, match="there are 9 pairs, and 10 folds need as many"):
+    with pytest.raises(UserError, match="there are 9 pairs, fewer than the 10 folds"):
         verify_listed_pairs(*pairs_of([0.5] * 9, [True, False, True] * 3), unit=True)
-    for same, missing in ((True, "two people"), (False, "one person")):
-        with pytest.raises(UserError, match=f"none of the 12 pairs is of {missing}, and accuracy needs pairs of both"):
+    for same, missing in ((True, "non-mated"), (False, "mated")):
+        with pytest.raises(UserError, match=f"none of the 12 pairs is {missing}; accuracy needs mated and non-mated"):
             verify_listed_pairs(*pairs_of([0.5] * 12, [same] * 12), unit=True)
     embedding_ND, *pairs = pairs_of([0.5] * 12, [True, False] * 6)
     for value in (0.0, np.nan, np.inf):

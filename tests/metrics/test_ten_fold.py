@@ -94,8 +94,8 @@ def test_a_vector_without_direction_has_no_distance():
     ("distances", "same", "reason"),
     [
         (np.zeros(9), np.zeros(9, bool), "9 pairs are too few for 10 folds"),
-        (np.zeros(12), np.zeros(11, bool), r"distances are \[12\] and answers \[11\]"),
-        (np.zeros((12, 2)), np.zeros((12, 2), bool), "distances are"),
+        (np.zeros(12), np.zeros(11, bool), r"distances of shape \[12\] for labels of shape \[11\]"),
+        (np.zeros((12, 2)), np.zeros((12, 2), bool), "distances of shape"),
         (np.array([np.nan] * 10), np.zeros(10, bool), "must be finite"),
     ],
 )

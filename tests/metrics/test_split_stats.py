@@ -1,4 +1,4 @@
-"""Composition of a split: counted one by one beside it."""
+"""Statistics of a split against plain counts."""
 
 from collections import Counter
 
