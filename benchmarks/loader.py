@@ -36,7 +36,7 @@ REPACKED = 512
 def open_dataset(path: Path) -> RecordDataset:
     """The file's images, all of the first one's size."""
     dataset = RecordDataset(path, transform=ExpectSize((1, 1)))
-    dataset.transform = ExpectSize(decode_image(dataset.payload(0)).shape[:2])
+    dataset.transform = ExpectSize(decode_image(dataset.read_encoded(0)).shape[:2])
     return dataset
 
 
@@ -44,7 +44,9 @@ def repack(dataset: RecordDataset, side: int, path: Path) -> Path:
     """Some images at side x side pixels, as JPEG of quality 95."""
     with FaceRecordWriter(path, image_size=(side, side)) as writer:
         for index in range(min(REPACKED, len(dataset))):
-            image_HW3 = cv2.resize(decode_image(dataset.payload(index)), (side, side), interpolation=cv2.INTER_CUBIC)
+            image_HW3 = cv2.resize(
+                decode_image(dataset.read_encoded(index)), (side, side), interpolation=cv2.INTER_CUBIC
+            )
             payload = cv2.imencode(".jpg", image_HW3[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, 95))[1]
             writer.write(0, payload.tobytes())
     return path
@@ -54,7 +56,7 @@ def decode_all(dataset: RecordDataset, images: int) -> None:
     """Decoding alone, without batches and without another process."""
     prepare_opencv()
     for index in range(images):
-        decode_image(dataset.payload(index % len(dataset)))
+        decode_image(dataset.read_encoded(index % len(dataset)))
 
 
 def read(loader: Loader | CachedLoader, epochs: int) -> int:

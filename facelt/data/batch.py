@@ -1,8 +1,6 @@
-"""What travels from a dataset to the model: one draw in, one sample or bad image out, many of them in a batch.
+"""Sample requests, samples, batches, and the count of bad images.
 
-Shapes: B images of a batch, H height, W width.
-
-How many images a run may lose before it stops.
+B images of a batch, H height, W width.
 """
 
 from collections.abc import Iterable
@@ -15,22 +13,22 @@ import torch
 from facelt.errors import UserError
 
 
-class SampleRequests(NamedTuple):
-    """The images asked for in one step: dataset indices and seeds, int64 [B] each."""
-
-    index_B: np.ndarray
-    seed_B: np.ndarray
-
-
 class SampleRequest(NamedTuple):
-    """One image asked for: its index in the dataset and the seed of everything random about this look at it."""
+    """A request for one image: its index in the dataset, and the seed of its random augmentation."""
 
     index: int
     seed: int
 
 
+class SampleRequests(NamedTuple):
+    """Requests for the images of one step or epoch: dataset indices and seeds, int64 [B] each."""
+
+    index_B: np.ndarray
+    seed_B: np.ndarray
+
+
 class Sample(NamedTuple):
-    """One decoded image, uint8 [H,W,3] RGB, with its label (-1: open set or unlabelled) and the draw it answers."""
+    """A decoded image, uint8 [H,W,3] RGB, with its label (-1: open set or unlabelled) and its request."""
 
     image_HW3: np.ndarray
     label: int
@@ -39,7 +37,7 @@ class Sample(NamedTuple):
 
 
 class BadImage(NamedTuple):
-    """An image that could not be used, by name (record file and key, or path) and reason."""
+    """An unusable image: its name (record file and key, or path) and the reason."""
 
     name: str
     reason: str
@@ -47,58 +45,57 @@ class BadImage(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """Images of one step, uint8 [B,H,W,3] RGB; label, dataset index and draw seed, int64 [B]; and what was left out.
+    """Images of one step, uint8 [B,H,W,3] RGB, with labels, dataset indices and request seeds, int64 [B] each.
 
-    B is smaller than asked for by the number of bad images, and may be 0.
+    Bad images are left out, so B is smaller than the number of requests by their number, and may be 0.
     """
 
     image_BHW3: torch.Tensor
     label_B: torch.Tensor
     index_B: torch.Tensor
     seed_B: torch.Tensor
-    bad: tuple[BadImage, ...] = ()
+    bad_images: tuple[BadImage, ...] = ()
 
     def __len__(self) -> int:
         return len(self.label_B)
 
     def pin_memory(self) -> "Batch":
-        """A copy in page-locked memory."""
-        return self._each(torch.Tensor.pin_memory)
+        """Returns a copy in page-locked memory."""
+        return self._map_tensors(torch.Tensor.pin_memory)
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The batch on a device; copies from page-locked memory do not block."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        """Returns the batch on a device; copies from page-locked memory do not block."""
+        return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def _each(self, change) -> "Batch":
+    def _map_tensors(self, function) -> "Batch":
         names = ("image_BHW3", "label_B", "index_B", "seed_B")
-        return replace(self, **{name: change(getattr(self, name)) for name in names})
+        return replace(self, **{name: function(getattr(self, name)) for name in names})
 
 
 class FilledBatch(NamedTuple):
-    """What came of the draws of one step, without the pixels: those lie in the first B rows of the memory given.
+    """A batch without its pixels, which lie in the first B rows of a buffer; small enough for a worker to send.
 
-    Label, dataset index and seed of the images there, int64 [B] each; and what was left out. It is small, so a worker
-    sends it as it is.
+    Labels, dataset indices and request seeds of the B images, int64 [B] each, and the bad images.
     """
 
     label_B: np.ndarray
     index_B: np.ndarray
     seed_B: np.ndarray
-    bad: tuple[BadImage, ...]
+    bad_images: tuple[BadImage, ...]
 
     def batch(self, image_BHW3: torch.Tensor) -> Batch:
-        """The batch whose pixels lie there; nothing is copied."""
+        """Returns the batch whose pixels lie in this buffer, without a copy."""
         columns = (torch.from_numpy(column) for column in (self.label_B, self.index_B, self.seed_B))
-        return Batch(image_BHW3[: len(self.label_B)], *columns, self.bad)
+        return Batch(image_BHW3[: len(self.label_B)], *columns, self.bad_images)
 
 
-_NAMED = 5
+_MAX_NAMED = 5
 
 
 class BadImageTracker:
-    """Counts distinct unusable images over a run; an image met again in a later epoch counts once.
+    """Counts distinct bad images over a run; one that recurs in a later epoch counts once.
 
-    `setting` is what a user changes to allow more than `limit`.
+    `setting` is the key that raises `limit`.
     """
 
     def __init__(self, limit: int, setting: str = "data.max_bad_images") -> None:
@@ -109,16 +106,16 @@ class BadImageTracker:
     def __len__(self) -> int:
         return len(self.reasons)
 
-    def add(self, bad: Iterable[BadImage]) -> tuple[BadImage, ...]:
-        """Take the bad images of a batch; returns those not met before, so that each is reported once.
+    def add(self, bad_images: Iterable[BadImage]) -> tuple[BadImage, ...]:
+        """Counts the bad images of a batch; returns the new ones, so that each is reported once.
 
-        Raises UserError when more than `limit` different images were bad, naming the first few.
+        Raises UserError when more than `limit` distinct images were bad, naming the first few.
         """
-        new = tuple(item for item in dict(bad).items() if item[0] not in self.reasons)
+        new = tuple(item for item in dict(bad_images).items() if item[0] not in self.reasons)
         self.reasons.update(new)
         if len(self.reasons) > self.limit:
-            first = "; ".join(f"{name}: {reason}" for name, reason in list(self.reasons.items())[:_NAMED])
-            rest = len(self.reasons) - _NAMED
+            first = "; ".join(f"{name}: {reason}" for name, reason in list(self.reasons.items())[:_MAX_NAMED])
+            rest = len(self.reasons) - _MAX_NAMED
             more = f"; and {rest} more" if rest > 0 else ""
             raise UserError(
                 f"{len(self.reasons)} images cannot be used, {self.setting} allows {self.limit}: {first}{more}"

@@ -83,11 +83,11 @@ class CifarDataset(ImageDataset):
         self._first = np.cumsum([0, *map(len, labels)])
         super().__init__(np.concatenate(labels), classes, transform)
 
-    def names(self, index: int) -> str:
+    def image_name(self, index: int) -> str:
         file = int(np.searchsorted(self._first, index, side="right")) - 1
         return f"{self._files[file]}:{index - self._first[file]}"
 
-    def pixels(self, index: int) -> np.ndarray:
+    def read_image(self, index: int) -> np.ndarray:
         return self._image_NHW3[index]
 
 

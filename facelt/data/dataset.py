@@ -1,6 +1,6 @@
-"""What every image dataset shares: a draw in, a sample or a named bad image out.
+"""Base classes of image datasets: a sample request in, a sample or a named bad image out.
 
-Shapes: N images of the dataset, B images of a batch, H height, W width.
+N images of the dataset, B images of a batch, H height, W width.
 """
 
 from abc import ABC, abstractmethod
@@ -16,8 +16,8 @@ from facelt.data.transforms import ImageTransform
 class ImageDataset(Dataset, ABC):
     """Images by index with `labels` (int64 [N], -1: open set or unlabelled), `num_classes` and `image_size`.
 
-    Mistakes that concern the whole set stop at construction; a single image that cannot be used becomes a BadImage, so
-    that the one who trains decides how many are too many.
+    Errors that concern the whole set are raised at construction; a single unusable image becomes a BadImage, and the
+    caller decides how many are too many.
     """
 
     def __init__(self, labels: np.ndarray, num_classes: int, transform: ImageTransform) -> None:
@@ -31,39 +31,39 @@ class ImageDataset(Dataset, ABC):
         return self.transform.image_size
 
     @abstractmethod
-    def names(self, index: int) -> str:
-        """What a person calls the image: 'file.rec:key' or a relative path."""
+    def image_name(self, index: int) -> str:
+        """Returns the image's name in messages: 'file.rec:key' or a relative path."""
 
     @abstractmethod
-    def pixels(self, index: int) -> np.ndarray:
-        """The image as it is stored, uint8 [H,W,3] RGB. Raises UndecodableImage where it cannot be read."""
+    def read_image(self, index: int) -> np.ndarray:
+        """Returns the image before the transform, uint8 [H,W,3] RGB. Raises UndecodableImage."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, draw: SampleRequest) -> Sample | BadImage:
-        index, seed = draw
+    def __getitem__(self, request: SampleRequest) -> Sample | BadImage:
+        index, seed = request
         try:
-            image_HW3 = self.transform(self.pixels(index), seed)
+            image_HW3 = self.transform(self.read_image(index), seed)
         except UndecodableImage as error:
-            return BadImage(self.names(index), str(error))
+            return BadImage(self.image_name(index), str(error))
         return Sample(image_HW3, int(self.labels[index]), index, seed)
 
-    def fill(self, draws: SampleRequests, image_BHW3: np.ndarray) -> FilledBatch:
-        """Decodes the images of a batch into the rows of uint8 [B,H,W,3], in order and without gaps.
+    def fill_batch(self, requests: SampleRequests, image_BHW3: np.ndarray) -> FilledBatch:
+        """Decodes the requested images into the rows of uint8 [B,H,W,3], in order; bad images leave no gaps.
 
-        Where some cannot be used, as many rows at the end are left as they were.
+        Rows at the end stay unchanged, one for each bad image.
         """
-        kept, bad = [], []
-        for place, draw in enumerate(zip(draws.index_B.tolist(), draws.seed_B.tolist(), strict=True)):
-            item = self[SampleRequest(*draw)]
+        used, bad_images = [], []
+        for position, request in enumerate(zip(requests.index_B.tolist(), requests.seed_B.tolist(), strict=True)):
+            item = self[SampleRequest(*request)]
             if isinstance(item, BadImage):
-                bad.append(item)
+                bad_images.append(item)
             else:
-                image_BHW3[len(kept)] = item.image_HW3
-                kept.append(place)
-        index_B = draws.index_B[kept]
-        return FilledBatch(self.labels[index_B], index_B, draws.seed_B[kept], tuple(bad))
+                image_BHW3[len(used)] = item.image_HW3
+                used.append(position)
+        index_B = requests.index_B[used]
+        return FilledBatch(self.labels[index_B], index_B, requests.seed_B[used], tuple(bad_images))
 
 
 class EncodedImageDataset(ImageDataset):
@@ -80,8 +80,8 @@ class EncodedImageDataset(ImageDataset):
         self.max_pixels = max_pixels
 
     @abstractmethod
-    def payload(self, index: int) -> bytes | memoryview:
-        """The encoded image. Raises UndecodableImage where it cannot be read."""
+    def read_encoded(self, index: int) -> bytes | memoryview:
+        """Returns the encoded image. Raises UndecodableImage if it cannot be read."""
 
-    def pixels(self, index: int) -> np.ndarray:
-        return decode_image(self.payload(index), self.max_pixels)
+    def read_image(self, index: int) -> np.ndarray:
+        return decode_image(self.read_encoded(index), self.max_pixels)

@@ -39,10 +39,10 @@ class ImageFileDataset(EncodedImageDataset):
         self.paths = paths
         self.layout = layout
 
-    def names(self, index: int) -> str:
+    def image_name(self, index: int) -> str:
         return self.paths[index]
 
-    def payload(self, index: int) -> bytes:
+    def read_encoded(self, index: int) -> bytes:
         place = LAYOUTS[self.layout](self.paths[index])
         if place is None:
             raise UndecodableImage(f"has no place in the layout {self.layout} that the other files of the list follow")

@@ -142,10 +142,10 @@ class EncodedBytesDataset(EncodedImageDataset):
         super().__init__(np.full(len(payloads), -1, dtype=np.int64), 0, transform, max_pixels)
         self._file, self._payloads, self._places = file, payloads, places
 
-    def names(self, index: int) -> str:
+    def image_name(self, index: int) -> str:
         return f"{self._file}:{self._places[index]}"
 
-    def payload(self, index: int) -> bytes:
+    def read_encoded(self, index: int) -> bytes:
         return self._payloads[index]
 
 

@@ -119,10 +119,10 @@ class RecordDataset(EncodedImageDataset):
         self.keys = key_N
         super().__init__(label_N, num_classes, transform, max_pixels)
 
-    def names(self, index: int) -> str:
+    def image_name(self, index: int) -> str:
         return f"{self._file}:{self.keys[index]}"
 
-    def payload(self, index: int) -> memoryview:
+    def read_encoded(self, index: int) -> memoryview:
         try:
             return self._record.read(int(self.keys[index])).payload
         except RecordIOError as error:

@@ -112,7 +112,7 @@ def plane(feature_ND: np.ndarray, seed: int) -> np.ndarray:
 def _embedded(source: Source, split: Split, kind: str) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Names, labels [N] and embeddings [N,D] of the images that could be read."""
     result = predict_all(source.predictor, split, ("label", "index", kind))
-    names = [split.dataset.names(index) for index in result.index_N.tolist()]
+    names = [split.dataset.image_name(index) for index in result.index_N.tolist()]
     return names, result.label_N.numpy(), result.embeddings[kind].numpy()
 
 
@@ -262,5 +262,5 @@ def nearest_images(source: Source, classes: Iterable[int]) -> dict[int, Nearest]
 
 
 def _pictures(split: Split, batch: Predictions) -> list[Picture]:
-    names = [split.dataset.names(index) for index in batch.index_N.tolist()]
+    names = [split.dataset.image_name(index) for index in batch.index_N.tolist()]
     return [Picture(*one) for one in zip(names, batch.image_nHW3.cpu().numpy(), strict=True)]

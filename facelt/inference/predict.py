@@ -155,7 +155,7 @@ def sync_step_info(batches: Sequence[Batch]) -> tuple[list[list[int]], tuple[Bad
 
     Raises Interrupted on all ranks if one of them was asked to stop.
     """
-    bad = tuple(image for batch in batches for image in batch.bad)
+    bad = tuple(image for batch in batches for image in batch.bad_images)
     sizes = [len(batch) for batch in batches]
     table = stack_ranks(torch.tensor([*sizes, len(bad), stop_requested()])).tolist()
     if any(row[-1] for row in table):

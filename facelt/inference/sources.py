@@ -47,7 +47,7 @@ class ImageSource:
 
     def without(self, bad: set[str]) -> "ImageSource":
         """The same without the images of these names."""
-        kept = [place for place, index in enumerate(self.members) if self.dataset.names(index) not in bad]
+        kept = [place for place, index in enumerate(self.members) if self.dataset.image_name(index) not in bad]
         return replace(
             self,
             members=self.members[kept],
@@ -138,10 +138,10 @@ class AlignedFaces(ImageDataset):
         self._side, self._max_pixels = side, max_pixels
         self._last: tuple[Path, np.ndarray] | None = None
 
-    def names(self, index: int) -> str:
+    def image_name(self, index: int) -> str:
         return self._names[index]
 
-    def pixels(self, index: int) -> np.ndarray:
+    def read_image(self, index: int) -> np.ndarray:
         place = self._places[index]
         # The faces of a photograph follow one another.
         if self._last is None or self._last[0] != place:

@@ -115,7 +115,7 @@ class Trainer:
         if not gradient.is_finite:
             self.update.discard()
             self.at.checkpoints.settle()
-            names = [self.data.train.dataset.names(index) for batch in batches for index in batch.index_B.tolist()]
+            names = [self.data.train.dataset.image_name(index) for batch in batches for index in batch.index_B.tolist()]
             display.line(self.at.nonfinite.skip(progress, gradient, names, self.at.checkpoints.found()[0]))
             return
         rate = self.update.apply(gradient, progress)

@@ -22,7 +22,7 @@ def test_a_batch_is_the_first_rows_of_what_was_filled():
     assert batch.label_B.tolist() == [10, 11]
     assert batch.index_B.tolist() == [0, 1]
     assert batch.seed_B.tolist() == [2**62, 2**62 + 1]
-    assert batch.bad == (bad,)
+    assert batch.bad_images == (bad,)
 
 
 @pytest.mark.parametrize("bad", [(), (BadImage("a", "b"),)])
@@ -31,14 +31,14 @@ def test_a_batch_without_an_image_keeps_its_shape(bad):
     assert len(batch) == 0
     assert batch.image_BHW3.shape == (0, 2, 3, 3)
     assert batch.label_B.dtype == batch.index_B.dtype == batch.seed_B.dtype == torch.int64
-    assert batch.bad == bad
+    assert batch.bad_images == bad
 
 
 def test_a_batch_moves_as_a_whole():
     batch = filled(1, BadImage("a", "b")).batch(torch.zeros((1, 2, 3, 3), dtype=torch.uint8))
     there = batch.to("meta")
     assert {there.image_BHW3.device.type, there.label_B.device.type, there.seed_B.device.type} == {"meta"}
-    assert there.bad == batch.bad
+    assert there.bad_images == batch.bad_images
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs CUDA")

@@ -87,7 +87,7 @@ def test_pixels_labels_and_names_are_the_files(tmp_path, classes):
             sample = dataset[SampleRequest(index, 0)]
             assert np.array_equal(sample.image_HW3, image_NHW3[index])
             assert sample.label == label_N[index]
-    names = [open_cifar(tmp_path, classes, "train").names(index) for index in (0, 7, 29)]
+    names = [open_cifar(tmp_path, classes, "train").image_name(index) for index in (0, 7, 29)]
     assert names == (
         ["data_batch_1:0", "data_batch_2:1", "data_batch_5:5"] if classes == 10 else ["train:0", "train:7", "train:29"]
     )

@@ -16,7 +16,10 @@ MEMBERS = np.delete(np.arange(24), [1, 17])
 
 
 def as_lists(batches) -> list[tuple]:
-    return [(b.index_B.tolist(), b.label_B.tolist(), b.seed_B.tolist(), b.image_BHW3.tolist(), b.bad) for b in batches]
+    return [
+        (b.index_B.tolist(), b.label_B.tolist(), b.seed_B.tolist(), b.image_BHW3.tolist(), b.bad_images)
+        for b in batches
+    ]
 
 
 @pytest.fixture
@@ -44,7 +47,7 @@ def test_batches_are_those_of_a_loader(dataset, images, name, world):
 
 def test_unusable_images_are_named_where_they_are_drawn(dataset, images):
     batches = list(CachedLoader(images, SequentialSampler(24, 1, members=MEMBERS)).batches(0))
-    bad = {index: batch.bad for index, batch in zip(MEMBERS.tolist(), batches, strict=True) if batch.bad}
+    bad = {index: batch.bad_images for index, batch in zip(MEMBERS.tolist(), batches, strict=True) if batch.bad_images}
     assert {index: [item.name for item in items] for index, items in bad.items()} == {
         3: ["train.rec:4"],
         19: ["train.rec:20"],
@@ -55,7 +58,7 @@ def test_unusable_images_are_named_where_they_are_drawn(dataset, images):
 def test_images_are_decoded_once(dataset, images, monkeypatch):
     loader = CachedLoader(images, ClassAwareSampler(dataset.labels, 6, seed=1, members=MEMBERS))
     before = as_lists(loader.batches(0))
-    monkeypatch.setattr(RecordDataset, "payload", None)
+    monkeypatch.setattr(RecordDataset, "read_encoded", None)
     assert as_lists(loader.batches(0)) == before
     loader.close()
 
@@ -66,7 +69,7 @@ def test_more_than_half_of_the_free_memory_is_refused_before_anything_is_read(da
     monkeypatch.setattr(device_cache, "free_memory", lambda _: free)
     with pytest.raises(UserError, match=r"^data\.cache_on_device: 22 images of 16 x 16 .* 50% .*free on cpu") as caught:
         DeviceImageCache(dataset, MEMBERS, CPU, lambda: pytest.fail("read"), ranks)
-    assert ("each of 2 processes" in str(caught.value)) == (ranks == 2)
+    assert ("in each of 2 processes" in str(caught.value)) == (ranks == 2)
     monkeypatch.setattr(device_cache, "free_memory", lambda _: free + 2_000)
     DeviceImageCache(dataset, MEMBERS, CPU, lambda: pytest.fail("read"), ranks)
 

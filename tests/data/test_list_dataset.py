@@ -38,7 +38,7 @@ def test_a_list_with_labels_and_the_open_set(tree):
     dataset = ListDataset(listed(tree, "x/1.jpg 4\nx/2 of 2.jpg 0\ny/3.png -1\n"), tree, transform=CROP)
     assert dataset.labels.tolist() == [4, 0, -1]
     assert dataset.num_classes == 5
-    assert dataset.names(1) == "x/2 of 2.jpg"
+    assert dataset.image_name(1) == "x/2 of 2.jpg"
     assert dataset.image_size == (8, 8)
     sample = dataset[SampleRequest(1, 5)]
     assert (sample.label, sample.index, sample.seed, sample.image_HW3.shape) == (0, 1, 5, (8, 8, 3))
@@ -119,8 +119,8 @@ def test_both_layouts_of_places_serve_the_published_list(tmp_path, encode, layou
     for number in range(3):
         sample = dataset[SampleRequest(number, 0)]
         assert sample.label == number
-        assert dataset.payload(number) == encode(8, 8, seed=number)
-    assert dataset.names(1) == LISTED[1]
+        assert dataset.read_encoded(number) == encode(8, 8, seed=number)
+    assert dataset.image_name(1) == LISTED[1]
 
 
 @pytest.mark.parametrize("scene", ["apartment_building-outdoor", "apartment_building/outdoor"])
@@ -129,14 +129,14 @@ def test_a_list_in_the_other_layout_finds_the_published_tree(tmp_path, encode, s
     path = f"train/{scene}/2.jpg"
     assert find_layout(tmp_path, [path]) == "data_256/<letter>/<scene>/<kind>"
     dataset = ListDataset(listed(tmp_path / "root", f"{path} 0\n"), tmp_path, transform=CROP)
-    assert dataset.payload(0) == encode(8, 8)
+    assert dataset.read_encoded(0) == encode(8, 8)
 
 
 def test_imagenets_validation_images_may_lie_in_one_folder(tmp_path, encode):
     path = "val/n01440764/ILSVRC2012_val_00029930.JPEG"
     put(tmp_path, "val/ILSVRC2012_val_00029930.JPEG", encode(8, 8, suffix=".jpg"))
     dataset = ListDataset(listed(tmp_path / "root", f"{path} 0\n"), tmp_path, transform=CROP)
-    assert dataset.payload(0) == encode(8, 8, suffix=".jpg")
+    assert dataset.read_encoded(0) == encode(8, 8, suffix=".jpg")
     put(tmp_path, path, encode(8, 8, seed=1, suffix=".jpg"))
     assert find_layout(tmp_path, [path]) == "as listed"
 
@@ -151,7 +151,12 @@ def test_a_folder_of_identities(tree, encode):
     put(tree, "y/deeper/4.JPG", encode(8, 8, suffix=".jpg"))
     put(tree, "y/notes.txt", b"no image")
     dataset = ImageFolderDataset(tree, transform=CROP)
-    assert [dataset.names(i) for i in range(len(dataset))] == ["x/1.jpg", "x/2 of 2.jpg", "y/3.png", "y/deeper/4.JPG"]
+    assert [dataset.image_name(i) for i in range(len(dataset))] == [
+        "x/1.jpg",
+        "x/2 of 2.jpg",
+        "y/3.png",
+        "y/deeper/4.JPG",
+    ]
     assert dataset.labels.tolist() == [0, 0, 1, 1]
     assert dataset.identities.tolist() == ["x", "y"]
     assert dataset.num_classes == 2

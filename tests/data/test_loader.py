@@ -19,7 +19,10 @@ BAD = {"train.rec:4", "train.rec:20"}
 
 
 def as_lists(batches) -> list[tuple]:
-    return [(b.index_B.tolist(), b.label_B.tolist(), b.seed_B.tolist(), b.image_BHW3.tolist(), b.bad) for b in batches]
+    return [
+        (b.index_B.tolist(), b.label_B.tolist(), b.seed_B.tolist(), b.image_BHW3.tolist(), b.bad_images)
+        for b in batches
+    ]
 
 
 @pytest.fixture
@@ -53,11 +56,11 @@ def test_a_batch_stays_as_it_is_while_others_are_decoded(dataset, sampler, worke
 
 def test_the_rows_left_over_by_bad_images_are_not_touched(dataset):
     room_BHW3 = np.full((3, 8, 8, 3), 7, np.uint8)
-    filled = dataset.fill(SampleRequests(np.array([2, 3, 5]), np.array([11, 12, 13])), room_BHW3)
+    filled = dataset.fill_batch(SampleRequests(np.array([2, 3, 5]), np.array([11, 12, 13])), room_BHW3)
     assert filled.index_B.tolist() == [2, 5]
     assert filled.seed_B.tolist() == [11, 13]
     assert filled.label_B.tolist() == dataset.labels[[2, 5]].tolist()
-    assert [item.name for item in filled.bad] == ["train.rec:4"]
+    assert [item.name for item in filled.bad_images] == ["train.rec:4"]
     assert np.array_equal(room_BHW3[1], dataset[SampleRequest(5, 13)].image_HW3)
     assert (room_BHW3[2] == 7).all()
 
@@ -81,7 +84,7 @@ def test_an_epoch_is_what_the_sampler_lists(face_rec):
     assert [i for b in batches for i in b.index_B.tolist()] == [i for i in index_T.tolist() if i not in bad]
     kept = [s for i, s in zip(index_T.tolist(), seed_T.tolist(), strict=True) if i not in bad]
     assert [s for b in batches for s in b.seed_B.tolist()] == kept
-    assert {item.name for b in batches for item in b.bad} == BAD
+    assert {item.name for b in batches for item in b.bad_images} == BAD
     assert all(torch.equal(b.label_B, torch.from_numpy(dataset.labels)[b.index_B]) for b in batches)
 
 
@@ -111,7 +114,7 @@ def test_ranks_share_each_global_batch(face_rec, world):
 
 def test_the_last_partial_batch_is_kept_in_evaluation(face_rec):
     dataset = RecordDataset(face_rec)
-    sizes = [len(batch) + len(batch.bad) for batch in Loader(dataset, SequentialSampler(24, 10)).batches(0)]
+    sizes = [len(batch) + len(batch.bad_images) for batch in Loader(dataset, SequentialSampler(24, 10)).batches(0)]
     assert sizes == [10, 10, 4]
 
 

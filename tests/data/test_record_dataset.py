@@ -28,7 +28,7 @@ def test_all_images_of_the_file(face_rec, encode):
     assert np.bincount(dataset.labels).tolist() == [9, 7, 5, 2, 1]
     sample = dataset[SampleRequest(11, 99)]
     assert (sample.label, sample.index, sample.seed) == (1, 11, 99)
-    assert dataset.names(11) == "train.rec:12"
+    assert dataset.image_name(11) == "train.rec:12"
     expected = cv2.imdecode(np.frombuffer(encode(16, 16, seed=12), np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
     np.testing.assert_array_equal(sample.image_HW3, expected)
 
@@ -68,7 +68,7 @@ def test_a_manifest_selects_orders_and_relabels(face_rec):
     dataset = RecordDataset(face_rec, manifest=manifest)
     assert dataset.labels.tolist() == [0, 1, 0, 1]
     assert dataset.num_classes == 2
-    assert [dataset.names(i) for i in range(4)] == [f"train.rec:{key}" for key in (23, 1, 22, 9)]
+    assert [dataset.image_name(i) for i in range(4)] == [f"train.rec:{key}" for key in (23, 1, 22, 9)]
     whole = RecordDataset(face_rec)
     np.testing.assert_array_equal(dataset[SampleRequest(2, 0)].image_HW3, whole[SampleRequest(21, 0)].image_HW3)
 

@@ -49,6 +49,6 @@ def test_too_little_shared_memory_is_a_mistake_of_one_line(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
     with pytest.raises(
-        UserError, match=r"^workers: they need 3 MB of shared memory for 10 x 100 images: .*No space left"
+        UserError, match=r"^workers: cannot allocate 3 MB of shared memory for 10 x 100 images .*No space left"
     ):
         SharedBatchPool(8, 100, (32, 32))

@@ -84,7 +84,7 @@ def run_with_a_lost_image(values: dict) -> list[tuple]:
     original = RecordDataset.__getitem__
 
     def lost(self, draw):
-        name = self.names(draw[0])
+        name = self.image_name(draw[0])
         return BadImage(name, "lost") if name == "train.rec:5" else original(self, draw)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -145,7 +145,7 @@ def test_a_micro_batch_too_small_for_batch_norm_is_left_out(train, plain_stage, 
     original, lost = RecordDataset.__getitem__, iter([True])
 
     def first_lost(self, draw):
-        return BadImage(self.names(draw[0]), "lost") if next(lost, False) else original(self, draw)
+        return BadImage(self.image_name(draw[0]), "lost") if next(lost, False) else original(self, draw)
 
     monkeypatch.setattr(RecordDataset, "__getitem__", first_lost)
     seen = note_steps(monkeypatch)
