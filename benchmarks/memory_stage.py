@@ -21,18 +21,19 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from facelt.config.data import RecordData
-from facelt.config.methods import ClassifyConfig, DynamicMetaConfig
+from facelt.config.registry import METHODS
 from facelt.config.train import OptimConfig, StageConfig
 from facelt.data.batch import Batch
 from facelt.data.module import Preprocessing
-from facelt.methods import METHODS
 from facelt.methods.base import Method, Progress, StepOutput, Stream
+from facelt.methods.classify import ClassifySettings
+from facelt.methods.oltr import DynamicMetaSettings
 from facelt.models.network import build_network
 from facelt.training.optim import Optimisers
 from facelt.training.update import Update
 
-MEMORY = DynamicMetaConfig(name="dynamic_meta", centroid_update="tracking")
-COSINE = ClassifyConfig(name="classify", head="cosine")
+MEMORY = DynamicMetaSettings(name="dynamic_meta", centroid_update="tracking")
+COSINE = ClassifySettings(name="classify", head="cosine")
 PROGRESS = Progress(epoch=0, epochs=1, step=0, steps=1)
 SWITCH = {"on": (True,), "off": (False,), "both": (True, False)}
 

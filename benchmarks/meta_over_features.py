@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from facelt.config.methods import ClassifyConfig, DynamicMetaConfig
-from facelt.data.samplers import SAMPLERS
-from facelt.methods import METHODS
+from facelt.config.registry import METHODS, SAMPLERS
 from facelt.methods.base import Inputs, Method, Progress
+from facelt.methods.classify import ClassifySettings
+from facelt.methods.oltr import DynamicMetaSettings
 from facelt.models.network import Network
 from facelt.store.store import StoreWriter
 
 STAGES = (
-    ClassifyConfig(name="classify", head="linear", sampler="instance"),
-    DynamicMetaConfig(name="dynamic_meta", centroid_update="tracking"),
+    ClassifySettings(name="classify", head="linear", sampler="instance"),
+    DynamicMetaSettings(name="dynamic_meta", centroid_update="tracking"),
 )
 
 

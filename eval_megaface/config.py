@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from facelt.config.base import Strict
+from facelt.config.base import StrictModel
 from facelt.search.factory import EngineName
 
 Kind = Literal["direct", "meta", "meta_unit"]
@@ -14,7 +14,7 @@ Count = Annotated[int, Field(ge=1)]
 DEEPEST_RANK = 20
 
 
-class AttributesConfig(Strict):
+class AttributesConfig(StrictModel):
     """A CSV of attributes: the column that names the identity, and the columns to group by (default: all others)."""
 
     path: Path
@@ -22,7 +22,7 @@ class AttributesConfig(Strict):
     columns: tuple[str, ...] | None = None
 
 
-class SuiteConfig(Strict):
+class SuiteConfig(StrictModel):
     """MegaFace's files, relative to `root`; `megaface_lists` is a folder of lists or NAME_{size}_{set}."""
 
     root: Path = Path()
@@ -43,7 +43,7 @@ class SuiteConfig(Strict):
         return self
 
 
-class ModelFiles(Strict):
+class ModelFiles(StrictModel):
     """One model's embeddings: stores, or trees of .bin files with the suffix `algorithm`.
 
     `train` is a store of training embeddings, for the shots; `training_identities` a CSV with a column `name`.
@@ -56,14 +56,14 @@ class ModelFiles(Strict):
     algorithm: Annotated[str, Field(pattern=r"^[^/\\\x00]+$")] | None = None
 
 
-class NoiseConfig(Strict):
+class NoiseConfig(StrictModel):
     """How images on the noise lists are treated; `seed` draws the noise that mode `insightface` adds."""
 
     mode: Literal["drop", "raw", "insightface"] = "drop"
     seed: int = Field(0, ge=0, lt=2**63)
 
 
-class ShotsConfig(Strict):
+class ShotsConfig(StrictModel):
     """Pseudo-shots: training embeddings more similar than `threshold`.
 
     `reference` is the model whose `direct` similarities count for all, by its name or its `train` store; by default
@@ -74,7 +74,7 @@ class ShotsConfig(Strict):
     reference: str | None = None
 
 
-class IntervalConfig(Strict):
+class IntervalConfig(StrictModel):
     """The identity bootstrap."""
 
     replicates: int = Field(2000, ge=1, le=1_000_000)
@@ -82,7 +82,7 @@ class IntervalConfig(Strict):
     level: float = Field(0.95, gt=0, lt=1)
 
 
-class SearchConfig(Strict):
+class SearchConfig(StrictModel):
     """Who searches: `auto` is faiss where it is installed, else torch; each takes a GPU if it can.
 
     A large search is torch's by `auto` where it is installed and the machine multiplies bfloat16 fast.
@@ -91,14 +91,14 @@ class SearchConfig(Strict):
     engine: EngineName = "auto"
 
 
-class OpenSetConfig(Strict):
+class OpenSetConfig(StrictModel):
     """Open-set identification: a mate is found when it is among the best `rank`; `seed` draws who is enrolled."""
 
     rank: int = Field(1, ge=1, le=DEEPEST_RANK)
     seed: int = Field(0, ge=0, lt=2**63)
 
 
-class MegafaceConfig(Strict):
+class MegafaceConfig(StrictModel):
     """What `facelt megaface` runs. `ranks` are those of the tables; the CMC always has 1 to 20.
 
     `verification` and `open_set` (null: no) each go through all distractors once more, for every model and kind.

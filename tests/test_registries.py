@@ -1,4 +1,4 @@
-"""Every table of names agrees with what the configuration allows."""
+"""Registries: every registered name builds, and the words that remain in two places are equal."""
 
 import typing
 
@@ -8,42 +8,30 @@ from pydantic import BaseModel
 from eval_megaface.config import Kind
 from facelt.cli.embed import embed
 from facelt.cli.evaluate import evaluate
+from facelt.config import registry
 from facelt.config.audit import AuditConfig, TrainingConfig
 from facelt.config.data import CifarData
-from facelt.config.losses import LossConfig, MetricLossConfig, MixConfig, WeightsConfig
-from facelt.config.methods import ClassifyConfig, DynamicMetaConfig, MethodConfig
-from facelt.config.train import ModelConfig, Part, Shares, StageConfig
+from facelt.config.registry import METHODS, SAMPLERS, Registry
+from facelt.config.train import Part, Shares
 from facelt.data.cifar import _PROFILES, CIFAR_FILES
-from facelt.data.samplers import SAMPLERS
 from facelt.evaluation.sweeps import SWEEPS
-from facelt.heads.classifiers import HEADS
 from facelt.heads.dynamic_meta import CONVENTIONS
 from facelt.heads.memory import UpdateRule
-from facelt.losses.classification import LOSSES, WEIGHTS
-from facelt.losses.metric import METRIC_LOSSES
-from facelt.methods import METHODS
-from facelt.methods.classify import MIXINGS
-from facelt.methods.oltr import _CONVENTIONS
+from facelt.methods.oltr import _CONVENTIONS, DynamicMetaSettings
 from facelt.metrics.classification import SHOT_CONVENTIONS
-from facelt.models.backbones import BACKBONES
 from facelt.models.branched import Branches
-from facelt.models.layers import EMBEDDINGS
 from facelt.models.network import build_network
 from facelt.models.pretrained import PARTS
 from facelt.openset.rejection import OPENSET
 from facelt.store.store import DTYPES, KINDS
 from tests.methods.minimal import BRANCHES, OPTIONS
 
+REGISTRIES = {name: value for name, value in vars(registry).items() if isinstance(value, Registry)}
+
 
 def allowed(model: type[BaseModel], key: str) -> set[str]:
     """The words a configuration key takes."""
     return set(typing.get_args(model.model_fields[key].annotation))
-
-
-def tags(union: object, key: str) -> set[str]:
-    """The words that choose a member of a union."""
-    members = typing.get_args(typing.get_args(union)[0])
-    return {word for member in members for word in allowed(member, key)}
 
 
 def option(command, name: str) -> set[str]:
@@ -58,26 +46,21 @@ def build(method: str):
     network = build_network(
         "resnet10", image_size=(32, 32), attention=True, embedding="linear_bn", dim=4, branches=branches
     )
-    (config,) = (m for m in typing.get_args(typing.get_args(MethodConfig)[0]) if allowed(m, "name") == {method})
-    return METHODS[method](config(name=method, **OPTIONS.get(method, {})), network, 3)
+    settings = METHODS.settings(method)(name=method, **OPTIONS.get(method, {}))
+    return METHODS[method](settings, network, 3)
+
+
+@pytest.mark.parametrize("name", REGISTRIES)
+def test_a_registry_finds_its_implementations_by_itself(name):
+    assert len(REGISTRIES[name]) > 1
 
 
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        (METHODS, tags(MethodConfig, "name")),
-        (HEADS, allowed(ClassifyConfig, "head")),
-        (LOSSES, tags(LossConfig, "name")),
-        (WEIGHTS, tags(WeightsConfig, "name")),
-        (METRIC_LOSSES, tags(MetricLossConfig, "name")),
-        (MIXINGS, tags(MixConfig, "name")),
-        (SAMPLERS, allowed(ClassifyConfig, "sampler")),
-        (SAMPLERS, allowed(DynamicMetaConfig, "sampler")),
-        (CONVENTIONS, allowed(DynamicMetaConfig, "convention")),
-        (_CONVENTIONS, allowed(DynamicMetaConfig, "convention")),
-        (typing.get_args(UpdateRule), allowed(DynamicMetaConfig, "centroid_update")),
-        (BACKBONES, allowed(ModelConfig, "backbone")),
-        (EMBEDDINGS, allowed(StageConfig, "embedding")),
+        (CONVENTIONS, allowed(DynamicMetaSettings, "convention")),
+        (_CONVENTIONS, allowed(DynamicMetaSettings, "convention")),
+        (typing.get_args(UpdateRule), allowed(DynamicMetaSettings, "centroid_update")),
         ((*PARTS, "head"), set(typing.get_args(Part))),
         (KINDS, set(typing.get_args(Kind))),
         (DTYPES, option(embed, "dtype")),

@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from facelt.config.base import Strict
+from facelt.config.base import StrictModel
 from facelt.config.loading import load_config
 from facelt.config.train import MAY_CHANGE, TrainConfig, is_among
 from facelt.errors import UserError
@@ -27,7 +27,7 @@ NEUTRAL = MAY_CHANGE | {"out", "seed", "device", "data.root", "data.download"}
 """Keys that do not make it another recipe: where files lie, which seed, on which machine."""
 
 
-class _Origin(Strict):
+class _Origin(StrictModel):
     """Which recipe, with which `settings` of the user beside it, of which sources. `config` is a digest of both."""
 
     suite: str
@@ -125,7 +125,7 @@ PUBLISHED_SOURCES = {
 }
 
 
-class PublishedMethod(Strict):
+class PublishedMethod(StrictModel):
     """Top-1 accuracies in % of one method on one suite, by imbalance, from one kind of source.
 
     `recipe` is ours that they stand beside, if there is one; `selection` says how their epoch was chosen, if we know.
@@ -139,7 +139,7 @@ class PublishedMethod(Strict):
     accuracy: dict[float, Percent]
 
 
-class Published(Strict):
+class Published(StrictModel):
     """The whole file."""
 
     figures: tuple[PublishedMethod, ...]

@@ -18,11 +18,14 @@ def train(
     """Train a recogniser: every stage of the recipe, checkpoints and logs in the run's folder."""
     if how and not resume:
         raise typer.BadParameter("it belongs behind --resume", param_hint=how)
-    from facelt.config.loading import load_config
+    from facelt.config.loading import read_values, validate_config
     from facelt.config.train import TrainConfig
 
-    recipe = load_config(config, TrainConfig, set_)
-    set_openmp_wait_policy(recipe.device)
+    values = read_values(config, set_)
+    # OpenMP reads its policy when torch is loaded, and validating the recipe loads the methods and with them torch:
+    # the device is read first.
+    set_openmp_wait_policy(values.get("device", TrainConfig.model_fields["device"].default))
+    recipe = validate_config(values, TrainConfig, config)
     from facelt.distributed.launch import Interrupted
     from facelt.training.run import run
 
@@ -32,5 +35,6 @@ def train(
         said = f"stopped as asked, the state is saved: {recipe.out}; go on with --resume"
     else:
         said = f"finished: {folder}"
-    if os.environ.get("RANK", "0") == "0":
+    is_first_rank = os.environ.get("RANK", "0") == "0"
+    if is_first_rank:
         typer.echo(said)

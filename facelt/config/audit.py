@@ -5,14 +5,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from facelt.config.base import Strict
+from facelt.config.base import StrictModel
 
 EmbeddingKind = Literal["direct", "meta", "meta_unit"]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 _Column = Annotated[str, Field(min_length=1)]
 
 
-class FeaturesConfig(Strict):
+class FeaturesConfig(StrictModel):
     """An embedding store, or a tree of IMAGE_ALGORITHM.bin files with a list of its images.
 
     `noises` lists wrongly labelled images, which are left out; `list` also chooses among the images of a store.
@@ -24,7 +24,7 @@ class FeaturesConfig(Strict):
     noises: Path | None = None
 
 
-class AttributeTablesConfig(Strict):
+class AttributeTablesConfig(StrictModel):
     """Attributes of identities or images: CSV files, or FaceScrub's two tab-separated files.
 
     `key` names the column that says whose the row is; by default `key` (an image), else `identity`, `name` or `label`.
@@ -42,7 +42,7 @@ class AttributeTablesConfig(Strict):
         return self
 
 
-class ThresholdConfig(Strict):
+class ThresholdConfig(StrictModel):
     """The thresholds, the same for all groups: given as a `score`, or set so that an error rate is not exceeded.
 
     `fmr` over all non-mated pairs and, for searches, `fpir` over all non-mated searches of the audited set, or of the
@@ -68,14 +68,14 @@ class ThresholdConfig(Strict):
         return self.model_copy(update={"fmr": 1e-3, "fpir": 1e-2})
 
 
-class PseudoShotsConfig(Strict):
+class PseudoShotsConfig(StrictModel):
     """Pseudo-shots of the audited images: training embeddings in the store `train` more similar than `threshold`."""
 
     train: Path | None = None
     threshold: float = Field(0.7, ge=-1, le=1)
 
 
-class TrainingConfig(Strict):
+class TrainingConfig(StrictModel):
     """A .rec to be counted: `identities` is by default the identities.csv beside it."""
 
     record: Path | None = None
@@ -83,7 +83,7 @@ class TrainingConfig(Strict):
     convention: Literal["paper", "released"] = "paper"
 
 
-class StatisticsConfig(Strict):
+class StatisticsConfig(StrictModel):
     """`level` of the intervals and of the tests' family-wise error 1 - level; `alpha` weighs FMR against FNMR."""
 
     level: float = Field(0.95, gt=0, lt=1)
@@ -92,7 +92,7 @@ class StatisticsConfig(Strict):
     seed: int = Field(0, ge=0, lt=2**63)
 
 
-class ProvenanceConfig(Strict):
+class ProvenanceConfig(StrictModel):
     """What only the auditor knows: where the data come from, who agreed to their use, under which terms."""
 
     data: str = ""
@@ -102,7 +102,7 @@ class ProvenanceConfig(Strict):
     auditor: str = ""
 
 
-class AuditConfig(Strict):
+class AuditConfig(StrictModel):
     """What `facelt audit` runs; `by` names the groupings, each by one column or by several together."""
 
     title: str = "Audit of face recognition by group"

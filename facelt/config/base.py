@@ -1,19 +1,63 @@
-"""The base of every configuration model.
+"""Base of every configuration model, and the text that lists allowed names."""
 
-The samplers a method can be told to train with.
-"""
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Self
 
-from typing import Literal
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-from pydantic import BaseModel, ConfigDict
 
-
-class Strict(BaseModel):
-    """Unknown keys are errors, values do not change after loading, infinities and NaN are refused."""
+class StrictModel(BaseModel):
+    """Frozen model: unknown keys, infinities and NaN are errors, defaults are validated as well."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _list_allowed_keys(cls, values: Any, validate: Callable[[Any], Self]) -> Self:
+        """Adds the allowed keys to the errors of unknown ones, which pydantic's own do not name."""
+        unknown = [key for key in values if key not in cls.model_fields] if isinstance(values, Mapping) else []
+        if not unknown:
+            return validate(values)
+        details = [not_allowed_error("unknown key", str(key), sorted(cls.model_fields)) for key in unknown]
+        try:
+            validate({key: value for key, value in values.items() if key not in unknown})
+        except ValidationError as error:
+            details += map(_copy_error, error.errors())
+        raise ValidationError.from_exception_data(cls.__name__, details)
 
-Sampler = Literal[
-    "instance", "class_aware", "class_balanced", "square_root", "progressive", "reversed", "oversample", "undersample"
-]
+
+class NamedSettings(StrictModel):
+    """Settings of an implementation, picked by its registered name."""
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of the implementation: all settings but the name."""
+        return self.model_dump(exclude={"name"})
+
+
+def not_allowed_error(problem: str, name: str, allowed: Iterable[str], key: str | None = None) -> InitErrorDetails:
+    """Returns a pydantic error at `key` (by default `name`) that lists the allowed names."""
+    message = f"{problem}; {allowed_names(name, allowed)}"
+    return InitErrorDetails(type=custom_error("not_allowed", message), loc=(key or name,), input=name)
+
+
+def allowed_names(name: str, allowed: Iterable[str]) -> str:
+    """Returns `allowed: A, B`, and the one nearest to `name` if any is close."""
+    allowed = list(allowed)
+    nearest = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    suggestion = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    return f"allowed: {', '.join(allowed)}{suggestion}"
+
+
+def _copy_error(detail: ErrorDetails) -> InitErrorDetails:
+    error = custom_error(detail["type"], detail["msg"], **detail.get("ctx", {}))
+    return InitErrorDetails(type=error, loc=detail["loc"], input=detail["input"])
+
+
+def custom_error(kind: str, message: str, **context: Any) -> PydanticCustomError:
+    """Returns a pydantic error with that text."""
+    return PydanticCustomError(kind, "{message}", {**context, "message": message})

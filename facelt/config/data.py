@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from facelt.config.base import Strict
+from facelt.config.base import StrictModel
+from facelt.config.registry import DATA_KINDS, register_data_kind
 
 Channels = tuple[float, float, float]
 Side = Annotated[int, Field(ge=1, le=4096)]
@@ -13,13 +14,14 @@ Strength = Annotated[float, Field(ge=0)]
 HueShift = Annotated[float, Field(ge=0, le=0.5)]
 
 
-class _Images(Strict):
+class ImageDataConfig(StrictModel):
     """What all kinds of data share. `mean` and `std` are in RGB order, in units of the full range: white is 1.
 
     `fused` compiles flips and normalisation to one kernel on GPUs, which needs Triton there; CPUs run them as they are.
     `cache_on_device` decodes the training images once, at the start of each stage, and keeps them on the device.
     """
 
+    kind: str
     mean: Channels = (0.5, 0.5, 0.5)
     std: Channels = (0.5, 0.5, 0.5)
     workers: int = Field(2, ge=0)
@@ -29,13 +31,13 @@ class _Images(Strict):
     cache_on_device: bool = False
 
 
-class RecordData(_Images):
+@register_data_kind("record")
+class RecordData(ImageDataConfig):
     """A .rec in InsightFace's layout; `manifest` is a selection of it as `recordio_tools sample` writes one.
 
     `validation_fraction` of the images, never an identity's last one, are held out of training.
     """
 
-    kind: Literal["record"]
     train: Path
     manifest: Path | None = None
     image_size: tuple[Side, Side] = (112, 112)
@@ -43,7 +45,8 @@ class RecordData(_Images):
     validation_fraction: float = Field(0.05, ge=0, lt=1)
 
 
-class ListData(_Images):
+@register_data_kind("list")
+class ListData(ImageDataConfig):
     """Lists of `path label` lines below one folder, as ImageNet-LT, Places-LT and others publish them.
 
     Training takes a random crop of `crop` pixels a side, mirrored or not, its brightness, contrast, saturation and hue
@@ -51,7 +54,6 @@ class ListData(_Images):
     of no class of training (label -1), below `open_root` or else `root`.
     """
 
-    kind: Literal["list"]
     root: Path
     train: Path
     validation: Path | None = None
@@ -86,7 +88,8 @@ class ListData(_Images):
         return {split: path for split, path in named.items() if path is not None}
 
 
-class CifarData(_Images):
+@register_data_kind("cifar")
+class CifarData(ImageDataConfig):
     """CIFAR-10 or CIFAR-100, long-tailed: `root` holds torchvision's files, or a train.rec and a test.rec.
 
     `imbalance` is the largest class over the smallest, 1 the balanced set; `profile` step gives the second half of the
@@ -95,7 +98,6 @@ class CifarData(_Images):
     CIFAR's size; beside it the first `tuning` images of it and of the test set are splits of their own.
     """
 
-    kind: Literal["cifar"]
     root: Path
     classes: Literal[10, 100] = 100
     imbalance: float = Field(100, ge=1)
@@ -117,4 +119,4 @@ class CifarData(_Images):
         return 32, 32
 
 
-DataConfig = Annotated[RecordData | ListData | CifarData, Field(discriminator="kind")]
+DataConfig = Annotated[ImageDataConfig, DATA_KINDS.choice()]

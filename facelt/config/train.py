@@ -2,13 +2,13 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from facelt.config.base import Strict
+from facelt.config.base import NamedSettings, StrictModel
 from facelt.config.data import DataConfig
-from facelt.config.methods import MethodConfig, OnTrained
+from facelt.config.registry import BACKBONES, EMBEDDINGS, METHODS
 
 Part = Literal["backbone", "attention", "embedding", "head"]
 
@@ -34,18 +34,15 @@ def is_elsewhere(name: str) -> bool:
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class ModelConfig(Strict):
+class ModelConfig(StrictModel):
     """The network all stages share; `pretrained` is a file of weights (torchvision's or arcface_torch's names)."""
 
-    backbone: Literal[
-        *("resnet10", "resnet32", "resnet50", "resnet152", "resnext50"),
-        *("densenet_bc100", "iresnet18", "iresnet34", "iresnet50", "iresnet100", "iresnet200"),
-    ] = "resnet50"
+    backbone: Annotated[str, BACKBONES.name_choice()] = "resnet50"
     dim: int = Field(512, ge=1)
     pretrained: Path | None = None
 
 
-class OptimConfig(Strict):
+class OptimConfig(StrictModel):
     """Stochastic gradient descent. `lr` is the head's; a stage gives the other parts a share of it.
 
     `batch` images make an update; they pass through the network in `accumulate` micro-batches, so that only one of
@@ -75,7 +72,7 @@ class OptimConfig(Strict):
         return self
 
 
-class Shares(Strict):
+class Shares(StrictModel):
     """Each part's learning rate as a share of `optim.lr`; 0 freezes nothing, it only stands still."""
 
     network: float = Field(1.0, ge=0)
@@ -83,7 +80,7 @@ class Shares(Strict):
     memory: float = Field(1.0, ge=0)
 
 
-class ScheduleConfig(Strict):
+class ScheduleConfig(StrictModel):
     """The learning rate over the epochs of a stage.
 
     `step`: x `factor` after every `every` epochs; `milestones`: x `factor` at each of the shares `at` of the stage's
@@ -97,7 +94,7 @@ class ScheduleConfig(Strict):
     warmup_epochs: float = Field(0.0, ge=0)
 
 
-class BranchesConfig(Strict):
+class BranchesConfig(StrictModel):
     """A network of `count` branches behind layers they share: up to and including `split`, or none.
 
     `last_block` shares all but the last residual block; `batch_norm` and `conv` share all, and a branch is that one
@@ -115,7 +112,29 @@ class BranchesConfig(Strict):
         return self
 
 
-class StageConfig(Strict):
+class MethodSettings(NamedSettings):
+    """Settings of a method, which a stage chooses by their `name`."""
+
+    @property
+    def teachers_wanted(self) -> range:
+        """How many trained stages the method learns from: none, but for those that say so."""
+        return range(1)
+
+    def why_no_teacher(self, stage: "StageConfig") -> str | None:
+        """What is wrong with a teacher from this stage of the same run; None where it will do."""
+        return None
+
+
+class SecondStageSettings(MethodSettings):
+    """A method on a model that an earlier stage trained; a `post_hoc` one is fitted without steps."""
+
+    post_hoc: ClassVar[bool] = False
+
+
+MethodConfig = Annotated[MethodSettings, METHODS.choice()]
+
+
+class StageConfig(StrictModel):
     """One stage: a method, how long, which parts learn how fast, what is frozen, and where it starts from.
 
     `attention: true` is OLTR's modulated attention, `spatial` the plain one it is compared with. `start` names an
@@ -132,7 +151,7 @@ class StageConfig(Strict):
     start: str | None = None
     teachers: tuple[str, ...] = ()
     attention: bool | Literal["spatial"] = False
-    embedding: Literal["linear_bn", "fc_relu", "none"] = "linear_bn"
+    embedding: Annotated[str, EMBEDDINGS.name_choice()] = "linear_bn"
     branches: BranchesConfig | None = None
     optim: OptimConfig | None = None
     lr_share: Shares = Shares()
@@ -148,7 +167,7 @@ class StageConfig(Strict):
             number = str(wanted[0]) if len(wanted) == 1 else f"{wanted[0]} to {wanted[-1]}"
             named = f"learns from {number} of them, {len(self.teachers)} are named"
             raise ValueError(f"teachers: {self.method.name} as it is set {named}")
-        if isinstance(self.method, OnTrained):
+        if isinstance(self.method, SecondStageSettings):
             if self.start is None:
                 raise ValueError(f"start: {self.method.name} works on a trained model; name the stage it starts from")
             if self.method.post_hoc and self.epochs:
@@ -156,7 +175,7 @@ class StageConfig(Strict):
         return self
 
 
-class ValidationConfig(Strict):
+class ValidationConfig(StrictModel):
     """What each validation measures beside accuracy: `sets` of pairs for verification, .bin files or lists, by name.
 
     The network's 10-fold accuracy on each, flip-averaged, is logged as `verification_<name>`. No epoch is chosen by it.
@@ -165,7 +184,7 @@ class ValidationConfig(Strict):
     sets: dict[Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")], Path] = Field(default_factory=dict)
 
 
-class TrainConfig(Strict):
+class TrainConfig(StrictModel):
     """What `facelt train` runs. `precision: bf16` is the network's alone; heads, memory and losses stay in float32.
 
     `optim.batch` is the global batch, whatever the number of processes. A checkpoint is written every

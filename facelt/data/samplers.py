@@ -44,6 +44,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from facelt.config.registry import register_sampler
 from facelt.errors import UserError
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -143,6 +144,7 @@ class TrainingSampler(Sampler):
         return ClassIndex(self._member_M[order_M], start_K, count_K)
 
 
+@register_sampler("class_aware")
 class ClassAwareSampler(TrainingSampler):
     """`per_class` consecutive images of one class after another.
 
@@ -236,6 +238,7 @@ def _uniform(*words: int | np.ndarray) -> np.ndarray:
     return (hash_words(*words) >> np.uint64(11)) * _UNIT
 
 
+@register_sampler("class_balanced")
 class ClassBalancedSampler(ClassPriorSampler):
     """Every class alike: q = 0."""
 
@@ -243,6 +246,7 @@ class ClassBalancedSampler(ClassPriorSampler):
         return self._powers(0)
 
 
+@register_sampler("square_root")
 class SquareRootSampler(ClassPriorSampler):
     """By the square root of the class's images: q = 1/2."""
 
@@ -250,6 +254,7 @@ class SquareRootSampler(ClassPriorSampler):
         return self._powers(0.5)
 
 
+@register_sampler("progressive")
 class ProgressiveSampler(ClassPriorSampler):
     """From every image alike to every class alike: (1 - t/T) times q = 1 and t/T times q = 0 in epoch t of T."""
 
@@ -258,6 +263,7 @@ class ProgressiveSampler(ClassPriorSampler):
         return (1 - over) * self._powers(1) + over * self._powers(0)
 
 
+@register_sampler("reversed")
 class ReversedSampler(ClassPriorSampler):
     """The rarer the more often: in proportion to n_max / n, so q = -1 (Zhou et al., BBN, CVPR 2020, section 4.2)."""
 
@@ -292,6 +298,7 @@ class EqualCountSampler(TrainingSampler):
         return shuffled_M[start_K[class_T] + offset_T % count_K[class_T]]
 
 
+@register_sampler("oversample")
 class RandomOverSampler(EqualCountSampler):
     """Random over-sampling: every class as often as the largest has images. Epochs grow longer: K * n_max images."""
 
@@ -300,6 +307,7 @@ class RandomOverSampler(EqualCountSampler):
         return max(self._classes.count_K.tolist(), default=0)
 
 
+@register_sampler("undersample")
 class RandomUnderSampler(EqualCountSampler):
     """Random under-sampling: every class as often as the smallest has images, others each epoch. K * n_min images."""
 
@@ -308,6 +316,7 @@ class RandomUnderSampler(EqualCountSampler):
         return min(self._classes.count_K.tolist(), default=0)
 
 
+@register_sampler("instance")
 class InstanceSampler(TrainingSampler):
     """Every image once an epoch in a fresh order."""
 
@@ -345,16 +354,3 @@ def train_validation_split(label_N: np.ndarray, fraction: float, seed: int) -> t
     last_of_class_N = np.append(sorted_N[1:] != sorted_N[:-1], True)[: len(label_N)]
     in_validation_N[order_N[last_of_class_N]] = False
     return np.flatnonzero(~in_validation_N), np.flatnonzero(in_validation_N)
-
-
-SAMPLERS: dict[str, type[TrainingSampler]] = {
-    "instance": InstanceSampler,
-    "class_aware": ClassAwareSampler,
-    "class_balanced": ClassBalancedSampler,
-    "square_root": SquareRootSampler,
-    "progressive": ProgressiveSampler,
-    "reversed": ReversedSampler,
-    "oversample": RandomOverSampler,
-    "undersample": RandomUnderSampler,
-}
-"""Training samplers by name; each is built as (labels, batch, seed, members=None, *, epochs)."""

@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from facelt.config.registry import register_head
 from facelt.distributed.class_shards import ClassRange, ClassSample, sharded_entries
 from facelt.distributed.comm import BatchSplit, sum_grad_over_ranks
 from facelt.distributed.logits import MIN_NORM, ClassifierLogits, ClassWeights, GatheredFeatures
@@ -65,6 +66,7 @@ def take_head(head: nn.Module, state: Mapping[str, torch.Tensor], prefix: str = 
         value.copy_(state[prefix + name][slice(None) if classes is None else slice(classes.first, classes.stop)])
 
 
+@register_head("linear")
 class LinearHead(Head):
     """z = W f + b, initialised as torch's Linear."""
 
@@ -108,6 +110,7 @@ class LearnedScale(nn.Module):
         return sum_grad_over_ranks(self.value)
 
 
+@register_head("cosine")
 class CosineHead(Head):
     """z = scale * cos(f, w), scale 16 as OLTR's released code has it; with `learn_scale` that is where it begins.
 
@@ -179,6 +182,7 @@ class Margin:
 ARCFACE = Margin(additive=0.5)
 
 
+@register_head("margin")
 class MarginHead(CosineHead):
     """A cosine classifier that trains with a margin and answers without one."""
 
@@ -199,6 +203,3 @@ class MarginHead(CosineHead):
 
     def _target_transform(self, logit_K: torch.Tensor) -> torch.Tensor:
         return self.scale * self.margin(logit_K / self.scale)
-
-
-HEADS = {"linear": LinearHead, "cosine": CosineHead, "margin": MarginHead}

@@ -20,12 +20,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from facelt.config.loading import explain
+from facelt.config.registry import METHODS
 from facelt.config.train import StageConfig, TrainConfig
 from facelt.distributed.class_shards import ClassRange, sharded_entries
 from facelt.distributed.comm import rank, world_size
 from facelt.distributed.launch import run_on_rank0
 from facelt.errors import UserError
-from facelt.methods import METHODS
 from facelt.methods.base import Method
 from facelt.models.branched import Branches
 from facelt.models.network import build_network
@@ -252,7 +252,7 @@ def read_card(path: Path) -> tuple[dict[str, Any], TrainConfig, StageConfig]:
         if not isinstance(card["preprocessing"], dict):
             raise ValueError("preprocessing")
     except ValidationError as error:
-        raise UserError(explain(error, TrainConfig, source=str(path))) from None
+        raise UserError(explain(error, source=str(path))) from None
     except (OSError, ValueError, KeyError, TypeError, StopIteration):
         raise UserError(f"{path}: not a model card of this version of facelt") from None
     return card, config, stage

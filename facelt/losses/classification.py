@@ -34,10 +34,15 @@ Losses, one small file each.
 """
 
 from abc import ABC, abstractmethod
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import nn
+
+from facelt.config.base import NamedSettings
+from facelt.config.registry import CLASS_WEIGHTS, LOSSES, register_class_weights, register_loss
 
 
 class Loss(nn.Module, ABC):
@@ -80,6 +85,7 @@ def seen(counts_C: torch.Tensor) -> torch.Tensor:
     return counts_C.clamp_min(counts_C[counts_C > 0].min()).double()
 
 
+@register_loss("softmax", NamedSettings)
 class Softmax(Loss):
     """-log p of the own class."""
 
@@ -89,6 +95,13 @@ class Softmax(Loss):
         return F.cross_entropy(logits_BC, label_B, reduction="none")
 
 
+class FocalSettings(NamedSettings):
+    """The exponent `gamma` of the focal losses."""
+
+    gamma: float = Field(1.0, ge=0)
+
+
+@register_loss("focal", FocalSettings)
 class Focal(Loss):
     """-(1 - p)^gamma log p of the own class's probability, as LDAM's repository has it."""
 
@@ -105,6 +118,7 @@ class Focal(Loss):
         return missing_B.clamp_min(torch.finfo(missing_B.dtype).tiny).pow(self.gamma) * surprise_B
 
 
+@register_loss("sigmoid_focal", FocalSettings)
 class SigmoidFocal(Loss):
     """-(1 - q)^gamma log q summed over the classes, q being what a class's own sigmoid gives the right answer.
 
@@ -125,6 +139,14 @@ class SigmoidFocal(Loss):
         return (torch.exp(-self.gamma * F.softplus(right_BC)) * F.softplus(-right_BC)).sum(dim=1)
 
 
+class LdamSettings(NamedSettings):
+    """Margins of at most `max_margin`, on cosines times `scale`."""
+
+    max_margin: float = Field(0.5, gt=0)
+    scale: float = Field(30.0, gt=0)
+
+
+@register_loss("ldam", LdamSettings)
 class Ldam(Loss):
     """Cross-entropy with scale * K / n^(1/4) taken off the own logit, K such that the rarest class has `max_margin`.
 
@@ -146,10 +168,18 @@ class Ldam(Loss):
         return F.cross_entropy(logits_BC.scatter_add(1, label_B[:, None], -taken_B1), label_B, reduction="none")
 
 
+class SeqlSettings(NamedSettings):
+    """Rare classes hold less than the fraction `threshold` of the training images; `gamma` is the drop probability."""
+
+    threshold: float = Field(gt=0, lt=1)
+    gamma: float = Field(0.9, ge=0, le=1)
+
+
 # Far below every logit and finite, so that no difference of two of them is NaN.
 LEFT_OUT = -1e7
 
 
+@register_loss("seql", SeqlSettings)
 class Seql(Loss):
     """Cross-entropy over a softmax that leaves rare classes out, each image and class drawn for itself.
 
@@ -172,6 +202,7 @@ class Seql(Loss):
         return F.cross_entropy(logits_BC.masked_fill(out_BC, LEFT_OUT), label_B, reduction="none")
 
 
+@register_loss("balanced_softmax", NamedSettings)
 class BalancedSoftmax(Loss):
     """Cross-entropy of the logits + log n."""
 
@@ -187,24 +218,41 @@ class BalancedSoftmax(Loss):
         return F.cross_entropy(logits_BC + self.log_count_C, label_B, reduction="none")
 
 
+class ClassWeightSettings(NamedSettings):
+    """Class weights from the fraction `start` of the stage's epochs on: deferred re-weighting if that is above 0."""
+
+    start: float = Field(0.0, ge=0, lt=1)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return self.model_dump(exclude={"name", "start"})
+
+
+class ClassBalancedSettings(ClassWeightSettings):
+    """The inverse effective number of images."""
+
+    beta: float = Field(0.9999, ge=0, lt=1)
+
+
+class CostSensitiveSettings(ClassWeightSettings):
+    """(n_min / n)^gamma."""
+
+    gamma: float = Field(1.0, gt=0)
+
+
+@register_class_weights("class_balanced", ClassBalancedSettings)
 def class_balanced(counts_C: torch.Tensor, beta: float = 0.9999) -> torch.Tensor:
     """(1 - beta) / (1 - beta^n), scaled to the sum C (Cui et al., CVPR 2019), [C]."""
     weight_C = (1 - beta) / (1 - beta ** seen(counts_C))
     return (weight_C * len(weight_C) / weight_C.sum()).to(torch.get_default_dtype())
 
 
+@register_class_weights("cost_sensitive", CostSensitiveSettings)
 def cost_sensitive(counts_C: torch.Tensor, gamma: float = 1.0) -> torch.Tensor:
     """(n_min / n)^gamma, [C]."""
     count_C = seen(counts_C)
     return (count_C.min() / count_C).pow(gamma).to(torch.get_default_dtype())
 
 
-LOSSES: dict[str, type[Loss]] = {
-    "softmax": Softmax,
-    "focal": Focal,
-    "sigmoid_focal": SigmoidFocal,
-    "ldam": Ldam,
-    "seql": Seql,
-    "balanced_softmax": BalancedSoftmax,
-}
-WEIGHTS = {"class_balanced": class_balanced, "cost_sensitive": cost_sensitive}
+LossConfig = Annotated[NamedSettings, LOSSES.choice()]
+ClassWeightsConfig = Annotated[ClassWeightSettings, CLASS_WEIGHTS.choice()]

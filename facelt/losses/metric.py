@@ -11,7 +11,13 @@ Range loss (Zhang et al., ICCV 2017): the widest pairs of each class, and the tw
 B images of all ranks, D feature, U classes among them, P pairs of one class, K widest of these.
 """
 
+from typing import Annotated, Any
+
 import torch
+from pydantic import Field
+
+from facelt.config.base import NamedSettings
+from facelt.config.registry import METRIC_LOSSES, register_metric_loss
 
 
 def distances(row_RD: torch.Tensor) -> torch.Tensor:
@@ -22,6 +28,23 @@ def distances(row_RD: torch.Tensor) -> torch.Tensor:
     return torch.cdist(row_RD, row_RD, compute_mode="donot_use_mm_for_euclid_dist")
 
 
+class MetricLossSettings(NamedSettings):
+    """A loss on the features, times `weight`, added to the one on the logits."""
+
+    weight: float = Field(1.0, gt=0)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return self.model_dump(exclude={"name", "weight"})
+
+
+class LiftedSettings(MetricLossSettings):
+    """Lifted structure."""
+
+    margin: float = Field(1.0, ge=0)
+
+
+@register_metric_loss("lifted", LiftedSettings)
 def lifted(feature_BD: torch.Tensor, label_B: torch.Tensor, *, margin: float = 1.0) -> torch.Tensor:
     """sum over the pairs (i, j) of one class of max(0, J_ij)^2 / (2 * pairs), a scalar.
 
@@ -36,12 +59,20 @@ def lifted(feature_BD: torch.Tensor, label_B: torch.Tensor, *, margin: float = 1
     return pair_P.clamp_min(0).square().sum() / (2 * max(len(pair_P), 1))
 
 
+class RangeSettings(MetricLossSettings):
+    """Range loss: `inter_weight` weighs what the two closest classes lack of the `margin`."""
+
+    margin: float = Field(5.0, ge=0)
+    inter_weight: float = Field(1.0, ge=0)
+
+
 # The widest pairs of a class that count, as the paper has it.
 WIDEST = 2
 # Below this a distance is taken for 0: equal images have no harmonic mean.
 CLOSE = 1e-12
 
 
+@register_metric_loss("range", RangeSettings)
 def range_loss(
     feature_BD: torch.Tensor, label_B: torch.Tensor, *, margin: float = 5.0, inter_weight: float = 1.0
 ) -> torch.Tensor:
@@ -78,4 +109,4 @@ def _inter(feature_BD: torch.Tensor, place_B: torch.Tensor, classes: int, margin
     return (margin - distances(center_UD)[first_P, second_P].min()).clamp_min(0)
 
 
-METRIC_LOSSES = {"lifted": lifted, "range": range_loss}
+MetricLossConfig = Annotated[MetricLossSettings, METRIC_LOSSES.choice()]

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from facelt.config.methods import BbnConfig
+from facelt.config.registry import register_method
+from facelt.config.train import MethodSettings
 from facelt.distributed.logits import GatheredFeatures, ShardedLogits
 from facelt.errors import UserError
 from facelt.heads.classifiers import LinearHead
@@ -18,6 +19,11 @@ from facelt.methods.multi_expert import equal_batches
 from facelt.models.network import Network
 
 
+class BbnSettings(MethodSettings):
+    """BBN: from the images as they come to rare classes, over the epochs, in a network of two `branches`."""
+
+
+@register_method("bbn", BbnSettings)
 class Bbn(Method):
     """Image pairs, one of each stream, mixed by features and by losses.
 
@@ -30,7 +36,7 @@ class Bbn(Method):
     branched = True
 
     def __init__(
-        self, config: BbnConfig, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+        self, config: BbnSettings, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
     ) -> None:
         super().__init__(network)
         if network.branches != 2:

@@ -8,8 +8,10 @@ import math
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from pydantic import Field
 from torch import nn
 
+from facelt.config.base import StrictModel
 from facelt.distributed.comm import all_reduce
 from facelt.errors import UserError
 from facelt.heads.classifiers import LinearHead
@@ -18,6 +20,15 @@ from facelt.models.layers import Pooled, class_activation, foreground
 
 TURN = 45.0
 SCALE = (0.8, 1.2)
+
+
+class ForegroundSettings(StrictModel):
+    """Images of rare classes with their foreground moved, as many as bring every class to one size.
+
+    With a `threshold` classes of as many training images have none, and no class more than that.
+    """
+
+    threshold: int | None = Field(None, ge=1)
 
 
 def generated_shares(counts_C: torch.Tensor, threshold: int | None) -> torch.Tensor:

@@ -14,20 +14,39 @@ B images of all ranks, W ranks, D feature.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import nn
 
-from facelt.config.losses import LossConfig, WeightsConfig
-from facelt.config.methods import ClassifyConfig
+from facelt.config.base import NamedSettings
+from facelt.config.registry import (
+    CLASS_WEIGHTS,
+    HEADS,
+    LOSSES,
+    METRIC_LOSSES,
+    MIXINGS,
+    SamplerName,
+    register_method,
+    register_mixing,
+)
+from facelt.config.train import MethodSettings, StageConfig
 from facelt.distributed.comm import gather_replicated
 from facelt.distributed.logits import ClassifierLogits, GatheredFeatures, ShardedLogits
-from facelt.heads.classifiers import HEADS, Margin, take_head
-from facelt.losses.classification import LOSSES, WEIGHTS, Loss
-from facelt.losses.metric import METRIC_LOSSES
+from facelt.heads.classifiers import Margin, take_head
+from facelt.losses.classification import ClassWeightsConfig, Loss, LossConfig
+from facelt.losses.metric import MetricLossConfig
 from facelt.methods.base import Inputs, Method, Progress, StepOutput, Stream
-from facelt.methods.cam_sampling import ForegroundMoves
+from facelt.methods.cam_sampling import ForegroundMoves, ForegroundSettings
 from facelt.models.network import Network
+
+
+def check_scale(loss: LossConfig, head: str, scale: float) -> None:
+    """ValueError unless the margins of LDAM are of the size of the logits they are taken off."""
+    if loss.name == "ldam" and (head != "cosine" or loss.scale != scale):
+        found = f"scale {scale:g}" if head == "cosine" else f"the head {head}"
+        raise ValueError(f"loss.scale: ldam's {loss.scale:g} is of a cosine head with that scale, here is {found}")
 
 
 class Objective(nn.Module):
@@ -39,14 +58,14 @@ class Objective(nn.Module):
 
     weight_C: torch.Tensor | None
 
-    def __init__(self, loss: LossConfig, weights: WeightsConfig | None, counts_C: torch.Tensor | None) -> None:
+    def __init__(self, loss: LossConfig, weights: ClassWeightsConfig | None, counts_C: torch.Tensor | None) -> None:
         super().__init__()
         self.plain = loss.name == "softmax" and weights is None
         self.loss: Loss | None = None
         weight_C = None
         if counts_C is not None and not self.plain:
             self.loss = LOSSES[loss.name](counts_C, **loss.options)
-            weight_C = None if weights is None else WEIGHTS[weights.name](counts_C, **weights.options)
+            weight_C = None if weights is None else CLASS_WEIGHTS[weights.name](counts_C, **weights.options)
         self.register_buffer("weight_C", weight_C, persistent=False)
         self.start = 0.0 if weights is None else weights.start
 
@@ -80,6 +99,13 @@ class Blend:
         return self.lam * loss_of(self.label_b) + (1 - self.lam) * loss_of(self.partner_label_b)
 
 
+class MixupSettings(NamedSettings):
+    """The first image's share of a blend is drawn from Beta(alpha, alpha)."""
+
+    alpha: float = Field(1.0, gt=0)
+
+
+@register_mixing("input", MixupSettings)
 class Mixup(nn.Module):
     """Input mixup (Zhang et al., ICLR 2018): images blended, one share a step drawn from Beta(alpha, alpha).
 
@@ -113,12 +139,21 @@ class Mixup(nn.Module):
             return torch.distributions.Beta(self.alpha, self.alpha).sample().item()
 
 
+@register_mixing("manifold", MixupSettings)
 class ManifoldMixup(Mixup):
     """Manifold mixup (Verma et al., ICML 2019) at one place, the feature that the head reads."""
 
     on_features = True
 
 
+class RemixSettings(MixupSettings):
+    """The label is the rarer class if the other has `kappa` times its images and less than `tau` of the blend."""
+
+    kappa: float = Field(3.0, gt=1)
+    tau: float = Field(0.5, ge=0, le=1)
+
+
+@register_mixing("remix", RemixSettings)
 class Remix(Mixup):
     """Input mixup whose labels favour the rare class (Chou et al., ECCV 2020 workshop, equation 10).
 
@@ -145,10 +180,92 @@ class Remix(Mixup):
         )
 
 
-MIXINGS: dict[str, type[Mixup]] = {"input": Mixup, "manifold": ManifoldMixup, "remix": Remix}
-"""Ways to mix by name; each is built as (counts_C, **options)."""
+class ClassifySettings(MethodSettings):
+    """A classifier on the feature; by cross-entropy it is the plain model.
+
+    The `loss` on the logits may be another, with class `weights`, and a `metric_loss` on the features beside it. All
+    but plain cross-entropy ask for the logits of all classes at once: they are for the linear and the cosine head, and
+    for thousands of classes. `ldam` takes cosines at its own scale, `sigmoid_focal` a linear head.
+
+    `scale` multiplies the cosines of the heads `cosine` (16 by default) and `margin` (64); with `learn_scale` that of
+    `cosine` is learned from there on. `margins` are those of the head `margin`: cos(m1 theta + m2) - m3, so (1, 0.5, 0)
+    is ArcFace and (1, 0, 0.4) CosFace. Below a `sample_rate` of 1 these two heads train on the batch's own identities
+    and a draw of the others, that share in all (Partial FC). With `keep_head` the head goes on from the stage it starts
+    from, instead of anew.
+
+    `mix` trains on blends of two images. `move_foreground` asks for one of the `teachers`, a linear classifier on the
+    averaged map, which says what is foreground.
+
+    With `shots` it is an expert: trained on the images of many-, medium- or few-shot classes alone.
+    """
+
+    sampler: SamplerName = "instance"
+    shots: Literal["many", "medium", "few"] | None = None
+    head: Annotated[str, HEADS.name_choice()] = "linear"
+    scale: float | None = Field(None, gt=0)
+    learn_scale: bool = False
+    margins: tuple[float, float, float] | None = None
+    sample_rate: float = Field(1.0, gt=0, le=1)
+    keep_head: bool = False
+    loss: LossConfig = NamedSettings(name="softmax")
+    weights: ClassWeightsConfig | None = None
+    metric_loss: MetricLossConfig | None = None
+    mix: Annotated[MixupSettings, MIXINGS.choice()] | None = None
+    move_foreground: ForegroundSettings | None = None
+
+    @property
+    def teachers_wanted(self) -> range:
+        return range(1) if self.move_foreground is None else range(1, 2)
+
+    def why_no_teacher(self, stage: StageConfig) -> str | None:
+        is_map_read = stage.embedding == "none" and getattr(stage.method, "head", "linear") == "linear"
+        if self.move_foreground is not None and not is_map_read:
+            return (
+                "has no linear classifier on the averaged map, which move_foreground asks for: give that stage "
+                "embedding: none and the method classify with head: linear"
+            )
+        return None
+
+    @model_validator(mode="after")
+    def _blends_have_a_loss(self) -> "ClassifySettings":
+        if self.mix is not None and self.metric_loss is not None:
+            raise ValueError("mix: a blend has no one class, which metric_loss asks for; use one of the two")
+        if self.mix is not None and self.sample_rate < 1:
+            raise ValueError("mix: a blend has two classes, and sample_rate keeps but one of them; drop sample_rate")
+        return self
+
+    @model_validator(mode="after")
+    def _loss_fits_the_head(self) -> "ClassifySettings":
+        if self.loss.name == "softmax" and self.weights is None:
+            return self
+        key = "loss" if self.weights is None else "weights"
+        if self.head == "margin":
+            raise ValueError(f"{key}: the head margin has a loss of its own; use the head linear or cosine")
+        if self.sample_rate < 1:
+            raise ValueError(f"{key}: only plain cross-entropy does with a sample of the classes; drop sample_rate")
+        if self.loss.name == "sigmoid_focal" and self.head != "linear":
+            raise ValueError(f"loss: sigmoid_focal starts from the bias of the head linear; {self.head} has none")
+        if self.loss.name == "ldam" and (self.head != "cosine" or self.scale != self.loss.scale):
+            raise ValueError(
+                f"loss: ldam takes its margins off cosines times {self.loss.scale:g}; write head: cosine and "
+                f"scale: {self.loss.scale:g}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _options_fit_the_head(self) -> "ClassifySettings":
+        if self.scale is not None and self.head == "linear":
+            raise ValueError("scale: the head linear has none; it belongs to cosine and margin")
+        if self.learn_scale and (self.head != "cosine" or self.loss.name == "ldam"):
+            raise ValueError("learn_scale: only the head cosine learns its scale, and not with ldam, which is at one")
+        if self.margins is not None and self.head != "margin":
+            raise ValueError(f"margins: the head {self.head} has none; they belong to the head margin")
+        if self.sample_rate < 1 and self.head == "linear":
+            raise ValueError("sample_rate: the head linear trains all identities; below 1 is for cosine and margin")
+        return self
 
 
+@register_method("classify", ClassifySettings)
 class Classify(Method):
     """One head, one loss on its logits, and one on the features if asked for; the images may be blends, or moved.
 
@@ -161,7 +278,7 @@ class Classify(Method):
     """
 
     def __init__(
-        self, config: ClassifyConfig, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+        self, config: ClassifySettings, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
     ) -> None:
         super().__init__(network)
         self.keep_head = config.keep_head

@@ -11,11 +11,14 @@ b images of this rank, D feature.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
-from facelt.config.methods import LwsConfig, NcmConfig, TauNormConfig
+from facelt.config.registry import register_method
+from facelt.config.train import SecondStageSettings
 from facelt.distributed.logits import MIN_NORM, ClassifierLogits, ClassWeights, GatheredFeatures, ShardedLogits
 from facelt.heads.classifiers import LinearHead, ScaledHead, take_head
 from facelt.heads.ncm import NcmHead
@@ -23,6 +26,11 @@ from facelt.methods.base import Inputs, Method, PostHoc, Progress, StepOutput, S
 from facelt.models.network import Network
 
 
+class LwsSettings(SecondStageSettings):
+    """Learnable weight scaling: one factor a class on the earlier stage's linear classifier, on class-aware batches."""
+
+
+@register_method("lws", LwsSettings)
 class Lws(Method):
     """The earlier stage's linear classifier with a learned factor for each class, by cross-entropy.
 
@@ -30,7 +38,7 @@ class Lws(Method):
     """
 
     def __init__(
-        self, config: LwsConfig, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+        self, config: LwsSettings, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
     ) -> None:
         super().__init__(network)
         self.head = ScaledHead(network.dim, num_classes)
@@ -57,13 +65,24 @@ class Lws(Method):
 GRID = tuple(step / 10 for step in range(21))
 
 
+class TauNormSettings(SecondStageSettings):
+    """The earlier stage's linear classifier, its rows divided by the tau-th power of their length, without bias.
+
+    Where there are validation images tau is chosen on them, of 0, 0.1, ... 2; otherwise it is `tau`.
+    """
+
+    post_hoc: ClassVar[bool] = True
+    tau: float = Field(1.0, ge=0)
+
+
+@register_method("tau_norm", TauNormSettings)
 class TauNorm(PostHoc):
     """z_c = w_c f / |w_c|^tau with the rows of the earlier stage's linear head, whose bias is dropped."""
 
     tau: torch.Tensor
 
     def __init__(
-        self, config: TauNormConfig, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+        self, config: TauNormSettings, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
     ) -> None:
         super().__init__(network)
         self.head = LinearHead(network.dim, num_classes).requires_grad_(False)
@@ -87,6 +106,15 @@ class TauNorm(PostHoc):
         return ClassifierLogits(feature.global_BD, rows, self.head.classes, feature.batch_split)
 
 
+class NcmSettings(SecondStageSettings):
+    """The nearest class mean of unit features; with `centre` the training images' mean is taken off them first."""
+
+    post_hoc: ClassVar[bool] = True
+    distance: Literal["euclidean", "cosine"] = "euclidean"
+    centre: bool = True
+
+
+@register_method("ncm", NcmSettings)
 class Ncm(PostHoc):
     """Features less their mean over the training images, at length 1, go to the class whose mean of such is nearest.
 
@@ -96,7 +124,7 @@ class Ncm(PostHoc):
     mean_D: torch.Tensor
 
     def __init__(
-        self, config: NcmConfig, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+        self, config: NcmSettings, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
     ) -> None:
         super().__init__(network)
         self.head = NcmHead(network.dim, num_classes, distance=config.distance)

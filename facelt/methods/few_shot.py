@@ -28,9 +28,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import nn
 
-from facelt.config.methods import FslwfConfig, MetaModelNetConfig, ModelRegressionConfig
+from facelt.config.registry import register_method
+from facelt.config.train import SecondStageSettings
 from facelt.distributed.class_shards import ClassRange
 from facelt.distributed.logits import ClassifierLogits, ClassWeights, GatheredFeatures
 from facelt.errors import UserError
@@ -73,6 +75,22 @@ class WeightGenerator(nn.Module):
         return torch.zeros_like(weight_CD).index_add(0, label_E, made_ED) / count_C1
 
 
+class FslwfSettings(SecondStageSettings):
+    """Few-shot learning without forgetting: rare classes' weights are generated from their images.
+
+    Novel are classes with fewer than `novel_below` training images, base the others. A step pretends that the share
+    `pretended` of its base classes were novel, with `dropout` on the features. `scale` is the cosines' first one where
+    the earlier stage has not learned it, `attention_scale` that of the attention.
+    """
+
+    novel_below: int = Field(20, ge=1)
+    pretended: float = Field(0.64, gt=0, lt=1)
+    dropout: float = Field(0.5, ge=0, lt=1)
+    scale: float = Field(10.0, gt=0)
+    attention_scale: float = Field(30.0, gt=0)
+
+
+@register_method("fslwf", FslwfSettings)
 class Fslwf(OnFrozenNetwork):
     """A cosine classifier whose weights of novel classes are generated from their training images.
 
@@ -89,7 +107,7 @@ class Fslwf(OnFrozenNetwork):
     generated_CD: torch.Tensor
 
     def __init__(
-        self, config: FslwfConfig, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+        self, config: FslwfSettings, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
     ) -> None:
         super().__init__(network)
         self.config = config
@@ -208,6 +226,19 @@ def with_one(feature_ND: torch.Tensor) -> torch.Tensor:
     return F.pad(feature_ND, (0, 1), value=1.0)
 
 
+class _ShotRegressionSettings(SecondStageSettings):
+    """From classifiers of few images to those of many: 1, 2, 4, ... images in so many `levels`.
+
+    Classifiers are fitted on the features by softmax regression with `decay` in `fit_steps` steps. The loss is the
+    squared distance of the weights plus `answer_weight` times that of the answers.
+    """
+
+    levels: int = Field(5, ge=1, le=16)
+    decay: float = Field(1e-3, gt=0)
+    fit_steps: int = Field(30, ge=1)
+    answer_weight: float = Field(1.0, ge=0)
+
+
 class ShotRegression(OnFrozenNetwork):
     """A regression from weights fitted to 2^level images of a class to those fitted to all, for every level.
 
@@ -227,7 +258,7 @@ class ShotRegression(OnFrozenNetwork):
 
     def __init__(
         self,
-        config: ModelRegressionConfig | MetaModelNetConfig,
+        config: _ShotRegressionSettings,
         network: Network,
         num_classes: int,
         counts_C: torch.Tensor | None,
@@ -321,11 +352,18 @@ class ShotRegression(OnFrozenNetwork):
         return softmax_regression(feature_ND, label_N, len(self.many_CE), **settings)
 
 
+class ModelRegressionSettings(_ShotRegressionSettings):
+    """One network of `hidden` numbers a layer maps the weights of any few images to those of many; hinge loss."""
+
+    hidden: int = Field(256, ge=1)
+
+
+@register_method("model_regression", ModelRegressionSettings)
 class ModelRegression(ShotRegression):
     """A perceptron of two hidden layers; each step draws its level, the answers' loss is the hinge over all classes."""
 
     def __init__(
-        self, config: ModelRegressionConfig, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+        self, config: ModelRegressionSettings, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
     ) -> None:
         super().__init__(config, network, num_classes, counts_C)
         self.transform = nn.Sequential(
@@ -360,6 +398,13 @@ class Doubling(nn.Module):
         return weight_UE + self.second(F.leaky_relu(self.first(F.leaky_relu(weight_UE))))
 
 
+class MetaModelNetSettings(_ShotRegressionSettings):
+    """A chain of residual blocks, each doubling the images the weights are as if of; cross-entropy."""
+
+    levels: int = Field(7, ge=1, le=16)
+
+
+@register_method("meta_model_net", MetaModelNetSettings)
 class MetaModelNet(ShotRegression):
     """Weights of 2^i images go through the blocks i, i + 1, ... to the last one, which leads to many.
 
@@ -368,7 +413,7 @@ class MetaModelNet(ShotRegression):
     """
 
     def __init__(
-        self, config: MetaModelNetConfig, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+        self, config: MetaModelNetSettings, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
     ) -> None:
         super().__init__(config, network, num_classes, counts_C)
         self.blocks = nn.ModuleList(Doubling(self.length) for _ in range(config.levels))

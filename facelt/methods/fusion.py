@@ -20,13 +20,15 @@ B images of all ranks, C classes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import nn
 
-from facelt.config.methods import FusionAsmConfig, FusionConfig, FusionKtConfig, FusionLlwConfig
+from facelt.config.registry import register_method
+from facelt.config.train import MethodSettings, SecondStageSettings
 from facelt.distributed.logits import MIN_NORM, ClassifierLogits, GatheredFeatures, ReplicatedLogits
 from facelt.heads.classifiers import LinearHead, take_head
 from facelt.heads.ncm import NcmHead
@@ -40,6 +42,12 @@ class Answers(NamedTuple):
 
     linear_BC: torch.Tensor
     ncm_BC: torch.Tensor
+
+
+class _TwoClassifiersSettings(SecondStageSettings):
+    """With `scaled` the cosines to the class means are mapped, image by image, to the range of the linear logits."""
+
+    scaled: bool = True
 
 
 class TwoClassifiers(OnFrozenNetwork):
@@ -100,13 +108,26 @@ RULES: dict[str, Rule] = {
 GRID = tuple(step / 10 for step in range(11))
 
 
+class FusionSettings(_TwoClassifiersSettings):
+    """A linear classifier and the nearest class mean, put together by a rule.
+
+    `weight` is the linear classifier's part in w_mix; where there are validation images it is chosen on them, of
+    0, 0.1, ... 1.
+    """
+
+    post_hoc: ClassVar[bool] = True
+    rule: Literal["sum", "softmax_sum", "max", "w_mix"] = "sum"
+    weight: float = Field(0.5, ge=0, le=1)
+
+
+@register_method("fusion", FusionSettings)
 class Fusion(PostHoc, TwoClassifiers):
     """The rules sum, sum of softmax, elementwise maximum, and a mixture whose weight is a setting."""
 
     weight: torch.Tensor
 
     def __init__(
-        self, config: FusionConfig, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+        self, config: FusionSettings, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
     ) -> None:
         super().__init__(network, num_classes, config.scaled)
         self.rule = config.rule
@@ -124,6 +145,11 @@ class Fusion(PostHoc, TwoClassifiers):
         return self.given(RULES[self.rule](self.answers(feature), self.weight), feature)
 
 
+class FusionLlwSettings(_TwoClassifiersSettings):
+    """Both classifiers' logits with a learned weight and offset a class, on class-aware batches."""
+
+
+@register_method("fusion_llw", FusionLlwSettings)
 class FusionLlw(TwoClassifiers):
     """z = (w1 z_linear + b1) + (w2 z_ncm + b2), a number a class in each of the four, first drawn from N(0, 1).
 
@@ -131,7 +157,7 @@ class FusionLlw(TwoClassifiers):
     """
 
     def __init__(
-        self, config: FusionLlwConfig, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+        self, config: FusionLlwSettings, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
     ) -> None:
         super().__init__(network, num_classes, config.scaled)
         self.weight_2C = nn.Parameter(torch.randn(2, num_classes))
@@ -170,6 +196,17 @@ class Selector(nn.Module):
         return self.decide(torch.cat([seen_BH, top_BK], dim=1)).squeeze(1)
 
 
+class FusionAsmSettings(_TwoClassifiersSettings):
+    """A small network says for each image which of the two classifiers to ask.
+
+    It sees the `top` largest linear logits and `hidden` numbers made of the feature.
+    """
+
+    top: int = Field(100, ge=1)
+    hidden: int = Field(50, ge=1)
+
+
+@register_method("fusion_asm", FusionAsmSettings)
 class FusionAsm(TwoClassifiers):
     """The nearest mean answers where the selector's sigmoid is above one half, the linear classifier elsewhere.
 
@@ -180,7 +217,7 @@ class FusionAsm(TwoClassifiers):
     hits_3: torch.Tensor
 
     def __init__(
-        self, config: FusionAsmConfig, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+        self, config: FusionAsmSettings, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
     ) -> None:
         super().__init__(network, num_classes, config.scaled)
         self.selector = Selector(network.dim, config.hidden, min(config.top, num_classes))
@@ -222,6 +259,20 @@ def even_cross_entropy(score_B: torch.Tensor, wanted_B: torch.Tensor) -> torch.T
     return (mean_where(term_B, wanted_B) + mean_where(term_B, ~wanted_B)) / 2
 
 
+class FusionKtSettings(MethodSettings):
+    """A second linear classifier that learns from the nearest class mean while the network trains.
+
+    Where the nearest mean is right, a share of `transfer` of its loss is to answer as that does. The means are taken
+    after the share `memory_from` of the stage's epochs, from then on they follow the features at `rate`.
+    """
+
+    scaled: bool = True
+    transfer: float = Field(0.8, ge=0, le=1)
+    memory_from: float = Field(0.01, ge=0, lt=1)
+    rate: float = Field(0.1, gt=0, le=1)
+
+
+@register_method("fusion_kt", FusionKtSettings)
 class FusionKt(Method):
     """Network and first head learn by cross-entropy; the second head, which answers, learns on the same features.
 
@@ -231,7 +282,7 @@ class FusionKt(Method):
     """
 
     def __init__(
-        self, config: FusionKtConfig, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+        self, config: FusionKtSettings, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
     ) -> None:
         super().__init__(network)
         self.config = config

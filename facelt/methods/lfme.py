@@ -4,20 +4,23 @@ B images of all ranks, E groups (many, medium, few), C classes, G classes of one
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import nn
 
-from facelt.config.methods import LfmeConfig
+from facelt.config.base import NamedSettings
+from facelt.config.registry import HEADS, LOSSES, SamplerName, register_method
+from facelt.config.train import MethodSettings, StageConfig
 from facelt.distributed.comm import BatchSplit
 from facelt.distributed.logits import GatheredFeatures, ShardedLogits
 from facelt.errors import UserError
-from facelt.heads.classifiers import HEADS
-from facelt.losses.classification import LOSSES
+from facelt.losses.classification import LossConfig
 from facelt.losses.experts import distillation
 from facelt.methods.base import Inputs, Method, Progress, StepOutput, Stream
+from facelt.methods.classify import check_scale
 from facelt.metrics.classification import SHOT_BANDS, shot_bands
 from facelt.models.network import Network
 
@@ -34,6 +37,33 @@ class _Answer(NamedTuple):
     logit_BG: torch.Tensor
 
 
+class LfmeSettings(MethodSettings):
+    """LFME: a student of experts, the stage's `teachers`, each trained on many-, medium- or few-shot classes alone.
+
+    These are stages of the method classify with `shots`. `scale` belongs to the head `cosine`.
+    """
+
+    sampler: SamplerName = "class_aware"
+    head: Literal["linear", "cosine"] = "linear"
+    scale: float = Field(16.0, gt=0)
+    loss: LossConfig = NamedSettings(name="softmax")
+
+    @property
+    def teachers_wanted(self) -> range:
+        return range(1, 4)
+
+    def why_no_teacher(self, stage: StageConfig) -> str | None:
+        if getattr(stage.method, "shots", None) is None:
+            return "is no expert: lfme learns from stages of the method classify with shots: many, medium or few"
+        return None
+
+    @model_validator(mode="after")
+    def _margins_fit_the_logits(self) -> "LfmeSettings":
+        check_scale(self.loss, self.head, self.scale)
+        return self
+
+
+@register_method("lfme", LfmeSettings)
 class Lfme(Method):
     """mean v_i * loss_i of the images, plus for every expert w_e KL(expert || student's logits of its group).
 
@@ -51,7 +81,7 @@ class Lfme(Method):
     """
 
     def __init__(
-        self, config: LfmeConfig, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+        self, config: LfmeSettings, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
     ) -> None:
         super().__init__(network)
         self.sampler = config.sampler

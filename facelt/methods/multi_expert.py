@@ -17,12 +17,16 @@ b images of this rank, B of all ranks, K experts, C classes.
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import nn
 
-from facelt.config.methods import IndependentConfig, RideConfig, RideRouterConfig
+from facelt.config.base import NamedSettings, StrictModel
+from facelt.config.registry import CLASS_WEIGHTS, HEADS, LOSSES, SamplerName, register_method
+from facelt.config.train import MethodSettings
 from facelt.distributed.class_shards import ClassRange
 from facelt.distributed.logits import (
     MIN_NORM,
@@ -32,11 +36,11 @@ from facelt.distributed.logits import (
     ReplicatedLogits,
     ShardedLogits,
 )
-from facelt.heads.classifiers import HEADS, take_head
-from facelt.losses.classification import LOSSES, WEIGHTS, Loss
+from facelt.heads.classifiers import take_head
+from facelt.losses.classification import ClassBalancedSettings, ClassWeightsConfig, LdamSettings, Loss, LossConfig
 from facelt.losses.experts import distillation, diversity_temperature, ride
 from facelt.methods.base import Embeddings, Inputs, Method, Progress, StepOutput, Stream
-from facelt.methods.classify import Objective
+from facelt.methods.classify import Objective, check_scale
 from facelt.models.network import Network
 
 
@@ -123,6 +127,43 @@ def equal_batches(batches: Sequence[Inputs]) -> list[Inputs]:
     return [Inputs(batch.image_B3HW[:size], batch.label_B[:size]) for batch in batches]
 
 
+class DistillationSettings(StrictModel):
+    """The mean answer of the experts learns from the stage's teacher: `weight` T^2 KL(teacher / T || mean / T)."""
+
+    temperature: float = Field(1.5, gt=0)
+    weight: float = Field(1.0, gt=0)
+
+
+class RideSettings(MethodSettings):
+    """Experts that are each right by themselves and unlike their mean, one for each of the stage's `branches`.
+
+    `diversity` is the weight of the divergence from the mean, below 0 so that experts part. From the share
+    `temperature_start` of the epochs on each class has a temperature of its own there, as far from 1 as
+    `temperature_spread` has it. With `collaborative` the mean alone is to be right, and no diversity is asked for.
+    With `distillation` the stage has one of the `teachers`.
+    """
+
+    sampler: SamplerName = "instance"
+    scale: float = Field(30.0, gt=0)
+    loss: Annotated[NamedSettings, LOSSES.choice("ldam", "softmax")] = LdamSettings(name="ldam")
+    weights: ClassWeightsConfig | None = ClassBalancedSettings(name="class_balanced", start=0.8)
+    diversity: float = Field(-0.45, le=0)
+    temperature_spread: float = Field(0.05, ge=0, lt=1)
+    temperature_start: float = Field(0.8, ge=0, le=1)
+    collaborative: bool = False
+    distillation: DistillationSettings | None = None
+
+    @property
+    def teachers_wanted(self) -> range:
+        return range(1) if self.distillation is None else range(1, 2)
+
+    @model_validator(mode="after")
+    def _margins_fit_the_logits(self) -> "RideSettings":
+        check_scale(self.loss, "cosine", self.scale)
+        return self
+
+
+@register_method("ride", RideSettings)
 class Ride(Experts):
     """Every expert is trained by the loss for itself, and to differ from the experts' mean.
 
@@ -134,7 +175,7 @@ class Ride(Experts):
     temperature_C: torch.Tensor | None
 
     def __init__(
-        self, config: RideConfig, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+        self, config: RideSettings, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
     ) -> None:
         super().__init__(network, num_classes, config.sampler, "cosine", scale=config.scale)
         self.config = config
@@ -144,7 +185,7 @@ class Ride(Experts):
             self.individual = LOSSES[config.loss.name](counts_C, **config.loss.options)
             temperature_C = diversity_temperature(counts_C, config.temperature_spread)
             if config.weights is not None:
-                weight_C = WEIGHTS[config.weights.name](counts_C, **config.weights.options)
+                weight_C = CLASS_WEIGHTS[config.weights.name](counts_C, **config.weights.options)
         self.register_buffer("weight_C", weight_C, persistent=False)
         self.register_buffer("temperature_C", temperature_C, persistent=False)
 
@@ -206,6 +247,21 @@ class Router(nn.Module):
         return torch.stack(answers)
 
 
+class RideRouterSettings(MethodSettings):
+    """Which of RIDE's experts an image is shown to, in turn; it starts from a stage of RIDE, which stands still.
+
+    The router reads `hidden` units of an expert's feature and the `top` largest logits so far, all where there are
+    fewer classes. Images that a later expert would set right weigh `pos_weight` times the others.
+    """
+
+    sampler: SamplerName = "class_balanced"
+    scale: float = Field(30.0, gt=0)
+    hidden: int = Field(16, ge=1)
+    top: int = Field(30, ge=1)
+    pos_weight: float = Field(100.0, gt=0)
+
+
+@register_method("ride_router", RideRouterSettings)
 class RideRouter(Experts):
     """Trains the router alone, on experts that stand still; answers with the mean of the experts an image is shown to.
 
@@ -213,7 +269,7 @@ class RideRouter(Experts):
     """
 
     def __init__(
-        self, config: RideRouterConfig, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+        self, config: RideRouterSettings, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
     ) -> None:
         super().__init__(network, num_classes, config.sampler, "cosine", scale=config.scale)
         self.classes = ClassRange.local(num_classes)
@@ -281,6 +337,27 @@ def experts_asked(answer_JB: torch.Tensor) -> torch.Tensor:
     return 1 + (answer_JB > 0).long().cumprod(dim=0).sum(dim=0)
 
 
+class IndependentSettings(MethodSettings):
+    """Experts that know nothing of each other, each with its own draws of the whole training set, averaged in the end.
+
+    They are independent with `branches: {split: none}`. `average` is that of the test: the experts' logits or
+    probabilities. `scale` belongs to the head `cosine`.
+    """
+
+    sampler: SamplerName = "instance"
+    head: Literal["linear", "cosine"] = "cosine"
+    scale: float = Field(30.0, gt=0)
+    loss: LossConfig = LdamSettings(name="ldam")
+    weights: ClassWeightsConfig | None = ClassBalancedSettings(name="class_balanced", start=0.8)
+    average: Literal["logits", "probabilities"] = "logits"
+
+    @model_validator(mode="after")
+    def _margins_fit_the_logits(self) -> "IndependentSettings":
+        check_scale(self.loss, self.head, self.scale)
+        return self
+
+
+@register_method("independent", IndependentSettings)
 class Independent(Experts):
     """The loss is the sum of the experts' own, each on batches that it draws for itself; nothing ties them together.
 
@@ -288,7 +365,7 @@ class Independent(Experts):
     """
 
     def __init__(
-        self, config: IndependentConfig, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+        self, config: IndependentSettings, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
     ) -> None:
         options = {"scale": config.scale} if config.head == "cosine" else {}
         super().__init__(network, num_classes, config.sampler, config.head, **options)

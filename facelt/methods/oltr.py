@@ -5,13 +5,16 @@ B images of all ranks, W ranks, D feature.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from pydantic import Field
 from torch import nn
 
-from facelt.config.methods import DynamicMetaConfig
+from facelt.config.registry import SamplerName, register_method
+from facelt.config.train import MethodSettings
 from facelt.distributed.comm import all_reduce
 from facelt.distributed.logits import GatheredFeatures, ShardedLogits
 from facelt.heads.dynamic_meta import DynamicMetaHead
@@ -36,6 +39,29 @@ _CONVENTIONS = {
 }
 
 
+class DynamicMetaSettings(MethodSettings):
+    """OLTR: dynamic meta-embedding over an identity memory.
+
+    `convention` settles what paper and released code say differently: loss weight 0.1 or 0.01, squash n^2 / (1 + n^2)
+    or n / (1 + n), reachability 1 or 10 over the distance, centroids loss on the meta-embedding or on the direct
+    feature, its weight on the centroids' gradient or not.
+    """
+
+    sampler: SamplerName = "class_aware"
+    convention: Literal["released", "paper"] = "released"
+    centroid_update: Literal["released", "tracking"] = "released"
+    tracking_rate: float = Field(0.5, gt=0, le=1)
+    margin_form: Literal["batch_mean", "per_image"] = "batch_mean"
+    margin: float = Field(10.0, ge=0)
+    repel_weight: float = Field(0.01, ge=0)
+    scale: float = Field(16.0, gt=0)
+    min_distance: float = Field(1e-3, gt=0)
+    memory: bool = True
+    selector: bool = True
+    reachability: bool = True
+
+
+@register_method("dynamic_meta", DynamicMetaSettings)
 class DynamicMeta(Method):
     """Cross-entropy on the meta-embedding plus the discriminative centroids loss.
 
@@ -53,7 +79,7 @@ class DynamicMeta(Method):
     kinds = ("direct", "meta", "meta_unit")
 
     def __init__(
-        self, config: DynamicMetaConfig, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+        self, config: DynamicMetaSettings, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
     ) -> None:
         super().__init__(network)
         self.config = config

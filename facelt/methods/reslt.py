@@ -5,12 +5,15 @@ b images of this rank, B of all ranks, K branches, C classes, D feature of a bra
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import nn
 
-from facelt.config.methods import ResltConfig
+from facelt.config.registry import register_method
+from facelt.config.train import MethodSettings
 from facelt.distributed.logits import ClassWeights, GatheredFeatures, ShardedLogits
 from facelt.errors import UserError
 from facelt.heads.classifiers import LinearHead
@@ -20,6 +23,23 @@ from facelt.methods.multi_expert import by_branch, whole_logits
 from facelt.models.network import Network
 
 
+class ResltSettings(MethodSettings):
+    """ResLT: one of the `branches` for all classes and one from each rank of `starts` on, most images first, from 0.
+
+    `alpha` weighs the branches' own cross-entropies, the rest is that of their sum.
+    """
+
+    starts: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+    alpha: float = Field(0.99, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _starts_ascend(self) -> "ResltSettings":
+        if list(self.starts) != sorted(set(self.starts)):
+            raise ValueError(f"starts: {list(self.starts)} must ascend, every branch is for rarer classes")
+        return self
+
+
+@register_method("reslt", ResltSettings)
 class Reslt(Method):
     """One linear classifier reads every branch; the model's logits are the sum of what it reads.
 
@@ -31,7 +51,7 @@ class Reslt(Method):
     branched = True
 
     def __init__(
-        self, config: ResltConfig, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+        self, config: ResltSettings, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
     ) -> None:
         super().__init__(network)
         if network.branches != 1 + len(config.starts):

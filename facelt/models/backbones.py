@@ -21,15 +21,48 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.densenet import DenseNet
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from facelt.config.registry import BACKBONES
 from facelt.errors import UserError
 
 RESNET_WIDTHS = (64, 128, 256, 512)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A registered backbone: its builder and the shape of the map [B, channels, H/stride, W/stride] it returns.
+
+    `build(widths)` makes it with other numbers of channels than `widths` in its layers layer1, layer2, ...; the map's
+    channels change as the last one does.
+    """
+
+    build: Callable[..., nn.Module]
+    channels: int
+    stride: int
+    widths: tuple[int, ...] = RESNET_WIDTHS
+    # IResNet's linear layer reads the whole map, position by position; a ResNet's reads the map's average.
+    flattened: bool = False
+
+    def map_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of the map for an image of (height, width): every halving rounds up, so one division does."""
+        height, width = image_size
+        return -(-height // self.stride), -(-width // self.stride)
+
+
+def register_backbone(name: str, **shape: Any) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
+    """Decorator that registers a builder, `build(widths)`, with the other fields of `Backbone`."""
+
+    def decorate(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        BACKBONES.register(name)(Backbone(build, **shape))
+        return build
+
+    return decorate
 
 
 class ResNetTrunk(ResNet):
@@ -61,21 +94,25 @@ class ResNetTrunk(ResNet):
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
 
+@register_backbone("resnet10", channels=512, stride=32)
 def resnet10(widths: Sequence[int] = RESNET_WIDTHS) -> ResNetTrunk:
     """One basic block in each stage, 512 channels: the backbone of OLTR (CVPR 2019) on ImageNet-LT."""
     return ResNetTrunk(BasicBlock, (1, 1, 1, 1), widths)
 
 
+@register_backbone("resnet50", channels=2048, stride=32)
 def resnet50(widths: Sequence[int] = RESNET_WIDTHS) -> ResNetTrunk:
     """ResNet-50, 2048 channels."""
     return ResNetTrunk(Bottleneck, (3, 4, 6, 3), widths)
 
 
+@register_backbone("resnet152", channels=2048, stride=32)
 def resnet152(widths: Sequence[int] = RESNET_WIDTHS) -> ResNetTrunk:
     """ResNet-152, 2048 channels: the backbone of OLTR (CVPR 2019) on Places-LT."""
     return ResNetTrunk(Bottleneck, (3, 8, 36, 3), widths)
 
 
+@register_backbone("resnext50", channels=2048, stride=32)
 def resnext50(widths: Sequence[int] = RESNET_WIDTHS) -> ResNetTrunk:
     """ResNeXt-50 with 32 groups of 4 channels, 2048 channels: Xie et al., CVPR 2017."""
     return ResNetTrunk(Bottleneck, (3, 4, 6, 3), widths, groups=32, width_per_group=4)
@@ -127,6 +164,7 @@ def _cifar_stage(channels_in: int, channels: int, count: int, stride: int) -> nn
     return nn.Sequential(first, *(BasicBlock(channels, channels) for _ in range(count - 1)))
 
 
+@register_backbone("resnet32", channels=64, stride=4, widths=CIFAR_WIDTHS)
 def resnet32(widths: Sequence[int] = CIFAR_WIDTHS) -> CifarResNet:
     """Three stages of five blocks: 31 convolutions, and the classifier for the thirty-second layer."""
     return CifarResNet(5, widths)
@@ -137,6 +175,7 @@ DENSENET_WIDTHS = (342,)
 """Channels of the map: 24 of the stem, 16 x 12 more from each block, half of all kept between two blocks."""
 
 
+@register_backbone("densenet_bc100", channels=342, stride=4, widths=DENSENET_WIDTHS)
 def densenet_bc100(widths: Sequence[int] = DENSENET_WIDTHS) -> nn.Sequential:
     """100 layers, growth rate 12: image [B,3,H,W] -> map [B,342,h,w].
 
@@ -218,37 +257,12 @@ def _iresnet_stage(channels_in: int, channels: int, count: int) -> nn.Sequential
     return nn.Sequential(first, *(IResNetBlock(channels, channels, stride=1) for _ in range(count - 1)))
 
 
-@dataclass(frozen=True)
-class Backbone:
-    """One row of the table: how to build it and the shape of the map [B, channels, H/stride, W/stride] it returns.
-
-    `build(widths)` makes it with other numbers of channels than `widths` in its layers layer1, layer2, ...; the map's
-    channels change as the last one does.
-    """
-
-    build: Callable[..., nn.Module]
-    channels: int
-    stride: int
-    widths: tuple[int, ...] = RESNET_WIDTHS
-    # IResNet's linear layer reads the whole map, position by position; a ResNet's reads the map's average.
-    flattened: bool = False
-
-    def map_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) of the map for an image of (height, width): every halving rounds up, so one division does."""
-        height, width = image_size
-        return -(-height // self.stride), -(-width // self.stride)
-
-
-BACKBONES: dict[str, Backbone] = {
-    "resnet10": Backbone(resnet10, channels=512, stride=32),
-    "resnet32": Backbone(resnet32, channels=64, stride=4, widths=CIFAR_WIDTHS),
-    "resnet50": Backbone(resnet50, channels=2048, stride=32),
-    "resnet152": Backbone(resnet152, channels=2048, stride=32),
-    "resnext50": Backbone(resnext50, channels=2048, stride=32),
-    "densenet_bc100": Backbone(densenet_bc100, channels=342, stride=4, widths=DENSENET_WIDTHS),
-    "iresnet18": Backbone(partial(IResNet, (2, 2, 2, 2)), channels=512, stride=16, flattened=True),
-    "iresnet34": Backbone(partial(IResNet, (3, 4, 6, 3)), channels=512, stride=16, flattened=True),
-    "iresnet50": Backbone(partial(IResNet, (3, 4, 14, 3)), channels=512, stride=16, flattened=True),
-    "iresnet100": Backbone(partial(IResNet, (3, 13, 30, 3)), channels=512, stride=16, flattened=True),
-    "iresnet200": Backbone(partial(IResNet, (6, 26, 60, 6)), channels=512, stride=16, flattened=True),
+_IRESNET_BLOCKS = {
+    "iresnet18": (2, 2, 2, 2),
+    "iresnet34": (3, 4, 6, 3),
+    "iresnet50": (3, 4, 14, 3),
+    "iresnet100": (3, 13, 30, 3),
+    "iresnet200": (6, 26, 60, 6),
 }
+for _name, _blocks in _IRESNET_BLOCKS.items():
+    register_backbone(_name, channels=512, stride=16, flattened=True)(partial(IResNet, _blocks))

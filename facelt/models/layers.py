@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facelt.errors import UserError
+from facelt.config.registry import EMBEDDINGS, register_embedding
 
 
 class ModulatedAttention(nn.Module):
@@ -109,6 +109,7 @@ class LinearReLU(nn.Module):
         return F.relu(self.linear(average_pool(map_BChw)))
 
 
+@register_embedding("linear_bn")
 class LinearBatchNorm(nn.Module):
     """Linear and batch norm, no ReLU: the face embedding of ArcFace (CVPR 2019), under arcface_torch's names.
 
@@ -132,19 +133,22 @@ class LinearBatchNorm(nn.Module):
         return self.features(self.fc(map_BChw.flatten(1)))
 
 
-# Each takes (channels, dim, map_size): map_size is None where the backbone's own linear layer reads the average.
-EMBEDDINGS = {
-    "linear_bn": LinearBatchNorm,
-    "fc_relu": lambda channels, dim, map_size: LinearReLU(channels, dim),
-    "none": lambda channels, dim, map_size: Pooled(channels),
-}
+@register_embedding("fc_relu")
+def _linear_relu(channels: int, dim: int, map_size: tuple[int, int] | None) -> LinearReLU:
+    return LinearReLU(channels, dim)
+
+
+@register_embedding("none")
+def _pooled(channels: int, dim: int, map_size: tuple[int, int] | None) -> Pooled:
+    return Pooled(channels)
 
 
 def build_embedding(kind: str, channels: int, dim: int, map_size: tuple[int, int] | None) -> nn.Module:
-    """The embedding layer of that kind; its attribute `dim` is D. Raises UserError on an unknown kind."""
-    if kind not in EMBEDDINGS:
-        raise UserError(f"unknown embedding {kind!r}: choose one of {', '.join(EMBEDDINGS)}")
-    return EMBEDDINGS[kind](channels, dim, map_size)
+    """The embedding layer of that kind; its attribute `dim` is D. Raises UserError on an unknown kind.
+
+    `map_size` is None where the backbone's own linear layer reads the average.
+    """
+    return EMBEDDINGS.find(kind)(channels, dim, map_size)
 
 
 # Of the map's mean: what lies above it is foreground.

@@ -5,8 +5,8 @@ Shapes: B batch, H W image, C channels, h w map, K branches, D feature.
 
 from torch import Tensor, nn
 
+from facelt.config.registry import BACKBONES
 from facelt.errors import UserError
-from facelt.models.backbones import BACKBONES
 from facelt.models.branched import BranchedEmbedding, Branches, PerBranch, build_branched
 from facelt.models.layers import ATTENTIONS, build_embedding
 
@@ -47,16 +47,14 @@ def build_network(
 ) -> Network:
     """A network with fresh weights from torch's random state, built for images of (height, width) pixels.
 
-    `attention` names a row of ATTENTIONS, True is the modulated one; `embedding` names a row of EMBEDDINGS. `dim` is
+    `attention` names a row of ATTENTIONS, True is the modulated one; `embedding` is a registered name. `dim` is
     not used by "none", whose features are as long as the map is deep.
     With `branches` every branch has attention and embedding of its own.
     Raises UserError on an unknown name, an image size below 1, a dim below 1 or a place that divides no backbone.
     """
-    if backbone not in BACKBONES:
-        raise UserError(f"unknown backbone {backbone!r}: choose one of {', '.join(BACKBONES)}")
+    spec = BACKBONES.find(backbone)
     if min(image_size) < 1 or dim < 1:
         raise UserError(f"image size {image_size[0]}x{image_size[1]} and dim {dim} must be 1 or more")
-    spec = BACKBONES[backbone]
     map_size = spec.map_size(image_size)
 
     def tail(channels: int) -> nn.Module:

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from facelt.config.registry import SAMPLERS
 from facelt.config.train import StageConfig, TrainConfig
 from facelt.data.batch import Batch
 from facelt.data.device_cache import CachedLoader, DeviceImageCache
 from facelt.data.loader import Loader
 from facelt.data.module import Split, TrainingData
-from facelt.data.samplers import SAMPLERS, SequentialSampler, TrainingSampler, hash_words
 from facelt.data.samplers import RngStream as Purpose
+from facelt.data.samplers import SequentialSampler, TrainingSampler, hash_words
 from facelt.distributed.comm import rank, world_size
 from facelt.errors import UserError
 from facelt.inference.predict import sync_step_info

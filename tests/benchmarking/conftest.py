@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from facelt.models.backbones import BACKBONES
+from facelt.config.registry import BACKBONES
 from tests.data.cifar_folder import write_cifar
 from tests.training.thin import THIN
 

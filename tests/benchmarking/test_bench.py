@@ -10,9 +10,9 @@ from facelt.benchmarking.records import RunRecord, SmokeRecord, read_records
 from facelt.benchmarking.run import losses_of, shortened
 from facelt.cli.main import app
 from facelt.config.loading import load_config
+from facelt.config.registry import METHODS
 from facelt.config.train import TrainConfig
 from facelt.inference.predict import predict_all
-from facelt.methods import METHODS
 
 
 @pytest.fixture

@@ -6,32 +6,36 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
-from facelt.config.base import Strict
+from facelt.config.base import NamedSettings, StrictModel
 from facelt.config.loading import load_config
+from facelt.config.registry import Registry
 from facelt.errors import UserError
 
 
-class Optim(Strict):
+class Optim(StrictModel):
     lr: float = Field(0.1, gt=0)
     momentum: float = 0.9
 
 
-class Plain(Strict):
-    name: Literal["plain"]
+PICKS = Registry("pick", __name__)
+
+
+@PICKS.register("plain")
+class Plain(NamedSettings):
     head: Literal["linear", "cosine"] = "linear"
 
 
-class Meta(Strict):
-    name: Literal["meta"]
+@PICKS.register("meta")
+class Meta(NamedSettings):
     scale: float = 16.0
 
 
-class Stage(Strict):
+class Stage(StrictModel):
     epochs: int = Field(1, ge=1)
-    method: Annotated[Plain | Meta, Field(discriminator="name")] = Plain(name="plain")
+    method: Annotated[NamedSettings, PICKS.choice()] = Plain(name="plain")
 
 
-class Config(Strict):
+class Config(StrictModel):
     seed: int = 0
     optim: Optim = Optim()
     stages: tuple[Stage, ...] = ()
@@ -70,7 +74,7 @@ def test_an_unknown_key_is_named_with_what_is_allowed_and_the_nearest(tmp_path):
     assert "stages.0.epoch: unknown key; allowed: epochs, method" in refusal(write(tmp_path, "stages: [{epoch: 1}]\n"))
 
 
-def test_a_key_below_a_union_is_explained_from_the_member_chosen(tmp_path):
+def test_a_key_below_a_choice_is_explained_from_the_settings_chosen(tmp_path):
     message = refusal(write(tmp_path, "stages: [{method: {name: plain, haed: cosine}}]\n"))
     assert "did you mean 'head'?" in message
     message = refusal(write(tmp_path, "stages: [{method: {name: plane}}]\n"))

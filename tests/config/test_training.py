@@ -146,7 +146,7 @@ def refusal(recipe, tmp_path):
         ("optim.accumulate=5", "optim: batch: 8 images are too few for accumulate: 5, two images for each micro-batch"),
         ("model.backbone=resnet51", "did you mean 'resnet50'?"),
         ("data.kind=records", "did you mean 'record'?"),
-        ("data.root=x", "data.root: unknown key; allowed: flip, fused, image_size"),
+        ("data.root=x", "data.root: unknown key; allowed: cache_on_device, flip, fused, image_size, kind"),
         ("data.validation_fraction=1", "data.validation_fraction: 1: input should be less than 1"),
         ("device=gpu", "device: 'gpu' is not allowed; allowed: cpu, cuda"),
         ("stages=[]", "stages"),

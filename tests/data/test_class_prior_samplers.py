@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facelt.data.samplers import SAMPLERS, ClassPriorSampler, RngStream
+from facelt.config.registry import SAMPLERS
+from facelt.data.samplers import ClassPriorSampler, RngStream
 from tests.data.test_samplers import plain_hash
 
 COUNTS = (40, 10, 4, 0, 1)

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from facelt.config.registry import SAMPLERS
 from facelt.data import device_cache
 from facelt.data.device_cache import CachedLoader, DeviceImageCache, free_memory
 from facelt.data.loader import Loader
 from facelt.data.records import RecordDataset
-from facelt.data.samplers import SAMPLERS, ClassAwareSampler, SequentialSampler
+from facelt.data.samplers import ClassAwareSampler, SequentialSampler
 from facelt.errors import UserError
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facelt.data.samplers import SAMPLERS
+from facelt.config.registry import SAMPLERS
 
 LABELS = st.lists(st.integers(-1, 5), min_size=1, max_size=40).filter(lambda labels: max(labels) >= 0)
 QUICK = settings(max_examples=60, deadline=None)

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facelt.data.samplers import SAMPLERS, ClassAwareSampler, InstanceSampler, RngStream, SequentialSampler, hash_words
+from facelt.config.registry import SAMPLERS
+from facelt.data.samplers import ClassAwareSampler, InstanceSampler, RngStream, SequentialSampler, hash_words
 from facelt.errors import UserError
 
 LABELS = st.lists(st.integers(-1, 6), min_size=1, max_size=40).filter(lambda labels: max(labels) >= 0)

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from facelt.config.methods import ClassifyConfig
+from facelt.config.registry import METHODS
 from facelt.distributed.comm import rank, world_size
-from facelt.methods import METHODS
 from facelt.methods.base import Inputs, Progress
+from facelt.methods.classify import ClassifySettings
 from tests.distributed.ranks import run_ranks
 from tests.distributed.test_split_training import BATCH, DIM, TinyNetwork
 from tests.distributed.test_split_training import RECIPES as EXACT
@@ -33,7 +33,7 @@ COLLECTIVES = (
     "send",
     "isend",
 )
-RECIPES = {**EXACT, "sampled": ClassifyConfig(name="classify", head="cosine", sample_rate=0.3)}
+RECIPES = {**EXACT, "sampled": ClassifySettings(name="classify", head="cosine", sample_rate=0.3)}
 COUNTED = ("cosine", "arcface", "sampled", "released", "tracking", "paper")
 
 

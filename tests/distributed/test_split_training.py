@@ -5,53 +5,49 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from facelt.config.methods import (
-    BbnConfig,
-    ClassifyConfig,
-    DynamicMetaConfig,
-    IndependentConfig,
-    LfmeConfig,
-    ResltConfig,
-    RideConfig,
-    RideRouterConfig,
-)
+from facelt.config.registry import METHODS
 from facelt.distributed.class_shards import ClassRange
 from facelt.distributed.comm import is_distributed, rank, world_size
-from facelt.methods import METHODS
 from facelt.methods.base import Inputs, Progress
+from facelt.methods.bbn import BbnSettings
+from facelt.methods.classify import ClassifySettings
+from facelt.methods.lfme import LfmeSettings
+from facelt.methods.multi_expert import IndependentSettings, RideRouterSettings, RideSettings
+from facelt.methods.oltr import DynamicMetaSettings
+from facelt.methods.reslt import ResltSettings
 from tests.distributed.ranks import run_ranks
 
 IDENTITIES, DIM, PIXELS = 11, 6, 3 * 2 * 2
 STEPS, BATCH = 20, 10
 COUNTS = torch.tensor([40, 30, 20, 12, 9, 7, 5, 4, 3, 2, 0])
 RECIPES = {
-    "linear": ClassifyConfig(name="classify", head="linear"),
-    "cosine": ClassifyConfig(name="classify", head="cosine"),
-    "arcface": ClassifyConfig(name="classify", head="margin", scale=8.0),
-    "cosface": ClassifyConfig(name="classify", head="margin", margins=(1.0, 0.0, 0.4), scale=8.0),
-    "combined": ClassifyConfig(name="classify", head="margin", margins=(1.1, 0.3, 0.1), scale=8.0),
-    "weighted draws": ClassifyConfig(
+    "linear": ClassifySettings(name="classify", head="linear"),
+    "cosine": ClassifySettings(name="classify", head="cosine"),
+    "arcface": ClassifySettings(name="classify", head="margin", scale=8.0),
+    "cosface": ClassifySettings(name="classify", head="margin", margins=(1.0, 0.0, 0.4), scale=8.0),
+    "combined": ClassifySettings(name="classify", head="margin", margins=(1.1, 0.3, 0.1), scale=8.0),
+    "weighted draws": ClassifySettings(
         name="classify", loss={"name": "seql", "threshold": 0.1}, weights={"name": "class_balanced", "beta": 0.9}
     ),
-    "metric": ClassifyConfig(
+    "metric": ClassifySettings(
         name="classify",
         head="cosine",
         scale=8.0,
         loss={"name": "ldam", "scale": 8.0},
         metric_loss={"name": "lifted", "weight": 0.1},
     ),
-    "released": DynamicMetaConfig(name="dynamic_meta"),
-    "paper": DynamicMetaConfig(name="dynamic_meta", convention="paper", margin=200.0, margin_form="per_image"),
-    "tracking": DynamicMetaConfig(name="dynamic_meta", centroid_update="tracking"),
-    "ride": RideConfig(name="ride", scale=8.0, loss={"name": "ldam", "scale": 8.0}, temperature_start=0.0),
-    "router": RideRouterConfig(name="ride_router", scale=8.0, pos_weight=2.0),
-    "independent": IndependentConfig(name="independent", head="linear", loss={"name": "balanced_softmax"}),
-    "mean probabilities": IndependentConfig(
+    "released": DynamicMetaSettings(name="dynamic_meta"),
+    "paper": DynamicMetaSettings(name="dynamic_meta", convention="paper", margin=200.0, margin_form="per_image"),
+    "tracking": DynamicMetaSettings(name="dynamic_meta", centroid_update="tracking"),
+    "ride": RideSettings(name="ride", scale=8.0, loss={"name": "ldam", "scale": 8.0}, temperature_start=0.0),
+    "router": RideRouterSettings(name="ride_router", scale=8.0, pos_weight=2.0),
+    "independent": IndependentSettings(name="independent", head="linear", loss={"name": "balanced_softmax"}),
+    "mean probabilities": IndependentSettings(
         name="independent", head="linear", loss={"name": "softmax"}, weights=None, average="probabilities"
     ),
-    "bbn": BbnConfig(name="bbn"),
-    "reslt": ResltConfig(name="reslt", starts=(3, 6), alpha=0.8),
-    "lfme": LfmeConfig(name="lfme"),
+    "bbn": BbnSettings(name="bbn"),
+    "reslt": ResltSettings(name="reslt", starts=(3, 6), alpha=0.8),
+    "lfme": LfmeSettings(name="lfme"),
 }
 
 
@@ -101,7 +97,7 @@ def is_class_row(name: str) -> bool:
 
 
 def expert(shots: str) -> nn.Module:
-    config = ClassifyConfig(name="classify", shots=shots)
+    config = ClassifySettings(name="classify", shots=shots)
     return METHODS["classify"](config, TinyNetwork(), IDENTITIES).double().eval().requires_grad_(False)
 
 

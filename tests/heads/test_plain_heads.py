@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from facelt.config.registry import HEADS
 from facelt.distributed.class_shards import ClassRange
 from facelt.distributed.comm import BatchSplit
 from facelt.distributed.logits import ClassifierLogits, ClassWeights, GatheredFeatures
-from facelt.heads.classifiers import HEADS
 
 
 def logits_of(vector: torch.Tensor, rows: ClassWeights) -> ClassifierLogits:

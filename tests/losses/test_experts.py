@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from facelt.losses.classification import LOSSES, WEIGHTS
+from facelt.config.registry import CLASS_WEIGHTS, LOSSES
 from facelt.losses.experts import distillation, diversity_temperature, reslt, ride
 
 
@@ -13,7 +13,7 @@ def test_ride_equals_the_authors_loss_before_and_after_reweighting_starts(refere
     counts, labels = torch.from_numpy(reference["class_counts"]), torch.from_numpy(reference["labels"])
     ldam = LOSSES["ldam"](counts, max_margin=0.5, scale=30.0)
     late = {
-        "weight_C": WEIGHTS["class_balanced"](counts, beta=0.9999),
+        "weight_C": CLASS_WEIGHTS["class_balanced"](counts, beta=0.9999),
         "temperature_C": diversity_temperature(counts, 0.02),
     }
     equals(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from facelt.losses.classification import LOSSES, WEIGHTS
+from facelt.config.registry import CLASS_WEIGHTS, LOSSES
 
 OPTIONS = {"seql": {"threshold": 0.2, "gamma": 0.5}}
 COUNTS = torch.tensor([40, 9, 3, 1])
@@ -70,7 +70,7 @@ def test_class_balanced_focal_divides_by_the_images_as_the_class_balanced_loss_c
     is_own = torch.nn.functional.one_hot(labels, 100).bool()
     q = torch.where(is_own, logits.sigmoid(), 1 - logits.sigmoid())
     expected = (weights[labels][:, None] * (1 - q) ** 2 * -q.log()).sum() / len(labels)
-    loss = LOSSES["sigmoid_focal"](counts, gamma=2.0)(logits, labels, WEIGHTS["class_balanced"](counts, beta=0.9))
+    loss = LOSSES["sigmoid_focal"](counts, gamma=2.0)(logits, labels, CLASS_WEIGHTS["class_balanced"](counts, beta=0.9))
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
     assert len(labels) / weights[labels].sum().item() == pytest.approx(1.2, abs=0.05)
 
@@ -101,7 +101,7 @@ def test_equals_the_authors_loss(reference, equals, golden_name, input_name, nam
 )
 def test_equals_the_authors_weighted_loss(reference, equals, golden_name, input_name, name, weights, options):
     labels, loss = torch.from_numpy(reference["labels"]), LOSSES[name](counts_of(reference))
-    weight_C = WEIGHTS[weights](counts_of(reference), **options)
+    weight_C = CLASS_WEIGHTS[weights](counts_of(reference), **options)
     scale = 30.0 if input_name == "cosine" else 1.0
     equals(golden_name, input_name, lambda value: loss(scale * value, labels, weight_C))
 
@@ -112,14 +112,14 @@ def counts_of(reference) -> torch.Tensor:
 
 def test_class_balanced_weights_equal_the_authors(reference):
     expected = reference["class_balanced_weight_beta0.9999"]
-    found = WEIGHTS["class_balanced"](counts_of(reference), beta=0.9999).numpy()
+    found = CLASS_WEIGHTS["class_balanced"](counts_of(reference), beta=0.9999).numpy()
     assert np.abs(found - expected).max() <= 1e-5 * expected.max()
     assert found.sum() == pytest.approx(len(expected), rel=1e-6)
 
 
 def test_weights_at_their_ends():
-    assert torch.allclose(WEIGHTS["class_balanced"](COUNTS, beta=0.0), torch.ones(4))
-    assert WEIGHTS["cost_sensitive"](COUNTS).tolist() == pytest.approx([1 / 40, 1 / 9, 1 / 3, 1])
+    assert torch.allclose(CLASS_WEIGHTS["class_balanced"](COUNTS, beta=0.0), torch.ones(4))
+    assert CLASS_WEIGHTS["cost_sensitive"](COUNTS).tolist() == pytest.approx([1 / 40, 1 / 9, 1 / 3, 1])
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -141,15 +141,15 @@ def test_nothing_is_nan_where_an_image_is_certainly_right_or_wrong(name, gamma):
     options = {"focal": {"gamma": gamma}, "sigmoid_focal": {"gamma": gamma}, **OPTIONS}.get(name, {})
     logits = torch.tensor([[500.0, 0, 0, -500], [-500, 0, 500, 0], [0, 0, 0, 0]], requires_grad=True)
     for labels in (torch.tensor([0, 0, 0]), torch.tensor([2, 3, 1])):
-        loss = LOSSES[name](counts, **options)(logits, labels, WEIGHTS["class_balanced"](counts))
+        loss = LOSSES[name](counts, **options)(logits, labels, CLASS_WEIGHTS["class_balanced"](counts))
         (gradient,) = torch.autograd.grad(loss, logits)
         assert loss.isfinite()
         assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("name", CLASS_WEIGHTS)
 def test_a_class_without_images_is_weighed_as_the_rarest(name):
-    weight = WEIGHTS[name](torch.tensor([40, 9, 0, 1]))
+    weight = CLASS_WEIGHTS[name](torch.tensor([40, 9, 0, 1]))
     assert weight.isfinite().all()
     assert weight[2] == weight[3] == weight.max()
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from facelt.losses.metric import METRIC_LOSSES
+from facelt.config.registry import METRIC_LOSSES
 
 LABELS = {
     "mixed": [4, 0, 0, 4, 2, 4, 0, 4, 7, 2],

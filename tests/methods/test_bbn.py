@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from facelt.config.methods import BbnConfig
+from facelt.config.registry import METHODS
 from facelt.errors import UserError
-from facelt.methods import METHODS
 from facelt.methods.base import Inputs, Progress, Stream
+from facelt.methods.bbn import BbnSettings
 from tests.methods.small_branches import branched_network
 
 CLASSES, DIM, PAIRS, EPOCHS = 5, 4, 6, 10
 
 
 def bbn(branches: int = 2) -> nn.Module:
-    method = METHODS["bbn"](BbnConfig(name="bbn"), branched_network(branches, DIM), CLASSES).double().eval()
+    method = METHODS["bbn"](BbnSettings(name="bbn"), branched_network(branches, DIM), CLASSES).double().eval()
     nn.init.normal_(method.head.bias)
     return method
 

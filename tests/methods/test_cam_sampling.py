@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from facelt.config.methods import ClassifyConfig, DynamicMetaConfig
+from facelt.config.registry import METHODS
 from facelt.errors import UserError
-from facelt.methods import METHODS
 from facelt.methods.base import Inputs
 from facelt.methods.cam_sampling import ForegroundMoves, generated_shares, move, sources
+from facelt.methods.classify import ClassifySettings
+from facelt.methods.oltr import DynamicMetaSettings
 from facelt.models.network import build_network
 
 HEIGHT, WIDTH = 11, 14
@@ -102,7 +103,7 @@ def test_generated_images_bring_every_class_to_one_size():
 def teacher():
     torch.manual_seed(0)
     network = build_network("resnet10", image_size=(32, 32), attention=False, embedding="none")
-    return METHODS["classify"](ClassifyConfig(name="classify"), network, 5).eval().requires_grad_(False)
+    return METHODS["classify"](ClassifySettings(name="classify"), network, 5).eval().requires_grad_(False)
 
 
 @pytest.fixture
@@ -155,9 +156,9 @@ def test_it_is_no_part_of_the_state_and_is_built_without_counts(moves):
 @pytest.mark.parametrize(
     ("name", "embedding", "config"),
     [
-        ("classify", "linear_bn", ClassifyConfig(name="classify")),
-        ("classify", "none", ClassifyConfig(name="classify", head="cosine")),
-        ("dynamic_meta", "none", DynamicMetaConfig(name="dynamic_meta")),
+        ("classify", "linear_bn", ClassifySettings(name="classify")),
+        ("classify", "none", ClassifySettings(name="classify", head="cosine")),
+        ("dynamic_meta", "none", DynamicMetaSettings(name="dynamic_meta")),
     ],
 )
 def test_a_teacher_without_such_maps_is_refused(name, embedding, config):

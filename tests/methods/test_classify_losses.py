@@ -7,14 +7,12 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from facelt.config.methods import ClassifyConfig
+from facelt.config.registry import CLASS_WEIGHTS, LOSSES, METHODS, METRIC_LOSSES
 from facelt.config.train import TrainConfig
 from facelt.evaluation.evaluate import accuracy_of
 from facelt.inference.model import load_model
-from facelt.losses.classification import LOSSES, WEIGHTS
-from facelt.losses.metric import METRIC_LOSSES
-from facelt.methods import METHODS
 from facelt.methods.base import Inputs, Progress
+from facelt.methods.classify import ClassifySettings
 from facelt.models.network import build_network
 from facelt.training.run import run
 
@@ -32,7 +30,7 @@ def classify():
     def build(counts_C: torch.Tensor | None = COUNTS, **config):
         torch.manual_seed(0)
         network = build_network("resnet10", image_size=(32, 32), attention=False, embedding="linear_bn", dim=DIM)
-        return METHODS["classify"](ClassifyConfig(name="classify", **config), network, CLASSES, counts_C).eval()
+        return METHODS["classify"](ClassifySettings(name="classify", **config), network, CLASSES, counts_C).eval()
 
     return build
 
@@ -62,12 +60,12 @@ def test_the_loss_of_a_step_is_the_plain_one_on_the_heads_logits(classify, input
     assert all(parameter.grad.isfinite().all() and parameter.grad.any() for parameter in method.head.parameters())
 
 
-@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("name", CLASS_WEIGHTS)
 def test_weights_begin_at_their_share_of_the_stage(classify, inputs, name):
     method = classify(weights={"name": name, "start": 0.8})
     logits_BC = logits_of(method, inputs)
     plain = F.cross_entropy(logits_BC, inputs.label_B)
-    weighted = F.cross_entropy(logits_BC, inputs.label_B, weight=WEIGHTS[name](COUNTS))
+    weighted = F.cross_entropy(logits_BC, inputs.label_B, weight=CLASS_WEIGHTS[name](COUNTS))
     assert method.step([inputs], FIRST).loss.item() == pytest.approx(plain.item(), rel=1e-5)
     assert method.step([inputs], LATE).loss.item() == pytest.approx(weighted.item(), rel=1e-5)
     before = Progress(epoch=7, epochs=10, step=1, steps=2)
@@ -133,7 +131,7 @@ def test_a_trained_model_needs_no_counts(classify, inputs):
 )
 def test_what_does_not_fit_is_refused_by_its_key(config, message):
     with pytest.raises(ValidationError, match=message):
-        ClassifyConfig(name="classify", **config)
+        ClassifySettings(name="classify", **config)
 
 
 def test_a_recipe_with_late_weights_trains_and_is_evaluated(recipe, tmp_path):

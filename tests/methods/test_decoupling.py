@@ -7,10 +7,9 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from facelt.config.methods import LwsConfig, NcmConfig, TauNormConfig
 from facelt.config.train import TrainConfig
 from facelt.errors import UserError
-from facelt.methods.decoupling import Lws, Ncm, TauNorm
+from facelt.methods.decoupling import Lws, LwsSettings, Ncm, NcmSettings, TauNorm, TauNormSettings
 from facelt.training.run import run
 from tests.methods.small import CLASSES, COUNTS, DIM, FIRST, linear_head, look_over, reborn, small_network, training_set
 
@@ -22,7 +21,7 @@ def features(network, image):
 
 
 def ncm(**config):
-    return Ncm(NcmConfig(name="ncm", **config), small_network(), CLASSES)
+    return Ncm(NcmSettings(name="ncm", **config), small_network(), CLASSES)
 
 
 def plain_distances(feature_ND, label_N, query_QD, centre):
@@ -79,7 +78,7 @@ def test_ncm_takes_no_steps_and_leaves_the_network_as_it_is():
 
 
 def tau_norm(**config):
-    method = TauNorm(TauNormConfig(name="tau_norm", **config), small_network(), CLASSES)
+    method = TauNorm(TauNormSettings(name="tau_norm", **config), small_network(), CLASSES)
     method.start_from(linear_head())
     return method.eval()
 
@@ -101,7 +100,7 @@ def test_tau_is_tried_from_nought_to_two_and_one_where_nothing_is_tried():
 
 
 def lws():
-    method = Lws(LwsConfig(name="lws"), small_network(), CLASSES)
+    method = Lws(LwsSettings(name="lws"), small_network(), CLASSES)
     method.start_from(linear_head())
     return method
 

@@ -6,14 +6,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from facelt.config.methods import ClassifyConfig, FslwfConfig
 from facelt.config.train import TrainConfig
 from facelt.distributed.logits import GatheredFeatures
 from facelt.errors import UserError
 from facelt.inference.model import load_model
 from facelt.methods.base import Inputs
-from facelt.methods.classify import Classify
-from facelt.methods.few_shot import Fslwf, WeightGenerator
+from facelt.methods.classify import Classify, ClassifySettings
+from facelt.methods.few_shot import Fslwf, FslwfSettings, WeightGenerator
 from facelt.training.run import run
 from tests.methods.small import CLASSES, COUNTS, DIM, FIRST, linear_head, look_over, reborn, small_network, training_set
 
@@ -43,7 +42,7 @@ def method():
 
 def build(counts=COUNTS, **config):
     counts_C = None if counts is None else torch.tensor(counts)
-    return Fslwf(FslwfConfig(name="fslwf", novel_below=4, **config), small_network(), CLASSES, counts_C)
+    return Fslwf(FslwfSettings(name="fslwf", novel_below=4, **config), small_network(), CLASSES, counts_C)
 
 
 def filled(**config):
@@ -147,7 +146,7 @@ def test_a_set_without_base_classes_and_a_stage_without_cosines_are_refused():
 
 
 def test_a_scale_that_was_learned_is_taken_over():
-    config = ClassifyConfig(name="classify", head="cosine", scale=10.0, learn_scale=True)
+    config = ClassifySettings(name="classify", head="cosine", scale=10.0, learn_scale=True)
     first = Classify(config, small_network(), CLASSES, torch.tensor(COUNTS))
     data = training_set()
     first.eval()
@@ -171,7 +170,7 @@ def test_a_scale_that_was_learned_is_taken_over():
 @pytest.mark.parametrize("wrong", [{"head": "linear"}, {"head": "margin"}])
 def test_only_the_cosine_head_learns_its_scale(wrong):
     with pytest.raises(ValidationError, match="learn_scale: only the head cosine"):
-        ClassifyConfig(name="classify", learn_scale=True, **wrong)
+        ClassifySettings(name="classify", learn_scale=True, **wrong)
 
 
 def test_a_run_leaves_the_novel_classes_weights_in_its_model(recipe, tmp_path):

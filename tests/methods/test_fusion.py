@@ -6,16 +6,15 @@ import math
 import pytest
 import torch
 
-from facelt.config.methods import FusionAsmConfig, FusionConfig, FusionLlwConfig
+from facelt.config.registry import METHODS
 from facelt.config.train import TrainConfig
 from facelt.errors import UserError
-from facelt.methods import METHODS
 from facelt.methods.base import Progress
-from facelt.methods.fusion import even_cross_entropy, to_range_of
+from facelt.methods.fusion import FusionAsmSettings, FusionLlwSettings, FusionSettings, even_cross_entropy, to_range_of
 from facelt.training.run import run
 from tests.methods.small import CLASSES, FIRST, linear_head, look_over, reborn, small_network, training_set
 
-CONFIGS = {"fusion": FusionConfig, "fusion_asm": FusionAsmConfig, "fusion_llw": FusionLlwConfig}
+CONFIGS = {"fusion": FusionSettings, "fusion_asm": FusionAsmSettings, "fusion_llw": FusionLlwSettings}
 
 
 def build(name, **config):
@@ -117,7 +116,7 @@ def test_llw_weighs_every_class_of_both_and_learns_that_alone():
 def test_llws_numbers_begin_as_normal_ones():
     torch.manual_seed(3)
     network = small_network()
-    drawn = METHODS["fusion_llw"](FusionLlwConfig(name="fusion_llw"), network, 5000)
+    drawn = METHODS["fusion_llw"](FusionLlwSettings(name="fusion_llw"), network, 5000)
     for value in (*drawn.weight_2C.detach(), *drawn.offset_2C.detach()):
         assert abs(value.mean()) < 0.1
         assert value.std().item() == pytest.approx(1, abs=0.1)

@@ -3,14 +3,13 @@
 import pytest
 import torch
 
-from facelt.config.methods import FusionKtConfig
 from facelt.methods.base import Progress
-from facelt.methods.fusion import FusionKt
+from facelt.methods.fusion import FusionKt, FusionKtSettings
 from tests.methods.small import CLASSES, FIRST, look_over, reborn, small_network, training_set
 
 
 def build(**config):
-    return FusionKt(FusionKtConfig(name="fusion_kt", **config), small_network(), CLASSES)
+    return FusionKt(FusionKtSettings(name="fusion_kt", **config), small_network(), CLASSES)
 
 
 def kt(epoch, **config):

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from facelt.config.methods import ClassifyConfig, IndependentConfig
-from facelt.methods import METHODS
+from facelt.config.registry import METHODS
 from facelt.methods.base import Inputs, Progress
+from facelt.methods.classify import ClassifySettings
+from facelt.methods.multi_expert import IndependentSettings
 from facelt.models.branched import Branches
 from facelt.models.network import build_network
 
@@ -29,7 +30,7 @@ def build(experts=EXPERTS, **config):
         dim=DIM,
         branches=Branches(experts, "none"),
     )
-    return METHODS["independent"](IndependentConfig(name="independent", **config), network, CLASSES, COUNTS)
+    return METHODS["independent"](IndependentSettings(name="independent", **config), network, CLASSES, COUNTS)
 
 
 def batch(seed, size=6):
@@ -42,7 +43,7 @@ def alone(method, expert):
     network = build_network("resnet10", image_size=(32, 32), attention=False, embedding="fc_relu", dim=DIM)
     network.backbone.load_state_dict(method.network.backbone.branches[expert].state_dict())
     network.embedding.load_state_dict(method.network.embedding[expert].state_dict())
-    config = ClassifyConfig(name="classify", head="cosine", scale=30, loss=LDAM, weights=DRW)
+    config = ClassifySettings(name="classify", head="cosine", scale=30, loss=LDAM, weights=DRW)
     single = METHODS["classify"](config, network, CLASSES, COUNTS)
     single.head.load_state_dict(method.heads[expert].state_dict())
     return single

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from facelt.config.methods import ClassifyConfig, LfmeConfig
+from facelt.config.registry import METHODS
 from facelt.errors import UserError
-from facelt.methods import METHODS
 from facelt.methods.base import Inputs, Progress
-from facelt.methods.lfme import floors
+from facelt.methods.classify import ClassifySettings
+from facelt.methods.lfme import LfmeSettings, floors
 from tests.methods.small import look_over, small_network
 
 # Two classes of many shots, two of medium, two of few.
@@ -24,7 +24,7 @@ CLASSES, DIM, EPOCHS = 6, 4, 10
 
 
 def expert(shots: str | None, classes: int = CLASSES) -> nn.Module:
-    config = ClassifyConfig(name="classify", shots=shots)
+    config = ClassifySettings(name="classify", shots=shots)
     method = METHODS["classify"](config, small_network(DIM), classes).double()
     torch.manual_seed(len(shots or ""))
     for parameter in method.parameters():
@@ -33,7 +33,7 @@ def expert(shots: str | None, classes: int = CLASSES) -> nn.Module:
 
 
 def lfme(teachers=("many", "medium", "few"), counts_C=COUNTS, **config) -> nn.Module:
-    method = METHODS["lfme"](LfmeConfig(name="lfme", **config), small_network(DIM), CLASSES, counts_C).double().eval()
+    method = METHODS["lfme"](LfmeSettings(name="lfme", **config), small_network(DIM), CLASSES, counts_C).double().eval()
     method.learn_from([expert(shots) for shots in teachers])
     return method
 
@@ -217,7 +217,7 @@ def test_teachers_are_no_part_of_the_student_and_do_not_move():
 
 def test_a_student_is_used_without_counts_and_teachers():
     trained = lfme()
-    copy = METHODS["lfme"](LfmeConfig(name="lfme"), small_network(DIM), CLASSES).double().eval()
+    copy = METHODS["lfme"](LfmeSettings(name="lfme"), small_network(DIM), CLASSES).double().eval()
     copy.load_state_dict(trained.state_dict())
     image_B = images(5, seed=3).image_B3HW
     assert torch.equal(copy.logits(image_B).full_BC, trained.logits(image_B).full_BC)
@@ -251,4 +251,4 @@ def test_experts_of_other_data_are_refused():
 
 def test_margins_of_another_scale_are_refused():
     with pytest.raises(ValueError, match="ldam's 30 is of a cosine head with that scale"):
-        LfmeConfig(name="lfme", loss={"name": "ldam"})
+        LfmeSettings(name="lfme", loss={"name": "ldam"})

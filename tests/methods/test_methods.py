@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from facelt.config.methods import ClassifyConfig, DynamicMetaConfig
+from facelt.config.registry import METHODS
 from facelt.config.train import TrainConfig
 from facelt.distributed.logits import GatheredFeatures
 from facelt.evaluation.evaluate import accuracy_of
 from facelt.inference.model import load_model
-from facelt.methods import METHODS
 from facelt.methods.base import Inputs, Progress
+from facelt.methods.classify import ClassifySettings
+from facelt.methods.oltr import DynamicMetaSettings
 from facelt.models.network import build_network
 from facelt.training.run import run
 from tests.methods.minimal import stages
@@ -35,7 +36,7 @@ def dynamic_meta(network):
     """dynamic_meta(**config) -> a method whose memory is filled."""
 
     def build(**config):
-        method = METHODS["dynamic_meta"](DynamicMetaConfig(name="dynamic_meta", **config), network, CLASSES)
+        method = METHODS["dynamic_meta"](DynamicMetaSettings(name="dynamic_meta", **config), network, CLASSES)
         method.eval()
         random = torch.Generator().manual_seed(2)
         labels = torch.arange(CLASSES).repeat(2)
@@ -68,7 +69,7 @@ def test_every_method_trains_is_saved_loaded_and_evaluated(name, recipe, tmp_pat
 
 @pytest.mark.parametrize("head", ["linear", "cosine"])
 def test_classify_is_cross_entropy_on_its_head(network, inputs, head):
-    method = METHODS["classify"](ClassifyConfig(name="classify", head=head), network, CLASSES)
+    method = METHODS["classify"](ClassifySettings(name="classify", head=head), network, CLASSES)
     method.eval()
     feature_BD, weight_CD = network(inputs.image_B3HW), method.head.weight
     if head == "linear":

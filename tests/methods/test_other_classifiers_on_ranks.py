@@ -6,36 +6,27 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from facelt.config.methods import (
-    FslwfConfig,
-    FusionAsmConfig,
-    FusionConfig,
-    FusionKtConfig,
-    FusionLlwConfig,
-    LwsConfig,
-    MetaModelNetConfig,
-    ModelRegressionConfig,
-    NcmConfig,
-    TauNormConfig,
-)
+from facelt.config.registry import METHODS
 from facelt.distributed.class_shards import sharded_entries
 from facelt.distributed.comm import rank, world_size
-from facelt.methods import METHODS
 from facelt.methods.base import Inputs, Method, Progress
+from facelt.methods.decoupling import LwsSettings, NcmSettings, TauNormSettings
+from facelt.methods.few_shot import FslwfSettings, MetaModelNetSettings, ModelRegressionSettings
+from facelt.methods.fusion import FusionAsmSettings, FusionKtSettings, FusionLlwSettings, FusionSettings
 from tests.distributed.ranks import run_ranks
 from tests.methods.small import CLASSES, COUNTS, linear_head, small_network, training_set
 
 CONFIGS = [
-    NcmConfig(name="ncm"),
-    TauNormConfig(name="tau_norm"),
-    LwsConfig(name="lws"),
-    FusionConfig(name="fusion", rule="softmax_sum"),
-    FusionLlwConfig(name="fusion_llw"),
-    FusionAsmConfig(name="fusion_asm"),
-    FusionKtConfig(name="fusion_kt"),
-    FslwfConfig(name="fslwf", novel_below=4),
-    ModelRegressionConfig(name="model_regression", levels=3),
-    MetaModelNetConfig(name="meta_model_net", levels=3),
+    NcmSettings(name="ncm"),
+    TauNormSettings(name="tau_norm"),
+    LwsSettings(name="lws"),
+    FusionSettings(name="fusion", rule="softmax_sum"),
+    FusionLlwSettings(name="fusion_llw"),
+    FusionAsmSettings(name="fusion_asm"),
+    FusionKtSettings(name="fusion_kt"),
+    FslwfSettings(name="fslwf", novel_below=4),
+    ModelRegressionSettings(name="model_regression", levels=3),
+    MetaModelNetSettings(name="meta_model_net", levels=3),
 ]
 
 

@@ -10,10 +10,10 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from facelt.config.methods import ResltConfig
+from facelt.config.registry import METHODS
 from facelt.errors import UserError
-from facelt.methods import METHODS
 from facelt.methods.base import Inputs, Progress
+from facelt.methods.reslt import ResltSettings
 from tests.methods.small_branches import branched_network
 
 # Most images first, of equally many the lower label: 1, 2, 0, 5, 4, 3.
@@ -23,7 +23,7 @@ CLASSES, DIM, IMAGES = len(COUNTS), 4, 9
 
 
 def reslt(branches: int = 3, counts_C: torch.Tensor | None = COUNTS, **options) -> nn.Module:
-    config = ResltConfig(name="reslt", **{"starts": [2, 4], **options})
+    config = ResltSettings(name="reslt", **{"starts": [2, 4], **options})
     method = METHODS["reslt"](config, branched_network(branches, DIM), CLASSES, counts_C).double().eval()
     nn.init.normal_(method.head.bias)
     return method
@@ -91,4 +91,4 @@ def test_a_start_behind_the_last_class_is_refused():
 @pytest.mark.parametrize("starts", [[], [4, 2], [2, 2], [0, 2]])
 def test_starts_ascend_from_one(starts):
     with pytest.raises(ValidationError, match="starts"):
-        ResltConfig(name="reslt", starts=starts)
+        ResltSettings(name="reslt", starts=starts)

@@ -5,10 +5,11 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from facelt.config.methods import ClassifyConfig, RideConfig
+from facelt.config.registry import METHODS
 from facelt.config.train import StageConfig
-from facelt.methods import METHODS
 from facelt.methods.base import Inputs, Progress
+from facelt.methods.classify import ClassifySettings
+from facelt.methods.multi_expert import RideSettings
 from facelt.models.branched import Branches
 from facelt.models.network import build_network
 
@@ -28,7 +29,7 @@ def build(experts=EXPERTS, **config):
         branches=Branches(experts, "layer3"),
     )
     # In evaluation mode, so that the same images have the same logits again.
-    return METHODS["ride"](RideConfig(name="ride", **config), network, CLASSES, COUNTS).eval()
+    return METHODS["ride"](RideSettings(name="ride", **config), network, CLASSES, COUNTS).eval()
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ def test_teachers_and_distillation_go_together():
 
 def test_another_methods_stage_may_teach(inputs):
     network = build_network("resnet10", image_size=(32, 32), attention=False, embedding="none")
-    teacher = METHODS["classify"](ClassifyConfig(name="classify"), network, CLASSES).eval()
+    teacher = METHODS["classify"](ClassifySettings(name="classify"), network, CLASSES).eval()
     method = build(distillation={})
     method.learn_from([teacher])
     assert method.step([inputs], EARLY).loss.isfinite()

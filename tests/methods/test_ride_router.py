@@ -6,11 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from facelt.config.methods import RideConfig, RideRouterConfig
+from facelt.config.registry import METHODS
 from facelt.errors import UserError
-from facelt.methods import METHODS
 from facelt.methods.base import Inputs, Progress
-from facelt.methods.multi_expert import experts_asked, would_help
+from facelt.methods.multi_expert import RideRouterSettings, RideSettings, experts_asked, would_help
 from facelt.models.branched import Branches
 from facelt.models.network import build_network
 
@@ -32,7 +31,7 @@ def network_of(experts=EXPERTS):
 @pytest.fixture
 def method():
     torch.manual_seed(0)
-    return METHODS["ride_router"](RideRouterConfig(name="ride_router", top=TOP), network_of(), CLASSES)
+    return METHODS["ride_router"](RideRouterSettings(name="ride_router", top=TOP), network_of(), CLASSES)
 
 
 @pytest.fixture
@@ -119,7 +118,7 @@ def test_the_router_alone_moves(method, inputs):
 
 
 def test_it_starts_from_rides_heads(method):
-    ride = METHODS["ride"](RideConfig(name="ride"), network_of(), CLASSES)
+    ride = METHODS["ride"](RideSettings(name="ride"), network_of(), CLASSES)
     method.start_from(ride.state_dict())
     assert all(torch.equal(own.weight, given.weight) for own, given in zip(method.heads, ride.heads, strict=True))
     with pytest.raises(UserError, match="the earlier stage has no head like this one"):
@@ -127,6 +126,6 @@ def test_it_starts_from_rides_heads(method):
 
 
 def test_there_may_be_fewer_classes_than_logits_to_look_at(inputs):
-    method = METHODS["ride_router"](RideRouterConfig(name="ride_router", top=30), network_of(2), CLASSES).eval()
+    method = METHODS["ride_router"](RideRouterSettings(name="ride_router", top=30), network_of(2), CLASSES).eval()
     with torch.no_grad():
         assert method.logits(inputs.image_B3HW).full_BC.shape == (24, CLASSES)

@@ -5,24 +5,23 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from facelt.config.methods import ClassifyConfig
 from facelt.config.train import TrainConfig
 from facelt.evaluation.evaluate import accuracy_of
 from facelt.inference.model import load_model
-from facelt.methods.classify import Classify
+from facelt.methods.classify import Classify, ClassifySettings
 from facelt.training.run import run
 
 
 @pytest.mark.parametrize("rate", [0, -0.1, 1.5, float("nan")])
 def test_a_share_that_is_none_is_refused(rate):
     with pytest.raises(ValidationError, match="sample_rate"):
-        ClassifyConfig(name="classify", head="cosine", sample_rate=rate)
+        ClassifySettings(name="classify", head="cosine", sample_rate=rate)
 
 
 def test_the_linear_head_has_no_sampling():
     with pytest.raises(ValidationError, match="sample_rate: the head linear trains all identities"):
-        ClassifyConfig(name="classify", sample_rate=0.5)
-    assert ClassifyConfig(name="classify", sample_rate=1.0).sample_rate == 1
+        ClassifySettings(name="classify", sample_rate=0.5)
+    assert ClassifySettings(name="classify", sample_rate=1.0).sample_rate == 1
 
 
 @pytest.mark.parametrize("head", ["cosine", "margin"])

@@ -4,15 +4,20 @@ import numpy as np
 import pytest
 import torch
 
-from facelt.config.methods import MetaModelNetConfig, ModelRegressionConfig
 from facelt.errors import UserError
 from facelt.methods.base import Progress
-from facelt.methods.few_shot import MetaModelNet, ModelRegression, softmax_regression
+from facelt.methods.few_shot import (
+    MetaModelNet,
+    MetaModelNetSettings,
+    ModelRegression,
+    ModelRegressionSettings,
+    softmax_regression,
+)
 from tests.methods.small import CLASSES, COUNTS, DIM, FIRST, look_over, reborn, small_network, training_set
 
 KINDS = {
-    "model_regression": (ModelRegression, ModelRegressionConfig, {"hidden": 5}),
-    "meta_model_net": (MetaModelNet, MetaModelNetConfig, {}),
+    "model_regression": (ModelRegression, ModelRegressionSettings, {"hidden": 5}),
+    "meta_model_net": (MetaModelNet, MetaModelNetSettings, {}),
 }
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from facelt.models.backbones import BACKBONES, CifarResNet, IResNet
+from facelt.config.registry import BACKBONES
+from facelt.models.backbones import CifarResNet, IResNet
 
 BLOCKS = {
     "iresnet18": (2, 2, 2, 2),

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from facelt.config.registry import BACKBONES
 from facelt.errors import UserError
-from facelt.models.backbones import BACKBONES
 from facelt.models.branched import Branches
 from facelt.models.network import build_network
 from facelt.models.pretrained import load_stage

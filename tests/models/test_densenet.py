@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from facelt.config.registry import BACKBONES
 from facelt.errors import UserError
-from facelt.models.backbones import BACKBONES, densenet_bc100
+from facelt.models.backbones import densenet_bc100
 from facelt.models.network import build_network
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from facelt.config.registry import BACKBONES
 from facelt.config.train import BranchesConfig
-from facelt.models.backbones import BACKBONES
 from facelt.models.branched import LIGHT_BRANCHES, Branches
 from facelt.models.network import build_network
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from facelt.config.registry import BACKBONES, EMBEDDINGS
 from facelt.errors import UserError
-from facelt.models.backbones import BACKBONES
-from facelt.models.layers import EMBEDDINGS, ModulatedAttention, build_embedding
+from facelt.models.layers import ModulatedAttention, build_embedding
 from facelt.models.network import build_network
 
 

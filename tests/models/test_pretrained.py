@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torchvision.models.resnet import BasicBlock, ResNet, resnet50, resnet152
 
+from facelt.config.registry import BACKBONES
 from facelt.errors import UserError
-from facelt.models.backbones import BACKBONES
 from facelt.models.network import build_network
 from facelt.models.pretrained import load_pretrained
 

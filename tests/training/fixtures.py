@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from facelt.config.registry import BACKBONES, METHODS
 from facelt.config.train import TrainConfig
-from facelt.methods import METHODS
-from facelt.models.backbones import BACKBONES
 from facelt.training.run import run
 from tests.training.rank_pool import RankPool
 from tests.training.thin import THIN

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
+from facelt.config.registry import METHODS
 from facelt.config.train import TrainConfig
 from facelt.data.batch import BadImage
 from facelt.data.records import RecordDataset
 from facelt.errors import UserError
 from facelt.heads.memory import IdentityMemory
-from facelt.methods import METHODS
 from facelt.training.run import run
 from facelt.training.update import part_of_rank, part_sizes
 

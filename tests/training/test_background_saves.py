@@ -6,10 +6,10 @@ import threading
 import pytest
 import torch
 
+from facelt.config.registry import METHODS
 from facelt.config.train import TrainConfig
 from facelt.distributed.comm import rank
 from facelt.errors import UserError
-from facelt.methods import METHODS
 from facelt.training import checkpoint
 from facelt.training.checkpoint import Checkpoints
 from facelt.training.run import run

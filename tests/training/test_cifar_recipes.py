@@ -10,11 +10,11 @@ import torch
 
 from facelt.benchmarking.run import shortened
 from facelt.config.loading import load_config
+from facelt.config.registry import BACKBONES, METHODS
 from facelt.config.train import TrainConfig
 from facelt.evaluation.evaluate import accuracy_of
 from facelt.inference.model import load_model
-from facelt.methods import METHODS
-from facelt.models.backbones import BACKBONES, Backbone, CifarResNet
+from facelt.models.backbones import Backbone, CifarResNet
 from facelt.training import trainer
 from facelt.training.run import run
 from tests.data.cifar_folder import write_cifar

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from facelt.config.loading import load_config
+from facelt.config.registry import METHODS
 from facelt.config.train import TrainConfig
 from facelt.inference.model import build_method, load_model
-from facelt.methods import METHODS
 from facelt.models.pretrained import load_stage
 from facelt.training.run import run
 from tests.data.cifar_folder import write_cifar

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
+from facelt.config.registry import METHODS
 from facelt.config.train import TrainConfig
 from facelt.distributed.comm import rank
 from facelt.errors import UserError
-from facelt.methods import METHODS
 from facelt.training.run import run
 
 

@@ -5,10 +5,10 @@ import signal
 
 import pytest
 
+from facelt.config.registry import METHODS
 from facelt.config.train import TrainConfig
 from facelt.distributed.comm import rank
 from facelt.distributed.launch import Interrupted, stop_requested
-from facelt.methods import METHODS
 from facelt.training import run as runs
 from facelt.training import trainer
 from facelt.training.checkpoint import Checkpoints

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from facelt.cli.main import app
+from facelt.config.registry import BACKBONES
 from facelt.data.batch import SampleRequest
 from facelt.data.module import open_data
 from facelt.inference.model import load_model
-from facelt.models.backbones import BACKBONES
 from tests.training.thin import THIN
 
 # By the paper's convention one many-shot, one medium and two few-shot classes.

@@ -9,15 +9,14 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from facelt.config.loading import load_config
-from facelt.config.methods import ClassifyConfig
+from facelt.config.registry import METHODS
 from facelt.config.train import TrainConfig
 from facelt.distributed.comm import rank, world_size
 from facelt.heads.classifiers import take_head
 from facelt.inference.model import build_method, load_model
-from facelt.methods import METHODS
 from facelt.methods.base import Inputs, Progress
 from facelt.methods.cam_sampling import ForegroundMoves
-from facelt.methods.classify import Classify
+from facelt.methods.classify import Classify, ClassifySettings
 from facelt.models.network import build_network
 from facelt.models.pretrained import load_stage
 from facelt.training.run import run
@@ -133,7 +132,7 @@ def test_foregrounds_ask_for_one_teacher(finished_run, train, plain_stage, tmp_p
 def classify(**config) -> Classify:
     torch.manual_seed(0)
     network = build_network("resnet10", image_size=(32, 32), attention=False, embedding="none")
-    return METHODS["classify"](ClassifyConfig(name="classify", **config), network, CLASSES, COUNTS).eval()
+    return METHODS["classify"](ClassifySettings(name="classify", **config), network, CLASSES, COUNTS).eval()
 
 
 def ranks_step() -> dict:

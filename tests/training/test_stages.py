@@ -7,12 +7,11 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from facelt.config.methods import ClassifyConfig
+from facelt.config.registry import METHODS
 from facelt.config.train import OptimConfig, TrainConfig
 from facelt.errors import UserError
 from facelt.inference.model import load_model
-from facelt.methods import METHODS
-from facelt.methods.classify import Classify
+from facelt.methods.classify import Classify, ClassifySettings
 from facelt.training.run import run
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -44,7 +43,7 @@ class Taught(Classify):
 @pytest.fixture
 def taught(monkeypatch):
     monkeypatch.setitem(METHODS, "classify", Taught)
-    monkeypatch.setattr(ClassifyConfig, "teachers_wanted", range(3))
+    monkeypatch.setattr(ClassifySettings, "teachers_wanted", range(3))
     return Taught
 
 

@@ -4,7 +4,8 @@ from collections import OrderedDict
 
 from torch import nn
 
-from facelt.models.backbones import BACKBONES, Backbone
+from facelt.config.registry import BACKBONES
+from facelt.models.backbones import Backbone
 
 
 def _thin() -> nn.Module:
