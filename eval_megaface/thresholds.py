@@ -16,8 +16,14 @@ from eval_megaface.protocol import Run, naming, probe_rows
 from eval_megaface.sources import Measured, ModelSources, fingerprint
 from eval_megaface.suite import Suite
 from facelt.errors import UserError
-from facelt.identification.error_rates import ENOUGH_ERRORS, OperatingPoint, ScoreGrid, ScoreHistograms
-from facelt.identification.open_set import OpenSetPoint, OpenSetSearches, Searches, open_set_rates, open_set_searches
+from facelt.identification.error_rates import MIN_SUPPORTING_ERRORS, OperatingPoint, ScoreGrid, ScoreHistograms
+from facelt.identification.open_set import (
+    HalfSearches,
+    OpenSetPoint,
+    OpenSetSearches,
+    open_set_rates,
+    open_set_searches,
+)
 from facelt.identification.verification import FARS, verification_rates
 from facelt.store.store import UNIT_KINDS
 from recordio_tools.progress import ProgressFn, relabel
@@ -158,7 +164,7 @@ def open_set(
             }
             for half in searches.halves
         ],
-        "smallest_fpir": ENOUGH_ERRORS / fewest if fewest else None,
+        "smallest_fpir": MIN_SUPPORTING_ERRORS / fewest if fewest else None,
         "rates": rates,
     }
 
@@ -175,7 +181,7 @@ def _searched(
         partial(_search, run, source, kind, config, progress),
     )  # fmt: skip
     halves = tuple(
-        Searches(gallery=int(part[f"gallery_{half}"]), **{name: part[f"{name}_{half}"] for name in _ARRAYS})
+        HalfSearches(gallery=int(part[f"gallery_{half}"]), **{name: part[f"{name}_{half}"] for name in _ARRAYS})
         for half in range(2)
     )
     return OpenSetSearches(halves, config.rank, config.seed), float(part["seconds"])

@@ -305,7 +305,7 @@ class ScoredComparisons:
     def histograms(self, units: Units, grouping: Grouping) -> PairHistograms:
         """See Comparisons."""
         histograms = PairHistograms(
-            units, grouping, ScoreGrid.reaching(float(np.abs(self.pairs.score_M).max()), _SCORE_BINS)
+            units, grouping, ScoreGrid.for_bound(float(np.abs(self.pairs.score_M).max()), _SCORE_BINS)
         )
         for block in self.pairs.blocks():
             histograms.add(*block)

@@ -22,9 +22,9 @@ from facelt.audit.audited_set import AuditedSet, EmbeddingComparisons, FeatureSe
 from facelt.audit.inputs import AuditInputs
 from facelt.config.audit import AuditConfig, StatisticsConfig
 from facelt.errors import UserError
-from facelt.identification.all_pairs import PairHistograms, scored_rows
-from facelt.identification.error_rates import ENOUGH_ERRORS, ScoreHistograms, allowed_errors
-from facelt.identification.open_set import OpenSetSearches, open_set_searches, outcomes
+from facelt.identification.all_pairs import PairHistograms, normalized_rows
+from facelt.identification.error_rates import MIN_SUPPORTING_ERRORS, ScoreHistograms, max_errors
+from facelt.identification.open_set import OpenSetSearches, open_set_searches, search_outcomes
 from facelt.identification.rank import hit_ranks, mate_pairs, probe_hits
 from facelt.search.exact import BadRow, similarities
 from facelt.search.top_k import top_k
@@ -99,7 +99,7 @@ def fnir_fpir_outcomes(
     """Misses of mated searches (FNIR) and false positives of non-mated ones (FPIR), of both halves, by the probe."""
     miss_P, mated_P, positive_P, nonmated_P = np.zeros((4, images), dtype=np.int64)
     for half in searches.halves:
-        miss_M, positive_N = outcomes(half, threshold, searches.rank)
+        miss_M, positive_N = search_outcomes(half, threshold, searches.rank)
         mated_P[half.mated_M] += 1
         nonmated_P[half.nonmated_N] += 1
         miss_P[half.mated_M] += miss_M
@@ -115,7 +115,7 @@ def _best_distractors(embedded: EmbeddingComparisons, gallery: FeatureSet, progr
 
 def _best_others(embedded: EmbeddingComparisons, progress: ProgressFn) -> np.ndarray:
     """The score of the most similar image of another audited identity, float64 [P]."""
-    rows_PD = scored_rows(embedded.row_ED, "query", cosine=embedded.cosine)
+    rows_PD = normalized_rows(embedded.row_ED, "query", cosine=embedded.cosine)
     best_P = np.empty(len(rows_PD), dtype=np.int64)
     step = max(1, _MAX_SCORES // len(rows_PD))
     for start in range(0, len(rows_PD), step):
@@ -254,7 +254,7 @@ def threshold_for_fpir(best_S: np.ndarray, fpir: float, where: str) -> DecisionT
 
     `best_S` is the best score that each search found. Raises UserError where too few searches allow no error.
     """
-    allowed = allowed_errors(fpir, len(best_S))
+    allowed = max_errors(fpir, len(best_S))
     if allowed < 1:
         raise UserError(
             f"threshold.fpir: no threshold for an FPIR of {fpir:g} on {where}: that needs {int(np.ceil(1 / fpir)):,} "
@@ -263,7 +263,7 @@ def threshold_for_fpir(best_S: np.ndarray, fpir: float, where: str) -> DecisionT
     # One more than is allowed scores this much; anything above it is enough.
     score = float(np.nextafter(np.sort(best_S)[::-1][allowed], np.inf))
     rate = float(np.mean(best_S >= score))
-    return DecisionThreshold(score, "fpir", where, fpir, rate, len(best_S), allowed >= ENOUGH_ERRORS)
+    return DecisionThreshold(score, "fpir", where, fpir, rate, len(best_S), allowed >= MIN_SUPPORTING_ERRORS)
 
 
 def choose_thresholds(
@@ -287,7 +287,7 @@ def choose_thresholds(
     if wanted.fmr is not None:
         units = Units.of(subject.enrolled(subject.identities), {})
         everyone = Grouping((), ((),), np.zeros(len(units), dtype=np.int64))
-        found["pairs"] = threshold_for_fmr(subject.comparison.histograms(units, everyone).everyone, wanted.fmr, where)
+        found["pairs"] = threshold_for_fmr(subject.comparison.histograms(units, everyone).overall, wanted.fmr, where)
     if wanted.fpir is not None and best_S is not None:
         found["searches"] = threshold_for_fpir(best_S, wanted.fpir, where)
     if not found:

@@ -172,7 +172,7 @@ def _measured(config: AuditConfig, inputs: AuditInputs, report: dict[str, Any], 
     report["overall"] = {
         metric: rate(table.rows[0], interval_kind(metric), table.level) for metric, table in everyone.tables.items()
     }
-    report["det"] = det(everyone.histograms.everyone)
+    report["det"] = det(everyone.histograms.overall)
     contrasts = _adjusted(found)
     findings = {by: grouping_disparities(measured, config.statistics) for by, measured in found.items()}
     wanted = thresholds["pairs"].wanted if thresholds["pairs"].kind == "fmr" else None

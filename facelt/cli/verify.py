@@ -37,7 +37,7 @@ def verify(
         raise UserError("name either a model with --checkpoint or embeddings made elsewhere with --embeddings")
     if embeddings is not None and (kind != "direct" or not flip or root is not None):
         raise UserError("--kind, --no-flip, --root: only with --checkpoint; --embeddings are taken as they are")
-    from facelt.identification.verification import LEVEL
+    from facelt.identification.pair_verification import PAIR_LEVEL
     from facelt.report.evaluation import VERIFICATION_SCHEMA, print_verification
     from facelt.utils.json_values import json_line
 
@@ -57,7 +57,7 @@ def verify(
         refuse_missing_kind(model, kind)
         source = {"name": str(checkpoint), "weights_sha256": model.weights_sha256, "kind": kind, "flip_averaged": flip}
         found = list(_of_model(model, sets, root, kind, flip, batch, workers))
-    report = {"schema": VERIFICATION_SCHEMA, "source": source, "level": LEVEL, "sets": found}
+    report = {"schema": VERIFICATION_SCHEMA, "source": source, "level": PAIR_LEVEL, "sets": found}
     if json:
         typer.echo(json_line(report))
     else:
@@ -80,7 +80,7 @@ def _of_model(
 
 def _of_embeddings(path: Path, sets: list[Path]) -> dict[str, Any]:
     from facelt.data.pairs import ImagePairs, read_pairs
-    from facelt.identification.verification import read_pair_embeddings
+    from facelt.identification.pair_verification import read_pair_embeddings
 
     embedding_ND, same_P = read_pair_embeddings(path)
     if (len(sets), same_P is None) not in ((0, False), (1, True)):
@@ -93,12 +93,12 @@ def _of_embeddings(path: Path, sets: list[Path]) -> dict[str, Any]:
 
 
 def _measured(path: Path, embedding_UD: Any, pairs: Any, kind: str) -> dict[str, Any]:
-    from facelt.identification.verification import verify_listed_pairs
+    from facelt.identification.pair_verification import verify_pairs
     from facelt.store.store import UNIT_KINDS
 
     answers = pairs.left_P, pairs.right_P, pairs.same_P
     try:
-        found = verify_listed_pairs(embedding_UD, *answers, unit=kind in UNIT_KINDS)
+        found = verify_pairs(embedding_UD, *answers, unit=kind in UNIT_KINDS)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return {"name": path.stem, "path": str(path), **found.report()}

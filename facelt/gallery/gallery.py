@@ -34,7 +34,7 @@ from facelt.gallery.backend import Backend, Candidate, Count, Removed
 from facelt.gallery.local import LocalGallery
 from facelt.gallery.model_spec import Contract
 from facelt.gallery.samples import Samples, checked, checked_rows, refuse_repeated
-from facelt.identification.error_rates import ENOUGH_ERRORS, allowed_errors
+from facelt.identification.error_rates import MIN_SUPPORTING_ERRORS, max_errors
 from facelt.identification.open_set import lowest_threshold
 from recordio_tools.progress import ProgressFn, no_progress
 
@@ -76,7 +76,7 @@ class Calibration:
     @property
     def advised_searches(self) -> int:
         """How many would be `supported` at the wanted rate."""
-        return math.ceil(ENOUGH_ERRORS / self.wanted)
+        return math.ceil(MIN_SUPPORTING_ERRORS / self.wanted)
 
     def expected_fpir(self, compared: int) -> float:
         """The FPIR at this threshold when a search is compared with so many rows."""
@@ -110,7 +110,7 @@ def calibrated(
 
     if not 0 < wanted < 1:
         raise UserError(f"an FPIR of {wanted:g} is asked for; it must lie between 0 and 1")
-    allowed = allowed_errors(wanted, len(score_N))
+    allowed = max_errors(wanted, len(score_N))
     if allowed < 1:
         needed = math.ceil(1 / wanted)
         raise UserError(f"an FPIR of {wanted:g} needs {needed:,} searches of strangers; there are {len(score_N):,}")
@@ -134,7 +134,7 @@ def calibrated(
         compared=compared,
         templates=templates,
         by=by,
-        supported=allowed >= ENOUGH_ERRORS,
+        supported=allowed >= MIN_SUPPORTING_ERRORS,
     )
 
 

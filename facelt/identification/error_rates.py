@@ -1,10 +1,8 @@
-"""A fine grid of scores, so that billions of them can be counted in a histogram of fixed size. B bins.
+"""Score histograms, operating points (FMR, FNMR) and the DET curve (ISO/IEC 19795-1).
 
-Match errors from histograms of scores: operating points and the DET curve (ISO/IEC 19795-1).
-
-A comparison is a match when its score is at or above the threshold. FMR (false match rate) is the share of non-mated
-comparisons that match, FNMR (false non-match rate) that of mated ones that do not; FAR and TAR = 1 - FNMR are the same
-where, as here, no sample fails to be enrolled. The threshold for an FMR is the lowest that does not exceed it.
+A comparison is a match if its score is at or above the threshold. FMR (false match rate) is the share of non-mated
+comparisons that match, FNMR (false non-match rate) the share of mated comparisons that do not. FAR and TAR = 1 - FNMR
+are equivalent here, since no sample fails to enrol. The threshold for an FMR is the lowest that does not exceed it.
 
 B bins, T thresholds.
 """
@@ -14,85 +12,85 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Scores below this are one score: float32 has no room for what lies far beneath.
-SMALLEST = 2.0**-60
-# Bins at either end for scores that rounding carries beyond the scale.
-MARGIN = 64
-# OpenCV hands counts over as float32, which is exact up to 2^24 a call.
-CALL = 1 << 23
+# Smallest scale of a grid: float32 cannot resolve scores far below it.
+_MIN_SCALE = 2.0**-60
+# Extra bins at either end for scores that rounding moves beyond the scale.
+_MARGIN_BINS = 64
+# Scores per call of OpenCV, which returns float32 counts, exact up to 2^24.
+_MAX_CALL_SCORES = 1 << 23
 
 
 @dataclass(frozen=True)
 class ScoreGrid:
-    """Scores from -scale to scale, rounded to multiples of scale / steps; `scale` and `steps` are powers of two.
+    """Grid of scores from -scale to scale in steps of scale / steps; `scale` and `steps` are powers of two.
 
-    A bin holds the scores nearest to one multiple, so that round values (1 for equal images, 0, whole numbers) lie in
-    the middle of a bin, where the rounding of a float32 product does not part equal scores.
+    A bin holds the scores nearest to one multiple of the step, so round values (1 for equal images, 0, integers) lie in
+    the middle of a bin and the rounding of float32 products does not separate equal scores.
     """
 
     scale: float = 1.0
     steps: int = 1 << 18
 
     @classmethod
-    def reaching(cls, bound: float, steps: int) -> "ScoreGrid":
-        """The grid for scores up to `bound` in size; for cosines that is 1."""
-        return cls(2.0 ** math.ceil(math.log2(max(bound, SMALLEST))), steps)
+    def for_bound(cls, bound: float, steps: int) -> "ScoreGrid":
+        """Returns the grid for scores of at most `bound` in absolute value (1 for cosines)."""
+        return cls(2.0 ** math.ceil(math.log2(max(bound, _MIN_SCALE))), steps)
 
     @property
     def bins(self) -> int:
-        """How many bins a histogram has."""
-        return 2 * (self.steps + MARGIN) + 1
+        """Number of bins of a histogram."""
+        return 2 * (self.steps + _MARGIN_BINS) + 1
 
     @property
     def resolution(self) -> float:
-        """Width of a bin, in units of the score: the most a threshold can be off."""
+        """Width of a bin: the largest error of a threshold."""
         return self.scale / self.steps
 
     @property
-    def left_out(self) -> float:
-        """A score that no bin counts, below every score there can be."""
+    def ignored_score(self) -> float:
+        """Score below all possible scores, which no bin counts."""
         return -2.0 * self.scale
 
     def threshold(self, index: int | np.ndarray) -> float | np.ndarray:
-        """The lower end of bin `index`: scores at or above it lie in this bin or a later one."""
-        return (index - self.steps - MARGIN - 0.5) * self.resolution
+        """Returns the lower end of bin `index`: scores at or above it lie in this bin or a later one."""
+        return (index - self.steps - _MARGIN_BINS - 0.5) * self.resolution
 
     def count(self, score: np.ndarray) -> np.ndarray:
-        """How many of `score` (float32 or float64, [N] or [N,M]) lie in each bin: int64 [B]."""
+        """Returns the histogram of `score` (float32 or float64, [N] or [N,M]), int64 [B]."""
         if score.dtype != np.float32:
-            place = np.rint(score / self.resolution).astype(np.intp) + (self.steps + MARGIN)
-            return np.bincount(place[place >= 0].ravel(), minlength=self.bins)
+            index = np.rint(score / self.resolution).astype(np.intp) + (self.steps + _MARGIN_BINS)
+            return np.bincount(index[index >= 0].ravel(), minlength=self.bins)
         if not score.size:
             return np.zeros(self.bins, dtype=np.int64)
         import cv2
 
-        # Half the time of numpy's steps, and without an integer for each score.
+        # Twice as fast as numpy, and without an integer array of the size of the scores.
         count_B = np.zeros(self.bins, dtype=np.int64)
         ends = [self.threshold(0), self.threshold(self.bins)]
-        rows = max(1, CALL // max(1, score[:1].size))
+        rows = max(1, _MAX_CALL_SCORES // max(1, score[:1].size))
         for start in range(0, len(score), rows):
             part = np.ascontiguousarray(score[start : start + rows])
             count_B += cv2.calcHist([part], [0], None, [self.bins], ends).ravel().astype(np.int64)
         return count_B
 
 
-# Doddington's rule of 30 (Doddington et al., Speech Communication 31, 2000): with 30 errors a true rate is, with 90%
-# confidence, within 30% of the rate seen. For independent trials; pairs that share an image or a person are not, so a
-# rate below this is surely unsupported, one above it not surely supported.
-ENOUGH_ERRORS = 30
+# Doddington's rule of 30 (Doddington et al., Speech Communication 31, 2000): with 30 errors the true rate is, with 90%
+# confidence, within 30% of the observed one. The rule holds for independent trials, which pairs of a shared image or
+# person are not: a rate with fewer errors is unsupported, one with more is not necessarily supported.
+MIN_SUPPORTING_ERRORS = 30
 
 
-def allowed_errors(rate: float, trials: int) -> int:
-    """The most errors in `trials` that do not exceed `rate`; 0.29 of 100 is 29, whatever the product is as a float."""
+def max_errors(rate: float, trials: int) -> int:
+    """Returns the largest number of errors in `trials` that does not exceed `rate`, robust to float rounding."""
     return math.floor(rate * trials * (1 + 1e-12))
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """The errors at the lowest threshold that keeps FMR at or below `wanted`.
+    """Errors at the lowest threshold that keeps FMR at or below `wanted`.
 
-    Without an answer the numbers are None and `reason` says why. `supported` tells whether the non-mated comparisons
-    suffice for `ENOUGH_ERRORS` errors at the wanted rate; the numbers below that are counted, but uncertain.
+    If there is no such threshold, the numbers are None and `reason` says why. `supported` is true if there are enough
+    non-mated comparisons for `MIN_SUPPORTING_ERRORS` errors at the wanted rate; unsupported numbers are uncertain.
     """
 
     wanted: float
@@ -111,7 +109,7 @@ class OperatingPoint:
 
 @dataclass(frozen=True, eq=False)
 class DetCurve:
-    """Thresholds descending, float64 [T], with FMR and FNMR [T] at each; fractions."""
+    """DET curve: thresholds float64 [T], descending, with FMR and FNMR [T] as fractions."""
 
     threshold_T: np.ndarray
     fmr_T: np.ndarray
@@ -120,7 +118,7 @@ class DetCurve:
 
 @dataclass(frozen=True, eq=False)
 class ScoreHistograms:
-    """Mated and non-mated comparisons by score: counts int64 [B] on `grid`. Thresholds are ends of its bins."""
+    """Histograms of mated and non-mated comparisons, int64 [B] on `grid`; thresholds are the ends of its bins."""
 
     grid: ScoreGrid
     mated_B: np.ndarray
@@ -128,27 +126,27 @@ class ScoreHistograms:
 
     @property
     def mated(self) -> int:
-        """How many mated comparisons."""
+        """Number of mated comparisons."""
         return int(self.mated_B.sum())
 
     @property
     def nonmated(self) -> int:
-        """How many non-mated comparisons."""
+        """Number of non-mated comparisons."""
         return int(self.nonmated_B.sum())
 
     @property
     def smallest_fmr(self) -> float | None:
-        """The smallest FMR at which `ENOUGH_ERRORS` false matches can be seen; None without comparisons."""
-        return ENOUGH_ERRORS / self.nonmated if self.nonmated else None
+        """Smallest FMR at which `MIN_SUPPORTING_ERRORS` false matches can occur; None without comparisons."""
+        return MIN_SUPPORTING_ERRORS / self.nonmated if self.nonmated else None
 
     def point(self, wanted: float) -> OperatingPoint:
-        """The operating point at an FMR. Raises ValueError unless 0 < wanted <= 1."""
+        """Returns the operating point at an FMR. Raises ValueError unless 0 < wanted <= 1."""
         return self.points([wanted])[0]
 
     def points(self, wanted: list[float] | tuple[float, ...]) -> tuple[OperatingPoint, ...]:
-        """The operating point at each FMR. Raises ValueError unless all lie in (0, 1]."""
-        if wrong := [rate for rate in wanted if not 0 < rate <= 1]:
-            raise ValueError(f"a rate of {wrong[0]} is asked for; it must be above 0 and at most 1")
+        """Returns the operating point at each FMR. Raises ValueError unless all lie in (0, 1]."""
+        if invalid := [rate for rate in wanted if not 0 < rate <= 1]:
+            raise ValueError(f"FMR {invalid[0]}: must be above 0 and at most 1")
         above_B, matched_B = _at_or_above(self.nonmated_B), _at_or_above(self.mated_B)
         return tuple(self._point(rate, above_B, matched_B) for rate in wanted)
 
@@ -156,7 +154,7 @@ class ScoreHistograms:
         total = self.nonmated
         if not total or not self.mated:
             return OperatingPoint(wanted, reason=f"there are {self.mated:,} mated and {total:,} non-mated comparisons")
-        if (allowed := allowed_errors(wanted, total)) < 1:
+        if (allowed := max_errors(wanted, total)) < 1:
             needed = math.ceil(1 / wanted)
             reason = f"a rate of {wanted:g} needs {needed:,} non-mated comparisons; there are {total:,}"
             return OperatingPoint(wanted, reason=reason)
@@ -167,13 +165,13 @@ class ScoreHistograms:
             fmr=int(above_B[index]) / total,
             fnmr=1 - int(matched_B[index]) / self.mated,
             false_matches=int(above_B[index]),
-            supported=allowed >= ENOUGH_ERRORS,
+            supported=allowed >= MIN_SUPPORTING_ERRORS,
         )
 
     def det(self, per_decade: int = 10) -> DetCurve:
-        """FMR and FNMR at the thresholds of FMRs spaced evenly in their logarithm, from one error up to 1.
+        """Returns FMR and FNMR at log-spaced FMRs, from one error up to 1.
 
-        Empty where there are no mated or no non-mated comparisons.
+        Empty if there are no mated or no non-mated comparisons.
         """
         total, mated = self.nonmated, self.mated
         if not total or not mated:
@@ -187,10 +185,10 @@ class ScoreHistograms:
 
 
 def _at_or_above(count_B: np.ndarray) -> np.ndarray:
-    """Comparisons in each bin or a later one, and 0 beyond the last: int64 [B + 1], descending."""
+    """Returns the number of comparisons in each bin or a later one, and a final 0: int64 [B + 1], descending."""
     return np.append(np.cumsum(count_B[::-1])[::-1], 0)
 
 
 def _first_within(above_B: np.ndarray, allowed: int | np.ndarray) -> np.ndarray:
-    """The first bin from which on no more than `allowed` comparisons lie, or the end beyond the last bin."""
+    """Returns the first bin with at most `allowed` comparisons in it and all later bins."""
     return len(above_B) - np.searchsorted(above_B[::-1], allowed, side="right")

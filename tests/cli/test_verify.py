@@ -113,8 +113,8 @@ def test_files_that_are_wrong_are_named(refused, finished_run, tiny_pairs, tmp_p
     message = refused(*words, tmp_path / "bad.bin")
     assert "1 images cannot be used, a verification set allows 0: bad.bin:0: not a JPEG" in message
     (tmp_path / "few.npz").write_bytes(b"")
-    assert "few.npz: no .npy nor .npz file" in refused("--embeddings", tmp_path / "few.npz")
+    assert "few.npz: not a .npy or .npz file" in refused("--embeddings", tmp_path / "few.npz")
     np.savez(tmp_path / "few.npz", embeddings=np.zeros((20, 3)), issame=[True, False] * 5)
-    assert "few.npz: of pair 0 an embedding is not finite or has length 0" in refused(
+    assert "few.npz: pair 0: an embedding is not finite or is zero" in refused(
         "--embeddings", tmp_path / "few.npz"
     )

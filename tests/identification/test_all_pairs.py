@@ -45,7 +45,7 @@ def test_errors_equal_plain_counts_with_ties(seed, images, identities, scores):
     identity_N, units = people(random, images, identities)
     thresholds = (-20.0, -1.0, 0.0, 1.0, 2.0, 20.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(all_pairs, "SCORES", scores)
+        patch.setattr(all_pairs, "MAX_TRIANGLE_SCORES", scores)
         found = pair_errors(rows_ND, units, thresholds)
     expected = np.zeros((2, len(thresholds), len(units), len(units)))
     trial = np.zeros((2, len(units), len(units)))
@@ -104,7 +104,7 @@ def test_histograms_equal_plain_counts(seed, images, scores):
     identity_N, units = people(random, images, 5)
     grouping = units.grouping(["gender", "age"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(all_pairs, "SCORES", scores)
+        patch.setattr(all_pairs, "MAX_TRIANGLE_SCORES", scores)
         found = pair_histograms(rows_ND, units, grouping)
     second = PairHistograms(units, grouping, found.grid)
     pairs = plain_pairs(rows_ND, identity_N, cosine=False)
@@ -114,7 +114,7 @@ def test_histograms_equal_plain_counts(seed, images, scores):
     for threshold in (-3.0, 0.0, 1.0, 4.0):
         # Whole scores lie in the middle of a bin.
         place = np.searchsorted(found.grid.threshold(np.arange(found.grid.bins)), threshold) - 1
-        for histograms, members in [(found.everyone, None)] + [(found.within(g), g) for g in range(len(grouping))]:
+        for histograms, members in [(found.overall, None)] + [(found.within(g), g) for g in range(len(grouping))]:
             for counts, mated in ((histograms.mated_B, True), (histograms.nonmated_B, False)):
                 kept = [
                     score >= threshold
@@ -125,7 +125,7 @@ def test_histograms_equal_plain_counts(seed, images, scores):
     for g in range(len(grouping)):
         np.testing.assert_array_equal(found.within(g).mated_B, second.within(g).mated_B)
         np.testing.assert_array_equal(found.within(g).nonmated_B, second.within(g).nonmated_B)
-    np.testing.assert_array_equal(found.everyone.nonmated_B, second.everyone.nonmated_B)
+    np.testing.assert_array_equal(found.overall.nonmated_B, second.overall.nonmated_B)
 
 
 def test_a_threshold_set_on_the_histograms_holds_among_the_exact_counts():
@@ -138,7 +138,7 @@ def test_a_threshold_set_on_the_histograms_holds_among_the_exact_counts():
     reports = []
     histograms = pair_histograms(rows_ND, units, grouping, cosine=True, progress=lambda *args: reports.append(args))
     assert reports[-1] == ("comparing pairs", 150, 150)
-    point = histograms.everyone.point(0.01)
+    point = histograms.overall.point(0.01)
     errors = pair_errors(rows_ND, units, [point.threshold], cosine=True)
     trials = errors.non_mated[0].trial_UU.sum() / 2
     assert errors.non_mated[0].error_UU.sum() / 2 / trials == pytest.approx(point.fmr, abs=1 / trials)
@@ -152,7 +152,7 @@ def test_a_collection_of_strangers_has_no_mates():
     errors = pair_errors(rows_ND, units, [0.0])
     assert errors.mated[0].trial_UU.sum() == 2
     assert errors.non_mated[0].trial_UU.sum() == errors.non_mated[0].error_UU.sum() == 10
-    everyone = pair_histograms(rows_ND, units, units.grouping(["gender"])).everyone
+    everyone = pair_histograms(rows_ND, units, units.grouping(["gender"])).overall
     assert (everyone.mated, everyone.nonmated) == (1, 5)
 
 
@@ -168,10 +168,10 @@ def test_bad_input_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="must be finite"):
         pair_errors(np.eye(2), units, [np.nan])
     histograms = PairHistograms(units, grouping, ScoreGrid(1.0, 16))
-    with pytest.raises(ValueError, match="beyond 1"):
+    with pytest.raises(ValueError, match="beyond the grid, which ends at 1"):
         histograms.add(np.array([np.nan]), np.array([False]), np.array([0]), np.array([1]))
     with pytest.raises(ValueError, match="1 scores, 2 labels"):
         histograms.add(np.zeros(1), np.zeros(2, dtype=bool), np.zeros(1, dtype=int), np.ones(1, dtype=int))
-    monkeypatch.setattr(all_pairs, "MOST_CELLS", 7)
+    monkeypatch.setattr(all_pairs, "MAX_COUNT_CELLS", 7)
     with pytest.raises(UserError, match="too many to compare"):
         pair_errors(np.eye(2), units, [0.5])

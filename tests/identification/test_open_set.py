@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facelt.identification.open_set import open_set_rates, open_set_searches, outcomes
+from facelt.identification.open_set import open_set_rates, open_set_searches, search_outcomes
 from facelt.search.exact import BadRow
 
 
@@ -130,7 +130,7 @@ def test_by_hand():
     # At FPIR 1 the lowest non-mated score is the threshold.
     assert [half.threshold for half in everyone.halves] == [half.best_score_N.min() for half in searches.halves]
     for half, rates in zip(searches.halves, everyone.halves, strict=True):
-        missed_M, positive_N = outcomes(half, rates.threshold, searches.rank)
+        missed_M, positive_N = search_outcomes(half, rates.threshold, searches.rank)
         assert (missed_M.mean(), positive_N.mean()) == (rates.fnir, 1.0)
 
 
@@ -189,5 +189,5 @@ def test_bad_input_is_refused():
         open_set_searches(np.eye(2), np.zeros(3), np.eye(2))
     with pytest.raises(BadRow, match="row 1 of the query has length zero"):
         open_set_searches(np.array([[1.0, 0], [0, 0]]), np.arange(2), np.eye(2), cosine=True)
-    with pytest.raises(ValueError, match="FPIR of 2"):
+    with pytest.raises(ValueError, match="FPIR 2: must"):
         open_set_rates(open_set_searches(np.eye(2), np.arange(2), np.eye(2)), (2,))

@@ -5,7 +5,7 @@ import pytest
 from scipy.special import stdtrit
 
 from facelt.errors import UserError
-from facelt.identification.verification import LISTED_FARS, joined_people, read_pair_embeddings, verify_listed_pairs
+from facelt.identification.pair_verification import PAIR_FARS, connected_identities, read_pair_embeddings, verify_pairs
 
 
 def pairs_of(scores: list[float], same: list[bool]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -28,9 +28,9 @@ def test_points_are_counted_pair_by_pair():
     random = np.random.default_rng(0)
     same = [True] * 150 + [False] * 400
     scores = [*np.clip(random.normal(0.5, 0.2, 150), -1, 1), *np.clip(random.normal(0, 0.2, 400), -1, 1)]
-    found = verify_listed_pairs(*pairs_of(scores, same), unit=True)
+    found = verify_pairs(*pairs_of(scores, same), unit=True)
     assert (found.mated, found.nonmated, found.people) == (150, 400, 950)
-    assert [one.point.wanted for one in found.points] == list(LISTED_FARS)
+    assert [one.point.wanted for one in found.points] == list(PAIR_FARS)
     assert [one.point.reason is None for one in found.points] == [False, False, True, True]
     for one in found.points[:2]:
         assert "non-mated comparisons; there are 400" in one.point.reason
@@ -54,10 +54,10 @@ def test_limits_widen_where_few_people_make_the_pairs():
     same = [True] * 100 + [False] * 100
     scores = [0.8] * 80 + [-0.5] * 20 + [0.1 * (pair % 3) for pair in range(100)]
     embedding_ND, left_P, right_P, same_P = pairs_of(scores, same)
-    alone = verify_listed_pairs(embedding_ND, left_P, right_P, same_P, unit=True)
+    alone = verify_pairs(embedding_ND, left_P, right_P, same_P, unit=True)
     # Ten pairs each share their left image: all left images are equal.
     together_P = np.where(same_P, 2 * (np.arange(200) // 10 * 10), left_P)
-    few = verify_listed_pairs(embedding_ND, together_P, right_P, same_P, unit=True)
+    few = verify_pairs(embedding_ND, together_P, right_P, same_P, unit=True)
     assert (alone.people, few.people) == (300, 210)
     assert few.ten_fold.mean == alone.ten_fold.mean
     one, other = alone.points[-1], few.points[-1]
@@ -68,7 +68,7 @@ def test_limits_widen_where_few_people_make_the_pairs():
 
 
 def test_people_are_what_mated_pairs_join():
-    person_U = joined_people(7, np.array([0, 1, 4, 6]), np.array([1, 2, 5, 6]))
+    person_U = connected_identities(7, np.array([0, 1, 4, 6]), np.array([1, 2, 5, 6]))
     groups = [{place for place in range(7) if person_U[place] == person} for person in dict.fromkeys(person_U)]
     assert groups == [{0, 1, 2}, {3}, {4, 5}, {6}]
 
@@ -77,7 +77,7 @@ def test_a_pair_of_the_same_image_and_a_contradiction_are_counted():
     embedding_ND, left_P, right_P, same_P = pairs_of([0.9, 0.9, 0.1] * 10, [True, True, False] * 10)
     left_P[2], right_P[2] = left_P[0], right_P[0]  # called two people here, one in the first pair
     right_P[1] = left_P[1]
-    found = verify_listed_pairs(embedding_ND, left_P, right_P, same_P, unit=True)
+    found = verify_pairs(embedding_ND, left_P, right_P, same_P, unit=True)
     assert (found.mated, found.nonmated, found.people) == (20, 10, 38)
     one = found.points[-1]
     assert (one.point.false_matches, one.point.fmr, one.point.tar) == (1, 0.1, 1.0)
@@ -88,8 +88,8 @@ def test_what_is_not_of_unit_length_is_scored_by_its_inner_product():
     """Length says how familiar an image is: scaled down pairs no longer match."""
     embedding_ND, left_P, right_P, same_P = pairs_of([0.9] * 20 + [0.2] * 20, [True] * 20 + [False] * 20)
     embedding_ND[left_P[:10]] *= 0.1
-    unit = verify_listed_pairs(embedding_ND, left_P, right_P, same_P, unit=True)
-    plain = verify_listed_pairs(embedding_ND, left_P, right_P, same_P, unit=False)
+    unit = verify_pairs(embedding_ND, left_P, right_P, same_P, unit=True)
+    plain = verify_pairs(embedding_ND, left_P, right_P, same_P, unit=False)
     assert unit.points[-1].point.tar == 1
     assert plain.points[-1].point.tar == 0.5
     assert plain.points[-1].point.threshold == pytest.approx(0.2, abs=1e-5)
@@ -97,22 +97,22 @@ def test_what_is_not_of_unit_length_is_scored_by_its_inner_product():
 
 def test_long_vectors_have_scores_beyond_one():
     embedding_ND, left_P, right_P, same_P = pairs_of([0.9] * 20 + [0.2] * 20, [True] * 20 + [False] * 20)
-    found = verify_listed_pairs(50 * embedding_ND, left_P, right_P, same_P, unit=False)
+    found = verify_pairs(50 * embedding_ND, left_P, right_P, same_P, unit=False)
     assert found.points[-1].point.tar == 1
     assert found.points[-1].point.threshold == pytest.approx(500, rel=1e-4)
 
 
 def test_too_few_pairs_and_useless_embeddings_are_refused():
     with pytest.raises(UserError, match="there are 9 pairs, fewer than the 10 folds"):
-        verify_listed_pairs(*pairs_of([0.5] * 9, [True, False, True] * 3), unit=True)
+        verify_pairs(*pairs_of([0.5] * 9, [True, False, True] * 3), unit=True)
     for same, missing in ((True, "non-mated"), (False, "mated")):
         with pytest.raises(UserError, match=f"none of the 12 pairs is {missing}; accuracy needs mated and non-mated"):
-            verify_listed_pairs(*pairs_of([0.5] * 12, [same] * 12), unit=True)
+            verify_pairs(*pairs_of([0.5] * 12, [same] * 12), unit=True)
     embedding_ND, *pairs = pairs_of([0.5] * 12, [True, False] * 6)
     for value in (0.0, np.nan, np.inf):
         embedding_ND[7] = value
-        with pytest.raises(UserError, match="of pair 3 an embedding is not finite or has length 0"):
-            verify_listed_pairs(embedding_ND, *pairs, unit=True)
+        with pytest.raises(UserError, match="pair 3: an embedding is not finite or is zero"):
+            verify_pairs(embedding_ND, *pairs, unit=True)
 
 
 def test_embeddings_from_elsewhere(tmp_path):
@@ -130,12 +130,12 @@ def test_embeddings_from_elsewhere(tmp_path):
     ("arrays", "reason"),
     [
         ({"embeddings": np.ones((4, 3))}, "issame.*it needs the arrays `embeddings` and `issame`"),
-        ({"embeddings": np.ones(4), "issame": [True]}, r"float64 \[4\] where floats \[2P,D\] are expected"),
-        ({"embeddings": np.ones((4, 3), int), "issame": [True]}, r"int64 \[4, 3\] where floats"),
-        ({"embeddings": np.ones((4, 0)), "issame": [True]}, r"float64 \[4, 0\] where floats"),
-        ({"embeddings": np.ones((4, 3)), "issame": [0, 2]}, "`issame` is int64"),
-        ({"embeddings": np.ones((4, 3)), "issame": [[True]]}, "`issame` is bool"),
-        ({"embeddings": np.array([{}]), "issame": [True]}, "no .npy nor .npz file of plain arrays"),
+        ({"embeddings": np.ones(4), "issame": [True]}, r"floats \[2P,D\], not float64 \[4\]"),
+        ({"embeddings": np.ones((4, 3), int), "issame": [True]}, r"not int64 \[4, 3\]"),
+        ({"embeddings": np.ones((4, 0)), "issame": [True]}, r"not float64 \[4, 0\]"),
+        ({"embeddings": np.ones((4, 3)), "issame": [0, 2]}, "`issame` must be booleans .*not int64"),
+        ({"embeddings": np.ones((4, 3)), "issame": [[True]]}, "`issame` must be booleans .*not bool"),
+        ({"embeddings": np.array([{}]), "issame": [True]}, "not a .npy or .npz file of plain arrays"),
     ],
 )
 def test_other_arrays_are_refused(tmp_path, arrays, reason):
@@ -151,6 +151,6 @@ def test_files_that_are_missing_or_damaged_are_named(tmp_path):
     payload = (tmp_path / "both.npz").read_bytes()
     for damaged in (b"", b"text", payload[:100], payload[:-30]):
         (tmp_path / "both.npz").write_bytes(damaged)
-        with pytest.raises(UserError, match=r"both\.npz: no \.npy nor \.npz file of plain arrays") as caught:
+        with pytest.raises(UserError, match=r"both\.npz: not a \.npy or \.npz file of plain arrays") as caught:
             read_pair_embeddings(tmp_path / "both.npz")
         assert "\n" not in str(caught.value)

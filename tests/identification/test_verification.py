@@ -61,7 +61,7 @@ def test_whole_numbers_with_ties_equal_plain_loops(seed, probes, distractors, id
 
 
 def test_cosines_of_many_blocks_equal_plain_loops(monkeypatch):
-    monkeypatch.setattr(verification, "SCORES", 100)
+    monkeypatch.setattr(verification, "MAX_PASS_SCORES", 100)
     random = np.random.default_rng(3)
     centre_ID = random.standard_normal((8, 16))
     identity_P = np.repeat(np.arange(8), 5)
@@ -151,7 +151,7 @@ def test_without_distractors_or_mates_there_is_a_reason_and_no_number():
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(ValueError, match="FAR of 0"):
+    with pytest.raises(ValueError, match="FAR 0: must"):
         verification_rates(np.eye(2), np.zeros(2, dtype=int), np.eye(2), fars=(0,))
     with pytest.raises(UserError, match="one dimension"):
         verification_rates(np.eye(2), np.zeros(2, dtype=int), np.eye(3))
