@@ -115,6 +115,4 @@ def test_files_that_are_wrong_are_named(refused, finished_run, tiny_pairs, tmp_p
     (tmp_path / "few.npz").write_bytes(b"")
     assert "few.npz: not a .npy or .npz file" in refused("--embeddings", tmp_path / "few.npz")
     np.savez(tmp_path / "few.npz", embeddings=np.zeros((20, 3)), issame=[True, False] * 5)
-    assert "few.npz: pair 0: an embedding is not finite or is zero" in refused(
-        "--embeddings", tmp_path / "few.npz"
-    )
+    assert "few.npz: pair 0: an embedding is not finite or is zero" in refused("--embeddings", tmp_path / "few.npz")
