@@ -12,6 +12,7 @@ JSON object a line.
 import argparse
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,12 +26,11 @@ from facelt.config.registry import METHODS
 from facelt.config.train import OptimConfig, StageConfig
 from facelt.data.batch import Batch
 from facelt.data.module import Preprocessing
-from facelt.methods.base import Method, Progress, StepOutput, Stream
+from facelt.methods.base import Inputs, Method, Progress, StepOutput, Stream
 from facelt.methods.classify import ClassifySettings
 from facelt.methods.oltr import DynamicMetaSettings
 from facelt.models.network import build_network
 from facelt.training.optim import Optimisers
-from facelt.training.update import Update
 
 MEMORY = DynamicMetaSettings(name="dynamic_meta", centroid_update="tracking")
 COSINE = ClassifySettings(name="classify", head="cosine")
@@ -88,13 +88,21 @@ def make_step(program: str, channels_last: bool, compiled: bool, arguments: argp
     optimisers = Optimisers(method, optim, StageConfig(name="timed", method=COSINE, epochs=1))
     data = RecordData(kind="record", train=Path("unused"), image_size=(arguments.side, arguments.side))
     preparation = (Preprocessing if channels_last else RowsFirst)(data, flip=True)
-    update = Update(method, optimisers, preparation, 1, device)
+    buffers = list(method.network.buffers())
+    buffers_before = [buffer.clone() for buffer in buffers]
     images = torch.randint(0, 256, (arguments.batch, arguments.side, arguments.side, 3), dtype=torch.uint8)
     numbers = torch.arange(arguments.batch)
     batch = Batch(images, numbers % arguments.identities, numbers, numbers).to(device)
 
     def step() -> None:
-        update.apply(update.gradient([batch], [[arguments.batch]], PROGRESS), PROGRESS)
+        torch._foreach_copy_(buffers_before, buffers)
+        optimisers.zero_grad()
+        output = method.step([Inputs(preparation.for_training(batch), batch.label_B)], PROGRESS)
+        output.loss.backward()
+        if not (math.isfinite(output.loss.item()) and math.isfinite(optimisers.gradient_norm().item())):
+            raise ArithmeticError("the loss or its gradient is not finite")
+        optimisers.step(PROGRESS)
+        output.after()
 
     return step
 

@@ -1,11 +1,9 @@
-"""The tensors of all ranks as files: each rank writes its share, and any other number of ranks reads them back.
+"""Checkpoints of a stage: atomic, sharded over the ranks, readable on any number of ranks.
 
-The files are safetensors, as torch.distributed.checkpoint cuts them: nothing in them can be run.
+step-00000120/state.json               everything but the tensors, and the SHA-256 of the other files
+step-00000120/shard-*.safetensors      the tensors, one shard per rank, written by torch.distributed.checkpoint (DCP)
 
-Where a stage stands: one folder a checkpoint, complete or not there, read back without running anything.
-
-step-00000120/state.json               everything that is no tensor, and the digests of the files beside it
-step-00000120/shard-*.safetensors      each rank's share of the tensors
+Reading a checkpoint executes no code.
 """
 
 import hashlib
@@ -36,114 +34,33 @@ from facelt.distributed.launch import all_gather_str, is_peer_failure, run_on_ra
 from facelt.errors import UserError
 from recordio_tools.atomic_io import sha256_of, sync, write_text
 
+SCHEMA = "facelt.checkpoint/2"
+STATE = "state.json"
 SHARDS = "*.safetensors"
+_NAME = re.compile(r"step-\d{8,}")
 
 Tensors = Mapping[str, torch.Tensor]
-# The digests of this rank's share of the files, by name, once these are on disk.
+ClassRanges = Mapping[str, ClassRange]
+Metadata = Mapping[str, Any]
+# SHA-256 of this rank's files by name, available once they are on disk.
 Digests = Future[dict[str, str]]
 
 
-class ShardWriter:
-    """Writes tensors into a folder: at once, or from a copy in host memory while the caller goes on."""
-
-    def __init__(self, in_background: bool, timeout: timedelta) -> None:
-        self._thread = ThreadPoolExecutor(1, "digests") if in_background else None
-        # Two threads of a rank may not talk over one group: who of the other ranks hears whom would be left to chance.
-        self._group = dist.new_group(backend="gloo", timeout=timeout) if in_background and is_distributed() else None
-
-    def write(self, folder: Path, tensors: Tensors, split: Mapping[str, ClassRange]) -> Digests:
-        """Every rank hands in its tensors; `split` names those that are its rows of all classes.
-
-        The tensors may change as soon as this returns. Errors are the future's.
-        """
-        packed = to_dtensors({name: value.contiguous() for name, value in tensors.items()}, split)
-        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        settings = {"storage_writer": writer, "process_group": self._group, "no_dist": not dist.is_initialized()}
-        _silence()
-        if self._thread is not None:
-            written = dcp.async_save(packed, **settings)
-            return self._thread.submit(lambda: (written.result(), _digests(folder))[1])
-        done = Future()
-        try:
-            dcp.save(packed, **settings)
-            done.set_result(_digests(folder))
-        except (Exception, CheckpointException) as error:
-            done.set_exception(error)
-        return done
-
-
-def read_shards(folder: Path, tensors: Tensors, split: Mapping[str, ClassRange]) -> None:
-    """Fills the tensors. Raises UserError where the files hold others."""
-    _silence()
-    with translate_errors(folder, "does not belong to this run"):
-        reader = HuggingFaceStorageReader(str(folder))
-        dcp.load(to_dtensors(tensors, split), storage_reader=reader, no_dist=not dist.is_initialized())
-
-
-def to_dtensors(tensors: Tensors, split: Mapping[str, ClassRange]) -> dict[str, torch.Tensor]:
-    """The same tensors, those with rows of classes as shares of whole ones; no copy."""
-    if not is_distributed():
-        return {name: value.detach() for name, value in tensors.items()}
-    mesh = init_device_mesh(next(iter(tensors.values())).device.type, (world_size(),))
-
-    def whole(value: torch.Tensor, classes: ClassRange) -> DTensor:
-        shape = (classes.total, *value.shape[1:])
-        stride = torch.empty(shape, device="meta").stride()
-        return DTensor.from_local(value, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
-
-    return {
-        name: whole(value.detach(), split[name]) if name in split else value.detach() for name, value in tensors.items()
-    }
-
-
-@contextmanager
-def translate_errors(path: Path, meaning: str) -> Iterator[None]:
-    """torch's errors as one line; a disk that refuses and a rank that is gone are told from tensors that do not fit."""
-    try:
-        yield
-    except (CheckpointException, RuntimeError, ValueError, OSError, KeyError) as error:
-        cause = next((one for one, _ in error.failures.values()), error) if hasattr(error, "failures") else error
-        if is_peer_failure(cause) or isinstance(cause, KeyboardInterrupt | SystemExit):
-            raise cause from None
-        reason = " ".join(str(cause).split())[:200] or type(cause).__name__
-        if isinstance(cause, OSError):
-            raise UserError(f"{path}: cannot be written or read ({cause.strerror or reason})") from None
-        raise UserError(f"{path}: {meaning} ({reason})") from None
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of this rank's share of the files; they are on disk after this."""
-    names = sorted(path.name for path in folder.glob(SHARDS))[rank() :: world_size()]
-    for name in names:
-        sync(folder / name)
-    return {name: sha256_of(folder / name) for name in names}
-
-
-def _silence() -> None:
-    """One process is no mistake worth a warning."""
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-
-
-SCHEMA = "facelt.checkpoint/2"
-STATE = "state.json"
-_NAME = re.compile(r"step-\d{8,}")
-
-
 @dataclass(frozen=True)
-class _Save:
-    """A save under way: the name it is to have, where it is written, what it says, and when it will be there."""
+class _PendingSave:
+    """A save in progress: final path, temporary path, metadata, and this rank's digests."""
 
     path: Path
     temporary: Path
-    facts: Mapping[str, Any]
+    metadata: Metadata
     digests: Digests
 
 
 class Checkpoints:
-    """The checkpoints of a stage, the newest `keep` of them.
+    """The checkpoints of a stage; the newest `keep` are kept.
 
-    Written in the background, one at a time, training goes on meanwhile; it has to come by with `settle`, because only
-    when all ranks have written may a checkpoint take its name, and only there do all of them meet.
+    With `in_background` a save runs while training continues. Call `commit` on all ranks to publish it once every rank
+    has written its shard.
     """
 
     def __init__(
@@ -151,153 +68,234 @@ class Checkpoints:
     ) -> None:
         self.folder = folder
         self.keep = keep
+        self._writer = _ShardWriter(in_background, timeout)
         self._in_background = in_background
-        self._writer = ShardWriter(in_background, timeout)
-        self._save: _Save | None = None
+        self._pending: _PendingSave | None = None
 
-    def found(self) -> list[Path]:
-        """Complete ones, the newest first; each may still be damaged."""
+    def paths(self) -> list[Path]:
+        """Returns the complete checkpoints, newest first; any of them may still be damaged."""
         names = [path for path in self.folder.glob("step-*") if _NAME.fullmatch(path.name)]
         return sorted(names, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
-    def save(self, step: int, tensors: Tensors, split: Mapping[str, ClassRange], facts: Mapping[str, Any]) -> None:
-        """Every rank hands in its tensors; `split` names those that are its rows of all classes.
+    def save(self, step: int, tensors: Tensors, class_ranges: ClassRanges, metadata: Metadata) -> None:
+        """Saves the tensors of all ranks; `class_ranges` names those that are sharded by class.
 
-        The folder takes its name once everything is on disk; in the background, when `settle` finds it so. Tensors and
-        facts may change as soon as this returns. Raises UserError when the disk refuses this save or the one before;
-        the checkpoints there before stay.
+        In the background the checkpoint is published by a later `commit`. Tensors and metadata may change as soon as
+        this returns. Raises UserError if this save or the pending one fails; earlier checkpoints stay.
         """
-        self.settle()
+        self.commit()
         path = self.folder / f"step-{step:08d}"
         temporary = self.folder / f".{path.name}.new"
-        run_on_rank0(lambda: self._begin(temporary))
-        self._save = _Save(path, temporary, deepcopy(dict(facts)), self._writer.write(temporary, tensors, split))
+        run_on_rank0(lambda: _make_empty(temporary))
+        digests = self._writer.write(temporary, tensors, class_ranges)
+        self._pending = _PendingSave(path, temporary, deepcopy(dict(metadata)), digests)
         if not self._in_background:
-            self.settle()
+            self.commit()
 
-    def settle(self, wait: bool = True) -> None:
-        """Gives the save under way its name; without `wait` only if all ranks have written their share.
+    def commit(self, wait: bool = True) -> None:
+        """Publishes the pending save; without `wait` only if all ranks have written their shards.
 
-        All ranks call this at the same place. Raises UserError when the disk refused.
+        All ranks call this at the same step. Raises UserError if writing failed.
         """
-        save = self._save
-        if save is None or not (wait or _on_all_ranks(save.digests.done())):
+        pending = self._pending
+        if pending is None or not (wait or _all_ranks(pending.digests.done())):
             return
-        self._save = None
+        self._pending = None
         try:
-            digests = _agreed(save)
-            run_on_rank0(lambda: self._complete(save.temporary, save.path, {**save.facts, "files": digests}))
+            digests = _gather_digests(pending)
+            run_on_rank0(lambda: self._publish(pending, digests))
         finally:
             if rank() == 0:
-                shutil.rmtree(save.temporary, ignore_errors=True)
+                shutil.rmtree(pending.temporary, ignore_errors=True)
 
     def restore(
-        self,
-        targets: Callable[[Mapping[str, Any]], Tensors],
-        split: Mapping[str, ClassRange],
-        tell: Callable[[str], None],
+        self, allocate: Callable[[Metadata], Tensors], class_ranges: ClassRanges, warn: Callable[[str], None]
     ) -> tuple[dict[str, Any], Tensors] | None:
-        """Fills the tensors that `targets` makes of the facts from the newest sound checkpoint; returns both.
+        """Fills the tensors that `allocate(metadata)` returns from the newest usable checkpoint; returns both.
 
-        None where there is no checkpoint. Damaged ones are told of, removed, and passed over. Raises UserError where
-        all are damaged, and where the checkpoint is of another model.
+        Returns None if there is no checkpoint. Damaged ones are reported to `warn`, removed and skipped. Raises
+        UserError if all are damaged, and if the checkpoint does not fit the tensors.
         """
-        # What a killed process left unfinished.
+        # Left by a killed process.
         run_on_rank0(lambda: _remove(self.folder.glob(".step-*.new")))
         damaged = []
-        for path in self.found():
+        for path in self.paths():
             try:
-                facts = _read_facts(path)
+                metadata = _read_metadata(path)
             except _DamagedError as error:
-                tell(f"{path}: {error}; the checkpoint before it is used")
+                warn(f"{path}: {error}; using the previous checkpoint")
                 damaged.append(path)
                 continue
-            tensors = targets(facts)
-            read_shards(path, tensors, split)
+            try:
+                tensors = allocate(metadata)
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from None
+            _read_shards(path, tensors, class_ranges)
             run_on_rank0(lambda: _remove(damaged))
-            return facts, tensors
+            return metadata, tensors
         if damaged:
-            raise UserError(f"{self.folder}: none of the checkpoints is usable; remove it to start the stage again")
+            raise UserError(f"{self.folder}: no usable checkpoint; remove this folder to restart the stage")
         return None
 
     def remove(self) -> None:
-        """All of them, once the stage is finished."""
+        """Removes all checkpoints of the stage."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _begin(self, temporary: Path) -> None:
+    def _publish(self, pending: _PendingSave, digests: dict[str, str]) -> None:
+        body = json.dumps({"schema": SCHEMA, **pending.metadata, "files": digests}, sort_keys=True)
+        state = {"sha256": hashlib.sha256(body.encode()).hexdigest(), "state": body}
+        write_text(pending.temporary / STATE, json.dumps(state))
+        path = pending.path
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        except OSError as error:
-            raise UserError(f"{temporary}: cannot be made ({error.strerror})") from error
-
-    def _complete(self, temporary: Path, path: Path, facts: Mapping[str, Any]) -> None:
-        body = json.dumps({"schema": SCHEMA, **facts}, sort_keys=True)
-        write_text(temporary / STATE, json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest(), "state": body}))
-        try:
-            sync(temporary)
-            # One of this step is there if the epoch's end is written again, or if it was damaged. It leaves as a whole,
-            # and the one before it stays meanwhile.
+            sync(pending.temporary)
+            # A checkpoint of this step exists if the end of an epoch is repeated. It is moved away as a whole, and the
+            # one before it stays meanwhile.
             replaced = path.with_name(f".{path.name}.old.new")
             if path.exists():
                 path.rename(replaced)
-            temporary.rename(path)
+            pending.temporary.rename(path)
             sync(self.folder)
             _remove([replaced])
         except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-        _remove(self.found()[self.keep :])
+            raise UserError(f"{path}: cannot write the checkpoint ({error.strerror})") from error
+        _remove(self.paths()[self.keep :])
+
+
+class _ShardWriter:
+    """Writes this rank's shard, at once or in the background from a copy in host memory."""
+
+    def __init__(self, in_background: bool, timeout: timedelta) -> None:
+        self._thread = ThreadPoolExecutor(1, "digests") if in_background else None
+        # Two threads of a rank must not share a process group: their collectives would mix.
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if in_background and is_distributed() else None
+
+    def write(self, folder: Path, tensors: Tensors, class_ranges: ClassRanges) -> Digests:
+        """Starts writing; the tensors may change as soon as this returns. Errors are the future's."""
+        contiguous = _to_dtensors({name: value.contiguous() for name, value in tensors.items()}, class_ranges)
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        _silence_dcp()
+        options = {"storage_writer": writer, "process_group": self._group, "no_dist": not dist.is_initialized()}
+        if self._thread is not None:
+            written = dcp.async_save(contiguous, **options)
+            return self._thread.submit(lambda: (written.result(), _digests(folder))[1])
+        digests = Future()
+        try:
+            dcp.save(contiguous, **options)
+            digests.set_result(_digests(folder))
+        except (Exception, CheckpointException) as error:
+            digests.set_exception(error)
+        return digests
+
+
+def _to_dtensors(tensors: Tensors, class_ranges: ClassRanges) -> dict[str, torch.Tensor]:
+    """Returns the tensors with the class-sharded ones as DTensors; nothing is copied."""
+    if not is_distributed():
+        return {name: value.detach() for name, value in tensors.items()}
+    mesh = init_device_mesh(next(iter(tensors.values())).device.type, (world_size(),))
+
+    def to_dtensor(value: torch.Tensor, classes: ClassRange) -> DTensor:
+        shape = (classes.total, *value.shape[1:])
+        stride = torch.empty(shape, device="meta").stride()
+        return DTensor.from_local(value, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
+
+    return {
+        name: to_dtensor(value.detach(), class_ranges[name]) if name in class_ranges else value.detach()
+        for name, value in tensors.items()
+    }
+
+
+@contextmanager
+def _translate_errors(path: Path, problem: str) -> Iterator[None]:
+    """Converts DCP errors to one-line UserErrors; I/O errors are reported as such, errors of lost ranks re-raised."""
+    try:
+        yield
+    except (CheckpointException, RuntimeError, ValueError, OSError, KeyError) as error:
+        # A CheckpointException holds each rank's (error, traceback).
+        cause = next((cause for cause, _ in error.failures.values()), error) if hasattr(error, "failures") else error
+        if is_peer_failure(cause) or isinstance(cause, KeyboardInterrupt | SystemExit):
+            raise cause from None
+        reason = " ".join(str(cause).split())[:200] or type(cause).__name__
+        if isinstance(cause, OSError):
+            raise UserError(f"{path}: cannot read or write the checkpoint ({cause.strerror or reason})") from None
+        raise UserError(f"{path}: {problem} ({reason})") from None
+
+
+def _read_shards(folder: Path, tensors: Tensors, class_ranges: ClassRanges) -> None:
+    """Fills the tensors in place. Raises UserError if the files hold other tensors."""
+    _silence_dcp()
+    with _translate_errors(folder, "checkpoint mismatch"):
+        reader = HuggingFaceStorageReader(str(folder))
+        dcp.load(_to_dtensors(tensors, class_ranges), storage_reader=reader, no_dist=not dist.is_initialized())
+
+
+def _silence_dcp() -> None:
+    """Silences DCP's warning about a single process."""
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Syncs this rank's share of the files to disk; returns their SHA-256."""
+    names = sorted(path.name for path in folder.glob(SHARDS))[rank() :: world_size()]
+    for name in names:
+        sync(folder / name)
+    return {name: sha256_of(folder / name) for name in names}
+
+
+def _gather_digests(pending: _PendingSave) -> dict[str, str]:
+    """Waits for the digests of all files. An error on one rank is raised as a UserError on all of them."""
+    message, digests = "", {}
+    try:
+        with _translate_errors(pending.path, "cannot save the checkpoint"):
+            digests = pending.digests.result()
+    except UserError as error:
+        message = str(error)
+    by_rank = [json.loads(text) for text in all_gather_str(json.dumps([message, digests]))]
+    if message := next((message for message, _ in by_rank if message), ""):
+        raise UserError(message)
+    return {name: digest for _, digests in by_rank for name, digest in digests.items()}
+
+
+def _all_ranks(flag: bool) -> bool:
+    return bool(all_reduce(torch.tensor(flag, dtype=torch.uint8), dist.ReduceOp.MIN))
+
+
+class _DamagedError(Exception):
+    """A checkpoint that cannot be used, with the reason."""
+
+
+def _read_metadata(path: Path) -> dict[str, Any]:
+    """Reads and verifies state.json and the digests, each rank some of the files. Raises _DamagedError on all ranks."""
+    reason, metadata = "", {}
+    try:
+        outer = json.loads((path / STATE).read_text(encoding="utf-8"))
+        if hashlib.sha256(outer["state"].encode()).hexdigest() != outer["sha256"]:
+            raise ValueError(f"wrong digest of {STATE}")
+        metadata = json.loads(outer["state"])
+        if metadata["schema"] != SCHEMA:
+            raise ValueError(f"schema {metadata['schema']!r}, this version reads {SCHEMA!r}")
+        for name in sorted(metadata["files"])[rank() :: world_size()]:
+            if Path(name).name != name:
+                raise ValueError(f"the file {name!r} lies outside its folder")
+            if sha256_of(path / name) != metadata["files"][name]:
+                raise ValueError(f"wrong digest of {name}")
+        extra = {file.name for file in path.glob(SHARDS)} - metadata["files"].keys()
+        if extra:
+            raise ValueError(f"unexpected file {min(extra)!r}")
+    except Exception as error:  # a damaged file may break the parser anywhere
+        reason = f"not a usable checkpoint ({' '.join(str(error).split())[:200] or type(error).__name__})"
+    if reason := next((reason for reason in all_gather_str(reason) if reason), ""):
+        raise _DamagedError(reason)
+    return metadata
+
+
+def _make_empty(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot create the folder ({error.strerror})") from error
 
 
 def _remove(folders: Iterable[Path]) -> None:
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _on_all_ranks(own: bool) -> bool:
-    return bool(all_reduce(torch.tensor(own, dtype=torch.uint8), dist.ReduceOp.MIN))
-
-
-def _agreed(save: _Save) -> dict[str, str]:
-    """The digests of all files, waited for. What went wrong on one rank is a UserError on all of them."""
-    mistake, own = "", {}
-    try:
-        with translate_errors(save.path, "cannot be saved"):
-            own = save.digests.result()
-    except UserError as error:
-        mistake = str(error)
-    told = [json.loads(text) for text in all_gather_str(json.dumps([mistake, own]))]
-    mistake = next((wrong for wrong, _ in told if wrong), "")
-    if mistake:
-        raise UserError(mistake)
-    return {name: digest for _, digests in told for name, digest in digests.items()}
-
-
-class _DamagedError(Exception):
-    """A checkpoint that cannot be used, and why."""
-
-
-def _read_facts(path: Path) -> dict[str, Any]:
-    """Raises _DamagedError on all ranks alike; each looks at its share of the files."""
-    reason, facts = "", {}
-    try:
-        outer = json.loads((path / STATE).read_text(encoding="utf-8"))
-        if hashlib.sha256(outer["state"].encode()).hexdigest() != outer["sha256"]:
-            raise ValueError(f"the digest of {STATE} is wrong")
-        facts = json.loads(outer["state"])
-        if facts["schema"] != SCHEMA:
-            raise ValueError(f"the schema is {facts['schema']!r}, this version reads {SCHEMA!r}")
-        for name in sorted(facts["files"])[rank() :: world_size()]:
-            if Path(name).name != name:
-                raise ValueError(f"the file {name!r} lies outside it")
-            if sha256_of(path / name) != facts["files"][name]:
-                raise ValueError(f"the digest of {name} is wrong")
-        extra = {file.name for file in path.glob(SHARDS)} - facts["files"].keys()
-        if extra:
-            raise ValueError(f"holds the file {min(extra)!r}, which does not belong to it")
-    except Exception as error:  # a damaged file may break the parser anywhere
-        reason = f"not a usable checkpoint ({' '.join(str(error).split())[:200] or type(error).__name__})"
-    told = next((told for told in all_gather_str(reason) if told), "")
-    if told:
-        raise _DamagedError(told)
-    return facts

@@ -1,12 +1,10 @@
-"""Where a run's figures go: metrics.jsonl always, TensorBoard beside it.
-
-What a person sees of a run: a bar a stage on a terminal, a line an epoch elsewhere.
-"""
+"""Training logs: metrics.jsonl, TensorBoard, and the progress display."""
 
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -16,8 +14,8 @@ from torch.utils.tensorboard import SummaryWriter
 from facelt.distributed.comm import rank
 
 
-class SilentLog:
-    """The log of the ranks that write none."""
+class NullLog:
+    """Log of the ranks that write none."""
 
     size = 0
 
@@ -31,8 +29,8 @@ class SilentLog:
         pass
 
 
-class RunLog(SilentLog):
-    """One JSON object a line, and the same numbers as TensorBoard scalars."""
+class RunLog(NullLog):
+    """Log of a run: one JSON object per line, and the same numbers as TensorBoard scalars."""
 
     def __init__(self, metrics: Path, tensorboard: Path) -> None:
         self._file = metrics.open("ab")
@@ -44,7 +42,7 @@ class RunLog(SilentLog):
         return self._file.seek(0, os.SEEK_END)
 
     def truncate(self, size: int) -> None:
-        """Forgets what was logged after a checkpoint, because those steps are taken again."""
+        """Removes lines that were written after a checkpoint; their steps are repeated."""
         self._file.truncate(min(size, self.size))
 
     def write(self, stage: str, global_step: int, figures: Mapping[str, object]) -> None:
@@ -62,10 +60,10 @@ class RunLog(SilentLog):
 
 
 class StageDisplay:
-    """Shows steps, samples/s, loss and learning rate; a context manager."""
+    """Progress of a stage on rank 0's stderr: a bar on a terminal, printed lines everywhere."""
 
-    def __init__(self, stage: str, steps: int, done: int, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, quiet=rank() != 0)
+    def __init__(self, stage: str, steps: int) -> None:
+        self._console = Console(stderr=True, quiet=rank() != 0)
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
@@ -73,34 +71,37 @@ class StageDisplay:
             TextColumn("{task.fields[figures]}"),
             TextColumn("ETA"),
             TimeRemainingColumn(),
-            console=self.console,
-            disable=self.console.quiet or not self.console.is_terminal,
+            console=self._console,
+            disable=self._console.quiet or not self._console.is_terminal,
         )
-        self._task = self._bar.add_task(stage, total=steps, completed=done, figures="")
+        self._task = self._bar.add_task(stage, total=steps, figures="")
         self._samples = 0
         self._since = time.perf_counter()
 
-    def __enter__(self) -> "StageDisplay":
-        self._bar.start()
-        return self
+    @contextmanager
+    def start(self, completed: int) -> Iterator[None]:
+        """Shows the bar, with `completed` steps done."""
+        self._bar.reset(self._task, completed=completed)
+        self._since = time.perf_counter()
+        with self._bar:
+            yield
 
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def step(self, samples: int) -> None:
+    def advance(self, samples: int) -> None:
+        """Counts one step of `samples` images."""
         self._samples += samples
         self._bar.advance(self._task)
 
     def samples_per_second(self) -> float:
-        """Since it was last asked."""
+        """Returns the rate since the last call."""
         now = time.perf_counter()
         rate = self._samples / max(now - self._since, 1e-9)
         self._samples, self._since = 0, now
         return rate
 
-    def figures(self, loss: float, lr: float, rate: float) -> None:
+    def show(self, loss: float, lr: float, rate: float) -> None:
+        """Shows figures behind the bar."""
         self._bar.update(self._task, figures=f"loss {loss:.4f}  lr {lr:.2g}  {rate:,.0f} samples/s")
 
-    def line(self, text: str) -> None:
-        """A line that stays, above the bar."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+    def print(self, text: str) -> None:
+        """Prints a line above the bar."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)

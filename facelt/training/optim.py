@@ -132,7 +132,7 @@ class Optimisers:
             if state.get("momentum_buffer") is not None
         }
 
-    def begin_momentum(self, parameters: Iterable[nn.Parameter]) -> None:
+    def allocate_momentum(self, parameters: Iterable[nn.Parameter]) -> None:
         """Makes room for what `momentum` returned, to be filled."""
         wanted = set(parameters)
         for optimiser in self._optimisers:

@@ -1,7 +1,4 @@
-"""What a stage begins with: its network's weights and its teachers, of this run or another.
-
-A whole run: every stage of the recipe, each starting where its configuration says.
-"""
+"""Training run: all stages of a recipe, their initial weights and teachers."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -29,37 +26,70 @@ from facelt.inference.verification import TrainingSets
 from facelt.methods.base import Method
 from facelt.models.network import Network
 from facelt.models.pretrained import fitting_state, load_pretrained, load_stage
-from facelt.training.logs import RunLog, SilentLog
+from facelt.training.logs import NullLog, RunLog
 from facelt.training.optim import as_teacher
 from facelt.training.run_folder import RunFolder
 from facelt.training.trainer import Trainer
 
 
-def validate_initial_weights(config: TrainConfig, num_classes: int) -> None:
-    """Raises UserError where a stage that is yet to come could not begin: weights or teachers from outside the run that
-    are not there or do not fit, an earlier stage with another backbone.
+def run(config: TrainConfig, resume: bool = False) -> Path:
+    """Trains every unfinished stage, on all processes of a torchrun launch; returns the run folder.
 
-    Networks are built without values, so that this costs the same whatever their size.
+    Raises UserError; raises Interrupted, with a checkpoint saved, after SIGTERM or SIGINT.
     """
-    outlines: dict[str, Network] = {}
+    with process_group(config.device, timedelta(minutes=config.timeout_minutes)) as device, graceful_shutdown():
+        data = open_data(config.data, config.seed)
+        # A stop requested while the data opened takes effect here, before anything is written.
+        sync_step_info(())
+        validate_initial_weights(config, data.num_classes)
+        verification = TrainingSets(config, device)
+        run_on_rank0(lambda: RunFolder.create(config, resume))
+        folder = RunFolder(config.out)
+        log = NullLog() if rank() else RunLog(folder.metrics, folder.tensorboard)
+        try:
+            for number, stage in enumerate(config.stages):
+                if not folder.is_finished(stage.name):
+                    torch.manual_seed(config.seed + number)
+                    method = build_initialized_method(config, stage, data, folder)
+                    method.learn_from(_load_teachers(config, stage, folder, device))
+                    Trainer(config, stage, method, data, folder, log, device, verification).fit()
+        finally:
+            log.close()
+        return folder.path
+
+
+def validate_initial_weights(config: TrainConfig, num_classes: int) -> None:
+    """Checks the initial weights and the external teachers of all unfinished stages.
+
+    Raises UserError if a file is missing or does not fit its stage, and if an earlier stage has another backbone.
+    Networks are built on the meta device, which allocates nothing.
+    """
+    networks: dict[str, Network] = {}
     for stage in config.stages:
         with torch.device("meta"):
-            outline = outlines[stage.name] = build_method(config, stage, num_classes).network
+            network = networks[stage.name] = build_method(config, stage, num_classes).network
         if RunFolder(config.out).is_finished(stage.name):
             continue
         for teacher in filter(is_elsewhere, stage.teachers):
-            _, _, taught = read_card(find_model(Path(teacher)) / CARD)
-            if reason := stage.method.why_no_teacher(taught):
+            _, _, teacher_stage = read_card(find_model(Path(teacher)) / CARD)
+            if reason := stage.method.why_no_teacher(teacher_stage):
                 raise UserError(f"stages: {stage.name!r} has the teacher {teacher!r}, which {reason}")
         try:
-            _fit(config, stage, outline, outlines)
+            if stage.start is None:
+                if config.model.pretrained is not None:
+                    fitting_state(network, config.model.pretrained)
+            elif is_elsewhere(stage.start):
+                with open_weights(find_model(Path(stage.start)) / WEIGHTS) as entries:
+                    load_stage(network, network_state(entries, Entry.outline))
+            else:
+                load_stage(network, networks[stage.start].state_dict())
         except UserError as error:
-            told = "model.pretrained" if stage.start is None else f"stages: {stage.name!r} starts from {stage.start!r}"
-            raise UserError(f"{told}: {error}") from None
+            source = f"stages: {stage.name!r} starts from {stage.start!r}" if stage.start else "model.pretrained"
+            raise UserError(f"{source}: {error}") from None
 
 
 def build_initialized_method(config: TrainConfig, stage: StageConfig, data: TrainingData, folder: RunFolder) -> Method:
-    """A stage's method with the weights it starts from: an earlier stage's, the pretrained file's, or fresh ones."""
+    """Returns a stage's method with its initial weights: an earlier stage's, the pretrained file's, or random ones."""
     method = build_method(config, stage, data.num_classes, torch.from_numpy(data.train_counts))
     if stage.start is not None:
         with open_weights(_stage_folder(stage.start, folder) / WEIGHTS) as entries:
@@ -70,8 +100,7 @@ def build_initialized_method(config: TrainConfig, stage: StageConfig, data: Trai
     return method
 
 
-def load_teachers(config: TrainConfig, stage: StageConfig, folder: RunFolder, device: torch.device) -> list[Method]:
-    """The stage's teachers, trained and still."""
+def _load_teachers(config: TrainConfig, stage: StageConfig, folder: RunFolder, device: torch.device) -> list[Method]:
     teachers = []
     for name in stage.teachers:
         model = load_model(_stage_folder(name, folder), device)
@@ -82,43 +111,6 @@ def load_teachers(config: TrainConfig, stage: StageConfig, folder: RunFolder, de
     return teachers
 
 
-def _fit(config: TrainConfig, stage: StageConfig, outline: Network, outlines: dict[str, Network]) -> None:
-    if stage.start is None:
-        if config.model.pretrained is not None:
-            fitting_state(outline, config.model.pretrained)
-    elif is_elsewhere(stage.start):
-        with open_weights(find_model(Path(stage.start)) / WEIGHTS) as entries:
-            load_stage(outline, network_state(entries, Entry.outline))
-    else:
-        load_stage(outline, outlines[stage.start].state_dict())
-
-
 def _stage_folder(name: str, folder: RunFolder) -> Path:
-    """Where an earlier stage's model is: of this run, or FOLDER/STAGE."""
+    """Returns the folder of a stage of this run, or of another run's FOLDER/STAGE."""
     return find_model(Path(name)) if is_elsewhere(name) else folder.stage(name)
-
-
-def run(config: TrainConfig, resume: bool = False) -> Path:
-    """Trains every stage that is not finished, with the other processes of torchrun; returns the run's folder.
-
-    Raises UserError, and Interrupted, with the state saved, once a signal asks for it.
-    """
-    with process_group(config.device, timedelta(minutes=config.timeout_minutes)) as device, graceful_shutdown():
-        data = open_data(config.data, config.seed)
-        # Who was asked to stop while the data opened stops here, before anything is written.
-        sync_step_info(())
-        validate_initial_weights(config, data.num_classes)
-        sets = TrainingSets(config, device)
-        run_on_rank0(lambda: RunFolder.create(config, resume))
-        folder = RunFolder(config.out)
-        log = SilentLog() if rank() else RunLog(folder.metrics, folder.tensorboard)
-        try:
-            for position, stage in enumerate(config.stages):
-                if not folder.is_finished(stage.name):
-                    torch.manual_seed(config.seed + position)
-                    method = build_initialized_method(config, stage, data, folder)
-                    method.learn_from(load_teachers(config, stage, folder, device))
-                    Trainer(config, stage, method, data, folder, log, device, sets).fit()
-        finally:
-            log.close()
-        return folder.path

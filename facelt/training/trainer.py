@@ -1,34 +1,40 @@
-"""One stage of training: epochs of steps over a method it knows by nothing but its interface."""
+"""Trainer of one stage: steps, validation, checkpoints, and the saved model."""
 
+import json
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 
 from facelt.config.train import StageConfig, TrainConfig
 from facelt.data.batch import Batch
 from facelt.data.module import TrainingData
-from facelt.distributed.comm import world_size
-from facelt.distributed.ddp import has_enough_images, sync_batch_norm_stats
-from facelt.distributed.launch import Interrupted, run_on_rank0
+from facelt.distributed.comm import all_reduce, world_size
+from facelt.distributed.ddp import has_enough_images, sync_batch_norm_stats, wrap_ddp
+from facelt.distributed.launch import Interrupted, all_gather_str, run_on_rank0
 from facelt.errors import UserError
 from facelt.inference.model import make_card, save_card, save_weights
 from facelt.inference.predict import EvalLoaderConfig, Predictor, predict, predict_all, sync_step_info
-from facelt.methods.base import Method, Progress
+from facelt.methods.base import Inputs, Method
 from facelt.metrics.classification import shot_accuracy
-from facelt.training.loaders import build_train_loaders
+from facelt.training.checkpoint import Checkpoints
+from facelt.training.loaders import build_train_loaders, split_micro_batches
 from facelt.training.logs import RunLog, StageDisplay
 from facelt.training.optim import Optimisers, freeze
 from facelt.training.run_folder import RunFolder
-from facelt.training.state import StageState, Standing
-from facelt.training.update import Update
-from recordio_tools.atomic_io import sha256_of
+from facelt.training.state import TrainingState
+from recordio_tools.atomic_io import sha256_of, write_text
 
 
 class Trainer:
-    """Trains one stage in a run's folder, from its beginning or from its checkpoint, on this rank's share.
+    """Trains one stage on this rank's share of the batches, from its start or from its last checkpoint.
 
-    `measure` gives further figures of the method at each epoch's end, by name.
+    The method is known by its interface only. `measure` returns further figures by name at the end of each epoch.
     """
 
     def __init__(
@@ -50,98 +56,177 @@ class Trainer:
         self.optim = stage.optim or config.optim
         freeze(method, stage.freeze)
         self.optimisers = Optimisers(method, self.optim, stage)
-        self.update = Update(method, self.optimisers, data.preprocessing, self.optim.accumulate, device)
-        self.at = Standing(config, stage, data, StageState(method, self.optimisers, device), folder, log)
+        self._ddp = wrap_ddp(method.network, device)
+        method.replicas = None if self._ddp is None else self._ddp.__call__
+        # Batch-norm statistics, and their copy from before a step.
+        self._buffers = list(method.network.buffers())
+        self._buffers_before = [buffer.clone() for buffer in self._buffers]
         self.loaders = build_train_loaders(method, data, config, stage, device)
-        self.steps = min(loader.steps_per_epoch for loader in self.loaders)
-        batch, accumulate = self.optim.batch, self.optim.accumulate
-        if not self.steps:
-            raise UserError(f"optim.batch: {batch} is more than the {len(data.train.members)} training images")
-        if not has_enough_images([[batch // world_size() // accumulate]] * world_size(), device):
-            times = f" times optim.accumulate: {accumulate}" if accumulate > 1 else ""
-            raise UserError(f"optim.batch: {batch} is too few for {world_size()} processes{times}, two images for each")
+        steps = min(loader.steps_per_epoch for loader in self.loaders)
+        self._check_batch_size(steps)
+        self.state = TrainingState(config, stage, data, method, self.optimisers, steps, device)
+        self.checkpoints = Checkpoints(
+            folder.checkpoints(stage.name),
+            config.keep_checkpoints,
+            in_background=config.checkpoint_async,
+            timeout=timedelta(minutes=config.timeout_minutes),
+        )
+        self._saved_position: tuple[int, int] | None = None
+        self.display = StageDisplay(stage.name, stage.epochs * steps)
 
     def fit(self) -> None:
-        """Trains to the end of the stage and hands on its model.
+        """Trains to the end of the stage and saves its model.
 
-        Raises Interrupted, with the state saved, when a rank was asked to stop.
+        Raises Interrupted, after a checkpoint, if a rank was asked to stop.
         """
-        if not self.at.restore():
-            self._pass_over_training_set()
-            # From here on an interrupted stage knows which lines of the log are its own.
-            self.at.save(self._taken)
+        state = self.state
+        if not self._restore():
+            self._run_dataset_passes()
+            # Records where the stage's lines in the log begin, for a resumed run.
+            self._save()
         try:
-            with StageDisplay(self.stage.name, self.stage.epochs * self.steps, self._taken) as display:
-                while self.at.epoch < self.stage.epochs:
-                    self._train_epoch(display)
+            with self.display.start(state.global_step):
+                while state.epoch < self.stage.epochs:
+                    self.method.begin_epoch(state.context, state.validation)
+                    self._run_dataset_passes()
+                    self._set_train_mode()
+                    streams = [loader.batches(state.epoch, state.step) for loader in self.loaders]
+                    for batches in zip(*streams, strict=False):
+                        self.train_step(batches)
+                        state.step += 1
+                        self.checkpoints.commit(wait=False)
+                        if state.step % self.config.checkpoint_every == 0 and state.step < state.steps_per_epoch:
+                            self._save()
+                    # If interrupted during validation, the epoch's validation is repeated on resume.
+                    self._end_epoch()
+                    state.epoch, state.step = state.epoch + 1, 0
+                    self._save()
         except Interrupted:
-            self.at.save(self._taken)
-            self.at.checkpoints.settle()
+            self._save()
+            self.checkpoints.commit()
             raise
         finally:
             for loader in self.loaders:
                 loader.close()
-        self.at.checkpoints.settle()
-        self._choose_setting()
-        self._hand_on()
+        self.checkpoints.commit()
+        self._tune()
+        self._finalize()
 
-    def _train_epoch(self, display: StageDisplay) -> None:
-        self.method.begin_epoch(self._progress(), self.at.validation)
-        self._pass_over_training_set()
+    def train_step(self, batches: tuple[Batch, ...]) -> None:
+        """Makes one update from this rank's share of a global batch; a batch with too few images makes none.
+
+        The gradient is that of the mean loss over the global batch: micro-batch losses are weighted by their share of
+        its images, and the ranks' gradients are summed once, with the last micro-batch.
+        """
+        state, context = self.state, self.state.context
+        sizes, bad_images = sync_step_info(batches)
+        for image in state.bad_images.add(bad_images):
+            self.display.print(f"left out {image.name}: {image.reason}")
+        self.display.advance(sum(size for size, *_ in sizes))
+        micro_batches = split_micro_batches(batches, sizes, self.optim.accumulate, self.device)
+        if not micro_batches:
+            return
+
+        # Forward, loss and backward.
+        torch._foreach_copy_(self._buffers_before, self._buffers)
+        self.optimisers.zero_grad()
+        loss_sum, parts, callbacks = torch.zeros((), device=self.device), Counter(), []
+        for number, (weight, micro_batch) in enumerate(micro_batches, start=1):
+            inputs = [Inputs(self.data.preprocessing.for_training(batch), batch.label_B) for batch in micro_batch]
+            with self._grad_sync(number == len(micro_batches)):
+                output = self.method.step(inputs, context)
+                (output.loss * weight).backward()
+            loss_sum = loss_sum + output.loss.detach() * weight
+            parts.update({name: value * weight for name, value in output.parts.items()})
+            callbacks.append(output.after)
+
+        # Non-finite check, with the same result on all ranks.
+        loss, norm = loss_sum.item(), self.optimisers.gradient_norm().item()
+        is_finite = torch.tensor(math.isfinite(loss) and math.isfinite(norm), dtype=torch.uint8)
+        if not all_reduce(is_finite, dist.ReduceOp.MIN):
+            torch._foreach_copy_(self._buffers, self._buffers_before)
+            self.optimisers.zero_grad()
+            self._record_nonfinite_step(batches, loss, norm)
+            return
+
+        # Update.
+        lr = self.optimisers.step(context)
+        for callback in callbacks:
+            callback()
+
+        # Log.
+        if context.step % self.config.log_every == 0:
+            speed = self.display.samples_per_second()
+            self.display.show(loss, lr, speed)
+            self._log(loss=loss, lr=lr, samples_per_s=speed, **{name: value.item() for name, value in parts.items()})
+
+    def _grad_sync(self, is_last: bool):
+        """Returns a context in which backward sums gradients over the ranks only for the last micro-batch."""
+        return nullcontext() if is_last or self._ddp is None else self._ddp.no_sync()
+
+    def _record_nonfinite_step(self, batches: tuple[Batch, ...], loss: float, norm: float) -> None:
+        """Counts a skipped step and writes its images to nonfinite/<stage>-<epoch>-<step>.json.
+
+        Raises UserError on all ranks when more steps than allowed are not finite, and if the file cannot be written.
+        """
+        self.checkpoints.commit()
+        state, name, allowed = self.state, self.stage.name, self.config.max_nonfinite_steps
+        images = [self.data.train.dataset.image_name(index) for batch in batches for index in batch.index_B.tolist()]
+        by_rank = [json.loads(text) for text in all_gather_str(json.dumps([_json_number(norm), images]))]
+        record = {
+            "stage": name,
+            "epoch": state.epoch,
+            "step": state.step,
+            "loss": _json_number(loss),
+            "gradient_norm_by_rank": [rank_norm for rank_norm, _ in by_rank],
+            "images": [image for _, rank_images in by_rank for image in rank_images],
+        }
+        path = self.folder.nonfinite / f"{name}-{state.epoch}-{state.step}.json"
+        run_on_rank0(lambda: write_text(path, json.dumps(record, indent=1) + "\n"))
+        message = (
+            f"stage {name}, epoch {state.epoch}, step {state.step}: the loss ({loss}) or its gradient is not finite; "
+            "no update was made"
+        )
+        if state.nonfinite_steps == allowed:
+            raise UserError(
+                f"{message}, and max_nonfinite_steps allows only {allowed} such steps per stage; last checkpoint: "
+                f"{self.checkpoints.paths()[0]}; lower optim.lr or check the images of this step: {path}"
+            )
+        state.nonfinite_steps += 1
+        self.display.print(f"{message}, skipped step {state.nonfinite_steps} of {allowed} allowed; its images: {path}")
+
+    def _set_train_mode(self) -> None:
         self.method.train()
         if self.stage.batch_norm == "still":
             self.method.network.eval()
-        streams = [loader.batches(self.at.epoch, self.at.step) for loader in self.loaders]
-        for batches in zip(*streams, strict=False):
-            self._step(batches, display)
-            self.at.step += 1
-            self.at.checkpoints.settle(wait=False)
-            if self.at.step % self.config.checkpoint_every == 0 and self.at.step < self.steps:
-                self.at.save(self._taken)
-        # Until validation is over the epoch is not: who is stopped in it begins it again.
-        self._end_epoch(display)
-        self.at.epoch, self.at.step = self.at.epoch + 1, 0
-        self.at.save(self._taken)
 
-    def _step(self, batches: tuple[Batch, ...], display: StageDisplay) -> None:
-        progress = self._progress()
-        sizes, unusable = sync_step_info(batches)
-        for item in self.at.bad.add(unusable):
-            display.line(f"left out {item.name}: {item.reason}")
-        gradient = self.update.gradient(batches, sizes, progress)
-        display.step(sum(size for size, *_ in sizes))
-        if gradient is None:
-            return
-        if not gradient.is_finite:
-            self.update.discard()
-            self.at.checkpoints.settle()
-            names = [self.data.train.dataset.image_name(index) for batch in batches for index in batch.index_B.tolist()]
-            display.line(self.at.nonfinite.skip(progress, gradient, names, self.at.checkpoints.found()[0]))
-            return
-        rate = self.update.apply(gradient, progress)
-        if progress.step % self.config.log_every == 0:
-            speed = display.samples_per_second()
-            display.figures(gradient.loss, rate, speed)
-            parts = {name: part.item() for name, part in gradient.parts.items()}
-            self._write(loss=gradient.loss, lr=rate, samples_per_s=speed, **parts)
+    @torch.no_grad()
+    def _run_dataset_passes(self) -> None:
+        """Runs the passes over the training set that the method needs."""
+        while self.method.wants_pass:
+            self.method.eval()
+            for batch in predict(self._predictor, self.data.train_plain, ("inputs",)):
+                self.method.accumulate(batch.inputs)
+            self.method.finish_pass()
 
-    def _end_epoch(self, display: StageDisplay) -> None:
+    def _end_epoch(self) -> None:
+        """Validates the method, logs its figures, and keeps its weights if they are the best so far."""
         sync_batch_norm_stats(self.method.network, self.device)
         self.method.end_epoch()
-        self.at.validation = {**self.validate(), **self.measure(self.method)}
-        figures = {**self.method.diagnostics(), **self.at.validation}
-        epoch = self.at.epoch + 1
+        state, name, epoch = self.state, self.stage.name, self.state.epoch + 1
+        state.validation = {**self.validate(), **self.measure(self.method)}
+        figures = {**self.method.diagnostics(), **state.validation}
         if figures:
-            self.log.write(self.stage.name, epoch * self.steps, {"epoch": epoch, "step": 0, **figures})
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        display.line(f"{self.stage.name}: epoch {epoch}/{self.stage.epochs}  {shown}".rstrip())
+            self.log.write(name, epoch * state.steps_per_epoch, {"epoch": epoch, "step": 0, **figures})
+        shown = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
+        self.display.print(f"{name}: epoch {epoch}/{self.stage.epochs}  {shown}".rstrip())
         accuracy = figures.get("validation_accuracy")
-        if accuracy is not None and accuracy > self.at.best.get("validation_accuracy", -1.0):
-            self.at.best = {**self.at.validation, "epoch": float(epoch)}
-            save_weights(self.method, self.folder.best(self.stage.name))
+        if accuracy is not None and accuracy > state.best.get("validation_accuracy", -1.0):
+            state.best = {**state.validation, "epoch": float(epoch)}
+            save_weights(self.method, self.folder.best(name))
 
     def validate(self) -> dict[str, float]:
-        """Closed-set accuracy on the validation split, overall and by shots; empty without one."""
+        """Returns closed-set accuracy on the validation split, overall and by shots; empty without one."""
         split = self.data.evaluation.get("validation")
         if split is None:
             return {}
@@ -152,71 +237,97 @@ class Trainer:
         names["few"] = "validation_few"
         return {name: accuracy[key] for key, name in names.items() if accuracy[key] is not None}
 
-    def _choose_setting(self) -> None:
-        """Gives the method the one of its settings that validates best; without validation images it keeps its own."""
+    def _tune(self) -> None:
+        """Sets the method's tunable value to the one with the best validation accuracy, if there is validation."""
         if not self.method.settings or "validation" not in self.data.evaluation:
             return
-        found = {}
-        for setting in self.method.settings:
-            self.method.use(setting)
-            found[setting] = self.validate()["validation_accuracy"]
-            self._write(setting=setting, validation_accuracy=found[setting])
-        best = max(found, key=found.__getitem__)
+        accuracy_of = {}
+        for value in self.method.settings:
+            self.method.use(value)
+            accuracy_of[value] = self.validate()["validation_accuracy"]
+            self._log(setting=value, validation_accuracy=accuracy_of[value])
+        best = max(accuracy_of, key=accuracy_of.__getitem__)
         self.method.use(best)
-        self.at.best = {"validation_accuracy": found[best], "epoch": float(self.at.epoch), "setting": best}
+        self.state.best = {
+            "validation_accuracy": accuracy_of[best],
+            "epoch": float(self.state.epoch),
+            "setting": best,
+        }
         save_weights(self.method, self.folder.best(self.stage.name))
 
-    @torch.no_grad()
-    def _pass_over_training_set(self) -> None:
-        """Shows the method the training set, as often as it wants to see it."""
-        while self.method.wants_pass:
-            self.method.eval()
-            for batch in predict(self._predictor, self.data.train_plain, ("inputs",)):
-                self.method.accumulate(batch.inputs)
-            self.method.finish_pass()
-
-    @property
-    def _predictor(self) -> Predictor:
-        loader = EvalLoaderConfig(self.optim.batch, self.config.data.workers, self.device, self.at.bad)
-        return Predictor(self.method, self.data.preprocessing, loader)
-
-    @property
-    def _taken(self) -> int:
-        """Steps taken since the stage began."""
-        return self.at.epoch * self.steps + self.at.step
-
-    def _progress(self) -> Progress:
-        return Progress(self.at.epoch, self.stage.epochs, self.at.step, self.steps)
-
-    def _write(self, **figures: float) -> None:
-        self.log.write(self.stage.name, self._taken, {"epoch": self.at.epoch, "step": self.at.step, **figures})
-
-    def _hand_on(self) -> None:
-        if not (self.stage.keep == "best" and self.at.best):
+    def _finalize(self) -> None:
+        """Saves the stage's model and card, and removes its checkpoints."""
+        keep_best = self.stage.keep == "best" and bool(self.state.best)
+        if not keep_best:
             save_weights(self.method, self.folder.weights(self.stage.name))
-        run_on_rank0(self._finish)
+        run_on_rank0(lambda: self._write_card(keep_best))
 
-    def _finish(self) -> None:
-        """Puts the weights in their place, then the card, which says that the stage is finished."""
-        name = self.stage.name
+    def _write_card(self, keep_best: bool) -> None:
+        """Moves the weights to their final name, then writes the card, which marks the stage as finished."""
+        name, state = self.stage.name, self.state
         best = self.folder.best(name)
-        if self.stage.keep == "best" and self.at.best:
-            if best.exists():  # otherwise it was handed on already, just before an interruption
-                best.replace(self.folder.weights(name))
-        else:
+        if not keep_best:
             best.unlink(missing_ok=True)
+        elif best.exists():  # after an interruption it may have been moved already
+            best.replace(self.folder.weights(name))
         card = make_card(
             self.config,
             self.stage,
             self.method,
             num_classes=self.data.num_classes,
             data_fingerprint=self.data.fingerprint(),
-            classes=self.at.provenance.classes.card(),
+            classes=state.class_map.card(),
             weights_sha256=sha256_of(self.folder.weights(name)),
             training_images=len(self.data.train.members),
-            best=self.at.best,
-            validation=self.at.best if self.stage.keep == "best" and self.at.best else self.at.validation,
-            bad_images=self.at.bad.reasons,
+            best=state.best,
+            validation=state.best if keep_best else state.validation,
+            bad_images=state.bad_images.reasons,
         )
         save_card(card, self.folder.card(name))
-        self.at.checkpoints.remove()
+        self.checkpoints.remove()
+
+    def _save(self) -> None:
+        """Saves a checkpoint under the global step; a no-op if this position has been saved."""
+        state = self.state
+        if self._saved_position == (state.epoch, state.step):
+            return
+        self._saved_position = state.epoch, state.step
+        sync_batch_norm_stats(self.method.network, self.device)
+        metadata = {**state.metadata(), "log_bytes": self.log.size}
+        self.checkpoints.save(state.global_step, state.tensors(), state.sharded(), metadata)
+
+    def _restore(self) -> bool:
+        """Restores the newest usable checkpoint; returns False if there is none."""
+        state = self.state
+        restored = self.checkpoints.restore(state.allocate, state.sharded(), warn=self.display.print)
+        if restored is None:
+            return False
+        metadata, tensors = restored
+        state.load(metadata, tensors)
+        self.log.truncate(metadata["log_bytes"])
+        self._saved_position = state.epoch, state.step
+        return True
+
+    def _check_batch_size(self, steps: int) -> None:
+        batch, accumulate, world = self.optim.batch, self.optim.accumulate, world_size()
+        if not steps:
+            raise UserError(f"optim.batch: {batch} is more than the {len(self.data.train.members)} training images")
+        if not has_enough_images([[batch // world // accumulate]] * world, self.device):
+            micro = f" x optim.accumulate {accumulate}" if accumulate > 1 else ""
+            raise UserError(
+                f"optim.batch: {batch} is too small for {world} processes{micro}; each needs at least two images"
+            )
+
+    @property
+    def _predictor(self) -> Predictor:
+        loader = EvalLoaderConfig(self.optim.batch, self.config.data.workers, self.device, self.state.bad_images)
+        return Predictor(self.method, self.data.preprocessing, loader)
+
+    def _log(self, **figures: float) -> None:
+        state = self.state
+        self.log.write(self.stage.name, state.global_step, {"epoch": state.epoch, "step": state.step, **figures})
+
+
+def _json_number(value: float) -> float | str:
+    """Returns non-finite numbers as strings, which JSON lacks otherwise."""
+    return value if math.isfinite(value) else str(value)

@@ -131,7 +131,7 @@ def test_a_loss_that_is_not_finite_is_one_line(cli, recipe_file):
     code, out, error = cli("train", "--config", recipe_file, "--set", "optim.lr=1e30")
     assert (code, out) == (1, "")
     assert "Traceback" not in error
-    assert "is not finite; no update was made, and max_nonfinite_steps allows 3" in error.splitlines()[-1]
+    assert "is not finite; no update was made, and max_nonfinite_steps allows only 3" in error.splitlines()[-1]
 
 
 def test_embed_refuses_to_overwrite_and_a_damaged_image(cli, refused, finished_run, tmp_path):

@@ -21,18 +21,18 @@ def freeze(patch: pytest.MonkeyPatch, seen: Path, signal: tuple[int, int] | None
 
     `signal` (number, steps): the last rank sends itself that signal after so many steps.
     """
-    norm, step, taken = nn.modules.batchnorm._BatchNorm, Trainer._step, count(1)
+    norm, step, taken = nn.modules.batchnorm._BatchNorm, Trainer.train_step, count(1)
     patch.setattr(norm, "train", lambda self, mode=True: nn.Module.train(self, False))
 
-    def noted(self, batches, display):
-        line = json.dumps([self.stage.name, self.at.epoch, self.at.step, batches[0].index_B.tolist()])
-        step(self, batches, display)
+    def noted(self, batches):
+        line = json.dumps([self.stage.name, self.state.epoch, self.state.step, batches[0].index_B.tolist()])
+        step(self, batches)
         with (seen / f"{rank()}").open("a") as file:
             file.write(line + "\n")
         if signal is not None and next(taken) == signal[1] and rank() == world_size() - 1:
             os.kill(os.getpid(), signal[0])
 
-    patch.setattr(Trainer, "_step", noted)
+    patch.setattr(Trainer, "train_step", noted)
 
 
 def run_frozen(values: dict, seen: Path) -> None:

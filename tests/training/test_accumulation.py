@@ -16,8 +16,8 @@ from facelt.data.batch import BadImage
 from facelt.data.records import RecordDataset
 from facelt.errors import UserError
 from facelt.heads.memory import IdentityMemory
+from facelt.training.loaders import micro_batch_sizes, micro_batch_slice
 from facelt.training.run import run
-from facelt.training.update import part_of_rank, part_sizes
 
 
 def optim(accumulate: int, batch: int = 8) -> dict:
@@ -133,11 +133,11 @@ def test_every_image_is_in_one_micro_batch_whatever_the_ranks(size_W, parts):
     ends = [sum(size_W[: place + 1]) for place in range(len(size_W))]
     for part in range(parts):
         own = [
-            list(range(end - size, end))[part_of_rank(size_W, place, part, parts)]
+            list(range(end - size, end))[micro_batch_slice(size_W, place, part, parts)]
             for place, (size, end) in enumerate(zip(size_W, ends, strict=True))
         ]
         assert [image for images in own for image in images] == list(range(part, sum(size_W), parts))
-        assert part_sizes([[size] for size in size_W], part, parts) == [[len(images)] for images in own]
+        assert micro_batch_sizes([[size] for size in size_W], part, parts) == [[len(images)] for images in own]
 
 
 def test_a_micro_batch_too_small_for_batch_norm_is_left_out(train, plain_stage, recipe, tmp_path, monkeypatch):
@@ -156,6 +156,6 @@ def test_a_micro_batch_too_small_for_batch_norm_is_left_out(train, plain_stage, 
 
 
 def test_more_micro_batches_than_the_ranks_have_images_for_are_refused(train, tmp_path, monkeypatch):
-    monkeypatch.setattr("facelt.training.trainer.world", lambda: 2)
-    with pytest.raises(UserError, match=r"batch: 8 is too few for 2 processes times optim.accumulate: 3, two images"):
+    monkeypatch.setattr("facelt.training.trainer.world_size", lambda: 2)
+    with pytest.raises(UserError, match=r"batch: 8 is too small for 2 processes x optim.accumulate 3; each needs"):
         train(tmp_path / "run", optim=optim(3))

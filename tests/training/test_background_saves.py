@@ -47,12 +47,12 @@ def test_it_is_the_state_of_the_moment_and_counts_only_when_complete(checkpoints
     live["method.weight"].fill_(7)
     live["method.counter"].fill_(7)
     facts["bad_images"]["late"] = "met after the save"
-    checkpoints.settle(wait=False)
+    checkpoints.commit(wait=False)
     assert names(checkpoints) == [".step-00000010.new"]
     held.set()
-    checkpoints.settle()
+    checkpoints.commit()
     assert names(checkpoints) == ["step-00000010"]
-    checkpoints.settle()
+    checkpoints.commit()
     saved, found = restored(checkpoints)
     assert saved["bad_images"] == {}
     assert all(torch.equal(found[name], value) for name, value in tensors(1).items())
@@ -61,7 +61,7 @@ def test_it_is_the_state_of_the_moment_and_counts_only_when_complete(checkpoints
 def test_who_comes_by_finds_it_complete(checkpoints):
     checkpoints.save(10, tensors(1), {}, {})
     for _ in range(1000):
-        checkpoints.settle(wait=False)
+        checkpoints.commit(wait=False)
         if names(checkpoints) == ["step-00000010"]:
             return
         threading.Event().wait(0.01)
@@ -74,7 +74,7 @@ def test_the_next_save_waits_for_the_one_before(checkpoints, held):
     checkpoints.save(20, tensors(2), {}, {})
     assert held.is_set()
     assert "step-00000010" in names(checkpoints)
-    checkpoints.settle()
+    checkpoints.commit()
     assert names(checkpoints) == ["step-00000010", "step-00000020"]
 
 
@@ -83,11 +83,11 @@ def test_an_error_in_the_background_is_told_where_training_comes_by(checkpoints,
         raise OSError(28, "No space left on device")
 
     checkpoints.save(10, tensors(1), {}, {})
-    checkpoints.settle()
+    checkpoints.commit()
     monkeypatch.setattr(os, "fsync", full)
     checkpoints.save(20, tensors(2), {}, {})
-    with pytest.raises(UserError, match=r"step-00000020: cannot be written or read \(No space left on device\)"):
-        checkpoints.settle()
+    with pytest.raises(UserError, match=r"step-00000020: cannot read or write the checkpoint \(No space"):
+        checkpoints.commit()
     assert names(checkpoints) == ["step-00000010"]
     assert restored(checkpoints)[1]["method.counter"] == 1
 
@@ -98,7 +98,7 @@ def test_a_run_saved_in_the_background_goes_on_as_a_whole_one_bit_by_bit(
     settings = {"checkpoint_every": 1, "checkpoint_async": True}
     with pytest.raises(interrupt("dynamic_meta", 5)):
         train(tmp_path / "run", **settings)
-    found = Checkpoints(tmp_path / "run/oltr/checkpoints", keep=2).found()
+    found = Checkpoints(tmp_path / "run/oltr/checkpoints", keep=2).paths()
     assert len(found) == 2
     folder = train(tmp_path / "run", resume=True, **settings)
     assert metrics(folder) == metrics(finished_run)
@@ -151,12 +151,12 @@ def save_where_one_disk_is_full(folder) -> str:
         patch.setattr(checkpoint, "sync", full)
         checkpoints.save(10, {f"method.{rank()}": torch.ones(3)}, {}, {})
         with pytest.raises(UserError) as caught:
-            checkpoints.settle()
+            checkpoints.commit()
     return str(caught.value)
 
 
 def test_all_ranks_stop_when_one_cannot_save(rank_pool, tmp_path):
     said = rank_pool.run(save_where_one_disk_is_full, 2, tmp_path / "checkpoints")
     assert len(set(said)) == 1
-    assert "step-00000010: cannot be written or read (No space left on device)" in said[0]
+    assert "step-00000010: cannot read or write the checkpoint (No space left on device)" in said[0]
     assert not list((tmp_path / "checkpoints").iterdir())

@@ -54,8 +54,8 @@ def test_there_may_be_none(tmp_path):
 def test_the_newest_are_kept(checkpoints):
     for step in (30, 100_000_000):
         checkpoints.save(step, TENSORS, {}, FACTS)
-        assert len(checkpoints.found()) == 2
-    assert [path.name for path in checkpoints.found()] == ["step-100000000", "step-00000030"]
+        assert len(checkpoints.paths()) == 2
+    assert [path.name for path in checkpoints.paths()] == ["step-100000000", "step-00000030"]
 
 
 def test_a_save_that_fails_leaves_the_old_ones(checkpoints, monkeypatch):
@@ -64,7 +64,7 @@ def test_a_save_that_fails_leaves_the_old_ones(checkpoints, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(UserError, match=r"step-00000030: cannot be written or read \(No space left"):
+        with pytest.raises(UserError, match=r"step-00000030: cannot read or write the checkpoint \(No space left"):
             checkpoints.save(30, TENSORS, {}, FACTS)
     assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["step-00000010", "step-00000020"]
     assert restore(checkpoints)[0]["step"] == 7
@@ -72,7 +72,7 @@ def test_a_save_that_fails_leaves_the_old_ones(checkpoints, monkeypatch):
 
 @pytest.mark.parametrize("reached", ["nothing", "tensors", "all but the name"])
 def test_a_save_that_was_killed_counts_for_nothing(checkpoints, reached):
-    whole = checkpoints.found()[0]
+    whole = checkpoints.paths()[0]
     half = checkpoints.folder / ".step-00000030.new"
     if reached == "nothing":
         half.mkdir()
@@ -87,7 +87,7 @@ def test_a_save_that_was_killed_counts_for_nothing(checkpoints, reached):
 
 
 def damage_one(checkpoints, name: str, change) -> None:
-    (path,) = checkpoints.found()[0].glob(name)
+    (path,) = checkpoints.paths()[0].glob(name)
     path.write_bytes(change(path.read_bytes()))
 
 
@@ -111,33 +111,33 @@ def test_a_file_cut_short_or_changed_is_passed_over(checkpoints, name, share):
         assert len(said) == 1
         assert "step-00000020: not a usable checkpoint" in said[0]
         # What cannot be used does not count among those kept.
-        assert [path.name for path in checkpoints.found()] == ["step-00000010"]
+        assert [path.name for path in checkpoints.paths()] == ["step-00000010"]
         shutil.rmtree(checkpoints.folder)
         shutil.copytree(whole, checkpoints.folder)
 
 
 def test_a_missing_and_a_foreign_file_are_damage(checkpoints):
-    newest, oldest = checkpoints.found()
+    newest, oldest = checkpoints.paths()
     save_file({"method.weight": torch.zeros(2, 3)}, newest / "shard-00009-model-00001-of-00001.safetensors")
     said: list[str] = []
     assert restore(checkpoints, said)[0]["step"] == 6
     assert "shard-00009" in said[0]
     next(oldest.glob("*.safetensors")).unlink()
-    with pytest.raises(UserError, match="none of the checkpoints is usable; remove it to start the stage again"):
+    with pytest.raises(UserError, match="no usable checkpoint; remove this folder to restart the stage"):
         restore(checkpoints)
 
 
 def test_a_name_that_leads_elsewhere_is_not_followed(checkpoints, tmp_path):
-    content = next(checkpoints.found()[0].glob("*.safetensors"))
+    content = next(checkpoints.paths()[0].glob("*.safetensors"))
     shutil.move(content, tmp_path / "elsewhere.safetensors")
-    path = checkpoints.found()[0] / "state.json"
+    path = checkpoints.paths()[0] / "state.json"
     state = json.loads(json.loads(path.read_text())["state"])
     state["files"] = {"../../elsewhere.safetensors": state["files"][content.name]}
     text = json.dumps(state)
     path.write_text(json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "state": text}))
     said: list[str] = []
     assert restore(checkpoints, said)[0]["step"] == 6
-    assert "lies outside it" in said[0]
+    assert "lies outside its folder" in said[0]
 
 
 class Canary:
@@ -153,8 +153,8 @@ class Canary:
 def test_nothing_in_a_checkpoint_is_run(checkpoints, tmp_path):
     trace = tmp_path / "ran"
     content = pickle.dumps(Canary(trace))
-    newest = checkpoints.found()[0]
-    for path in (newest / ".metadata", newest / "__0_0.distcp", checkpoints.found()[1] / ".metadata"):
+    newest = checkpoints.paths()[0]
+    for path in (newest / ".metadata", newest / "__0_0.distcp", checkpoints.paths()[1] / ".metadata"):
         path.write_bytes(content)
     assert restore(checkpoints)[0]["step"] == 7
     damage_one(checkpoints, "*.safetensors", lambda _: content)
@@ -168,7 +168,7 @@ def test_nothing_in_a_checkpoint_is_run(checkpoints, tmp_path):
 @pytest.mark.parametrize("change", [{"method.weight": torch.zeros(3, 3)}, {"method.other": torch.zeros(2)}])
 def test_another_models_checkpoint_is_refused(checkpoints, change):
     targets = {**TENSORS, **change}
-    with pytest.raises(UserError, match="does not belong to this run") as caught:
+    with pytest.raises(UserError, match="checkpoint mismatch") as caught:
         checkpoints.restore(lambda facts: targets, {}, print)
     assert "\n" not in str(caught.value)
 

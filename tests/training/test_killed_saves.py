@@ -22,7 +22,7 @@ def tensors(value: float) -> dict[str, torch.Tensor]:
 
 def save(checkpoints: Checkpoints, step: int, value: int) -> None:
     checkpoints.save(step, tensors(value), {}, {"value": value})
-    checkpoints.settle()
+    checkpoints.commit()
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_one_of_them_loads_wherever_it_was_killed(before, tmp_path, step, in_bac
         assert not said
         assert not list(folder.glob(".*"))
         save(checkpoints, 40, 4)
-        assert len(checkpoints.found()) == 2
+        assert len(checkpoints.paths()) == 2
     # The folder, two files, their names and the old checkpoint, which goes last.
     assert len(found) >= 8
     # Where a step is written again there is one moment between the old name and the new: then the one before loads.

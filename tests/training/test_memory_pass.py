@@ -29,7 +29,7 @@ def oltr_at_its_start(recipe, finished_run, tmp_path_factory):
         method = build_initialized_method(config, config.stages[0], data, folder)
         log = RunLog(folder.metrics, folder.tensorboard)
         trainer = Trainer(config, config.stages[0], method, data, folder, log, torch.device("cpu"))
-        trainer._pass_over_training_set()
+        trainer._run_dataset_passes()
         log.close()
         return method, data
 

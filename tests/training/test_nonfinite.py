@@ -72,9 +72,9 @@ def test_more_than_allowed_stop_the_run_and_the_last_checkpoint_stays(train, pla
     message = str(caught.value)
     assert message.startswith("stage plain, epoch 1, step 2: the loss (")
     assert "\n" not in message
-    assert "max_nonfinite_steps allows 1 of them to be skipped" in message
-    assert f"the last checkpoint is kept: {tmp_path / 'run/plain/checkpoints/step-00000006'}" in message
-    assert f"lower optim.lr or look at the images of the step: {tmp_path / 'run/nonfinite/plain-1-2.json'}" in message
+    assert "max_nonfinite_steps allows only 1 such steps per stage" in message
+    assert f"last checkpoint: {tmp_path / 'run/plain/checkpoints/step-00000006'}" in message
+    assert f"lower optim.lr or check the images of this step: {tmp_path / 'run/nonfinite/plain-1-2.json'}" in message
     facts, tensors = saved(tmp_path / "run/plain")
     assert (facts["epoch"], facts["step"], facts["nonfinite_steps"]) == (1, 2, 1)
     assert all(torch.equal(tensors[f"method.{name}"], value) for name, value in states[6].items())
@@ -93,7 +93,7 @@ def test_where_none_is_allowed_the_first_stops_the_run_and_leaves_a_checkpoint(
     train, plain_stage, tmp_path, monkeypatch, saved
 ):
     spoil(monkeypatch, {0}, lambda loss, _: loss / 0)
-    with pytest.raises(UserError, match=r"stage plain, epoch 0, step 0: the loss \(inf\).* allows 0 of them"):
+    with pytest.raises(UserError, match=r"stage plain, epoch 0, step 0: the loss \(inf\).* allows only 0 such steps"):
         train(tmp_path / "run", stages=plain_stage(), max_nonfinite_steps=0)
     assert saved(tmp_path / "run/plain")[0]["step"] == 0
 

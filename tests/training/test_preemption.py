@@ -25,8 +25,8 @@ MOMENTS = {
     "the last step of a stage": (*step_of("classify"), 7),
     "the memory pass": (METHODS["dynamic_meta"], "accumulate", 1),
     "validation": (trainer.Trainer, "validate", 1),
-    "a save": (Checkpoints, "settle", 2),
-    "the end of a stage": (trainer.Trainer, "_hand_on", 0),
+    "a save": (Checkpoints, "commit", 2),
+    "the end of a stage": (trainer.Trainer, "_finalize", 0),
 }
 
 

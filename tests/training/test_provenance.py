@@ -65,7 +65,7 @@ def test_checkpoints_of_other_data_are_refused_by_name(train, plain_stage, selec
         ({2: 0, 0: 1, 3: 2, 1: 4}, slice(None), ["data fingerprint", "class map"]),
     ):
         selected(renamed, rows)
-        with pytest.raises(UserError, match="of other training data") as caught:
+        with pytest.raises(UserError, match="checkpoint of other training data") as caught:
             train(tmp_path / "run", resume=True, **settings)
         message = str(caught.value)
         assert message.startswith(str(tmp_path / "run/plain/checkpoints"))

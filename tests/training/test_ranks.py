@@ -126,7 +126,7 @@ def test_a_mistake_on_two_processes_is_one_line_and_no_hang(runs):
     command = runs.command("mistake", "0@0", TORCHRUN[:-1], optim={"lr": 0.01, "batch": 3})
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
     assert done.returncode == 1
-    assert done.stderr.count("error: optim.batch: 3 is too few for 2 processes, two images for each") == 1
+    assert done.stderr.count("error: optim.batch: 3 is too small for 2 processes; each needs at least two images") == 1
 
 
 @pytest.mark.parametrize(("number", "minutes"), [(signal.SIGKILL, 10), (signal.SIGSTOP, 0.05)])

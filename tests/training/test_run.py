@@ -201,7 +201,7 @@ def test_the_best_epoch_is_handed_on_or_the_last(train, plain_stage, tmp_path, m
 
 def test_a_gpu_that_is_not_there_is_no_reason_to_go_on_without(train, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="cuda is asked for"):
+    with pytest.raises(UserError, match="cuda was requested"):
         train(tmp_path / "run", device="cuda")
     assert not (tmp_path / "run").exists()
 
