@@ -13,11 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from facelt.data.dataset import EncodedImageDataset
 from facelt.data.image_lists import refuse_escapes, text_lines
-from facelt.data.lists import ImageFileDataset
 from facelt.data.restricted_pickle import PickledArray, read_restricted_pickle
-from facelt.data.transforms import ImageTransform
 from facelt.errors import UserError
 
 # LFW's pairs.txt begins with its folds and the pairs of each, or with the pairs alone.
@@ -131,40 +128,3 @@ def _refuse_empty(path: Path, pairs: ImagePairs) -> ImagePairs:
     if not len(pairs.same_P):
         raise UserError(f"{path}: the file holds no pair")
     return pairs
-
-
-class EncodedBytesDataset(EncodedImageDataset):
-    """Encoded images that lie in memory, named by the file they came in and their places there."""
-
-    def __init__(
-        self, file: str, payloads: list[bytes], places: np.ndarray, transform: ImageTransform, max_pixels: int
-    ) -> None:
-        super().__init__(np.full(len(payloads), -1, dtype=np.int64), 0, transform, max_pixels)
-        self._file, self._payloads, self._places = file, payloads, places
-
-    def image_name(self, index: int) -> str:
-        return f"{self._file}:{self._places[index]}"
-
-    def read_encoded(self, index: int) -> bytes:
-        return self._payloads[index]
-
-
-class VerificationSet:
-    """A file of pairs (`pairs`), and the dataset of its images in their order (`dataset`); `name` is the file's stem.
-
-    The paths of a list lie in `root`, by default the folder of the list. Raises UserError as `read_pairs` does.
-    """
-
-    def __init__(self, path: Path, *, transform: ImageTransform, max_pixels: int, root: Path | None = None) -> None:
-        self.path = Path(path)
-        self.pairs: ImagePairs = read_pairs(self.path)
-        images = self.pairs.images
-        if self.pairs.encoded:
-            self.dataset = EncodedBytesDataset(self.path.name, images, self.pairs.first_U, transform, max_pixels)
-        else:
-            labels = np.full(len(images), -1, dtype=np.int64)
-            self.dataset = ImageFileDataset(root or self.path.parent, images, labels, 0, transform, max_pixels)
-
-    @property
-    def name(self) -> str:
-        return self.path.stem

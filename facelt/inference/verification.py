@@ -11,7 +11,7 @@ import torch
 from facelt.config.train import TrainConfig
 from facelt.data.batch import BadImageTracker
 from facelt.data.module import Preprocessing, Split
-from facelt.data.pairs import VerificationSet
+from facelt.data.verification_set import VerificationSet
 from facelt.errors import UserError
 from facelt.inference.model import TrainedModel
 from facelt.inference.predict import EvalLoaderConfig, Predictor, iterate_split, predict_all
