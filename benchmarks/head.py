@@ -19,7 +19,7 @@ from facelt.distributed.logits import GatheredFeatures
 from facelt.heads.classifiers import CosineHead
 from facelt.heads.dynamic_meta import DynamicMetaHead
 from facelt.heads.memory import IdentityMemory
-from facelt.losses.centroids import discriminative_centroids
+from facelt.losses.centroids import discriminative_centroids_loss
 
 
 def head_step(identities: int, dim: int, batch: int) -> Callable[[], None]:
@@ -36,7 +36,7 @@ def head_step(identities: int, dim: int, batch: int) -> Callable[[], None]:
             parameter.grad = None
         feature = GatheredFeatures.gather(feature_BD)
         logits, _ = head(feature)
-        centroids = discriminative_centroids(feature, memory.centroid_CD, label_B, memory.classes)
+        centroids = discriminative_centroids_loss(feature, memory.centroid_CD, label_B, memory.classes)
         (logits.cross_entropy(label_B) + 0.01 * centroids).backward()
 
     return step

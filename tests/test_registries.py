@@ -15,13 +15,13 @@ from facelt.config.registry import METHODS, SAMPLERS, Registry
 from facelt.config.train import Part, Shares
 from facelt.data.cifar import _PROFILES, CIFAR_FILES
 from facelt.evaluation.sweeps import SWEEPS
-from facelt.heads.dynamic_meta import CONVENTIONS
+from facelt.heads.dynamic_meta import HEAD_VARIANTS
 from facelt.heads.memory import UpdateRule
 from facelt.methods.oltr import _CONVENTIONS, DynamicMetaSettings
 from facelt.metrics.classification import SHOT_CONVENTIONS
 from facelt.models.branched import Branches
 from facelt.models.network import build_network
-from facelt.models.pretrained import PARTS
+from facelt.models.pretrained import NETWORK_PARTS
 from facelt.openset.rejection import OPENSET
 from facelt.store.store import DTYPES, KINDS
 from tests.methods.minimal import BRANCHES, OPTIONS
@@ -58,10 +58,10 @@ def test_a_registry_finds_its_implementations_by_itself(name):
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        (CONVENTIONS, allowed(DynamicMetaSettings, "convention")),
+        (HEAD_VARIANTS, allowed(DynamicMetaSettings, "convention")),
         (_CONVENTIONS, allowed(DynamicMetaSettings, "convention")),
         (typing.get_args(UpdateRule), allowed(DynamicMetaSettings, "centroid_update")),
-        ((*PARTS, "head"), set(typing.get_args(Part))),
+        ((*NETWORK_PARTS, "head"), set(typing.get_args(Part))),
         (KINDS, set(typing.get_args(Kind))),
         (DTYPES, option(embed, "dtype")),
         (SHOT_CONVENTIONS, option(evaluate, "convention")),
@@ -86,6 +86,6 @@ def test_a_methods_parts_streams_and_kinds_have_names_that_others_know(name):
     assert {"network", "head"} <= set(method.parameter_groups())
     assert {stream.sampler for stream in method.streams()} <= set(SAMPLERS)
     assert set(method.kinds) <= set(KINDS)
-    assert {child for child, _ in method.network.named_children()} == set(PARTS)
+    assert {child for child, _ in method.network.named_children()} == set(NETWORK_PARTS)
     grouped = [id(parameter) for group in method.parameter_groups().values() for parameter in group]
     assert sorted(grouped) == sorted(id(parameter) for parameter in method.parameters())

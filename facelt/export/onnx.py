@@ -88,7 +88,7 @@ class MetaGraph(nn.Module):
         self.feature = Feature(model, mirrored)
         head = model.method.head
         self.hallucinator, self.selector = head.hallucinator, head.selector
-        self.convention, self.use_reachability = head.convention, head.use_reachability
+        self.variant, self.use_reachability = head.variant, head.use_reachability
         self.min_distance = head.memory.min_distance
         centroid_CD = head.memory.centroid_CD.detach()
         half_C = 0.5 * torch.linalg.vector_norm(centroid_CD, dim=1).square()
@@ -98,7 +98,7 @@ class MetaGraph(nn.Module):
 
     def forward(self, data_N3HW: Tensor) -> tuple[Tensor, Tensor]:
         feature_ND = self.feature(data_N3HW)
-        reachability_N = self.convention.reachability_scale / self._distance(feature_ND)
+        reachability_N = self.variant.reachability_scale / self._distance(feature_ND)
         vector_ND = feature_ND
         if self.hallucinator is not None:
             share_NC = F.linear(feature_ND, self.hallucinator.weight, self.hallucinator.bias).softmax(dim=1)
@@ -108,7 +108,7 @@ class MetaGraph(nn.Module):
             vector_ND = feature_ND + memory_ND
         if self.use_reachability:
             vector_ND = reachability_N[:, None] * vector_ND
-        return self.convention.squash(vector_ND), reachability_N
+        return self.variant.squash(vector_ND), reachability_N
 
     def _distance(self, feature_ND: Tensor) -> Tensor:
         nearest_N = F.linear(feature_ND, self.centroid_CD, self.offset_C).argmax(dim=1)

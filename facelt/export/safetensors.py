@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import save
 
 from facelt.inference.model import TrainedModel
-from facelt.models.pretrained import arcface_state
+from facelt.models.pretrained import arcface_state_dict
 from recordio_tools.atomic_io import atomic_replace, write_text
 
 INPUT = "RGB, (x - 127.5) / 127.5 for pixels x of 0 to 255"
@@ -46,7 +46,7 @@ def export_network(model: TrainedModel, path: Path) -> Path:
     Raises UserError where the disk refuses.
     """
     network = model.method.network
-    arcface = arcface_state(network)
+    arcface = arcface_state_dict(network)
     state = network.state_dict() if arcface is None else arcface
     advice = "choose another place with --out"
     content = save({name: value.contiguous() for name, value in state.items()})

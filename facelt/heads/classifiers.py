@@ -134,13 +134,13 @@ class CosineHead(Head):
         self.sample_rate = sample_rate
         self.weight = nn.Parameter(self.classes.uniform_rows(dim, dim**-0.5))
 
-    def along(self, vector_BD: torch.Tensor, batch_split: BatchSplit) -> ClassifierLogits:
+    def scaled_logits(self, vector_BD: torch.Tensor, batch_split: BatchSplit) -> ClassifierLogits:
         """z = scale * v . w / |w|: the vectors of all images with their length, the rows without theirs."""
         scale = self.scale if self.learned_scale is None else self.learned_scale()
         return ClassifierLogits(scale * vector_BD, ClassWeights(self.weight, normalize=True), self.classes, batch_split)
 
     def forward(self, feature: GatheredFeatures) -> ClassifierLogits:
-        return self.along(F.normalize(feature.global_BD, dim=1, eps=MIN_NORM), feature.batch_split)
+        return self.scaled_logits(F.normalize(feature.global_BD, dim=1, eps=MIN_NORM), feature.batch_split)
 
     def training_logits(self, feature: GatheredFeatures, label_b: torch.Tensor, step: int = 0) -> ClassifierLogits:
         logits = self(feature)

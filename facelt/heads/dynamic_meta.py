@@ -1,6 +1,6 @@
-"""Dynamic meta-embedding: a direct feature, enriched from the memory, scaled by how reachable it is.
+"""Dynamic meta-embedding head of OLTR (CVPR 2019): direct feature, memory feature and reachability.
 
-b images of this rank, B of all ranks, W ranks, D feature.
+b images of this rank, B of all ranks, W ranks, D feature, C identities.
 """
 
 from dataclasses import dataclass
@@ -15,32 +15,32 @@ from facelt.distributed.logits import MIN_NORM, ClassifierLogits, GatheredFeatur
 from facelt.heads.classifiers import CosineHead, LinearHead
 from facelt.heads.memory import IdentityMemory
 
-ConventionName = Literal["paper", "released"]
+HeadVariantName = Literal["paper", "released"]
 
 
 @dataclass(frozen=True)
-class Convention:
-    """What the paper and its released code say differently about the head (OLTR, section 3.2 against its code)."""
+class HeadVariant:
+    """Constants in which OLTR's paper (section 3.2) and its released code differ."""
 
     reachability_scale: float
     squash_power: int
 
     def squash(self, vector_BD: torch.Tensor) -> torch.Tensor:
-        """Vectors of the same direction and the length n^p / (1 + n^p), below 1."""
-        length_B1 = torch.linalg.vector_norm(vector_BD, dim=1, keepdim=True)
-        powered_B1 = length_B1.pow(self.squash_power)
-        return vector_BD / length_B1.clamp_min(MIN_NORM) * (powered_B1 / (1 + powered_B1))
+        """Returns vectors of the same direction and length n^p / (1 + n^p), which is below 1."""
+        norm_B1 = torch.linalg.vector_norm(vector_BD, dim=1, keepdim=True)
+        power_B1 = norm_B1.pow(self.squash_power)
+        return vector_BD / norm_B1.clamp_min(MIN_NORM) * (power_B1 / (1 + power_B1))
 
 
-CONVENTIONS: dict[str, Convention] = {
-    "paper": Convention(reachability_scale=1.0, squash_power=2),
-    "released": Convention(reachability_scale=10.0, squash_power=1),
+HEAD_VARIANTS: dict[str, HeadVariant] = {
+    "paper": HeadVariant(reachability_scale=1.0, squash_power=2),
+    "released": HeadVariant(reachability_scale=10.0, squash_power=1),
 }
 
 
 @dataclass(frozen=True)
 class MetaEmbedding:
-    """What the head makes of direct features.
+    """Meta-embeddings of direct features.
 
     `meta_bD` is squashed: its length is below 1 and grows with the reachability. `vector` is the same before squashing.
     `infused_bD` is selector * memory feature. `reachability_b` is scale / distance to the nearest centroid.
@@ -55,12 +55,12 @@ class MetaEmbedding:
 class DynamicMetaHead(nn.Module):
     """v = reachability * (f + tanh(W_s f + b_s) * (softmax(W_h f + b_h) M)), classified by the cosine of squashed v.
 
-    The parts can be switched off one by one: without memory v = reachability * f, without selector e = 1, without
-    reachability its factor is 1.
+    Each part can be switched off: without memory v = reachability * f; without selector or reachability that factor is
+    1.
 
-    Hallucinator, memory and classifier are split by identities. A step moves the features, the read-out, the nearest
-    centroids and the meta-embeddings: 4 W b D values forward, 3 W b D and the selector's D (D + 1) back, and a few
-    numbers an image; never anything of size C x D.
+    Hallucinator, memory and classifier are sharded by identity. A step exchanges features, readouts, nearest centroids
+    and meta-embeddings: 4 W b D values forward, 3 W b D and the selector's D (D + 1) backward, and a few numbers per
+    image; never anything of size C x D.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class DynamicMetaHead(nn.Module):
         memory: IdentityMemory,
         dim: int,
         *,
-        convention: ConventionName = "released",
+        variant: HeadVariantName = "released",
         scale: float = 16.0,
         use_memory: bool = True,
         use_selector: bool = True,
@@ -77,32 +77,34 @@ class DynamicMetaHead(nn.Module):
         super().__init__()
         num_classes = memory.classes.total
         self.memory = memory
-        self.convention = CONVENTIONS[convention]
+        self.variant = HEAD_VARIANTS[variant]
         self.hallucinator = LinearHead(dim, num_classes) if use_memory else None
         self.selector = nn.Linear(dim, dim) if use_memory and use_selector else None
         self.use_reachability = use_reachability
         self.classifier = CosineHead(dim, num_classes, scale)
 
     def embed(self, feature: GatheredFeatures) -> MetaEmbedding:
-        """The meta-embedding of direct features, with gradients into features and parameters."""
+        """Returns the meta-embeddings of direct features, with gradients into features and parameters."""
         infused_bD = self._infuse(feature)
         distance_b, _ = self.memory.nearest(feature)
-        reachability_b = self.convention.reachability_scale / distance_b
+        reachability_b = self.variant.reachability_scale / distance_b
         vector_bD = feature.local_bD + infused_bD
         if self.use_reachability:
             vector_bD = reachability_b[:, None] * vector_bD
         vector = GatheredFeatures.gather(vector_bD, feature.batch_split)
-        return MetaEmbedding(vector, self.convention.squash(vector_bD), infused_bD, reachability_b)
+        return MetaEmbedding(vector, self.variant.squash(vector_bD), infused_bD, reachability_b)
 
     def classify(self, embedding: MetaEmbedding) -> ClassifierLogits:
-        """z_k = scale * |squashed v| * cos(v, w_k)."""
-        return self.classifier.along(self.convention.squash(embedding.vector.global_BD), embedding.vector.batch_split)
+        """Returns the logits z_k = scale * |squashed v| * cos(v, w_k)."""
+        vector = embedding.vector
+        return self.classifier.scaled_logits(self.variant.squash(vector.global_BD), vector.batch_split)
 
     def forward(self, feature: GatheredFeatures) -> tuple[ClassifierLogits, MetaEmbedding]:
         embedding = self.embed(feature)
         return self.classify(embedding), embedding
 
     def _infuse(self, feature: GatheredFeatures) -> torch.Tensor:
+        """Returns selector * memory feature, [b, D]."""
         if self.hallucinator is None:
             return torch.zeros_like(feature.local_bD)
         memory_bD = self.memory.read(self.hallucinator(feature))

@@ -1,6 +1,6 @@
-"""The nearest class mean of unit features, as a classifier.
+"""Nearest class mean classifier on normalised features.
 
-b images of this rank, B of all ranks, D feature, C identities of this rank's range.
+b images of this rank, B of all ranks, D feature, C classes of this rank's range.
 """
 
 from dataclasses import replace
@@ -13,45 +13,49 @@ from facelt.distributed.logits import MIN_NORM, ClassifierLogits, ClassWeights, 
 from facelt.heads.classifiers import Head
 from facelt.heads.memory import IdentityMemory
 
-Distance = Literal["euclidean", "cosine"]
+NcmDistance = Literal["euclidean", "cosine"]
+
+# The lowest possible logits, for a class without images: those of opposite unit vectors.
+_LOWEST_COSINE = -1.0
+_LOWEST_EUCLIDEAN = -3.0
 
 
 class NcmHead(Head):
-    """Logits are the cosine to a class's mean, or 2 f . c - |c|^2: the squared distance to it, turned round, plus 1.
+    """Logits are the cosine to a class's mean, or 2 f . c - |c|^2, which is 1 minus the squared distance to it.
 
-    Means are of features of length 1 and keep the length they have. A class without images has the lowest logit there
-    can be. Nothing is learned by gradients; `update` follows the features at `rate`, as the memory's rule `tracking`.
+    The means are of features of length 1 and are not normalised themselves. A class without images has the lowest
+    possible logit. No parameter gets a gradient; `update` moves the means at `rate` by the memory's `tracking` rule.
     """
 
-    def __init__(self, dim: int, num_classes: int, *, distance: Distance = "cosine", rate: float = 0.5) -> None:
+    def __init__(self, dim: int, num_classes: int, *, distance: NcmDistance = "cosine", rate: float = 0.5) -> None:
         super().__init__()
         self.distance = distance
         self.memory = IdentityMemory(num_classes, dim, update_rule="tracking", rate=rate)
 
     def accumulate(self, feature: GatheredFeatures, label_b: torch.Tensor) -> None:
-        """One batch of the pass that makes the means; then `finish`."""
-        self.memory.accumulate(_unit(feature), label_b)
+        """Adds a batch to the class means; after one pass over the data call `finish`."""
+        self.memory.accumulate(_normalized(feature), label_b)
 
     def finish(self) -> None:
+        """Sets the class means."""
         self.memory.finish()
 
     def update(self, feature: GatheredFeatures, label_b: torch.Tensor) -> None:
         """Moves the means of the batch's classes towards its features."""
-        self.memory.update(_unit(feature), label_b)
+        self.memory.update(_normalized(feature), label_b)
 
     def forward(self, feature: GatheredFeatures) -> ClassifierLogits:
         mean_CD, filled_C = self.memory.centroid_CD, self.memory.filled_C
         unit_BD = F.normalize(feature.global_BD, dim=1, eps=MIN_NORM)
         if self.distance == "cosine":
-            rows = ClassWeights(F.normalize(mean_CD, dim=1, eps=MIN_NORM), filled_C.to(mean_CD.dtype) - 1)
-            return ClassifierLogits(unit_BD, rows, self.memory.classes, feature.batch_split)
-        lowest = -3.0  # two unit vectors that are opposite: 2 * -1 - 1
-        square_C = mean_CD.square().sum(dim=1)
-        rows = ClassWeights(mean_CD, torch.where(filled_C, -square_C, lowest))
-        return ClassifierLogits(2 * unit_BD, rows, self.memory.classes, feature.batch_split)
+            weight_CD = F.normalize(mean_CD, dim=1, eps=MIN_NORM)
+            bias_C = torch.where(filled_C, 0.0, _LOWEST_COSINE).to(mean_CD.dtype)
+        else:
+            unit_BD, weight_CD = 2 * unit_BD, mean_CD
+            bias_C = torch.where(filled_C, -mean_CD.square().sum(dim=1), _LOWEST_EUCLIDEAN)
+        return ClassifierLogits(unit_BD, ClassWeights(weight_CD, bias_C), self.memory.classes, feature.batch_split)
 
 
-def _unit(feature: GatheredFeatures) -> GatheredFeatures:
-    """The features' directions."""
+def _normalized(feature: GatheredFeatures) -> GatheredFeatures:
     local_bD = F.normalize(feature.local_bD, dim=1, eps=MIN_NORM)
     return replace(feature, local_bD=local_bD, global_BD=F.normalize(feature.global_BD, dim=1, eps=MIN_NORM))

@@ -29,7 +29,7 @@ from facelt.errors import UserError
 from facelt.methods.base import Method
 from facelt.models.branched import Branches
 from facelt.models.network import build_network
-from facelt.models.pretrained import difference
+from facelt.models.pretrained import state_mismatch
 from recordio_tools.atomic_io import atomic_replace, sha256_of, write_text
 
 
@@ -117,7 +117,7 @@ def refuse_other_shapes(path: Path, method: Method) -> None:
     }
     with open_weights(path) as entries:
         given = {name: entry.outline() for name, entry in entries.items()}
-    wrong = difference(own, given)
+    wrong = state_mismatch(own, given)
     if wrong:
         raise UserError(f"{path}: the weights do not belong to this model: {wrong}")
 

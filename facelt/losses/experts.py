@@ -1,14 +1,6 @@
-"""What a student takes over from a teacher's answers.
+"""Losses of multi-expert methods: knowledge distillation, RIDE and ResLT.
 
-B images, C classes.
-
-RIDE's loss: every expert is right by itself, and unlike the others (Wang et al., ICLR 2021).
-
-K experts, B images of all ranks, C classes.
-
-ResLT's loss: branches that answer for ever rarer classes, and their sum for all (Cui et al., TPAMI 2022).
-
-K branches, B images of all ranks, C classes.
+K experts or branches, B images of all ranks, C classes.
 """
 
 import torch
@@ -17,13 +9,13 @@ import torch.nn.functional as F
 from facelt.losses.classification import Loss
 
 
-def distillation(
+def distillation_kl(
     student_BC: torch.Tensor, teacher_BC: torch.Tensor, temperature: float | torch.Tensor = 1.0
 ) -> torch.Tensor:
-    """KL(softmax(teacher / T) || softmax(student / T)) of each image, [B]; no gradient into the teacher.
+    """Returns KL(softmax(teacher / T) || softmax(student / T)) per image, [B]; no gradient into the teacher.
 
-    The factor T^2 that keeps the gradient's size is the caller's: not every method has it. A temperature [C] divides
-    each class's logits by its own.
+    A temperature [C] divides the logits of each class by its own value. The usual factor T^2 is left to the caller: not
+    every method has it.
     """
     student_BC = (student_BC / temperature).log_softmax(dim=-1)
     teacher_BC = (teacher_BC.detach() / temperature).log_softmax(dim=-1)
@@ -31,43 +23,43 @@ def distillation(
 
 
 def diversity_temperature(counts_C: torch.Tensor, factor: float) -> torch.Tensor:
-    """(factor * C * n / N + 1 - factor) / its maximum, [C]: rare classes have lower temperatures."""
+    """Returns (factor * C * n / N + 1 - factor) divided by its maximum, [C]: lower temperatures for rare classes."""
     relative_C = len(counts_C) * counts_C.double() / counts_C.sum()
     temperature_C = factor * relative_C + 1 - factor
     return (temperature_C / temperature_C.max()).to(torch.get_default_dtype())
 
 
-def ride(
+def ride_loss(
     expert_KBC: torch.Tensor,
     label_B: torch.Tensor,
-    individual: Loss,
+    expert_loss: Loss,
     *,
     diversity: float,
     weight_C: torch.Tensor | None = None,
     temperature_C: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """sum over the experts of individual(z_i) + diversity * T^2 * KL(softmax(mean z / T) || softmax(z_i / T)).
+    """Returns sum_k expert_loss(z_k) + diversity * T^2 * KL(softmax(mean z / T) || softmax(z_k / T)), a scalar.
 
-    `diversity` is below 0, so that experts move away from their mean, into which no gradient flows. T is 1 without
-    `temperature_C`; with it each class has its own and T^2 is the square of their mean. Released code; the paper has
-    the divergence of every two experts instead.
+    A `diversity` below 0 moves the experts away from their mean, which gets no gradient. T is 1 without
+    `temperature_C`; with it each class has its own, and T^2 is the square of their mean. This is the released code of
+    RIDE (Wang et al., ICLR 2021); the paper sums the divergence over all pairs of experts instead.
     """
-    right = sum(individual(logits_BC, label_B, weight_C) for logits_BC in expert_KBC)
+    classification = sum(expert_loss(logits_BC, label_B, weight_C) for logits_BC in expert_KBC)
     temperature_C = expert_KBC.new_ones(()) if temperature_C is None else temperature_C
-    unlike_KB = distillation(expert_KBC, expert_KBC.mean(dim=0), temperature_C)
-    return right + diversity * temperature_C.mean().square() * unlike_KB.mean(dim=1).sum()
+    divergence_KB = distillation_kl(expert_KBC, expert_KBC.mean(dim=0), temperature_C)
+    return classification + diversity * temperature_C.mean().square() * divergence_KB.mean(dim=1).sum()
 
 
-def reslt(
-    branch_KBC: torch.Tensor, label_B: torch.Tensor, member_KC: torch.Tensor, *, individual: float
+def reslt_loss(
+    branch_KBC: torch.Tensor, label_B: torch.Tensor, member_KC: torch.Tensor, *, branch_weight: float
 ) -> torch.Tensor:
-    """individual * own + (1 - individual) * cross-entropy of the branches' sum, a scalar.
+    """Returns branch_weight * branches + (1 - branch_weight) * cross-entropy of the branches' sum, a scalar.
 
-    `member_KC` says which classes a branch answers for; the first one's are all. Own is the cross-entropy of every
-    branch on the images of its classes, summed and divided by the number of such images of all branches.
+    `branches` is the cross-entropy of every branch on the images of its classes (`member_KC`, all classes for the first
+    branch), summed and divided by the number of such images of all branches. Source: ResLT, Cui et al., TPAMI 2022.
     """
     member_KB = member_KC[:, label_B]
     label_KB = label_B.expand_as(member_KB)
-    term_KB = F.cross_entropy(branch_KBC.transpose(1, 2), label_KB, reduction="none")
-    own = (term_KB * member_KB).sum() / member_KB.sum()
-    return individual * own + (1 - individual) * F.cross_entropy(branch_KBC.sum(dim=0), label_B)
+    loss_KB = F.cross_entropy(branch_KBC.transpose(1, 2), label_KB, reduction="none")
+    branches = (loss_KB * member_KB).sum() / member_KB.sum()
+    return branch_weight * branches + (1 - branch_weight) * F.cross_entropy(branch_KBC.sum(dim=0), label_B)

@@ -32,7 +32,7 @@ from facelt.config.train import MethodSettings, SecondStageSettings
 from facelt.distributed.logits import MIN_NORM, ClassifierLogits, GatheredFeatures, ReplicatedLogits
 from facelt.heads.classifiers import LinearHead, take_head
 from facelt.heads.ncm import NcmHead
-from facelt.losses.experts import distillation
+from facelt.losses.experts import distillation_kl
 from facelt.methods.base import Inputs, Method, OnFrozenNetwork, PostHoc, Progress, StepOutput, Stream
 from facelt.models.network import Network
 
@@ -341,5 +341,5 @@ class FusionKt(Method):
         right_B = ncm_BC.argmax(dim=1) == label_B
         own_B = F.cross_entropy(second_BC, label_B, reduction="none")
         share = self.config.transfer
-        taught_B = (1 - share) * own_B + share * distillation(second_BC, ncm_BC)
+        taught_B = (1 - share) * own_B + share * distillation_kl(second_BC, ncm_BC)
         return mean_where(taught_B, right_B) + mean_where(own_B, ~right_B)

@@ -18,7 +18,7 @@ from facelt.distributed.comm import BatchSplit
 from facelt.distributed.logits import GatheredFeatures, ShardedLogits
 from facelt.errors import UserError
 from facelt.losses.classification import LossConfig
-from facelt.losses.experts import distillation
+from facelt.losses.experts import distillation_kl
 from facelt.methods.base import Inputs, Method, Progress, StepOutput, Stream
 from facelt.methods.classify import check_scale
 from facelt.metrics.classification import SHOT_BANDS, shot_bands
@@ -164,7 +164,7 @@ class Lfme(Method):
         learnt = (pace_B * term_B).mean()
         followed = sum(
             self.weight_E[answer.group]
-            * distillation(student_BC[:, answer.class_G], answer.logit_BG, TEMPERATURE).mean()
+            * distillation_kl(student_BC[:, answer.class_G], answer.logit_BG, TEMPERATURE).mean()
             for answer in answers
         )
         said_B = student_BC.argmax(dim=1)

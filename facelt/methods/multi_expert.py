@@ -38,7 +38,7 @@ from facelt.distributed.logits import (
 )
 from facelt.heads.classifiers import take_head
 from facelt.losses.classification import ClassBalancedSettings, ClassWeightsConfig, LdamSettings, Loss, LossConfig
-from facelt.losses.experts import distillation, diversity_temperature, ride
+from facelt.losses.experts import distillation_kl, diversity_temperature, ride_loss
 from facelt.methods.base import Embeddings, Inputs, Method, Progress, StepOutput, Stream
 from facelt.methods.classify import Objective, check_scale
 from facelt.models.network import Network
@@ -206,7 +206,7 @@ class Ride(Experts):
         if self.config.collaborative:
             return len(expert_KBC) * self.individual(expert_KBC.mean(dim=0), label_B, weight_C)
         temperature_C = self.temperature_C if progress.share >= self.config.temperature_start else None
-        return ride(
+        return ride_loss(
             expert_KBC,
             label_B,
             self.individual,
@@ -221,7 +221,7 @@ class Ride(Experts):
         with torch.no_grad():
             teacher_BC = teacher.logits(image_B3HW).full_BC
         temperature = self.config.distillation.temperature
-        return temperature**2 * distillation(mean_BC, teacher_BC, temperature).mean()
+        return temperature**2 * distillation_kl(mean_BC, teacher_BC, temperature).mean()
 
 
 class Router(nn.Module):

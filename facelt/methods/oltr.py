@@ -19,7 +19,7 @@ from facelt.distributed.comm import all_reduce
 from facelt.distributed.logits import GatheredFeatures, ShardedLogits
 from facelt.heads.dynamic_meta import DynamicMetaHead
 from facelt.heads.memory import IdentityMemory
-from facelt.losses.centroids import discriminative_centroids
+from facelt.losses.centroids import discriminative_centroids_loss
 from facelt.methods.base import Embeddings, Inputs, Method, Progress, StepOutput, Stream
 from facelt.models.network import Network
 
@@ -94,7 +94,7 @@ class DynamicMeta(Method):
         self.head = DynamicMetaHead(
             memory,
             network.dim,
-            convention=config.convention,
+            variant=config.convention,
             scale=config.scale,
             use_memory=config.memory,
             use_selector=config.selector,
@@ -141,7 +141,7 @@ class DynamicMeta(Method):
         feature = GatheredFeatures.gather(self.features(batch.image_B3HW))
         logits, embedding = self.head(feature)
         cross_entropy = logits.cross_entropy(batch.label_B)
-        centroids = discriminative_centroids(
+        centroids = discriminative_centroids_loss(
             embedding.vector if self.convention.on_meta_embedding else feature,
             self.memory.centroid_CD,
             batch.label_B,
@@ -149,7 +149,7 @@ class DynamicMeta(Method):
             margin=self.config.margin,
             repel_weight=self.config.repel_weight,
             margin_form=self.config.margin_form,
-            weigh_centroids=self.convention.weigh_centroids,
+            scale_centroid_gradient=self.convention.weigh_centroids,
         )
         norm_b = torch.linalg.vector_norm(feature.local_bD.detach(), dim=1)
         sums = torch.stack([embedding.reachability_b.detach().sum(), norm_b.sum()])

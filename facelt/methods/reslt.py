@@ -17,7 +17,7 @@ from facelt.config.train import MethodSettings
 from facelt.distributed.logits import ClassWeights, GatheredFeatures, ShardedLogits
 from facelt.errors import UserError
 from facelt.heads.classifiers import LinearHead
-from facelt.losses.experts import reslt
+from facelt.losses.experts import reslt_loss
 from facelt.methods.base import Embeddings, Inputs, Method, Progress, StepOutput, Stream
 from facelt.methods.multi_expert import by_branch, whole_logits
 from facelt.models.network import Network
@@ -77,7 +77,7 @@ class Reslt(Method):
         feature = GatheredFeatures.gather(self.features(batch.image_B3HW))
         branch_KBC = whole_logits([self.head(branch) for branch in by_branch(feature)])
         label_B = feature.batch_split.gather(batch.label_B)
-        return StepOutput(reslt(branch_KBC, label_B, self.member_KC, individual=self.individual))
+        return StepOutput(reslt_loss(branch_KBC, label_B, self.member_KC, branch_weight=self.individual))
 
     def logits(self, image_B3HW: torch.Tensor) -> ShardedLogits:
         # The sum of K linear answers is one on the sum of the features, with K times the bias.

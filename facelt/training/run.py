@@ -25,7 +25,7 @@ from facelt.inference.predict import sync_step_info
 from facelt.inference.verification import TrainingSets
 from facelt.methods.base import Method
 from facelt.models.network import Network
-from facelt.models.pretrained import fitting_state, load_pretrained, load_stage
+from facelt.models.pretrained import load_pretrained, load_stage_weights, matching_state
 from facelt.training.logs import NullLog, RunLog
 from facelt.training.optim import as_teacher
 from facelt.training.run_folder import RunFolder
@@ -77,12 +77,12 @@ def validate_initial_weights(config: TrainConfig, num_classes: int) -> None:
         try:
             if stage.start is None:
                 if config.model.pretrained is not None:
-                    fitting_state(network, config.model.pretrained)
+                    matching_state(network, config.model.pretrained)
             elif is_elsewhere(stage.start):
                 with open_weights(find_model(Path(stage.start)) / WEIGHTS) as entries:
-                    load_stage(network, network_state(entries, Entry.outline))
+                    load_stage_weights(network, network_state(entries, Entry.outline))
             else:
-                load_stage(network, networks[stage.start].state_dict())
+                load_stage_weights(network, networks[stage.start].state_dict())
         except UserError as error:
             source = f"stages: {stage.name!r} starts from {stage.start!r}" if stage.start else "model.pretrained"
             raise UserError(f"{source}: {error}") from None
@@ -93,7 +93,7 @@ def build_initialized_method(config: TrainConfig, stage: StageConfig, data: Trai
     method = build_method(config, stage, data.num_classes, torch.from_numpy(data.train_counts))
     if stage.start is not None:
         with open_weights(_stage_folder(stage.start, folder) / WEIGHTS) as entries:
-            load_stage(method.network, network_state(entries))
+            load_stage_weights(method.network, network_state(entries))
             method.start_from(entries)
     elif config.model.pretrained is not None:
         load_pretrained(method.network, config.model.pretrained)

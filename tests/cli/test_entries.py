@@ -79,7 +79,7 @@ def test_weights_to_start_from_that_are_missing_or_unfit_are_named_before_any_wo
     torch.save({"conv1.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "part.pth")
     message = refused("train", "--config", recipe_file, "--set", f"model.pretrained={tmp_path}/part.pth")
     assert "model.pretrained: " in message
-    assert "part.pth: its weights do not fit this network: backbone.conv1.weight is" in message
+    assert "part.pth: the weights do not fit this network: backbone.conv1.weight is" in message
     assert not (tmp_path / "run").exists()
     message = refused("train", "--config", recipe_file, "--set", "stages.1.start=absent/plain")
     assert "absent/plain: neither a run nor a stage's folder" in message

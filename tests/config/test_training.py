@@ -11,7 +11,7 @@ from facelt.config.loading import load_config
 from facelt.config.train import TrainConfig
 from facelt.errors import UserError
 from facelt.inference.model import build_method
-from facelt.models.pretrained import load_stage
+from facelt.models.pretrained import load_stage_weights
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 AUDITS = sorted(path.name for path in CONFIGS.glob("audit_*.yaml"))
@@ -43,7 +43,7 @@ def test_every_recipe_loads_and_its_stages_fit_each_other(name):
             assert method.network.dim == DIMS.get(name, 512)
             if stage.start in methods:
                 earlier = methods[stage.start].network.state_dict()
-                load_stage(method.network, {key: torch.empty_like(value) for key, value in earlier.items()})
+                load_stage_weights(method.network, {key: torch.empty_like(value) for key, value in earlier.items()})
 
 
 # The released settings: epochs, StepLR, learning rates of backbone, head and centroids, what is new and what is frozen.

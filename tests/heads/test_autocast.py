@@ -8,7 +8,7 @@ from facelt.heads.classifiers import CosineHead, LinearHead, MarginHead, ScaledH
 from facelt.heads.dynamic_meta import DynamicMetaHead
 from facelt.heads.memory import IdentityMemory
 from facelt.heads.ncm import NcmHead
-from facelt.losses.centroids import discriminative_centroids
+from facelt.losses.centroids import discriminative_centroids_loss
 
 CLASSES, DIM, BATCH = 7, 16, 5
 LABELS = torch.tensor([0, 6, 3, 3, 1])
@@ -26,7 +26,7 @@ def classifier_loss(head, feature: GatheredFeatures) -> torch.Tensor:
 
 def memory_loss(head: DynamicMetaHead, feature: GatheredFeatures) -> torch.Tensor:
     logits, embedding = head(feature)
-    centroids = discriminative_centroids(feature, head.memory.centroid_CD, LABELS, head.memory.classes)
+    centroids = discriminative_centroids_loss(feature, head.memory.centroid_CD, LABELS, head.memory.classes)
     return logits.cross_entropy(LABELS) + 0.1 * centroids + embedding.meta_bD.sum()
 
 

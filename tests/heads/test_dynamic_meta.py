@@ -64,13 +64,13 @@ def plain_logits(head: DynamicMetaHead, x: torch.Tensor, scale: float, squash) -
 
 
 @pytest.mark.parametrize(
-    ("convention", "scale", "squash"),
+    ("variant", "scale", "squash"),
     [("released", 10.0, lambda n: n / (1 + n)), ("paper", 1.0, lambda n: n**2 / (1 + n**2))],
 )
-def test_conventions_equal_the_expanded_formula(convention, scale, squash):
+def test_variants_equal_the_expanded_formula(variant, scale, squash):
     torch.manual_seed(0)
     memory = filled_memory(torch.randn(7, 4, dtype=torch.float64))
-    head = DynamicMetaHead(memory, 4, convention=convention).double()
+    head = DynamicMetaHead(memory, 4, variant=variant).double()
     x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
     logits, embedding = head(GatheredFeatures.gather(x))
     expected = plain_logits(head, x, scale, squash)
@@ -120,7 +120,7 @@ import torch
 from facelt.distributed.logits import GatheredFeatures
 from facelt.heads.dynamic_meta import DynamicMetaHead
 from facelt.heads.memory import IdentityMemory
-from facelt.losses.centroids import discriminative_centroids
+from facelt.losses.centroids import discriminative_centroids_loss
 
 def held(name):
     # This program's own, where getrusage's figure is at least that of the program that started it.
@@ -142,7 +142,7 @@ with open("/proc/self/clear_refs", "w") as peak:
     peak.write("5")  # resets VmHWM
 feature = GatheredFeatures.gather(x)
 logits, embedding = head(feature)
-centroids = discriminative_centroids(feature, memory.centroid_CD, label, memory.classes)
+centroids = discriminative_centroids_loss(feature, memory.centroid_CD, label, memory.classes)
 loss = logits.cross_entropy(label) + 0.01 * centroids
 loss.backward()
 gradients = sum(p.grad.numel() * 4 for p in head.parameters())

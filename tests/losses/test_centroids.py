@@ -6,11 +6,11 @@ import torch
 
 from facelt.distributed.class_shards import ClassRange
 from facelt.distributed.logits import GatheredFeatures
-from facelt.losses.centroids import discriminative_centroids
+from facelt.losses.centroids import discriminative_centroids_loss
 
 
 def loss_of(feature, centroid, label, **options):
-    return discriminative_centroids(
+    return discriminative_centroids_loss(
         GatheredFeatures.gather(feature), centroid, label, ClassRange.local(len(centroid)), **options
     )
 
@@ -47,7 +47,7 @@ def test_gradients_equal_autograd_of_the_distance_matrix(margin, form, weigh):
     feature = torch.randn(6, 5, generator=generator, dtype=torch.float64, requires_grad=True)
     centroid = torch.randn(4, 5, generator=generator, dtype=torch.float64, requires_grad=True)
     label = torch.tensor([0, 0, 1, 3, 3, 3])
-    loss = loss_of(feature, centroid, label, margin=margin, margin_form=form, weigh_centroids=weigh)
+    loss = loss_of(feature, centroid, label, margin=margin, margin_form=form, scale_centroid_gradient=weigh)
     attract, repel = plain(feature, centroid, label, margin, form)
     exactly = {"rtol": 1e-12, "atol": 1e-14}  # float64 throughout
     torch.testing.assert_close(loss, attract + repel, **exactly)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from facelt.config.registry import CLASS_WEIGHTS, LOSSES
-from facelt.losses.experts import distillation, diversity_temperature, reslt, ride
+from facelt.losses.experts import distillation_kl, diversity_temperature, reslt_loss, ride_loss
 
 
 @pytest.mark.parametrize("reweighted", [False, True])
@@ -19,7 +19,7 @@ def test_ride_equals_the_authors_loss_before_and_after_reweighting_starts(refere
     equals(
         f"ride_ldam_epoch{170 if reweighted else 10}_drw160",
         "expert_logits",
-        lambda expert: ride(expert, labels, ldam, diversity=-0.2, **(late if reweighted else {})),
+        lambda expert: ride_loss(expert, labels, ldam, diversity=-0.2, **(late if reweighted else {})),
     )
 
 
@@ -27,7 +27,7 @@ def test_experts_move_away_from_a_mean_that_stands_still():
     random = torch.Generator().manual_seed(0)
     expert = torch.randn(3, 5, 4, generator=random, dtype=torch.float64, requires_grad=True)
     labels, softmax = torch.tensor([0, 1, 2, 3, 0]), LOSSES["softmax"](torch.ones(4))
-    (found,) = torch.autograd.grad(ride(expert, labels, softmax, diversity=-0.3), expert)
+    (found,) = torch.autograd.grad(ride_loss(expert, labels, softmax, diversity=-0.3), expert)
     mean = expert.detach().mean(0).softmax(-1)
     own = torch.nn.functional.one_hot(labels, 4)
     # The slope of a cross-entropy is p - target, that of the divergence p - mean.
@@ -47,7 +47,7 @@ def test_distillation_is_the_divergence_from_the_teacher(temperature):
     teacher.requires_grad_()
     student.requires_grad_()
     heat = torch.tensor(temperature, dtype=torch.float64)
-    found = distillation(student, teacher, heat if heat.dim() else temperature)
+    found = distillation_kl(student, teacher, heat if heat.dim() else temperature)
     for row in range(5):
         p, q = ((logits[row] / heat).exp().detach().numpy() for logits in (teacher, student))
         p, q = p / p.sum(), q / q.sum()
@@ -55,12 +55,12 @@ def test_distillation_is_the_divergence_from_the_teacher(temperature):
     found.sum().backward()
     assert teacher.grad is None
     assert student.grad.abs().sum() > 0
-    assert not distillation(student, student).abs().max() > 1e-12
+    assert not distillation_kl(student, student).abs().max() > 1e-12
 
 
 def test_a_certain_teacher_has_a_finite_divergence():
     student = torch.tensor([[-500.0, 500, 0]], requires_grad=True)
-    loss = distillation(student, torch.tensor([[500.0, -500, 0]])).sum()
+    loss = distillation_kl(student, torch.tensor([[500.0, -500, 0]])).sum()
     loss.backward()
     assert loss.item() == pytest.approx(1000)
     assert student.grad.isfinite().all()
@@ -79,5 +79,5 @@ def test_reslt_is_the_branches_own_losses_and_that_of_their_sum(labels):
                 terms.append(-row.log_softmax(0)[own].item())
     fused = branch.sum(0).log_softmax(1)
     together = -np.mean([fused[b, own].item() for b, own in enumerate(labels)])
-    found = reslt(branch, torch.tensor(labels), member, individual=0.9)
+    found = reslt_loss(branch, torch.tensor(labels), member, branch_weight=0.9)
     assert found.item() == pytest.approx(0.9 * np.mean(terms) + 0.1 * together, rel=1e-9)

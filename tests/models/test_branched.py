@@ -7,7 +7,7 @@ from facelt.config.registry import BACKBONES
 from facelt.errors import UserError
 from facelt.models.branched import Branches
 from facelt.models.network import build_network
-from facelt.models.pretrained import load_stage
+from facelt.models.pretrained import load_stage_weights
 
 IMAGE = (32, 32)
 
@@ -132,10 +132,10 @@ def test_the_narrow_face_backbone_runs():
 
 def test_a_stage_starts_from_the_same_branches_and_from_no_others():
     first, second = build(embedding="fc_relu"), build(embedding="fc_relu")
-    assert load_stage(second, first.state_dict()) == ()
+    assert load_stage_weights(second, first.state_dict()) == ()
     torch.testing.assert_close(second.eval()(images()), first.eval()(images()))
-    with pytest.raises(UserError, match="the earlier stage has another backbone"):
-        load_stage(build(split="layer1"), first.state_dict())
+    with pytest.raises(UserError, match="the earlier stage has a different backbone"):
+        load_stage_weights(build(split="layer1"), first.state_dict())
 
 
 def test_channels_last_gives_the_same_feature():

@@ -10,7 +10,7 @@ from facelt.config.loading import load_config
 from facelt.config.registry import METHODS
 from facelt.config.train import TrainConfig
 from facelt.inference.model import build_method, load_model
-from facelt.models.pretrained import load_stage
+from facelt.models.pretrained import load_stage_weights
 from facelt.training.run import run
 from tests.data.cifar_folder import write_cifar
 from tests.training.frozen import run_frozen
@@ -45,7 +45,7 @@ def test_a_recipe_has_its_settings_and_its_stages_fit_each_other(name, root):
             built = build_method(config, stage, 100)
             if stage.start is not None:
                 state = states[stage.start]
-                load_stage(built.network, {key.removeprefix("network."): value for key, value in state.items()})
+                load_stage_weights(built.network, {key.removeprefix("network."): value for key, value in state.items()})
                 built.start_from(state)
             states[stage.name] = built.state_dict()
     optim = stage.optim or config.optim

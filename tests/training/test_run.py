@@ -169,7 +169,7 @@ def test_a_start_with_another_backbone_is_told_before_any_work(finished_run, rec
         ({"stages": [first, branched]}, "'oltr' starts from 'plain'"),
         ({"stages": [elsewhere], "model": model}, rf"'oltr' starts from '{finished_run}/plain'"),
     ):
-        with pytest.raises(UserError, match=rf"^stages: {reason}: the earlier stage has another backbone"):
+        with pytest.raises(UserError, match=rf"^stages: {reason}: the earlier stage has a different backbone"):
             train(tmp_path / "run", **changes)
         assert not (tmp_path / "run").exists()
 

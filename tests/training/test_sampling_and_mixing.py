@@ -18,7 +18,7 @@ from facelt.methods.base import Inputs, Progress
 from facelt.methods.cam_sampling import ForegroundMoves
 from facelt.methods.classify import Classify, ClassifySettings
 from facelt.models.network import build_network
-from facelt.models.pretrained import load_stage
+from facelt.models.pretrained import load_stage_weights
 from facelt.training.run import run
 from tests.data.cifar_folder import write_cifar
 
@@ -65,7 +65,7 @@ def test_a_recipe_has_the_published_settings_and_its_stages_fit_each_other(name,
             assert method.keep_head == (stage.start is not None)
             if stage.start is not None:
                 state = states[stage.start]
-                load_stage(built.network, {key.removeprefix("network."): value for key, value in state.items()})
+                load_stage_weights(built.network, {key.removeprefix("network."): value for key, value in state.items()})
                 take_head(built.head, state)
             assert stage.teachers == ((stage.start,) if moves else ())
             states[stage.name] = built.state_dict()
