@@ -120,7 +120,7 @@ def run_evaluation(folder: Path, engine: str) -> dict:
     out = tempfile.mkdtemp(prefix="report-", dir=folder)
     config = {"out": out, "suite": suite, "models": models, "search": {"engine": engine}}
     started = time.perf_counter()
-    report = evaluate(MegafaceConfig.model_validate(config))
+    report = evaluate(MegafaceConfig.model_validate(config)).json_values()
     seconds = time.perf_counter() - started
     figures = {figure["name"]: figure for figure in report["rows"][0]["figures"]}
     counts = {name: figures[name]["probes"] for name in ("many", "few", "one", "zero")}

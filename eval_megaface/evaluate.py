@@ -30,6 +30,7 @@ from eval_megaface.suite import Group, Suite, load_suite, read_names
 from eval_megaface.thresholds import open_set, read_reachabilities, verification
 from facelt.errors import UserError
 from facelt.identification.rank import pseudo_shot_labels
+from facelt.report.megaface_schema import MegafaceReport
 from facelt.search.search import open_search
 from facelt.store.attributes import canonical
 from recordio_tools.atomic_io import write_text
@@ -75,10 +76,7 @@ def read_cmc(path: Path) -> Curve:
     return Curve([int(rank) + 1 for rank in ranks], [float(rate) for rate in rates])
 
 
-SCHEMA = "facelt.megaface/1"
-
-
-def evaluate(config: MegafaceConfig, progress: ProgressFn = no_progress) -> dict[str, Any]:
+def evaluate(config: MegafaceConfig, progress: ProgressFn = no_progress) -> MegafaceReport:
     """The whole report. Everything that can be refused without searching is refused first.
 
     What is finished is kept below the folder `out`: the same run, interrupted, goes on from there. Under torchrun all
@@ -105,8 +103,7 @@ def evaluate(config: MegafaceConfig, progress: ProgressFn = no_progress) -> dict
     notes += [f"{name}: no train store, so its shots are not measured." for name in sources if name not in bands]
     notes += unreachable
     identified = _identified(run, config, measured, bands, progress)
-    return {
-        "schema": SCHEMA,
+    values = {
         "title": config.title,
         "notes": notes,
         "suite": suite.summary,
@@ -126,6 +123,7 @@ def evaluate(config: MegafaceConfig, progress: ProgressFn = no_progress) -> dict
         "open_set": open_set(run, measured, config.open_set, reachabilities, progress) if config.open_set else None,
         "models": {name: source.describe() for name, source in sources.items()},
     }
+    return MegafaceReport.build(values)
 
 
 def _identified(

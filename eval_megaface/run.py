@@ -34,7 +34,7 @@ def megaface(
     from eval_megaface.config import MegafaceConfig
     from eval_megaface.evaluate import evaluate
     from facelt.config.loading import load_config
-    from facelt.report.megaface_terminal import print_report
+    from facelt.report.megaface_terminal import print_megaface
     from facelt.report.write import write_report
     from recordio_tools.progress import progress_bars
 
@@ -47,10 +47,10 @@ def megaface(
         return
     with progress_bars() as progress:
         report = evaluate(settings, progress)
-    for line in _coverage_lines(report["models"]):
+    for line in _coverage_lines(report.models):
         typer.echo(line, err=True)
     page = write_report(report, settings.out)
-    print_report(report)
+    print_megaface(report)
     typer.echo(f"report: {page}")
 
 

@@ -20,7 +20,7 @@ MEASURING = {
     "search": "",
     "identification": "search stats metrics",
     "gallery": "store search identification stats",
-    "audit": "config store search identification metrics stats utils",
+    "audit": "config report store search identification metrics stats utils",
     "report": "utils",
 }
 ALLOWED = {
@@ -39,7 +39,7 @@ ALLOWED = {
     "methods": "config models distributed losses heads metrics",
     "openset": "",
     "inference": "config data distributed models methods openset metrics store alignment",
-    "evaluation": "config data distributed methods openset metrics inference",
+    "evaluation": "config report data distributed methods openset metrics inference",
     "export": "data models methods inference",
     "training": "config data distributed models methods metrics inference",
     "benchmarking": "config distributed inference evaluation training report",

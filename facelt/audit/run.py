@@ -26,6 +26,7 @@ from facelt.config.audit import AuditConfig
 from facelt.errors import UserError
 from facelt.identification.error_rates import ScoreHistograms
 from facelt.identification.open_set import OpenSetSearches
+from facelt.report.audit_schema import AuditReport
 from facelt.stats.coverage import measured_coverage
 from facelt.stats.fail_conditions import FailCondition, Value, parse_fail_condition
 from facelt.stats.groups import GroupRate
@@ -105,12 +106,11 @@ def _across(row: GroupRate, columns: int, level: float) -> dict[str, Any]:
     return {"left": left, "right": right, **rate(row, "pair" if left == right else "pair_across", level)}
 
 
-_SCHEMA = "facelt.audit/1"
 # The one group that everyone is in.
 EVERYONE = "(everyone)"
 
 
-def run_audit(config: AuditConfig, progress: ProgressFn = no_progress) -> dict[str, Any]:
+def run_audit(config: AuditConfig, progress: ProgressFn = no_progress) -> AuditReport:
     """The report. Everything that can be refused without comparing anything is refused first.
 
     Raises UserError naming the file, the key, the line or the image at fault. A condition that cannot be decided, or
@@ -118,7 +118,6 @@ def run_audit(config: AuditConfig, progress: ProgressFn = no_progress) -> dict[s
     """
     conditions = [parse_fail_condition(text) for text in config.fail_if]
     report = {
-        "schema": _SCHEMA,
         "title": config.title,
         "notes": list(config.notes),
         "provenance": config.provenance.model_dump(),
@@ -141,7 +140,7 @@ def run_audit(config: AuditConfig, progress: ProgressFn = no_progress) -> dict[s
         report["subject"] = inputs.summary
         values = _measured(config, inputs, report, progress)
     report["conditions"] = [_decided(condition, values) for condition in conditions]
-    return report
+    return AuditReport.build(report)
 
 
 @dataclass(frozen=True, eq=False)

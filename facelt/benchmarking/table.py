@@ -9,7 +9,7 @@ from facelt.benchmarking.records import PublishedMethod, Record, RunRecord, Smok
 from facelt.benchmarking.run import all_recipes, imbalance_of
 from facelt.config.loading import load_config
 from facelt.config.train import TrainConfig
-from facelt.report.benchmarks import BenchmarkRow, Figure, PublishedFigure
+from facelt.report.benchmarks import BenchmarkRow, MeanStd, PublishedResult
 
 BANDS = ("many", "medium", "few")
 
@@ -67,7 +67,7 @@ def rows(
     return sorted(found, key=lambda row: (row.suite, -(row.imbalance or 0), row.recipe, row.settings))
 
 
-def unmatched(recipes: Iterable[Planned], published: Iterable[PublishedMethod]) -> list[tuple[str, PublishedFigure]]:
+def unmatched(recipes: Iterable[Planned], published: Iterable[PublishedMethod]) -> list[tuple[str, PublishedResult]]:
     """(suite, figure) of every published figure without a recipe of ours."""
     known = {(one.suite, one.recipe) for one in recipes}
     return [
@@ -107,25 +107,25 @@ def _missing_row(key: tuple, smoke: SmokeRecord | None, published: Sequence[Publ
     )
 
 
-def _figure(values: list[float | None]) -> Figure | None:
+def _figure(values: list[float | None]) -> MeanStd | None:
     """Mean and sample standard deviation, which one value alone has not."""
     if None in values:
         return None
-    return Figure(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+    return MeanStd(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
 def _beside(
     suite: str, recipe: str, imbalance: float | None, settings: tuple, published: Sequence[PublishedMethod]
-) -> tuple[PublishedFigure, ...]:
+) -> tuple[PublishedResult, ...]:
     if settings:
         return ()
     own = [one for one in published if (one.suite, one.recipe) == (suite, recipe)]
     return tuple(figure for one in own for figure in _figures(one) if figure.imbalance == imbalance)
 
 
-def _figures(one: PublishedMethod) -> list[PublishedFigure]:
+def _figures(one: PublishedMethod) -> list[PublishedResult]:
     return [
-        PublishedFigure(one.method, imbalance, accuracy, one.source, one.selection)
+        PublishedResult(one.method, imbalance, accuracy, one.source, one.selection)
         for imbalance, accuracy in one.accuracy.items()
     ]
 

@@ -72,7 +72,7 @@ def _run(config: Path | None, overrides: list[str]) -> None:
     from facelt.audit.run import run_audit as audit_with
     from facelt.config.audit import AuditConfig
     from facelt.config.loading import load_config
-    from facelt.report.audit_text import print_audit
+    from facelt.report.audit_terminal import print_audit
     from facelt.report.write import write_report
     from recordio_tools.progress import progress_bars
 
@@ -82,12 +82,12 @@ def _run(config: Path | None, overrides: list[str]) -> None:
     page = write_report(report, settings.out)
     print_audit(report)
     typer.echo(f"report: {page}")
-    reasons = [reason for condition in report["conditions"] for reason in condition["reasons"]]
+    reasons = [reason for condition in report.conditions for reason in condition.reasons]
     for reason in reasons:
         typer.echo(f"failed: {reason}", err=True)
     if reasons:
         raise typer.Exit(FAILED)
-    if undecided := [one["undecided"] for one in report["conditions"] if one["undecided"]]:
+    if undecided := [condition.undecided for condition in report.conditions if condition.undecided]:
         raise UserError(undecided[0])
 
 

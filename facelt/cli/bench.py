@@ -91,10 +91,10 @@ def _runs(trial, seeds: list[int], records: Path, resume: bool) -> bool:
 def _write_page(docs: Path, configs: Path) -> Path:
     from facelt.benchmarking.records import PUBLISHED_SOURCES, read_published, read_records
     from facelt.benchmarking.table import plan, planned, rows, unmatched
-    from facelt.report.benchmarks import page
+    from facelt.report.benchmarks import benchmarks_page
     from recordio_tools.atomic_io import write_text
 
     recipes, published = planned(configs), read_published(docs / PUBLISHED)
     found = rows(read_records(docs / RECORDS), plan(recipes, published), published)
-    write_text(docs / PAGE, page(found, unmatched(recipes, published), PUBLISHED_SOURCES))
+    write_text(docs / PAGE, benchmarks_page(found, unmatched(recipes, published), PUBLISHED_SOURCES))
     return docs / PAGE

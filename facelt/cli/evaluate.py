@@ -69,7 +69,7 @@ def evaluate(
         evaluations.append(found.beside(evaluations))
         report = evaluations[-1].report()
         if json:
-            typer.echo(json_line(report))
+            typer.echo(json_line(report.json_values()))
         else:
             print_evaluation(report)
     written = [] if per_class is None else [write_table(per_class, *evaluations[0].classes())]

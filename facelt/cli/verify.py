@@ -38,7 +38,8 @@ def verify(
     if embeddings is not None and (kind != "direct" or not flip or root is not None):
         raise UserError("--kind, --no-flip, --root: only with --checkpoint; --embeddings are taken as they are")
     from facelt.identification.pair_verification import PAIR_LEVEL
-    from facelt.report.evaluation import VERIFICATION_SCHEMA, print_verification
+    from facelt.report.schema import VerificationReport
+    from facelt.report.verification import print_verification
     from facelt.utils.json_values import json_line
 
     sets = sets or []
@@ -57,9 +58,9 @@ def verify(
         refuse_missing_kind(model, kind)
         source = {"name": str(checkpoint), "weights_sha256": model.weights_sha256, "kind": kind, "flip_averaged": flip}
         found = list(_of_model(model, sets, root, kind, flip, batch, workers))
-    report = {"schema": VERIFICATION_SCHEMA, "source": source, "level": PAIR_LEVEL, "sets": found}
+    report = VerificationReport.build({"source": source, "level": PAIR_LEVEL, "sets": found})
     if json:
-        typer.echo(json_line(report))
+        typer.echo(json_line(report.json_values()))
     else:
         print_verification(report)
 

@@ -57,6 +57,7 @@ from facelt.metrics.open_set import (
     threshold_at_tpr,
 )
 from facelt.openset.rejection import OPENSET
+from facelt.report.schema import EvaluationReport
 from recordio_tools.progress import ProgressFn, no_progress
 
 CIFAR_NAMES = "classes.txt"
@@ -103,9 +104,6 @@ def _lines(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
-
-
-SCHEMA = "facelt.evaluation/1"
 
 
 @dataclass(frozen=True)
@@ -166,12 +164,11 @@ class Evaluation:
             [one.reject_below(threshold) for one in both]
         )
 
-    def report(self) -> dict:
+    def report(self) -> EvaluationReport:
         """Schema `facelt.evaluation/1`; rates are fractions, None where there is nothing to measure them on."""
         known = self.known
         right_N = known.class_N == known.label_N
-        return {
-            "schema": SCHEMA,
+        values = {
             "model": {"name": self.name, "weights_sha256": self.model.weights_sha256, "classes": len(self.counts_C)},
             "split": self.split,
             "convention": self.convention,
@@ -182,6 +179,7 @@ class Evaluation:
             "open": None if self.rejection is None else self._open(),
             "experts": self._experts(),
         }
+        return EvaluationReport.build(values)
 
     def _experts(self) -> dict | None:
         known = self.known

@@ -78,7 +78,7 @@ def sweep_longtailness(evaluations: Sequence[Evaluation], images: OpenImages | N
     rows = []
     for one in evaluations:
         counts = one.counts_C[one.counts_C > 0]
-        figures = one.report() if one.rejection is None else one.figures_at(one.rejection.threshold)
+        figures = one.report().json_values() if one.rejection is None else one.figures_at(one.rejection.threshold)
         rows.append(_row(one.model.card["stage"], float(counts.max() / counts.min()), figures))
     return Sweep("imbalance", sorted(rows, key=lambda row: row[:2]))
 

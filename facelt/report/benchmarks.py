@@ -1,4 +1,4 @@
-"""The page of benchmark results, in Markdown: what was run, what was not and how it would be, what others published."""
+"""Markdown page of benchmark results: own runs, recipes not yet run, published results."""
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,23 +6,24 @@ from dataclasses import dataclass, field
 
 from facelt.utils.text import sanitize
 
-NOTHING = "-"
-COLUMNS = ("recipe", "IF", "overall", "many", "medium", "few", "seeds", "minutes", "machine", "commit", "published")
+_NONE = "-"
+_COLUMNS = ("recipe", "IF", "overall", "many", "medium", "few", "seeds", "minutes", "machine", "commit", "published")
 
-MISSING = ("not run", "smoke test", "published")
+_MISSING_COLUMNS = ("not run", "smoke test", "published")
 
-HEAD = """# Benchmarks
+_HEAD = """# Benchmarks
 
-Top-1 accuracy in % on the test split: mean over seeds, ± the sample standard deviation; many, medium and few are means
-of class accuracies (more than 100, 20 to 100, fewer than 20 training images). IF is the imbalance: the largest class
-over the smallest. Where a data set has no validation images the last epoch is tested, so nothing is chosen on the test
-split. Minutes are those of one run, training and testing. `facelt bench` writes this page from `benchmarks.jsonl`, one
-line a run, and `published.yaml`; a figure of ours is never taken from a publication. What was *not run* has its command
-instead; a smoke test is a run of one epoch a stage in bfloat16 on a CPU, in which every loss was finite and fell.
+Top-1 accuracy in % on the test split: mean over seeds ± sample standard deviation. Many, medium and few are means of
+class accuracies (more than 100, 20 to 100, fewer than 20 training images). IF is the imbalance factor: the size of the
+largest class over that of the smallest. If a data set has no validation images, the last epoch is tested, so nothing is
+selected on the test split. Minutes are those of one run, training and testing. `facelt bench` writes this page from
+`benchmarks.jsonl`, one line per run, and `published.yaml`; none of our results is taken from a publication. Recipes
+*not run* show their command instead; a smoke test is a run of one epoch per stage in bfloat16 on a CPU in which every
+loss was finite and decreased.
 
-Published figures bear their source: """
-PUBLISHED = """
-## Published, without a recipe here
+Sources of published results: """
+_PUBLISHED = """
+## Published results without a recipe here
 
 | suite | method | IF | accuracy |
 |---|---|---:|---|
@@ -30,16 +31,16 @@ PUBLISHED = """
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A mean as a fraction, and its sample standard deviation where there are two values at least."""
+class MeanStd:
+    """Mean as a fraction, and the sample standard deviation of two values or more."""
 
     mean: float
-    spread: float | None = None
+    std: float | None = None
 
 
 @dataclass(frozen=True)
-class PublishedFigure:
-    """An accuracy in percent that others published: the letter of its source, how its epoch was chosen."""
+class PublishedResult:
+    """Published accuracy in percent, the letter of its source, and the selection of its epoch."""
 
     method: str
     imbalance: float | None
@@ -50,87 +51,88 @@ class PublishedFigure:
 
 @dataclass(frozen=True)
 class BenchmarkRow:
-    """One configuration of a recipe, not run without seeds; `smoke` is the commit of a short run that went well."""
+    """One configuration of a recipe; without `seeds` it was not run. `smoke` is the commit of a passed smoke test."""
 
     suite: str
     recipe: str
     imbalance: float | None
     settings: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
-    overall: Figure | None = None
-    bands: Mapping[str, Figure | None] = field(default_factory=dict)
+    overall: MeanStd | None = None
+    bands: Mapping[str, MeanStd | None] = field(default_factory=dict)
     minutes: float | None = None
     machines: tuple[str, ...] = ()
     commits: tuple[str, ...] = ()
     chosen: tuple[str, ...] = ()
     smoke: str | None = None
-    published: tuple[PublishedFigure, ...] = ()
+    published: tuple[PublishedResult, ...] = ()
 
 
-def page(
-    rows: Sequence[BenchmarkRow], unmatched: Sequence[tuple[str, PublishedFigure]], sources: Mapping[str, str]
+def benchmarks_page(
+    rows: Sequence[BenchmarkRow], unmatched: Sequence[tuple[str, PublishedResult]], sources: Mapping[str, str]
 ) -> str:
-    """The whole page; rows come in the order they are to stand in.
+    """Returns the whole page.
 
     Args:
-        rows: our recipes, run or not.
-        unmatched: (suite, figure) of published figures that none of our recipes is for.
-        sources: what the letters of the sources mean.
+        rows: recipes in the order of the page, run or not.
+        unmatched: (suite, result) of published results without a recipe.
+        sources: the source of each letter.
     """
-    parts = [HEAD, ", ".join(f"{letter} {meaning}" for letter, meaning in sources.items()), ".\n"]
+    parts = [_HEAD, ", ".join(f"{letter} {meaning}" for letter, meaning in sources.items()), ".\n"]
     for suite in dict.fromkeys(row.suite for row in rows):
-        own = [row for row in rows if row.suite == suite]
-        run, missing = [row for row in own if row.seeds], [row for row in own if not row.seeds]
-        parts.append(f"\n## {cell(suite)}\n")
+        run, missing = (
+            [row for row in rows if row.suite == suite and bool(row.seeds) == was_run] for was_run in (True, False)
+        )
+        parts.append(f"\n## {markdown_cell(suite)}\n")
         if run:
-            parts += ["\n", *_table(COLUMNS, map(_cells, run)), "\nThe same again:\n\n"]
-            parts += [f"- {_code(command(row))}\n" for row in run]
+            parts += ["\n", *_table(_COLUMNS, map(_cells, run)), "\nTo reproduce:\n\n"]
+            parts += [f"- {_code(bench_command(row))}\n" for row in run]
         if missing:
-            parts += ["\n", *_table(MISSING, map(_missing_cells, missing))]
+            parts += ["\n", *_table(_MISSING_COLUMNS, map(_missing_cells, missing))]
     if unmatched:
-        parts.append(PUBLISHED)
+        parts.append(_PUBLISHED)
         parts += [
-            _line([cell(suite), cell(one.method), _number(one.imbalance), _published(one)]) for suite, one in unmatched
+            _line([markdown_cell(suite), markdown_cell(result.method), _number(result.imbalance), _published(result)])
+            for suite, result in unmatched
         ]
     return "".join(parts)
 
 
-def command(row: BenchmarkRow) -> str:
-    """What a user types for the row: again where it was run, with three seeds where it was not."""
+def bench_command(row: BenchmarkRow) -> str:
+    """Returns the command of a row: with the seeds that were run, or with three seeds."""
     words = ["facelt bench", f"{row.suite}/{row.recipe}"]
     words += [] if row.imbalance is None else [f"--imbalance {_number(row.imbalance)}"]
     words.append(f"--seeds {','.join(map(str, row.seeds or (0, 1, 2)))}")
     return " ".join([*words, *(f"--set {shlex.quote(setting)}" for setting in row.settings)])
 
 
-def cell(text: str) -> str:
-    """A text as a cell of a Markdown table: nothing in it is markup, ends the cell or the line."""
+def markdown_cell(text: str) -> str:
+    """Returns a text as a cell of a Markdown table, with all markup escaped."""
     return "".join("\\" + letter if letter in "\\|`*[]<>&~" else letter for letter in sanitize(text))
 
 
 def _cells(row: BenchmarkRow) -> list[str]:
     name = ", ".join([row.recipe, *row.settings])
     overall = _percent(row.overall)
-    # Where an epoch was chosen the reader is told.
-    overall += "".join(f" ({cell(chosen)})" for chosen in row.chosen if chosen != "last epoch")
+    overall += "".join(f" ({markdown_cell(chosen)})" for chosen in row.chosen if chosen != "last epoch")
     return [
-        *(cell(name), _number(row.imbalance), overall),
+        *(markdown_cell(name), _number(row.imbalance), overall),
         *(_percent(row.bands.get(band)) for band in ("many", "medium", "few")),
         ", ".join(map(str, row.seeds)),
-        NOTHING if row.minutes is None else f"{row.minutes:.1f}",
-        "; ".join(map(cell, row.machines)),
-        "; ".join(map(cell, row.commits)),
-        _beside(row),
+        _NONE if row.minutes is None else f"{row.minutes:.1f}",
+        "; ".join(map(markdown_cell, row.machines)),
+        "; ".join(map(markdown_cell, row.commits)),
+        _published_cell(row),
     ]
 
 
 def _missing_cells(row: BenchmarkRow) -> list[str]:
-    smoke = NOTHING if row.smoke is None else f"passed at {cell(row.smoke)}"
-    return [_code(command(row)).replace("|", "\\|"), smoke, _beside(row)]
+    smoke = _NONE if row.smoke is None else f"passed at {markdown_cell(row.smoke)}"
+    return [_code(bench_command(row)).replace("|", "\\|"), smoke, _published_cell(row)]
 
 
-def _beside(row: BenchmarkRow) -> str:
-    return "; ".join(map(_published, row.published)) or NOTHING
+def _published_cell(row: BenchmarkRow) -> str:
+    return "; ".join(map(_published, row.published)) or _NONE
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -141,23 +143,23 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
-def _percent(figure: Figure | None) -> str:
-    if figure is None:
-        return NOTHING
-    return f"{100 * figure.mean:.2f}" + ("" if figure.spread is None else f" ± {100 * figure.spread:.2f}")
+def _percent(result: MeanStd | None) -> str:
+    if result is None:
+        return _NONE
+    return f"{100 * result.mean:.2f}" + ("" if result.std is None else f" ± {100 * result.std:.2f}")
 
 
-def _published(one: PublishedFigure) -> str:
-    words = ", ".join(filter(None, [one.source, one.selection]))
-    return f"{one.accuracy} ({cell(words)})"
+def _published(result: PublishedResult) -> str:
+    notes = ", ".join(filter(None, [result.source, result.selection]))
+    return f"{result.accuracy} ({markdown_cell(notes)})"
 
 
 def _number(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:g}"
+    return _NONE if value is None else f"{value:g}"
 
 
 def _code(text: str) -> str:
-    """Between more backticks than the text has anywhere."""
+    """Returns the text as inline code, with more backticks around it than it has in a row."""
     text = sanitize(text)
     longest = max((len(run) for run in "".join(letter if letter == "`" else " " for letter in text).split()), default=0)
     ticks = "`" * (longest + 1)

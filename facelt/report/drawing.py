@@ -1,15 +1,14 @@
-"""From a matplotlib figure to SVG that stands inside a page: no metadata, no address, no name used twice.
+"""Matplotlib drawings: inline SVG for HTML pages, SVG and PNG files, the style of each series.
 
-Drawings that are files: the same one as SVG and as PNG.
-
-What a plot draws: one series for each model and embedding kind, and how it looks in every plot of a page.
+Inline SVG carries no metadata and no URLs, and its ids are unique within the page. matplotlib is imported on
+first use.
 """
 
 import hashlib
 import io
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +20,9 @@ from recordio_tools.atomic_io import atomic_replace
 
 INK, MUTED, GRID = "#1b1f24", "#57606a", "#e3e7eb"
 
-SETTINGS = {
-    "svg.fonttype": "none",  # text stays text: it can be read aloud, found and copied
-    "text.parse_math": False,  # a name with two dollar signs is a name, not a formula
+_SETTINGS = {
+    "svg.fonttype": "none",  # text stays text for screen readers, search and copying
+    "text.parse_math": False,  # dollar signs in names are no formula
     "font.family": "sans-serif",
     "font.size": 12.5,
     "text.color": INK,
@@ -41,38 +40,35 @@ SETTINGS = {
 
 
 @contextmanager
-def drawing(width: float, height: float, description: str) -> Iterator[SimpleNamespace]:
-    """A figure of `width` by `height` inches to draw on: yields `axes`, and holds `svg` once the block is left."""
+def inline_figure(width: float, height: float, description: str) -> Iterator[SimpleNamespace]:
+    """Yields a page with `axes` of `width` by `height` inches; on exit its `svg` holds the drawing.
+
+    `description` is the text for screen readers.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
-    # The same drawing gets the same names in each run, different drawings of a page different ones.
+    # Ids are the same in each run and differ between the drawings of a page.
     salt = hashlib.sha256(description.encode()).hexdigest()[:8]
-    with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": salt}), warnings.catch_warnings():
-        # The browser has letters that matplotlib's own font lacks.
+    with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": salt}), warnings.catch_warnings():
+        # The browser has glyphs that matplotlib's own font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=(width, height), layout="constrained")
         page = SimpleNamespace(axes=figure.add_subplot(), svg="")
         yield page
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-        page.svg = inline_svg(buffer.getvalue(), f"p{salt}", description)
+        page.svg = _inline_svg(buffer.getvalue(), f"p{salt}", description)
 
 
-def inline_svg(source: bytes, prefix: str, description: str) -> str:
-    """The drawing as an <svg> element for an HTML page, sized by the page and named for screen readers.
-
-    Args:
-        source: SVG as matplotlib writes it.
-        prefix: put before every id, so that two drawings of one page never share one.
-        description: what a screen reader says in its place.
-    """
+def _inline_svg(source: bytes, prefix: str, description: str) -> str:
+    """Returns matplotlib's SVG as an <svg> element that the page sizes; `prefix` is put before every id."""
     root = ElementTree.fromstring(source)
     for element in list(root):
         if element.tag.endswith("}metadata"):
             root.remove(element)
     for element in root.iter():
-        # HTML knows svg by itself; without the namespaces no address is left in the page.
+        # HTML needs no namespaces, and without them the page holds no URL.
         element.tag = element.tag.rpartition("}")[2]
         for name, value in list(element.attrib.items()):
             del element.attrib[name]
@@ -92,36 +88,37 @@ def _prefixed(name: str, value: str, prefix: str) -> str:
     return re.sub(r"url\(#", f"url(#{prefix}-", value)
 
 
-DOTS_PER_INCH = 150
+_DPI = 150
 
 
 @contextmanager
-def picture(width: float, height: float, path: Path, *, rows: int = 1, columns: int = 1) -> Iterator[SimpleNamespace]:
-    """A figure of `width` by `height` inches: yields its `axes` [rows, columns], an array, and the `figure` itself.
+def figure_files(
+    width: float, height: float, path: Path, *, rows: int = 1, columns: int = 1
+) -> Iterator[SimpleNamespace]:
+    """Yields a page with a `figure` of `width` by `height` inches and its `axes` [rows, columns].
 
-    Once the block is left, path.svg and path.png are there. Equal drawings are equal files. Raises UserError where they
-    cannot be written.
+    On exit path.svg and path.png are written; equal drawings give equal files. Raises UserError if they cannot be
+    written.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
-    settings = {**SETTINGS, "svg.hashsalt": path.name, "figure.facecolor": "white"}
+    settings = {**_SETTINGS, "svg.hashsalt": path.name, "figure.facecolor": "white"}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=(width, height), layout="constrained")
         yield SimpleNamespace(figure=figure, axes=figure.subplots(rows, columns, squeeze=False))
         for suffix, metadata in ((".svg", {"Date": None}), (".png", {"Software": None})):
             drawn = io.BytesIO()
-            figure.savefig(drawn, format=suffix[1:], dpi=DOTS_PER_INCH, metadata=metadata)
+            figure.savefig(drawn, format=suffix[1:], dpi=_DPI, metadata=metadata)
             with atomic_replace(path.with_name(path.name + suffix), "choose another folder with --out") as temporary:
                 temporary.write_bytes(drawn.getvalue())
 
 
-# Okabe and Ito's palette, told apart with every common colour blindness; the yellow is too light on white.
+# Okabe and Ito's colour-blind-safe palette without its yellow, which is too light on white.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#9b4f82", "#b07a00", "#3a9bd1", "#4d4d4d")
 
-# One look for each kind beside the colour, so that a page printed in grey still tells them apart. The names are
-# matplotlib's; `dash_array` is the same line for a key drawn by hand.
+# Kinds differ in more than colour, for pages printed in grey. The names are matplotlib's.
 MARKERS = ("o", "s", "^", "D")
 DASHES = ((0, ()), (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 HATCHES = ("", "////", "....", "xx")
@@ -129,7 +126,7 @@ HATCHES = ("", "////", "....", "xx")
 
 @dataclass(frozen=True)
 class Style:
-    """The look of one series: a colour, and the index of its marker, dash and hatch."""
+    """Look of one series: a colour, and the index of its marker, dash and hatch."""
 
     colour: str = PALETTE[0]
     look: int = 0
@@ -141,7 +138,7 @@ class Style:
 
     @property
     def dash(self) -> tuple | str:
-        """matplotlib's line style; the solid one by its name, which leaves no empty dash list in an SVG."""
+        """matplotlib's line style; "solid" by name, since an empty dash list is invalid SVG."""
         return DASHES[self.look] if DASHES[self.look][1] else "solid"
 
     @property
@@ -151,13 +148,13 @@ class Style:
 
     @property
     def dash_array(self) -> str:
-        """The line style as SVG's stroke-dasharray."""
+        """The same line style as SVG's stroke-dasharray, for the key."""
         return " ".join(str(length) for length in DASHES[self.look][1]) or "none"
 
 
 @dataclass(frozen=True)
 class Series:
-    """Rates in percent at the places `x` (or at categories in their order), with interval ends; None is a gap."""
+    """Rates in percent at positions `x` (or at categories in order), with interval ends; None is a gap."""
 
     label: str
     rate: Sequence[float | None]
@@ -167,11 +164,14 @@ class Series:
     style: Style = field(default_factory=Style)
 
 
-def assign_styles(pairs: Sequence[tuple[str, str]]) -> MappingProxyType:
-    """A style for each (model, kind): marker, dash and hatch by kind, a colour each while there are enough.
+Styles = Mapping[tuple[str, str], Style]
 
-    With more than 7 series the colour tells the model. Beyond 7 models or 4 kinds looks repeat, shifted so that colour
-    and marker together differ as long as they can.
+
+def assign_styles(pairs: Sequence[tuple[str, str]]) -> Styles:
+    """Returns a style for each (model, kind): marker, dash and hatch by kind, and a colour each for up to 7 series.
+
+    With more series each model has one colour. Beyond 7 models or 4 kinds looks repeat, shifted so that colour and
+    marker together differ for as long as possible.
     """
     pairs = list(dict.fromkeys(pairs))
     models = list(dict.fromkeys(model for model, _ in pairs))
@@ -187,7 +187,7 @@ def assign_styles(pairs: Sequence[tuple[str, str]]) -> MappingProxyType:
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot for the page: `svg` is safe markup, `data` the numbers behind it as (header, rows of text)."""
+    """A plot of the page: `svg` is safe markup; `header` and `data` are the table of its numbers."""
 
     title: str
     caption: str

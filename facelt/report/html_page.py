@@ -1,58 +1,47 @@
-"""Drawing an HTML page: the jinja2 environment and the few filters that every report's template shares."""
+"""HTML rendering: the jinja2 environment and the filters that the templates of all reports share."""
 
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from facelt.report import formatting
 from facelt.utils.text import sanitize
 
+if TYPE_CHECKING:
+    import jinja2
+
 TEMPLATES = Path(__file__).parent / "templates"
-EN_DASH = "\N{EN DASH}"
 
 
-def render(template: str, context: dict) -> str:
-    """The page `template` filled with `context`. Whatever a name holds is escaped; only `markup` passes as it is."""
+def render(template: str, context: dict[str, Any]) -> str:
+    """Returns the page `template` filled with `context`. All text is escaped; only `markup` passes unchanged."""
     return _environment().get_template(template).render(context)
 
 
 def markup(svg: str) -> str:
-    """SVG drawn by `facelt.report.plots`, marked as safe: its texts were escaped when it was written."""
+    """Marks SVG from `facelt.report.plots` as safe: its texts were escaped when it was written."""
     from markupsafe import Markup
 
     return Markup(svg)
 
 
-def percent(fraction: float | None, digits: int = 2) -> str:
-    """A fraction as percent without the sign, a dash for None: 0.83024 -> '83.02'."""
-    return EN_DASH if fraction is None else f"{100 * fraction:.{digits}f}"
-
-
-def interval(low: float | None, high: float | None) -> str:
-    """Both ends in percent with one decimal, empty where either is missing: 79.1 to 86.8 with an en dash."""
-    return "" if low is None or high is None else f"{percent(low, 1)}{EN_DASH}{percent(high, 1)}"
-
-
-def count(number: int | None) -> str:
-    """A count with commas, a dash for None: 26202 -> '26,202'."""
-    return EN_DASH if number is None else f"{number:,}"
-
-
-def _shown(value: object) -> object:
-    """What jinja2 prints for `value`: markup is a subclass of str and passes untouched."""
+def _printable(value: object) -> object:
+    # Markup is a subclass of str and passes unchanged.
     return sanitize(value) if type(value) is str else value
 
 
 @cache
-def _environment():
+def _environment() -> "jinja2.Environment":
     import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
-        finalize=_shown,
+        finalize=_printable,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "count": count}
-    environment.globals |= {"interval": interval}
+    environment.filters |= {"percent": formatting.percent, "count": formatting.count}
+    environment.globals["format"] = formatting
     return environment

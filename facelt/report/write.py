@@ -1,51 +1,32 @@
-"""Writing a report: `report.json` is the truth, `report.html` and `tables/*.csv` are drawn from it."""
+"""Report files: `report.json`, and `report.html` and `tables/*.csv` drawn from it."""
 
 from pathlib import Path
-from types import MappingProxyType
 
-from facelt.report import audit, megaface
-from facelt.utils.json_values import json_text, plain
+from facelt.report.audit import audit_page, audit_tables
+from facelt.report.audit_schema import AuditReport
+from facelt.report.audit_text import model_card
+from facelt.report.megaface import megaface_page, megaface_tables
+from facelt.report.megaface_schema import MegafaceReport
+from facelt.utils.json_values import json_text
 from facelt.utils.tables import csv_text
 from recordio_tools.atomic_io import write_text
 
-# How each schema is drawn: a module with check(report), page(report) and tables(report), and texts(report) where there
-# are further files.
-VIEWS = MappingProxyType({megaface.SCHEMA: megaface, audit.SCHEMA: audit})
 
+def write_report(report: AuditReport | MegafaceReport, out: Path) -> Path:
+    """Writes `report.json`, `report.html` and `tables/*.csv`, for an audit also `model_card.md`, into the folder `out`.
 
-def write_report(report: dict, out: Path) -> Path:
-    """Write `report.json`, `report.html` and `tables/*.csv` into the folder `out`, made where it is missing.
-
-    Everything is drawn before anything is written, and each file appears whole or not at all. numpy scalars and arrays
-    are taken as numbers and lists, NaN as null.
-
-    Args:
-        report: a dictionary whose `schema` is one of `VIEWS`; rates as fractions.
-        out: the folder.
-
-    Returns:
-        The path of `report.html`.
-
-    Raises:
-        UserError: a file cannot be written.
-        ValueError: an unknown schema, or a key of it that is missing.
-        TypeError: a value that JSON cannot hold.
+    Everything is rendered before anything is written, and each file is written atomically. Returns the path of
+    `report.html`. Raises UserError if a file cannot be written.
     """
-    report = plain(report)
-    view = VIEWS.get(report.get("schema"))
-    if view is None:
-        raise ValueError(f"unknown report schema {report.get('schema')!r}: known are {', '.join(VIEWS)}")
-    view.check(report)
     out = Path(out)
-    page = out / "report.html"
-    drawn = {out / "report.json": json_text(report)}
-    drawn |= {out / "tables" / name: csv_text(table) for name, table in view.tables(report).items()}
-    drawn |= {out / name: text for name, text in getattr(view, "texts", _no_texts)(report).items()}
-    drawn[page] = view.page(report)
-    for path, text in drawn.items():
+    texts = {out / "report.json": json_text(report.json_values())}
+    if isinstance(report, AuditReport):
+        tables, page = audit_tables(report), audit_page(report)
+        texts[out / "model_card.md"] = model_card(report) + "\n"
+    else:
+        tables, page = megaface_tables(report), megaface_page(report)
+    texts |= {out / "tables" / name: csv_text(table) for name, table in tables.items()}
+    texts[out / "report.html"] = page
+    for path, text in texts.items():
         write_text(path, text, "choose another folder for the report")
-    return page
-
-
-def _no_texts(report: dict) -> dict[str, str]:
-    return {}
+    return out / "report.html"

@@ -9,7 +9,6 @@ import pytest
 from facelt.audit.run import run_audit
 from facelt.errors import UserError
 from facelt.store.feature_tree import write_feature
-from facelt.utils.json_values import plain
 
 
 def rates(report, grouping=0):
@@ -17,7 +16,7 @@ def rates(report, grouping=0):
 
 
 def test_pair_errors_by_group_are_those_of_a_plain_count(faces, settings):
-    report = plain(run_audit(settings()))
+    report = run_audit(settings()).json_values()
     threshold = report["thresholds"]["pairs"]
     score = faces.value_ND.astype(np.float64) @ faces.value_ND.astype(np.float64).T
     groups = ["a" if int(person[-2:]) % 2 else "b" for person in faces.identities]
@@ -42,7 +41,7 @@ def test_pair_errors_by_group_are_those_of_a_plain_count(faces, settings):
 
 
 def test_a_gap_that_was_made_is_found(settings):
-    report = plain(run_audit(settings(fail_if=["gap(fnmr) > 0.05", "gap(fnmr, by=group) > 0.99"])))
+    report = run_audit(settings(fail_if=["gap(fnmr) > 0.05", "gap(fnmr, by=group) > 0.99"])).json_values()
     found = {one["metric"]: one for one in report["groupings"][0]["contrasts"]}
     assert (found["fnmr"]["first"], found["fnmr"]["second"]) == (["b"], ["a"])
     assert found["fnmr"]["adjusted_p"] < 0.05
@@ -57,7 +56,9 @@ def test_a_gap_that_was_made_is_found(settings):
 
 @pytest.mark.filterwarnings("error")
 def test_intersections_bins_and_small_groups(settings):
-    report = plain(run_audit(settings(by=[["group"], ["group", "age"]], bins={"age": [30, 60]}, min_identities=4)))
+    report = run_audit(
+        settings(by=[["group"], ["group", "age"]], bins={"age": [30, 60]}, min_identities=4)
+    ).json_values()
     assert [grouping["by"] for grouping in report["groupings"]] == [["group"], ["group", "age"]]
     groups = {" & ".join(one["group"]): one for one in report["groupings"][1]["groups"]}
     # Ages are 20, 23, 26, ... 65; the group b begins.
@@ -78,7 +79,7 @@ def test_failures_to_enrol_are_counted_by_group_or_refused(faces, settings):
     embeddings = {"path": str(store)}
     with pytest.raises(UserError, match=r"3 of 64 images have no usable embedding, allowed are 2 .*Person_00/0.jpg"):
         run_audit(settings(embeddings=embeddings, allow_missing=2))
-    report = plain(run_audit(settings(embeddings=embeddings, allow_missing=3)))
+    report = run_audit(settings(embeddings=embeddings, allow_missing=3)).json_values()
     assert {one["group"][0]: one["failures"] for one in report["groupings"][0]["groups"]} == {"a": 2, "b": 1}
     assert report["subject"]["enrolled"] == 61
     assert report["subject"]["failed"][0] == "Person_00/0.jpg: its embedding has length zero"
@@ -93,20 +94,20 @@ def test_a_tree_gives_what_the_store_gives(faces, settings, tmp_path):
     listed.write_text(json.dumps({"path": faces.keys}))
     gallery = {"path": str(faces.gallery())}
     embeddings = {"path": str(tree), "algorithm": "toy", "list": str(listed)}
-    of_tree = plain(run_audit(settings(embeddings=embeddings, gallery=gallery)))
-    of_store = plain(run_audit(settings(gallery=gallery)))
+    of_tree = run_audit(settings(embeddings=embeddings, gallery=gallery)).json_values()
+    of_store = run_audit(settings(gallery=gallery)).json_values()
     assert of_tree["groupings"] == of_store["groupings"]
     (tree / "Person_00/0.jpg_toy.bin").unlink()
     with pytest.raises(UserError, match=r"1 of 64 images .* such as Person_00/0.jpg: no such file"):
         run_audit(settings(embeddings=embeddings))
-    report = plain(run_audit(settings(embeddings=embeddings, allow_missing=1)))
+    report = run_audit(settings(embeddings=embeddings, allow_missing=1)).json_values()
     assert report["subject"]["failures"] == 1
     with pytest.raises(UserError, match="set algorithm and list"):
         run_audit(settings(embeddings={"path": str(tree)}))
 
 
 def test_scores_give_the_same_match_errors_as_embeddings(faces, settings, tmp_path):
-    whole = plain(run_audit(settings()))
+    whole = run_audit(settings()).json_values()
     score = faces.value_ND.astype(np.float64) @ faces.value_ND.astype(np.float64).T
     people = faces.identities
     lines = [
@@ -115,7 +116,7 @@ def test_scores_give_the_same_match_errors_as_embeddings(faces, settings, tmp_pa
     ]
     path = tmp_path / "scores.csv"
     path.write_text("\n".join(["id1,id2,score,label", *lines]))
-    report = plain(run_audit(settings(embeddings=None, scores=str(path))))
+    report = run_audit(settings(embeddings=None, scores=str(path))).json_values()
     for metric in ("fmr", "fnmr"):
         assert {name: one[metric]["rate"] for name, one in rates(report).items()} == pytest.approx(
             {name: one[metric]["rate"] for name, one in rates(whole).items()}, abs=2e-3
@@ -127,16 +128,16 @@ def test_scores_give_the_same_match_errors_as_embeddings(faces, settings, tmp_pa
 
 
 def test_a_threshold_is_given_or_set_on_another_set(faces, settings):
-    given = plain(run_audit(settings(threshold={"score": 0.5})))["thresholds"]
+    given = run_audit(settings(threshold={"score": 0.5})).json_values()["thresholds"]
     assert [(use, one["score"], one["kind"]) for use, one in given.items()] == [
         ("pairs", 0.5, "given"),
         ("searches", 0.5, "given"),
     ]
     other = faces.store("other", faces.value_ND[::-1].copy())
-    there = plain(run_audit(settings(threshold={"store": str(other), "fmr": 0.02})))["thresholds"]
+    there = run_audit(settings(threshold={"store": str(other), "fmr": 0.02})).json_values()["thresholds"]
     assert there["pairs"]["where"] == str(other)
     assert there["searches"] == there["pairs"]
-    here = plain(run_audit(settings(embeddings={"path": str(other)}, threshold={"fmr": 0.02})))["thresholds"]
+    here = run_audit(settings(embeddings={"path": str(other)}, threshold={"fmr": 0.02})).json_values()["thresholds"]
     assert there["pairs"]["score"] == here["pairs"]["score"]
     with pytest.raises(UserError, match=r"threshold\.fmr: no threshold for an FMR of 1e-06 on the audited set"):
         run_audit(settings(threshold={"fmr": 1e-6}))
@@ -149,8 +150,8 @@ def test_two_models_are_compared_on_the_same_images(faces, settings):
     worse_ND = faces.value_ND + random.normal(size=faces.value_ND.shape) * 0.15
     worse_ND = (worse_ND / np.linalg.norm(worse_ND, axis=1, keepdims=True)).astype(np.float32)
     other = faces.store("worse", worse_ND)
-    report = plain(run_audit(settings(against={"path": str(other)})))
-    alone = plain(run_audit(settings(embeddings={"path": str(other)})))
+    report = run_audit(settings(against={"path": str(other)})).json_values()
+    alone = run_audit(settings(embeddings={"path": str(other)})).json_values()
     (grouping,) = report["against"]["groupings"]
     for row in grouping["rows"]:
         name = row["group"][0]
@@ -167,7 +168,7 @@ def test_two_models_are_compared_on_the_same_images(faces, settings):
 
 def test_shots_are_a_column_like_any_other(faces, settings):
     train = faces.store("train")
-    report = plain(run_audit(settings(shots={"train": str(train), "threshold": 0.9})))
+    report = run_audit(settings(shots={"train": str(train), "threshold": 0.9})).json_values()
     assert [grouping["by"] for grouping in report["groupings"]] == [["group"], ["group", "shots"]]
     score = faces.value_ND.astype(np.float64) @ faces.value_ND.T.astype(np.float64)
     seen = (score > 0.9).sum(axis=1)
@@ -181,14 +182,14 @@ def test_noise_is_dropped_or_kept(faces, settings, tmp_path):
     noises = tmp_path / "noises.txt"
     noises.write_text("# wrong\nPerson_03/12.jpg\n13.png\n")
     embeddings = {"path": str(faces.store()), "noises": str(noises)}
-    assert plain(run_audit(settings(embeddings=embeddings)))["subject"]["noise"]["images_removed"] == 2
-    raw = plain(run_audit(settings(embeddings=embeddings, noise="raw")))["subject"]
+    assert run_audit(settings(embeddings=embeddings)).json_values()["subject"]["noise"]["images_removed"] == 2
+    raw = run_audit(settings(embeddings=embeddings, noise="raw")).json_values()["subject"]
     assert (raw["noise"]["images_removed"], raw["images"]) == (0, 64)
 
 
 def test_unknown_attributes_are_a_group_and_a_note(faces, settings):
     table = faces.attributes("identity,group\nPerson_00,a\nPerson_01,b\n", "few.csv")
-    report = plain(run_audit(settings(attributes={"tables": [str(table)]})))
+    report = run_audit(settings(attributes={"tables": [str(table)]})).json_values()
     assert "(unknown)" in rates(report)
     assert "56 of 64 have no group and are a group of their own." in report["notes"]
 
@@ -210,14 +211,14 @@ def test_what_cannot_be_audited_is_one_line(settings, changes, what):
 
 
 def test_a_condition_that_decides_nothing_does_not_cost_the_audit(settings):
-    report = plain(run_audit(settings(fail_if=["gap(speed) > 1", "gap(fnmr) > 0.05"])))
+    report = run_audit(settings(fail_if=["gap(speed) > 1", "gap(fnmr) > 0.05"])).json_values()
     unknown, known = report["conditions"]
     assert "has no metric 'speed'" in unknown["undecided"]
     assert (known["failed"], known["undecided"]) == (True, None)
 
 
 def test_the_same_audit_is_the_same_report(settings):
-    assert json.dumps(plain(run_audit(settings()))) == json.dumps(plain(run_audit(settings())))
+    assert json.dumps(run_audit(settings()).json_values()) == json.dumps(run_audit(settings()).json_values())
 
 
 def test_two_models_that_lack_different_images_are_refused(faces, settings):

@@ -14,7 +14,14 @@ from facelt.benchmarking.records import (
 )
 from facelt.benchmarking.table import Planned, plan, planned, rows, unmatched
 from facelt.errors import UserError
-from facelt.report.benchmarks import BenchmarkRow, Figure, PublishedFigure, cell, command, page
+from facelt.report.benchmarks import (
+    BenchmarkRow,
+    MeanStd,
+    PublishedResult,
+    bench_command,
+    benchmarks_page,
+    markdown_cell,
+)
 
 
 def run(seed=0, overall=0.4, **changes):
@@ -40,7 +47,7 @@ def test_seeds_of_a_configuration_make_a_row():
     (row,) = rows(records, [], [CE])
     assert row.seeds == (0, 1, 2)
     assert row.overall.mean == pytest.approx((0.40 + 0.45 + 0.41) / 3)
-    assert row.overall.spread == pytest.approx(statistics.stdev([0.40, 0.45, 0.41]))
+    assert row.overall.std == pytest.approx(statistics.stdev([0.40, 0.45, 0.41]))
     assert row.bands["many"].mean == pytest.approx((0.6 + 0.7 + 0.6) / 3)
     assert row.minutes == 11
     assert (row.machines, row.commits) == (("M, torch 2",), ("c1", "c2"))
@@ -49,7 +56,7 @@ def test_seeds_of_a_configuration_make_a_row():
 
 def test_one_seed_has_no_spread_and_what_is_missing_stays_missing():
     (row,) = rows([run(few=None, minutes=None)], [], [])
-    assert (row.overall.spread, row.bands["few"], row.minutes) == (None, None, None)
+    assert (row.overall.std, row.bands["few"], row.minutes) == (None, None, None)
 
 
 def test_the_later_of_two_records_of_a_seed_counts():
@@ -85,20 +92,23 @@ def test_a_smoke_test_never_becomes_a_result():
 
 def test_published_figures_without_a_recipe_are_kept_apart():
     ((suite, figure),) = unmatched([Planned("s", "r", 100)], [CE, NOBODYS])
-    assert (suite, figure) == ("s", PublishedFigure("<Other>", 100, 51.5, "M", "best on test"))
+    assert (suite, figure) == ("s", PublishedResult("<Other>", 100, 51.5, "M", "best on test"))
     assert len(unmatched([], [CE])) == 2
 
 
 def test_the_page_says_what_the_rows_hold():
     done = BenchmarkRow(
         **{"suite": "s", "recipe": "ldam_drw", "imbalance": 100.0, "seeds": (0, 1), "minutes": 12.34},
-        **{"overall": Figure(0.42125, 0.0031), "bands": {"many": Figure(0.6, 0.1), "medium": Figure(0.3), "few": None}},
+        **{
+            "overall": MeanStd(0.42125, 0.0031),
+            "bands": {"many": MeanStd(0.6, 0.1), "medium": MeanStd(0.3), "few": None},
+        },
         **{"machines": ("GPU | 1",), "commits": ("c1", "c2"), "chosen": ("last epoch",)},
-        published=(PublishedFigure("LDAM", 100, 42.04, "P", "best on test"), PublishedFigure("LDAM", 100, 42.0, "S")),
+        published=(PublishedResult("LDAM", 100, 42.04, "P", "best on test"), PublishedResult("LDAM", 100, 42.0, "S")),
     )
     missing = BenchmarkRow(suite="s", recipe="bbn", imbalance=50, settings=("optim.lr=[1, 2]",), smoke="c3")
     chosen = BenchmarkRow(suite="t", recipe="x", imbalance=None, seeds=(4,), chosen=("best validation, epoch 3",))
-    text = page([done, missing, chosen], [("s", PublishedFigure("<Other>", 100, 51.5, "M"))], {"P": "paper"})
+    text = benchmarks_page([done, missing, chosen], [("s", PublishedResult("<Other>", 100, 51.5, "M"))], {"P": "paper"})
     lines = text.splitlines()
     assert (
         "| ldam_drw | 100 | 42.12 ± 0.31 | 60.00 ± 10.00 | 30.00 | - | 0, 1 | 12.3 | GPU \\| 1 | c1; c2 "
@@ -109,17 +119,24 @@ def test_the_page_says_what_the_rows_hold():
     assert "| x | - | - (best validation, epoch 3) | - | - | - | 4 | - |  |  | - |" in lines
     assert "- `facelt bench t/x --seeds 4`" in lines
     assert "| s | \\<Other\\> | 100 | 51.5 (M) |" in lines
-    assert [line for line in lines if line.startswith("## ")] == ["## s", "## t", "## Published, without a recipe here"]
-    assert "Published figures bear their source: P paper." in lines
+    assert [line for line in lines if line.startswith("## ")] == [
+        "## s",
+        "## t",
+        "## Published results without a recipe here",
+    ]
+    assert "Sources of published results: P paper." in lines
     widths = {line.replace("\\|", "").count("|") for line in lines if line.startswith("|")}
     assert widths == {12, 5, 4}
 
 
 def test_a_name_ends_no_cell_and_no_line():
-    assert cell("a|b\n`c`<script>\\") == "a\\|b\ufffd\\`c\\`\\<script\\>\\\\"
+    assert markdown_cell("a|b\n`c`<script>\\") == "a\\|b\ufffd\\`c\\`\\<script\\>\\\\"
     row = BenchmarkRow(suite="s", recipe="r", imbalance=None, settings=("a=`` `|",))
-    assert "| ``` facelt bench s/r --seeds 0,1,2 --set 'a=`` `\\|' ``` | - | - |" in page([row], [], {}).splitlines()
-    assert command(row).endswith("'a=`` `|'")
+    assert (
+        "| ``` facelt bench s/r --seeds 0,1,2 --set 'a=`` `\\|' ``` | - | - |"
+        in benchmarks_page([row], [], {}).splitlines()
+    )
+    assert bench_command(row).endswith("'a=`` `|'")
 
 
 def test_the_published_file_is_read_and_a_bad_source_is_named(root, tmp_path):
@@ -147,7 +164,9 @@ def test_the_page_in_the_docs_is_what_its_records_make(root):
     docs, configs = root / "docs", root / "configs"
     recipes, published = planned(configs), read_published(docs / "published.yaml")
     found = rows(read_records(docs / "benchmarks.jsonl"), plan(recipes, published), published)
-    assert (docs / "benchmarks.md").read_text() == page(found, unmatched(recipes, published), PUBLISHED_SOURCES)
+    assert (docs / "benchmarks.md").read_text() == benchmarks_page(
+        found, unmatched(recipes, published), PUBLISHED_SOURCES
+    )
 
 
 def test_published_figures_name_recipes_that_are_there(root):

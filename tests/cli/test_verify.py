@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from facelt.report.evaluation import check_verification
+from facelt.report.schema import VerificationReport
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_a_model_on_two_sets(verify, finished_run, tiny_pairs):
     code, out, error = verify(*words, "--json")
     assert code == 0, error
     report = json.loads(out)
-    check_verification(report)
+    assert VerificationReport.build(report).json_values() == report
     one, other = report["sets"]
     assert one == other
     assert (one["name"], one["mated"], one["nonmated"]) == ("tiny", 10, 10)

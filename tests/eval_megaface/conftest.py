@@ -81,7 +81,7 @@ class SmallSuite:
 
     def run(self, *overrides, **changes):
         """The report of the configuration with these changes."""
-        return evaluate(load_config(self.write_config(**changes), MegafaceConfig, overrides))
+        return evaluate(load_config(self.write_config(**changes), MegafaceConfig, overrides)).json_values()
 
     def write_config(self, **changes):
         """The configuration as a YAML file."""

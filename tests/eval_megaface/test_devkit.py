@@ -14,7 +14,7 @@ from facelt.errors import UserError
 
 def test_a_run_writes_one_file_a_list(small, write_list):
     write_list(small.root / "lists/megaface_features_list.json_5_2", small.distractors[20:25])
-    report = evaluate(load_config(small.write_config(), MegafaceConfig))
+    report = evaluate(load_config(small.write_config(), MegafaceConfig)).json_values()
     folder = small.root / "out/devkit"
     name = "cmc_facescrub_megaface_plain_direct_{}_{}.json"
     assert {path.name for path in folder.iterdir()} == {name.format(*cut) for cut in ((5, 1), (5, 2), (30, 1))}

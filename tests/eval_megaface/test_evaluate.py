@@ -31,7 +31,7 @@ def test_golden_tree_exactly(golden, tmp_path):
         "noise": {"mode": "raw"},
         "interval": {"replicates": 20},
     }
-    report = evaluate(MegafaceConfig.model_validate(config))
+    report = evaluate(MegafaceConfig.model_validate(config)).json_values()
     expected = json.loads((folder / "expected.json").read_text())
     (cmc,) = report["cmc"]
     for rank, rate in expected["rank_accuracy"].items():
@@ -47,7 +47,7 @@ def test_golden_tree_exactly(golden, tmp_path):
 @pytest.mark.parametrize("threshold", ["0.7", "0.5", "0.4", "0.35"])
 def test_real_embeddings(real_data, real_config, mode, threshold):
     changes = {"ranks": [1, 10], "noise": {"mode": mode}, "shots": {"threshold": float(threshold)}}
-    report = evaluate(MegafaceConfig.model_validate(real_config | changes))
+    report = evaluate(MegafaceConfig.model_validate(real_config | changes)).json_values()
     expected = json.loads((real_data / "faces/megaface/expected.json").read_text())["modes"][mode][threshold]
     first, tenth = report["rows"]
     assert (first["rank"], first["distractors"], tenth["rank"]) == (1, 6757, 10)

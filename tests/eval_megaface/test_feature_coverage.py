@@ -18,7 +18,7 @@ from facelt.store.feature_tree import write_feature
 
 
 def run(small, *overrides, **changes):
-    return evaluate(load_config(small.write_config(**changes), MegafaceConfig, overrides))
+    return evaluate(load_config(small.write_config(**changes), MegafaceConfig, overrides)).json_values()
 
 
 @settings(max_examples=40, deadline=None)

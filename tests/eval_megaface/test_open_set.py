@@ -12,7 +12,7 @@ from facelt.store.store import StoreWriter
 
 
 def test_real_embeddings(real_config):
-    report = evaluate(MegafaceConfig.model_validate(real_config | {"open_set": {"rank": 1, "seed": 0}}))
+    report = evaluate(MegafaceConfig.model_validate(real_config | {"open_set": {"rank": 1, "seed": 0}})).json_values()
     section = report["open_set"]
     assert (section["rank"], section["seed"], section["distractors"]) == (1, 0, 6732)
     assert section["enrolment"].startswith("one image of each enrolled identity, drawn with the seed")
@@ -70,7 +70,7 @@ def test_reachability_where_the_store_has_it(real_config, real_data, tmp_path):
     add_reachability(tmp_path / "familiar", paths, probe_PD, reachability_P)
     real_config["models"]["mobile"] |= {"probes": tmp_path / "familiar"}
     changes = {"noise": {"mode": "raw"}, "open_set": {"seed": 4}}
-    section = evaluate(MegafaceConfig.model_validate(real_config | changes))["open_set"]
+    section = evaluate(MegafaceConfig.model_validate(real_config | changes)).json_values()["open_set"]
     assert [one["score"] for one in section["rates"]] == ["similarity", "reachability"]
     _, identity_P = np.unique([path.split("/")[0] for path in paths], return_inverse=True)
     halves = open_set_searches(probe_PD, identity_P, distractor_GD, seed=4, cosine=True).halves

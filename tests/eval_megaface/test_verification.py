@@ -28,7 +28,7 @@ def tars(section):
 
 
 def test_real_embeddings(real_config):
-    report = evaluate(MegafaceConfig.model_validate(real_config | {"verification": True}))
+    report = evaluate(MegafaceConfig.model_validate(real_config | {"verification": True})).json_values()
     section = report["verification"]
     assert (section["mated"], section["nonmated"]) == (26202 // 2, 607 * 6732)
     (one,) = section["rates"]

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from facelt.report.drawing import Style
-from facelt.report.plots import Tradeoff, det_figure, open_set_figure, tradeoff_plot
+from facelt.report.plots import TradeoffCurve, det_plot, open_set_plot, tradeoff_plot
 
 
 def texts(svg):
@@ -31,7 +31,7 @@ def curve(**changes):
         "label": "plain", "x": [1e-5, 1e-4, 1e-3, 1e-2], "y": [0.8, 0.4, 0.2, 0.1],
         "points": [(1e-3, 0.2), (1e-6, None)], "style": Style("#123456"),
     }  # fmt: skip
-    return Tradeoff(**{**values, **changes})
+    return TradeoffCurve(**{**values, **changes})
 
 
 def plot(*curves):
@@ -58,9 +58,9 @@ def test_what_the_trials_do_not_support_is_faint():
     svg = plot(curve(supported_from=1e-3))
     drawn = {len(points): opacity for points, opacity in lines(svg, "#123456")}
     assert drawn == {3: 0.4, 2: 1.0}
-    figure = det_figure([curve(supported_from=1e-3)])
-    assert "Faint where the non-mated pairs allow fewer than 30 errors." in figure.caption
-    assert "Faint" not in det_figure([curve(supported_from=1e-6)]).caption
+    figure = det_plot([curve(supported_from=1e-3)])
+    assert "Faint: fewer than 30 errors expected among the non-mated pairs." in figure.caption
+    assert "Faint" not in det_plot([curve(supported_from=1e-6)]).caption
 
 
 def test_zero_is_left_out():
@@ -71,7 +71,7 @@ def test_zero_is_left_out():
 
 
 def test_a_figure_tells_its_numbers():
-    figure = det_figure([curve(), curve(label="oltr", points=[(1e-2, 0.05)], style=Style(look=1))])
+    figure = det_plot([curve(), curve(label="oltr", points=[(1e-2, 0.05)], style=Style(look=1))])
     assert figure.header == ("", "FNMR (%) at FMR 1 %", "FNMR (%) at FMR 0.1 %", "FNMR (%) at FMR 0.0001 %")
     assert figure.data == (("plain", "–", "20.00", "–"), ("oltr", "5.00", "–", "–"))  # noqa: RUF001
     assert [series.label for series in figure.series] == ["plain", "oltr"]
@@ -81,7 +81,7 @@ def test_a_figure_tells_its_numbers():
 
 
 def test_open_set_states_its_rank():
-    figure = open_set_figure([curve()], rank=5)
+    figure = open_set_plot([curve()], rank=5)
     assert "rank 5" in figure.caption
     assert "false positive identification rate, FPIR (%)" in texts(figure.svg)
     assert figure.header[1] == "FNIR (%) at FPIR 0.1 %"
@@ -91,14 +91,14 @@ def test_open_set_states_its_rank():
     "curves", [[], [curve(x=[], y=[], points=[(0.1, None)])], [curve(x=[1.0], y=[0.0], points=[])]]
 )
 def test_no_curve_says_so(curves):
-    figure = det_figure(curves)
+    figure = det_plot(curves)
     assert "no curve: too few trials" in texts(figure.svg)
 
 
 def test_a_single_point_and_hostile_names_are_drawn():
     name = "<script>alert(1)</script>$\\frac{$\x00"
-    figure = open_set_figure([curve(label=name, x=[0.1], y=[0.5], points=[])])
+    figure = open_set_plot([curve(label=name, x=[0.1], y=[0.5], points=[])])
     root = ElementTree.fromstring(figure.svg)
     assert not list(root.iter("script"))
-    assert "no figure asked for" in root.get("aria-label")
+    assert "no operating points" in root.get("aria-label")
     assert "\x00" not in figure.svg

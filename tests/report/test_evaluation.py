@@ -11,14 +11,14 @@ import pytest
 from rich.console import Console
 
 from facelt.report.evaluation import (
-    MOST_POINTS,
-    OPEN_FIGURES,
-    check_evaluation,
+    MAX_CURVE_POINTS,
+    OPEN_SET_METRICS,
     print_evaluation,
     write_open,
     write_sweep,
     write_table,
 )
+from facelt.report.schema import EvaluationReport
 from facelt.utils.json_values import json_line
 
 BANDS = {"many": 1_234, "medium": 56_789, "few": 123_456}
@@ -29,7 +29,7 @@ OPEN = {
     "threshold_from": "accepts 95 % of known validation images",
     **ACCURACY,
     "open_images": 6_600,
-    **{name: 0.1 + 0.01 * place for place, name in enumerate(OPEN_FIGURES)},
+    **{name: 0.1 + 0.01 * place for place, name in enumerate(OPEN_SET_METRICS)},
     "reason": None,
     "confusion": {
         **{band: dict(zip(("right", *BANDS, "rejected"), range(5), strict=True)) for band in BANDS},
@@ -57,7 +57,7 @@ def report():
 
 def shown(report, width=80) -> str:
     console = Console(file=io.StringIO(), width=width)
-    print_evaluation(report, console)
+    print_evaluation(EvaluationReport.build(report), console)
     return console.file.getvalue()
 
 
@@ -71,7 +71,7 @@ def test_everything_stands_in_80_columns(report):
     assert "classes 181,479 1,234 56,789 123,456" in words
     # An open image has no right answer.
     assert "open 123,456 0 7 89 123,552" in words
-    for place, figure in enumerate(OPEN_FIGURES.values()):
+    for place, figure in enumerate(OPEN_SET_METRICS.values()):
         assert f"{figure} {10 + place}.00" in words
 
 
@@ -83,8 +83,8 @@ def test_experts_stand_beside_what_they_say_together(report):
     rows = [line.split() for line in text.splitlines()]
     assert ["expert", "1", "5,001", "31", "503"] in rows
     assert ["expert", "2", "4,002", "42", "604"] in rows
-    assert ["together", "6,003"] in rows
-    assert "together wrong, some expert right: 60; together right, no expert: 7" in text
+    assert ["ensemble", "6,003"] in rows
+    assert "ensemble wrong, some expert right: 60; ensemble right, no expert right: 7" in text
 
 
 def test_without_a_rejection_there_is_one_table(report):
@@ -95,7 +95,11 @@ def test_without_a_rejection_there_is_one_table(report):
 
 
 def test_why_there_is_no_figure_is_told(report):
-    report["open"] |= {**dict.fromkeys(OPEN_FIGURES), "open_images": 0, "reason": "there are 9 known and 0 open images"}
+    report["open"] |= {
+        **dict.fromkeys(OPEN_SET_METRICS),
+        "open_images": 0,
+        "reason": "there are 9 known and 0 open images",
+    }
     words = " ".join(shown(report).split())
     assert "AUROC -" in words
     assert "- : there are 9 known and 0 open images" in words
@@ -118,12 +122,12 @@ def test_a_missing_key_is_named(report, place):
     key = list(part)[-1]
     del part[key]
     with pytest.raises(ValueError, match=rf"{place or 'report'} lacks {key} \(schema"):
-        check_evaluation(report)
+        EvaluationReport.build(report)
 
 
 def test_another_schema_is_refused(report):
-    with pytest.raises(ValueError, match=r"the schema is 'facelt\.audit/1'"):
-        check_evaluation({**report, "schema": "facelt.audit/1"})
+    with pytest.raises(ValueError, match=r"schema: .*facelt\.evaluation/1.*facelt\.audit/1"):
+        EvaluationReport.build({**report, "schema": "facelt.audit/1"})
 
 
 def test_json_is_one_line_without_nan():
@@ -138,11 +142,13 @@ def rows(path) -> list[list[str]]:
 def test_files_of_the_open_set(report, tmp_path):
     curve = np.linspace(0, 1, 10_001)
     other = {**report, "model": {**report["model"], "name": "=other"}}
-    confusion, oscr = write_open(tmp_path / "new", [report, other], [(curve, curve / 2), None])
+    confusion, oscr = write_open(
+        tmp_path / "new", [EvaluationReport.build(report), EvaluationReport.build(other)], [(curve, curve / 2), None]
+    )
     assert rows(confusion)[4] == ["run/oltr", "open", "0", "123456", "0", "7", "89"]
     assert {row[0] for row in rows(confusion)[1:]} == {"run/oltr", "'=other"}
     points = rows(oscr)[1:]
-    assert len(points) == MOST_POINTS
+    assert len(points) == MAX_CURVE_POINTS
     assert (points[0][1:], points[-1][1:]) == (["0.0", "0.0"], ["1.0", "0.5"])
     assert {row[0] for row in points} == {"run/oltr"}
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from facelt.errors import UserError
-from facelt.report.drawing import picture
-from facelt.report.figures import COLOURS, OPEN, draw_concepts, draw_gains, draw_points
+from facelt.report.drawing import figure_files
+from facelt.report.figures import GROUP_COLOURS, OPEN, draw_concepts, draw_gains, draw_points
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -36,12 +36,12 @@ def test_bars_are_as_high_as_their_gains_and_the_key_says_the_means(tmp_path):
     scale = {}
     for group, gains in (("many", [0.1, -0.2]), ("few", [0.3, 0.4]), (OPEN, [0.05])):
         # The last path is the one in the key.
-        *bars, _ = shapes(svg, COLOURS[group])
+        *bars, _ = shapes(svg, GROUP_COLOURS[group])
         heights = [float(np.ptp(bar[:, 1])) for bar in bars]
         scale[group] = [height / abs(gain) for height, gain in zip(heights, gains, strict=True)]
     together = [one for ratios in scale.values() for one in ratios]
     assert together == pytest.approx([together[0]] * 5, rel=1e-3)
-    assert len(shapes(svg, COLOURS["medium"])) == 0
+    assert len(shapes(svg, GROUP_COLOURS["medium"])) == 0
     words = texts(svg)
     assert {"many (-5.0)", "few (+35.0)", "open set (+5.0)"} <= set(words)
     assert {"500", "400", "50", "9", "5", "open", "gain in F1 over plain, points"} <= set(words)
@@ -55,7 +55,7 @@ def test_every_point_is_drawn_in_its_place_with_its_groups_colour(tmp_path):
         used = [
             (float(one.get("x")), -float(one.get("y")))
             for one in ElementTree.parse(tmp_path / "tsne.svg").iter(f"{SVG}use")
-            if f"fill: {COLOURS[group]}" in one.get("style", "")
+            if f"fill: {GROUP_COLOURS[group]}" in one.get("style", "")
         ][:count]
         # Up to a scale that is the same on both axes, and a shift.
         drawn, given = (places - places.mean(0) for places in (np.array(used), place_N2[group_N == group]))
@@ -99,6 +99,6 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with (
         pytest.raises(UserError, match=r"cannot write .*choose another folder with --out"),
-        picture(1, 1, tmp_path / "file" / "x"),
+        figure_files(1, 1, tmp_path / "file" / "x"),
     ):
         pass

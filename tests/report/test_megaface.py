@@ -1,8 +1,17 @@
 """The view of a MegaFace report: which columns, which rows, which counts below them."""
 
-from facelt.report.megaface import Column, columns, count_rows, headline_rows, rows
+from facelt.report.megaface import RateColumn, count_rows, headline_rows, rate_columns, rate_rows
+from facelt.report.megaface_schema import MegafaceReport
 
 TABLE_4 = ["many", "few", "one", "zero", "full", "male", "female"]
+
+
+def columns(values):
+    return rate_columns(MegafaceReport.build(values))
+
+
+def rows(values):
+    return rate_rows(MegafaceReport.build(values), columns(values))
 
 
 def test_table_4_comes_first_and_each_group_stays_together(report):
@@ -21,27 +30,25 @@ def test_equal_names_of_two_attributes_stay_apart(report):
     last = report["rows"][0]["figures"][-1]
     report["rows"][0]["figures"] = [{**last, "group": "hat", "name": "yes"}, {**last, "group": "beard", "name": "yes"}]
     report["rows"] = report["rows"][:1]
-    assert columns(report)[-2:] == (Column("hat", "yes"), Column("beard", "yes"))
+    assert columns(report)[-2:] == (RateColumn("hat", "yes"), RateColumn("beard", "yes"))
 
 
 def test_a_row_holds_none_where_it_has_no_such_figure(report):
     report["rows"][1]["figures"] = report["rows"][1]["figures"][:1]
-    shown = columns(report)
-    found = rows(report, shown)
-    assert [cell and round(cell["rate"], 4) for cell in found[1].cells] == [*[None] * 4, 0.8402, *[None] * 3]
+    found = rows(report)
+    assert [cell and round(cell.rate, 4) for cell in found[1].cells] == [*[None] * 4, 0.8402, *[None] * 3]
 
 
 def test_the_headline_is_the_smallest_rank_among_the_most_distractors(report):
     plain = report["rows"][0]
     report["rows"] = [{**plain, "distractors": 10}, {**plain, "rank": 10}, plain, {**plain, "distractors": 1000}]
-    (found,) = headline_rows(rows(report, columns(report)))
+    (found,) = headline_rows(rows(report))
     assert (found.rank, found.distractors) == (1, 6732)
 
 
 def test_counts_are_named_by_model_or_by_row_where_they_differ(report):
-    shown = columns(report)
-    assert [name for name, _ in count_rows(rows(report, shown))] == [""]
+    assert [name for name, _ in count_rows(rows(report))] == [""]
     report["rows"][0]["figures"][2] = {**report["rows"][0]["figures"][2], "pairs": 5}
-    assert [name for name, _ in count_rows(rows(report, shown))] == ["plain", "oltr"]
+    assert [name for name, _ in count_rows(rows(report))] == ["plain", "oltr"]
     report["rows"][1]["figures"][2] = {**report["rows"][1]["figures"][2], "pairs": 5}
-    assert [name for name, _ in count_rows(rows(report, shown))] == ["plain, oltr · direct", "oltr · meta"]
+    assert [name for name, _ in count_rows(rows(report))] == ["plain, oltr · direct", "oltr · meta"]

@@ -8,8 +8,10 @@ import json
 import pytest
 from rich.console import Console
 
-from facelt.report.megaface_terminal import print_report
-from facelt.report.megaface_thresholds import open_set, rate_name, verification
+from facelt.report.formatting import rate_name
+from facelt.report.megaface_schema import MegafaceReport
+from facelt.report.megaface_terminal import print_megaface
+from facelt.report.megaface_thresholds import open_set_table, verification_table
 from facelt.report.write import write_report
 
 NEEDS = "a rate of 1e-06 needs 1,000,000 non-mated comparisons; there are 270"
@@ -74,6 +76,10 @@ def page_text(path):
     return " ".join(" ".join(texts).split()), source
 
 
+def write(values, out):
+    return write_report(MegafaceReport.build(values), out)
+
+
 def read_csv(path):
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
@@ -81,7 +87,7 @@ def read_csv(path):
 
 def printed(report, width=80):
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    print_report(report, console)
+    print_megaface(MegafaceReport.build(report), console)
     return console.file.getvalue()
 
 
@@ -94,7 +100,7 @@ def test_rates_are_named_as_people_write_them(rate, name):
 
 
 def test_the_page_has_figures_thresholds_and_circumstances(measured, tmp_path):
-    text, _ = page_text(write_report(measured, tmp_path))
+    text, _ = page_text(write(measured, tmp_path))
     for words in (
         "13,101 mated pairs", "4,086,324 non-mated pairs", "FAR 1e-6", "1 in 1,000,000", "98.79", "at 0.1223", "12.3",
         "FNIR in % at rank 5", "FPIR 0.1", "17.81", "at 0.4072, 0.4254", "one image drawn with the seed (seed 3)",
@@ -104,20 +110,20 @@ def test_the_page_has_figures_thresholds_and_circumstances(measured, tmp_path):
 
 
 def test_what_is_not_supported_is_said_and_never_a_number(measured, tmp_path):
-    path = write_report(measured, tmp_path)
+    path = write(measured, tmp_path)
     text, _ = page_text(path)
     assert text.count(NEEDS) == text.count(FEW) == 2
     assert text.count("uncertain: 4 false matches") == 2
     assert text.count("uncertain: 29 and 31 false positives") == 2
     assert "None" not in text
-    table = verification(measured)
+    table = verification_table(MegafaceReport.build(measured))
     assert [cell.rate for cell in table.rows[0].cells] == [None, 0.6493, 0.9879]
     assert [bool(cell.doubt) for cell in table.rows[0].cells] == [False, True, False]
     assert table.reasons == (f"FAR 1e-6: {NEEDS}",)
 
 
 def test_headers_have_a_scope_and_plots_say_their_numbers(measured, tmp_path):
-    _, source = page_text(write_report(measured, tmp_path))
+    _, source = page_text(write(measured, tmp_path))
     assert source.count("<th ") == source.count("<th scope=")
     assert "<th>" not in source
     assert "FNMR not measured at FMR 0.0001 percent, FNMR 35.07 percent at FMR 0.1 percent" in source
@@ -128,13 +134,13 @@ def test_headers_have_a_scope_and_plots_say_their_numbers(measured, tmp_path):
 
 
 def test_two_scores_of_a_model_look_different(measured):
-    first, second = (row.style for row in open_set(measured).rows)
+    first, second = (row.style for row in open_set_table(MegafaceReport.build(measured)).rows)
     assert first.colour == second.colour
     assert first.look != second.look
 
 
 def test_the_csv_tables_hold_every_figure(measured, tmp_path):
-    folder = write_report(measured, tmp_path).parent / "tables"
+    folder = write(measured, tmp_path).parent / "tables"
     rows = read_csv(folder / "verification.csv")
     assert [row["tar"] for row in rows] == ["", "0.6493", "0.9879"] * 2
     assert rows[0]["reason"] == NEEDS
@@ -166,7 +172,7 @@ def test_the_terminal_summary(measured, width):
 
 def test_a_report_without_them_says_nothing_of_them(report, tmp_path):
     for sections in ({}, {"verification": None, "open_set": None}):
-        path = write_report(report | sections, tmp_path)
+        path = write(report | sections, tmp_path)
         text, _ = page_text(path)
         assert "TAR" not in text
         assert "Open-set" not in text
@@ -181,7 +187,7 @@ def test_nothing_enough_for_a_figure_is_still_a_page(measured, tmp_path):
     for one in measured["open_set"]["rates"]:
         one["points"], one["curve"] = [fnir(0.1, None, (), FEW)], {"fpir": [], "fnir": []}
     measured["verification"]["smallest_far"] = measured["open_set"]["smallest_fpir"] = None
-    _, source = page_text(write_report(measured, tmp_path))
+    _, source = page_text(write(measured, tmp_path))
     assert source.count("no curve: too few trials") == 2
 
 
@@ -191,7 +197,7 @@ def test_hostile_names_run_nowhere(measured, tmp_path):
         for one in measured[name]["rates"]:
             one["model"] = script
     measured["open_set"]["rates"][0]["score"] = measured["open_set"]["rates"][0]["points"][1]["reason"] = script
-    path = write_report(measured, tmp_path)
+    path = write(measured, tmp_path)
     text, source = page_text(path)
     assert "<script" not in source
     assert "<script>" in text
@@ -209,7 +215,7 @@ def test_hostile_names_run_nowhere(measured, tmp_path):
 def test_a_missing_key_is_named(measured, tmp_path, section, key, match):
     del measured[section]["rates"][1]["seconds"]
     with pytest.raises(ValueError, match=rf"{section}\.rates\[1\] lacks seconds"):
-        write_report(measured, tmp_path)
+        write(measured, tmp_path)
     del measured[section][key]
     with pytest.raises(ValueError, match=match):
-        write_report(measured, tmp_path)
+        write(measured, tmp_path)

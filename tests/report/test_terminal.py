@@ -5,12 +5,13 @@ import io
 import pytest
 from rich.console import Console
 
-from facelt.report.megaface_terminal import print_report
+from facelt.report.megaface_schema import MegafaceReport
+from facelt.report.megaface_terminal import print_megaface
 
 
 def printed(report, width):
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    print_report(report, console)
+    print_megaface(MegafaceReport.build(report), console)
     return console.file.getvalue()
 
 
@@ -64,9 +65,3 @@ def test_names_are_no_markup_and_no_control_code(hostile):
     assert "\x1b" not in text
     assert "\x00" not in text
     assert "[red]" in text
-
-
-def test_a_missing_key_is_named(report):
-    del report["shots"]["threshold"]
-    with pytest.raises(ValueError, match="shots lacks threshold"):
-        print_report(report)

@@ -6,8 +6,9 @@ import io
 import pytest
 from rich.console import Console
 
-from facelt.report.evaluation import check_verification, print_verification
-from facelt.report.html_page import EN_DASH
+from facelt.report.formatting import EN_DASH
+from facelt.report.schema import VerificationReport
+from facelt.report.verification import print_verification
 
 
 def point(wanted, tar, supported=True, reason=None, **changes) -> dict:
@@ -29,6 +30,8 @@ REPORT = {
             "people": 5749,
             "accuracy": 0.99516,
             "accuracy_std": 0.00341,
+            "accuracy_folds": [0.995] * 10,
+            "distance_folds": [1.5] * 10,
             "points": [
                 point(1e-4, None, reason="a rate of 0.0001 needs 10,000 non-mated comparisons; there are 3,000"),
                 point(1e-3, 0.9712, supported=False),
@@ -43,7 +46,9 @@ REPORT["sets"].append(REPORT["sets"][0] | {"name": "a_set_with_a_long_name_\x1b[
 
 def printed(report: dict, width: int = 80) -> str:
     out = io.StringIO()
-    print_verification(report, Console(file=out, width=width, color_system=None, legacy_windows=False))
+    print_verification(
+        VerificationReport.build(report), Console(file=out, width=width, color_system=None, legacy_windows=False)
+    )
     return out.getvalue()
 
 
@@ -74,22 +79,22 @@ def test_what_is_not_known_is_not_said():
     assert "uncertain" not in text
     assert "needs" not in text
     report["source"] = {"name": "runs/faces", "kind": "meta", "flip_averaged": False}
-    assert "runs/faces: meta embedding, images as they are; in %" in printed(report)
+    assert "runs/faces: meta embedding, without mirror images; in %" in printed(report)
 
 
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (lambda report: report.update(schema="facelt.verification/2"), "the schema is 'facelt.verification/2'"),
+        (lambda report: report.update(schema="facelt.verification/2"), r"schema: .*facelt\.verification/2"),
         (lambda report: report.pop("level"), "report lacks level"),
         (lambda report: report["source"].pop("kind"), "source lacks kind"),
-        (lambda report: report["sets"][1].pop("accuracy"), "set lacks accuracy"),
-        (lambda report: report["sets"][1]["points"][3].pop("tar"), "point lacks tar"),
+        (lambda report: report["sets"][1].pop("accuracy"), r"sets\[1\] lacks accuracy"),
+        (lambda report: report["sets"][1]["points"][3].pop("tar"), r"sets\[0\]\.points\[3\] lacks tar"),
     ],
 )
 def test_a_report_that_lacks_something_is_refused(spoil, reason):
     report = copy.deepcopy(REPORT)
-    check_verification(report)
+    VerificationReport.build(report)
     spoil(report)
     with pytest.raises(ValueError, match=reason):
-        print_verification(report)
+        VerificationReport.build(report)

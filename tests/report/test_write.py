@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from facelt.errors import UserError
+from facelt.report.megaface_schema import MegafaceReport
 from facelt.report.write import write_report
 from facelt.utils.json_values import plain
 
@@ -34,13 +35,17 @@ class Page(HTMLParser):
         return [attrs for name, attrs in self.elements if name == tag]
 
 
+def write(values, out):
+    return write_report(MegafaceReport.build(values), out)
+
+
 def read_csv(path):
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
 def test_the_json_is_the_report_and_the_page_is_returned(report, tmp_path):
-    path = write_report(report, tmp_path / "new" / "folder")
+    path = write(report, tmp_path / "new" / "folder")
     assert path == tmp_path / "new" / "folder" / "report.html"
     assert json.loads(path.with_name("report.json").read_text(encoding="utf-8")) == report
     names = sorted(str(file.relative_to(path.parent)) for file in path.parent.rglob("*") if file.is_file())
@@ -48,7 +53,7 @@ def test_the_json_is_the_report_and_the_page_is_returned(report, tmp_path):
 
 
 def test_the_tables_hold_every_figure(report, tmp_path):
-    folder = write_report(report, tmp_path).parent / "tables"
+    folder = write(report, tmp_path).parent / "tables"
     figures = read_csv(folder / "figures.csv")
     expected = [(row, figure) for row in report["rows"] for figure in row["figures"]]
     assert len(figures) == len(expected)
@@ -62,7 +67,7 @@ def test_the_tables_hold_every_figure(report, tmp_path):
 
 
 def test_the_page_shows_rates_counts_and_intervals(report, tmp_path):
-    page = Page(write_report(report, tmp_path))
+    page = Page(write(report, tmp_path))
     for words in ("83.02", "78.0\N{EN DASH}88.0", "26,202", "607", "Synthetic faces.", "ab" * 32, "under 40", "85.02"):
         assert words in page.text
     assert "None" not in page.text
@@ -70,7 +75,7 @@ def test_the_page_shows_rates_counts_and_intervals(report, tmp_path):
 
 
 def test_the_page_is_one_offline_file(report, tmp_path):
-    page = Page(write_report(report, tmp_path))
+    page = Page(write(report, tmp_path))
     assert "http://" not in page.source
     assert "https://" not in page.source
     assert not page.all("script")
@@ -83,7 +88,7 @@ def test_the_page_is_one_offline_file(report, tmp_path):
 
 
 def test_the_page_can_be_read_aloud(report, tmp_path):
-    page = Page(write_report(report, tmp_path))
+    page = Page(write(report, tmp_path))
     assert all(header.get("scope") for header in page.all("th"))
     drawings = [svg for svg in page.all("svg") if svg.get("role") == "img"]
     assert len(drawings) == 4
@@ -95,7 +100,7 @@ def test_the_page_can_be_read_aloud(report, tmp_path):
 
 
 def test_hostile_names_run_nowhere(hostile, tmp_path):
-    path = write_report(hostile, tmp_path)
+    path = write(hostile, tmp_path)
     page = Page(path)
     assert not page.all("script")
     assert "<script>" in page.text
@@ -108,17 +113,17 @@ def test_hostile_names_run_nowhere(hostile, tmp_path):
 
 def test_a_report_with_nothing_measured_is_still_a_page(report, tmp_path):
     report |= {"rows": [], "curves": [], "cmc": [], "models": {}, "notes": []}
-    page = Page(write_report(report, tmp_path))
-    assert "How to read this" in page.text
+    page = Page(write(report, tmp_path))
+    assert "Definitions" in page.text
     assert not [svg for svg in page.all("svg") if svg.get("role") == "img"]
 
 
 @pytest.mark.parametrize("mode", ["drop", "raw", "insightface"])
 def test_the_noise_mode_is_explained(report, tmp_path, mode):
     report["suite"]["noise"] |= {"mode": mode, "probes_replaced": 3}
-    text = " ".join(Page(write_report(report, tmp_path)).text.split())
+    text = " ".join(Page(write(report, tmp_path)).text.split())
     assert {
-        "drop": "left out: 7 probes and 25 distractors",
+        "drop": "excluded: 7 probes and 25 distractors",
         "raw": "The noise lists are ignored",
         "insightface": "3 noisy probes were replaced",
     }[mode] in text
@@ -126,7 +131,7 @@ def test_the_noise_mode_is_explained(report, tmp_path, mode):
 
 def test_several_gallery_sizes_are_told_apart(report, tmp_path):
     report["rows"] += [{**row, "distractors": 1000} for row in report["rows"]]
-    text = Page(write_report(report, tmp_path)).text
+    text = Page(write(report, tmp_path)).text
     assert "rank 1, 6,732" in text
     assert "rank 1, 1,000" in text
 
@@ -136,7 +141,7 @@ def test_numpy_values_are_taken_and_nan_becomes_null(report, tmp_path):
     report["rows"][0]["figures"][0]["pairs"] = np.int64(7)
     report["rows"][0]["figures"][1]["rate"] = float("nan")
     report["cmc"][0]["rate"] = np.linspace(0.5, 0.9, 20)
-    saved = json.loads(write_report(report, tmp_path).with_name("report.json").read_text(encoding="utf-8"))
+    saved = json.loads(write(report, tmp_path).with_name("report.json").read_text(encoding="utf-8"))
     figures = saved["rows"][0]["figures"]
     assert (figures[0]["rate"], figures[0]["pairs"], figures[1]["rate"]) == (0.5, 7, None)
     assert saved["cmc"][0]["rate"][-1] == 0.9
@@ -150,21 +155,21 @@ def test_plain_names_the_place_of_what_it_cannot_hold():
 
 def test_an_unknown_schema_or_a_missing_key_is_named(report, tmp_path):
     with pytest.raises(ValueError, match=r"facelt\.other/9.*facelt\.megaface/1"):
-        write_report({**report, "schema": "facelt.other/9"}, tmp_path)
+        write({**report, "schema": "facelt.other/9"}, tmp_path)
     del report["rows"][1]["figures"][2]["pairs"]
     with pytest.raises(ValueError, match=r"rows\[1\]\.figures\[2\] lacks pairs"):
-        write_report(report, tmp_path)
+        write(report, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_line(report, tmp_path):
     (tmp_path / "taken").write_text("a file", encoding="utf-8")
     with pytest.raises(UserError, match=r"cannot write .*taken"):
-        write_report(report, tmp_path / "taken")
+        write(report, tmp_path / "taken")
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(report, tmp_path, monkeypatch):
-    page = write_report(report, tmp_path)
+    page = write(report, tmp_path)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
 
     def full_disk(*_):
@@ -172,13 +177,13 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(report, tmp_path,
 
     monkeypatch.setattr("recordio_tools.atomic_io.os.fsync", full_disk)
     with pytest.raises(UserError, match="No space left"):
-        write_report({**report, "title": "Another"}, tmp_path)
+        write({**report, "title": "Another"}, tmp_path)
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
     assert page.exists()
 
 
 def test_equal_reports_are_equal_files(report, tmp_path):
-    first, second = (write_report(report, tmp_path / name) for name in ("a", "b"))
+    first, second = (write(report, tmp_path / name) for name in ("a", "b"))
     assert first.read_bytes() == second.read_bytes()
 
 

@@ -1,0 +1,67 @@
+"""Number formatting for pages, plots and terminals: percentages, intervals, counts, p-values."""
+
+EN_DASH = "\N{EN DASH}"
+
+
+def percent(fraction: float | None, digits: int = 2) -> str:
+    """Returns a fraction in percent without the sign, a dash for None: 0.83024 -> '83.02'."""
+    return EN_DASH if fraction is None else f"{100 * fraction:.{digits}f}"
+
+
+def percent_interval(low: float | None, high: float | None) -> str:
+    """Returns both ends in percent with one decimal, or an empty text if either is missing."""
+    return "" if low is None or high is None else f"{percent(low, 1)}{EN_DASH}{percent(high, 1)}"
+
+
+def count(number: int | None) -> str:
+    """Returns a count with thousands separators, a dash for None: 26202 -> '26,202'."""
+    return EN_DASH if number is None else f"{number:,}"
+
+
+def small_percent(rate: float | None) -> str:
+    """Returns a rate in percent that keeps its leading digits when small: 0.83024 -> '83.02', 5e-5 -> '0.005'.
+
+    Two decimals from 1 % on, two significant digits below.
+    """
+    if rate is None:
+        return EN_DASH
+    percentage = 100 * rate
+    if abs(percentage) >= 1 or percentage == 0:
+        return f"{percentage:.2f}" if percentage else "0"
+    return f"{float(f'{percentage:.2g}'):.12f}".rstrip("0").rstrip(".")
+
+
+def small_percent_interval(low: float | None, high: float | None) -> str:
+    """Returns both ends of an interval of rates in percent, `?` for a missing end, empty if both are missing."""
+    if low is None and high is None:
+        return ""
+    # A minus sign after a dash would be misread.
+    separator = " to " if low is not None and low < 0 else EN_DASH
+    return f"{interval_end(low)}{separator}{interval_end(high)}"
+
+
+def interval_end(rate: float | None) -> str:
+    """Returns one end of an interval of rates in percent, `?` for None."""
+    if rate is None:
+        return "?"
+    return f"{100 * rate:.1f}" if abs(rate) >= 0.01 else small_percent(rate)
+
+
+def rate_name(rate: float) -> str:
+    """Returns a false-alarm rate in its usual notation: 0.1, 0.001, 1e-6."""
+    if rate >= 1e-3:
+        return f"{rate:g}"
+    digits, power = f"{rate:.5e}".split("e")
+    return f"{float(digits):g}e{int(power)}"
+
+
+def three_digits(value: float | None) -> str:
+    """Returns a ratio or an index with three significant digits, `?` for None."""
+    if value is None:
+        return "?"
+    return f"{float(f'{value:.3g}'):g}" if abs(value) >= 1e-6 else "0"
+
+
+def p_value(p: float | None) -> str:
+    """Returns a p-value with two significant digits, a dash for None."""
+    return EN_DASH if p is None else f"{float(f'{p:.2g}'):g}"

@@ -1,0 +1,180 @@
+"""Report schemas: the base class of all reports, and the models of `facelt.evaluation/1` and `facelt.verification/1`.
+
+A model is the schema: `report.json` is its dump, keys in the order of the fields. Rates are fractions; None means that
+there was nothing to measure.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from facelt.utils.json_values import plain
+
+OptionalRate = float | None
+
+
+class ReportPart(BaseModel):
+    """A part of a report. Unknown keys are refused, so that the dump equals the file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Report(ReportPart):
+    """Base class of all reports."""
+
+    @classmethod
+    def build(cls, values: Mapping[str, Any]) -> Self:
+        """Returns the report that holds `values`: numpy scalars and arrays become numbers and lists, NaN becomes None.
+
+        Raises ValueError, in one line, naming the key that is missing or wrong; TypeError on a value that JSON cannot
+        hold.
+        """
+        schema = cls.model_fields["schema_name"].default
+        try:
+            return cls.model_validate({"schema": schema, **plain(dict(values))})
+        except ValidationError as error:
+            raise ValueError(f"{_first_error(error)} (schema {schema})") from error
+
+    def json_values(self) -> dict[str, Any]:
+        """Returns the JSON values of `report.json`; an optional key that was not given stays absent."""
+        return self.model_dump(by_alias=True, exclude_unset=True)
+
+
+def _first_error(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    *parents, key = first["loc"]
+    parent = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parents).removeprefix(".")
+    if first["type"] == "missing":
+        return f"{parent or 'report'} lacks {key}"
+    path = f"{parent}[{key}]" if isinstance(key, int) else f"{parent}.{key}".removeprefix(".")
+    return f"{path}: {first['msg']}, got {first['input']!r:.60}"
+
+
+class ModelSummary(ReportPart):
+    """Evaluated model."""
+
+    name: str
+    weights_sha256: str
+    classes: int
+
+
+class BandCounts(ReportPart):
+    """Counts by shot band."""
+
+    many: int
+    medium: int
+    few: int
+
+
+class _Accuracies(ReportPart):
+    overall: OptionalRate
+    many: OptionalRate
+    medium: OptionalRate
+    few: OptionalRate
+    classes: BandCounts
+    images: BandCounts
+
+
+class _Rejection(ReportPart):
+    method: str
+    threshold: float
+    threshold_from: str
+
+
+class OpenEvaluation(_Accuracies, _Rejection):
+    """Evaluation with rejection: accuracies of known images, open-set metrics, and the confusion by band.
+
+    `reason` says why a metric could not be measured.
+    """
+
+    open_images: int
+    open_rejected: OptionalRate
+    f_measure_paper: OptionalRate
+    f_measure_released: OptionalRate
+    macro_f_with_unknown: OptionalRate
+    auroc: OptionalRate
+    aupr_known_positive: OptionalRate
+    aupr_open_positive: OptionalRate
+    fpr_at_95_tpr: OptionalRate
+    detection_error_at_95_tpr: OptionalRate
+    detection_error_minimum: OptionalRate
+    oscr: OptionalRate
+    reason: str | None
+    confusion: dict[str, dict[str, int]]
+
+
+class ExpertSummary(ReportPart):
+    """Images that each expert gets right, alone (`right`), unlike the ensemble (`lost`), or wrong unlike it (`won`)."""
+
+    images: int
+    average_right: int
+    right: list[int]
+    lost: list[int]
+    won: list[int]
+    some_right: int
+    none_right: int
+
+
+class _EvaluatedSplit(ReportPart):
+    schema_name: Literal["facelt.evaluation/1"] = Field("facelt.evaluation/1", alias="schema")
+    model: ModelSummary
+    split: str
+    convention: str
+
+
+class EvaluationReport(Report, _Accuracies, _EvaluatedSplit):
+    """Report of `facelt evaluate`."""
+
+    macro_f: OptionalRate
+    ece: OptionalRate
+    ece_bins: int
+    open: OpenEvaluation | None
+    experts: ExpertSummary | None
+
+
+class EmbeddingSource(ReportPart):
+    """Model or file that the embeddings come from; a file of embeddings has no kind."""
+
+    name: str
+    weights_sha256: str | None = None
+    kind: str | None
+    flip_averaged: bool | None
+
+
+class PairPoint(ReportPart):
+    """TAR at one FAR on a list of pairs, with the limits of both rates at that threshold."""
+
+    wanted: float
+    tar: OptionalRate
+    tar_limits: list[float] | None
+    far: OptionalRate
+    far_limits: list[float] | None
+    score: float | None
+    false_matches: int | None
+    supported: bool
+    reason: str | None
+
+
+class PairSetResult(ReportPart):
+    """Verification on one list of pairs: 10-fold accuracy and operating points."""
+
+    name: str
+    path: str
+    mated: int
+    nonmated: int
+    people: int
+    accuracy: OptionalRate
+    accuracy_std: OptionalRate
+    accuracy_folds: list[float]
+    distance_folds: list[float]
+    points: list[PairPoint]
+
+
+class VerificationReport(Report):
+    """Report of `facelt verify`."""
+
+    schema_name: Literal["facelt.verification/1"] = Field("facelt.verification/1", alias="schema")
+    source: EmbeddingSource
+    level: float
+    sets: list[PairSetResult]

@@ -1,0 +1,40 @@
+"""Terminal tables in one style, and labels of two lines."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from facelt.utils.text import sanitize
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+
+def make_table(
+    first_column: str, columns: Iterable[str], *, title: str = "", label_width: int | None = None, cell_width=None
+) -> "Table":
+    """Returns an empty rich table: a column of labels, then right-aligned columns of numbers.
+
+    Headings of columns may have several lines and are not sanitized.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    heading = Text(sanitize(title), style="bold") if title else None
+    # A table narrower than its title would wrap it.
+    table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(first_column, max_width=label_width, overflow="fold")
+    for column in columns:
+        table.add_column(Text(column), justify="right", max_width=cell_width, overflow="fold")
+    return table
+
+
+def label(name: str, *details: str, style: str = "bold") -> "Text":
+    """Returns a name with dim details, each on its own line."""
+    from rich.text import Text
+
+    text = Text(sanitize(name), style=style)
+    for detail in details:
+        text.append(f"\n{sanitize(detail)}", style="not bold dim")
+    return text
