@@ -19,7 +19,7 @@ import numpy as np
 from recordio_tools.errors import RecordIOError
 from recordio_tools.face_set import read_property
 from recordio_tools.format import EXACT_FLOAT32, HEADER, Record, Step, unpack, walk_records
-from recordio_tools.image_header import MAX_PIXELS, decode_whole
+from recordio_tools.image_header import DEFAULT_MAX_PIXELS, decode_whole
 from recordio_tools.progress import ProgressFn, no_progress
 from recordio_tools.reader import RecordReader, map_file, read_index
 
@@ -153,7 +153,7 @@ def verify(
     path: str | Path,
     index_path: str | Path | None = None,
     decode_images: bool = True,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
     progress: ProgressFn = no_progress,
 ) -> Report:
     """Check every record of `path`.

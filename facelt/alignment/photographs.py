@@ -1,18 +1,20 @@
 """Which photographs there are, whose they are, and their pixels."""
 
+import io
 import os
 import re
 import stat
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from facelt.data.decode import UndecodableImage, decode_image
+from facelt.data.decode import UndecodableImage, check_header, decode_image
 from facelt.data.image_lists import has_labels, read_list, read_paths
 from facelt.errors import UserError
-from recordio_tools.image_header import is_animated, other_format
 
 READ = (".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp")
 NAMED = (".apng", ".avif", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".tif", ".tiff")
@@ -90,11 +92,45 @@ def read_photograph(place: Path, max_pixels: int) -> np.ndarray:
         payload = place.read_bytes()
     except OSError as error:
         raise UndecodableImage(f"cannot be read ({error.strerror})") from error
+    if name := unsupported_format(payload):
+        raise UndecodableImage(f"is {name}, which is not read; convert it to PNG or JPEG")
+    check_header(payload, max_pixels)
     if is_animated(payload):
         raise UndecodableImage("an animated image; a photograph has one frame")
-    if other := other_format(payload):
-        raise UndecodableImage(f"is {other}, which is not read; convert it to PNG or JPEG")
     return decode_image(payload, max_pixels)
+
+
+# Pillow opens neither HEIC nor JPEG XL, and no damaged file, so the names come from the first bytes.
+_SIGNATURES = {
+    b"GIF87a": "GIF",
+    b"GIF89a": "GIF",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+}
+# Major brands: ISO/IEC 23008-12, 10.2 and B.4, where mif1 leaves the codec open; AVIF specification, 6.
+_BRANDS = dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"), "HEIC")
+_BRANDS |= {b"mif1": "HEIF", b"msf1": "HEIF", b"avif": "AVIF", b"avis": "AVIF"}
+
+
+def unsupported_format(payload: bytes) -> str | None:
+    """Returns the name of a known image format that is not read; None for any other bytes."""
+    if payload[4:8] == b"ftyp":
+        return _BRANDS.get(payload[8:12])
+    return next((name for start, name in _SIGNATURES.items() if payload.startswith(start)), None)
+
+
+def is_animated(payload: bytes) -> bool:
+    """Returns True for a PNG or WebP of several frames; False for any other bytes, damaged or not."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow's own pixel limit
+            with Image.open(io.BytesIO(payload), formats=("PNG", "WEBP")) as image:
+                return image.is_animated
+    except Exception:  # Pillow's readers raise many kinds for damaged files
+        return False
 
 
 def refuse_nameless(who: Iterable[tuple[str, str]], purpose: str, advice: str) -> None:

@@ -34,6 +34,7 @@ from facelt.errors import UserError
 from facelt.utils.tables import csv_lines
 from recordio_tools.atomic_io import atomic_folder
 from recordio_tools.face_set import NAME
+from recordio_tools.image_header import DEFAULT_MAX_PIXELS
 from recordio_tools.progress import ProgressFn, no_progress, track
 from recordio_tools.writer import FaceRecordWriter
 
@@ -48,7 +49,7 @@ class Terms:
     detector: str
     min_score: float | None = None
     every: bool = False
-    max_pixels: int = 50_000_000
+    max_pixels: int = DEFAULT_MAX_PIXELS
 
 
 class Failure(NamedTuple):

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from recordio_tools.image_header import DEFAULT_MAX_PIXELS
+
 NAMED = 10
 
 
@@ -19,7 +21,7 @@ def align(
         typer.Option(help="What names a person: the folder, or the file without the number at its end."),
     ] = "folder",
     min_score: Annotated[float | None, typer.Option(min=0, max=1, help="Default: 0.7 YuNet, 0.5 InsightFace.")] = None,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Larger photographs are refused unread.")] = 50_000_000,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Larger photographs are refused unread.")] = DEFAULT_MAX_PIXELS,
     workers: Annotated[int, typer.Option(min=0, help="Processes that look for faces; 0: this one.")] = 0,
 ) -> None:
     """Find faces, turn them upright and bring them to ArcFace's 112 x 112 pixels.

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 
 from facelt.config.base import StrictModel
 from facelt.config.registry import DATA_KINDS, register_data_kind
+from recordio_tools.image_header import DEFAULT_MAX_PIXELS
 
 Channels = tuple[float, float, float]
 Side = Annotated[int, Field(ge=1, le=4096)]
@@ -26,7 +27,7 @@ class ImageDataConfig(StrictModel):
     std: Channels = (0.5, 0.5, 0.5)
     workers: int = Field(2, ge=0)
     max_bad_images: int = Field(0, ge=0)
-    max_pixels: int = Field(50_000_000, ge=1)
+    max_pixels: int = Field(DEFAULT_MAX_PIXELS, ge=1)
     fused: bool = True
     cache_on_device: bool = False
 

@@ -9,8 +9,9 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from facelt.data.batch import BadImage, FilledBatch, Sample, SampleRequest, SampleRequests
-from facelt.data.decode import DEFAULT_MAX_PIXELS, UndecodableImage, decode_image
+from facelt.data.decode import UndecodableImage, decode_image
 from facelt.data.transforms import ImageTransform
+from recordio_tools.image_header import DEFAULT_MAX_PIXELS
 
 
 class ImageDataset(Dataset, ABC):

@@ -3,10 +3,8 @@
 import cv2
 import numpy as np
 
-from recordio_tools.image_header import read_image_size
-
-DEFAULT_MAX_PIXELS = 1 << 26
-"""About 67 million pixels, 200 MB decoded: above any photograph of the supported sets."""
+from recordio_tools.errors import RecordIOError
+from recordio_tools.image_header import DEFAULT_MAX_PIXELS, image_size
 
 
 class UndecodableImage(Exception):
@@ -21,12 +19,7 @@ def decode_image(payload: bytes | memoryview, max_pixels: int = DEFAULT_MAX_PIXE
     Raises UndecodableImage: no image, damaged or cut short, or more than `max_pixels` by its header (nothing of that
     size has been allocated then).
     """
-    size = read_image_size(payload)
-    if size is None:
-        raise UndecodableImage("not a JPEG, PNG, WebP or BMP image, or its header is damaged")
-    height, width = size
-    if not 0 < height * width <= max_pixels:
-        raise UndecodableImage(f"{height} x {width} pixels, allowed are 1 to {max_pixels} in all")
+    check_header(payload, max_pixels)
     try:
         image_HW3 = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
@@ -34,6 +27,17 @@ def decode_image(payload: bytes | memoryview, max_pixels: int = DEFAULT_MAX_PIXE
     if image_HW3 is None:
         raise UndecodableImage("damaged or cut short")
     return cv2.cvtColor(image_HW3, cv2.COLOR_BGR2RGB, dst=image_HW3)
+
+
+def check_header(payload: bytes | memoryview, max_pixels: int) -> None:
+    """Raises UndecodableImage: another format, a damaged header, or more than `max_pixels`."""
+    # Pillow's open() takes 30 us, a fifth of the time to decode an aligned face; this takes 1 us.
+    try:
+        height, width = image_size(payload)
+    except RecordIOError as error:
+        raise UndecodableImage(str(error)) from None
+    if height * width > max_pixels:
+        raise UndecodableImage(f"{height} x {width} pixels, above the limit of {max_pixels}")
 
 
 def prepare_opencv() -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from facelt.data.dataset import EncodedImageDataset
-from facelt.data.decode import DEFAULT_MAX_PIXELS, UndecodableImage
+from facelt.data.decode import UndecodableImage
 from facelt.data.image_lists import LAYOUTS, find_layout, read_list, read_paths
 from facelt.data.transforms import ImageTransform
 from facelt.errors import UserError
+from recordio_tools.image_header import DEFAULT_MAX_PIXELS
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 

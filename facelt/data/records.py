@@ -14,11 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 from facelt.data.dataset import EncodedImageDataset
-from facelt.data.decode import DEFAULT_MAX_PIXELS, UndecodableImage
+from facelt.data.decode import UndecodableImage
 from facelt.data.transforms import ExpectSize, ImageTransform
 from facelt.errors import UserError
 from recordio_tools.errors import RecordIOError
 from recordio_tools.face_set import FaceRecord
+from recordio_tools.image_header import DEFAULT_MAX_PIXELS
 
 _HEADER = "key,label,new_label"
 

@@ -10,11 +10,16 @@ import pytest
 from PIL import Image
 
 from facelt.alignment import photographs
-from facelt.alignment.photographs import find_photographs, printable, read_photograph
+from facelt.alignment.photographs import (
+    find_photographs,
+    is_animated,
+    printable,
+    read_photograph,
+    unsupported_format,
+)
 from facelt.data import decode
 from facelt.data.decode import UndecodableImage
 from facelt.errors import UserError
-from recordio_tools.image_header import is_animated, other_format
 from tests.alignment.drawing import draw, encode, turned
 
 PICTURE = draw(turned(0, 0.5, (60, 60)), height=120, width=100)
@@ -62,20 +67,20 @@ def animation(kind: str, frames: int, **options) -> bytes:
     return encode(PICTURE, kind, save_all=True, append_images=images[1:], **options)
 
 
-@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_animated_images_are_named_and_still_ones_are_not(tmp_path, kind):
     assert is_animated(animation(kind, 3))
     assert reason(tmp_path / "photo", animation(kind, 2)).startswith("an animated image")
     assert not is_animated(encode(PICTURE, kind))
-    if kind != "GIF":
-        (tmp_path / "photo").write_bytes(encode(PICTURE, kind))
-        assert read_photograph(tmp_path / "photo", 10**6).shape == PICTURE.shape
+    (tmp_path / "photo").write_bytes(encode(PICTURE, kind))
+    assert read_photograph(tmp_path / "photo", 10**6).shape == PICTURE.shape
 
 
 @pytest.mark.parametrize(
     ("payload", "name"),
     [
         (encode(PICTURE, "GIF"), "GIF"),
+        (animation("GIF", 2), "GIF"),
         (encode(PICTURE, "TIFF"), "TIFF"),
         (b"MM\0*" + bytes(90), "TIFF"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(90), "HEIC"),
@@ -91,15 +96,10 @@ def test_formats_that_are_not_read_are_told(tmp_path, payload, name):
 def test_what_is_not_known_is_given_no_name():
     known = [encode(PICTURE, kind) for kind in ("PNG", "JPEG", "WEBP", "BMP")]
     for payload in (b"", b"\0\0\0\x18ftypmp42", b"text", *known):
-        assert other_format(payload) is None
+        assert unsupported_format(payload) is None
 
 
-def test_a_gif_with_comments_has_its_frames_counted_right():
-    assert not is_animated(encode(PICTURE, "GIF", comment=b", and, more,"))
-    assert is_animated(animation("GIF", 2, comment=b"x" * 600))
-
-
-@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_no_beginning_of_an_animation_breaks_the_look_at_it(kind):
     payload = animation(kind, 2)
     for length in range(0, len(payload), 7):
@@ -116,7 +116,7 @@ def test_a_bomb_is_refused_before_anything_is_decoded(tmp_path, monkeypatch):
     rows = zlib.compress(bytes(50_001 * 1_000))
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
     assert len(bomb) < 100_000
-    assert reason(tmp_path / "photo", bomb).startswith("50000 x 50000 pixels, allowed are 1 to 1000000")
+    assert reason(tmp_path / "photo", bomb).startswith("50000 x 50000 pixels, above the limit of 1000000")
 
 
 def test_a_file_that_is_too_long_is_not_read(tmp_path, monkeypatch):
@@ -135,7 +135,7 @@ def test_a_cut_image_is_refused(tmp_path, kind):
 
 
 def test_what_is_no_image_is_refused(tmp_path):
-    assert reason(tmp_path / "photo", b"").startswith("not a JPEG")
+    assert reason(tmp_path / "photo", b"") == "empty, not an image"
     assert reason(tmp_path / "photo", b"<html>").startswith("not a JPEG")
     with pytest.raises(UndecodableImage, match="No such file"):
         read_photograph(tmp_path / "absent", 10**6)

@@ -216,4 +216,4 @@ def test_the_command_counts_and_names_failures(cli, drawn, photos, tmp_path):
     words = ("--out", tmp_path / "small", "--detector", drawn, "--max-pixels", 31_999)
     code, out, error = cli("align", photos, *words)
     assert (code, out) == (1, "")
-    assert "160 x 200 pixels, allowed are 1 to 31999" in error
+    assert "160 x 200 pixels, above the limit of 31999" in error

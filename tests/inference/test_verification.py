@@ -175,7 +175,7 @@ def test_images_of_another_size_and_of_too_many_pixels_are_refused(recipe, train
     sets = {"validation": {"sets": {"tiny": str(tmp_path / "tiny.bin")}}}
     with pytest.raises(UserError, match=r"tiny\.bin:0: the image is 64 x 64 pixels .*this data set's are 32 x 32"):
         train(tmp_path / "run", **sets)
-    with pytest.raises(UserError, match=r"tiny\.bin:0: 64 x 64 pixels, allowed are 1 to 2000 in all"):
+    with pytest.raises(UserError, match=r"tiny\.bin:0: 64 x 64 pixels, above the limit of 2000"):
         train(tmp_path / "run", data=recipe(tmp_path)["data"] | {"max_pixels": 2000}, **sets)
 
 

@@ -112,7 +112,7 @@ def test_images_of_several_sizes_need_one(people, tmp_path, encode):
 @pytest.mark.parametrize("content", [b"", b"no image"])
 def test_a_file_that_is_no_image_is_told(people, tmp_path, content):
     (people / "b, Bea/0.jpg").write_bytes(content)
-    with pytest.raises(RecordIOError, match=r"0\.jpg: no"):
+    with pytest.raises(RecordIOError, match=r"0\.jpg: (empty, )?not an? "):
         pack(people, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 

@@ -99,7 +99,7 @@ def test_images_that_cannot_be_decoded(tmp_path, encode):
     with FaceRecordWriter(tmp_path / "a.rec", (16, 16)) as writer:
         writer.write_all((0, payload) for payload in payloads)
     reasons = found(tmp_path / "a.rec")
-    expected = {2: "empty", 3: "no JPEG", 4: "ends inside its head", 5: "cut short", 6: "8 x 8, property", 7: "png"}
+    expected = {2: "empty", 3: "not a JPEG", 4: "damaged header", 5: "cut short", 6: "8 x 8, property", 7: "png"}
     assert set(reasons) == set(expected)
     for key, part in expected.items():
         assert part in reasons[key]
