@@ -6,7 +6,7 @@ K experts or branches, B images of all ranks, C classes.
 import torch
 import torch.nn.functional as F
 
-from facelt.losses.classification import Loss
+from facelt.losses.classification import LogitLoss
 
 
 def distillation_kl(
@@ -32,7 +32,7 @@ def diversity_temperature(counts_C: torch.Tensor, factor: float) -> torch.Tensor
 def ride_loss(
     expert_KBC: torch.Tensor,
     label_B: torch.Tensor,
-    expert_loss: Loss,
+    expert_loss: LogitLoss,
     *,
     diversity: float,
     weight_C: torch.Tensor | None = None,

@@ -35,7 +35,7 @@ from facelt.config.train import MethodSettings, StageConfig
 from facelt.distributed.comm import gather_replicated
 from facelt.distributed.logits import ClassifierLogits, GatheredFeatures, ShardedLogits
 from facelt.heads.classifiers import Margin, take_head
-from facelt.losses.classification import ClassWeightsConfig, Loss, LossConfig
+from facelt.losses.classification import ClassWeightsConfig, LogitLoss, LossConfig
 from facelt.losses.metric import MetricLossConfig
 from facelt.methods.base import Inputs, Method, Progress, StepOutput, Stream
 from facelt.methods.cam_sampling import ForegroundMoves, ForegroundSettings
@@ -61,7 +61,7 @@ class Objective(nn.Module):
     def __init__(self, loss: LossConfig, weights: ClassWeightsConfig | None, counts_C: torch.Tensor | None) -> None:
         super().__init__()
         self.plain = loss.name == "softmax" and weights is None
-        self.loss: Loss | None = None
+        self.loss: LogitLoss | None = None
         weight_C = None
         if counts_C is not None and not self.plain:
             self.loss = LOSSES[loss.name](counts_C, **loss.options)

@@ -160,7 +160,7 @@ class Lfme(Method):
         label_B = feature.batch_split.gather(batch.label_B)
         answers = self._answers(batch.image_B3HW)
         pace_B = self._pace(self._confidence(answers, label_B), label_B, progress.share)
-        term_B = self.loss.terms(student_BC, label_B, progress.generator(student_BC.device, alike=True))
+        term_B = self.loss.per_image(student_BC, label_B, progress.generator(student_BC.device, alike=True))
         learnt = (pace_B * term_B).mean()
         followed = sum(
             self.weight_E[answer.group]

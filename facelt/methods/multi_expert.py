@@ -37,7 +37,7 @@ from facelt.distributed.logits import (
     ShardedLogits,
 )
 from facelt.heads.classifiers import take_head
-from facelt.losses.classification import ClassBalancedSettings, ClassWeightsConfig, LdamSettings, Loss, LossConfig
+from facelt.losses.classification import ClassBalancedSettings, ClassWeightsConfig, LdamSettings, LogitLoss, LossConfig
 from facelt.losses.experts import distillation_kl, diversity_temperature, ride_loss
 from facelt.methods.base import Embeddings, Inputs, Method, Progress, StepOutput, Stream
 from facelt.methods.classify import Objective, check_scale
@@ -179,7 +179,7 @@ class Ride(Experts):
     ) -> None:
         super().__init__(network, num_classes, config.sampler, "cosine", scale=config.scale)
         self.config = config
-        self.individual: Loss | None = None
+        self.individual: LogitLoss | None = None
         weight_C = temperature_C = None
         if counts_C is not None:
             self.individual = LOSSES[config.loss.name](counts_C, **config.loss.options)

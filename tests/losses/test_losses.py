@@ -157,7 +157,7 @@ def test_a_class_without_images_is_weighed_as_the_rarest(name):
 def test_seql_draws_each_image_and_class_for_itself():
     loss = LOSSES["seql"](torch.tensor([1000, 1, 1]), threshold=0.1, gamma=0.25)
     labels = torch.zeros(20000, dtype=torch.int64)
-    terms = loss.terms(torch.zeros(20000, 3), labels, torch.Generator().manual_seed(0))
+    terms = loss.per_image(torch.zeros(20000, 3), labels, torch.Generator().manual_seed(0))
     # Three, two or one class left in the softmax: both stay with 0.75^2, one of them with 2 * 0.25 * 0.75.
     left = torch.bincount(terms.exp().round().long(), minlength=4)[1:]
     assert (left / 20000).tolist() == pytest.approx([0.0625, 0.375, 0.5625], abs=0.015)
