@@ -1,22 +1,7 @@
-"""What every classifier of the feature is.
+"""Linear, cosine and angular-margin classifiers, sharded by class.
 
-The plain linear classifier.
-
-D feature, C identities of this rank's range.
-
-A linear classifier that learns nothing but one factor a class.
-
-C identities of this rank's range.
-
-The cosine classifier, without a normalised copy of its weights.
-
-B batch, D feature, K identities drawn.
-
-Angular margins: the own identity's cosine is made smaller in training, so that the feature has to come closer.
-
-K images whose identity this rank holds.
-
-From features to logits.
+b images of this rank, B of all ranks, D feature, C classes of this rank's range, K of them sampled or images whose
+class is in it.
 """
 
 import math
@@ -34,41 +19,47 @@ from facelt.distributed.comm import BatchSplit, sum_grad_over_ranks
 from facelt.distributed.logits import MIN_NORM, ClassifierLogits, ClassWeights, GatheredFeatures
 from facelt.errors import UserError
 
+# The derivative of acos is infinite at 1 and -1.
+_COSINE_LIMIT = 1 - 1e-6
+
 
 class Head(nn.Module, ABC):
-    """Logits of a feature; in training a head may make it harder for the own identity."""
+    """A classifier of features."""
 
     @abstractmethod
     def forward(self, feature: GatheredFeatures) -> ClassifierLogits:
-        """Logits as they are asked for after training."""
+        """Returns logits for evaluation."""
 
     def training_logits(self, feature: GatheredFeatures, label_b: torch.Tensor, step: int = 0) -> ClassifierLogits:
-        """Logits of the training loss, for this rank's images with labels [b]; what is drawn is drawn for `step`."""
+        """Returns logits for the training loss: with a margin or of a sample of the classes, if the head has one.
+
+        The labels are those of this rank's images; the sample is drawn for `step`.
+        """
         return self(feature)
 
 
 @torch.no_grad()
-def take_head(head: nn.Module, state: Mapping[str, torch.Tensor], prefix: str = "head.") -> None:
-    """Fills a head from an earlier stage's whole state, of which a rank reads its own classes' rows.
+def load_head(head: nn.Module, state: Mapping[str, torch.Tensor], prefix: str = "head.") -> None:
+    """Copies a head from the full state of an earlier stage; each rank takes the rows of its own classes.
 
-    Raises UserError, with nothing changed, where that stage has no head of the same shape.
+    Raises UserError, with nothing changed, if that stage has no head of the same shape.
     """
-    split = sharded_entries(head)
+    ranges = sharded_entries(head)
     for name, value in head.state_dict().items():
-        given, rows = state.get(prefix + name), split[name].total if name in split else len(value)
+        given, rows = state.get(prefix + name), ranges[name].total if name in ranges else len(value)
         if given is None or tuple(given.shape) != (rows, *value.shape[1:]):
             raise UserError(
                 f"start: the earlier stage has no head like this one ({name} is missing or of another shape); "
-                "give both stages the same head, or start it anew"
+                "configure the same head for both stages, or start with a new head"
             )
     for name, value in head.state_dict().items():
-        classes = split.get(name)
+        classes = ranges.get(name)
         value.copy_(state[prefix + name][slice(None) if classes is None else slice(classes.first, classes.stop)])
 
 
 @register_head("linear")
 class LinearHead(Head):
-    """z = W f + b, initialised as torch's Linear."""
+    """z = W f + b, initialised like torch.nn.Linear."""
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()
@@ -77,13 +68,12 @@ class LinearHead(Head):
         self.bias = nn.Parameter(torch.zeros(len(self.classes)))
 
     def forward(self, feature: GatheredFeatures) -> ClassifierLogits:
-        return ClassifierLogits(
-            feature.global_BD, ClassWeights(self.weight, self.bias), self.classes, feature.batch_split
-        )
+        weights = ClassWeights(self.weight, self.bias)
+        return ClassifierLogits(feature.global_BD, weights, self.classes, feature.batch_split)
 
 
-class ScaledHead(Head):
-    """z_c = s_c (w_c f + b_c): w and b stand still, s begins at 1.
+class WeightScalingHead(Head):
+    """z_c = s_c (w_c f + b_c) with frozen w and b, and s initially 1.
 
     Source: learnable weight scaling, Kang et al., Decoupling Representation and Classifier, ICLR 2020.
     """
@@ -95,16 +85,16 @@ class ScaledHead(Head):
         self.scale_C = nn.Parameter(torch.ones(len(self.classes)))
 
     def forward(self, feature: GatheredFeatures) -> ClassifierLogits:
-        rows = ClassWeights(self.scale_C[:, None] * self.linear.weight, self.scale_C * self.linear.bias)
-        return ClassifierLogits(feature.global_BD, rows, self.classes, feature.batch_split)
+        weights = ClassWeights(self.scale_C[:, None] * self.linear.weight, self.scale_C * self.linear.bias)
+        return ClassifierLogits(feature.global_BD, weights, self.classes, feature.batch_split)
 
 
-class LearnedScale(nn.Module):
-    """One number that every rank holds and learns alike."""
+class _LearnedScale(nn.Module):
+    """A learned number, replicated on every rank."""
 
-    def __init__(self, first: float) -> None:
+    def __init__(self, initial: float) -> None:
         super().__init__()
-        self.value = nn.Parameter(torch.tensor([first]))
+        self.value = nn.Parameter(torch.tensor([initial]))
 
     def forward(self) -> torch.Tensor:
         return sum_grad_over_ranks(self.value)
@@ -112,10 +102,10 @@ class LearnedScale(nn.Module):
 
 @register_head("cosine")
 class CosineHead(Head):
-    """z = scale * cos(f, w), scale 16 as OLTR's released code has it; with `learn_scale` that is where it begins.
+    """z = scale * cos(f, w), by default with OLTR's scale of 16; `learn_scale` makes the scale a parameter.
 
-    With a `sample_rate` below 1 the training loss is Partial FC's (An et al., CVPR 2022): each rank takes the batch's
-    own identities and a share of its others, and only their rows get a gradient, which is a sparse one.
+    With a `sample_rate` below 1 the training loss is that of Partial FC (An et al., CVPR 2022): each rank takes the
+    batch's classes and a sample of its other ones, and only their weights get a gradient, a sparse one.
     """
 
     def __init__(
@@ -130,12 +120,12 @@ class CosineHead(Head):
         super().__init__()
         self.classes = ClassRange.local(num_classes)
         self.scale = scale
-        self.learned_scale = LearnedScale(scale) if learn_scale else None
+        self.learned_scale = _LearnedScale(scale) if learn_scale else None
         self.sample_rate = sample_rate
         self.weight = nn.Parameter(self.classes.uniform_rows(dim, dim**-0.5))
 
     def scaled_logits(self, vector_BD: torch.Tensor, batch_split: BatchSplit) -> ClassifierLogits:
-        """z = scale * v . w / |w|: the vectors of all images with their length, the rows without theirs."""
+        """Returns z = scale * v . w / |w| for vectors of all ranks, which are not normalised."""
         scale = self.scale if self.learned_scale is None else self.learned_scale()
         return ClassifierLogits(scale * vector_BD, ClassWeights(self.weight, normalize=True), self.classes, batch_split)
 
@@ -147,21 +137,17 @@ class CosineHead(Head):
         if self.sample_rate == 1:
             return logits
         sample = ClassSample.draw(self.classes, feature.batch_split.gather(label_b), self.sample_rate, step)
-        drawn_KD = F.embedding(sample.position_K, self.weight, sparse=True)
-        return replace(logits, weights=ClassWeights(drawn_KD, normalize=True), classes=sample)
-
-
-# acos has no slope at 1 and -1.
-COSINE_LIMIT = 1 - 1e-6
+        weight_KD = F.embedding(sample.position_K, self.weight, sparse=True)
+        return replace(logits, weights=ClassWeights(weight_KD, normalize=True), classes=sample)
 
 
 @dataclass(frozen=True)
-class Margin:
+class CombinedMargin:
     """cos(angular * theta + additive) - cosine, the combined margin of ArcFace (CVPR 2019, equation 4).
 
-    (1, 0.5, 0) is ArcFace, (1, 0, 0.4) CosFace. Where the widened angle exceeds pi its cosine would rise again and
-    reward a worse feature. There cos(theta) less a constant takes its place: additive * sin(additive), as ArcFace's
-    authors have it, or what keeps the curve falling where `angular` bends it, whichever is more.
+    (1, 0.5, 0) is ArcFace, (1, 0, 0.4) CosFace. Beyond pi the cosine of the enlarged angle would rise again and reward
+    a worse feature. There the target is cos(theta) minus a constant: additive * sin(additive) as in ArcFace's code, or
+    what keeps the target decreasing for any `angular`, whichever is larger.
     """
 
     angular: float = 1.0
@@ -169,37 +155,37 @@ class Margin:
     cosine: float = 0.0
 
     def __call__(self, cosine_K: torch.Tensor) -> torch.Tensor:
-        """Target cosines [K] with the margin taken off."""
+        """Returns target cosines [K] after the margin."""
         if self.angular == 1 and self.additive == 0:
             return cosine_K - self.cosine
-        theta_K = cosine_K.clamp(-COSINE_LIMIT, COSINE_LIMIT).acos()
-        widened_K = self.angular * theta_K + self.additive
+        theta_K = cosine_K.clamp(-_COSINE_LIMIT, _COSINE_LIMIT).acos()
+        enlarged_K = self.angular * theta_K + self.additive
         straight_angle = (math.pi - self.additive) / self.angular
         penalty = max(self.additive * math.sin(self.additive), 1 + math.cos(straight_angle))
-        return torch.where(widened_K <= math.pi, widened_K.cos(), cosine_K - penalty) - self.cosine
+        return torch.where(enlarged_K <= math.pi, enlarged_K.cos(), cosine_K - penalty) - self.cosine
 
 
-ARCFACE = Margin(additive=0.5)
+_ARCFACE = CombinedMargin(additive=0.5)
 
 
 @register_head("margin")
 class MarginHead(CosineHead):
-    """A cosine classifier that trains with a margin and answers without one."""
+    """A cosine classifier with an angular margin in training only."""
 
     def __init__(
         self,
         dim: int,
         num_classes: int,
         scale: float = 64.0,
-        margin: Margin = ARCFACE,
+        margin: CombinedMargin = _ARCFACE,
         sample_rate: float = 1.0,
     ) -> None:
         super().__init__(dim, num_classes, scale, sample_rate)
         self.margin = margin
 
     def training_logits(self, feature: GatheredFeatures, label_b: torch.Tensor, step: int = 0) -> ClassifierLogits:
-        """Logits whose loss has the margin taken off each image's own identity, on the rank that holds it."""
-        return replace(super().training_logits(feature, label_b, step), target_transform=self._target_transform)
+        logits = super().training_logits(feature, label_b, step)
+        return replace(logits, target_transform=self._target_transform)
 
     def _target_transform(self, logit_K: torch.Tensor) -> torch.Tensor:
         return self.scale * self.margin(logit_K / self.scale)

@@ -34,7 +34,7 @@ from facelt.config.registry import (
 from facelt.config.train import MethodSettings, StageConfig
 from facelt.distributed.comm import gather_replicated
 from facelt.distributed.logits import ClassifierLogits, GatheredFeatures, ShardedLogits
-from facelt.heads.classifiers import Margin, take_head
+from facelt.heads.classifiers import CombinedMargin, load_head
 from facelt.losses.classification import ClassWeightsConfig, LogitLoss, LossConfig
 from facelt.losses.metric import MetricLossConfig
 from facelt.methods.base import Inputs, Method, Progress, StepOutput, Stream
@@ -285,7 +285,7 @@ class Classify(Method):
         self.sampler, self.shots = config.sampler, config.shots
         options = {} if config.scale is None else {"scale": config.scale}
         if config.margins is not None:
-            options["margin"] = Margin(*config.margins)
+            options["margin"] = CombinedMargin(*config.margins)
         if config.learn_scale:
             options["learn_scale"] = True
         if config.sample_rate < 1:
@@ -309,7 +309,7 @@ class Classify(Method):
     def start_from(self, state: Mapping[str, torch.Tensor]) -> None:
         """With `keep_head` the head goes on where the earlier stage's ended; otherwise it starts anew."""
         if self.keep_head:
-            take_head(self.head, state)
+            load_head(self.head, state)
 
     def learn_from(self, teachers: Sequence[Method]) -> None:
         """With `move_foreground`, from the one teacher that says what is foreground."""

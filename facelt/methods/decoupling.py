@@ -20,7 +20,7 @@ from torch import nn
 from facelt.config.registry import register_method
 from facelt.config.train import SecondStageSettings
 from facelt.distributed.logits import MIN_NORM, ClassifierLogits, ClassWeights, GatheredFeatures, ShardedLogits
-from facelt.heads.classifiers import LinearHead, ScaledHead, take_head
+from facelt.heads.classifiers import LinearHead, WeightScalingHead, load_head
 from facelt.heads.ncm import NcmHead
 from facelt.methods.base import Inputs, Method, PostHoc, Progress, StepOutput, Stream
 from facelt.models.network import Network
@@ -41,7 +41,7 @@ class Lws(Method):
         self, config: LwsSettings, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
     ) -> None:
         super().__init__(network)
-        self.head = ScaledHead(network.dim, num_classes)
+        self.head = WeightScalingHead(network.dim, num_classes)
 
     def streams(self) -> Sequence[Stream]:
         return (Stream("class_aware"),)
@@ -51,7 +51,7 @@ class Lws(Method):
 
     def start_from(self, state: Mapping[str, torch.Tensor]) -> None:
         """Raises UserError where the earlier stage has no linear head."""
-        take_head(self.head.linear, state)
+        load_head(self.head.linear, state)
 
     def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
         (batch,) = batches
@@ -90,7 +90,7 @@ class TauNorm(PostHoc):
 
     def start_from(self, state: Mapping[str, torch.Tensor]) -> None:
         """Raises UserError where the earlier stage has no linear head."""
-        take_head(self.head, state)
+        load_head(self.head, state)
 
     @property
     def settings(self) -> Sequence[float]:

@@ -30,7 +30,7 @@ from torch import nn
 from facelt.config.registry import register_method
 from facelt.config.train import MethodSettings, SecondStageSettings
 from facelt.distributed.logits import MIN_NORM, ClassifierLogits, GatheredFeatures, ReplicatedLogits
-from facelt.heads.classifiers import LinearHead, take_head
+from facelt.heads.classifiers import LinearHead, load_head
 from facelt.heads.ncm import NcmHead
 from facelt.losses.experts import distillation_kl
 from facelt.methods.base import Inputs, Method, OnFrozenNetwork, PostHoc, Progress, StepOutput, Stream
@@ -61,7 +61,7 @@ class TwoClassifiers(OnFrozenNetwork):
 
     def start_from(self, state: Mapping[str, torch.Tensor]) -> None:
         """Raises UserError where the earlier stage has no linear head."""
-        take_head(self.linear, state)
+        load_head(self.linear, state)
 
     @property
     def wants_pass(self) -> bool:

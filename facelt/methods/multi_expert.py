@@ -36,7 +36,7 @@ from facelt.distributed.logits import (
     ReplicatedLogits,
     ShardedLogits,
 )
-from facelt.heads.classifiers import take_head
+from facelt.heads.classifiers import load_head
 from facelt.losses.classification import ClassBalancedSettings, ClassWeightsConfig, LdamSettings, LogitLoss, LossConfig
 from facelt.losses.experts import distillation_kl, diversity_temperature, ride_loss
 from facelt.methods.base import Embeddings, Inputs, Method, Progress, StepOutput, Stream
@@ -285,7 +285,7 @@ class RideRouter(Experts):
     def start_from(self, state: Mapping[str, torch.Tensor]) -> None:
         """The experts' heads are those of the stage it starts from. Raises UserError where that has no such ones."""
         for place, head in enumerate(self.heads):
-            take_head(head, state, f"heads.{place}.")
+            load_head(head, state, f"heads.{place}.")
 
     def train(self, mode: bool = True) -> "RideRouter":
         """The network stands still in training, its running statistics included."""

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from facelt.distributed.class_shards import ClassRange, ClassSample
 from facelt.distributed.comm import rank, world_size
 from facelt.distributed.logits import GatheredFeatures
-from facelt.heads.classifiers import CosineHead, Margin, MarginHead
+from facelt.heads.classifiers import CombinedMargin, CosineHead, MarginHead
 from facelt.training.optim import RowSGD
 from tests.distributed.ranks import run_ranks
 
 CLASSES, DIM, BATCH, RATE = 23, 4, 9, 0.4
-MARGIN = Margin(additive=0.3)
+MARGIN = CombinedMargin(additive=0.3)
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,7 +89,7 @@ def test_a_generator_set_back_to_a_saved_state_draws_as_then():
 def test_loss_and_gradients_equal_a_plain_computation_on_the_drawn_rows(head):
     torch.manual_seed(0)
     if head == "cosine":
-        model, margin = CosineHead(DIM, CLASSES, 8.0, sample_rate=RATE).double(), Margin()
+        model, margin = CosineHead(DIM, CLASSES, 8.0, sample_rate=RATE).double(), CombinedMargin()
     else:
         model, margin = MarginHead(DIM, CLASSES, 8.0, MARGIN, sample_rate=RATE).double(), MARGIN
     feature, label = batch()
@@ -140,7 +140,7 @@ def test_only_drawn_rows_move_with_momentum_and_decay_and_others_keep_every_bit(
             logits = head.training_logits(GatheredFeatures.gather(feature), label, half)
             logits.cross_entropy(label).backward()
             positions = logits.classes.position_K.tolist()
-            plain_loss(plain, feature, label, positions, 16.0, Margin()).backward()
+            plain_loss(plain, feature, label, positions, 16.0, CombinedMargin()).backward()
             drawn |= set(positions)
         rows = sorted(drawn)
         assert len(rows) < CLASSES

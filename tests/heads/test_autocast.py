@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from facelt.distributed.logits import GatheredFeatures
-from facelt.heads.classifiers import CosineHead, LinearHead, MarginHead, ScaledHead
+from facelt.heads.classifiers import CosineHead, LinearHead, MarginHead, WeightScalingHead
 from facelt.heads.dynamic_meta import DynamicMetaHead
 from facelt.heads.memory import IdentityMemory
 from facelt.heads.ncm import NcmHead
@@ -47,7 +47,7 @@ CASES = {
     "cosine": (lambda: CosineHead(DIM, CLASSES, learn_scale=True), classifier_loss),
     "sampled cosine": (lambda: CosineHead(DIM, CLASSES, sample_rate=0.8), classifier_loss),
     "margin": (lambda: MarginHead(DIM, CLASSES, 8.0), classifier_loss),
-    "learned weight scaling": (lambda: ScaledHead(DIM, CLASSES), classifier_loss),
+    "learned weight scaling": (lambda: WeightScalingHead(DIM, CLASSES), classifier_loss),
     "euclidean ncm": (lambda: nearest_class_mean("euclidean"), classifier_loss),
     "cosine ncm": (lambda: nearest_class_mean("cosine"), classifier_loss),
     "dynamic meta-embedding": (dynamic_meta, memory_loss),

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from facelt.distributed.class_shards import ClassRange
 from facelt.distributed.comm import BatchSplit
 from facelt.distributed.logits import ClassifierLogits, ClassWeights, GatheredFeatures
-from facelt.heads.classifiers import Margin, MarginHead
+from facelt.heads.classifiers import CombinedMargin, MarginHead
 
 
 class GivenCosines(MarginHead):
     """A head whose cosines are handed in as the feature."""
 
-    def __init__(self, classes: int, margin: Margin) -> None:
+    def __init__(self, classes: int, margin: CombinedMargin) -> None:
         super().__init__(1, classes, 64.0, margin)
 
     def forward(self, feature: GatheredFeatures) -> ClassifierLogits:
@@ -25,7 +25,8 @@ class GivenCosines(MarginHead):
 
 
 @pytest.mark.parametrize(
-    ("name", "margin"), [("arcface_s64_m0.5", Margin(1, 0.5, 0)), ("cosface_s64_m0.4", Margin(1, 0, 0.4))]
+    ("name", "margin"),
+    [("arcface_s64_m0.5", CombinedMargin(1, 0.5, 0)), ("cosface_s64_m0.4", CombinedMargin(1, 0, 0.4))],
 )
 def test_equals_the_authors_loss(golden, name, margin):
     reference = np.load(golden / "losses.npz")
@@ -45,7 +46,7 @@ def test_equals_the_authors_loss(golden, name, margin):
 
 def test_only_the_own_identity_is_made_harder():
     torch.manual_seed(0)
-    head = MarginHead(4, 5, 8.0, Margin(1.1, 0.3, 0.1)).double()
+    head = MarginHead(4, 5, 8.0, CombinedMargin(1.1, 0.3, 0.1)).double()
     feature, label = torch.randn(3, 4, dtype=torch.float64), torch.tensor([4, 0, 4])
     logits = head.training_logits(GatheredFeatures.gather(feature), label)
     expected = 8 * F.normalize(feature, dim=1) @ F.normalize(head.weight, dim=1).T
@@ -60,7 +61,7 @@ def test_only_the_own_identity_is_made_harder():
 
 def test_gradients_of_the_margin_are_those_of_differences():
     torch.manual_seed(0)
-    head = MarginHead(4, 5, 8.0, Margin(1.1, 0.3, 0.1)).double()
+    head = MarginHead(4, 5, 8.0, CombinedMargin(1.1, 0.3, 0.1)).double()
     feature, label = torch.randn(3, 4, dtype=torch.float64, requires_grad=True), torch.tensor([4, 0, 4])
     weight = head.weight.detach().clone().requires_grad_()
 
@@ -71,8 +72,11 @@ def test_gradients_of_the_margin_are_those_of_differences():
     assert torch.autograd.gradcheck(loss, (feature, weight))
 
 
-@pytest.mark.parametrize("margin", [Margin(1, 0.5, 0), Margin(1.1, 0.3, 0.1), Margin(1.35, 0, 0)])
-def test_the_target_never_rises_as_the_angle_grows_and_its_slope_is_finite(margin):
+@pytest.mark.parametrize(
+    "margin", [CombinedMargin(1, 0.5, 0), CombinedMargin(1.1, 0.3, 0.1), CombinedMargin(1.35, 0, 0)]
+)
+def test_the_target_never_rises_as_the_angle_grows_and_its_slope_is_finite(factors):
+    margin = CombinedMargin(*factors)
     cosine = torch.linspace(1, -1, 2001, dtype=torch.float64, requires_grad=True)
     target = margin(cosine)
     assert (target.diff() <= 1e-9).all()
@@ -81,7 +85,7 @@ def test_the_target_never_rises_as_the_angle_grows_and_its_slope_is_finite(margi
 
 
 def test_a_rank_without_the_identity_takes_nothing_off():
-    head = GivenCosines(4, Margin(1, 0.5, 0))
+    head = GivenCosines(4, CombinedMargin(1, 0.5, 0))
     head.classes = ClassRange(4, 8, 8)
     cosine, label = torch.rand(2, 4, requires_grad=True), torch.tensor([0, 3])
     feature = GatheredFeatures.gather(cosine, BatchSplit((2,)))

@@ -12,7 +12,7 @@ from facelt.config.loading import load_config
 from facelt.config.registry import METHODS
 from facelt.config.train import TrainConfig
 from facelt.distributed.comm import rank, world_size
-from facelt.heads.classifiers import take_head
+from facelt.heads.classifiers import load_head
 from facelt.inference.model import build_method, load_model
 from facelt.methods.base import Inputs, Progress
 from facelt.methods.cam_sampling import ForegroundMoves
@@ -66,7 +66,7 @@ def test_a_recipe_has_the_published_settings_and_its_stages_fit_each_other(name,
             if stage.start is not None:
                 state = states[stage.start]
                 load_stage_weights(built.network, {key.removeprefix("network."): value for key, value in state.items()})
-                take_head(built.head, state)
+                load_head(built.head, state)
             assert stage.teachers == ((stage.start,) if moves else ())
             states[stage.name] = built.state_dict()
     assert found == RECIPES[name]
