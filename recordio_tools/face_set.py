@@ -10,14 +10,18 @@ be absent. N images, C identities, R records.
 
 import csv
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from recordio_tools.atomic_io import write_text
 from recordio_tools.errors import RecordIOError
 from recordio_tools.format import EXACT_FLOAT32, FRAME, HEADER, Record, gather_headers
 from recordio_tools.progress import ProgressFn, no_progress
 from recordio_tools.reader import RecordReader, cached, fingerprint
+
+IDENTITIES_FILE = "identities.csv"
 
 
 def read_property(path: Path) -> tuple[int, int, int]:
@@ -171,40 +175,34 @@ def header_only(reader: RecordReader) -> np.ndarray:
     return bare_R
 
 
-NAME = "identities.csv"
+def read_identities(path: Path) -> dict[int, dict[str, str]]:
+    """Returns the rows of an identities.csv by label, all columns included.
+
+    Raises RecordIOError naming the file and the line: no columns `label` and `name`, a row with too many or too few
+    fields, a label that is no whole number or is repeated.
+    """
+    rows: dict[int, dict[str, str]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, strict=True)
+            if not {"label", "name"} <= set(reader.fieldnames or ()):
+                raise RecordIOError(f"{path}: needs the columns label and name")
+            for row in reader:
+                label = (row["label"] or "").strip()
+                if None in row or None in row.values() or not label.isdecimal() or int(label) in rows:
+                    raise RecordIOError(
+                        f"{path}: line {reader.line_num} lacks a field, has one too many, or repeats its label"
+                    )
+                rows[int(label)] = row
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise RecordIOError(f"{path}: cannot be read ({error})") from None
+    return rows
 
 
-class IdentityTable:
-    """Rows by label. Raises RecordIOError where the file has no `label` column or a label twice."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._rows: dict[int, dict[str, str]] = {}
-        try:
-            with path.open(newline="", encoding="utf-8") as stream:
-                reader = csv.DictReader(stream, strict=True)
-                self.columns = list(reader.fieldnames or [])
-                if "label" not in self.columns:
-                    raise RecordIOError(f"{path}: the header names no column label")
-                for row in reader:
-                    self._add(row, reader.line_num)
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise RecordIOError(f"{path}: cannot be read ({error})") from None
-
-    def _add(self, row: dict, line: int) -> None:
-        label = (row["label"] or "").strip()
-        if None in row or None in row.values() or not label.isdecimal() or int(label) in self._rows:
-            raise RecordIOError(f"{self.path}: line {line} lacks a column, has one too many, or repeats its label")
-        self._rows[int(label)] = row
-
-    def relabelled(self, labels: np.ndarray, counts: np.ndarray) -> str:
-        """CSV text of the rows of `labels` [C], numbered from 0, with `counts` [C] as images."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
-        writer.writeheader()
-        for new_label, (label, count) in enumerate(zip(labels.tolist(), counts.tolist(), strict=True)):
-            if label not in self._rows:
-                raise RecordIOError(f"{self.path}: no row has label {label}")
-            changed = {"label": new_label, **({"images": count} if "images" in self.columns else {})}
-            writer.writerow({**self._rows[label], **changed})
-        return text.getvalue()
+def write_identities(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Writes an identities.csv; the columns are those of the first row."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

@@ -1,15 +1,13 @@
 """Images in files <-> a face set in InsightFace's layout; the encoded bytes go over unchanged unless a size is asked
 for."""
 
-import csv
-import io
 from pathlib import Path
 
 import numpy as np
 
-from recordio_tools.atomic_io import atomic_folder, write_text
+from recordio_tools.atomic_io import atomic_folder
 from recordio_tools.errors import RecordIOError
-from recordio_tools.face_set import NAME, FaceRecord
+from recordio_tools.face_set import IDENTITIES_FILE, FaceRecord, write_identities
 from recordio_tools.image_header import EXTENSIONS, decode, image_format, image_size
 from recordio_tools.lists import read_folders, read_list
 from recordio_tools.progress import ProgressFn, no_progress, track
@@ -46,7 +44,11 @@ def pack(
             writer.write(label, payload)
     counts = np.bincount([image.label for image in images])
     if names is not None:
-        write_text(out / NAME, _identities_csv(names, counts))
+        rows = [
+            {"label": label, "name": name, "gender": "unknown", "images": count}
+            for label, (name, count) in enumerate(zip(names, counts.tolist(), strict=True))
+        ]
+        write_identities(out / IDENTITIES_FILE, rows)
     return {"images": len(images), "identities": int(np.count_nonzero(counts)), "image_size": list(expected)}
 
 
@@ -65,15 +67,6 @@ def _load(path: Path, size: tuple[int, int] | None) -> tuple[bytes, tuple[int, i
 
     resized = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
     return cv2.imencode(".jpg", resized, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes(), size
-
-
-def _identities_csv(names: list[str], counts: np.ndarray) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["label", "name", "gender", "images"])
-    for label, (name, count) in enumerate(zip(names, counts.tolist(), strict=True)):
-        writer.writerow([label, name, "unknown", count])
-    return text.getvalue()
 
 
 def unpack(source: Path, out: Path, progress: ProgressFn = no_progress) -> dict:

@@ -12,7 +12,7 @@ import numpy as np
 
 from recordio_tools.atomic_io import atomic_replace, write_text
 from recordio_tools.errors import RecordIOError
-from recordio_tools.face_set import NAME, FaceRecord, IdentityTable
+from recordio_tools.face_set import IDENTITIES_FILE, FaceRecord, read_identities, write_identities
 from recordio_tools.image_header import image_size
 from recordio_tools.long_tail import Selection
 from recordio_tools.progress import ProgressFn, no_progress, track
@@ -123,14 +123,25 @@ def pack_selection(source: FaceRecord, selection: Selection, out: Path, progress
     target = out / "train.rec"
     if target.exists() and target.samefile(source.path):
         raise RecordIOError(f"{target}: this is the source itself; choose another folder for --out")
-    table_path = source.path.with_name(NAME)
-    kept, counts = np.unique(selection.labels, return_counts=True)
-    table = IdentityTable(table_path).relabelled(kept, counts) if table_path.is_file() else None
+    table = source.path.with_name(IDENTITIES_FILE)
+    identities = _relabelled_identities(table, selection.labels) if table.is_file() else []
     size = source.image_size or image_size(source.read(int(selection.keys[0])).payload)
     with FaceRecordWriter(target, size) as writer:
         pairs = zip(selection.keys.tolist(), selection.new_labels.tolist(), strict=True)
         for key, label in track(pairs, "packing", len(selection.keys), progress):
             writer.write(label, source.read(key).payload)
-    if table is not None:
-        write_text(out / NAME, table)
+    if identities:
+        write_identities(out / IDENTITIES_FILE, identities)
     return target
+
+
+def _relabelled_identities(path: Path, labels: np.ndarray) -> list[dict[str, object]]:
+    """The rows of the labels [K] in the table, numbered from 0 and with the images that are kept."""
+    rows = read_identities(path)
+    relabelled = []
+    for new_label, (label, count) in enumerate(zip(*np.unique(labels, return_counts=True), strict=True)):
+        if int(label) not in rows:
+            raise RecordIOError(f"{path}: no row has label {label}")
+        row = {**rows[int(label)], "label": new_label}
+        relabelled.append({**row, "images": count} if "images" in row else row)
+    return relabelled

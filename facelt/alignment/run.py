@@ -7,7 +7,6 @@ What is said of aligned faces and of photographs without: the columns of faces.c
 A whole set of photographs to aligned faces on disk.
 """
 
-import csv
 import os
 import re
 from collections import Counter
@@ -33,7 +32,7 @@ from facelt.data.decode import UndecodableImage, prepare_opencv
 from facelt.errors import UserError
 from facelt.utils.tables import csv_lines
 from recordio_tools.atomic_io import atomic_folder
-from recordio_tools.face_set import NAME
+from recordio_tools.face_set import IDENTITIES_FILE, write_identities
 from recordio_tools.image_header import DEFAULT_MAX_PIXELS
 from recordio_tools.progress import ProgressFn, no_progress, track
 from recordio_tools.writer import FaceRecordWriter
@@ -199,10 +198,8 @@ class Record:
     def __exit__(self, *error: object) -> None:
         self._writer.__exit__(*error)
         # Read again by name, so that a cell holds the name as it is.
-        with self._writer.path.with_name(NAME).open("w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(["label", "name", "images"])
-            table.writerows([label, name, self._images[name]] for name, label in self._labels.items())
+        rows = [{"label": label, "name": name, "images": self._images[name]} for name, label in self._labels.items()]
+        write_identities(self._writer.path.with_name(IDENTITIES_FILE), rows)
 
 
 def _file_name(text: str) -> str:

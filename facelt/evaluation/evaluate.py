@@ -31,7 +31,7 @@ from facelt.data.module import ClassMap, Split, TrainingData, open_data
 from facelt.errors import UserError
 from facelt.inference.model import TrainedModel
 from facelt.inference.predict import OpenSetPredictions, Predictor, fit_scorer, predict_all, predict_open_set
-from facelt.inference.sources import open_images, read_identities
+from facelt.inference.sources import open_images
 from facelt.metrics.classification import (
     CALIBRATION_BINS,
     SHOT_BANDS,
@@ -58,6 +58,7 @@ from facelt.metrics.open_set import (
 )
 from facelt.openset.rejection import OPENSET
 from facelt.report.schema import EvaluationReport
+from recordio_tools.face_set import IDENTITIES_FILE, read_identities
 from recordio_tools.progress import ProgressFn, no_progress
 
 CIFAR_NAMES = "classes.txt"
@@ -75,9 +76,10 @@ def class_names(data: TrainingData, config: DataConfig) -> list[str]:
     elif isinstance(config, CifarData):
         found = dict(enumerate(_lines(config.root / CIFAR_NAMES)))
     else:
-        rows = read_identities(config.train.with_name("identities.csv"))
+        table = config.train.with_name(IDENTITIES_FILE)
+        rows = read_identities(table) if table.is_file() else {}
         label_C = ClassMap.of(config, data.num_classes).label_C.tolist()
-        found = {number: rows[str(label)]["name"] for number, label in enumerate(label_C) if str(label) in rows}
+        found = {number: rows[label]["name"] for number, label in enumerate(label_C) if label in rows}
     return [found.get(number) or numbers[number] for number in range(data.num_classes)]
 
 

@@ -7,7 +7,6 @@ Photographs to embed: aligned on the way, nothing is left of them but the store.
 Shapes: N faces, 52 five points (x, y), H height, W width.
 """
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +27,7 @@ from facelt.data.lists import IMAGE_SUFFIXES, ImageFileDataset, ImageFolderDatas
 from facelt.data.records import RecordDataset
 from facelt.data.transforms import CenterCrop, ExpectSize, ImageTransform
 from facelt.errors import UserError
+from recordio_tools.face_set import IDENTITIES_FILE, read_identities
 from recordio_tools.progress import ProgressFn, no_progress, track
 
 
@@ -90,14 +90,15 @@ def open_images(
 def _from_record(path: Path, transform: ImageTransform, manifest: Path | None, max_pixels: int) -> ImageSource:
     dataset = RecordDataset(path, manifest=manifest, transform=transform, max_pixels=max_pixels)
     # identities.csv names the labels of the file itself, so a manifest's new labels do not go with it.
-    named = read_identities(path.with_name("identities.csv")) if manifest is None else {}
-    labels = [str(label) for label in dataset.labels.tolist()]
+    table = path.with_name(IDENTITIES_FILE)
+    named = read_identities(table) if manifest is None and table.is_file() else {}
+    labels = dataset.labels.tolist()
     columns = sorted({column for row in named.values() for column in row} - {"label", "name", "images"})
     return ImageSource(
         dataset,
         np.arange(len(dataset)),
         [str(key) for key in dataset.keys.tolist()],
-        [named.get(label, {}).get("name", label) for label in labels],
+        [named[label]["name"] if label in named else str(label) for label in labels],
         {column: [named.get(label, {}).get(column, "") for label in labels] for column in columns},
     )
 
@@ -109,20 +110,6 @@ def _from_paths(dataset: ImageFileDataset) -> ImageSource:
         [str(label) for label in dataset.labels.tolist()] if labelled else [Path(path).parent.name for path in paths]
     )
     return ImageSource(dataset, np.arange(len(dataset)), paths, identities, {})
-
-
-def read_identities(path: Path) -> dict[str, dict[str, str]]:
-    """Rows of identities.csv by label; none where the file is absent."""
-    if not path.exists():
-        return {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    if rows and not {"label", "name"} <= rows[0].keys():
-        raise UserError(f"{path}: needs the columns label and name")
-    return {row["label"]: {key: value or "" for key, value in row.items() if key} for row in rows}
 
 
 class AlignedFaces(ImageDataset):

@@ -5,7 +5,6 @@ A MegaFace-layout test suite of synthetic faces: probes, distractors, lists, noi
 A training set of synthetic faces as a record file in InsightFace's layout.
 """
 
-import csv
 import hashlib
 import json
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from facelt.errors import UserError
 from facelt.synthetic.identity import DEMO, Difficulty, Purpose, draw_identity, stream
 from facelt.synthetic.render import Picture, identity_name, render_album
 from recordio_tools.atomic_io import atomic_folder
-from recordio_tools.errors import RecordIOError
+from recordio_tools.face_set import IDENTITIES_FILE, write_identities
 from recordio_tools.writer import FaceRecordWriter
 
 
@@ -261,20 +260,16 @@ def write_training_record(
     folder = Path(folder)
     with atomic_folder(folder) as target:
         files = render_album(pictures, seed=seed, difficulty=difficulty, size=size, workers=workers)
-        try:
-            with FaceRecordWriter(target / "train.rec", (size, size), identities) as writer:
-                writer.write_all(zip(labels, files, strict=True))
-        except RecordIOError as error:
-            raise UserError(f"{folder}: {error}") from error
-        _write_identities(target / "identities.csv", seed, first, counts)
+        with FaceRecordWriter(target / "train.rec", (size, size), identities) as writer:
+            writer.write_all(zip(labels, files, strict=True))
+        rows = [
+            {
+                "label": label,
+                "name": identity_name(first + label),
+                "gender": draw_identity(seed, first + label).gender,
+                "images": int(count),
+            }
+            for label, count in enumerate(counts)
+        ]
+        write_identities(target / IDENTITIES_FILE, rows)
     return TrainingSummary(folder / "train.rec", identities, len(pictures), first, first + identities)
-
-
-def _write_identities(path: Path, seed: int, first: int, counts: Sequence[int]) -> None:
-    """label, name, gender, images: one row an identity."""
-    with path.open("w", encoding="utf-8", newline="") as stream_:
-        rows = csv.writer(stream_, lineterminator="\n")
-        rows.writerow(("label", "name", "gender", "images"))
-        for label, count in enumerate(counts):
-            who = draw_identity(seed, first + label)
-            rows.writerow((label, identity_name(first + label), who.gender, int(count)))
