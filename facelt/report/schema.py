@@ -47,6 +47,9 @@ def _first_error(error: ValidationError) -> str:
     parent = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parents).removeprefix(".")
     if first["type"] == "missing":
         return f"{parent or 'report'} lacks {key}"
+    if first["type"] == "union_tag_not_found":
+        discriminator = first["ctx"]["discriminator"].strip("'")
+        return f"{key} lacks {discriminator}"
     path = f"{parent}[{key}]" if isinstance(key, int) else f"{parent}.{key}".removeprefix(".")
     return f"{path}: {first['msg']}, got {first['input']!r:.60}"
 
