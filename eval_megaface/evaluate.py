@@ -32,7 +32,7 @@ from facelt.errors import UserError
 from facelt.identification.rank import pseudo_shot_labels
 from facelt.report.megaface_schema import MegafaceReport
 from facelt.search.search import open_search
-from facelt.store.attributes import canonical
+from facelt.store.attributes import canonical_name
 from recordio_tools.atomic_io import write_text
 from recordio_tools.progress import ProgressFn, no_progress, relabel
 
@@ -185,7 +185,7 @@ def _reference(config: MegafaceConfig, bands: dict[str, Any]) -> str:
 def _overlap(config: MegafaceConfig, suite: Suite) -> list[str]:
     """Refuse probe identities that a model was trained on, or with `allow_overlap` note that there are some."""
     notes = []
-    probe_names = {canonical(name): name for name in suite.names}
+    probe_names = {canonical_name(name): name for name in suite.names}
     for model, files in config.models.items():
         if files.training_identities is None:
             continue

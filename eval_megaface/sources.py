@@ -29,8 +29,15 @@ from eval_megaface.config import Kind, MegafaceConfig, ModelFiles
 from eval_megaface.suite import Suite
 from facelt.errors import UserError
 from facelt.search.exact import MatrixLike
-from facelt.store.feature_tree import HEADER_BYTES, VALUES, TreeRows, feature_path, read_feature, size_below
-from facelt.store.store import ChosenRows, EmbeddingStore
+from facelt.store.feature_tree import (
+    _HEADER_BYTES,
+    _VALUE_DTYPE,
+    FeatureTree,
+    feature_path,
+    read_feature,
+    size_inside_root,
+)
+from facelt.store.store import EmbeddingStore, RowSubset
 
 SHOWN = 5
 REPEATS_SHOWN = 2
@@ -174,9 +181,9 @@ def inspect_tree(root: Path, algorithm: str, kind: str, images: Sequence[str]) -
     The dimension is that of most files, by their sizes. Raises UserError where a name or a link leads out of the root.
     """
     paths = {image: feature_path(root, image, algorithm) for image in images}
-    sizes = {image: size for image, path in paths.items() if (size := size_below(path, root)) is not None}
+    sizes = {image: size for image, path in paths.items() if (size := size_inside_root(path, root)) is not None}
     common = Counter(sizes.values()).most_common(1)
-    dimension = max(1, (common[0][0] - HEADER_BYTES) // VALUES.itemsize) if common else 1
+    dimension = max(1, (common[0][0] - _HEADER_BYTES) // _VALUE_DTYPE.itemsize) if common else 1
     names = list(sizes)
     files = _Files([paths[image] for image in names], names, dimension)
     return inspected(root, kind, images, names, files, np.arange(len(names)), files.damaged)
@@ -244,7 +251,7 @@ class StoreSource:
         if len(missing):
             shown = ", ".join(repr(images[row]) for row in missing[:3])
             raise UserError(f"{self.path}: lacks {len(missing)} of {len(images)} listed images, such as {shown}")
-        return ChosenRows(value_ND, position_M)
+        return RowSubset(value_ND, position_M)
 
     def inspect(self, kind: str, images: Sequence[str]) -> Coverage:
         """See FeatureSource."""
@@ -296,7 +303,7 @@ class TreeSource:
         """See FeatureSource."""
         if kind != "direct":
             raise UserError(f"{self.path}: a tree of .bin files holds kind 'direct' only, not {kind!r}")
-        return TreeRows(self.path, self.algorithm, images)
+        return FeatureTree(self.path, self.algorithm, images)
 
     def inspect(self, kind: str, images: Sequence[str]) -> Coverage:
         """See FeatureSource. The dimension is what most files have by their sizes."""

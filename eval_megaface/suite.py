@@ -24,7 +24,7 @@ import numpy as np
 from eval_megaface.config import MegafaceConfig, SuiteConfig
 from facelt.errors import UserError
 from facelt.identification.rank import MatePairs, mate_pairs
-from facelt.store.attributes import MAX_VALUES, actor_gender, canonical
+from facelt.store.attributes import MAX_GROUP_VALUES, actor_gender, canonical_name
 from facelt.store.feature_tree import probe_identity, read_features_list, read_noise_names
 from facelt.utils.tables import read_table
 from recordio_tools.atomic_io import sha256_of
@@ -184,7 +184,7 @@ def read_attributes(path: Path, identity: str, columns: Sequence[str] | None) ->
     """
     rows = read_table(path, (identity, *(columns or ())))
     wanted = [name for name in rows.columns if name != identity] if columns is None else list(columns)
-    people = [canonical(name) for name in rows.columns[identity]]
+    people = [canonical_name(name) for name in rows.columns[identity]]
     table: Attributes = {name: {} for name in wanted}
     for name, place in ((name, place) for name in wanted for place in range(len(people))):
         value = rows.columns[name][place]
@@ -195,8 +195,8 @@ def read_attributes(path: Path, identity: str, columns: Sequence[str] | None) ->
 
 
 def read_names(path: Path, column: str = "name") -> set[str]:
-    """The canonical names in one column of a CSV file. Raises UserError naming the file."""
-    return {canonical(name) for name in read_table(path, (column,)).columns[column] if name.strip()}
+    """The canonical_name names in one column of a CSV file. Raises UserError naming the file."""
+    return {canonical_name(name) for name in read_table(path, (column,)).columns[column] if name.strip()}
 
 
 def attribute_groups(
@@ -208,13 +208,14 @@ def attribute_groups(
     """
     groups, notes = [], []
     for column, value_of in attributes.items():
-        value_I = [value_of.get(canonical(name), "") for name in names]
+        value_I = [value_of.get(canonical_name(name), "") for name in names]
         # Gender keeps the order of its files, male before female; any other column is sorted.
         values = [value for value in ("male", "female") if column == "gender" and value in value_of.values()]
         values += sorted(set(value_I) - set(values) - {""})
-        if len(values) > MAX_VALUES:
+        if len(values) > MAX_GROUP_VALUES:
             raise UserError(
-                f"attribute column {column!r} has {len(values)} values, more than {MAX_VALUES}: list the columns wanted"
+                f"attribute column {column!r} has {len(values)} values, more than {MAX_GROUP_VALUES}: "
+                "list the columns to group by"
             )
         for value in values:
             member_I = np.array([other == value for other in value_I], dtype=bool)

@@ -23,7 +23,7 @@ from facelt.models.branched import Branches
 from facelt.models.network import build_network
 from facelt.models.pretrained import NETWORK_PARTS
 from facelt.openset.rejection import OPENSET
-from facelt.store.store import DTYPES, KINDS
+from facelt.store.store import DTYPES, EMBEDDING_KINDS
 from tests.methods.minimal import BRANCHES, OPTIONS
 
 REGISTRIES = {name: value for name, value in vars(registry).items() if isinstance(value, Registry)}
@@ -62,13 +62,13 @@ def test_a_registry_finds_its_implementations_by_itself(name):
         (_CONVENTIONS, allowed(DynamicMetaSettings, "convention")),
         (typing.get_args(UpdateRule), allowed(DynamicMetaSettings, "centroid_update")),
         ((*NETWORK_PARTS, "head"), set(typing.get_args(Part))),
-        (KINDS, set(typing.get_args(Kind))),
+        (EMBEDDING_KINDS, set(typing.get_args(Kind))),
         (DTYPES, option(embed, "dtype")),
         (SHOT_CONVENTIONS, option(evaluate, "convention")),
         (OPENSET, option(evaluate, "open_")),
         (SWEEPS, option(evaluate, "sweep")),
         (SHOT_CONVENTIONS, allowed(TrainingConfig, "convention")),
-        (KINDS, allowed(AuditConfig, "kind")),
+        (EMBEDDING_KINDS, allowed(AuditConfig, "kind")),
         (_PROFILES, allowed(CifarData, "profile")),
         (CIFAR_FILES, allowed(CifarData, "classes")),
     ],
@@ -85,7 +85,7 @@ def test_a_methods_parts_streams_and_kinds_have_names_that_others_know(name):
     assert set(method.parameter_groups()) <= set(Shares.model_fields)
     assert {"network", "head"} <= set(method.parameter_groups())
     assert {stream.sampler for stream in method.streams()} <= set(SAMPLERS)
-    assert set(method.kinds) <= set(KINDS)
+    assert set(method.kinds) <= set(EMBEDDING_KINDS)
     assert {child for child, _ in method.network.named_children()} == set(NETWORK_PARTS)
     grouped = [id(parameter) for group in method.parameter_groups().values() for parameter in group]
     assert sorted(grouped) == sorted(id(parameter) for parameter in method.parameters())

@@ -27,15 +27,15 @@ from facelt.identification.error_rates import ScoreGrid
 from facelt.search.exact import MatrixLike
 from facelt.stats.groups import Grouping, PairCounter, UnitPairCounts, Units
 from facelt.store.feature_tree import (
-    TreeRows,
+    FeatureTree,
     feature_path,
     probe_identity,
     read_feature,
     read_image_list,
     read_noise_names,
-    size_below,
+    size_inside_root,
 )
-from facelt.store.store import UNIT_KINDS, ChosenRows, EmbeddingStore
+from facelt.store.store import UNIT_KINDS, EmbeddingStore, RowSubset
 from facelt.utils.tables import CsvRows, read_chunks
 from recordio_tools.atomic_io import sha256_of
 
@@ -72,7 +72,7 @@ class FeatureSet:
             keys=[self.keys[row] for row in kept],
             identities=[self.identities[row] for row in kept],
             own={name: [values[row] for row in kept] for name, values in self.own.items()},
-            rows=ChosenRows(self.rows, np.asarray(kept, dtype=np.int64)),
+            rows=RowSubset(self.rows, np.asarray(kept, dtype=np.int64)),
             reason={place[row]: why for row, why in self.reason.items() if row in place},
         )
 
@@ -145,7 +145,7 @@ def _open_tree(config: FeaturesConfig, kind: str, noisy: frozenset[str], whole: 
         rows, reason = _read_tree(config.path, config.algorithm, keys)
         identities = [probe_identity(key, config.list) for key in keys]
     else:
-        rows, identities = TreeRows(config.path, config.algorithm, keys), [""] * len(keys)
+        rows, identities = FeatureTree(config.path, config.algorithm, keys), [""] * len(keys)
     described = {
         **{"path": str(config.path), "format": "bin", "algorithm": config.algorithm},
         "sha256": {"values in the list's order": _values_hash(rows)},
@@ -156,7 +156,7 @@ def _open_tree(config: FeaturesConfig, kind: str, noisy: frozenset[str], whole: 
 def _read_tree(root: Path, algorithm: str, keys: Sequence[str]) -> tuple[np.ndarray, dict[int, str]]:
     """All features, float32 [N,D] with zeros where there is none, and why there is none. D is that of most files."""
     paths = [feature_path(root, key, algorithm) for key in keys]
-    sizes = [size_below(path, root) for path in paths]
+    sizes = [size_inside_root(path, root) for path in paths]
     found, reason = {}, {}
     for place, (path, size) in enumerate(zip(paths, sizes, strict=True)):
         try:

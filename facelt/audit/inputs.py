@@ -23,7 +23,7 @@ from facelt.errors import UserError
 from facelt.identification.rank import pseudo_shot_bands
 from facelt.search.exact import BadRow
 from facelt.search.top_k import count_above
-from facelt.store.attributes import Columns, attribute_columns, check_groupable
+from facelt.store.attributes import AttributeColumns, attribute_columns, check_groupable
 from recordio_tools.atomic_io import sha256_of
 
 SHOTS = "shots"
@@ -57,7 +57,7 @@ class AuditInputs:
     """
 
     subject: AuditedSet
-    columns: Columns
+    columns: AttributeColumns
     groupings: list[tuple[str, ...]]
     gallery: FeatureSet | None
     calibration: AuditedSet | None
@@ -141,7 +141,7 @@ def _of_scores(config: AuditConfig) -> AuditInputs:
     return AuditInputs(subject, columns, groupings, None, None, None, None, summary, notes)
 
 
-def _groupings(config: AuditConfig, columns: Columns) -> tuple[list[tuple[str, ...]], list[str]]:
+def _groupings(config: AuditConfig, columns: AttributeColumns) -> tuple[list[tuple[str, ...]], list[str]]:
     """The groupings, checked, and a note for each column that is not known of everyone."""
     groupings = list(dict.fromkeys(config.by))
     if SHOTS in columns:

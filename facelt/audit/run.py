@@ -31,7 +31,7 @@ from facelt.stats.coverage import measured_coverage
 from facelt.stats.fail_conditions import FailCondition, Value, parse_fail_condition
 from facelt.stats.groups import GroupRate
 from facelt.stats.permutation import Contrast, holm_adjust_contrasts
-from facelt.store.attributes import Columns
+from facelt.store.attributes import AttributeColumns
 from recordio_tools.progress import ProgressFn, no_progress, relabel, track
 
 MEASURED_LEVEL = 0.95
@@ -201,7 +201,7 @@ def _events(
 
 
 def _measure(
-    config: AuditConfig, subject: AuditedSet, columns: Columns, by, threshold: float, events
+    config: AuditConfig, subject: AuditedSet, columns: AttributeColumns, by, threshold: float, events
 ) -> GroupingResult:
     return measure_grouping(subject, columns, by, threshold, events, config.statistics, config.min_identities)
 

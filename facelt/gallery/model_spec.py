@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from facelt.errors import UserError
-from facelt.store.store import KINDS, UNIT_KINDS, EmbeddingStore
+from facelt.store.store import EMBEDDING_KINDS, UNIT_KINDS, EmbeddingStore
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -27,8 +27,8 @@ class Contract:
             raise UserError(f"the model's name is {self.model!r}; it must be one to 200 printable letters")
         if not _SHA256.fullmatch(self.weights_sha256):
             raise UserError(f"weights_sha256 is {self.weights_sha256!r}; it must be the 64 hex digits of a SHA-256")
-        if self.kind not in KINDS:
-            raise UserError(f"the kind of embedding is {self.kind!r}; allowed are {', '.join(KINDS)}")
+        if self.kind not in EMBEDDING_KINDS:
+            raise UserError(f"the kind of embedding is {self.kind!r}; allowed are {', '.join(EMBEDDING_KINDS)}")
         if type(self.dimension) is not int or not 1 <= self.dimension <= 65536:
             raise UserError(f"the dimension is {self.dimension!r}; it must be a whole number from 1 to 65536")
 

@@ -1,6 +1,4 @@
-"""Numbers as groups: `--bins age=18,30,45` makes under 18, 18 to under 30, 30 to under 45, and 45 and over.
-
-Who the people are: attributes by identity or by image, from CSV files and FaceScrub's actor and actress files.
+"""Attribute tables: attributes by identity or image from CSV files and FaceScrub's actor files; binning of numbers.
 
 N images, R rows of a table.
 """
@@ -19,52 +17,49 @@ from facelt.utils.tables import CsvRows, read_table
 
 
 def bin_labels(edges: Sequence[float]) -> list[str]:
-    """The names of the bins that the edges part, in their order; each begins with its lower edge, which belongs to it.
-
-    Whole edges are shown as `18-<30`: a number of 29.5 belongs there.
-    """
-    shown = [f"{edge:g}" for edge in edges]
-    between = [f"{low}-<{high}" for low, high in itertools.pairwise(shown)]
-    return [f"<{shown[0]}", *between, f">={shown[-1]}"]
+    """Returns the bin labels in order: `<18`, `18-<30`, ..., `>=45`; lower edges are inclusive."""
+    texts = [f"{edge:g}" for edge in edges]
+    between = [f"{low}-<{high}" for low, high in itertools.pairwise(texts)]
+    return [f"<{texts[0]}", *between, f">={texts[-1]}"]
 
 
-def binned(values: Sequence[str], edges: Sequence[float]) -> list[str]:
-    """The bin of each number, empty where there is none.
+def bin_values(values: Sequence[str], edges: Sequence[float]) -> list[str]:
+    """Returns the bin label of each number, empty for an empty text.
 
-    Raises ValueError whose first argument is the position of the first text that is no finite number.
+    Raises ValueError whose first argument is the position of the first text that is not a finite number.
     """
     number_N = np.full(len(values), np.nan)
-    for place, text in enumerate(values):
+    for index, text in enumerate(values):
         if not text.strip():
             continue
         try:
-            number_N[place] = float(text)
+            number_N[index] = float(text)
         except ValueError:
-            raise ValueError(place) from None
-        if not np.isfinite(number_N[place]):
-            raise ValueError(place)
+            raise ValueError(index) from None
+        if not np.isfinite(number_N[index]):
+            raise ValueError(index)
     labels = bin_labels(edges)
     bin_N = np.searchsorted(np.asarray(edges, dtype=np.float64), number_N, side="right")
-    return ["" if np.isnan(number) else labels[place] for number, place in zip(number_N, bin_N.tolist(), strict=True)]
+    return ["" if np.isnan(number) else labels[index] for number, index in zip(number_N, bin_N.tolist(), strict=True)]
 
 
-# The columns that may say whose a row is, in the order in which they are tried.
-IMAGE_KEY = "key"
-IDENTITY_KEYS = ("identity", "name", "label")
+# Columns that can identify a row, in the order in which they are tried.
+_IMAGE_COLUMN = "key"
+_IDENTITY_COLUMNS = ("identity", "name", "label")
 # A column with more values is a number or a name, not a grouping.
-MAX_VALUES = 40
+MAX_GROUP_VALUES = 40
 
-# column -> one value for each image, empty where it is not known
-Columns = dict[str, list[str]]
+# Column -> one value per image, empty if unknown.
+AttributeColumns = dict[str, list[str]]
 
 
-def canonical(name: str) -> str:
-    """One spelling of an identity: case, blanks or underscores between words and a final dot make no difference."""
+def canonical_name(name: str) -> str:
+    """Returns the normal form of an identity: ignores case, blanks or underscores between words and a final dot."""
     return "_".join(unicodedata.normalize("NFC", name).replace("_", " ").casefold().split()).rstrip(".")
 
 
 def actor_gender(actors: Path, actresses: Path) -> dict[str, str]:
-    """Gender by identity (canonical) from FaceScrub's two tab-separated files (header, name first), actors first.
+    """Reads gender by canonical identity from FaceScrub's tab-separated files of actors and actresses.
 
     Raises UserError naming the file, or the name that is in both.
     """
@@ -79,7 +74,7 @@ def _names(path: Path) -> set[str]:
     first = next(iter(rows.columns))
     if first.strip().casefold() != "name":
         raise UserError(f"{path}: the first line must begin with the column 'name', tab-separated")
-    return {canonical(name) for name in rows.columns[first] if name.strip()}
+    return {canonical_name(name) for name in rows.columns[first] if name.strip()}
 
 
 def attribute_columns(
@@ -87,107 +82,107 @@ def attribute_columns(
     keys: Sequence[str] | None,
     identities: Sequence[str],
     bins: Mapping[str, Sequence[float]],
-    own: Mapping[str, Sequence[str]] = {},
-) -> Columns:
-    """Every column that is known of N images (`keys`, where images have names) of `identities`.
+    store_columns: Mapping[str, Sequence[str]] = {},
+) -> AttributeColumns:
+    """Returns all attribute columns of N images of `identities`; `keys` are the image names, if images have names.
 
-    `own` are columns the embedding store itself holds. `bins` turns columns of numbers into groups.
+    `store_columns` are attributes in the embedding store. `bins` maps columns of numbers to bin edges.
 
-    Raises UserError naming file, line and column: a row given twice with different values, a column from two places, a
-    table that knows nobody, a number that is none, bins of a column that no table has.
+    Raises UserError naming file, line and column: conflicting rows, a column in two files, a table without any of the
+    identities, a text that is not a number, bins of an unknown column.
     """
-    columns: Columns = {name: list(values) for name, values in own.items()}
-    people = [canonical(identity) for identity in identities]
+    columns: AttributeColumns = {name: list(values) for name, values in store_columns.items()}
+    canonical_identities = [canonical_name(identity) for identity in identities]
     for path in config.tables:
         rows = read_table(path)
-        rows.columns.update(_binned(path, rows, bins))
-        _join(columns, _looked_up(path, rows, config.key, keys, people), path)
+        rows.columns.update(_bin_table(path, rows, bins))
+        _join(columns, _match_rows(path, rows, config.key, keys, canonical_identities), path)
     if config.actors and config.actresses:
         gender = actor_gender(config.actors, config.actresses)
-        _join(columns, {"gender": [gender.get(person, "") for person in people]}, config.actors)
-    for name in bins.keys() & own.keys():
-        columns[name] = _own_binned(name, own[name], bins[name])
+        _join(columns, {"gender": [gender.get(identity, "") for identity in canonical_identities]}, config.actors)
+    for name in bins.keys() & store_columns.keys():
+        columns[name] = _bin_store_column(name, store_columns[name], bins[name])
     if missing := sorted(bins.keys() - columns.keys()):
         known = ", ".join(columns) or "none"
         raise UserError(f"bins.{missing[0]}: no table has a column {missing[0]!r}; known columns are {known}")
     return columns
 
 
-def check_groupable(columns: Columns, by: Sequence[str]) -> None:
-    """Raise UserError where a column to group by is missing or has too many values to be a grouping."""
+def check_groupable(columns: AttributeColumns, by: Sequence[str]) -> None:
+    """Raises UserError if a column to group by is missing or has too many values."""
     for name in by:
         if name not in columns:
             raise UserError(f"by: no column {name!r}; known columns are {', '.join(columns) or 'none'}")
-        if (values := len(set(columns[name]))) > MAX_VALUES:
+        if (values := len(set(columns[name]))) > MAX_GROUP_VALUES:
             raise UserError(
-                f"by: column {name!r} has {values} values, more than {MAX_VALUES}: bin a number with "
+                f"by: column {name!r} has {values} values, more than {MAX_GROUP_VALUES}: bin a number with "
                 f"bins.{name} (--bins {name}=18,30,45), or choose another column"
             )
 
 
-def _join(columns: Columns, more: Columns, path: Path) -> None:
-    if twice := sorted(columns.keys() & more.keys()):
-        raise UserError(f"{path}: column {twice[0]!r} is already given by another file; remove it from one of them")
+def _join(columns: AttributeColumns, more: AttributeColumns, path: Path) -> None:
+    if repeated := sorted(columns.keys() & more.keys()):
+        raise UserError(f"{path}: column {repeated[0]!r} is already in another file; remove it from one of them")
     columns |= more
 
 
-def _looked_up(
-    path: Path, rows: CsvRows, key: str | None, keys: Sequence[str] | None, people: Sequence[str]
-) -> Columns:
-    """The table's columns for each image, by the column that says whose a row is."""
+def _match_rows(
+    path: Path, rows: CsvRows, key: str | None, keys: Sequence[str] | None, identities: Sequence[str]
+) -> AttributeColumns:
+    """Returns the columns of a table for each image, matched by the column that identifies a row."""
     if key is not None and key not in rows.columns:
-        raise UserError(f"{path}: has no column {key!r}; its columns are {', '.join(rows.columns)}")
+        raise UserError(f"{path}: no column {key!r}; its columns are {', '.join(rows.columns)}")
     if key is not None:
-        tries = [(key, keys or (), str), (key, people, canonical)]
+        tries = [(key, keys or (), str), (key, identities, canonical_name)]
     else:
-        tries = [(IMAGE_KEY, keys or (), str), *((name, people, canonical) for name in IDENTITY_KEYS)]
-        tries = [one for one in tries if one[0] in rows.columns]
+        tries = [(_IMAGE_COLUMN, keys or (), str), *((name, identities, canonical_name) for name in _IDENTITY_COLUMNS)]
+        tries = [attempt for attempt in tries if attempt[0] in rows.columns]
     names = list(dict.fromkeys(name for name, _, _ in tries))
     if not names:
         raise UserError(
-            f"{path}: no column says whose a row is; name it (attributes.key) or call it one of "
-            f"{', '.join((IMAGE_KEY, *IDENTITY_KEYS))}"
+            f"{path}: no column identifies the rows; set attributes.key, or name the column one of "
+            f"{', '.join((_IMAGE_COLUMN, *_IDENTITY_COLUMNS))}"
         )
-    for name, wanted, spelled in tries:
-        value_R = [spelled(value) for value in rows.columns[name]]
-        place = {value: row for row, value in reversed(list(enumerate(value_R)))}
-        if place.keys().isdisjoint(wanted):
+    for name, names_N, normalise in tries:
+        value_R = [normalise(value) for value in rows.columns[name]]
+        first_row = {value: row for row, value in reversed(list(enumerate(value_R)))}
+        if first_row.keys().isdisjoint(names_N):
             continue
         for row, value in enumerate(value_R):
-            if place[value] != row:
-                _check_same(path, rows, place[value], row, name)
-        others = [column for column in rows.columns if column not in (IMAGE_KEY, *IDENTITY_KEYS, key)]
-        return {column: _picked(rows.columns[column], place, wanted) for column in others}
-    raise UserError(f"{path}: knows none of the audited people by its column {' or '.join(map(repr, names))}")
+            if first_row[value] != row:
+                _refuse_conflict(path, rows, first_row[value], row, name)
+        others = [column for column in rows.columns if column not in (_IMAGE_COLUMN, *_IDENTITY_COLUMNS, key)]
+        return {column: _values_of(rows.columns[column], first_row, names_N) for column in others}
+    raise UserError(f"{path}: has none of the audited identities in its column {' or '.join(map(repr, names))}")
 
 
-def _picked(values: Sequence[str], place: Mapping[str, int], wanted: Sequence[str]) -> list[str]:
-    return [values[place[one]].strip() if one in place else "" for one in wanted]
+def _values_of(values: Sequence[str], first_row: Mapping[str, int], names_N: Sequence[str]) -> list[str]:
+    return [values[first_row[name]].strip() if name in first_row else "" for name in names_N]
 
 
-def _check_same(path: Path, rows: CsvRows, first: int, second: int, key: str) -> None:
+def _refuse_conflict(path: Path, rows: CsvRows, first: int, second: int, key: str) -> None:
     for name, values in rows.columns.items():
-        if name != key and name not in IDENTITY_KEYS and values[first] != values[second]:
+        if name != key and name not in _IDENTITY_COLUMNS and values[first] != values[second]:
             raise UserError(
                 f"{path}: line {rows.line_N[second]} gives {rows.columns[key][second]!r} a second {name}: "
                 f"{values[second]!r}; line {rows.line_N[first]} says {values[first]!r}"
             )
 
 
-def _binned(path: Path, rows: CsvRows, bins: Mapping[str, Sequence[float]]) -> dict[str, list[str]]:
-    found = {}
+def _bin_table(path: Path, rows: CsvRows, bins: Mapping[str, Sequence[float]]) -> dict[str, list[str]]:
+    columns = {}
     for name in bins.keys() & rows.columns.keys():
         try:
-            found[name] = binned(rows.columns[name], bins[name])
+            columns[name] = bin_values(rows.columns[name], bins[name])
         except ValueError as error:
             line, text = rows.line_N[error.args[0]], rows.columns[name][error.args[0]]
-            raise UserError(f"{path}: line {line}, column {name!r}: {text!r} is no number to be binned") from None
-    return found
+            raise UserError(f"{path}: line {line}, column {name!r}: {text!r} is not a number") from None
+    return columns
 
 
-def _own_binned(name: str, values: Sequence[str], edges: Sequence[float]) -> list[str]:
+def _bin_store_column(name: str, values: Sequence[str], edges: Sequence[float]) -> list[str]:
     try:
-        return binned(values, edges)
+        return bin_values(values, edges)
     except ValueError as error:
         text = values[error.args[0]]
-        raise UserError(f"items.csv: row {error.args[0] + 1}, column {name!r}: {text!r} is no number") from None
+        raise UserError(f"items.csv: row {error.args[0] + 1}, column {name!r}: {text!r} is not a number") from None

@@ -1,20 +1,12 @@
-"""What lies in an embedding store's folder, and the two text files every reader and writer agrees on.
+"""Embedding store: folder layout, reader and resumable writer.
 
-    <kind>.npy         float16 or float32 [N,D], one for each kind the store holds
-    reachability.npy   float32 [N], where the model has a memory
-    items.csv          key, identity and any attribute columns, one line an image
+    <kind>.npy         float16 or float32 [N,D], one file for each kind of embedding
+    reachability.npy   float32 [N], if the model has a memory
+    items.csv          key, identity and any attribute columns, one line per image
     meta.json          schema, rows, kinds with their dimensions, dtype, and what the writer adds (model hash,
                        preprocessing)
 
-N images, D feature.
-
-Open an embedding store: everything checked but the values, nothing copied. N images, D feature.
-
-Write an embedding store piece by piece, so that a killed run goes on where it stopped.
-
-N images, n rows of one piece, D feature.
-
-Some rows of an array that may be larger than memory. N rows, M chosen ones, D feature.
+N images, n rows of one write, M selected rows, D feature.
 """
 
 import csv
@@ -35,24 +27,22 @@ import numpy as np
 from facelt.errors import UserError
 from recordio_tools.atomic_io import sync, write_text
 
-SCHEMA = "facelt.store/1"
-KINDS = ("direct", "meta", "meta_unit")
-# Kinds whose rows have length one; `meta` is shorter than one on purpose, so that familiarity counts.
+STORE_SCHEMA = "facelt.store/1"
+EMBEDDING_KINDS = ("direct", "meta", "meta_unit")
+# Kinds with rows of unit norm; the norm of `meta` is below one and encodes how familiar the image is.
 UNIT_KINDS = frozenset({"direct", "meta_unit"})
-# float16 rows of length one are off by at most 1e-3; more than this is no unit vector.
-UNIT_TOLERANCE = 0.01
-DTYPES = ("float16", "float32")
-RESERVED_META = frozenset({"schema", "rows", "kinds", "dtype", "reachability"})
+# Stored as float16, unit vectors are off by at most 1e-3; a larger deviation is an error.
+_UNIT_TOLERANCE = 0.01
+STORE_DTYPES = ("float16", "float32")
+_RESERVED_META = frozenset({"schema", "rows", "kinds", "dtype", "reachability"})
 
-ITEMS = "items.csv"
-META = "meta.json"
-REACHABILITY = "reachability.npy"
-
-Columns = dict[str, list[str]]
+ITEMS_FILE = "items.csv"
+META_FILE = "meta.json"
+REACHABILITY_FILE = "reachability.npy"
 
 
 def items_text(keys: Sequence[str], identities: Sequence[str], attributes: Mapping[str, Sequence[str]]) -> str:
-    """The text of items.csv; the same items always give the same bytes, so that they can be fingerprinted.
+    """Returns the text of items.csv; equal items give equal bytes, so the text can be hashed.
 
     Raises UserError on an empty or repeated key, ValueError on columns of unequal length or a reserved column name.
     """
@@ -60,7 +50,7 @@ def items_text(keys: Sequence[str], identities: Sequence[str], attributes: Mappi
         if len(column) != len(keys):
             raise ValueError(f"column {name!r} has {len(column)} values for {len(keys)} keys")
     if clash := {"key", "identity"} & set(attributes):
-        raise ValueError(f"attribute columns may not be called {sorted(clash)}")
+        raise ValueError(f"attribute columns must not be named {sorted(clash)}")
     check_keys(keys, "the list of images")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -70,7 +60,7 @@ def items_text(keys: Sequence[str], identities: Sequence[str], attributes: Mappi
 
 
 def check_keys(keys: Sequence[str], where: str) -> None:
-    """Raise UserError, naming `where` and the key, unless all keys are distinct and non-empty."""
+    """Raises UserError, naming `where` and the key, unless all keys are distinct and non-empty."""
     if len(set(keys)) != len(keys):
         seen: set[str] = set()
         repeated = next(key for key in keys if key in seen or seen.add(key))
@@ -81,75 +71,75 @@ def check_keys(keys: Sequence[str], where: str) -> None:
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """A million lines become as many small lists, which the collector would go through again and again for nothing."""
-    was_on = gc.isenabled()
+    """Pauses garbage collection: a million rows are a million small lists that the collector would scan repeatedly."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if was_on:
+        if was_enabled:
             gc.enable()
 
 
 @_collector_paused()
-def read_items(path: Path) -> Columns:
-    """The columns of items.csv by name, `key` and `identity` first. Raises UserError naming the file and the line."""
+def read_items(path: Path) -> dict[str, list[str]]:
+    """Reads the columns of items.csv by name, `key` and `identity` first. Raises UserError naming file and line."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             lines = csv.reader(file, strict=True)
             header = next(lines, None)
             if not header or header[:2] != ["key", "identity"] or len(set(header)) != len(header):
-                raise UserError(f"{path}: the first line must name the columns key, identity and distinct attributes")
+                raise UserError(f"{path}: the header must be key, identity and distinct attribute names")
             rows = list(lines)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); a store needs it") from error
     except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not a CSV file in UTF-8 ({error})") from error
+        raise UserError(f"{path}: not a CSV file in UTF-8 ({error})") from error
     ragged = next((number for number, row in enumerate(rows, start=2) if len(row) != len(header)), None)
     if ragged is not None:
         raise UserError(f"{path}: line {ragged} has {len(rows[ragged - 2])} fields, the header has {len(header)}")
     key_N, *columns = zip(*rows, strict=True) if rows else ([] for _ in header)
-    # Identities and attributes repeat: one text each, however many images have it.
-    table = dict(zip(header, [list(key_N), *map(_shared, columns)], strict=True))
+    # Identities and attributes repeat: equal strings are shared.
+    table = dict(zip(header, [list(key_N), *map(_share_strings, columns)], strict=True))
     check_keys(table["key"], str(path))
     return table
 
 
-def _shared(text_N: Sequence[str]) -> list[str]:
+def _share_strings(text_N: Sequence[str]) -> list[str]:
     seen: dict[str, str] = {}
     return list(map(seen.setdefault, text_N, text_N))
 
 
 def meta_text(rows: int, kinds: Mapping[str, int], dtype: str, reachability: bool, meta: Mapping[str, Any]) -> str:
-    """The text of meta.json, keys sorted. Raises ValueError on an unknown kind or dtype or a reserved key in `meta`."""
-    if not kinds or set(kinds) - set(KINDS) or any(dimension < 1 for dimension in kinds.values()):
-        raise ValueError(f"kinds must map some of {KINDS} to a dimension, not {dict(kinds)}")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {DTYPES}, not {dtype!r}")
-    if clash := RESERVED_META & set(meta):
-        raise ValueError(f"meta may not set {sorted(clash)}: the store sets them")
-    own = {"schema": SCHEMA, "rows": rows, "kinds": dict(kinds), "dtype": dtype, "reachability": reachability}
-    return json.dumps({**meta, **own}, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    """Returns the text of meta.json. Raises ValueError on an unknown kind or dtype or a reserved key in `meta`."""
+    if not kinds or set(kinds) - set(EMBEDDING_KINDS) or any(dimension < 1 for dimension in kinds.values()):
+        raise ValueError(f"kinds must map some of {EMBEDDING_KINDS} to a dimension, not {dict(kinds)}")
+    if dtype not in STORE_DTYPES:
+        raise ValueError(f"dtype must be one of {STORE_DTYPES}, not {dtype!r}")
+    if clash := _RESERVED_META & set(meta):
+        raise ValueError(f"meta must not set {sorted(clash)}: the store sets them")
+    layout = {"schema": STORE_SCHEMA, "rows": rows, "kinds": dict(kinds), "dtype": dtype, "reachability": reachability}
+    return json.dumps({**meta, **layout}, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """meta.json as a dict, its own part checked. Raises UserError naming the file and the key."""
+    """Reads meta.json and validates the keys of the store. Raises UserError naming the file and the key."""
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); a store needs it") from error
     except ValueError as error:
-        raise UserError(f"{path}: is not JSON ({error})") from error
-    if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
-        found = meta.get("schema") if isinstance(meta, dict) else meta
-        raise UserError(f"{path}: schema is {found!r}, this version reads {SCHEMA!r}")
+        raise UserError(f"{path}: not JSON ({error})") from error
+    if not isinstance(meta, dict) or meta.get("schema") != STORE_SCHEMA:
+        schema = meta.get("schema") if isinstance(meta, dict) else meta
+        raise UserError(f"{path}: schema is {schema!r}, this version reads {STORE_SCHEMA!r}")
     kinds = meta.get("kinds")
-    if not isinstance(kinds, dict) or not kinds or set(kinds) - set(KINDS):
-        raise UserError(f"{path}: kinds is {kinds!r}; it must map some of {', '.join(KINDS)} to a dimension")
+    if not isinstance(kinds, dict) or not kinds or set(kinds) - set(EMBEDDING_KINDS):
+        raise UserError(f"{path}: kinds is {kinds!r}; it must map some of {', '.join(EMBEDDING_KINDS)} to a dimension")
     counts = {"rows": meta.get("rows"), **{f"kinds.{kind}": dimension for kind, dimension in kinds.items()}}
     for key, value in counts.items():
         if type(value) is not int or value < (0 if key == "rows" else 1):
-            raise UserError(f"{path}: {key} is {value!r}; it must be a whole number")
+            raise UserError(f"{path}: {key} is {value!r}; it must be an integer")
     if type(meta.get("reachability")) is not bool:
         raise UserError(f"{path}: reachability is {meta.get('reachability')!r}; it must be true or false")
     return meta
@@ -157,9 +147,9 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingStore:
-    """One opened store; use `EmbeddingStore.open`.
+    """Opened, memory-mapped embedding store; created by `EmbeddingStore.open`.
 
-    `keys` and `identities` are lists of N strings, `attributes` maps a column to such a list, `meta` is meta.json.
+    `keys` and `identities` are lists of N strings, `attributes` maps column names to such lists, `meta` is meta.json.
     """
 
     path: Path
@@ -172,25 +162,25 @@ class EmbeddingStore:
 
     @classmethod
     def open(cls, path: str | Path) -> "EmbeddingStore":
-        """Open the store in folder `path`. Raises UserError naming the file at fault.
+        """Opens the store in folder `path` without reading the embeddings. Raises UserError naming the file at fault.
 
-        Values are not read here: whoever streams the rows refuses those that are not finite.
+        Readers of the rows check that the values are finite.
         """
         path = Path(path)
         if not path.is_dir():
             partial = path.with_name(path.name + ".partial")
-            hint = f"; {partial.name} is unfinished: run the embedding again to go on" if partial.is_dir() else ""
-            raise UserError(f"{path}: there is no such embedding store{hint}")
-        meta = read_meta(path / META)
-        items = read_items(path / ITEMS)
+            hint = f"; {partial.name} is unfinished, run the embedding again to continue" if partial.is_dir() else ""
+            raise UserError(f"{path}: no such embedding store{hint}")
+        meta = read_meta(path / META_FILE)
+        items = read_items(path / ITEMS_FILE)
         rows = meta["rows"]
         if len(items["key"]) != rows:
-            raise UserError(f"{path / ITEMS}: lists {len(items['key'])} items, {META} says {rows}")
+            raise UserError(f"{path / ITEMS_FILE}: lists {len(items['key'])} items, {META_FILE} says {rows}")
         embeddings = {
-            kind: _map_array(path / f"{kind}.npy", (rows, dimension), DTYPES)
+            kind: _map_array(path / f"{kind}.npy", (rows, dimension), STORE_DTYPES)
             for kind, dimension in meta["kinds"].items()
         }
-        reachability = _map_array(path / REACHABILITY, (rows,), ("float32",)) if meta["reachability"] else None
+        reachability = _map_array(path / REACHABILITY_FILE, (rows,), ("float32",)) if meta["reachability"] else None
         keys, identities = items.pop("key"), items.pop("identity")
         return cls(path, keys, identities, items, meta, embeddings, reachability)
 
@@ -199,28 +189,28 @@ class EmbeddingStore:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of embedding this store holds, in the order of `KINDS`."""
+        """Kinds of embedding in this store."""
         return tuple(self._embeddings)
 
     def embedding(self, kind: str) -> np.ndarray:
-        """The memory-mapped, read-only array [N,D] of one kind. Raises UserError if the store does not hold it."""
+        """Returns the memory-mapped, read-only array [N,D] of one kind. Raises UserError if the store lacks it."""
         if kind not in self._embeddings:
-            raise UserError(f"{self.path}: holds no embedding of kind {kind!r}, only {', '.join(self.kinds)}")
+            raise UserError(f"{self.path}: has no embeddings of kind {kind!r}, only {', '.join(self.kinds)}")
         return self._embeddings[kind]
 
 
 def _map_array(path: Path, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> np.ndarray:
-    """Memory-map a .npy file after checking its header against what meta.json promised."""
+    """Memory-maps a .npy file after checking its header against meta.json."""
     try:
-        # An empty array has no bytes to map.
+        # An empty array cannot be mapped.
         array = np.load(path, mmap_mode="r" if 0 not in shape else None, allow_pickle=False)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); {META} says it is there") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); {META_FILE} lists it") from error
     except ValueError as error:
-        raise UserError(f"{path}: is truncated or no .npy file ({error})") from error
+        raise UserError(f"{path}: truncated, or not a .npy file ({error})") from error
     if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype.name not in dtypes:
-        found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
-        raise UserError(f"{path}: holds {found}, {META} says {' or '.join(dtypes)} {list(shape)}")
+        content = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
+        raise UserError(f"{path}: holds {content}, {META_FILE} says {' or '.join(dtypes)} {list(shape)}")
     return array
 
 
@@ -324,7 +314,7 @@ class StoreWriter:
         if fresh.exists():
             shutil.rmtree(fresh)
         fresh.mkdir(parents=True)
-        texts = {META: meta_json, ITEMS: items_csv, self._progress.name: self._progress_text(self.rows_done)}
+        texts = {META_FILE: meta_json, ITEMS_FILE: items_csv, self._progress.name: self._progress_text(self.rows_done)}
         for name, text in texts.items():
             with (fresh / name).open("w", encoding="utf-8", newline="") as file:
                 file.write(text)
@@ -376,7 +366,7 @@ class StoreWriter:
         }
 
     def _plan_on_disk(self) -> str:
-        texts = [(self.partial / name).read_bytes() for name in (META, ITEMS)]
+        texts = [(self.partial / name).read_bytes() for name in (META_FILE, ITEMS_FILE)]
         return hashlib.sha256(b"\0".join(texts)).hexdigest()
 
     def _checked(self, name: str, values: np.ndarray, start: int, rows: int) -> np.ndarray:
@@ -392,7 +382,7 @@ class StoreWriter:
         if name in UNIT_KINDS:
             length_n = np.linalg.norm(stored.astype(np.float32), axis=1)
             off_n = np.abs(length_n - 1.0)
-            if rows and off_n.max() > UNIT_TOLERANCE:
+            if rows and off_n.max() > _UNIT_TOLERANCE:
                 worst = int(np.argmax(off_n))
                 raise UserError(
                     f"{self.path}: {name} of image {self.keys[start + worst]!r} has length {length_n[worst]:.4g}; "
@@ -401,7 +391,7 @@ class StoreWriter:
         return stored
 
     def _file(self, name: str) -> Path:
-        return self.partial / (REACHABILITY if name == "reachability" else f"{name}.npy")
+        return self.partial / (REACHABILITY_FILE if name == "reachability" else f"{name}.npy")
 
     def _offset(self, name: str, row: int) -> int:
         dtype, row_shape = self._arrays[name]
@@ -425,13 +415,13 @@ def _npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
     return header.getvalue()
 
 
-class ChosenRows:
-    """Chosen rows of an array or of chosen rows, copied when sliced."""
+class RowSubset:
+    """Rows of an array or of another subset, given by position; a slice copies."""
 
-    def __init__(self, value_ND: "np.ndarray | ChosenRows", position_M: np.ndarray) -> None:
-        nested = isinstance(value_ND, ChosenRows)
-        self._value_ND = value_ND._value_ND if nested else value_ND
-        self._position_M = value_ND._position_M[position_M] if nested else position_M
+    def __init__(self, value_ND: "np.ndarray | RowSubset", position_M: np.ndarray) -> None:
+        is_nested = isinstance(value_ND, RowSubset)
+        self._value_ND = value_ND._value_ND if is_nested else value_ND
+        self._position_M = value_ND._position_M[position_M] if is_nested else position_M
         self.shape = (len(self._position_M), self._value_ND.shape[1])
 
     def __getitem__(self, rows: slice) -> np.ndarray:

@@ -199,8 +199,8 @@ def test_unknown_attributes_are_a_group_and_a_note(faces, settings):
     [
         ({"by": [["hat"]]}, "by: no column 'hat'; known columns are group, age"),
         ({"fail_if": ["gap(rank1)"]}, "cannot read the condition"),
-        ({"kind": "meta"}, "holds no embedding of kind 'meta'"),
-        ({"gallery": {"path": "absent"}}, "absent: there is no such embedding store"),
+        ({"kind": "meta"}, "has no embeddings of kind 'meta'"),
+        ({"gallery": {"path": "absent"}}, "absent: no such embedding store"),
     ],
 )
 def test_what_cannot_be_audited_is_one_line(settings, changes, what):

@@ -74,7 +74,7 @@ def test_damaged_files_of_a_tree_are_reasons_or_an_error(faces, tree):
     found = opened(**tree)
     assert found.reason == {
         2: "holds 5 values, most others 12",
-        3: "is 5 bytes, shorter than a feature file's header",
+        3: "has 5 bytes, fewer than the header of a feature file",
         4: "no such file",
     }
     with pytest.raises(UserError, match="lacks 1 of 64 features"):

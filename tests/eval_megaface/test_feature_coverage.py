@@ -85,7 +85,7 @@ def test_all_damage_is_listed_at_once(small, tree):
         run(small, models=tree)
     said = str(caught.value)
     for name, reason in zip(
-        names, ("missing", "21 bytes", "5 values, the others 6", "not finite", "zero"), strict=True
+        names, ("missing", "21 bytes", "5 values, the other features 6", "not finite", "zero"), strict=True
     ):
         assert repr(name) in said
         assert reason in said

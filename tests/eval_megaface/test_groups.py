@@ -5,13 +5,17 @@ import pytest
 
 from eval_megaface.suite import attribute_groups, read_attributes, read_gender, read_names
 from facelt.errors import UserError
-from facelt.store.attributes import canonical
+from facelt.store.attributes import canonical_name
 
 
 def test_canonical_names():
-    assert canonical("Robert Downey Jr.") == canonical("Robert_Downey_Jr") == canonical(" robert  downey_JR ")
-    assert canonical("Beyonc\u00e9") == canonical("Beyonce\u0301")
-    assert canonical("Ann") != canonical("Anne")
+    assert (
+        canonical_name("Robert Downey Jr.")
+        == canonical_name("Robert_Downey_Jr")
+        == canonical_name(" robert  downey_JR ")
+    )
+    assert canonical_name("Beyonc\u00e9") == canonical_name("Beyonce\u0301")
+    assert canonical_name("Ann") != canonical_name("Anne")
 
 
 def test_real_files_cover_every_probe(real_data):

@@ -17,11 +17,11 @@ from facelt.store.feature_tree import probe_identity, read_features_list
         (b"[1]", 'must hold an object with "path"'),
         (b'{"path": [1]}', 'must hold an object with "path"'),
         (b'{"path": ["a/b.jpg", "a/b.jpg"]}', "listed more than once"),
-        (b'{"path": ["../b.jpg"]}', "no plain path below"),
-        (b'{"path": ["/etc/passwd"]}', "no plain path below"),
-        (b'{"path": ["a//b"]}', "no plain path below"),
-        (b'{"path": ["a\\\\b"]}', "no plain path below"),
-        (b'{"path": [""]}', "no plain path below"),
+        (b'{"path": ["../b.jpg"]}', "not a relative path under"),
+        (b'{"path": ["/etc/passwd"]}', "not a relative path under"),
+        (b'{"path": ["a//b"]}', "not a relative path under"),
+        (b'{"path": ["a\\\\b"]}', "not a relative path under"),
+        (b'{"path": [""]}', "not a relative path under"),
     ],
 )
 def test_bad_lists(tmp_path, content, match):
@@ -43,7 +43,7 @@ def test_list_without_ids(tmp_path):
 def test_identity_is_the_parent_folder():
     assert probe_identity("Robert_Downey_Jr/1.png", Path("x")) == "Robert_Downey_Jr"
     assert probe_identity("faces/Ann/1.png", Path("x")) == "Ann"
-    with pytest.raises(UserError, match="lies in no folder"):
+    with pytest.raises(UserError, match="is not in a folder"):
         probe_identity("1.png", Path("x"))
 
 

@@ -14,13 +14,13 @@ PEOPLE = ["Anna_Lee", "Anna_Lee", "Bob"]
 def columns(tmp_path):
     """columns(text, ...) -> the columns of a table of that text for the three images."""
 
-    def of(*texts, key=None, bins=None, own=None):
+    def of(*texts, key=None, bins=None, store_columns=None):
         paths = []
         for number, text in enumerate(texts):
             paths.append(tmp_path / f"table{number}.csv")
             paths[-1].write_text(text)
         return attribute_columns(
-            AttributeTablesConfig(tables=tuple(paths), key=key), KEYS, PEOPLE, bins or {}, own or {}
+            AttributeTablesConfig(tables=tuple(paths), key=key), KEYS, PEOPLE, bins or {}, store_columns or {}
         )
 
     return of
@@ -50,7 +50,9 @@ def test_a_table_by_image_gives_one_person_several_values(columns):
 
 def test_several_tables_and_the_stores_own_columns_are_joined(columns):
     found = columns(
-        "name,a\nBob,1\n", "person,b\nBob,2\nAnna Lee,3\n".replace("person", "identity"), own={"c": ["x", "y", "z"]}
+        "name,a\nBob,1\n",
+        "person,b\nBob,2\nAnna Lee,3\n".replace("person", "identity"),
+        store_columns={"c": ["x", "y", "z"]},
     )
     assert found == {"c": ["x", "y", "z"], "a": ["", "", "1"], "b": ["3", "3", "2"]}
 
@@ -60,7 +62,9 @@ def test_the_column_that_says_whose_a_row_is_can_be_named(columns):
 
 
 def test_numbers_are_binned_from_tables_and_from_the_store(columns):
-    found = columns("name,age\nBob,17\nAnna Lee,18\n", bins={"age": (18,), "size": (5,)}, own={"size": ["4", "", "6"]})
+    found = columns(
+        "name,age\nBob,17\nAnna Lee,18\n", bins={"age": (18,), "size": (5,)}, store_columns={"size": ["4", "", "6"]}
+    )
     assert found == {"age": [">=18", ">=18", "<18"], "size": ["<5", "", ">=5"]}
 
 
@@ -68,11 +72,15 @@ def test_numbers_are_binned_from_tables_and_from_the_store(columns):
     ("text", "options", "what"),
     [
         ("name,a\nBob,1\nbob,2\n", {}, "line 3 gives 'bob' a second a: '2'; line 2 says '1'"),
-        ("person,a\nBob,1\n", {}, "no column says whose a row is"),
-        ("name,a\nCarl,1\n", {}, "knows none of the audited people by its column 'name'"),
-        ("name,a\nBob,1\n", {"key": "who"}, "has no column 'who'; its columns are name, a"),
-        ("name,age\nBob,1\nAnna Lee,young\n", {"bins": {"age": (18,)}}, "line 3, column 'age': 'young' is no number"),
-        ("name,a\nBob,1\n", {"own": {"a": ["", "", ""]}}, "column 'a' is already given by another file"),
+        ("person,a\nBob,1\n", {}, "no column identifies the rows"),
+        ("name,a\nCarl,1\n", {}, "has none of the audited identities in its column 'name'"),
+        ("name,a\nBob,1\n", {"key": "who"}, "no column 'who'; its columns are name, a"),
+        (
+            "name,age\nBob,1\nAnna Lee,young\n",
+            {"bins": {"age": (18,)}},
+            "line 3, column 'age': 'young' is not a number",
+        ),
+        ("name,a\nBob,1\n", {"own": {"a": ["", "", ""]}}, "column 'a' is already in another file"),
         ("name,a\nBob,1\n", {"bins": {"age": (18,)}}, "bins.age: no table has a column 'age'; known columns are a"),
     ],
 )

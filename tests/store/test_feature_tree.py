@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facelt.errors import UserError
-from facelt.store.feature_tree import TreeRows, feature_path, read_feature, write_feature
+from facelt.store.feature_tree import FeatureTree, feature_path, read_feature, write_feature
 
 
 def test_bytes(tmp_path):
@@ -35,21 +35,21 @@ def test_golden_files(golden):
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (b"", "shorter than a feature file's header"),
+        (b"", "fewer than the header of a feature file"),
         (struct.pack("<4i", 2, 1, 4, 6) + bytes(8), r"header is \[2, 1, 4, 6\]"),
         (struct.pack("<4i", -1, 1, 4, 5), r"header is \[-1, 1, 4, 5\]"),
         (struct.pack("<4i", 2**31 - 1, 1, 4, 5), "header is"),
-        (struct.pack("<4i", 2, 1, 4, 5) + bytes(7), "holds 7 bytes of values, its header says 8"),
-        (struct.pack("<4i", 2, 1, 4, 5) + bytes(9), "holds 9 bytes of values, its header says 8"),
+        (struct.pack("<4i", 2, 1, 4, 5) + bytes(7), "holds 7 bytes of values, the header says 8"),
+        (struct.pack("<4i", 2, 1, 4, 5) + bytes(9), "holds 9 bytes of values, the header says 8"),
         (struct.pack("<4i2f", 2, 1, 4, 5, 1, float("nan")), "not finite"),
         (struct.pack("<4i2f", 2, 1, 4, 5, 1, float("inf")), "not finite"),
-        (struct.pack("<4i3f", 3, 1, 4, 5, 1, 1, 1), "holds 3 values, the others 2"),
+        (struct.pack("<4i3f", 3, 1, 4, 5, 1, 1, 1), "holds 3 values, the other features 2"),
     ],
 )
 def test_damage_is_named(tmp_path, content, match):
     write_feature(tmp_path / "a/1.jpg_x.bin", np.ones(2))
     (tmp_path / "a/2.jpg_x.bin").write_bytes(content)
-    rows = TreeRows(tmp_path, "x", ["a/1.jpg", "a/2.jpg"])
+    rows = FeatureTree(tmp_path, "x", ["a/1.jpg", "a/2.jpg"])
     with pytest.raises(UserError, match=match) as caught:
         rows[0:2]
     assert "a/2.jpg_x.bin" in str(caught.value)
@@ -57,17 +57,17 @@ def test_damage_is_named(tmp_path, content, match):
 
 def test_missing_features_are_counted(tmp_path):
     write_feature(tmp_path / "a/1.jpg_x.bin", np.ones(2))
-    with pytest.raises(UserError, match=r"lacks 2 of 3 features, such as a/2.jpg_x.bin, b/1.jpg_x.bin"):
-        TreeRows(tmp_path, "x", ["a/1.jpg", "a/2.jpg", "b/1.jpg"])
+    with pytest.raises(UserError, match=r"2 of 3 features are missing, such as a/2.jpg_x.bin, b/1.jpg_x.bin"):
+        FeatureTree(tmp_path, "x", ["a/1.jpg", "a/2.jpg", "b/1.jpg"])
     (tmp_path / "a/2.jpg_x.bin").mkdir()
-    with pytest.raises(UserError, match="lacks 1 of 2"):
-        TreeRows(tmp_path, "x", ["a/1.jpg", "a/2.jpg"])
+    with pytest.raises(UserError, match="1 of 2"):
+        FeatureTree(tmp_path, "x", ["a/1.jpg", "a/2.jpg"])
 
 
 def test_rows_come_in_list_order(tmp_path):
     for number in range(5):
         write_feature(tmp_path / f"{number}/i.jpg_x.bin", np.array([number, 1.0]))
-    rows = TreeRows(tmp_path, "x", [f"{number}/i.jpg" for number in (4, 1, 0)])
+    rows = FeatureTree(tmp_path, "x", [f"{number}/i.jpg" for number in (4, 1, 0)])
     assert rows.shape == (3, 2)
     np.testing.assert_array_equal(rows[0:3], [[4, 1], [1, 1], [0, 1]])
     assert rows[1:2].shape == (1, 2)
@@ -75,12 +75,12 @@ def test_rows_come_in_list_order(tmp_path):
 
 @pytest.mark.parametrize("image", ["../secret.jpg", "/etc/x.jpg", "a/../../x.jpg", "a/./b.jpg"])
 def test_names_never_leave_the_root(tmp_path, image):
-    with pytest.raises(UserError, match="no plain path below"):
+    with pytest.raises(UserError, match="not a relative path under"):
         feature_path(tmp_path, image, "x")
 
 
 def test_algorithm_is_a_suffix(tmp_path):
-    with pytest.raises(UserError, match="no suffix"):
+    with pytest.raises(UserError, match="not a valid file name suffix"):
         feature_path(tmp_path, "a.jpg", "/../../x")
 
 
@@ -91,8 +91,8 @@ def test_links_never_leave_the_root(tmp_path):
     (root / "folder").symlink_to(outside)
     (root / "2.jpg_x.bin").symlink_to(outside / "1.jpg_x.bin")
     for image in ("folder/1.jpg", "2.jpg"):
-        with pytest.raises(UserError, match="leads out of"):
-            TreeRows(root, "x", [image])
+        with pytest.raises(UserError, match="links to a file outside"):
+            FeatureTree(root, "x", [image])
 
 
 def test_only_finite_vectors_are_written(tmp_path):

@@ -24,12 +24,12 @@ def test_a_list_is_lines_or_json(write):
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("", "lists no image"),
-        ("# nothing\n", "lists no image"),
+        ("", "lists no images"),
+        ("# nothing\n", "lists no images"),
         ("a/1.jpg\na/1.jpg\n", "'a/1.jpg' is listed more than once"),
-        ("../1.jpg\n", "is no plain path below the images' folder"),
-        ("/1.jpg\n", "is no plain path below the images' folder"),
-        ("{", "is not a JSON features list"),
+        ("../1.jpg\n", "is not a relative path under the folder of the images"),
+        ("/1.jpg\n", "is not a relative path under the folder of the images"),
+        ("{", "not a JSON features list"),
     ],
 )
 def test_a_list_that_cannot_be_used_is_named(write, text, what):

@@ -64,7 +64,7 @@ def test_float16_without_reachability(tmp_path):
     assert store.reachability is None
     assert store.identities == ["1", "1", "2", "2", "3"]
     np.testing.assert_array_equal(store.embedding("meta_unit"), value_ND.astype(np.float16))
-    with pytest.raises(UserError, match="no embedding of kind 'direct', only meta_unit"):
+    with pytest.raises(UserError, match="no embeddings of kind 'direct', only meta_unit"):
         store.embedding("direct")
 
 
@@ -110,7 +110,7 @@ def test_unfinished_store_of_another_model_is_refused(tmp_path):
         new_writer(tmp_path / "store", meta={"model": "ffff"})
     with pytest.raises(UserError, match="other images"):
         new_writer(tmp_path / "store", keys=[*KEYS[:4], "z.jpg"])
-    with pytest.raises(UserError, match=r"is unfinished: run the embedding again"):
+    with pytest.raises(UserError, match=r"is unfinished, run the embedding again"):
         EmbeddingStore.open(tmp_path / "store")
 
 
@@ -156,9 +156,9 @@ def test_float16_overflow_is_refused(tmp_path):
         ({"keys": ["a"] * 5}, UserError, "'a' occurs more than once"),
         ({"keys": ["a", "", "c", "d", "e"]}, UserError, "entry 1 has an empty key"),
         ({"identities": ["a"]}, ValueError, "'identity' has 1 values for 5 keys"),
-        ({"attributes": {"key": KEYS}}, ValueError, "may not be called"),
+        ({"attributes": {"key": KEYS}}, ValueError, "must not be named"),
         ({"kinds": {"../x": 3}}, ValueError, "kinds must map"),
-        ({"meta": {"rows": 9}}, ValueError, "may not set"),
+        ({"meta": {"rows": 9}}, ValueError, "must not set"),
         ({"dtype": "float64"}, ValueError, "dtype must be"),
     ],
 )
@@ -195,15 +195,15 @@ def damage(folder, name, change):
         ("meta.json", {"kinds": {"direct": 0}}, "kinds.direct is 0"),
         ("meta.json", {"reachability": 1}, "reachability is 1"),
         ("items.csv", None, "items.csv: cannot be read"),
-        ("items.csv", b"name,identity\n", "first line must name"),
+        ("items.csv", b"name,identity\n", "header must be key, identity"),
         ("items.csv", b"key,identity\na,1\nb\n", "line 3 has 1 fields"),
         ("items.csv", b"key,identity\na,1\na,1\n", "'a' occurs more than once"),
         ("items.csv", b"\xff\xfe\x00", "not a CSV file in UTF-8"),
         ("direct.npy", None, "direct.npy: cannot be read"),
-        ("direct.npy", b"\x93NUMPY\x01\x00", "direct.npy: is truncated or no .npy file"),
+        ("direct.npy", b"\x93NUMPY\x01\x00", "direct.npy: truncated, or not a .npy file"),
         ("direct.npy", np.zeros((5, 7), np.float32), r"holds float32 \[5, 7\]"),
         ("direct.npy", np.zeros((5, 4), np.float64), r"holds float64 \[5, 4\]"),
-        ("direct.npy", np.array([object()]), "direct.npy: is truncated or no .npy file"),
+        ("direct.npy", np.array([object()]), "direct.npy: truncated, or not a .npy file"),
         ("reachability.npy", np.zeros(4, np.float32), r"holds float32 \[4\]"),
     ],
 )
@@ -216,10 +216,10 @@ def test_damage_is_named(finished, name, change, match):
 def test_truncated_array_is_named(finished):
     file = finished / "direct.npy"
     file.write_bytes(file.read_bytes()[:-4])
-    with pytest.raises(UserError, match=r"direct\.npy: is truncated"):
+    with pytest.raises(UserError, match=r"direct\.npy: truncated"):
         EmbeddingStore.open(finished)
 
 
 def test_missing_store(tmp_path):
-    with pytest.raises(UserError, match="there is no such embedding store"):
+    with pytest.raises(UserError, match="no such embedding store"):
         EmbeddingStore.open(tmp_path / "nothing")
