@@ -80,7 +80,7 @@ def test_numbers_are_binned_from_tables_and_from_the_store(columns):
             {"bins": {"age": (18,)}},
             "line 3, column 'age': 'young' is not a number",
         ),
-        ("name,a\nBob,1\n", {"own": {"a": ["", "", ""]}}, "column 'a' is already in another file"),
+        ("name,a\nBob,1\n", {"store_columns": {"a": ["", "", ""]}}, "column 'a' is already in another file"),
         ("name,a\nBob,1\n", {"bins": {"age": (18,)}}, "bins.age: no table has a column 'age'; known columns are a"),
     ],
 )
