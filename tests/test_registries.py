@@ -23,7 +23,7 @@ from facelt.models.branched import Branches
 from facelt.models.network import build_network
 from facelt.models.pretrained import NETWORK_PARTS
 from facelt.openset.rejection import OPENSET
-from facelt.store.store import DTYPES, EMBEDDING_KINDS
+from facelt.store.store import EMBEDDING_KINDS, STORE_DTYPES
 from tests.methods.minimal import BRANCHES, OPTIONS
 
 REGISTRIES = {name: value for name, value in vars(registry).items() if isinstance(value, Registry)}
@@ -63,7 +63,7 @@ def test_a_registry_finds_its_implementations_by_itself(name):
         (typing.get_args(UpdateRule), allowed(DynamicMetaSettings, "centroid_update")),
         ((*NETWORK_PARTS, "head"), set(typing.get_args(Part))),
         (EMBEDDING_KINDS, set(typing.get_args(Kind))),
-        (DTYPES, option(embed, "dtype")),
+        (STORE_DTYPES, option(embed, "dtype")),
         (SHOT_CONVENTIONS, option(evaluate, "convention")),
         (OPENSET, option(evaluate, "open_")),
         (SWEEPS, option(evaluate, "sweep")),
