@@ -26,7 +26,7 @@ from facelt.config.registry import METHODS
 from facelt.config.train import OptimConfig, StageConfig
 from facelt.data.batch import Batch
 from facelt.data.module import Preprocessing
-from facelt.methods.base import Inputs, Method, Progress, StepOutput, Stream
+from facelt.methods.base import Method, SamplerSpec, StepContext, StepOutput, TrainBatch
 from facelt.methods.classify import ClassifySettings
 from facelt.methods.oltr import DynamicMetaSettings
 from facelt.models.network import build_network
@@ -34,15 +34,15 @@ from facelt.training.optim import Optimisers
 
 MEMORY = DynamicMetaSettings(name="dynamic_meta", centroid_update="tracking")
 COSINE = ClassifySettings(name="classify", head="cosine")
-PROGRESS = Progress(epoch=0, epochs=1, step=0, steps=1)
+PROGRESS = StepContext(epoch=0, epochs=1, step=0, steps=1)
 SWITCH = {"on": (True,), "off": (False,), "both": (True, False)}
 
 
 class NetworkAlone(Method):
     """A network without a head: the mean square of its features stands for a loss."""
 
-    def streams(self):
-        return (Stream("instance"),)
+    def sampler_specs(self):
+        return (SamplerSpec("instance"),)
 
     def parameter_groups(self):
         return {"network": list(self.network.parameters())}
@@ -97,7 +97,7 @@ def make_step(program: str, channels_last: bool, compiled: bool, arguments: argp
     def step() -> None:
         torch._foreach_copy_(buffers_before, buffers)
         optimisers.zero_grad()
-        output = method.step([Inputs(preparation.for_training(batch), batch.label_B)], PROGRESS)
+        output = method.step([TrainBatch(preparation.for_training(batch), batch.label_B)], PROGRESS)
         output.loss.backward()
         if not (math.isfinite(output.loss.item()) and math.isfinite(optimisers.gradient_norm().item())):
             raise ArithmeticError("the loss or its gradient is not finite")

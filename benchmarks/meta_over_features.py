@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from facelt.config.registry import METHODS, SAMPLERS
-from facelt.methods.base import Inputs, Method, Progress
+from facelt.methods.base import Method, StepContext, TrainBatch
 from facelt.methods.classify import ClassifySettings
 from facelt.methods.oltr import DynamicMetaSettings
 from facelt.models.network import Network
@@ -42,10 +42,10 @@ class Fixed(nn.Module):
 
 def train(method: Method, feature_ND: torch.Tensor, label_N: torch.Tensor, arguments: argparse.Namespace) -> float:
     """Trains a method on fixed features; returns the mean loss of the last epoch."""
-    if method.wants_pass:
-        method.accumulate(Inputs(feature_ND, label_N))
-        method.finish_pass()
-    (stream,) = method.streams()
+    if method.needs_dataset_pass:
+        method.observe(TrainBatch(feature_ND, label_N))
+        method.end_dataset_pass()
+    (stream,) = method.sampler_specs()
     sampler = SAMPLERS[stream.sampler](label_N.numpy(), arguments.batch, arguments.seed, epochs=arguments.epochs)
     optimiser = torch.optim.Adam(method.parameters(), lr=arguments.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, arguments.epochs * sampler.steps_per_epoch)
@@ -53,8 +53,8 @@ def train(method: Method, feature_ND: torch.Tensor, label_N: torch.Tensor, argum
     for epoch in range(arguments.epochs):
         step_SB = torch.from_numpy(sampler.epoch_indices(epoch)).view(-1, arguments.batch)
         for step, index_B in enumerate(step_SB):
-            progress = Progress(epoch, arguments.epochs, step, len(step_SB))
-            output = method.step((Inputs(feature_ND[index_B], label_N[index_B]),), progress)
+            progress = StepContext(epoch, arguments.epochs, step, len(step_SB))
+            output = method.step((TrainBatch(feature_ND[index_B], label_N[index_B]),), progress)
             optimiser.zero_grad()
             output.loss.backward()
             optimiser.step()
@@ -101,7 +101,7 @@ def main() -> None:
     for config in STAGES:
         network = Network(nn.Identity(), None, Fixed(feature_ND.shape[1]))
         method = METHODS[config.name](config, network, classes)
-        method.start_from(state)
+        method.load_stage(state)
         loss = train(method.train(), feature_ND, label_N, arguments)
         method.eval()
         with torch.no_grad():

@@ -12,7 +12,7 @@ from facelt.config import registry
 from facelt.config.audit import AuditConfig, TrainingConfig
 from facelt.config.data import CifarData
 from facelt.config.registry import METHODS, SAMPLERS, Registry
-from facelt.config.train import Part, Shares
+from facelt.config.train import LrMultipliers, Part
 from facelt.data.cifar import _PROFILES, CIFAR_FILES
 from facelt.evaluation.sweeps import SWEEPS
 from facelt.heads.dynamic_meta import HEAD_VARIANTS
@@ -82,9 +82,9 @@ def test_a_table_and_the_configuration_name_the_same(table, words):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_methods_parts_streams_and_kinds_have_names_that_others_know(name):
     method = build(name)
-    assert set(method.parameter_groups()) <= set(Shares.model_fields)
+    assert set(method.parameter_groups()) <= set(LrMultipliers.model_fields)
     assert {"network", "head"} <= set(method.parameter_groups())
-    assert {stream.sampler for stream in method.streams()} <= set(SAMPLERS)
+    assert {stream.sampler for stream in method.sampler_specs()} <= set(SAMPLERS)
     assert set(method.kinds) <= set(EMBEDDING_KINDS)
     assert {child for child, _ in method.network.named_children()} == set(NETWORK_PARTS)
     grouped = [id(parameter) for group in method.parameter_groups().values() for parameter in group]

@@ -18,12 +18,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from facelt.config.base import StrictModel
 from facelt.config.loading import load_config
-from facelt.config.train import MAY_CHANGE, TrainConfig, is_among
+from facelt.config.train import RESUME_MAY_CHANGE, TrainConfig, matches_any
 from facelt.errors import UserError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
-NEUTRAL = MAY_CHANGE | {"out", "seed", "device", "data.root", "data.download"}
+NEUTRAL = RESUME_MAY_CHANGE | {"out", "seed", "device", "data.root", "data.download"}
 """Keys that do not make it another recipe: where files lie, which seed, on which machine."""
 
 
@@ -111,7 +111,7 @@ def config_digest(config: TrainConfig) -> str:
 
 def telling(settings: Sequence[str]) -> tuple[str, ...]:
     """The settings that make it another recipe, sorted."""
-    return tuple(sorted(setting for setting in settings if not is_among(setting.partition("=")[0], NEUTRAL)))
+    return tuple(sorted(setting for setting in settings if not matches_any(setting.partition("=")[0], NEUTRAL)))
 
 
 Percent = Annotated[float, Field(ge=0, le=100)]

@@ -12,7 +12,7 @@ from facelt.config.registry import BACKBONES, EMBEDDINGS, METHODS
 
 Part = Literal["backbone", "attention", "embedding", "head"]
 
-MAY_CHANGE = frozenset(
+RESUME_MAY_CHANGE = frozenset(
     {
         *("data.workers", "data.cache_on_device", "log_every", "checkpoint_every", "checkpoint_async"),
         *("keep_checkpoints", "max_nonfinite_steps", "timeout_minutes", "validation.sets"),
@@ -21,12 +21,12 @@ MAY_CHANGE = frozenset(
 """Keys that say how a run goes about its work: with other values it trains the same model, and may go on with them."""
 
 
-def is_among(key: str, keys: Collection[str]) -> bool:
+def matches_any(key: str, keys: Collection[str]) -> bool:
     """Whether a dotted key, or a section it lies in, is one of `keys`."""
     return any(f"{key}.".startswith(f"{one}.") for one in keys)
 
 
-def is_elsewhere(name: str) -> bool:
+def is_external_ref(name: str) -> bool:
     """Whether a stage's name is the FOLDER/STAGE of another run."""
     return "/" in name
 
@@ -72,7 +72,7 @@ class OptimConfig(StrictModel):
         return self
 
 
-class Shares(StrictModel):
+class LrMultipliers(StrictModel):
     """Each part's learning rate as a share of `optim.lr`; 0 freezes nothing, it only stands still."""
 
     network: float = Field(1.0, ge=0)
@@ -116,11 +116,11 @@ class MethodSettings(NamedSettings):
     """Settings of a method, which a stage chooses by their `name`."""
 
     @property
-    def teachers_wanted(self) -> range:
+    def num_teachers(self) -> range:
         """How many trained stages the method learns from: none, but for those that say so."""
         return range(1)
 
-    def why_no_teacher(self, stage: "StageConfig") -> str | None:
+    def teacher_error(self, stage: "StageConfig") -> str | None:
         """What is wrong with a teacher from this stage of the same run; None where it will do."""
         return None
 
@@ -154,7 +154,7 @@ class StageConfig(StrictModel):
     embedding: Annotated[str, EMBEDDINGS.name_choice()] = "linear_bn"
     branches: BranchesConfig | None = None
     optim: OptimConfig | None = None
-    lr_share: Shares = Shares()
+    lr_share: LrMultipliers = LrMultipliers()
     schedule: ScheduleConfig = ScheduleConfig()
     freeze: tuple[Part, ...] = ()
     batch_norm: Literal["moving", "still"] = "moving"
@@ -162,7 +162,7 @@ class StageConfig(StrictModel):
 
     @model_validator(mode="after")
     def _has_what_the_method_needs(self) -> "StageConfig":
-        wanted = self.method.teachers_wanted
+        wanted = self.method.num_teachers
         if len(self.teachers) not in wanted:
             number = str(wanted[0]) if len(wanted) == 1 else f"{wanted[0]} to {wanted[-1]}"
             named = f"learns from {number} of them, {len(self.teachers)} are named"
@@ -219,12 +219,12 @@ class TrainConfig(StrictModel):
             if stage.name in earlier:
                 raise ValueError(f"stages: the name {stage.name!r} is given twice")
             allowed = ", ".join([*earlier, "the FOLDER/STAGE of another run"])
-            if stage.start is not None and stage.start not in earlier and not is_elsewhere(stage.start):
+            if stage.start is not None and stage.start not in earlier and not is_external_ref(stage.start):
                 raise ValueError(f"stages: {stage.name!r} starts from {stage.start!r}; allowed: {allowed}")
             for teacher in stage.teachers:
-                if teacher not in earlier and not is_elsewhere(teacher):
+                if teacher not in earlier and not is_external_ref(teacher):
                     raise ValueError(f"stages: {stage.name!r} has the teacher {teacher!r}; allowed: {allowed}")
-                if teacher in earlier and (reason := stage.method.why_no_teacher(earlier[teacher])):
+                if teacher in earlier and (reason := stage.method.teacher_error(earlier[teacher])):
                     raise ValueError(f"stages: {stage.name!r} has the teacher {teacher!r}, which {reason}")
             earlier[stage.name] = stage
         return self

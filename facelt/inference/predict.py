@@ -20,7 +20,7 @@ from facelt.distributed.comm import BatchSplit, is_distributed, rank, stack_rank
 from facelt.distributed.launch import Interrupted, all_gather_str, stop_requested
 from facelt.errors import UserError
 from facelt.inference.model import TrainedModel
-from facelt.methods.base import Inputs, Method
+from facelt.methods.base import Method, TrainBatch
 from facelt.methods.multi_expert import Experts
 from facelt.openset.rejection import Rejecter, Seen
 from recordio_tools.progress import ProgressFn, no_progress, track
@@ -83,7 +83,7 @@ class Predictions:
     label_N: torch.Tensor | None = None
     index_N: torch.Tensor | None = None
     image_nHW3: torch.Tensor | None = None
-    inputs: Inputs | None = None
+    inputs: TrainBatch | None = None
     feature_ND: torch.Tensor | None = None
     logit_NC: torch.Tensor | None = None
     reachability_N: torch.Tensor | None = None
@@ -181,7 +181,7 @@ def _forward(
     predictor: Predictor, batch: Batch, batch_split: BatchSplit, fields: Collection[str], flip: bool
 ) -> Predictions:
     method, requested = predictor.method, frozenset(fields)
-    inputs = Inputs(predictor.preprocessing.for_evaluation(batch), batch.label_B)
+    inputs = TrainBatch(predictor.preprocessing.for_evaluation(batch), batch.label_B)
     image_n3HW = inputs.image_B3HW
 
     def gather(value_n: torch.Tensor) -> torch.Tensor:
@@ -197,7 +197,7 @@ def _forward(
     if requested & _LOGIT_FIELDS:
         reachability_n = None
         if "expert_predictions" in requested:
-            experts, logits = method.answers(image_n3HW)
+            experts, logits = method.predict_all(image_n3HW)
             values["expert_prediction_NK"] = torch.stack([gather(expert.argmax()) for expert in experts], dim=1)
         else:
             logits, reachability_n = method.logits_and_reachability(image_n3HW)

@@ -23,7 +23,7 @@ from facelt.models.network import Network
 Shots = Literal["many", "medium", "few"]
 
 
-class Inputs(NamedTuple):
+class TrainBatch(NamedTuple):
     """Network input of one step: images float [B,3,H,W], labels int64 [B]."""
 
     image_B3HW: torch.Tensor
@@ -31,7 +31,7 @@ class Inputs(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Stream:
+class SamplerSpec:
     """A sampler the method wants its batches from, by its name in the table of samplers.
 
     `shots` keeps to the images of many-, medium- or few-shot classes. Streams of another `draw` have an order and
@@ -44,7 +44,7 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class Progress:
+class StepContext:
     """Where a stage stands: the epoch and its total, the step of the epoch and its total, all from 0."""
 
     epoch: int
@@ -53,22 +53,23 @@ class Progress:
     steps: int
 
     @property
-    def share(self) -> float:
+    def epoch_fraction(self) -> float:
         """How much of the stage's epochs is over."""
         return self.epoch / self.epochs if self.epochs else 1.0
 
     @property
-    def taken(self) -> int:
+    def global_step(self) -> int:
         """Steps taken since the stage began."""
         return self.epoch * self.steps + self.step
 
-    def generator(self, device: torch.device | str, alike: bool = False) -> torch.Generator:
+    def generator(self, device: torch.device | str, same_on_all_ranks: bool = False) -> torch.Generator:
         """What this step draws from on this rank: equal for equal seeds, steps and ranks, and of no other state.
 
-        With `alike` it is the same on every rank, for what each of them computes of the whole batch.
+        With `same_on_all_ranks` it is the same on every rank, for what each of them computes of the whole batch.
         """
-        place = (torch.initial_seed(), self.taken, 0 if alike else rank(), 3 if alike else 2)
-        seed = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0])
+        source = (0, 3) if same_on_all_ranks else (rank(), 2)
+        entropy = (torch.initial_seed(), self.global_step, *source)
+        seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
         return torch.Generator(device).manual_seed(seed)
 
 
@@ -122,7 +123,7 @@ class Method(nn.Module, ABC):
         return self.network.dim
 
     @abstractmethod
-    def streams(self) -> Sequence[Stream]:
+    def sampler_specs(self) -> Sequence[SamplerSpec]:
         """The samplers the method wants, one batch from each a step."""
 
     @abstractmethod
@@ -130,7 +131,7 @@ class Method(nn.Module, ABC):
         """Parameters by part: `network`, `head`, and `memory` for what has an optimiser of its own."""
 
     @abstractmethod
-    def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
+    def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
         """Loss of one step."""
 
     @abstractmethod
@@ -141,44 +142,44 @@ class Method(nn.Module, ABC):
         """The same logits, and this rank's images' reachability [b] where the method has a memory."""
         return self.logits(image_B3HW), None
 
-    def start_from(self, state: Mapping[str, torch.Tensor]) -> None:
+    def load_stage(self, state: Mapping[str, torch.Tensor]) -> None:
         """Takes what it can use from an earlier stage's method; the network is already loaded."""
 
-    def learn_from(self, teachers: Sequence["Method"]) -> None:
+    def set_teachers(self, teachers: Sequence["Method"]) -> None:
         """Takes the stage's teachers, as many as the configuration wants: trained methods in evaluation mode, whose
         weights stand still.
         """
         self.teachers = tuple(teachers)
 
-    def begin_epoch(self, progress: Progress, validation: Mapping[str, float]) -> None:
+    def begin_epoch(self, context: StepContext, validation: Mapping[str, float]) -> None:
         """Called before each epoch with the last validation's figures, by name."""
 
     def end_epoch(self) -> None:
         """Called once an epoch's steps are over, before the method is validated or saved."""
 
     @property
-    def wants_pass(self) -> bool:
-        """Whether `accumulate` is to see the training set, asked before each epoch and after each pass.
+    def needs_dataset_pass(self) -> bool:
+        """Whether `observe` is to see the training set, asked before each epoch and after each pass.
 
         A stage without epochs is asked as well. What a pass leaves that is no part of the state is gone in a resumed
         run, which is asked anew. All ranks must answer alike.
         """
         return False
 
-    def accumulate(self, batch: Inputs) -> None:
+    def observe(self, batch: TrainBatch) -> None:
         """One batch of the pass over the training set, in evaluation mode."""
         raise TypeError(f"{type(self).__name__} asks for no pass over the training set")
 
-    def finish_pass(self) -> None:
+    def end_dataset_pass(self) -> None:
         """The end of that pass."""
         raise TypeError(f"{type(self).__name__} asks for no pass over the training set")
 
     @property
-    def settings(self) -> Sequence[float]:
+    def tunable_values(self) -> Sequence[float]:
         """Values of the one number that is chosen on the validation images once the stage is over."""
         return ()
 
-    def use(self, setting: float) -> None:
+    def set_value(self, value: float) -> None:
         """Answers with that value from here on."""
         raise TypeError(f"{type(self).__name__} has no settings")
 
@@ -203,7 +204,7 @@ class Method(nn.Module, ABC):
         return feature_BD.float() if feature_BD.dtype == torch.bfloat16 else feature_BD
 
 
-class OnFrozenNetwork(Method):
+class FrozenBackboneMethod(Method):
     """No weight of the network moves and none of its running statistics, so what was made of its features stays valid.
 
     All that is learned belongs to the head.
@@ -213,14 +214,14 @@ class OnFrozenNetwork(Method):
         super().__init__(network)
         network.requires_grad_(False)
 
-    def train(self, mode: bool = True) -> "OnFrozenNetwork":
+    def train(self, mode: bool = True) -> "FrozenBackboneMethod":
         """The network stays in evaluation mode."""
         super().train(mode)
         self.network.eval()
         return self
 
-    def streams(self) -> Sequence[Stream]:
-        return (Stream("class_aware"),)
+    def sampler_specs(self) -> Sequence[SamplerSpec]:
+        return (SamplerSpec("class_aware"),)
 
     def parameter_groups(self) -> Mapping[str, list[nn.Parameter]]:
         network = list(self.network.parameters())
@@ -228,11 +229,11 @@ class OnFrozenNetwork(Method):
         return {"network": network, "head": [value for value in self.parameters() if id(value) not in owned]}
 
 
-class PostHoc(OnFrozenNetwork):
+class PostHoc(FrozenBackboneMethod):
     """Fitted by a pass over the training set, or by nothing but what it starts from: it takes no steps."""
 
-    def streams(self) -> Sequence[Stream]:
-        return (Stream("instance"),)
+    def sampler_specs(self) -> Sequence[SamplerSpec]:
+        return (SamplerSpec("instance"),)
 
-    def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
+    def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
         raise TypeError(f"{type(self).__name__} takes no steps: a stage of it has epochs: 0")

@@ -14,7 +14,7 @@ from facelt.config.train import MethodSettings
 from facelt.distributed.logits import GatheredFeatures, ShardedLogits
 from facelt.errors import UserError
 from facelt.heads.classifiers import LinearHead
-from facelt.methods.base import Embeddings, Inputs, Method, Progress, StepOutput, Stream
+from facelt.methods.base import Embeddings, Method, SamplerSpec, StepContext, StepOutput, TrainBatch
 from facelt.methods.multi_expert import equal_batches
 from facelt.models.network import Network
 
@@ -51,15 +51,15 @@ class Bbn(Method):
         """Both branches' features, one behind the other."""
         return 2 * self.network.dim
 
-    def streams(self) -> Sequence[Stream]:
-        return Stream("instance"), Stream("reversed", draw=1)
+    def sampler_specs(self) -> Sequence[SamplerSpec]:
+        return SamplerSpec("instance"), SamplerSpec("reversed", draw=1)
 
     def parameter_groups(self) -> Mapping[str, list[nn.Parameter]]:
         return {"network": list(self.network.parameters()), "head": list(self.head.parameters())}
 
-    def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
+    def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
         (image_c, label_c), (image_r, label_r) = equal_batches(batches)
-        share = 1 - progress.share**2
+        share = 1 - context.epoch_fraction**2
         feature_b2D = self.features(image_c, image_r)
         weight_21 = feature_b2D.new_tensor([[share], [1 - share]])
         logits = self.head(GatheredFeatures.gather((2 * weight_21 * feature_b2D).flatten(1)))

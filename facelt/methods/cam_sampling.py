@@ -15,7 +15,7 @@ from facelt.config.base import StrictModel
 from facelt.distributed.comm import all_reduce
 from facelt.errors import UserError
 from facelt.heads.classifiers import LinearHead
-from facelt.methods.base import Inputs, Method
+from facelt.methods.base import Method, TrainBatch
 from facelt.models.layers import Pooled, class_activation, foreground
 
 TURN = 45.0
@@ -59,7 +59,7 @@ class ForegroundMoves(nn.Module):
         self.register_buffer("weight_CD", None, persistent=False)
 
     @torch.no_grad()
-    def learn_from(self, teacher: Method) -> None:
+    def set_teacher(self, teacher: Method) -> None:
         """Takes the teacher's classifier, on each rank whole.
 
         Raises UserError where the classifier does not read the averaged map.
@@ -76,7 +76,7 @@ class ForegroundMoves(nn.Module):
         all_reduce(self.weight_CD, dist.ReduceOp.SUM)
 
     @torch.no_grad()
-    def forward(self, batch: Inputs, teacher: Method, generator: torch.Generator) -> Inputs:
+    def forward(self, batch: TrainBatch, teacher: Method, generator: torch.Generator) -> TrainBatch:
         """The batch with some of its images replaced; the draws are from a generator of the CPU."""
         image_B3HW, label_B = batch
         draw_6B = torch.rand(6, len(label_B), generator=generator).to(image_B3HW.device)
@@ -87,7 +87,7 @@ class ForegroundMoves(nn.Module):
         shown_KHW = self._foreground(teacher, image_K3HW, label_B[chosen_K])
         replaced_B3HW = image_B3HW.clone()
         replaced_B3HW[chosen_K] = move(image_K3HW, shown_KHW, sources(shown_KHW, draw_6B[1:, chosen_K]))
-        return Inputs(replaced_B3HW, label_B)
+        return TrainBatch(replaced_B3HW, label_B)
 
     def _foreground(self, teacher: Method, image_B3HW: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
         with torch.autocast(image_B3HW.device.type, torch.bfloat16, enabled=teacher.bf16):

@@ -37,7 +37,7 @@ from facelt.distributed.logits import ClassifierLogits, GatheredFeatures, Sharde
 from facelt.heads.classifiers import CombinedMargin, load_head
 from facelt.losses.classification import ClassWeightsConfig, LogitLoss, LossConfig
 from facelt.losses.metric import MetricLossConfig
-from facelt.methods.base import Inputs, Method, Progress, StepOutput, Stream
+from facelt.methods.base import Method, SamplerSpec, StepContext, StepOutput, TrainBatch
 from facelt.methods.cam_sampling import ForegroundMoves, ForegroundSettings
 from facelt.models.network import Network
 
@@ -49,7 +49,7 @@ def check_scale(loss: LossConfig, head: str, scale: float) -> None:
         raise ValueError(f"loss.scale: ldam's {loss.scale:g} is of a cosine head with that scale, here is {found}")
 
 
-class Objective(nn.Module):
+class ClassificationLoss(nn.Module):
     """Plain cross-entropy stays split over the ranks; every rank computes another loss whole, from all classes' logits.
 
     Class weights count from their share of the stage's epochs on. Without `counts_C` nothing but the plain
@@ -69,15 +69,15 @@ class Objective(nn.Module):
         self.register_buffer("weight_C", weight_C, persistent=False)
         self.start = 0.0 if weights is None else weights.start
 
-    def forward(self, logits: ClassifierLogits, label_b: torch.Tensor, progress: Progress) -> torch.Tensor:
+    def forward(self, logits: ClassifierLogits, label_b: torch.Tensor, context: StepContext) -> torch.Tensor:
         """The loss of the global batch, a scalar, the same on every rank."""
         if self.plain:
             return logits.cross_entropy(label_b)
         if self.loss is None:
             raise RuntimeError("a method built without the counts of the classes is used, not trained")
-        weight_C = self.weight_C if progress.share >= self.start else None
+        weight_C = self.weight_C if context.epoch_fraction >= self.start else None
         full_BC = logits.full_BC
-        generator = progress.generator(full_BC.device, alike=True)
+        generator = context.generator(full_BC.device, same_on_all_ranks=True)
         return self.loss(full_BC, logits.batch_split.gather(label_b), weight_C, generator)
 
 
@@ -119,9 +119,9 @@ class Mixup(nn.Module):
         super().__init__()
         self.alpha = alpha
 
-    def draw(self, label_b: torch.Tensor, progress: Progress, generator: torch.Generator) -> Blend:
+    def draw(self, label_b: torch.Tensor, context: StepContext, generator: torch.Generator) -> Blend:
         """The step's blend; the partners are drawn from a generator of the CPU."""
-        lam = self._share(progress)
+        lam = self._share(context)
         partner_b = torch.randperm(len(label_b), generator=generator).to(label_b.device)
         return Blend(lam, partner_b, *self.labels(lam, label_b, label_b[partner_b]))
 
@@ -131,10 +131,10 @@ class Mixup(nn.Module):
         """Which labels answer for lam and for 1 - lam."""
         return label_b, partner_label_b
 
-    def _share(self, progress: Progress) -> float:
+    def _share(self, context: StepContext) -> float:
         # Beta takes no generator.
         with torch.random.fork_rng(devices=[]):
-            seed = torch.randint(2**63 - 1, (), generator=progress.generator("cpu", alike=True))
+            seed = torch.randint(2**63 - 1, (), generator=context.generator("cpu", same_on_all_ranks=True))
             torch.default_generator.manual_seed(seed.item())
             return torch.distributions.Beta(self.alpha, self.alpha).sample().item()
 
@@ -214,10 +214,10 @@ class ClassifySettings(MethodSettings):
     move_foreground: ForegroundSettings | None = None
 
     @property
-    def teachers_wanted(self) -> range:
+    def num_teachers(self) -> range:
         return range(1) if self.move_foreground is None else range(1, 2)
 
-    def why_no_teacher(self, stage: StageConfig) -> str | None:
+    def teacher_error(self, stage: StageConfig) -> str | None:
         is_map_read = stage.embedding == "none" and getattr(stage.method, "head", "linear") == "linear"
         if self.move_foreground is not None and not is_map_read:
             return (
@@ -294,39 +294,39 @@ class Classify(Method):
         if config.loss.name == "sigmoid_focal":
             # Every sigmoid starts at 1 / C, so that the many wrong classes do not drown the own one.
             nn.init.constant_(self.head.bias, -math.log(max(num_classes - 1, 1)))
-        self.objective = Objective(config.loss, config.weights, counts_C)
+        self.objective = ClassificationLoss(config.loss, config.weights, counts_C)
         self.metric_loss = config.metric_loss
         self.mixing = None if config.mix is None else MIXINGS[config.mix.name](counts_C, **config.mix.options)
         moves = config.move_foreground
         self.moves = None if moves is None else ForegroundMoves(counts_C, moves.threshold)
 
-    def streams(self) -> Sequence[Stream]:
-        return (Stream(self.sampler, self.shots),)
+    def sampler_specs(self) -> Sequence[SamplerSpec]:
+        return (SamplerSpec(self.sampler, self.shots),)
 
     def parameter_groups(self) -> Mapping[str, list[nn.Parameter]]:
         return {"network": list(self.network.parameters()), "head": list(self.head.parameters())}
 
-    def start_from(self, state: Mapping[str, torch.Tensor]) -> None:
+    def load_stage(self, state: Mapping[str, torch.Tensor]) -> None:
         """With `keep_head` the head goes on where the earlier stage's ended; otherwise it starts anew."""
         if self.keep_head:
             load_head(self.head, state)
 
-    def learn_from(self, teachers: Sequence[Method]) -> None:
+    def set_teachers(self, teachers: Sequence[Method]) -> None:
         """With `move_foreground`, from the one teacher that says what is foreground."""
-        super().learn_from(teachers)
+        super().set_teachers(teachers)
         if self.moves is not None:
-            self.moves.learn_from(teachers[0])
+            self.moves.set_teacher(teachers[0])
 
-    def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
+    def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
         (batch,) = batches
-        generator = progress.generator("cpu")
+        generator = context.generator("cpu")
         if self.moves is not None:
             batch = self.moves(batch, self.teachers[0], generator)
         if self.mixing is not None:
-            return self._mixed_step(self.mixing.draw(batch.label_B, progress, generator), batch, progress)
+            return self._mixed_step(self.mixing.draw(batch.label_B, context, generator), batch, context)
         feature = GatheredFeatures.gather(self.features(batch.image_B3HW))
-        logits = self.head.training_logits(feature, batch.label_B, progress.taken)
-        loss = self.objective(logits, batch.label_B, progress)
+        logits = self.head.training_logits(feature, batch.label_B, context.global_step)
+        loss = self.objective(logits, batch.label_B, context)
         if self.metric_loss is None:
             return StepOutput(loss)
         global_BD = gather_replicated(feature.local_bD, feature.batch_split)
@@ -335,13 +335,13 @@ class Classify(Method):
         parts = {"classification_loss": loss.detach(), "metric_loss": metric.detach()}
         return StepOutput(loss + self.metric_loss.weight * metric, parts)
 
-    def _mixed_step(self, blend: Blend, batch: Inputs, progress: Progress) -> StepOutput:
+    def _mixed_step(self, blend: Blend, batch: TrainBatch, context: StepContext) -> StepOutput:
         if self.mixing.on_features:
             feature = GatheredFeatures.gather(blend.of(self.features(batch.image_B3HW)))
         else:
             feature = GatheredFeatures.gather(self.features(blend.of(batch.image_B3HW)))
-        logits = self.head.training_logits(feature, blend.label_b, progress.taken)
-        return StepOutput(blend.loss(lambda label_b: self.objective(logits, label_b, progress)))
+        logits = self.head.training_logits(feature, blend.label_b, context.global_step)
+        return StepOutput(blend.loss(lambda label_b: self.objective(logits, label_b, context)))
 
     def logits(self, image_B3HW: torch.Tensor) -> ShardedLogits:
         return self.head(GatheredFeatures.gather(self.features(image_B3HW)))

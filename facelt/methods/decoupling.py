@@ -22,7 +22,7 @@ from facelt.config.train import SecondStageSettings
 from facelt.distributed.logits import MIN_NORM, ClassifierLogits, ClassWeights, GatheredFeatures, ShardedLogits
 from facelt.heads.classifiers import LinearHead, WeightScalingHead, load_head
 from facelt.heads.ncm import NcmHead
-from facelt.methods.base import Inputs, Method, PostHoc, Progress, StepOutput, Stream
+from facelt.methods.base import Method, PostHoc, SamplerSpec, StepContext, StepOutput, TrainBatch
 from facelt.models.network import Network
 
 
@@ -43,17 +43,17 @@ class Lws(Method):
         super().__init__(network)
         self.head = WeightScalingHead(network.dim, num_classes)
 
-    def streams(self) -> Sequence[Stream]:
-        return (Stream("class_aware"),)
+    def sampler_specs(self) -> Sequence[SamplerSpec]:
+        return (SamplerSpec("class_aware"),)
 
     def parameter_groups(self) -> Mapping[str, list[nn.Parameter]]:
         return {"network": list(self.network.parameters()), "head": list(self.head.parameters())}
 
-    def start_from(self, state: Mapping[str, torch.Tensor]) -> None:
+    def load_stage(self, state: Mapping[str, torch.Tensor]) -> None:
         """Raises UserError where the earlier stage has no linear head."""
         load_head(self.head.linear, state)
 
-    def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
+    def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
         (batch,) = batches
         logits = self.head(GatheredFeatures.gather(self.features(batch.image_B3HW)))
         return StepOutput(logits.cross_entropy(batch.label_B))
@@ -88,16 +88,16 @@ class TauNorm(PostHoc):
         self.head = LinearHead(network.dim, num_classes).requires_grad_(False)
         self.register_buffer("tau", torch.tensor(config.tau))
 
-    def start_from(self, state: Mapping[str, torch.Tensor]) -> None:
+    def load_stage(self, state: Mapping[str, torch.Tensor]) -> None:
         """Raises UserError where the earlier stage has no linear head."""
         load_head(self.head, state)
 
     @property
-    def settings(self) -> Sequence[float]:
+    def tunable_values(self) -> Sequence[float]:
         return GRID
 
-    def use(self, setting: float) -> None:
-        self.tau.fill_(setting)
+    def set_value(self, value: float) -> None:
+        self.tau.fill_(value)
 
     def logits(self, image_B3HW: torch.Tensor) -> ClassifierLogits:
         feature = GatheredFeatures.gather(self.features(image_B3HW))
@@ -134,10 +134,10 @@ class Ncm(PostHoc):
         self._images = 0
 
     @property
-    def wants_pass(self) -> bool:
+    def needs_dataset_pass(self) -> bool:
         return not self.head.memory.is_filled
 
-    def accumulate(self, batch: Inputs) -> None:
+    def observe(self, batch: TrainBatch) -> None:
         feature = GatheredFeatures.gather(self.features(batch.image_B3HW))
         if self._wants_mean:
             self._sum_D = self._sum_D.to(feature.global_BD.device) + feature.global_BD.double().sum(dim=0)
@@ -145,7 +145,7 @@ class Ncm(PostHoc):
         else:
             self.head.accumulate(self._centred(feature), batch.label_B)
 
-    def finish_pass(self) -> None:
+    def end_dataset_pass(self) -> None:
         if self._wants_mean:
             self.mean_D.copy_(self._sum_D / self._images)
             self._wants_mean = False

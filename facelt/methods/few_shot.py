@@ -37,7 +37,7 @@ from facelt.distributed.class_shards import ClassRange
 from facelt.distributed.logits import ClassifierLogits, ClassWeights, GatheredFeatures
 from facelt.errors import UserError
 from facelt.heads.memory import FeatureBank, count_previous
-from facelt.methods.base import Inputs, OnFrozenNetwork, Progress, StepOutput
+from facelt.methods.base import FrozenBackboneMethod, StepContext, StepOutput, TrainBatch
 from facelt.models.network import Network
 
 # The query layer begins as the identity plus noise of this size, as in the released code.
@@ -91,7 +91,7 @@ class FslwfSettings(SecondStageSettings):
 
 
 @register_method("fslwf", FslwfSettings)
-class Fslwf(OnFrozenNetwork):
+class Fslwf(FrozenBackboneMethod):
     """A cosine classifier whose weights of novel classes are generated from their training images.
 
     Each step is an episode made of a class-aware batch: some of its base classes are pretended to be novel, the first
@@ -124,7 +124,7 @@ class Fslwf(OnFrozenNetwork):
         self.register_buffer("generated_CD", torch.zeros(num_classes, network.dim))
         self._bank = FeatureBank()
 
-    def start_from(self, state: Mapping[str, torch.Tensor]) -> None:
+    def load_stage(self, state: Mapping[str, torch.Tensor]) -> None:
         """Raises UserError where the earlier stage has no cosine head."""
         weight = state.get("head.weight")
         if weight is None or "head.bias" in state or tuple(weight.shape) != tuple(self.weight_CD.shape):
@@ -135,13 +135,13 @@ class Fslwf(OnFrozenNetwork):
                 self.scale.copy_(state["head.learned_scale.value"][:])
 
     @property
-    def wants_pass(self) -> bool:
+    def needs_dataset_pass(self) -> bool:
         return not self._bank.is_closed
 
-    def accumulate(self, batch: Inputs) -> None:
+    def observe(self, batch: TrainBatch) -> None:
         self._bank.add(GatheredFeatures.gather(self.features(batch.image_B3HW)), batch.label_B, self.novel_C)
 
-    def finish_pass(self) -> None:
+    def end_dataset_pass(self) -> None:
         self._bank.close()
         self.end_epoch()
 
@@ -151,11 +151,11 @@ class Fslwf(OnFrozenNetwork):
         bank = self._bank
         self.generated_CD.copy_(self.generator(bank.feature_ND, bank.label_N, self.weight_CD, ~self.novel_C))
 
-    def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
+    def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
         (batch,) = batches
         feature = GatheredFeatures.gather(self.features(batch.image_B3HW))
         label_B = feature.batch_split.gather(batch.label_B)
-        generator = progress.generator(label_B.device, alike=True)
+        generator = context.generator(label_B.device, same_on_all_ranks=True)
         kept_BD = torch.rand(feature.global_BD.shape, generator=generator, device=label_B.device) >= self.config.dropout
         feature_BD = feature.global_BD * kept_BD / (1 - self.config.dropout)
         pretended_C = self._pretended(label_B, generator)
@@ -239,7 +239,7 @@ class _ShotRegressionSettings(SecondStageSettings):
     answer_weight: float = Field(1.0, ge=0)
 
 
-class ShotRegression(OnFrozenNetwork):
+class ShotRegression(FrozenBackboneMethod):
     """A regression from weights fitted to 2^level images of a class to those fitted to all, for every level.
 
     All classifiers are softmax regressions on the features, fitted alike: `many` to all training images, the few-shot
@@ -285,7 +285,7 @@ class ShotRegression(OnFrozenNetwork):
         """What weights fitted to 2^level images would be with many."""
 
     @abstractmethod
-    def level(self, progress: Progress, generator: torch.Generator) -> int:
+    def level(self, context: StepContext, generator: torch.Generator) -> int:
         """The level to learn from in this step."""
 
     @abstractmethod
@@ -293,13 +293,13 @@ class ShotRegression(OnFrozenNetwork):
         """The loss of the answers, a scalar."""
 
     @property
-    def wants_pass(self) -> bool:
+    def needs_dataset_pass(self) -> bool:
         return not self._bank.is_closed
 
-    def accumulate(self, batch: Inputs) -> None:
+    def observe(self, batch: TrainBatch) -> None:
         self._bank.add(GatheredFeatures.gather(self.features(batch.image_B3HW)), batch.label_B)
 
-    def finish_pass(self) -> None:
+    def end_dataset_pass(self) -> None:
         """A resumed stage has its classifiers already."""
         self._bank.close()
         if self.many_CE.any():
@@ -313,12 +313,12 @@ class ShotRegression(OnFrozenNetwork):
                     torch.where(at_C1, self._fit(*self._bank.sample_per_class(2**level, generator)), self.few_CE)
                 )
 
-    def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
+    def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
         (batch,) = batches
         feature = GatheredFeatures.gather(self.features(batch.image_B3HW))
         label_B = feature.batch_split.gather(batch.label_B)
-        generator = progress.generator(label_B.device, alike=True)
-        level = self.level(progress, generator)
+        generator = context.generator(label_B.device, same_on_all_ranks=True)
+        level = self.level(context, generator)
         few_CE = self._fit(*self._bank.sample_per_class(2**level, generator))
         enough_C = self.count_C >= 2 ** (level + 1)
         grown_UE, many_UE = self.grow(few_CE[enough_C], level), self.many_CE[enough_C]
@@ -377,7 +377,7 @@ class ModelRegression(ShotRegression):
     def grow(self, weight_UE: torch.Tensor, level: int) -> torch.Tensor:
         return self.transform(weight_UE)
 
-    def level(self, progress: Progress, generator: torch.Generator) -> int:
+    def level(self, context: StepContext, generator: torch.Generator) -> int:
         return int(torch.randint(self.config.levels, (), generator=generator, device=generator.device))
 
     def answer_loss(self, logit_BC: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
@@ -423,9 +423,9 @@ class MetaModelNet(ShotRegression):
             weight_UE = block(weight_UE)
         return weight_UE
 
-    def level(self, progress: Progress, generator: torch.Generator) -> int:
+    def level(self, context: StepContext, generator: torch.Generator) -> int:
         """The block whose turn it is; the others get no gradient."""
-        over = progress.taken * len(self.blocks) // (progress.epochs * progress.steps)
+        over = context.global_step * len(self.blocks) // (context.epochs * context.steps)
         active = len(self.blocks) - 1 - over
         for place, block in enumerate(self.blocks):
             block.requires_grad_(place == active)

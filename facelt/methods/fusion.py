@@ -33,11 +33,11 @@ from facelt.distributed.logits import MIN_NORM, ClassifierLogits, GatheredFeatur
 from facelt.heads.classifiers import LinearHead, load_head
 from facelt.heads.ncm import NcmHead
 from facelt.losses.experts import distillation_kl
-from facelt.methods.base import Inputs, Method, OnFrozenNetwork, PostHoc, Progress, StepOutput, Stream
+from facelt.methods.base import FrozenBackboneMethod, Method, PostHoc, SamplerSpec, StepContext, StepOutput, TrainBatch
 from facelt.models.network import Network
 
 
-class Answers(NamedTuple):
+class LogitPair(NamedTuple):
     """What both classifiers say of the global batch, on every rank alike."""
 
     linear_BC: torch.Tensor
@@ -50,7 +50,7 @@ class _TwoClassifiersSettings(SecondStageSettings):
     scaled: bool = True
 
 
-class TwoClassifiers(OnFrozenNetwork):
+class LinearAndNcm(FrozenBackboneMethod):
     """The earlier stage's linear head and the cosines to the means of unit features, taken in a pass."""
 
     def __init__(self, network: Network, num_classes: int, scaled: bool) -> None:
@@ -59,24 +59,24 @@ class TwoClassifiers(OnFrozenNetwork):
         self.linear = LinearHead(network.dim, num_classes).requires_grad_(False)
         self.ncm = NcmHead(network.dim, num_classes)
 
-    def start_from(self, state: Mapping[str, torch.Tensor]) -> None:
+    def load_stage(self, state: Mapping[str, torch.Tensor]) -> None:
         """Raises UserError where the earlier stage has no linear head."""
         load_head(self.linear, state)
 
     @property
-    def wants_pass(self) -> bool:
+    def needs_dataset_pass(self) -> bool:
         return not self.ncm.memory.is_filled
 
-    def accumulate(self, batch: Inputs) -> None:
+    def observe(self, batch: TrainBatch) -> None:
         self.ncm.accumulate(GatheredFeatures.gather(self.features(batch.image_B3HW)), batch.label_B)
 
-    def finish_pass(self) -> None:
+    def end_dataset_pass(self) -> None:
         self.ncm.finish()
 
-    def answers(self, feature: GatheredFeatures) -> Answers:
+    def logit_pair(self, feature: GatheredFeatures) -> LogitPair:
         """Both classifiers' logits."""
         linear_BC, ncm_BC = self.linear(feature).full_BC, self.ncm(feature).full_BC
-        return Answers(linear_BC, to_range_of(linear_BC, ncm_BC) if self.scaled else ncm_BC)
+        return LogitPair(linear_BC, to_range_of(linear_BC, ncm_BC) if self.scaled else ncm_BC)
 
     def given(self, logit_BC: torch.Tensor, feature: GatheredFeatures) -> ReplicatedLogits:
         """Logits made of both."""
@@ -96,7 +96,7 @@ def mean_where(term_B: torch.Tensor, kind_B: torch.Tensor) -> torch.Tensor:
     return (term_B * kind_B).sum() / kind_B.sum().clamp_min(1)
 
 
-Rule = Callable[[Answers, torch.Tensor], torch.Tensor]
+Rule = Callable[[LogitPair, torch.Tensor], torch.Tensor]
 
 # Each makes [B, C] of both answers and the linear one's weight, which only w_mix reads.
 RULES: dict[str, Rule] = {
@@ -121,7 +121,7 @@ class FusionSettings(_TwoClassifiersSettings):
 
 
 @register_method("fusion", FusionSettings)
-class Fusion(PostHoc, TwoClassifiers):
+class Fusion(PostHoc, LinearAndNcm):
     """The rules sum, sum of softmax, elementwise maximum, and a mixture whose weight is a setting."""
 
     weight: torch.Tensor
@@ -134,15 +134,15 @@ class Fusion(PostHoc, TwoClassifiers):
         self.register_buffer("weight", torch.tensor(config.weight))
 
     @property
-    def settings(self) -> Sequence[float]:
+    def tunable_values(self) -> Sequence[float]:
         return GRID if self.rule == "w_mix" else ()
 
-    def use(self, setting: float) -> None:
-        self.weight.fill_(setting)
+    def set_value(self, value: float) -> None:
+        self.weight.fill_(value)
 
     def logits(self, image_B3HW: torch.Tensor) -> ReplicatedLogits:
         feature = GatheredFeatures.gather(self.features(image_B3HW))
-        return self.given(RULES[self.rule](self.answers(feature), self.weight), feature)
+        return self.given(RULES[self.rule](self.logit_pair(feature), self.weight), feature)
 
 
 class FusionLlwSettings(_TwoClassifiersSettings):
@@ -150,7 +150,7 @@ class FusionLlwSettings(_TwoClassifiersSettings):
 
 
 @register_method("fusion_llw", FusionLlwSettings)
-class FusionLlw(TwoClassifiers):
+class FusionLlw(LinearAndNcm):
     """z = (w1 z_linear + b1) + (w2 z_ncm + b2), a number a class in each of the four, first drawn from N(0, 1).
 
     Every rank holds them whole and computes the same loss of the whole batch.
@@ -163,7 +163,7 @@ class FusionLlw(TwoClassifiers):
         self.weight_2C = nn.Parameter(torch.randn(2, num_classes))
         self.offset_2C = nn.Parameter(torch.randn(2, num_classes))
 
-    def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
+    def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
         (batch,) = batches
         feature = GatheredFeatures.gather(self.features(batch.image_B3HW))
         return StepOutput(F.cross_entropy(self._mixed(feature), feature.batch_split.gather(batch.label_B)))
@@ -173,7 +173,7 @@ class FusionLlw(TwoClassifiers):
         return self.given(self._mixed(feature), feature)
 
     def _mixed(self, feature: GatheredFeatures) -> torch.Tensor:
-        both_2BC = torch.stack(self.answers(feature))
+        both_2BC = torch.stack(self.logit_pair(feature))
         return (self.weight_2C[:, None] * both_2BC + self.offset_2C[:, None]).sum(dim=0)
 
 
@@ -207,7 +207,7 @@ class FusionAsmSettings(_TwoClassifiersSettings):
 
 
 @register_method("fusion_asm", FusionAsmSettings)
-class FusionAsm(TwoClassifiers):
+class FusionAsm(LinearAndNcm):
     """The nearest mean answers where the selector's sigmoid is above one half, the linear classifier elsewhere.
 
     The selector learns by binary cross-entropy; images to be handed over and the others count one half each, as in
@@ -224,17 +224,17 @@ class FusionAsm(TwoClassifiers):
         # Of the epoch: handed over rightly, wrongly, and missed. Part of the state, so that a resumed epoch counts on.
         self.register_buffer("hits_3", torch.zeros(3, dtype=torch.int64))
 
-    def streams(self) -> Sequence[Stream]:
-        return (Stream("instance"),)
+    def sampler_specs(self) -> Sequence[SamplerSpec]:
+        return (SamplerSpec("instance"),)
 
-    def begin_epoch(self, progress: Progress, validation: Mapping[str, float]) -> None:
-        if not progress.step:
+    def begin_epoch(self, context: StepContext, validation: Mapping[str, float]) -> None:
+        if not context.step:
             self.hits_3.zero_()
 
-    def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
+    def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
         (batch,) = batches
         feature = GatheredFeatures.gather(self.features(batch.image_B3HW))
-        both, label_B = self.answers(feature), feature.batch_split.gather(batch.label_B)
+        both, label_B = self.logit_pair(feature), feature.batch_split.gather(batch.label_B)
         wanted_B = (both.linear_BC.argmax(dim=1) != label_B) & (both.ncm_BC.argmax(dim=1) == label_B)
         score_B = self.selector(feature.global_BD, both.linear_BC)
         chosen_B = score_B.detach() > 0
@@ -248,7 +248,7 @@ class FusionAsm(TwoClassifiers):
 
     def logits(self, image_B3HW: torch.Tensor) -> ReplicatedLogits:
         feature = GatheredFeatures.gather(self.features(image_B3HW))
-        both = self.answers(feature)
+        both = self.logit_pair(feature)
         hand_over_B1 = self.selector(feature.global_BD, both.linear_BC)[:, None] > 0
         return self.given(torch.where(hand_over_B1, both.ncm_BC, both.linear_BC), feature)
 
@@ -291,27 +291,27 @@ class FusionKt(Method):
         self.ncm = NcmHead(network.dim, num_classes, rate=config.rate)
         self._due = False
 
-    def streams(self) -> Sequence[Stream]:
-        return (Stream("instance"),)
+    def sampler_specs(self) -> Sequence[SamplerSpec]:
+        return (SamplerSpec("instance"),)
 
     def parameter_groups(self) -> Mapping[str, list[nn.Parameter]]:
         heads = [*self.first.parameters(), *self.head.parameters()]
         return {"network": list(self.network.parameters()), "head": heads}
 
-    def begin_epoch(self, progress: Progress, validation: Mapping[str, float]) -> None:
-        self._due = progress.share >= self.config.memory_from
+    def begin_epoch(self, context: StepContext, validation: Mapping[str, float]) -> None:
+        self._due = context.epoch_fraction >= self.config.memory_from
 
     @property
-    def wants_pass(self) -> bool:
+    def needs_dataset_pass(self) -> bool:
         return self._due and not self.ncm.memory.is_filled
 
-    def accumulate(self, batch: Inputs) -> None:
+    def observe(self, batch: TrainBatch) -> None:
         self.ncm.accumulate(GatheredFeatures.gather(self.features(batch.image_B3HW)), batch.label_B)
 
-    def finish_pass(self) -> None:
+    def end_dataset_pass(self) -> None:
         self.ncm.finish()
 
-    def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
+    def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
         (batch,) = batches
         feature = GatheredFeatures.gather(self.features(batch.image_B3HW))
         still = GatheredFeatures(feature.local_bD.detach(), feature.global_BD.detach(), feature.batch_split)

@@ -19,7 +19,7 @@ from facelt.distributed.logits import GatheredFeatures, ShardedLogits
 from facelt.errors import UserError
 from facelt.losses.classification import LossConfig
 from facelt.losses.experts import distillation_kl
-from facelt.methods.base import Inputs, Method, Progress, StepOutput, Stream
+from facelt.methods.base import Method, SamplerSpec, StepContext, StepOutput, TrainBatch
 from facelt.methods.classify import check_scale
 from facelt.metrics.classification import SHOT_BANDS, shot_bands
 from facelt.models.network import Network
@@ -49,10 +49,10 @@ class LfmeSettings(MethodSettings):
     loss: LossConfig = NamedSettings(name="softmax")
 
     @property
-    def teachers_wanted(self) -> range:
+    def num_teachers(self) -> range:
         return range(1, 4)
 
-    def why_no_teacher(self, stage: StageConfig) -> str | None:
+    def teacher_error(self, stage: StageConfig) -> str | None:
         if getattr(stage.method, "shots", None) is None:
             return "is no expert: lfme learns from stages of the method classify with shots: many, medium or few"
         return None
@@ -103,13 +103,13 @@ class Lfme(Method):
             self.register_buffer("by_band_C", band_C.argsort(stable=True), persistent=False)
             self.register_buffer("floor_C", floors(counts_C, band_C), persistent=False)
 
-    def streams(self) -> Sequence[Stream]:
-        return (Stream(self.sampler),)
+    def sampler_specs(self) -> Sequence[SamplerSpec]:
+        return (SamplerSpec(self.sampler),)
 
     def parameter_groups(self) -> Mapping[str, list[nn.Parameter]]:
         return {"network": list(self.network.parameters()), "head": list(self.head.parameters())}
 
-    def learn_from(self, teachers: Sequence[Method]) -> None:
+    def set_teachers(self, teachers: Sequence[Method]) -> None:
         """Raises UserError unless there is one expert for each group that has images, in any order."""
         found = [getattr(teacher, "shots", None) or "all" for teacher in teachers]
         if sorted(found) != sorted(self.groups):
@@ -123,11 +123,11 @@ class Lfme(Method):
                     f"teachers: the expert of {teacher.shots} shots knows {teacher.head.classes.total} classes, the "
                     f"data have {self.head.classes.total}; name a stage trained on these data"
                 )
-        super().learn_from(teachers)
+        super().set_teachers(teachers)
 
-    def begin_epoch(self, progress: Progress, validation: Mapping[str, float]) -> None:
+    def begin_epoch(self, context: StepContext, validation: Mapping[str, float]) -> None:
         """Weighs the experts anew; an epoch that goes on keeps what it began with."""
-        if progress.step or not progress.epoch:
+        if context.step or not context.epoch:
             return
         for teacher in self.teachers:
             group, figure = SHOT_BANDS.index(teacher.shots), f"validation_{teacher.shots}"
@@ -140,27 +140,27 @@ class Lfme(Method):
         self.expert_right_E.zero_()
 
     @property
-    def wants_pass(self) -> bool:
+    def needs_dataset_pass(self) -> bool:
         return not bool(self.ranged)
 
-    def accumulate(self, batch: Inputs) -> None:
+    def observe(self, batch: TrainBatch) -> None:
         """Widens the classes' ranges of confidence."""
         label_B = BatchSplit.gather_sizes(len(batch.label_B), batch.label_B.device).gather(batch.label_B)
         confidence_B = self._confidence(self._answers(batch.image_B3HW), label_B)
         self.least_C.scatter_reduce_(0, label_B, confidence_B, "amin")
         self.most_C.scatter_reduce_(0, label_B, confidence_B, "amax")
 
-    def finish_pass(self) -> None:
+    def end_dataset_pass(self) -> None:
         self.ranged.fill_(True)
 
-    def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
+    def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
         (batch,) = batches
         feature = GatheredFeatures.gather(self.features(batch.image_B3HW))
         student_BC = self.head(feature).full_BC
         label_B = feature.batch_split.gather(batch.label_B)
         answers = self._answers(batch.image_B3HW)
-        pace_B = self._pace(self._confidence(answers, label_B), label_B, progress.share)
-        term_B = self.loss.per_image(student_BC, label_B, progress.generator(student_BC.device, alike=True))
+        pace_B = self._pace(self._confidence(answers, label_B), label_B, context.epoch_fraction)
+        term_B = self.loss.per_image(student_BC, label_B, context.generator(student_BC.device, same_on_all_ranks=True))
         learnt = (pace_B * term_B).mean()
         followed = sum(
             self.weight_E[answer.group]

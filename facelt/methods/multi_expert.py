@@ -39,8 +39,8 @@ from facelt.distributed.logits import (
 from facelt.heads.classifiers import load_head
 from facelt.losses.classification import ClassBalancedSettings, ClassWeightsConfig, LdamSettings, LogitLoss, LossConfig
 from facelt.losses.experts import distillation_kl, diversity_temperature, ride_loss
-from facelt.methods.base import Embeddings, Inputs, Method, Progress, StepOutput, Stream
-from facelt.methods.classify import Objective, check_scale
+from facelt.methods.base import Embeddings, Method, SamplerSpec, StepContext, StepOutput, TrainBatch
+from facelt.methods.classify import ClassificationLoss, check_scale
 from facelt.models.network import Network
 
 
@@ -63,8 +63,8 @@ class Experts(Method):
     def dim(self) -> int:
         return self.network.branches * self.network.dim
 
-    def streams(self) -> Sequence[Stream]:
-        return (Stream(self.sampler),)
+    def sampler_specs(self) -> Sequence[SamplerSpec]:
+        return (SamplerSpec(self.sampler),)
 
     def parameter_groups(self) -> Mapping[str, list[nn.Parameter]]:
         return {"network": list(self.network.parameters()), "head": list(self.heads.parameters())}
@@ -77,18 +77,18 @@ class Experts(Method):
         """Each expert's logits of its own branch's features."""
         return [head(branch) for head, branch in zip(self.heads, by_branch(feature), strict=True)]
 
-    def together(self, feature: GatheredFeatures, experts: Sequence[ClassifierLogits]) -> ShardedLogits:
+    def ensemble(self, feature: GatheredFeatures, experts: Sequence[ClassifierLogits]) -> ShardedLogits:
         """What the experts say together of images with these features: the mean of their logits."""
         return mean_logits(experts)
 
-    def answers(self, image_B3HW: torch.Tensor) -> tuple[list[ClassifierLogits], ShardedLogits]:
+    def predict_all(self, image_B3HW: torch.Tensor) -> tuple[list[ClassifierLogits], ShardedLogits]:
         """What each expert says of the images, and what they say together."""
         feature = self.shared_features(image_B3HW)
         experts = self.experts_of(feature)
-        return experts, self.together(feature, experts)
+        return experts, self.ensemble(feature, experts)
 
     def logits(self, image_B3HW: torch.Tensor) -> ShardedLogits:
-        return self.answers(image_B3HW)[1]
+        return self.predict_all(image_B3HW)[1]
 
     def embed_features(self, feature_BD: torch.Tensor) -> Embeddings:
         """Of the branches' features [B,K,D]."""
@@ -121,10 +121,10 @@ def whole_logits(experts: Sequence[ClassifierLogits]) -> torch.Tensor:
     return torch.stack([expert.full_BC for expert in experts])
 
 
-def equal_batches(batches: Sequence[Inputs]) -> list[Inputs]:
+def equal_batches(batches: Sequence[TrainBatch]) -> list[TrainBatch]:
     """The streams' batches, all as long as the shortest: an image that one of them could not read leaves a gap."""
     size = min(len(batch.label_B) for batch in batches)
-    return [Inputs(batch.image_B3HW[:size], batch.label_B[:size]) for batch in batches]
+    return [TrainBatch(batch.image_B3HW[:size], batch.label_B[:size]) for batch in batches]
 
 
 class DistillationSettings(StrictModel):
@@ -154,7 +154,7 @@ class RideSettings(MethodSettings):
     distillation: DistillationSettings | None = None
 
     @property
-    def teachers_wanted(self) -> range:
+    def num_teachers(self) -> range:
         return range(1) if self.distillation is None else range(1, 2)
 
     @model_validator(mode="after")
@@ -189,23 +189,23 @@ class Ride(Experts):
         self.register_buffer("weight_C", weight_C, persistent=False)
         self.register_buffer("temperature_C", temperature_C, persistent=False)
 
-    def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
+    def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
         (batch,) = batches
         feature = self.shared_features(batch.image_B3HW)
         expert_KBC = whole_logits(self.experts_of(feature))
-        loss = self._ride(expert_KBC, feature.batch_split.gather(batch.label_B), progress)
+        loss = self._ride(expert_KBC, feature.batch_split.gather(batch.label_B), context)
         if self.config.distillation is None:
             return StepOutput(loss)
         learnt = self._learnt(expert_KBC.mean(dim=0), batch.image_B3HW)
         total = len(expert_KBC) * (loss + self.config.distillation.weight * learnt)
         return StepOutput(total, {"ride": loss.detach(), "distillation": learnt.detach()})
 
-    def _ride(self, expert_KBC: torch.Tensor, label_B: torch.Tensor, progress: Progress) -> torch.Tensor:
+    def _ride(self, expert_KBC: torch.Tensor, label_B: torch.Tensor, context: StepContext) -> torch.Tensor:
         weights = self.config.weights
-        weight_C = self.weight_C if weights is not None and progress.share >= weights.start else None
+        weight_C = self.weight_C if weights is not None and context.epoch_fraction >= weights.start else None
         if self.config.collaborative:
             return len(expert_KBC) * self.individual(expert_KBC.mean(dim=0), label_B, weight_C)
-        temperature_C = self.temperature_C if progress.share >= self.config.temperature_start else None
+        temperature_C = self.temperature_C if context.epoch_fraction >= self.config.temperature_start else None
         return ride_loss(
             expert_KBC,
             label_B,
@@ -282,7 +282,7 @@ class RideRouter(Experts):
         groups = super().parameter_groups()
         return {**groups, "head": [*groups["head"], *self.router.parameters()]}
 
-    def start_from(self, state: Mapping[str, torch.Tensor]) -> None:
+    def load_stage(self, state: Mapping[str, torch.Tensor]) -> None:
         """The experts' heads are those of the stage it starts from. Raises UserError where that has no such ones."""
         for place, head in enumerate(self.heads):
             load_head(head, state, f"heads.{place}.")
@@ -293,7 +293,7 @@ class RideRouter(Experts):
         self.network.eval()
         return self
 
-    def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
+    def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
         """Every rank computes the loss of the global batch, so that all have the router's whole gradient."""
         (batch,) = batches
         with torch.no_grad():
@@ -304,7 +304,7 @@ class RideRouter(Experts):
         loss = F.binary_cross_entropy_with_logits(answer_JB, helped_JB.float(), pos_weight=self.pos_weight)
         return StepOutput(loss, {"experts_asked": experts_asked(answer_JB.detach()).float().mean()})
 
-    def together(self, feature: GatheredFeatures, experts: Sequence[ClassifierLogits]) -> ShardedLogits:
+    def ensemble(self, feature: GatheredFeatures, experts: Sequence[ClassifierLogits]) -> ShardedLogits:
         """The mean of the experts each image is shown to."""
         so_far_KBC = means_so_far(whole_logits(experts))
         asked_B = experts_asked(self.router(feature.global_BD, so_far_KBC[:-1]))
@@ -371,22 +371,22 @@ class Independent(Experts):
         super().__init__(network, num_classes, config.sampler, config.head, **options)
         self.classes = ClassRange.local(num_classes)
         self.average = config.average
-        self.objective = Objective(config.loss, config.weights, counts_C)
+        self.objective = ClassificationLoss(config.loss, config.weights, counts_C)
 
-    def streams(self) -> Sequence[Stream]:
-        return tuple(Stream(self.sampler, draw=expert) for expert in range(self.network.branches))
+    def sampler_specs(self) -> Sequence[SamplerSpec]:
+        return tuple(SamplerSpec(self.sampler, draw=expert) for expert in range(self.network.branches))
 
-    def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
+    def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
         batches = equal_batches(batches)
         feature = self.shared_features(*(batch.image_B3HW for batch in batches))
         losses = [
-            self.objective(expert, batch.label_B, progress)
+            self.objective(expert, batch.label_B, context)
             for expert, batch in zip(self.experts_of(feature), batches, strict=True)
         ]
         parts = {f"expert_{place}": loss.detach() for place, loss in enumerate(losses, start=1)}
         return StepOutput(sum(losses), parts)
 
-    def together(self, feature: GatheredFeatures, experts: Sequence[ClassifierLogits]) -> ShardedLogits:
+    def ensemble(self, feature: GatheredFeatures, experts: Sequence[ClassifierLogits]) -> ShardedLogits:
         """The test average: of the logits, or the logarithm of the mean probabilities."""
         if self.average == "logits":
             return mean_logits(experts)

@@ -20,7 +20,7 @@ from facelt.distributed.logits import GatheredFeatures, ShardedLogits
 from facelt.heads.dynamic_meta import DynamicMetaHead
 from facelt.heads.memory import IdentityMemory
 from facelt.losses.centroids import discriminative_centroids_loss
-from facelt.methods.base import Embeddings, Inputs, Method, Progress, StepOutput, Stream
+from facelt.methods.base import Embeddings, Method, SamplerSpec, StepContext, StepOutput, TrainBatch
 from facelt.models.network import Network
 
 
@@ -106,8 +106,8 @@ class DynamicMeta(Method):
         """The centroids, which belong to the head."""
         return self.head.memory
 
-    def streams(self) -> Sequence[Stream]:
-        return (Stream(self.config.sampler),)
+    def sampler_specs(self) -> Sequence[SamplerSpec]:
+        return (SamplerSpec(self.config.sampler),)
 
     def parameter_groups(self) -> Mapping[str, list[nn.Parameter]]:
         memory = list(self.memory.parameters())
@@ -115,7 +115,7 @@ class DynamicMeta(Method):
         head = [parameter for parameter in self.head.parameters() if id(parameter) not in owned]
         return {"network": list(self.network.parameters()), "head": head, "memory": memory}
 
-    def start_from(self, state: Mapping[str, torch.Tensor]) -> None:
+    def load_stage(self, state: Mapping[str, torch.Tensor]) -> None:
         """The hallucinator starts as the earlier stage's linear classifier, as in the released code."""
         if self.head.hallucinator is None or "head.weight" not in state or "head.bias" not in state:
             return
@@ -127,16 +127,16 @@ class DynamicMeta(Method):
                 bias.copy_(state["head.bias"][classes.first : classes.stop])
 
     @property
-    def wants_pass(self) -> bool:
+    def needs_dataset_pass(self) -> bool:
         return not self.memory.is_filled
 
-    def accumulate(self, batch: Inputs) -> None:
+    def observe(self, batch: TrainBatch) -> None:
         self.memory.accumulate(GatheredFeatures.gather(self.features(batch.image_B3HW)), batch.label_B)
 
-    def finish_pass(self) -> None:
+    def end_dataset_pass(self) -> None:
         self.memory.finish()
 
-    def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
+    def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
         (batch,) = batches
         feature = GatheredFeatures.gather(self.features(batch.image_B3HW))
         logits, embedding = self.head(feature)

@@ -18,7 +18,7 @@ from facelt.distributed.logits import ClassWeights, GatheredFeatures, ShardedLog
 from facelt.errors import UserError
 from facelt.heads.classifiers import LinearHead
 from facelt.losses.experts import reslt_loss
-from facelt.methods.base import Embeddings, Inputs, Method, Progress, StepOutput, Stream
+from facelt.methods.base import Embeddings, Method, SamplerSpec, StepContext, StepOutput, TrainBatch
 from facelt.methods.multi_expert import by_branch, whole_logits
 from facelt.models.network import Network
 
@@ -66,13 +66,13 @@ class Reslt(Method):
         member_KC = None if counts_C is None else members(counts_C, config.starts)
         self.register_buffer("member_KC", member_KC, persistent=False)
 
-    def streams(self) -> Sequence[Stream]:
-        return (Stream("instance"),)
+    def sampler_specs(self) -> Sequence[SamplerSpec]:
+        return (SamplerSpec("instance"),)
 
     def parameter_groups(self) -> Mapping[str, list[nn.Parameter]]:
         return {"network": list(self.network.parameters()), "head": list(self.head.parameters())}
 
-    def step(self, batches: Sequence[Inputs], progress: Progress) -> StepOutput:
+    def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
         (batch,) = batches
         feature = GatheredFeatures.gather(self.features(batch.image_B3HW))
         branch_KBC = whole_logits([self.head(branch) for branch in by_branch(feature)])

@@ -18,7 +18,7 @@ from facelt.distributed.comm import rank, world_size
 from facelt.distributed.ddp import has_enough_images
 from facelt.errors import UserError
 from facelt.inference.predict import sync_step_info
-from facelt.methods.base import Method, Stream
+from facelt.methods.base import Method, SamplerSpec
 from facelt.metrics.classification import SHOT_BANDS, shot_bands
 
 # Number of images per rank and batch, [W][batches].
@@ -33,7 +33,7 @@ def build_train_loaders(
     Raises UserError if a sampler has too few images, and if `data.cache_on_device` needs too much memory.
     """
     train, workers, batch = data.train, config.data.workers, (stage.optim or config.optim).batch
-    samplers = [build_sampler(stream, data, batch, config.seed, stage.epochs) for stream in method.streams()]
+    samplers = [build_sampler(stream, data, batch, config.seed, stage.epochs) for stream in method.sampler_specs()]
     ranks = {"rank": rank(), "world": world_size()}
     if not config.data.cache_on_device:
         pin = device.type == "cuda"
@@ -46,7 +46,7 @@ def build_train_loaders(
     return [CachedLoader(cache, sampler, **ranks) for sampler in samplers]
 
 
-def build_sampler(stream: Stream, data: TrainingData, batch: int, seed: int, epochs: int) -> TrainingSampler:
+def build_sampler(stream: SamplerSpec, data: TrainingData, batch: int, seed: int, epochs: int) -> TrainingSampler:
     """Returns the sampler that a method requests; shot bands follow the paper, many > 100 and few < 20.
 
     Raises UserError if no class is in the requested shot band, and if there are too few images for a batch.

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from facelt.config.train import OptimConfig, ScheduleConfig, StageConfig
-from facelt.methods.base import Method, Progress
+from facelt.methods.base import Method, StepContext
 
 
-def learning_rate_factor(schedule: ScheduleConfig, progress: Progress) -> float:
+def learning_rate_factor(schedule: ScheduleConfig, progress: StepContext) -> float:
     """What the base learning rate is multiplied by at this step."""
     epoch = progress.epoch + progress.step / progress.steps
     if epoch < schedule.warmup_epochs:
@@ -106,7 +106,7 @@ class Optimisers:
         for optimiser in self._optimisers:
             optimiser.zero_grad(set_to_none=True)
 
-    def step(self, progress: Progress) -> float:
+    def step(self, progress: StepContext) -> float:
         """One update at this step's learning rates; returns the head's."""
         factor = learning_rate_factor(self.schedule, progress)
         shown = 0.0

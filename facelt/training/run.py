@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from facelt.config.train import StageConfig, TrainConfig, is_elsewhere
+from facelt.config.train import StageConfig, TrainConfig, is_external_ref
 from facelt.data.module import TrainingData, open_data
 from facelt.distributed.comm import rank
 from facelt.distributed.launch import graceful_shutdown, process_group, run_on_rank0
@@ -51,7 +51,7 @@ def run(config: TrainConfig, resume: bool = False) -> Path:
                 if not folder.is_finished(stage.name):
                     torch.manual_seed(config.seed + number)
                     method = build_initialized_method(config, stage, data, folder)
-                    method.learn_from(_load_teachers(config, stage, folder, device))
+                    method.set_teachers(_load_teachers(config, stage, folder, device))
                     Trainer(config, stage, method, data, folder, log, device, verification).fit()
         finally:
             log.close()
@@ -70,15 +70,15 @@ def validate_initial_weights(config: TrainConfig, num_classes: int) -> None:
             network = networks[stage.name] = build_method(config, stage, num_classes).network
         if RunFolder(config.out).is_finished(stage.name):
             continue
-        for teacher in filter(is_elsewhere, stage.teachers):
+        for teacher in filter(is_external_ref, stage.teachers):
             _, _, teacher_stage = read_card(find_model(Path(teacher)) / CARD)
-            if reason := stage.method.why_no_teacher(teacher_stage):
+            if reason := stage.method.teacher_error(teacher_stage):
                 raise UserError(f"stages: {stage.name!r} has the teacher {teacher!r}, which {reason}")
         try:
             if stage.start is None:
                 if config.model.pretrained is not None:
                     matching_state(network, config.model.pretrained)
-            elif is_elsewhere(stage.start):
+            elif is_external_ref(stage.start):
                 with open_weights(find_model(Path(stage.start)) / WEIGHTS) as entries:
                     load_stage_weights(network, network_state(entries, Entry.outline))
             else:
@@ -94,7 +94,7 @@ def build_initialized_method(config: TrainConfig, stage: StageConfig, data: Trai
     if stage.start is not None:
         with open_weights(_stage_folder(stage.start, folder) / WEIGHTS) as entries:
             load_stage_weights(method.network, network_state(entries))
-            method.start_from(entries)
+            method.load_stage(entries)
     elif config.model.pretrained is not None:
         load_pretrained(method.network, config.model.pretrained)
     return method
@@ -113,4 +113,4 @@ def _load_teachers(config: TrainConfig, stage: StageConfig, folder: RunFolder, d
 
 def _stage_folder(name: str, folder: RunFolder) -> Path:
     """Returns the folder of a stage of this run, or of another run's FOLDER/STAGE."""
-    return find_model(Path(name)) if is_elsewhere(name) else folder.stage(name)
+    return find_model(Path(name)) if is_external_ref(name) else folder.stage(name)

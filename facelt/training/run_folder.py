@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from facelt.config.train import MAY_CHANGE, TrainConfig, is_among
+from facelt.config.train import RESUME_MAY_CHANGE, TrainConfig, matches_any
 from facelt.errors import UserError
 from facelt.inference.model import CARD, WEIGHTS
 from recordio_tools.atomic_io import write_text
@@ -38,7 +38,7 @@ class RunFolder:
         if recorded is not None and not resume:
             raise UserError(f"{config.out}: already holds a run; add --resume to go on, or choose another out=FOLDER")
         changed = [] if recorded is None else _differences(_as_now(recorded, config.out), settings)
-        if others := ", ".join(key for key in changed if not is_among(key, MAY_CHANGE)):
+        if others := ", ".join(key for key in changed if not matches_any(key, RESUME_MAY_CHANGE)):
             raise UserError(f"{config.out}: the run there has other settings ({others}); resume with the same ones")
         try:
             config.out.mkdir(parents=True, exist_ok=True)

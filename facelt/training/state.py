@@ -13,7 +13,7 @@ from facelt.data.module import ClassMap, TrainingData
 from facelt.distributed.class_shards import ClassRange, sharded_entries
 from facelt.distributed.comm import rank, world_size
 from facelt.errors import UserError
-from facelt.methods.base import Method, Progress
+from facelt.methods.base import Method, StepContext
 from facelt.training.optim import Optimisers
 
 LIBRARIES = ("facelt", "torch", "numpy", "safetensors")
@@ -62,9 +62,9 @@ class TrainingState:
         return self.epoch * self.steps_per_epoch + self.step
 
     @property
-    def context(self) -> Progress:
+    def context(self) -> StepContext:
         """The position as methods and schedules see it."""
-        return Progress(self.epoch, self.epochs, self.step, self.steps_per_epoch)
+        return StepContext(self.epoch, self.epochs, self.step, self.steps_per_epoch)
 
     def metadata(self) -> dict[str, Any]:
         """Returns everything but the tensors, as JSON values."""

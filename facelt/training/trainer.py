@@ -20,7 +20,7 @@ from facelt.distributed.launch import Interrupted, all_gather_str, run_on_rank0
 from facelt.errors import UserError
 from facelt.inference.model import make_card, save_card, save_weights
 from facelt.inference.predict import EvalLoaderConfig, Predictor, predict, predict_all, sync_step_info
-from facelt.methods.base import Inputs, Method
+from facelt.methods.base import Method, TrainBatch
 from facelt.metrics.classification import shot_accuracy
 from facelt.training.checkpoint import Checkpoints
 from facelt.training.loaders import build_train_loaders, split_micro_batches
@@ -132,7 +132,7 @@ class Trainer:
         self.optimisers.zero_grad()
         loss_sum, parts, callbacks = torch.zeros((), device=self.device), Counter(), []
         for number, (weight, micro_batch) in enumerate(micro_batches, start=1):
-            inputs = [Inputs(self.data.preprocessing.for_training(batch), batch.label_B) for batch in micro_batch]
+            inputs = [TrainBatch(self.data.preprocessing.for_training(batch), batch.label_B) for batch in micro_batch]
             with self._grad_sync(number == len(micro_batches)):
                 output = self.method.step(inputs, context)
                 (output.loss * weight).backward()
@@ -203,11 +203,11 @@ class Trainer:
     @torch.no_grad()
     def _run_dataset_passes(self) -> None:
         """Runs the passes over the training set that the method needs."""
-        while self.method.wants_pass:
+        while self.method.needs_dataset_pass:
             self.method.eval()
             for batch in predict(self._predictor, self.data.train_plain, ("inputs",)):
-                self.method.accumulate(batch.inputs)
-            self.method.finish_pass()
+                self.method.observe(batch.inputs)
+            self.method.end_dataset_pass()
 
     def _end_epoch(self) -> None:
         """Validates the method, logs its figures, and keeps its weights if they are the best so far."""
@@ -239,15 +239,15 @@ class Trainer:
 
     def _tune(self) -> None:
         """Sets the method's tunable value to the one with the best validation accuracy, if there is validation."""
-        if not self.method.settings or "validation" not in self.data.evaluation:
+        if not self.method.tunable_values or "validation" not in self.data.evaluation:
             return
         accuracy_of = {}
-        for value in self.method.settings:
-            self.method.use(value)
+        for value in self.method.tunable_values:
+            self.method.set_value(value)
             accuracy_of[value] = self.validate()["validation_accuracy"]
             self._log(setting=value, validation_accuracy=accuracy_of[value])
         best = max(accuracy_of, key=accuracy_of.__getitem__)
-        self.method.use(best)
+        self.method.set_value(best)
         self.state.best = {
             "validation_accuracy": accuracy_of[best],
             "epoch": float(self.state.epoch),

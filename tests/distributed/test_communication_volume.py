@@ -6,7 +6,7 @@ import torch.distributed as dist
 
 from facelt.config.registry import METHODS
 from facelt.distributed.comm import rank, world_size
-from facelt.methods.base import Inputs, Progress
+from facelt.methods.base import StepContext, TrainBatch
 from facelt.methods.classify import ClassifySettings
 from tests.distributed.ranks import run_ranks
 from tests.distributed.test_split_training import BATCH, DIM, TinyNetwork
@@ -64,13 +64,13 @@ def count(counter: Counter, recipe: str, identities: int) -> tuple[int, int]:
     torch.manual_seed(0)
     method = METHODS[RECIPES[recipe].name](RECIPES[recipe], TinyNetwork(), identities)
     own = slice(BATCH * rank() // world_size(), BATCH * (rank() + 1) // world_size())
-    inputs = Inputs(torch.randn(BATCH, 3, 2, 2)[own], torch.randint(identities, (BATCH,))[own])
-    if method.wants_pass:
+    inputs = TrainBatch(torch.randn(BATCH, 3, 2, 2)[own], torch.randint(identities, (BATCH,))[own])
+    if method.needs_dataset_pass:
         with torch.no_grad():
-            method.accumulate(inputs)
-        method.finish_pass()
+            method.observe(inputs)
+        method.end_dataset_pass()
     counter.take()
-    output = method.step([inputs], Progress(0, 1, 0, 1))
+    output = method.step([inputs], StepContext(0, 1, 0, 1))
     forward = counter.take()
     output.loss.backward()
     backward = counter.take()

@@ -8,7 +8,7 @@ from torch import nn
 from facelt.config.registry import METHODS
 from facelt.distributed.class_shards import ClassRange
 from facelt.distributed.comm import is_distributed, rank, world_size
-from facelt.methods.base import Inputs, Progress
+from facelt.methods.base import StepContext, TrainBatch
 from facelt.methods.bbn import BbnSettings
 from facelt.methods.classify import ClassifySettings
 from facelt.methods.lfme import LfmeSettings
@@ -108,16 +108,16 @@ def train(recipe: str) -> dict:
     network = TinyBranches(2 if recipe == "bbn" else 3) if kind.branched else TinyNetwork()
     method = kind(RECIPES[recipe], network, IDENTITIES, COUNTS).double()
     if recipe == "lfme":
-        method.learn_from([expert("medium"), expert("few")])
+        method.set_teachers([expert("medium"), expert("few")])
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(STEPS, BATCH, 3, 2, 2, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, IDENTITIES - 1, (STEPS, BATCH), generator=generator)
     own = slice(BATCH * rank() // world_size(), BATCH * (rank() + 1) // world_size())
-    if method.wants_pass:
+    if method.needs_dataset_pass:
         with torch.no_grad():
             for image, label in zip(images[:5], labels[:5], strict=True):
-                method.accumulate(Inputs(image[own], label[own]))
-        method.finish_pass()
+                method.observe(TrainBatch(image[own], label[own]))
+        method.end_dataset_pass()
     start = full_state(method)
     parameters = [p for group in method.parameter_groups().values() for p in group if p.requires_grad]
     optimiser = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=5e-4)
@@ -126,9 +126,10 @@ def train(recipe: str) -> dict:
         optimiser.zero_grad()
         # Further streams see the images in another order.
         batches = [
-            Inputs(image.roll(place, 0)[own], label.roll(place)[own]) for place, _ in enumerate(method.streams())
+            TrainBatch(image.roll(shift, 0)[own], label.roll(shift)[own])
+            for shift in range(len(method.sampler_specs()))
         ]
-        output = method.step(batches, Progress(1, 4, 0, STEPS))
+        output = method.step(batches, StepContext(1, 4, 0, STEPS))
         output.loss.backward()
         if is_distributed():
             for parameter in method.network.parameters():

@@ -6,11 +6,11 @@ N images, D feature.
 import torch
 from torch import nn
 
-from facelt.methods.base import Inputs, Progress
+from facelt.methods.base import StepContext, TrainBatch
 from facelt.models.network import Network
 
 CLASSES, DIM = 6, 8
-FIRST = Progress(epoch=0, epochs=1, step=0, steps=2)
+FIRST = StepContext(epoch=0, epochs=1, step=0, steps=2)
 # The last class has no images.
 COUNTS = (9, 7, 5, 3, 2, 0)
 
@@ -34,13 +34,13 @@ def small_network(dim: int = DIM) -> Network:
     return network
 
 
-def training_set(counts: tuple[int, ...] = COUNTS) -> Inputs:
+def training_set(counts: tuple[int, ...] = COUNTS) -> TrainBatch:
     """Images that lie around a point of their class's own, some of them nearer to another's."""
     random = torch.Generator().manual_seed(1)
     centre_C12 = 0.8 * torch.randn(len(counts), 12, generator=random)
     label_N = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     image_N = centre_C12[label_N] + torch.randn(len(label_N), 12, generator=random)
-    return Inputs(image_N.view(-1, 3, 2, 2), label_N)
+    return TrainBatch(image_N.view(-1, 3, 2, 2), label_N)
 
 
 def linear_head(dim: int = DIM, classes: int = CLASSES) -> dict[str, torch.Tensor]:
@@ -50,14 +50,14 @@ def linear_head(dim: int = DIM, classes: int = CLASSES) -> dict[str, torch.Tenso
     return {"head.weight": weight_CD, "head.bias": torch.randn(classes, generator=random)}
 
 
-def look_over(method, data: Inputs, batch: int = 7) -> None:
+def look_over(method, data: TrainBatch, batch: int = 7) -> None:
     """The passes a method asks for, batch by batch, as the trainer makes them."""
     with torch.no_grad():
-        while method.wants_pass:
+        while method.needs_dataset_pass:
             method.eval()
             for image, label in zip(data.image_B3HW.split(batch), data.label_B.split(batch), strict=True):
-                method.accumulate(Inputs(image, label))
-            method.finish_pass()
+                method.observe(TrainBatch(image, label))
+            method.end_dataset_pass()
     method.train()
 
 

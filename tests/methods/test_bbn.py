@@ -11,7 +11,7 @@ from torch import nn
 
 from facelt.config.registry import METHODS
 from facelt.errors import UserError
-from facelt.methods.base import Inputs, Progress, Stream
+from facelt.methods.base import SamplerSpec, StepContext, TrainBatch
 from facelt.methods.bbn import BbnSettings
 from tests.methods.small_branches import branched_network
 
@@ -25,18 +25,18 @@ def bbn(branches: int = 2) -> nn.Module:
 
 
 @pytest.fixture
-def batches() -> list[Inputs]:
+def batches() -> list[TrainBatch]:
     random = torch.Generator().manual_seed(1)
     image_B = torch.randn(2, PAIRS, 3, 2, 2, generator=random, dtype=torch.float64)
     label_B = torch.randint(0, CLASSES, (2, PAIRS), generator=random)
-    return [Inputs(*batch) for batch in zip(image_B, label_B, strict=True)]
+    return [TrainBatch(*batch) for batch in zip(image_B, label_B, strict=True)]
 
 
-def at(epoch: int) -> Progress:
-    return Progress(epoch, EPOCHS, 0, 3)
+def at(epoch: int) -> StepContext:
+    return StepContext(epoch, EPOCHS, 0, 3)
 
 
-def plain_loss(method: nn.Module, batches: list[Inputs], epoch: int) -> float:
+def plain_loss(method: nn.Module, batches: list[TrainBatch], epoch: int) -> float:
     """With T = epoch + 1, counted from 1, and one number after another."""
     a = 1 - ((epoch + 1 - 1) / EPOCHS) ** 2
     (image_c, label_c), (image_r, label_r) = batches
@@ -85,12 +85,12 @@ def test_a_trained_model_reads_both_branches_as_they_are(batches):
 
 
 def test_the_streams_are_uniform_and_reversed_with_draws_of_their_own():
-    assert tuple(bbn().streams()) == (Stream("instance"), Stream("reversed", draw=1))
+    assert tuple(bbn().sampler_specs()) == (SamplerSpec("instance"), SamplerSpec("reversed", draw=1))
 
 
 def test_images_without_a_partner_are_left_out(batches):
     conventional, rebalanced = batches
-    longer = Inputs(torch.cat([rebalanced.image_B3HW] * 2), torch.cat([rebalanced.label_B] * 2))
+    longer = TrainBatch(torch.cat([rebalanced.image_B3HW] * 2), torch.cat([rebalanced.label_B] * 2))
     method = bbn()
     expected = method.step(batches, at(5)).loss
     assert torch.equal(method.step([conventional, longer], at(5)).loss, expected)

@@ -11,7 +11,7 @@ import torch
 
 from facelt.config.registry import METHODS
 from facelt.errors import UserError
-from facelt.methods.base import Inputs
+from facelt.methods.base import TrainBatch
 from facelt.methods.cam_sampling import ForegroundMoves, generated_shares, move, sources
 from facelt.methods.classify import ClassifySettings
 from facelt.methods.oltr import DynamicMetaSettings
@@ -109,13 +109,13 @@ def teacher():
 @pytest.fixture
 def moves(teacher):
     moves = ForegroundMoves(COUNTS, threshold=None)
-    moves.learn_from(teacher)
+    moves.set_teacher(teacher)
     return moves
 
 
-def batch(size: int = 24) -> Inputs:
+def batch(size: int = 24) -> TrainBatch:
     random = torch.Generator().manual_seed(1)
-    return Inputs(torch.randn(size, 3, 64, 64, generator=random), torch.arange(size) % 3 * 2)
+    return TrainBatch(torch.randn(size, 3, 64, 64, generator=random), torch.arange(size) % 3 * 2)
 
 
 def test_chosen_images_move_by_their_own_classs_activation(moves, teacher):
@@ -143,7 +143,7 @@ def test_chosen_images_move_by_their_own_classs_activation(moves, teacher):
 
 def test_nothing_is_chosen_where_nothing_is_generated(teacher):
     moves = ForegroundMoves(COUNTS, threshold=2)
-    moves.learn_from(teacher)
+    moves.set_teacher(teacher)
     inputs = batch()
     assert moves(inputs, teacher, torch.Generator().manual_seed(5)) is inputs
 
@@ -164,4 +164,4 @@ def test_it_is_no_part_of_the_state_and_is_built_without_counts(moves):
 def test_a_teacher_without_such_maps_is_refused(name, embedding, config):
     network = build_network("resnet10", image_size=(32, 32), attention=False, embedding=embedding, dim=8)
     with pytest.raises(UserError, match="teachers: move_foreground asks for a linear classifier on the averaged map"):
-        ForegroundMoves(COUNTS, threshold=None).learn_from(METHODS[name](config, network, 5))
+        ForegroundMoves(COUNTS, threshold=None).set_teacher(METHODS[name](config, network, 5))

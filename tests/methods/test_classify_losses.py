@@ -11,14 +11,14 @@ from facelt.config.registry import CLASS_WEIGHTS, LOSSES, METHODS, METRIC_LOSSES
 from facelt.config.train import TrainConfig
 from facelt.evaluation.evaluate import accuracy_of
 from facelt.inference.model import load_model
-from facelt.methods.base import Inputs, Progress
+from facelt.methods.base import StepContext, TrainBatch
 from facelt.methods.classify import ClassifySettings
 from facelt.models.network import build_network
 from facelt.training.run import run
 
 CLASSES, DIM = 6, 16
 COUNTS = torch.tensor([30, 14, 9, 4, 1, 0])
-FIRST, LATE = (Progress(epoch=epoch, epochs=10, step=0, steps=2) for epoch in (0, 8))
+FIRST, LATE = (StepContext(epoch=epoch, epochs=10, step=0, steps=2) for epoch in (0, 8))
 OPTIONS = {"seql": {"threshold": 0.1}, "ldam": {"scale": 20.0}, "focal": {"gamma": 2.0}}
 HEADS = {"ldam": {"head": "cosine", "scale": 20.0}}
 
@@ -38,10 +38,10 @@ def classify():
 @pytest.fixture
 def inputs():
     random = torch.Generator().manual_seed(1)
-    return Inputs(torch.randn(8, 3, 32, 32, generator=random), torch.tensor([0, 0, 1, 1, 2, 2, 3, 4]))
+    return TrainBatch(torch.randn(8, 3, 32, 32, generator=random), torch.tensor([0, 0, 1, 1, 2, 2, 3, 4]))
 
 
-def logits_of(method, inputs: Inputs) -> torch.Tensor:
+def logits_of(method, inputs: TrainBatch) -> torch.Tensor:
     feature_BD = method.network(inputs.image_B3HW)
     if hasattr(method.head, "scale"):
         return method.head.scale * F.normalize(feature_BD) @ F.normalize(method.head.weight).T
@@ -53,7 +53,7 @@ def test_the_loss_of_a_step_is_the_plain_one_on_the_heads_logits(classify, input
     options = OPTIONS.get(name, {})
     method = classify(loss={"name": name, **options}, **HEADS.get(name, {}))
     output = method.step([inputs], FIRST)
-    draw = FIRST.generator("cpu", alike=True)
+    draw = FIRST.generator("cpu", same_on_all_ranks=True)
     expected = LOSSES[name](COUNTS, **options)(logits_of(method, inputs), inputs.label_B, None, draw)
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-5)
     output.loss.backward()
@@ -68,7 +68,7 @@ def test_weights_begin_at_their_share_of_the_stage(classify, inputs, name):
     weighted = F.cross_entropy(logits_BC, inputs.label_B, weight=CLASS_WEIGHTS[name](COUNTS))
     assert method.step([inputs], FIRST).loss.item() == pytest.approx(plain.item(), rel=1e-5)
     assert method.step([inputs], LATE).loss.item() == pytest.approx(weighted.item(), rel=1e-5)
-    before = Progress(epoch=7, epochs=10, step=1, steps=2)
+    before = StepContext(epoch=7, epochs=10, step=1, steps=2)
     assert method.step([inputs], before).loss.item() == pytest.approx(plain.item(), rel=1e-5)
 
 

@@ -49,7 +49,7 @@ def test_ncm_orders_classes_by_the_distance_to_their_means(centre):
     assert (found_QC.argmin(dim=1) == 5).all()
     again = reborn(method, lambda: ncm(centre=centre))
     assert torch.equal(again.logits(query).local_BC, found_QC)
-    assert not again.wants_pass
+    assert not again.needs_dataset_pass
 
 
 def test_the_cosine_to_the_means_does_not_depend_on_their_length():
@@ -79,14 +79,14 @@ def test_ncm_takes_no_steps_and_leaves_the_network_as_it_is():
 
 def tau_norm(**config):
     method = TauNorm(TauNormSettings(name="tau_norm", **config), small_network(), CLASSES)
-    method.start_from(linear_head())
+    method.load_stage(linear_head())
     return method.eval()
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.7, 1.0])
 def test_tau_norm_divides_the_rows_and_drops_the_bias(tau):
     method, image = tau_norm(), torch.randn(4, 3, 2, 2)
-    method.use(tau)
+    method.set_value(tau)
     weight_CD, feature_BD = linear_head()["head.weight"], features(method.network, image)
     expected_BC = torch.stack([feature_BD @ row / sum(x * x for x in row) ** (tau / 2) for row in weight_CD], dim=1)
     assert torch.allclose(method.logits(image).local_BC, expected_BC, rtol=1e-4, atol=1e-5)
@@ -96,12 +96,12 @@ def test_tau_norm_divides_the_rows_and_drops_the_bias(tau):
 def test_tau_is_tried_from_nought_to_two_and_one_where_nothing_is_tried():
     method = tau_norm()
     assert method.tau == 1
-    assert list(method.settings) == pytest.approx([0.1 * step for step in range(21)])
+    assert list(method.tunable_values) == pytest.approx([0.1 * step for step in range(21)])
 
 
 def lws():
     method = Lws(LwsSettings(name="lws"), small_network(), CLASSES)
-    method.start_from(linear_head())
+    method.load_stage(linear_head())
     return method
 
 
@@ -129,7 +129,7 @@ def test_an_earlier_stage_without_a_linear_head_is_refused(build):
     method, head = build(), linear_head()
     for state in ({}, {"head.weight": head["head.weight"]}, linear_head(classes=CLASSES + 1)):
         with pytest.raises(UserError, match="start: the earlier stage has no head like this one"):
-            method.start_from(state)
+            method.load_stage(state)
 
 
 @pytest.mark.parametrize("name", ["ncm", "tau_norm", "lws", "fusion"])

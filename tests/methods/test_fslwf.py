@@ -10,7 +10,7 @@ from facelt.config.train import TrainConfig
 from facelt.distributed.logits import GatheredFeatures
 from facelt.errors import UserError
 from facelt.inference.model import load_model
-from facelt.methods.base import Inputs
+from facelt.methods.base import TrainBatch
 from facelt.methods.classify import Classify, ClassifySettings
 from facelt.methods.few_shot import Fslwf, FslwfSettings, WeightGenerator
 from facelt.training.run import run
@@ -47,7 +47,7 @@ def build(counts=COUNTS, **config):
 
 def filled(**config):
     method = build(**config)
-    method.start_from({"head.weight": linear_head()["head.weight"]})
+    method.load_stage({"head.weight": linear_head()["head.weight"]})
     random = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for value in (method.generator.average_D, method.generator.attention_D):
@@ -131,7 +131,7 @@ def test_dropout_changes_the_episode_and_is_drawn_anew_each_step():
 def test_a_batch_of_novel_classes_teaches_nothing(method):
     data = training_set()
     few_N = data.label_B >= 3
-    loss = method.step([Inputs(data.image_B3HW[few_N], data.label_B[few_N])], FIRST).loss
+    loss = method.step([TrainBatch(data.image_B3HW[few_N], data.label_B[few_N])], FIRST).loss
     loss.backward()
     assert loss.item() == 0
     assert not method.weight_CD.grad.any()
@@ -142,7 +142,7 @@ def test_a_set_without_base_classes_and_a_stage_without_cosines_are_refused():
         build(counts=(3, 2, 1, 0, 0, 0))
     for state in (linear_head(), {}, {"head.weight": torch.zeros(CLASSES, DIM + 1)}):
         with pytest.raises(UserError, match="no cosine head of these classes; give it head: cosine"):
-            build().start_from(state)
+            build().load_stage(state)
 
 
 def test_a_scale_that_was_learned_is_taken_over():
@@ -160,7 +160,7 @@ def test_a_scale_that_was_learned_is_taken_over():
     with torch.no_grad():
         first.head.learned_scale.value.fill_(7.0)
     second = build()
-    second.start_from(first.state_dict())
+    second.load_stage(first.state_dict())
     assert second.scale.item() == 7
     assert torch.equal(second.weight_CD, first.head.weight)
     logits = first.head(GatheredFeatures.gather(feature_BD)).local_BC

@@ -9,7 +9,7 @@ import torch
 from facelt.config.registry import METHODS
 from facelt.config.train import TrainConfig
 from facelt.errors import UserError
-from facelt.methods.base import Progress
+from facelt.methods.base import StepContext
 from facelt.methods.fusion import FusionAsmSettings, FusionLlwSettings, FusionSettings, even_cross_entropy, to_range_of
 from facelt.training.run import run
 from tests.methods.small import CLASSES, FIRST, linear_head, look_over, reborn, small_network, training_set
@@ -23,7 +23,7 @@ def build(name, **config):
 
 def fitted(name, **config):
     method = build(name, **config)
-    method.start_from(linear_head())
+    method.load_stage(linear_head())
     look_over(method, training_set())
     return method.eval()
 
@@ -75,11 +75,11 @@ def test_a_rule_puts_both_answers_together(rule, scaled):
 
 
 def test_only_the_mixture_has_a_weight_to_try():
-    assert list(build("fusion", rule="w_mix").settings) == pytest.approx([0.1 * step for step in range(11)])
-    assert not build("fusion", rule="sum").settings
+    assert list(build("fusion", rule="w_mix").tunable_values) == pytest.approx([0.1 * step for step in range(11)])
+    assert not build("fusion", rule="sum").tunable_values
     method, image = fitted("fusion", rule="w_mix", scaled=False), torch.randn(3, 3, 2, 2)
     for weight, place in ((1.0, 0), (0.0, 1)):
-        method.use(weight)
+        method.set_value(weight)
         expected = torch.tensor(plain_answers(method.network, image, False)[place])
         assert torch.allclose(method.logits(image).full_BC, expected, atol=1e-4)
 
@@ -174,9 +174,9 @@ def test_asm_hands_over_what_the_selector_points_at():
 def test_asms_count_begins_with_each_epoch_and_goes_on_within_it():
     method = fitted("fusion_asm")
     method.hits_3.fill_(4)
-    method.begin_epoch(Progress(1, 2, 5, 9), {})
+    method.begin_epoch(StepContext(1, 2, 5, 9), {})
     assert method.diagnostics()["selector_f1"] == pytest.approx(0.5)
-    method.begin_epoch(Progress(1, 2, 0, 9), {})
+    method.begin_epoch(StepContext(1, 2, 0, 9), {})
     assert method.diagnostics()["selector_f1"] == 0
 
 
@@ -191,7 +191,7 @@ def test_a_batch_with_nothing_to_hand_over_has_a_finite_loss():
 @pytest.mark.parametrize("name", ["fusion", "fusion_llw", "fusion_asm"])
 def test_an_earlier_stage_without_a_linear_head_is_refused(name):
     with pytest.raises(UserError, match="start: the earlier stage has no head like this one"):
-        build(name).start_from({"head.weight": linear_head()["head.weight"]})
+        build(name).load_stage({"head.weight": linear_head()["head.weight"]})
 
 
 def test_a_run_mixes_both_by_the_weight_that_validates_best_and_takes_kts_means_while_it_trains(recipe, tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from facelt.methods.base import Progress
+from facelt.methods.base import StepContext
 from facelt.methods.fusion import FusionKt, FusionKtSettings
 from tests.methods.small import CLASSES, FIRST, look_over, reborn, small_network, training_set
 
@@ -15,7 +15,7 @@ def build(**config):
 def kt(epoch, **config):
     """A method that stands in that epoch of ten, its means taken if they are due."""
     method = build(**config)
-    method.begin_epoch(Progress(epoch, 10, 0, 2), {})
+    method.begin_epoch(StepContext(epoch, 10, 0, 2), {})
     look_over(method, training_set())
     return method.eval()
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from facelt.config.registry import METHODS
-from facelt.methods.base import Inputs, Progress
+from facelt.methods.base import StepContext, TrainBatch
 from facelt.methods.classify import ClassifySettings
 from facelt.methods.multi_expert import IndependentSettings
 from facelt.models.branched import Branches
@@ -15,7 +15,7 @@ from facelt.models.network import build_network
 
 CLASSES, DIM, EXPERTS = 6, 16, 3
 COUNTS = torch.tensor([400, 90, 40, 10, 4, 1])
-LATE = Progress(8, 10, 0, 10)
+LATE = StepContext(8, 10, 0, 10)
 LDAM = {"name": "ldam"}
 DRW = {"name": "class_balanced", "start": 0.8}
 
@@ -35,7 +35,7 @@ def build(experts=EXPERTS, **config):
 
 def batch(seed, size=6):
     random = torch.Generator().manual_seed(seed)
-    return Inputs(torch.randn(size, 3, 32, 32, generator=random), torch.randint(CLASSES, (size,), generator=random))
+    return TrainBatch(torch.randn(size, 3, 32, 32, generator=random), torch.randint(CLASSES, (size,), generator=random))
 
 
 def alone(method, expert):
@@ -76,7 +76,7 @@ def test_every_expert_moves_as_it_would_alone():
 
 
 def test_the_experts_streams_are_draws_of_their_own():
-    streams = build(sampler="class_balanced").streams()
+    streams = build(sampler="class_balanced").sampler_specs()
     assert [stream.draw for stream in streams] == [0, 1, 2]
     assert {(stream.sampler, stream.shots) for stream in streams} == {("class_balanced", None)}
 
@@ -101,7 +101,7 @@ def test_the_test_average(average):
 def test_a_batch_that_lost_an_image_shortens_the_others():
     method = build(experts=2).eval()
     short = method.step([batch(0), batch(1, size=5)], LATE).loss.item()
-    cut = Inputs(*(value[:5] for value in batch(0)))
+    cut = TrainBatch(*(value[:5] for value in batch(0)))
     assert short == pytest.approx(method.step([cut, batch(1, size=5)], LATE).loss.item(), rel=1e-5)
 
 

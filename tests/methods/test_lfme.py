@@ -11,7 +11,7 @@ from torch import nn
 
 from facelt.config.registry import METHODS
 from facelt.errors import UserError
-from facelt.methods.base import Inputs, Progress
+from facelt.methods.base import StepContext, TrainBatch
 from facelt.methods.classify import ClassifySettings
 from facelt.methods.lfme import LfmeSettings, floors
 from tests.methods.small import look_over, small_network
@@ -34,18 +34,18 @@ def expert(shots: str | None, classes: int = CLASSES) -> nn.Module:
 
 def lfme(teachers=("many", "medium", "few"), counts_C=COUNTS, **config) -> nn.Module:
     method = METHODS["lfme"](LfmeSettings(name="lfme", **config), small_network(DIM), CLASSES, counts_C).double().eval()
-    method.learn_from([expert(shots) for shots in teachers])
+    method.set_teachers([expert(shots) for shots in teachers])
     return method
 
 
-def images(count: int, seed: int) -> Inputs:
+def images(count: int, seed: int) -> TrainBatch:
     random = torch.Generator().manual_seed(seed)
     image_B = torch.randn(count, 3, 2, 2, generator=random, dtype=torch.float64)
-    return Inputs(image_B, torch.arange(count) % CLASSES)
+    return TrainBatch(image_B, torch.arange(count) % CLASSES)
 
 
-def at(epoch: int, step: int = 0) -> Progress:
-    return Progress(epoch, EPOCHS, step, 2)
+def at(epoch: int, step: int = 0) -> StepContext:
+    return StepContext(epoch, EPOCHS, step, 2)
 
 
 def softmax(logits: list[float]) -> list[float]:
@@ -65,14 +65,14 @@ def confidence(method: nn.Module, image, label: int) -> float:
     return softmax([logits[c] for c in GROUPS[group]])[GROUPS[group].index(label)]
 
 
-def ranges(method: nn.Module, shown: Inputs) -> list[tuple[float, float]]:
+def ranges(method: nn.Module, shown: TrainBatch) -> list[tuple[float, float]]:
     found = [[] for _ in range(CLASSES)]
     for image, label in zip(*shown, strict=True):
         found[label].append(confidence(method, image, int(label)))
     return [(min(values), max(values)) for values in found]
 
 
-def instance_weight(method: nn.Module, image, label: int, shown: Inputs, over: float) -> float:
+def instance_weight(method: nn.Module, image, label: int, shown: TrainBatch, over: float) -> float:
     least, most = ranges(method, shown)[label]
     place = min(max((confidence(method, image, label) - least) / (most - least), 0), 1)
     floor = MEAN["few"] / MEAN[group_of(label)]
@@ -120,9 +120,9 @@ def test_another_loss_is_weighed_image_by_image():
 
 def test_the_pass_finds_each_classs_range_once():
     method, shown = lfme(), images(24, seed=1)
-    assert method.wants_pass
+    assert method.needs_dataset_pass
     look_over(method, shown)
-    assert not method.wants_pass
+    assert not method.needs_dataset_pass
     found = list(zip(method.least_C.tolist(), method.most_C.tolist(), strict=True))
     assert found == [pytest.approx(pair, rel=1e-12) for pair in ranges(method, shown)]
 
@@ -246,7 +246,7 @@ def test_a_group_without_images_needs_no_expert():
 def test_experts_of_other_data_are_refused():
     method = lfme()
     with pytest.raises(UserError, match="teachers: the expert of few shots knows 9 classes, the data have 6"):
-        method.learn_from([expert("many"), expert("medium"), expert("few", classes=9)])
+        method.set_teachers([expert("many"), expert("medium"), expert("few", classes=9)])
 
 
 def test_margins_of_another_scale_are_refused():

@@ -8,7 +8,7 @@ from facelt.config.train import TrainConfig
 from facelt.distributed.logits import GatheredFeatures
 from facelt.evaluation.evaluate import accuracy_of
 from facelt.inference.model import load_model
-from facelt.methods.base import Inputs, Progress
+from facelt.methods.base import StepContext, TrainBatch
 from facelt.methods.classify import ClassifySettings
 from facelt.methods.oltr import DynamicMetaSettings
 from facelt.models.network import build_network
@@ -16,7 +16,7 @@ from facelt.training.run import run
 from tests.methods.minimal import stages
 
 CLASSES, DIM = 6, 16
-FIRST = Progress(epoch=0, epochs=1, step=0, steps=2)
+FIRST = StepContext(epoch=0, epochs=1, step=0, steps=2)
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def network():
 @pytest.fixture
 def inputs():
     random = torch.Generator().manual_seed(1)
-    return Inputs(torch.randn(8, 3, 32, 32, generator=random), torch.tensor([0, 0, 1, 1, 2, 2, 3, 4]))
+    return TrainBatch(torch.randn(8, 3, 32, 32, generator=random), torch.tensor([0, 0, 1, 1, 2, 2, 3, 4]))
 
 
 @pytest.fixture
@@ -40,8 +40,8 @@ def dynamic_meta(network):
         method.eval()
         random = torch.Generator().manual_seed(2)
         labels = torch.arange(CLASSES).repeat(2)
-        method.accumulate(Inputs(torch.randn(2 * CLASSES, 3, 32, 32, generator=random), labels))
-        method.finish_pass()
+        method.observe(TrainBatch(torch.randn(2 * CLASSES, 3, 32, 32, generator=random), labels))
+        method.end_dataset_pass()
         return method.train()
 
     return build
@@ -84,7 +84,7 @@ def test_classify_is_cross_entropy_on_its_head(network, inputs, head):
 def test_the_hallucinator_starts_as_the_earlier_classifier(dynamic_meta):
     method = dynamic_meta()
     state = {"head.weight": torch.randn(CLASSES, DIM), "head.bias": torch.randn(CLASSES)}
-    method.start_from(state)
+    method.load_stage(state)
     assert torch.equal(method.head.hallucinator.weight, state["head.weight"])
     assert torch.equal(method.head.hallucinator.bias, state["head.bias"])
     assert not torch.equal(method.head.classifier.weight, state["head.weight"])
@@ -102,9 +102,9 @@ def test_the_hallucinator_starts_as_the_earlier_classifier(dynamic_meta):
 def test_a_classifier_that_does_not_fit_is_left_alone(dynamic_meta, state):
     method = dynamic_meta()
     before = method.head.hallucinator.weight.detach().clone()
-    method.start_from(state)
+    method.load_stage(state)
     assert torch.equal(method.head.hallucinator.weight, before)
-    dynamic_meta(memory=False).start_from({"head.weight": torch.zeros(CLASSES, DIM), "head.bias": torch.zeros(CLASSES)})
+    dynamic_meta(memory=False).load_stage({"head.weight": torch.zeros(CLASSES, DIM), "head.bias": torch.zeros(CLASSES)})
 
 
 @pytest.mark.parametrize(("convention", "weight"), [("released", 0.01), ("paper", 0.1)])

@@ -9,13 +9,13 @@ import torch
 from pydantic import ValidationError
 
 from facelt.config.registry import METHODS, MIXINGS
-from facelt.methods.base import Inputs, Progress
+from facelt.methods.base import StepContext, TrainBatch
 from facelt.methods.classify import Classify, ClassifySettings
 from facelt.models.network import build_network
 
 CLASSES = 4
 COUNTS = torch.tensor([90, 30, 29, 3])
-AT = Progress(epoch=3, epochs=10, step=1, steps=5)
+AT = StepContext(epoch=3, epochs=10, step=1, steps=5)
 
 
 def classify(**config) -> Classify:
@@ -28,10 +28,10 @@ def classify(**config) -> Classify:
 @pytest.fixture
 def inputs():
     random = torch.Generator().manual_seed(1)
-    return Inputs(torch.randn(8, 3, 32, 32, generator=random), torch.arange(8) % CLASSES)
+    return TrainBatch(torch.randn(8, 3, 32, 32, generator=random), torch.arange(8) % CLASSES)
 
 
-def plain_blend(method: Classify, inputs: Inputs) -> tuple[float, list[int]]:
+def plain_blend(method: Classify, inputs: TrainBatch) -> tuple[float, list[int]]:
     """The share and the partners of the step."""
     blend = method.mixing.draw(inputs.label_B, AT, AT.generator("cpu"))
     return blend.lam, blend.partner_b.tolist()
@@ -125,7 +125,7 @@ def test_a_margin_is_taken_off_each_of_the_two(inputs):
 def test_shares_are_of_beta(alpha):
     """Mean and variance of 1500 steps lie within five standard errors."""
     mixing = MIXINGS["input"](None, alpha=alpha)
-    steps = [Progress(epoch, 15, step, 100) for epoch in range(15) for step in range(100)]
+    steps = [StepContext(epoch, 15, step, 100) for epoch in range(15) for step in range(100)]
     shares = np.array([mixing.draw(torch.zeros(2).long(), step, step.generator("cpu")).lam for step in steps])
     variance = 1 / (4 * (2 * alpha + 1))
     assert abs(shares.mean() - 0.5) < 5 * (variance / len(shares)) ** 0.5
@@ -142,7 +142,7 @@ def test_a_step_draws_the_same_again_and_leaves_torchs_state_alone(inputs):
     assert torch.initial_seed() == 7
     torch.rand(5)
     assert torch.equal(method.step([inputs], AT).loss, first)
-    assert not torch.equal(method.step([inputs], Progress(3, 10, 2, 5)).loss, first)
+    assert not torch.equal(method.step([inputs], StepContext(3, 10, 2, 5)).loss, first)
     torch.manual_seed(8)
     assert not torch.equal(method.step([inputs], AT).loss, first)
 

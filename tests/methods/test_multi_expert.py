@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from facelt.config.registry import METHODS
 from facelt.errors import UserError
-from facelt.methods.base import Inputs
+from facelt.methods.base import TrainBatch
 from facelt.methods.classify import ClassifySettings
 from facelt.methods.multi_expert import Experts, IndependentSettings, RideSettings, equal_batches
 from facelt.models.branched import Branches
@@ -43,7 +43,7 @@ def images(batch=5):
 def test_the_answer_is_the_mean_of_the_experts(head, options):
     method = build_experts(head, **options)
     with torch.no_grad():
-        experts, together = method.answers(images())
+        experts, together = method.predict_all(images())
         feature_BKD = method.network(images())
     plain = []
     for place, classifier in enumerate(method.heads):
@@ -73,7 +73,7 @@ def test_products_of_embeddings_are_the_mean_of_the_experts_cosines():
 
 
 def test_batches_are_cut_to_the_shortest():
-    long, short = (Inputs(images(size), torch.arange(size)) for size in (5, 3))
+    long, short = (TrainBatch(images(size), torch.arange(size)) for size in (5, 3))
     cut = equal_batches([long, short])
     assert [len(batch.image_B3HW) for batch in cut] == [3, 3]
     assert all(batch.label_B.tolist() == [0, 1, 2] for batch in cut)

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from facelt.config.registry import METHODS
 from facelt.distributed.class_shards import sharded_entries
 from facelt.distributed.comm import rank, world_size
-from facelt.methods.base import Inputs, Method, Progress
+from facelt.methods.base import Method, StepContext, TrainBatch
 from facelt.methods.decoupling import LwsSettings, NcmSettings, TauNormSettings
 from facelt.methods.few_shot import FslwfSettings, MetaModelNetSettings, ModelRegressionSettings
 from facelt.methods.fusion import FusionAsmSettings, FusionKtSettings, FusionLlwSettings, FusionSettings
@@ -30,10 +30,10 @@ CONFIGS = [
 ]
 
 
-def share(data: Inputs) -> Inputs:
+def share(data: TrainBatch) -> TrainBatch:
     """A rank's images: the first one has more."""
     places = torch.arange(len(data.label_B)).tensor_split([17])[rank()] if world_size() > 1 else slice(None)
-    return Inputs(data.image_B3HW[places].double(), data.label_B[places])
+    return TrainBatch(data.image_B3HW[places].double(), data.label_B[places])
 
 
 def gone_through(config: Any) -> tuple[Method, dict[str, Any]]:
@@ -42,15 +42,15 @@ def gone_through(config: Any) -> tuple[Method, dict[str, Any]]:
     # In float64: fits of L-BFGS make more of float32's rounding, which differs with the number of threads.
     method = METHODS[config.name](config, small_network(), CLASSES, torch.tensor(COUNTS)).double()
     head = {name: value.double() for name, value in linear_head().items()}
-    method.start_from({"head.weight": head["head.weight"]} if config.name == "fslwf" else head)
-    own, progress = share(training_set()), Progress(1, 2, 0, 2)
+    method.load_stage({"head.weight": head["head.weight"]} if config.name == "fslwf" else head)
+    own, progress = share(training_set()), StepContext(1, 2, 0, 2)
     method.begin_epoch(progress, {})
     # Batch norm of ranks without a GPU is each one's own: here it stands still.
     method.eval()
     with torch.no_grad():
-        while method.wants_pass:
-            method.accumulate(own)
-            method.finish_pass()
+        while method.needs_dataset_pass:
+            method.observe(own)
+            method.end_dataset_pass()
     found: dict[str, Any] = {"split": sharded_entries(method)}
     if config.name not in ("ncm", "tau_norm", "fusion"):
         output = method.step([own], progress)

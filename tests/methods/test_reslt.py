@@ -12,7 +12,7 @@ from torch import nn
 
 from facelt.config.registry import METHODS
 from facelt.errors import UserError
-from facelt.methods.base import Inputs, Progress
+from facelt.methods.base import StepContext, TrainBatch
 from facelt.methods.reslt import ResltSettings
 from tests.methods.small_branches import branched_network
 
@@ -30,10 +30,10 @@ def reslt(branches: int = 3, counts_C: torch.Tensor | None = COUNTS, **options) 
 
 
 @pytest.fixture
-def inputs() -> Inputs:
+def inputs() -> TrainBatch:
     random = torch.Generator().manual_seed(1)
     image_B = torch.randn(IMAGES, 3, 2, 2, generator=random, dtype=torch.float64)
-    return Inputs(image_B, torch.tensor([0, 1, 1, 2, 3, 3, 4, 5, 5]))
+    return TrainBatch(image_B, torch.tensor([0, 1, 1, 2, 3, 3, 4, 5, 5]))
 
 
 def cross_entropy(logits: list[float], label: int) -> float:
@@ -53,13 +53,13 @@ def test_the_loss_is_branches_on_their_classes_and_their_sum(inputs, alpha):
         fused += cross_entropy([sum(column) for column in zip(*logits_KC, strict=True)], label)
     assert members == 9 + 6 + 3
     expected = alpha * own / members + (1 - alpha) * fused / IMAGES
-    assert method.step([inputs], Progress(0, 1, 0, 1)).loss.item() == pytest.approx(expected, rel=1e-12)
+    assert method.step([inputs], StepContext(0, 1, 0, 1)).loss.item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_branches_learn_from_their_own_classes(inputs):
     method = reslt(alpha=1.0)
     many = inputs.label_B < 3
-    method.step([Inputs(inputs.image_B3HW[many], inputs.label_B[many])], Progress(0, 1, 0, 1)).loss.backward()
+    method.step([TrainBatch(inputs.image_B3HW[many], inputs.label_B[many])], StepContext(0, 1, 0, 1)).loss.backward()
     moved = [any(p.grad.any() for p in branch.parameters()) for branch in method.network.embedding]
     # Of the classes 0, 1 and 2 the second branch answers for 0 alone, the third for none.
     assert moved == [True, True, False]

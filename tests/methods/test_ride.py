@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from facelt.config.registry import METHODS
 from facelt.config.train import StageConfig
-from facelt.methods.base import Inputs, Progress
+from facelt.methods.base import StepContext, TrainBatch
 from facelt.methods.classify import ClassifySettings
 from facelt.methods.multi_expert import RideSettings
 from facelt.models.branched import Branches
@@ -15,7 +15,7 @@ from facelt.models.network import build_network
 
 CLASSES, DIM, EXPERTS, BATCH = 6, 16, 3, 8
 COUNTS = torch.tensor([400, 90, 40, 10, 4, 1])
-EARLY, LATE = Progress(159, 200, 0, 10), Progress(160, 200, 0, 10)
+EARLY, LATE = StepContext(159, 200, 0, 10), StepContext(160, 200, 0, 10)
 
 
 def build(experts=EXPERTS, **config):
@@ -35,7 +35,7 @@ def build(experts=EXPERTS, **config):
 @pytest.fixture
 def inputs():
     random = torch.Generator().manual_seed(1)
-    return Inputs(torch.randn(BATCH, 3, 32, 32, generator=random), torch.tensor([0, 0, 1, 1, 2, 3, 4, 5]))
+    return TrainBatch(torch.randn(BATCH, 3, 32, 32, generator=random), torch.tensor([0, 0, 1, 1, 2, 3, 4, 5]))
 
 
 def logits_of(method, inputs):
@@ -95,7 +95,7 @@ def test_without_weights_and_with_plain_cross_entropy(inputs):
 
 def test_the_mean_learns_from_the_teachers_mean_and_all_counts_once_an_expert(inputs):
     method, teacher = build(distillation={"temperature": 1.5, "weight": 0.7}), build(experts=4)
-    method.learn_from([teacher])
+    method.set_teachers([teacher])
     student = sum(logits_of(method, inputs)) / EXPERTS / 1.5
     taught = sum(logits_of(teacher, inputs)) / 4 / 1.5
     learnt = 1.5**2 * F.kl_div(student.log_softmax(1), taught.softmax(1), reduction="batchmean")
@@ -142,5 +142,5 @@ def test_another_methods_stage_may_teach(inputs):
     network = build_network("resnet10", image_size=(32, 32), attention=False, embedding="none")
     teacher = METHODS["classify"](ClassifySettings(name="classify"), network, CLASSES).eval()
     method = build(distillation={})
-    method.learn_from([teacher])
+    method.set_teachers([teacher])
     assert method.step([inputs], EARLY).loss.isfinite()

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 
 from facelt.config.registry import METHODS
 from facelt.errors import UserError
-from facelt.methods.base import Inputs, Progress
+from facelt.methods.base import StepContext, TrainBatch
 from facelt.methods.multi_expert import RideRouterSettings, RideSettings, experts_asked, would_help
 from facelt.models.branched import Branches
 from facelt.models.network import build_network
 
 CLASSES, DIM, EXPERTS, TOP = 6, 16, 3, 4
-FIRST = Progress(0, 1, 0, 10)
+FIRST = StepContext(0, 1, 0, 10)
 
 
 def network_of(experts=EXPERTS):
@@ -37,7 +37,7 @@ def method():
 @pytest.fixture
 def inputs():
     random = torch.Generator().manual_seed(1)
-    return Inputs(torch.randn(24, 3, 32, 32, generator=random), torch.arange(24) % CLASSES)
+    return TrainBatch(torch.randn(24, 3, 32, 32, generator=random), torch.arange(24) % CLASSES)
 
 
 def test_a_later_expert_would_help_where_the_mean_so_far_is_wrong():
@@ -119,10 +119,10 @@ def test_the_router_alone_moves(method, inputs):
 
 def test_it_starts_from_rides_heads(method):
     ride = METHODS["ride"](RideSettings(name="ride"), network_of(), CLASSES)
-    method.start_from(ride.state_dict())
+    method.load_stage(ride.state_dict())
     assert all(torch.equal(own.weight, given.weight) for own, given in zip(method.heads, ride.heads, strict=True))
     with pytest.raises(UserError, match="the earlier stage has no head like this one"):
-        method.start_from({"head.weight": torch.zeros(CLASSES, DIM)})
+        method.load_stage({"head.weight": torch.zeros(CLASSES, DIM)})
 
 
 def test_there_may_be_fewer_classes_than_logits_to_look_at(inputs):

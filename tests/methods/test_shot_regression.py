@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from facelt.errors import UserError
-from facelt.methods.base import Progress
+from facelt.methods.base import StepContext
 from facelt.methods.few_shot import (
     MetaModelNet,
     MetaModelNetSettings,
@@ -77,7 +77,7 @@ def test_a_step_is_the_regression_of_weights_and_the_loss_of_the_answers(name):
     method, data = filled(name, answer_weight=0.7), training_set()
     method.train()
     output = method.step([data], FIRST)
-    generator = FIRST.generator("cpu", alike=True)
+    generator = FIRST.generator("cpu", same_on_all_ranks=True)
     level = method.level(FIRST, generator)
     with torch.no_grad():
         feature, label = method._bank.sample_per_class(2**level, generator)
@@ -107,14 +107,15 @@ def test_a_step_is_the_regression_of_weights_and_the_loss_of_the_answers(name):
 def test_model_regression_draws_every_level():
     method = build("model_regression")
     drawn = {
-        method.level(step, step.generator("cpu", alike=True)) for step in (Progress(0, 1, s, 40) for s in range(40))
+        method.level(step, step.generator("cpu", same_on_all_ranks=True))
+        for step in (StepContext(0, 1, s, 40) for s in range(40))
     }
     assert drawn == {0, 1, 2}
 
 
 def test_blocks_are_trained_from_the_last_to_the_first_and_the_others_stand_still():
     method, data = filled("meta_model_net"), training_set()
-    steps = [Progress(epoch, 2, step, 3) for epoch in range(2) for step in range(3)]
+    steps = [StepContext(epoch, 2, step, 3) for epoch in range(2) for step in range(3)]
     active = []
     for progress in steps:
         method.zero_grad(set_to_none=True)
@@ -136,7 +137,7 @@ def test_a_resumed_stage_takes_the_features_again_and_keeps_its_classifiers(name
     again.load_state_dict({key: value.clone() + 0 for key, value in method.state_dict().items()})
     with torch.no_grad():
         again.many_CE += 1
-    assert again.wants_pass
+    assert again.needs_dataset_pass
     look_over(again, training_set())
     assert torch.equal(again.many_CE, method.many_CE + 1)
     assert torch.equal(again._bank.feature_ND, method._bank.feature_ND)

@@ -46,7 +46,7 @@ def test_a_recipe_has_its_settings_and_its_stages_fit_each_other(name, root):
             if stage.start is not None:
                 state = states[stage.start]
                 load_stage_weights(built.network, {key.removeprefix("network."): value for key, value in state.items()})
-                built.start_from(state)
+                built.load_stage(state)
             states[stage.name] = built.state_dict()
     optim = stage.optim or config.optim
     assert (stage.method.name, stage.epochs, optim.lr, optim.batch) == RECIPES[name]
@@ -112,11 +112,11 @@ def test_the_pass_is_made_where_it_is_wanted(root, cifar, tmp_path, monkeypatch)
     for name in ("ncm", "fslwf", "fusion_kt"):
         kind = METHODS[name]
 
-        def finish(self, kind=kind, original=kind.finish_pass):
+        def finish(self, kind=kind, original=kind.end_dataset_pass):
             passes.append((kind.__name__, self.network.training))
             original(self)
 
-        monkeypatch.setattr(kind, "finish_pass", finish)
+        monkeypatch.setattr(kind, "end_dataset_pass", finish)
     run(small(root, cifar, tmp_path / "ncm", "ncm"))
     assert passes == [("Ncm", False)] * 2
     passes.clear()

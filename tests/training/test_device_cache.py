@@ -9,7 +9,7 @@ from facelt.config.train import TrainConfig
 from facelt.data.module import open_data
 from facelt.distributed.comm import rank
 from facelt.errors import UserError
-from facelt.methods.base import Stream
+from facelt.methods.base import SamplerSpec
 from facelt.training.loaders import build_train_loaders
 
 
@@ -46,8 +46,8 @@ def test_a_list_cannot_be_resident(recipe, tmp_path):
 class TwoStreams:
     """All that `build_train_loaders` asks of a method."""
 
-    def streams(self):
-        return Stream("instance"), Stream("class_aware")
+    def sampler_specs(self):
+        return SamplerSpec("instance"), SamplerSpec("class_aware")
 
 
 def batches(values: dict) -> list[tuple]:

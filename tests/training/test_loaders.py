@@ -7,7 +7,7 @@ import pytest
 
 from facelt.data.module import Split, TrainingData
 from facelt.errors import UserError
-from facelt.methods.base import Stream
+from facelt.methods.base import SamplerSpec
 from facelt.training.loaders import build_sampler
 
 # Of the first class 101 images are trained on, of the third 19; the last one's image is for validation alone.
@@ -25,7 +25,7 @@ def data():
 @pytest.mark.parametrize("shots", BANDS)
 @pytest.mark.parametrize("sampler", ["instance", "class_aware", "oversample"])
 def test_shots_keep_to_the_training_images_of_those_classes(data, shots, sampler):
-    found = build_sampler(Stream(sampler, shots=shots), data, batch=5, seed=0, epochs=20)
+    found = build_sampler(SamplerSpec(sampler, shots=shots), data, batch=5, seed=0, epochs=20)
     drawn = {index for epoch in range(20) for index in found.epoch_indices(epoch).tolist()}
     assert drawn == {index for index in MEMBERS.tolist() if LABELS[index] in BANDS[shots]}
 
@@ -35,13 +35,13 @@ def test_shots_that_no_class_has_are_refused(data):
     split = Split(data.train.dataset, few)
     with pytest.raises(UserError, match="no training class has medium shots"):
         build_sampler(
-            Stream("instance", shots="medium"), TrainingData(split, split, {}, 5, None), batch=2, seed=0, epochs=1
+            SamplerSpec("instance", shots="medium"), TrainingData(split, split, {}, 5, None), batch=2, seed=0, epochs=1
         )
 
 
 def test_another_draw_has_other_images_and_other_augmentation(data):
     def draws(draw: int, seed: int = 3):
-        sampler = build_sampler(Stream("instance", draw=draw), data, batch=8, seed=seed, epochs=1)
+        sampler = build_sampler(SamplerSpec("instance", draw=draw), data, batch=8, seed=seed, epochs=1)
         index_T, seed_T = sampler.epoch_requests(0)
         return index_T.tolist(), seed_T.tolist()
 
@@ -54,6 +54,6 @@ def test_another_draw_has_other_images_and_other_augmentation(data):
 
 
 def test_the_stages_epochs_reach_the_sampler(data):
-    sampler = build_sampler(Stream("progressive"), data, batch=8, seed=0, epochs=40)
+    sampler = build_sampler(SamplerSpec("progressive"), data, batch=8, seed=0, epochs=40)
     np.testing.assert_allclose(sampler.shares(0), np.array([101, 100, 19, 7]) / 227)
     np.testing.assert_allclose(sampler.shares(20), (np.array([101, 100, 19, 7]) / 227 + 0.25) / 2)

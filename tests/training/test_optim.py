@@ -8,14 +8,14 @@ from safetensors.torch import load_file
 
 from facelt.config.train import OptimConfig, ScheduleConfig, StageConfig, TrainConfig
 from facelt.inference.model import build_method
-from facelt.methods.base import Progress
+from facelt.methods.base import StepContext
 from facelt.training.optim import Optimisers, RowSGD, learning_rate_factor
 
 
 def factors(epochs: int, steps: int, **schedule) -> list[float]:
     config = ScheduleConfig(**schedule)
     places = [(epoch, step) for epoch in range(epochs) for step in range(steps)]
-    return [learning_rate_factor(config, Progress(epoch, epochs, step, steps)) for epoch, step in places]
+    return [learning_rate_factor(config, StepContext(epoch, epochs, step, steps)) for epoch, step in places]
 
 
 def test_steps_down_after_every_so_many_epochs():
@@ -77,7 +77,7 @@ def test_each_part_has_its_share_of_the_rate_times_the_schedule(recipe, tmp_path
     before = {name: value.detach().clone() for name, value in method.named_parameters()}
     for parameter in optimisers.parameters():
         parameter.grad = torch.ones_like(parameter)
-    assert optimisers.step(Progress(1, 2, 0, 4)) == pytest.approx(0.05 * 2.0 * 0.1)
+    assert optimisers.step(StepContext(1, 2, 0, 4)) == pytest.approx(0.05 * 2.0 * 0.1)
     for name, share in (("network.backbone.conv1.weight", 0.25), ("head.classifier.weight", 2.0)):
         moved = before[name] - dict(method.named_parameters())[name].detach()
         expected = 0.05 * share * 0.1 * (1 + 5e-4 * before[name])

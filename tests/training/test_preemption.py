@@ -23,7 +23,7 @@ def step_of(method: str):
 MOMENTS = {
     "a step": (*step_of("classify"), 1),
     "the last step of a stage": (*step_of("classify"), 7),
-    "the memory pass": (METHODS["dynamic_meta"], "accumulate", 1),
+    "the memory pass": (METHODS["dynamic_meta"], "observe", 1),
     "validation": (trainer.Trainer, "validate", 1),
     "a save": (Checkpoints, "commit", 2),
     "the end of a stage": (trainer.Trainer, "_finalize", 0),

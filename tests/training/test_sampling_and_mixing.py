@@ -14,7 +14,7 @@ from facelt.config.train import TrainConfig
 from facelt.distributed.comm import rank, world_size
 from facelt.heads.classifiers import load_head
 from facelt.inference.model import build_method, load_model
-from facelt.methods.base import Inputs, Progress
+from facelt.methods.base import StepContext, TrainBatch
 from facelt.methods.cam_sampling import ForegroundMoves
 from facelt.methods.classify import Classify, ClassifySettings
 from facelt.models.network import build_network
@@ -24,7 +24,7 @@ from tests.data.cifar_folder import write_cifar
 
 CLASSES = 4
 COUNTS = torch.tensor([90, 30, 29, 3])
-AT = Progress(epoch=3, epochs=10, step=1, steps=5)
+AT = StepContext(epoch=3, epochs=10, step=1, steps=5)
 
 # Name, epochs, sampler, way to mix, whether foregrounds move, learning rate.
 MIXUP, BALANCED = ("instance", "input", False), ("class_balanced", None, False)
@@ -140,14 +140,14 @@ def ranks_step() -> dict:
     method = classify(mix={"name": "manifold"}, loss={"name": "balanced_softmax"}, move_foreground={})
     teacher = classify().requires_grad_(False)
     teacher.head.weight.mul_(3)
-    method.learn_from([teacher])
+    method.set_teachers([teacher])
     random = torch.Generator().manual_seed(1)
     image_B3HW, label_B = torch.randn(10, 3, 32, 32, generator=random), torch.arange(10) % CLASSES
     own = slice(10 * rank() // world_size(), 10 * (rank() + 1) // world_size())
-    output = method.step([Inputs(image_B3HW[own], label_B[own])], AT)
+    output = method.step([TrainBatch(image_B3HW[own], label_B[own])], AT)
     output.loss.backward()
     generator = AT.generator("cpu")
-    moved = method.moves(Inputs(image_B3HW[own], label_B[own]), teacher, generator)
+    moved = method.moves(TrainBatch(image_B3HW[own], label_B[own]), teacher, generator)
     blend = method.mixing.draw(moved.label_B, AT, generator)
     return {
         "lam": blend.lam,

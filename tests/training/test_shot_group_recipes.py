@@ -44,7 +44,7 @@ def test_a_recipe_has_its_settings_and_its_stages_fit_each_other(name, root):
         assert methods[name].member_KC.sum(dim=1).tolist() == [100, 65, 30]
     if name.startswith("lfme"):
         assert list(methods) == [*EXPERTS, name]
-        methods[name].learn_from([methods[teacher] for teacher in stage.teachers])
+        methods[name].set_teachers([methods[teacher] for teacher in stage.teachers])
 
 
 @pytest.fixture(scope="module")

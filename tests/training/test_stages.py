@@ -23,27 +23,27 @@ class Taught(Classify):
     asked: tuple = ()
     kept: torch.Tensor | None = None
 
-    def learn_from(self, teachers):
+    def set_teachers(self, teachers):
         type(self).asked = tuple(teachers)
 
     @property
-    def settings(self):
+    def tunable_values(self):
         return () if self.kept is None else (-1.0, 1.0, 0.0)
 
-    def use(self, setting):
+    def set_value(self, value):
         with torch.no_grad():
-            self.head.weight.copy_(self.kept * setting)
+            self.head.weight.copy_(self.kept * value)
             self.head.bias.zero_()
 
-    def start_from(self, state):
-        super().start_from(state)
+    def load_stage(self, state):
+        super().load_stage(state)
         self.kept = self.head.weight.detach().clone()
 
 
 @pytest.fixture
 def taught(monkeypatch):
     monkeypatch.setitem(METHODS, "classify", Taught)
-    monkeypatch.setattr(ClassifySettings, "teachers_wanted", range(3))
+    monkeypatch.setattr(ClassifySettings, "num_teachers", range(3))
     return Taught
 
 
