@@ -8,7 +8,7 @@ N images of the source, C classes (labels 0..C-1), K classes kept.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +19,70 @@ from recordio_tools.errors import RecordIOError
 from recordio_tools.long_tail import HELD_OUT_STREAM, draw, place_within
 from recordio_tools.selection import describe_counts
 
-_PATH_AND_LABEL = re.compile(r"(.+) ([0-9]{1,9})")
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+_PATH_AND_LABEL = re.compile(r"(.+) (-?[0-9]{1,18})")
+_LABELLED_LINE = re.compile(r".+ -?[0-9]+")
+
+
+def read_labelled_list(path: Path, num_classes: int | None = None) -> tuple[list[str], np.ndarray]:
+    """Returns relative paths and labels, int64 [N], of a list with `path label` on each line, as ImageNet-LT has them.
+
+    Raises RecordIOError naming the file and the line: an unreadable or empty list, a line without a label, a label
+    outside -1..num_classes - 1 (-1 marks the open set), a path that is absolute or leads upwards.
+    """
+    lines = read_lines(path)
+    matches = [_PATH_AND_LABEL.fullmatch(line) for line in lines]
+    if None in matches:
+        row = matches.index(None)
+        raise RecordIOError(
+            f"{path}, line {row + 1}: expected a path, one space and a label, found {lines[row][:120]!r}"
+        )
+    paths, labels = zip(*(match.groups() for match in matches), strict=True)
+    label_N = np.array(labels).astype(np.int64)
+    outside_N = (label_N < -1) | (label_N >= (np.iinfo(np.int64).max if num_classes is None else num_classes))
+    if outside_N.any():
+        row = int(np.argmax(outside_N))
+        allowed = "-1 (open set) or 0" + ("" if num_classes is None else f" to {num_classes - 1}")
+        raise RecordIOError(f"{path}, line {row + 1}: label {label_N[row]} is not {allowed}")
+    check_relative(path, paths)
+    return list(paths), label_N
+
+
+def read_path_list(path: Path) -> list[str]:
+    """Returns the relative paths of a list without labels. Raises RecordIOError as `read_labelled_list` does."""
+    paths = read_lines(path)
+    check_relative(path, paths)
+    return paths
+
+
+def has_labels(path: Path) -> bool:
+    """Returns True if every line of a list ends in a label."""
+    return all(_LABELLED_LINE.fullmatch(line) for line in read_lines(path))
+
+
+def read_lines(path: Path) -> list[str]:
+    """Returns the lines of a list without line ends; only the last may be followed by empty lines.
+
+    Raises RecordIOError naming the file, and the line that is empty.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordIOError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    lines = text.rstrip().split("\n")
+    if (row := next((row for row, line in enumerate(lines) if not line.strip()), None)) is not None:
+        problem = "the list is empty" if len(lines) == 1 else f"line {row + 1} is empty"
+        raise RecordIOError(f"{path}: {problem}; each line names an image, or a pair")
+    return lines
+
+
+def check_relative(path: Path, names: Sequence[str], first_line: int = 1) -> None:
+    """Raises RecordIOError at a listed name that is absolute or leads upwards; `first_line` is that of the first."""
+    for line, name in enumerate(names, start=first_line):
+        if name.startswith("/") or "\0" in name or (".." in name and ".." in name.split("/")):
+            raise RecordIOError(
+                f"{path}, line {line}: {name[:120]!r} leads out of the root folder; list relative paths below it"
+            )
 
 
 class ListedImage(NamedTuple):
@@ -30,25 +92,18 @@ class ListedImage(NamedTuple):
     label: int
 
 
-def read_list(path: Path, root: Path | None = None) -> list[ListedImage]:
-    """The images of a tab-separated .lst of either kind, paths relative to `root` (default: the list's folder).
+def read_lst(path: Path, root: Path | None = None) -> list[ListedImage]:
+    """Returns the images of a tab-separated .lst, paths relative to `root` (default: the list's folder).
 
-    Raises RecordIOError naming the line that is of neither kind, that needs alignment first, or whose path leaves
-    `root`.
+    Lines are im2rec's (index, label, path) or InsightFace's (aligned, path, label). Raises RecordIOError naming the
+    line: neither of them, an image that must be aligned first, or a path that leaves `root`.
     """
     root = (root or path.parent).resolve()
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecordIOError(f"{path}: cannot be read ({error})") from None
-    rows = [(number, line.split("\t")) for number, line in enumerate(lines, start=1) if line.strip()]
-    images = [_parse(f"{path}: line {number}", fields, root) for number, fields in rows]
-    if not images:
-        raise RecordIOError(f"{path}: the list names no image")
-    return images
+    lines = enumerate(read_lines(path), start=1)
+    return [_parse_lst(f"{path}, line {number}", line.split("\t"), root) for number, line in lines]
 
 
-def _parse(where: str, fields: list[str], root: Path) -> ListedImage:
+def _parse_lst(where: str, fields: list[str], root: Path) -> ListedImage:
     im2rec = len(fields) >= 3 and fields[0].isdecimal() and all(_is_number(field) for field in fields[1:-1])
     insightface = len(fields) >= 3 and fields[0] in ("0", "1") and _is_number(fields[2])
     if im2rec and not (insightface and _is_number(fields[-1])):
@@ -74,33 +129,6 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def read_labelled_paths(path: Path) -> tuple[list[str], list[int]]:
-    """Relative paths and labels of a list of `path label` lines, as ImageNet-LT and others are published.
-
-    Raises RecordIOError naming the line that is none, whose path leaves its root, or that names an image once more.
-    """
-    try:
-        lines = path.read_text("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecordIOError(f"{path}: cannot be read ({error})") from None
-    labels: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        match = _PATH_AND_LABEL.fullmatch(line)
-        if match is None:
-            raise RecordIOError(f"{path}: line {number}: expected a path, one space and a label of at least 0")
-        name, label = match.groups()
-        if name.startswith("/") or ".." in name.split("/"):
-            raise RecordIOError(f"{path}: line {number}: {name} leads out of the images' folder; list paths below it")
-        if name in labels:
-            raise RecordIOError(f"{path}: line {number}: {name} is listed twice")
-        labels[name] = int(label)
-    if not labels:
-        raise RecordIOError(f"{path}: the list names no image")
-    return list(labels), list(labels.values())
 
 
 def read_folders(root: Path) -> tuple[list[ListedImage], list[str]]:
@@ -193,14 +221,26 @@ def _read(source: Path) -> _Source:
         paths = [image.path.relative_to(source).as_posix() for image in images]
         label_N = np.array([image.label for image in images], np.int64)
     else:
-        paths, labels = read_labelled_paths(source)
-        found, label_N = np.unique(labels, return_inverse=True)
-        names = [str(label) for label in found]
+        paths, label_N = read_labelled_list(source)
+        _check_selectable(source, paths, label_N)
+        labels, label_N = np.unique(label_N, return_inverse=True)
+        names = [str(label) for label in labels]
     for path in paths:
         if any(letter < " " or "\ud800" <= letter <= "\udfff" for letter in path):
             raise RecordIOError(f"{source}: {path!r}: such a name cannot stand in a list; rename the file")
     order = sorted(range(len(paths)), key=paths.__getitem__)
     return _Source([paths[place] for place in order], label_N[order], names)
+
+
+def _check_selectable(source: Path, paths: list[str], label_N: np.ndarray) -> None:
+    """Raises RecordIOError at a label of the open set and at an image that is listed twice."""
+    seen: set[str] = set()
+    for line, (path, label) in enumerate(zip(paths, label_N.tolist(), strict=True), start=1):
+        if label < 0:
+            raise RecordIOError(f"{source}, line {line}: expected a label of at least 0, found {label}")
+        if path in seen:
+            raise RecordIOError(f"{source}, line {line}: {path} is listed twice")
+        seen.add(path)
 
 
 def _refuse_used_up(label_N: np.ndarray, rest_N: np.ndarray, names: list[str], held_out: HeldOut) -> None:

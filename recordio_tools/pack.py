@@ -9,7 +9,7 @@ from recordio_tools.atomic_io import atomic_folder
 from recordio_tools.errors import RecordIOError
 from recordio_tools.face_set import IDENTITIES_FILE, FaceRecord, write_identities
 from recordio_tools.image_header import EXTENSIONS, decode, image_format, image_size
-from recordio_tools.lists import read_folders, read_list
+from recordio_tools.lists import read_folders, read_lst
 from recordio_tools.progress import ProgressFn, no_progress, track
 from recordio_tools.writer import FaceRecordWriter
 
@@ -31,7 +31,7 @@ def pack(
     if source.is_dir():
         images, names = read_folders(source)
     else:
-        images, names = sorted(read_list(source, root), key=lambda image: image.label), None
+        images, names = sorted(read_lst(source, root), key=lambda image: image.label), None
     expected = size
     with FaceRecordWriter(out / "train.rec", size or (0, 0)) as writer:
         for path, label in track(images, "packing", len(images), progress):

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from facelt.data.decode import UndecodableImage, check_header, decode_image
-from facelt.data.image_lists import has_labels, read_list, read_paths
 from facelt.errors import UserError
+from recordio_tools.lists import has_labels, read_labelled_list, read_path_list
 
 READ = (".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp")
 NAMED = (".apng", ".avif", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".tif", ".tiff")
@@ -43,7 +43,7 @@ def find_photographs(source: Path, *, root: Path | None = None, people: str = "f
     name without a number at the end (`people` file: Ada_Byron_0002.jpg shows Ada_Byron). Hidden files are passed over,
     and so are those without an image's suffix; linked files are read, linked folders not entered.
 
-    Raises UserError: nothing there, a folder that cannot be looked into, or a list that data.image_lists refuses.
+    Raises UserError: nothing there, a folder that cannot be looked into, or a list that cannot be read.
     """
     labels = None
     try:
@@ -68,10 +68,10 @@ def find_photographs(source: Path, *, root: Path | None = None, people: str = "f
     elif not root.is_dir():
         raise UserError(f"--root {root}: no such folder")
     elif has_labels(source):
-        paths, label_N = read_list(source)
+        paths, label_N = read_labelled_list(source)
         labels = [str(label) for label in label_N.tolist()]
     else:
-        paths = read_paths(source)
+        paths = read_path_list(source)
     names = [printable(path) for path in paths]
     identities = labels or [_person(name, people) for name in names]
     return [Photograph(name, root / path, who) for name, path, who in zip(names, paths, identities, strict=True)]

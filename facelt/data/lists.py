@@ -11,12 +11,11 @@ import numpy as np
 
 from facelt.data.dataset import EncodedImageDataset
 from facelt.data.decode import UndecodableImage
-from facelt.data.image_lists import LAYOUTS, find_layout, read_list, read_paths
+from facelt.data.list_layouts import LAYOUTS, find_layout
 from facelt.data.transforms import ImageTransform
 from facelt.errors import UserError
 from recordio_tools.image_header import DEFAULT_MAX_PIXELS
-
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+from recordio_tools.lists import IMAGE_SUFFIXES, read_labelled_list, read_path_list
 
 
 class ImageFileDataset(EncodedImageDataset):
@@ -60,7 +59,7 @@ class ListDataset(ImageFileDataset):
     once, here, by looking for a few of them. Links inside `root` are followed: image trees are
     commonly assembled from them. Whether every file exists is left to the reading.
 
-    Raises UserError as facelt.data.image_lists does, and where none of the files is there.
+    Raises UserError as recordio_tools.lists does, and where none of the files is there.
     """
 
     labelled = True
@@ -75,9 +74,9 @@ class ListDataset(ImageFileDataset):
         max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> None:
         if self.labelled:
-            paths, labels = read_list(list_path, num_classes)
+            paths, labels = read_labelled_list(list_path, num_classes)
         else:
-            paths = read_paths(list_path)
+            paths = read_path_list(list_path)
             labels = np.full(len(paths), -1, dtype=np.int64)
         layout = find_layout(Path(root), paths)
         if layout is None:

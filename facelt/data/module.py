@@ -24,7 +24,6 @@ from facelt.config.train import TrainConfig
 from facelt.data.batch import Batch
 from facelt.data.cifar import download_cifar, long_tailed_members, open_cifar
 from facelt.data.dataset import ImageDataset
-from facelt.data.image_lists import read_list
 from facelt.data.lists import ImageFolderDataset, ListDataset
 from facelt.data.records import RecordDataset, read_manifest
 from facelt.data.samplers import train_validation_split
@@ -32,6 +31,7 @@ from facelt.data.transforms import CenterCrop, ExpectSize, PadCropRotate, Random
 from facelt.distributed.launch import run_on_rank0
 from facelt.errors import UserError
 from facelt.metrics.classification import split_stats
+from recordio_tools.lists import read_labelled_list
 
 
 @dataclass(frozen=True)
@@ -218,9 +218,11 @@ def dataset_stats(config: TrainConfig) -> dict:
 def _labels(config: TrainConfig) -> tuple[int, dict[str, np.ndarray]]:
     """The number of classes and the labels of every split, int64 [N] each."""
     if isinstance(config.data, ListData):
-        _, train_N = read_list(config.data.train, config.data.num_classes)
+        _, train_N = read_labelled_list(config.data.train, config.data.num_classes)
         classes = config.data.num_classes or int(train_N.max()) + 1
-        others = {split: read_list(path, classes)[1] for split, path in config.data.lists.items() if split != "train"}
+        others = {
+            split: read_labelled_list(path, classes)[1] for split, path in config.data.lists.items() if split != "train"
+        }
         labels = {"train": train_N, **others}
         refuse_mixed(config.data, labels)
         return classes, labels

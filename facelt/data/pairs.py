@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from facelt.data.image_lists import refuse_escapes, text_lines
 from facelt.data.restricted_pickle import PickledArray, read_restricted_pickle
 from facelt.errors import UserError
+from recordio_tools.lists import check_relative, read_lines
 
 # LFW's pairs.txt begins with its folds and the pairs of each, or with the pairs alone.
 _LFW_HEADER = re.compile(r"[0-9]+([ \t]+[0-9]+)?")
@@ -93,7 +93,7 @@ def _encoded(path: Path, number: int, image: object) -> bytes:
 
 
 def _read_list(path: Path) -> ImagePairs:
-    lines = text_lines(path)
+    lines = read_lines(path)
     is_lfw = _LFW_HEADER.fullmatch(lines[0].strip()) is not None
     images, answers = [], []
     for number, line in enumerate(lines[is_lfw:], start=1 + is_lfw):
@@ -105,7 +105,7 @@ def _read_list(path: Path) -> ImagePairs:
         images += found[:2]
         answers.append(found[2])
     for side in (images[0::2], images[1::2]):
-        refuse_escapes(path, side, first=1 + is_lfw)
+        check_relative(path, side, first_line=1 + is_lfw)
     return _refuse_empty(path, ImagePairs.of(images, answers))
 
 

@@ -22,12 +22,12 @@ from facelt.alignment.run import QUALITY, Failure, Terms, no_face, quality_row, 
 from facelt.config.data import DataConfig, ListData
 from facelt.config.train import TrainConfig
 from facelt.data.dataset import ImageDataset
-from facelt.data.image_lists import has_labels
-from facelt.data.lists import IMAGE_SUFFIXES, ImageFileDataset, ImageFolderDataset, ListDataset, UnlabelledListDataset
+from facelt.data.lists import ImageFileDataset, ImageFolderDataset, ListDataset, UnlabelledListDataset
 from facelt.data.records import RecordDataset
 from facelt.data.transforms import CenterCrop, ExpectSize, ImageTransform
 from facelt.errors import UserError
 from recordio_tools.face_set import IDENTITIES_FILE, read_identities
+from recordio_tools.lists import IMAGE_SUFFIXES, has_labels
 from recordio_tools.progress import ProgressFn, no_progress, track
 
 

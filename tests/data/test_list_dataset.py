@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from facelt.data.batch import BadImage, SampleRequest
-from facelt.data.image_lists import find_layout
+from facelt.data.list_layouts import find_layout
 from facelt.data.lists import ImageFolderDataset, ListDataset, UnlabelledListDataset
 from facelt.data.transforms import CenterCrop
 from facelt.errors import UserError
@@ -89,10 +89,10 @@ def test_a_list_with_a_mistake_is_refused(tree, text, message):
 
 
 def test_a_missing_or_binary_list_is_refused(tree):
-    with pytest.raises(UserError, match=r"absent\.txt: cannot read the list"):
+    with pytest.raises(UserError, match=r"absent\.txt: cannot be read"):
         ListDataset(tree / "absent.txt", tree, transform=CROP)
     (tree / "binary.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"binary\.txt: cannot read the list"):
+    with pytest.raises(UserError, match=r"binary\.txt: cannot be read"):
         ListDataset(tree / "binary.txt", tree, transform=CROP)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from recordio_tools.errors import RecordIOError, UserError
 from recordio_tools.face_set import FaceRecord
-from recordio_tools.lists import read_folders, read_list
+from recordio_tools.lists import read_folders, read_lst
 from recordio_tools.pack import pack, unpack
 
 
@@ -53,7 +53,7 @@ def test_lists_of_both_kinds_mean_the_same(people, tmp_path):
     found = []
     for text in (im2rec, aligned):
         (tmp_path / "images.lst").write_text(text)
-        found.append(read_list(tmp_path / "images.lst", people))
+        found.append(read_lst(tmp_path / "images.lst", people))
     assert found[0] == found[1]
     assert [image.label for image in found[0]] == labels
     pack(tmp_path / "images.lst", tmp_path / "out", people)
@@ -63,7 +63,7 @@ def test_lists_of_both_kinds_mean_the_same(people, tmp_path):
 
 def test_vector_labels_of_a_list_count_by_their_first(people, tmp_path):
     (tmp_path / "images.lst").write_text("0\t4\t0.5\t7\tb, Bea/1.jpg\n")
-    assert read_list(tmp_path / "images.lst", people)[0].label == 4
+    assert read_lst(tmp_path / "images.lst", people)[0].label == 4
 
 
 @pytest.mark.parametrize(
@@ -78,13 +78,13 @@ def test_vector_labels_of_a_list_count_by_their_first(people, tmp_path):
         ("0\t1e400\ta.jpg\n", "label 1e400"),
         ("a.jpg 1\n", "line 1: neither"),
         ("1\t2\t3\n", "line 1: neither"),
-        ("\n", "names no image"),
+        ("\n", "the list is empty"),
     ],
 )
 def test_wrong_lists_are_told(tmp_path, text, reason):
     (tmp_path / "images.lst").write_text(text)
     with pytest.raises(RecordIOError, match=reason):
-        read_list(tmp_path / "images.lst")
+        read_lst(tmp_path / "images.lst")
 
 
 def test_a_link_that_leads_out_is_told(people, tmp_path):

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facelt.data.image_lists import read_list
 from recordio_tools.__main__ import main
 from recordio_tools.errors import RecordIOError, UserError
-from recordio_tools.lists import HeldOut, read_labelled_paths, write_lists
+from recordio_tools.lists import HeldOut, read_labelled_list, write_lists
 from recordio_tools.long_tail import exponential_counts, pareto_counts, step_counts
 
 COUNTS = {"b": 30, "c (2)": 25, "d 4": 20, "Ähre im Feld": 16}
@@ -68,7 +67,7 @@ def test_training_follows_the_profile_and_the_rest_is_even(tree, tmp_path, profi
 def test_the_training_side_reads_what_is_written(tree, tmp_path):
     write_lists(tree, tmp_path / "out", "step", 0, HeldOut(1), given={"max": 4, "imbalance": 2.0})
     for split in ("train", "validation"):
-        paths, label_N = read_list(tmp_path / "out" / f"{split}.txt", num_classes=4)
+        paths, label_N = read_labelled_list(tmp_path / "out" / f"{split}.txt", num_classes=4)
         assert list(zip(paths, label_N.tolist(), strict=True)) == rows(tmp_path / "out" / f"{split}.txt")
 
 
@@ -173,18 +172,18 @@ def test_a_write_that_fails_leaves_nothing(tree, tmp_path, monkeypatch):
     ("text", "reason"),
     [
         ("a.jpg\n", "line 1: expected a path, one space and a label"),
-        ("a.jpg 0\nb.jpg -1\n", "line 2: expected a path"),
-        ("/etc/passwd 0\n", "line 1: /etc/passwd leads out"),
+        ("a.jpg 0\nb.jpg -1\n", "line 2: expected a label of at least 0, found -1"),
+        ("/etc/passwd 0\n", "line 1: '/etc/passwd' leads out"),
         ("a/../../b.jpg 0\n", "leads out"),
         ("a.jpg 0\nb.jpg 1\na.jpg 1\n", "line 3: a.jpg is listed twice"),
-        ("\n", "names no image"),
-        ("a.jpg 9999999999\n", "line 1: expected"),
+        ("\n", "the list is empty"),
+        ("a.jpg 9999999999999999999\n", "line 1: expected"),
     ],
 )
 def test_a_list_with_a_mistake_is_refused(tmp_path, text, reason):
     (tmp_path / "list.txt").write_text(text)
     with pytest.raises(RecordIOError, match=reason):
-        read_labelled_paths(tmp_path / "list.txt")
+        write_lists(tmp_path / "list.txt", tmp_path / "out", "step", 0)
 
 
 def test_names_that_a_list_cannot_hold_and_links_that_lead_out_are_refused(tree, tmp_path):
