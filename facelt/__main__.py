@@ -1,4 +1,4 @@
-"""`python -m facelt` and `torchrun -m facelt`: the command line."""
+"""Entry `python -m facelt NAME`, for torchrun as well."""
 
 from facelt.cli.main import main
 

@@ -1,4 +1,4 @@
-"""`python -m facelt.train`: the training command as a module of its own."""
+"""Entry `python -m facelt.train`, for torchrun as well."""
 
 from facelt.cli.train import train
 from facelt.utils.cli import single_command

@@ -1,4 +1,4 @@
-"""`facelt`: one command line over the entries; nothing heavy is imported before a command runs."""
+"""The `facelt` command line; commands import heavy packages only when they run."""
 
 import typer
 
@@ -18,7 +18,7 @@ from facelt.cli.verify import verify
 from facelt.utils.cli import run_app
 
 app = typer.Typer(
-    help="Face recognition on long-tailed data, measured on people it has never seen.",
+    help="Train face recognisers on long-tailed data and measure them on unseen people.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -29,5 +29,5 @@ app.add_typer(gallery, name="gallery")
 
 
 def main() -> None:
-    """Entry of the console script."""
+    """Runs the command line."""
     run_app(app)

@@ -1,7 +1,4 @@
-"""One network on every rank, trained as one.
-
-W ranks, b images of this rank, B of all ranks.
-"""
+"""DistributedDataParallel and batch norm over ranks. W ranks, b images of this rank, B of all ranks."""
 
 import warnings
 from collections.abc import Sequence
@@ -18,11 +15,11 @@ MIN_BATCH = 2
 
 
 def wrap_ddp(network: nn.Module, device: torch.device) -> DistributedDataParallel | None:
-    """What runs the network in training so that its gradients are those of all ranks; None where there is one rank.
+    """Returns the network in DDP with summed gradients; None for a single rank and for a network without gradients.
 
-    The network itself is kept as it is: its state has the same names with and without this. On GPUs its batch norms
-    become synchronised ones, over the global batch. torch has these for GPUs only, so CPU ranks normalise each its own
-    share, and `sync_batch_norm_stats` puts together what they have run up.
+    The network's state keeps its names. On GPUs its batch norms become SyncBatchNorm over the global batch. torch has
+    no SyncBatchNorm for CPUs: CPU ranks normalise over their own images, and `sync_batch_norm_stats` averages their
+    running statistics.
     """
     if not is_distributed():
         return None
@@ -31,7 +28,7 @@ def wrap_ddp(network: nn.Module, device: torch.device) -> DistributedDataParalle
     if not any(parameter.requires_grad for parameter in network.parameters()):
         return None
     with warnings.catch_warnings():
-        # The newer name of the argument is not in every torch this runs on.
+        # Deprecated in newer versions of torch; older ones lack the new name.
         warnings.simplefilter("ignore", FutureWarning)
         replicas = DistributedDataParallel(
             network, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
@@ -41,19 +38,17 @@ def wrap_ddp(network: nn.Module, device: torch.device) -> DistributedDataParalle
 
 
 def _sum_gradients(_: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """Gradients are summed over the ranks, not averaged.
+    """DDP hook that sums gradients over the ranks instead of averaging them.
 
-    Every rank differentiates the same mean loss of the global batch, so each has the part that flows through its own
-    images, already divided by B. Averaging instead asks each rank for the mean loss of its own b images: its gradient
-    times W * b / B, divided by W, is the same part, b / B times the mean over b.
+    Every rank differentiates the mean loss of the global batch, so its gradient is already divided by B.
     """
     return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])
 
 
 def has_enough_images(sizes: Sequence[Sequence[int]], device: torch.device) -> bool:
-    """Whether a step can be made of so many images, [W][batches]; all ranks come to the same answer.
+    """Returns whether batch norm has enough images, given sizes [W][batches]; the same result on all ranks.
 
-    On GPUs batch norm looks at the global batch, on CPU ranks at each share.
+    On GPUs batch norm spans the global batch, on CPUs one rank's images.
     """
     if device.type == "cuda":
         return min(map(sum, zip(*sizes, strict=True))) >= MIN_BATCH
@@ -62,10 +57,9 @@ def has_enough_images(sizes: Sequence[Sequence[int]], device: torch.device) -> b
 
 @torch.no_grad()
 def sync_batch_norm_stats(network: nn.Module, device: torch.device) -> None:
-    """Makes the running statistics of CPU ranks equal: their mean, in one message.
+    """Averages the running statistics of CPU ranks, in one all-reduce.
 
-    They are moving averages, so the mean of the ranks' is the moving average of the batches' means, whenever it is
-    taken.
+    They are moving averages, so their mean is the moving average of the global batches' statistics.
     """
     statistics = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
     if not is_distributed() or device.type == "cuda" or not statistics:

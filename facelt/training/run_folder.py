@@ -1,4 +1,4 @@
-"""A run's folder: the resolved configuration, the log, and a folder for each stage.
+"""Run folder: resolved configuration, log, and one folder per stage.
 
 config.yaml  stages.json  metrics.jsonl  tensorboard/  nonfinite/  <stage>/{checkpoints/, best.safetensors}
 <stage>/{model.safetensors, card.json}   once the stage is finished
@@ -17,7 +17,7 @@ from recordio_tools.atomic_io import write_text
 
 
 class RunFolder:
-    """Names of the files of a run. Use `create`."""
+    """Paths of a run's files. `create` makes the folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -27,25 +27,25 @@ class RunFolder:
 
     @classmethod
     def create(cls, config: TrainConfig, resume: bool) -> "RunFolder":
-        """Makes the folder, or with `resume` goes on in it.
+        """Creates the folder, or reuses it with `resume`.
 
-        Raises UserError when it holds a run already, or, on resuming, a run of another configuration; keys that do not
-        change what is trained may differ.
+        Raises UserError if it already holds a run, and on resuming if the configuration differs in more than the keys
+        that do not affect the trained model.
         """
         folder = cls(config.out)
         settings = config.model_dump(mode="json", exclude={"out"})
         recorded = folder._recorded()
         if recorded is not None and not resume:
-            raise UserError(f"{config.out}: already holds a run; add --resume to go on, or choose another out=FOLDER")
-        changed = [] if recorded is None else _differences(_as_now(recorded, config.out), settings)
-        if others := ", ".join(key for key in changed if not matches_any(key, RESUME_MAY_CHANGE)):
-            raise UserError(f"{config.out}: the run there has other settings ({others}); resume with the same ones")
+            raise UserError(f"{config.out}: already holds a run; add --resume to continue, or set another out=FOLDER")
+        changed = [] if recorded is None else _differences(_upgraded(recorded, config.out), settings)
+        if fixed := ", ".join(key for key in changed if not matches_any(key, RESUME_MAY_CHANGE)):
+            raise UserError(f"{config.out}: this run has other settings ({fixed}); resume with the same ones")
         try:
             config.out.mkdir(parents=True, exist_ok=True)
             for stage in config.stages:
                 folder.stage(stage.name).mkdir(exist_ok=True)
         except OSError as error:
-            raise UserError(f"{error.filename}: cannot be made ({error.strerror})") from error
+            raise UserError(f"{error.filename}: cannot create the folder ({error.strerror})") from error
         if recorded is None:
             write_text(folder.path / "stages.json", json.dumps([stage.name for stage in config.stages]) + "\n")
         if recorded is None or changed:
@@ -68,7 +68,7 @@ class RunFolder:
         return self.stage(stage) / CARD
 
     def is_finished(self, stage: str) -> bool:
-        """The card is written last."""
+        """Returns whether the stage has a card, which is written last."""
         return self.card(stage).is_file()
 
     @property
@@ -81,25 +81,26 @@ class RunFolder:
         try:
             recorded = yaml.safe_load(self._config.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
-            raise UserError(f"{self._config}: cannot be read ({error})") from None
+            reason = " ".join(str(error).split())
+            raise UserError(f"{self._config}: cannot read the configuration ({reason})") from None
         return recorded if isinstance(recorded, dict) else {}
 
 
-def _as_now(recorded: dict, out: Path) -> dict:
-    """Settings that an earlier version recorded, with keys that are new since then at their defaults."""
+def _upgraded(recorded: dict, out: Path) -> dict:
+    """Returns the settings recorded by an earlier version, with newer keys at their defaults."""
     try:
         return TrainConfig.model_validate({**recorded, "out": out}).model_dump(mode="json", exclude={"out"})
     except ValidationError:
         return recorded
 
 
-def _differences(one: dict, other: dict, prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ."""
-    found: list[str] = []
-    for key in one.keys() | other.keys():
-        left, right = one.get(key), other.get(key)
-        if isinstance(left, dict) and isinstance(right, dict):
-            found += _differences(left, right, f"{prefix}{key}.")
-        elif left != right:
-            found.append(f"{prefix}{key}")
-    return sorted(found)
+def _differences(left: dict, right: dict, prefix: str = "") -> list[str]:
+    """Returns the dotted keys whose values differ."""
+    keys: list[str] = []
+    for key in left.keys() | right.keys():
+        values = left.get(key), right.get(key)
+        if all(isinstance(value, dict) for value in values):
+            keys += _differences(*values, f"{prefix}{key}.")
+        elif values[0] != values[1]:
+            keys.append(f"{prefix}{key}")
+    return sorted(keys)

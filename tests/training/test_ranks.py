@@ -98,7 +98,7 @@ def test_two_processes_train_as_one(runs, rank_pool):
 
 def test_after_a_kill_torchrun_goes_on_from_the_last_checkpoint_and_a_signal_saves_the_state(runs, stopped):
     assert stopped.returncode == 0, stopped.stderr
-    said = f"stopped as asked, the state is saved: {runs.folder / 'stopped'}; go on with --resume\n"
+    said = f"interrupted; checkpoint saved in {runs.folder / 'stopped'}, continue with --resume\n"
     assert stopped.stdout == said
     assert stopped.stderr.count("plain: epoch 1/2") == 1
     places = [json.loads(line)[:3] for line in (runs.seen("stopped") / "1").read_text().splitlines()]

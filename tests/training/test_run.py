@@ -156,7 +156,9 @@ def test_a_damaged_record_of_the_settings_is_refused(train, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     (out / "config.yaml").write_text("a: [")
-    with pytest.raises(UserError, match=r"config\.yaml: cannot be read"):
+    with pytest.raises(
+        UserError, match=r"config\.yaml: cannot read the configuration \(while parsing a flow node expected"
+    ):
         train(out, resume=True)
 
 
