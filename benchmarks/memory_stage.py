@@ -21,11 +21,11 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from facelt.config.data import RecordData
 from facelt.config.registry import METHODS
 from facelt.config.train import OptimConfig, StageConfig
 from facelt.data.batch import Batch
-from facelt.data.module import Preprocessing
+from facelt.data.records import RecordData
+from facelt.data.transforms import Preprocessing
 from facelt.methods.base import Method, SamplerSpec, StepContext, StepOutput, TrainBatch
 from facelt.methods.classify import ClassifySettings
 from facelt.methods.oltr import DynamicMetaSettings
@@ -87,7 +87,7 @@ def make_step(program: str, channels_last: bool, compiled: bool, arguments: argp
     optim = OptimConfig(lr=1e-3, batch=arguments.batch)
     optimisers = Optimisers(method, optim, StageConfig(name="timed", method=COSINE, epochs=1))
     data = RecordData(kind="record", train=Path("unused"), image_size=(arguments.side, arguments.side))
-    preparation = (Preprocessing if channels_last else RowsFirst)(data, flip=True)
+    preparation = (Preprocessing if channels_last else RowsFirst)(data.mean, data.std, flip=True)
     buffers = list(method.network.buffers())
     buffers_before = [buffer.clone() for buffer in buffers]
     images = torch.randint(0, 256, (arguments.batch, arguments.side, arguments.side, 3), dtype=torch.uint8)

@@ -10,10 +10,9 @@ from facelt.cli.embed import embed
 from facelt.cli.evaluate import evaluate
 from facelt.config import registry
 from facelt.config.audit import AuditConfig, TrainingConfig
-from facelt.config.data import CifarData
 from facelt.config.registry import METHODS, SAMPLERS, Registry
 from facelt.config.train import LrMultipliers, Part
-from facelt.data.cifar import _PROFILES, CIFAR_FILES
+from facelt.data.cifar import _PROFILES, CIFAR_FILES, CifarData
 from facelt.evaluation.sweeps import SWEEPS
 from facelt.heads.dynamic_meta import HEAD_VARIANTS
 from facelt.heads.memory import UpdateRule

@@ -15,9 +15,10 @@ def dataset(
     """Count images, classes, and many-, medium- and few-shot classes of every split, without decoding any image."""
     from facelt.config.loading import load_config
     from facelt.config.train import TrainConfig
-    from facelt.data.module import dataset_stats
+    from facelt.data.kind import dataset_stats
 
-    stats = dataset_stats(load_config(config, TrainConfig, set_))
+    recipe = load_config(config, TrainConfig, set_)
+    stats = dataset_stats(recipe.data, recipe.seed)
     if json:
         print(json_.dumps(stats))
     else:

@@ -17,7 +17,7 @@ def evaluate(
     ] = "paper",
     open_: Annotated[
         Literal["threshold", "reachability", "openmax", "odin"] | None,
-        typer.Option("--open", help="Reject images of unknown classes, those of data.open among them, by this method."),
+        typer.Option("--open", help="Reject images of unknown classes, data.open_set among them, by this method."),
     ] = None,
     threshold: Annotated[
         float | None,

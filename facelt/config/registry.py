@@ -156,7 +156,7 @@ HEADS = Registry("head", "facelt.heads")
 BACKBONES = Registry("backbone", "facelt.models")
 EMBEDDINGS = Registry("embedding", "facelt.models")
 SAMPLERS = Registry("sampler", "facelt.data.samplers")
-DATA_KINDS = Registry("kind of data", "facelt.config.data", key="kind")
+DATA_KINDS = Registry("kind of data", "facelt.data", key="kind")
 
 register_method = METHODS.register
 register_mixing = MIXINGS.register

@@ -7,8 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from facelt.config.base import NamedSettings, StrictModel
-from facelt.config.data import DataConfig
-from facelt.config.registry import BACKBONES, EMBEDDINGS, METHODS
+from facelt.config.registry import BACKBONES, DATA_KINDS, EMBEDDINGS, METHODS
 
 Part = Literal["backbone", "attention", "embedding", "head"]
 
@@ -200,7 +199,7 @@ class TrainConfig(StrictModel):
     seed: int = Field(0, ge=0, lt=2**63)
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Literal["float32", "bf16"] = "float32"
-    data: DataConfig
+    data: Annotated[StrictModel, DATA_KINDS.choice()]
     model: ModelConfig = ModelConfig()
     optim: OptimConfig = OptimConfig()
     stages: Annotated[tuple[StageConfig, ...], Field(min_length=1)]

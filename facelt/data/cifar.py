@@ -1,34 +1,103 @@
-"""torchvision's files of CIFAR-10 and CIFAR-100, read without letting a pickle run anything.
+"""CIFAR data: CIFAR-10 and CIFAR-100, whole or long-tailed, from torchvision's files or records, and the download.
 
-Shapes: N images.
-
-CIFAR-10 and CIFAR-100, whole or long-tailed.
-
-Shapes: N images of a file, C classes, K images kept.
-
-Fetching CIFAR where it was published.
+N images of a file, C classes, K images kept.
 """
 
 import tarfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+from pydantic import Field
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
+from facelt.config.registry import register_data_kind
 from facelt.data.dataset import ImageDataset
+from facelt.data.image_files import ImageFolderDataset
+from facelt.data.kind import Channels, DataKind, Split, TrainingData
 from facelt.data.records import RecordDataset
 from facelt.data.restricted_pickle import PickledArray, read_restricted_pickle
-from facelt.data.transforms import ExpectSize, ImageTransform
+from facelt.data.transforms import ExpectSize, ImageTransform, PadCropRotate, Resize
+from facelt.distributed.launch import run_on_rank0
 from facelt.errors import UserError
 from recordio_tools.long_tail import exponential_counts, step_counts
 
 CIFAR_SIDE = 32
 
 
+@register_data_kind("cifar")
+class CifarData(DataKind):
+    """CIFAR-10 or CIFAR-100, long-tailed: `root` holds torchvision's files, or a train.rec and a test.rec.
+
+    `imbalance` is the size of the largest class over the smallest, 1 for the balanced set; `profile: step` keeps
+    1/`imbalance` of the second half of the classes. Training images are padded by `pad` black pixels and cropped,
+    rotated by up to `rotation` degrees and mirrored, on the device. `open_set` is a folder of images of classes not in
+    training, resized to CIFAR's size; the first `tuning` images of it and of the test set then become separate splits.
+    """
+
+    root: Path
+    classes: Literal[10, 100] = 100
+    imbalance: float = Field(100, ge=1)
+    profile: Literal["exponential", "step"] = "exponential"
+    download: bool = False
+    open_set: Path | None = None
+    tuning: int = Field(1000, ge=0)
+    pad: int = Field(4, ge=0, le=32)
+    rotation: float = Field(0, ge=0, le=180)
+    flip: bool = True
+    mean: Channels = (0.4914, 0.4822, 0.4465)
+    std: Channels = (0.2023, 0.1994, 0.2010)
+    workers: int = Field(0, ge=0)
+    cache_on_device: bool = True
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return CIFAR_SIDE, CIFAR_SIDE
+
+    def open(self, seed: int) -> TrainingData:
+        if self.download:
+            run_on_rank0(lambda: download_cifar(self.root, self.classes))
+        dataset, test = (open_cifar(self.root, self.classes, split) for split in ("train", "test"))
+        train = Split(dataset, long_tailed_members(dataset, self.profile, self.imbalance))
+        preprocessing = self.preprocessing(flip=self.flip, augment=PadCropRotate(self.pad, self.rotation))
+        return TrainingData(train, train, self._evaluation_splits(test), dataset.num_classes, preprocessing)
+
+    def eval_transform(self) -> ImageTransform:
+        return ExpectSize(self.image_size)
+
+    def known_class_names(self, data: TrainingData) -> dict[int, str]:
+        """Returns the lines of classes.txt in `root`."""
+        path = self.root / "classes.txt"
+        if not path.exists():
+            return {}
+        try:
+            return dict(enumerate(path.read_text(encoding="utf-8").splitlines()))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read ({error})") from error
+
+    def _evaluation_splits(self, test: ImageDataset) -> dict[str, Split]:
+        """Returns the test set; and with an open set, that too, and the tuning part of both."""
+        if self.open_set is None:
+            return {"test": Split.whole(test)}
+        unknown = ImageFolderDataset(
+            self.open_set, transform=Resize(self.image_size), max_pixels=self.max_pixels, open_set=True
+        )
+        if self.tuning >= min(len(test), len(unknown)):
+            raise UserError(
+                f"data.tuning: {self.tuning} of {len(test)} test images and {len(unknown)} in {self.open_set} leave "
+                "none to test; lower it, or set it to 0 for no tuning splits"
+            )
+        splits = {}
+        for name, dataset in (("test", test), ("open", unknown)):
+            splits[name] = Split(dataset, np.arange(self.tuning, len(dataset)))
+            if self.tuning:
+                splits[f"{name}_tuning"] = Split(dataset, np.arange(self.tuning))
+        return splits
+
+
 class CifarFiles(NamedTuple):
-    """How one of the two sets lies on the disk: its folder, the files of both splits, and the name of the labels."""
+    """Layout of one of the two sets in torchvision: its folder, the files of both splits, and the key of the labels."""
 
     folder: str
     train: tuple[str, ...]
@@ -64,13 +133,13 @@ def read_cifar_file(path: Path, label_key: str, num_classes: int) -> tuple[np.nd
 
 
 _PROFILES = {"exponential": exponential_counts, "step": step_counts}
-"""Images to keep of each class: (classes, imbalance, images of the largest) -> int64 [C]."""
+"""Profile -> function (num_classes, imbalance, images of the largest class) -> images to keep of each class [C]."""
 
 
 class CifarDataset(ImageDataset):
-    """A split of torchvision's files below `root`, its pixels in memory.
+    """A split of torchvision's files below `root`, with all pixels in memory.
 
-    Raises UserError naming a file that is missing or is not what it should be.
+    Raises UserError naming a file that is missing or damaged.
     """
 
     def __init__(self, root: Path, classes: int, split: str, transform: ImageTransform) -> None:
@@ -92,9 +161,9 @@ class CifarDataset(ImageDataset):
 
 
 def open_cifar(root: Path, classes: int, split: str) -> RecordDataset | CifarDataset:
-    """The split `train` or `test` of what lies in `root`: train.rec and test.rec, or torchvision's files.
+    """Opens the split `train` or `test` in `root`: train.rec or test.rec, or else torchvision's files.
 
-    Raises UserError where it is neither, or holds another number of classes.
+    Raises UserError if there is neither, or the number of classes differs.
     """
     transform = ExpectSize((CIFAR_SIDE, CIFAR_SIDE))
     record = Path(root) / f"{split}.rec"
@@ -102,7 +171,7 @@ def open_cifar(root: Path, classes: int, split: str) -> RecordDataset | CifarDat
         folder = CIFAR_FILES[classes].folder
         if not (Path(root) / folder).is_dir():
             raise UserError(
-                f"data.root: {root} holds neither {folder} nor {record.name}; name the folder above the files, or set "
+                f"data.root: {root} contains neither {folder} nor {record.name}; name their parent folder, or set "
                 "data.download=true"
             )
         return CifarDataset(root, classes, split, transform)
@@ -113,39 +182,39 @@ def open_cifar(root: Path, classes: int, split: str) -> RecordDataset | CifarDat
 
 
 def long_tailed_members(dataset: RecordDataset | CifarDataset, profile: str, imbalance: float) -> np.ndarray:
-    """Which images make the long-tailed training set, int64 [K], class by class.
+    """Returns the images of the long-tailed training set, int64 [K], class by class.
 
-    Of torchvision's files they are those of LDAM-DRW's code, which BBN, RIDE, ResLT and the bag of tricks copied:
-    numpy's first generator with seed 0 shuffles the images of each class in turn and the first ones stay. A record's
-    images have been shuffled so by whoever wrote it, and the first ones stay.
+    From torchvision's files they are those of the LDAM-DRW code, which BBN, RIDE, ResLT and the bag of tricks copied:
+    NumPy's legacy generator with seed 0 shuffles the images of each class in turn, and the first ones are kept. The
+    images of a record are taken to be shuffled already, and the first ones are kept.
 
-    Raises UserError where a class has too few images.
+    Raises UserError if a class has too few images.
     """
     counts_C = np.bincount(dataset.labels, minlength=dataset.num_classes)
-    wanted_C = _PROFILES[profile](dataset.num_classes, imbalance, int(counts_C.max()))
-    if (short_C := counts_C < wanted_C).any():
+    target_C = _PROFILES[profile](dataset.num_classes, imbalance, int(counts_C.max()))
+    if (short_C := counts_C < target_C).any():
         label = int(np.argmax(short_C))
         raise UserError(
-            f"data.imbalance: {imbalance:g} ({profile}) takes {wanted_C[label]} images of class {label}, which has "
-            f"{counts_C[label]}; ask for at least {counts_C.max() / max(counts_C.min(), 1):g}, what is there itself"
+            f"data.imbalance: {imbalance:g} ({profile}) needs {target_C[label]} images of class {label}, which has "
+            f"{counts_C[label]}; set at least {counts_C.max() / max(counts_C.min(), 1):g}, the imbalance of the data"
         )
     random = None if isinstance(dataset, RecordDataset) else np.random.RandomState(0)
-    kept = []
-    for label, wanted in enumerate(wanted_C):
+    members = []
+    for label, count in enumerate(target_C):
         index_K = np.flatnonzero(dataset.labels == label)
         if random is not None:
             random.shuffle(index_K)
-        kept.append(index_K[:wanted])
-    return np.concatenate(kept)
+        members.append(index_K[:count])
+    return np.concatenate(members)
 
 
 _SETS = {10: CIFAR10, 100: CIFAR100}
 
 
 def download_cifar(root: Path, classes: int) -> None:
-    """Lays the published files below `root` unless they are there: torchvision's address, torchvision's MD5 sums.
+    """Downloads the published files to `root` unless they are there, from torchvision's URL, checked by its MD5 sums.
 
-    Raises UserError where the archive cannot be fetched or is another one.
+    Raises UserError if the archive cannot be downloaded or its MD5 sum differs.
     """
     files = _SETS[classes]
     parts = [*files.train_list, *files.test_list]
@@ -155,6 +224,6 @@ def download_cifar(root: Path, classes: int) -> None:
         download_and_extract_archive(files.url, str(root), filename=files.filename, md5=files.tgz_md5)
     except (OSError, RuntimeError, tarfile.TarError) as error:
         raise UserError(
-            f"data.download: {files.url} cannot be laid below {root} ({' '.join(str(error).split())[:160]}); fetch it "
-            "by other means and unpack it there"
+            f"data.download: {files.url} cannot be downloaded to {root} ({' '.join(str(error).split())[:160]}); "
+            "download it by other means and unpack it there"
         ) from None

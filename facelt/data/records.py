@@ -1,25 +1,68 @@
-"""The manifest of a sampled training set: which records stay, under which label.
+"""Record data: faces of a .rec file in InsightFace's layout, whole or as a manifest selects and relabels them.
 
-Shapes: M rows.
-
-Faces of a .rec file in InsightFace's layout, whole or as a manifest selects and relabels them.
-
-Shapes: N images of the dataset.
+N images of the dataset, M rows of a manifest, C classes.
 """
 
 import io
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
+from facelt.config.registry import register_data_kind
 from facelt.data.dataset import EncodedImageDataset
 from facelt.data.decode import UndecodableImage
+from facelt.data.kind import RELABELLED, ClassMap, DataKind, Split, TrainingData
+from facelt.data.samplers import train_validation_split
 from facelt.data.transforms import ExpectSize, ImageTransform
 from facelt.errors import UserError
 from recordio_tools.errors import RecordIOError
-from recordio_tools.face_set import FaceRecord
+from recordio_tools.face_set import IDENTITIES_FILE, FaceRecord, read_identities
 from recordio_tools.image_header import DEFAULT_MAX_PIXELS
+
+
+@register_data_kind("record")
+class RecordData(DataKind):
+    """A .rec in InsightFace's layout; `manifest` selects some of its records, as `recordio_tools sample` writes it.
+
+    `validation_fraction` of the images are held out for validation, but never an identity's last one.
+    """
+
+    train: Path
+    manifest: Path | None = None
+    image_size: tuple[Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]] = (112, 112)
+    flip: bool = True
+    validation_fraction: float = Field(0.05, ge=0, lt=1)
+
+    def open(self, seed: int) -> TrainingData:
+        dataset = RecordDataset(
+            self.train, manifest=self.manifest, transform=self.eval_transform(), max_pixels=self.max_pixels
+        )
+        train_index, validation_index = train_validation_split(dataset.labels, self.validation_fraction, seed)
+        train = Split(dataset, train_index)
+        evaluation = {"validation": Split(dataset, validation_index)} if len(validation_index) else {}
+        return TrainingData(train, train, evaluation, dataset.num_classes, self.preprocessing(flip=self.flip))
+
+    def eval_transform(self) -> ImageTransform:
+        return ExpectSize(self.image_size)
+
+    def known_class_names(self, data: TrainingData) -> dict[int, str]:
+        """Returns the names in identities.csv in the folder of the record."""
+        path = self.train.with_name(IDENTITIES_FILE)
+        rows = read_identities(path) if path.is_file() else {}
+        labels = self.class_map(data.num_classes).label_C.tolist()
+        return {number: rows[label]["name"] for number, label in enumerate(labels) if label in rows}
+
+    def class_map(self, num_classes: int) -> ClassMap:
+        """Records selected by a manifest have new labels."""
+        if self.manifest is None:
+            return super().class_map(num_classes)
+        rows = read_manifest(self.manifest)
+        label_C = np.full(num_classes, -1, dtype=np.int64)
+        label_C[rows.new_label_M] = rows.label_M
+        return ClassMap(label_C, RELABELLED)
+
 
 _HEADER = "key,label,new_label"
 

@@ -1,14 +1,6 @@
-"""From a decoded image to the one that goes into a batch, in the worker, on uint8.
+"""Image transforms: crops on decoded images in the workers, augmentation and normalisation of batches on the device.
 
-Shapes: H height, W width.
-
-Crops and turns of small images on the device, all images of a batch at once.
-
-Shapes: B images of a batch, H height, W width; y x positions in them.
-
-From the images of a batch to the network's input, on the device.
-
-Shapes: B images of a batch, H height, W width.
+B images of a batch, H height, W width; y and x are positions in them.
 """
 
 import math
@@ -23,6 +15,7 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.nn.functional import pad
 from torchvision.transforms import v2
 
+from facelt.data.batch import Batch
 from facelt.data.decode import UndecodableImage
 from facelt.errors import UserError
 
@@ -32,20 +25,20 @@ ImageTransform = Callable[[np.ndarray, int], np.ndarray]
 
 @dataclass(frozen=True)
 class ExpectSize:
-    """No change: images that are ready as they are, such as aligned faces; another size makes an image a bad one."""
+    """Identity for images that are stored ready, such as aligned faces; an image of another size is a bad image."""
 
     image_size: tuple[int, int]
 
     def __call__(self, image_HW3: np.ndarray, seed: int) -> np.ndarray:
         if image_HW3.shape[:2] != self.image_size:
-            found, wanted = ("{} x {}".format(*size) for size in (image_HW3.shape[:2], self.image_size))
-            raise UndecodableImage(f"the image is {found} pixels (height x width), this data set's are {wanted}")
+            actual, expected = ("{} x {}".format(*size) for size in (image_HW3.shape[:2], self.image_size))
+            raise UndecodableImage(f"the image is {actual} pixels (height x width), expected {expected}")
         return image_HW3
 
 
 @dataclass(frozen=True)
 class Resize:
-    """The whole image brought to (height, width), its shape given up."""
+    """Resizes the whole image to (height, width); the aspect ratio is not kept."""
 
     image_size: tuple[int, int]
 
@@ -56,7 +49,7 @@ class Resize:
 
 @dataclass(frozen=True)
 class _Crop(ABC):
-    """A square of `size` that torchvision cuts."""
+    """Base of torchvision crops to a square of `size` pixels."""
 
     size: int = 224
     _transform: v2.Transform = field(init=False, repr=False, compare=False)
@@ -66,14 +59,14 @@ class _Crop(ABC):
 
     @abstractmethod
     def _steps(self) -> list[v2.Transform]:
-        """How, one after the other."""
+        """Returns torchvision's transforms in order."""
 
     @property
     def image_size(self) -> tuple[int, int]:
         return self.size, self.size
 
     def __call__(self, image_HW3: np.ndarray, seed: int) -> np.ndarray:
-        """Runs under its own seed; the process's random state is as before afterwards."""
+        """Applies the transforms under their own seed; the global random state stays unchanged."""
         image_3HW = torch.from_numpy(image_HW3).permute(2, 0, 1)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
@@ -84,7 +77,7 @@ class _Crop(ABC):
 class RandomCropJitter(_Crop):
     """OLTR's training augmentation: random resized crop, horizontal flip, colour jitter.
 
-    `jitter` holds brightness, contrast, saturation and hue as torchvision's ColorJitter names them; all 0 is none.
+    `jitter` holds the brightness, contrast, saturation and hue of torchvision's ColorJitter; all 0 disables it.
     """
 
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.0)
@@ -97,7 +90,7 @@ class RandomCropJitter(_Crop):
 
 @dataclass(frozen=True)
 class CenterCrop(_Crop):
-    """OLTR's test transform: shorter side to `resize`, then the square of `size` in the centre."""
+    """OLTR's test transform: resizes the shorter side to `resize`, then crops the square of `size` at the centre."""
 
     resize: int = 256
 
@@ -107,10 +100,10 @@ class CenterCrop(_Crop):
 
 @dataclass(frozen=True)
 class PadCropRotate:
-    """CIFAR's augmentation beside the flip: `pad` black pixels all round and a crop of the old size, then a turn by up
-    to `rotation` degrees either way about the centre, to the nearest pixel, with black where nothing is.
+    """CIFAR's augmentation on the device, except the flip, determined by the request seeds.
 
-    It is torchvision's RandomCrop and RandomRotation as one look-up. Everything follows from the draws' seeds.
+    Pads by `pad` black pixels, crops to the old size, then rotates about the centre by up to `rotation` degrees in
+    either direction (nearest pixel, black fill): torchvision's RandomCrop and RandomRotation as one look-up.
     """
 
     pad: int = 0
@@ -118,34 +111,34 @@ class PadCropRotate:
 
     @torch.no_grad()
     def __call__(self, image_BHW3: torch.Tensor, seed_B: torch.Tensor) -> torch.Tensor:
-        """uint8 [B,H,W,3] and seeds int64 [B] -> uint8 [B,H,W,3]."""
+        """Transforms uint8 [B,H,W,3] by seeds int64 [B]; returns uint8 [B,H,W,3]."""
         if not (self.pad or self.rotation):
             return image_BHW3
         height, width = image_BHW3.shape[1:3]
-        y_BHW, x_BHW = self._turned(seed_B, height, width)
+        y_BHW, x_BHW = self._rotated_positions(seed_B, height, width)
         inside_BHW = (y_BHW >= 0) & (y_BHW < height) & (x_BHW >= 0) & (x_BHW < width)
         up_B, left_B = (offset_B[:, None, None] for offset_B in self._offsets(seed_B))
-        # The border of one pixel is the black that everything outside is sent to.
+        # Positions outside are mapped to a border of one black pixel.
         y_BHW = (y_BHW + up_B + 1).clamp(0, height + 1).where(inside_BHW, 0)
         x_BHW = (x_BHW + left_B + 1).clamp(0, width + 1).where(inside_BHW, 0)
-        place_B11 = torch.arange(len(seed_B), device=seed_B.device)[:, None, None]
-        return pad(image_BHW3, (0, 0, 1, 1, 1, 1))[place_B11, y_BHW, x_BHW]
+        row_B11 = torch.arange(len(seed_B), device=seed_B.device)[:, None, None]
+        return pad(image_BHW3, (0, 0, 1, 1, 1, 1))[row_B11, y_BHW, x_BHW]
 
     def _offsets(self, seed_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """How far the crop lies below and right of the image, int64 [B] each in -pad..pad.
+        """Returns the crop's offsets down and right from the image, int64 [B] each in -pad..pad.
 
-        Bit 0 of a seed is the flip's (facelt.data.transforms); these are the 32 above it.
+        Bits 1 to 32 of the seed; bit 0 decides the flip (`flip_mask`).
         """
         return tuple(((seed_B >> shift & 0xFFFF) * (2 * self.pad + 1) >> 16) - self.pad for shift in (1, 17))
 
-    def _turned(self, seed_B: torch.Tensor, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where in the crop each pixel comes from, int64 [B,H,W] each or broadcast to it; it may lie outside."""
+    def _rotated_positions(self, seed_B: torch.Tensor, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns each pixel's source position in the crop, int64, broadcastable to [B,H,W]; it may lie outside."""
         y_H1 = torch.arange(height, device=seed_B.device)[:, None]
         x_1W = torch.arange(width, device=seed_B.device)[None, :]
         if not self.rotation:
             return y_H1.expand(height, width)[None], x_1W.expand(height, width)[None]
-        share_B = (seed_B >> 33 & 0xFFFFFF) / 0x1000000
-        angle_B11 = ((2 * share_B - 1) * math.radians(self.rotation))[:, None, None]
+        fraction_B = (seed_B >> 33 & 0xFFFFFF) / 0x1000000
+        angle_B11 = ((2 * fraction_B - 1) * math.radians(self.rotation))[:, None, None]
         cos_B11, sin_B11 = angle_B11.cos(), angle_B11.sin()
         middle_y, middle_x = (height - 1) / 2, (width - 1) / 2
         y_H1, x_1W = y_H1 - middle_y, x_1W - middle_x
@@ -154,8 +147,35 @@ class PadCropRotate:
         return y_BHW.round().long(), x_BHW.round().long()
 
 
+@dataclass(frozen=True)
+class Preprocessing:
+    """Turns uint8 batches into network input, normalised by `mean` and `std`.
+
+    `augment` and `flip` change training images by their request seeds. On GPUs flips and normalisation run as one
+    kernel if `fused`.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    fused: bool = True
+    flip: bool = False
+    augment: PadCropRotate | None = None
+
+    def for_training(self, batch: Batch) -> torch.Tensor:
+        """Returns the network input float32 [B,3,H,W], augmented."""
+        image_BHW3 = batch.image_BHW3 if self.augment is None else self.augment(batch.image_BHW3, batch.seed_B)
+        return self._normalise(image_BHW3, batch.seed_B if self.flip else None)
+
+    def for_evaluation(self, batch: Batch) -> torch.Tensor:
+        """Returns the network input float32 [B,3,H,W], not augmented."""
+        return self._normalise(batch.image_BHW3, None)
+
+    def _normalise(self, image_BHW3: torch.Tensor, seed_B: torch.Tensor | None) -> torch.Tensor:
+        return normalise_images(image_BHW3, self.mean, self.std, seed_B, fused=self.fused and image_BHW3.is_cuda)
+
+
 def flip_mask(seed_B: torch.Tensor) -> torch.Tensor:
-    """Which images to mirror, bool [B]: one bit of each draw's seed, which is a hash, so one half of all draws."""
+    """Returns a mask of the images to mirror, bool [B]: bit 0 of each request seed, which is a hash."""
     return (seed_B & 1).bool()
 
 
@@ -168,19 +188,18 @@ def normalise_images(
     *,
     fused: bool = False,
 ) -> torch.Tensor:
-    """uint8 [B,H,W,3] -> float32 [B,3,H,W] in channels-last memory: (pixel / 255 - mean) / std for each channel.
+    """Returns (pixel / 255 - mean) / std per channel: uint8 [B,H,W,3] -> float32 [B,3,H,W], channels-last.
 
-    `mean` and `std` are in units of the full range 1; 0.5 and 0.5 give the (x - 127.5) / 127.5 of face models. With the
-    draws' seeds images are mirrored left to right as `flip_mask` says.
+    `mean` and `std` are fractions of the full range; 0.5 and 0.5 give the (x - 127.5) / 127.5 of face models. With the
+    request seeds, images are mirrored left to right by `flip_mask`.
 
-    `fused` compiles all of it to one kernel that reads a byte and writes a float for each value, where torch writes a
-    mirrored copy and a product in between; the two agree to float32's rounding. It is for GPUs: on a CPU the compiled
-    kernel measures seven times slower, for it vectorises over the three channels alone.
+    `fused` compiles everything to one kernel without intermediate copies; results agree to float32 rounding. Use it on
+    GPUs only: on a CPU the compiled kernel is seven times slower, since it vectorises over the three channels.
 
-    Raises UserError where `fused` is asked for and the kernel cannot be compiled.
+    Raises UserError if `fused` is set and the kernel cannot be compiled.
     """
     constants = _scale_and_shift(tuple(mean), tuple(std), image_BHW3.device)
-    # torch would compile once more for no image and once more for a single one.
+    # torch would recompile for an empty batch and for a single image.
     if not fused or len(image_BHW3) < 2:
         return _normalise(image_BHW3, *constants, seed_B)
     try:
@@ -188,8 +207,8 @@ def normalise_images(
     except TorchDynamoException as error:
         reason = " ".join(str(error.__cause__ or error).split())[:160]
         raise UserError(
-            f"data.fused: the kernel for {image_BHW3.device} cannot be compiled here ({reason}); install what is "
-            "missing (Triton and a C compiler), or set data.fused=false to run without it"
+            f"data.fused: the kernel for {image_BHW3.device} cannot be compiled ({reason}); install Triton and a C "
+            "compiler, or set data.fused=false"
         ) from None
 
 
@@ -203,7 +222,7 @@ def _normalise(
 
 @lru_cache(maxsize=1)
 def _compiled() -> Callable[..., torch.Tensor]:
-    """One kernel for batches and images of any size."""
+    """One kernel for all batch and image sizes."""
     return torch.compile(_normalise, dynamic=True, fullgraph=True)
 
 
@@ -211,6 +230,6 @@ def _compiled() -> Callable[..., torch.Tensor]:
 def _scale_and_shift(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """1 / (255 std) and mean / std, float32 [3]; kept, because a copy to the device at each step would wait for it."""
+    """1 / (255 std) and mean / std, float32 [3] each; cached, since a copy to the device at each step would block."""
     mean_3, std_3 = torch.tensor(mean), torch.tensor(std)
     return (1 / (255 * std_3)).to(device), (mean_3 / std_3).to(device)

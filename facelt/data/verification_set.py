@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from facelt.data.dataset import EncodedImageDataset
-from facelt.data.lists import ImageFileDataset
+from facelt.data.image_files import ImageFileDataset
 from facelt.data.pairs import ImagePairs, read_pairs
 from facelt.data.transforms import ImageTransform
 

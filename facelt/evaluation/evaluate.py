@@ -15,7 +15,6 @@ Asking a trained model everything an evaluation is made of.
 Closed-set accuracy of a trained model, and nothing else of it.
 """
 
-import posixpath
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -24,10 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-from facelt.config.data import CifarData, DataConfig, ListData
 from facelt.config.train import TrainConfig
-from facelt.data.lists import ImageFileDataset
-from facelt.data.module import ClassMap, Split, TrainingData, open_data
+from facelt.data.image_files import ImageFileDataset, folder_names
+from facelt.data.kind import Split, TrainingData
 from facelt.errors import UserError
 from facelt.inference.model import TrainedModel
 from facelt.inference.predict import OpenSetPredictions, Predictor, fit_scorer, predict_all, predict_open_set
@@ -58,54 +56,7 @@ from facelt.metrics.open_set import (
 )
 from facelt.openset.rejection import OPENSET
 from facelt.report.schema import EvaluationReport
-from recordio_tools.face_set import IDENTITIES_FILE, read_identities
 from recordio_tools.progress import ProgressFn, no_progress
-
-CIFAR_NAMES = "classes.txt"
-
-
-def class_names(data: TrainingData, config: DataConfig) -> list[str]:
-    """A name for each class [C]: the folder that all its training images lie in, below what all folders share; of
-    records the name in identities.csv beside the file; of CIFAR the line of classes.txt. Else its number.
-
-    Raises UserError where one of these files is there and cannot be read.
-    """
-    numbers = [str(number) for number in range(data.num_classes)]
-    if isinstance(config, ListData):
-        found = _folders(data.train.dataset)
-    elif isinstance(config, CifarData):
-        found = dict(enumerate(_lines(config.root / CIFAR_NAMES)))
-    else:
-        table = config.train.with_name(IDENTITIES_FILE)
-        rows = read_identities(table) if table.is_file() else {}
-        label_C = ClassMap.of(config, data.num_classes).label_C.tolist()
-        found = {number: rows[label]["name"] for number, label in enumerate(label_C) if label in rows}
-    return [found.get(number) or numbers[number] for number in range(data.num_classes)]
-
-
-def folder_names(paths: Sequence[str]) -> list[str]:
-    """The folder of each relative path, below what all of them share; empty where they all lie in one."""
-    folders = [posixpath.dirname(path) for path in paths]
-    shared = posixpath.commonpath(set(folders)) if folders else ""
-    return [folder[len(shared) :].lstrip("/") for folder in folders]
-
-
-def _folders(dataset: ImageFileDataset) -> dict[int, str]:
-    """The folder of each class whose images lie in a single one."""
-    found: dict[int, set[str]] = {}
-    for label, folder in zip(dataset.labels.tolist(), folder_names(dataset.paths), strict=True):
-        found.setdefault(label, set()).add(folder)
-    return {label: next(iter(folders)) for label, folders in found.items() if len(folders) == 1}
-
-
-def _lines(path: Path) -> list[str]:
-    """The lines of a file; none where it is absent."""
-    if not path.exists():
-        return []
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -138,7 +89,7 @@ class Evaluation:
     @cached_property
     def names(self) -> list[str]:
         """What the classes are called, [C]."""
-        return class_names(self.data, self.model.config.data)
+        return self.model.config.data.class_names(self.data)
 
     @property
     def name(self) -> str:
@@ -274,7 +225,7 @@ def find_open_images(
         class_N[source.members] = source.identities
         return OpenImages(Split(source.dataset, source.members), class_N)
     if SPLIT not in data.evaluation:
-        raise UserError("--open: the configuration of this model has no data.open; name images with --open-images")
+        raise UserError("--open: the configuration of this model has no data.open_set; name images with --open-images")
     split = data.evaluation[SPLIT]
     return OpenImages(split, np.array(_classes(split.dataset), dtype=object))
 
@@ -315,7 +266,7 @@ def evaluate_model(
     Raises UserError where the data have no such split, no open images, or nothing to set a threshold by, and where a
     model without experts is asked for them.
     """
-    data = open_data(model.config.data, model.config.seed)
+    data = model.config.data.open(model.config.seed)
     predictor = Predictor.of(model, batch, workers, progress=progress)
     known_split = find_split(data, split)
     if open_ is None:
@@ -360,6 +311,6 @@ def _accepting(found: OpenSetPredictions) -> float:
 
 def accuracy_of(model: TrainedModel, split: str, convention: str, *, batch: int, workers: int) -> ShotAccuracy:
     """Accuracy on a split of the data the model's configuration names. Raises UserError where there is none."""
-    data = open_data(model.config.data, model.config.seed)
+    data = model.config.data.open(model.config.seed)
     result = predict_all(Predictor.of(model, batch, workers), find_split(data, split), ("label", "prediction"))
     return shot_accuracy(data.train_counts, result.label_N.numpy(), result.prediction_N.numpy(), convention)

@@ -22,10 +22,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from facelt.data.module import Split, TrainingData, open_data
+from facelt.data.kind import Split, TrainingData
 from facelt.distributed.logits import GatheredFeatures
 from facelt.errors import UserError
-from facelt.evaluation.evaluate import class_names, find_split
+from facelt.evaluation.evaluate import find_split
 from facelt.inference.model import TrainedModel
 from facelt.inference.predict import Predictions, Predictor, predict, predict_all
 from facelt.methods.base import Method
@@ -44,7 +44,7 @@ class Source:
     @classmethod
     def of(cls, model: TrainedModel, batch: int, workers: int) -> "Source":
         """Opens the data the model's configuration names. Raises UserError."""
-        return cls(model, open_data(model.config.data, model.config.seed), Predictor.of(model, batch, workers))
+        return cls(model, model.config.data.open(model.config.seed), Predictor.of(model, batch, workers))
 
     @property
     def method(self) -> Method:
@@ -220,7 +220,7 @@ def called_concepts(source: Source, split: str, *, images: int, seed: int) -> li
     found = [one for batch in predict(source.predictor, chosen, fields) for one in _strongest(source, chosen, batch)]
     nearest = nearest_images(source, {label for *_, strongest in found for label, _ in strongest})
     # The last name is that of the label -1.
-    names = [*class_names(source.data, source.model.config.data), "open set"]
+    names = [*source.model.config.data.class_names(source.data), "open set"]
     return [
         Called(
             picture,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from facelt.data.batch import BadImageTracker
-from facelt.data.module import Split
+from facelt.data.kind import Split
 from facelt.distributed.rendezvous import WorkerGroup
 from facelt.errors import UserError
 from facelt.inference.model import TrainedModel

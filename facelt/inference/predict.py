@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from facelt.data.batch import BadImage, BadImageTracker, Batch
+from facelt.data.kind import Preprocessing, Split, TrainingData
 from facelt.data.loader import Loader
-from facelt.data.module import Preprocessing, Split, TrainingData
 from facelt.data.samplers import SequentialSampler
 from facelt.distributed.comm import BatchSplit, is_distributed, rank, stack_ranks, world_size
 from facelt.distributed.launch import Interrupted, all_gather_str, stop_requested
@@ -65,7 +65,7 @@ class Predictor:
         bad = BadImageTracker(model.config.data.max_bad_images) if bad is None else bad
         device = next(model.method.parameters()).device
         return cls(
-            model.method, Preprocessing(model.config.data), EvalLoaderConfig(batch, workers, device, bad, progress)
+            model.method, model.config.data.preprocessing(), EvalLoaderConfig(batch, workers, device, bad, progress)
         )
 
 
@@ -264,7 +264,7 @@ def predict_open_set(
     def logits_of(image_N3HW: torch.Tensor) -> torch.Tensor:
         return predictor.method.logits(image_N3HW).full_BC.float().cpu()
 
-    std, batches = predictor.preprocessing.data.std, []
+    std, batches = predictor.preprocessing.std, []
     for part in predict(predictor, split, fields, title=title):
         scores = scorer.judge(Seen(part.logit_NC, part.reachability_N, part.inputs.image_B3HW, std, logits_of))
         confidence_N, class_N = part.logit_NC.double().softmax(dim=1).amax(dim=1), part.logit_NC.argmax(dim=1)

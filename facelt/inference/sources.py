@@ -19,12 +19,11 @@ from facelt.alignment.align import similarity, warp
 from facelt.alignment.detectors import open_detector
 from facelt.alignment.photographs import Photograph, read_photograph
 from facelt.alignment.run import QUALITY, Failure, Terms, no_face, quality_row, survey
-from facelt.config.data import DataConfig, ListData
 from facelt.config.train import TrainConfig
 from facelt.data.dataset import ImageDataset
-from facelt.data.lists import ImageFileDataset, ImageFolderDataset, ListDataset, UnlabelledListDataset
+from facelt.data.image_files import ImageFileDataset, ImageFolderDataset, ListDataset, UnlabelledListDataset
 from facelt.data.records import RecordDataset
-from facelt.data.transforms import CenterCrop, ExpectSize, ImageTransform
+from facelt.data.transforms import ExpectSize, ImageTransform
 from facelt.errors import UserError
 from recordio_tools.face_set import IDENTITIES_FILE, read_identities
 from recordio_tools.lists import IMAGE_SUFFIXES, has_labels
@@ -57,11 +56,6 @@ class ImageSource:
         )
 
 
-def transform_of(data: DataConfig) -> ImageTransform:
-    """What is done to images that a trained model is asked about."""
-    return CenterCrop(data.crop, data.resize) if isinstance(data, ListData) else ExpectSize(data.image_size)
-
-
 def open_images(
     path: Path, config: TrainConfig, *, root: Path | None = None, manifest: Path | None = None
 ) -> ImageSource:
@@ -70,7 +64,7 @@ def open_images(
     The identity of a record is its name in `identities.csv` beside the file, or its label; of a path its label, where
     the list has labels, or its last folder. Raises UserError.
     """
-    data, transform = config.data, transform_of(config.data)
+    data, transform = config.data, config.data.eval_transform()
     if manifest is not None and path.suffix != ".rec":
         raise UserError(f"--manifest {manifest}: selects records of a .rec, and {path} is none")
     if path.suffix == ".rec":
@@ -105,10 +99,10 @@ def _from_record(path: Path, transform: ImageTransform, manifest: Path | None, m
 
 def _from_paths(dataset: ImageFileDataset) -> ImageSource:
     paths = list(dataset.paths)
-    labelled = isinstance(dataset, ListDataset) and not isinstance(dataset, UnlabelledListDataset)
-    identities = (
-        [str(label) for label in dataset.labels.tolist()] if labelled else [Path(path).parent.name for path in paths]
-    )
+    if dataset.is_labelled:
+        identities = [str(label) for label in dataset.labels.tolist()]
+    else:
+        identities = [Path(path).parent.name for path in paths]
     return ImageSource(dataset, np.arange(len(dataset)), paths, identities, {})
 
 

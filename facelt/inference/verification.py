@@ -10,12 +10,11 @@ import torch
 
 from facelt.config.train import TrainConfig
 from facelt.data.batch import BadImageTracker
-from facelt.data.module import Preprocessing, Split
+from facelt.data.kind import Split
 from facelt.data.verification_set import VerificationSet
 from facelt.errors import UserError
 from facelt.inference.model import TrainedModel
 from facelt.inference.predict import EvalLoaderConfig, Predictor, iterate_split, predict_all
-from facelt.inference.sources import transform_of
 from facelt.methods.base import Method
 from facelt.metrics.ten_fold import squared_distances, ten_fold, unmeasurable_reason
 
@@ -25,7 +24,7 @@ TRAINED_KIND = "direct"
 
 def open_verification_set(path: Path, config: TrainConfig, root: Path | None = None) -> VerificationSet:
     """A set whose images are prepared as the model's configuration says. Raises UserError."""
-    found = VerificationSet(path, transform=transform_of(config.data), max_pixels=config.data.max_pixels, root=root)
+    found = VerificationSet(path, transform=config.data.eval_transform(), max_pixels=config.data.max_pixels, root=root)
     if reason := unmeasurable_reason(found.pairs.same_P):
         raise UserError(f"{path}: {reason}")
     return found
@@ -55,7 +54,7 @@ def embed_set(
     both. Raises UserError naming an image that cannot be used.
     """
     loader = EvalLoaderConfig(batch, workers, device, _no_bad_image())
-    predictor = Predictor(method, Preprocessing(config.data), loader)
+    predictor = Predictor(method, config.data.preprocessing(), loader)
     return predict_all(predictor, _split(found), (kind,), flip=mirrored).embeddings[kind].numpy()
 
 

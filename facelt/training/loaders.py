@@ -11,8 +11,8 @@ from facelt.config.registry import SAMPLERS
 from facelt.config.train import StageConfig, TrainConfig
 from facelt.data.batch import Batch
 from facelt.data.device_cache import CachedLoader, DeviceImageCache
+from facelt.data.kind import Split, TrainingData
 from facelt.data.loader import Loader
-from facelt.data.module import Split, TrainingData
 from facelt.data.samplers import RngStream, SequentialSampler, TrainingSampler, hash_words
 from facelt.distributed.comm import rank, world_size
 from facelt.distributed.ddp import has_enough_images

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from facelt.config.train import StageConfig, TrainConfig, is_external_ref
-from facelt.data.module import TrainingData, open_data
+from facelt.data.kind import TrainingData
 from facelt.distributed.comm import rank
 from facelt.distributed.launch import graceful_shutdown, process_group, run_on_rank0
 from facelt.errors import UserError
@@ -38,7 +38,7 @@ def run(config: TrainConfig, resume: bool = False) -> Path:
     Raises UserError; raises Interrupted, with a checkpoint saved, after SIGTERM or SIGINT.
     """
     with process_group(config.device, timedelta(minutes=config.timeout_minutes)) as device, graceful_shutdown():
-        data = open_data(config.data, config.seed)
+        data = config.data.open(config.seed)
         # A stop requested while the data opened takes effect here, before anything is written.
         sync_step_info(())
         validate_initial_weights(config, data.num_classes)

@@ -9,7 +9,7 @@ import torch
 
 from facelt.config.train import StageConfig, TrainConfig
 from facelt.data.batch import BadImageTracker
-from facelt.data.module import ClassMap, TrainingData
+from facelt.data.kind import TrainingData
 from facelt.distributed.class_shards import ClassRange, sharded_entries
 from facelt.distributed.comm import rank, world_size
 from facelt.errors import UserError
@@ -46,7 +46,7 @@ class TrainingState:
         self.validation: dict[str, float] = {}
         self.bad_images = BadImageTracker(config.data.max_bad_images)
         self.nonfinite_steps = 0
-        self.class_map = ClassMap.of(config.data, data.num_classes)
+        self.class_map = config.data.class_map(data.num_classes)
         self._provenance = {
             "config": config.model_dump(mode="json"),
             "data_fingerprint": data.fingerprint(),

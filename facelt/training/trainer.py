@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from facelt.config.train import StageConfig, TrainConfig
 from facelt.data.batch import Batch
-from facelt.data.module import TrainingData
+from facelt.data.kind import TrainingData
 from facelt.distributed.comm import all_reduce, world_size
 from facelt.distributed.ddp import has_enough_images, sync_batch_norm_stats, wrap_ddp
 from facelt.distributed.launch import Interrupted, all_gather_str, run_on_rank0

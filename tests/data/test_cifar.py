@@ -178,7 +178,7 @@ def test_a_damaged_or_foreign_file_is_named_in_one_line(tmp_path, payload, reaso
 
 def test_missing_files_and_labels_out_of_range_are_named(tmp_path):
     with pytest.raises(
-        UserError, match=r"^data\.root: .* holds neither cifar-100-python nor train\.rec; .*download=true"
+        UserError, match=r"^data\.root: .* contains neither cifar-100-python nor train\.rec; .*download=true"
     ):
         open_cifar(tmp_path, 100, "train")
     write_cifar(tmp_path, 100, per_class=1)
@@ -207,7 +207,7 @@ def test_of_a_record_the_first_images_of_each_class_stay(tmp_path, encode):
     assert kept.tolist() == expected
     with pytest.raises(
         UserError,
-        match=r"data\.imbalance: 2 \(exponential\) takes 7 images of class 3, which has 6; ask .* 3,",
+        match=r"data\.imbalance: 2 \(exponential\) needs 7 images of class 3, which has 6; set at least 3,",
     ):
         long_tailed_members(dataset, "exponential", 2)
     with pytest.raises(UserError, match=r"data\.classes: .*train\.rec has 10 classes, not 100"):
@@ -221,5 +221,5 @@ def test_the_shared_record_holds_the_published_subsets(real_data):
         counts = np.bincount(train.labels[long_tailed_members(train, "exponential", imbalance)], minlength=100)
         assert (counts.sum(), counts.min(), counts[0]) == (images, smallest, 500)
     assert train[SampleRequest(0, 0)].image_HW3.shape == (32, 32, 3)
-    with pytest.raises(UserError, match="ask for at least 10"):
+    with pytest.raises(UserError, match="set at least 10"):
         long_tailed_members(train, "exponential", 9)

@@ -65,7 +65,7 @@ def test_what_is_missing_is_fetched_and_what_is_there_is_not(published, tmp_path
 
 def test_another_archive_is_refused_and_not_unpacked(published, tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR10, "tgz_md5", "0" * 32)
-    with pytest.raises(UserError, match=r"^data\.download: http://.* cannot be laid below .*corrupted") as caught:
+    with pytest.raises(UserError, match=r"^data\.download: http://.* cannot be downloaded to .*corrupted") as caught:
         download_cifar(tmp_path / "data", 10)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "data" / CIFAR10.base_folder).exists()
@@ -73,5 +73,5 @@ def test_another_archive_is_refused_and_not_unpacked(published, tmp_path, monkey
 
 def test_an_address_that_does_not_answer_is_named(published, address, tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR10, "url", f"{address}/absent.tar.gz")
-    with pytest.raises(UserError, match=r"^data\.download: http://.*absent\.tar\.gz cannot be laid below"):
+    with pytest.raises(UserError, match=r"^data\.download: http://.*absent\.tar\.gz cannot be downloaded to"):
         download_cifar(tmp_path / "data", 10)

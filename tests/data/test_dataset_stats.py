@@ -34,9 +34,13 @@ def bands(split: dict, what: str, convention: str = "paper") -> list[int]:
 
 def test_places_lt_is_as_published(lists, root):
     names = {split: lists / f"Places_LT_{list_}.txt" for split, list_ in (("train", "train"), ("validation", "val"))}
-    names |= {"test": lists / "Places_LT_test.txt", "open": lists / "Places_LT_open.txt"}
+    names |= {"test": lists / "Places_LT_test.txt", "open_set": lists / "Places_LT_open.txt"}
     found = ask(root / "configs/places_lt.yaml", **names)
-    assert (found["kind"], found["classes"], list(found["splits"])) == ("list", 365, list(names))
+    assert (found["kind"], found["classes"], list(found["splits"])) == (
+        "list",
+        365,
+        ["train", "validation", "test", "open"],
+    )
     train, validation, test, open_ = found["splits"].values()
     assert (train["images"], train["classes"], train["largest"], train["smallest"]) == (62_500, 365, 4980, 5)
     assert (bands(train, "classes"), bands(train, "images")) == ([131, 163, 71], [52_762, 8_934, 804])
@@ -50,7 +54,7 @@ def test_places_lt_is_as_published(lists, root):
 
 def test_the_published_lists_of_imagenet_lt_and_inaturalist_are_as_stated(lists, root):
     """Their training lists are not at hand; the others stand in, to tell how many classes there are."""
-    names = {split: lists / f"ImageNet_LT_{split}.txt" for split in ("test", "open")}
+    names = {"test": lists / "ImageNet_LT_test.txt", "open_set": lists / "ImageNet_LT_open.txt"}
     validation = lists / "ImageNet_LT_val.txt"
     found = ask(root / "configs/imagenet_lt.yaml", train=validation, validation=validation, **names)["splits"]
     assert (found["validation"]["images"], found["validation"]["classes"]) == (20_000, 1000)
@@ -99,7 +103,7 @@ def test_the_tables_say_the_same(tmp_path, root):
     (tmp_path / "train.txt").write_text("a b/1.png 0\n" * 1234 + "c/1.png 1\n" * 20)
     (tmp_path / "open.txt").write_text("o.png -1\n")
     words = [f"data.train={tmp_path / 'train.txt'}", "data.validation=null", "data.test=null", "data.num_classes=3"]
-    words += [f"data.open={tmp_path / 'open.txt'}"]
+    words += [f"data.open_set={tmp_path / 'open.txt'}"]
     sets = [part for word in words for part in ("--set", word)]
     done = CliRunner().invoke(app, ["dataset", "--config", str(root / "configs/places_lt.yaml"), *sets])
     assert done.exit_code == 0, done.exception
@@ -113,15 +117,15 @@ def test_the_tables_say_the_same(tmp_path, root):
 @pytest.mark.parametrize(
     ("train", "open_", "message"),
     [
-        ("a/1.png 0\nb/1.png -1\n", "o.png -1\n", r"train\.txt: a training list cannot hold open-set images"),
-        ("a/1.png 0\n", "o.png -1\np.png 2\n", r"open\.txt: a list of the open set .* label -1, not 2"),
+        ("a/1.png 0\nb/1.png -1\n", "o.png -1\n", r"train\.txt: a training list cannot contain open-set images"),
+        ("a/1.png 0\n", "o.png -1\np.png 2\n", r"open\.txt: every image of an open-set list has the label -1, not 2"),
         ("a/1.png 0\n", "o.png\n", r"open\.txt, line 1: expected a path, one space and a label"),
     ],
 )
 def test_lists_that_mix_known_and_open_images_are_refused(tmp_path, root, train, open_, message):
     (tmp_path / "train.txt").write_text(train)
     (tmp_path / "open.txt").write_text(open_)
-    lists = {"train": tmp_path / "train.txt", "open": tmp_path / "open.txt", "validation": "null", "test": "null"}
+    lists = {"train": tmp_path / "train.txt", "open_set": tmp_path / "open.txt", "validation": "null", "test": "null"}
     with pytest.raises(Exception, match=message) as caught:
         ask(root / "configs/places_lt.yaml", num_classes=3, **lists)
     assert "\n" not in str(caught.value)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from facelt.data.batch import BadImage, SampleRequest
+from facelt.data.image_files import ImageFolderDataset, ListDataset, UnlabelledListDataset
 from facelt.data.list_layouts import find_layout
-from facelt.data.lists import ImageFolderDataset, ListDataset, UnlabelledListDataset
 from facelt.data.transforms import CenterCrop
 from facelt.errors import UserError
 
@@ -78,7 +78,7 @@ def test_a_missing_or_broken_file_is_a_bad_image(tree):
         ("x/1.jpg 0\n/etc/passwd 0\n", "line 2: '/etc/passwd' leads out of"),
         ("x/../../secret.jpg 0\n", "line 1: .* leads out of"),
         ("x/\0.jpg 0\n", "line 1: .* leads out of"),
-        ("q/1.jpg 0\n", "line 1: no file .*q/1.jpg, nor any other"),
+        ("q/1.jpg 0\n", "line 1: .*q/1.jpg does not exist, nor do other"),
     ],
 )
 def test_a_list_with_a_mistake_is_refused(tree, text, message):
@@ -181,9 +181,9 @@ def test_a_folder_of_unknown_images_has_no_labels(tree):
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
-    with pytest.raises(UserError, match="holds no image"):
+    with pytest.raises(UserError, match="contains no image"):
         ImageFolderDataset(tmp_path, transform=CROP)
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="does not exist"):
         ImageFolderDataset(tmp_path / "absent", transform=CROP)
 
 

@@ -38,7 +38,7 @@ def test_bad_images_are_named_with_their_reason(face_rec):
     bad = [item for item in (dataset[SampleRequest(i, 0)] for i in range(24)) if isinstance(item, BadImage)]
     assert [item.name for item in bad] == ["train.rec:4", "train.rec:20"]
     assert "not a JPEG" in bad[0].reason
-    assert "16 x 12 pixels (height x width), this data set's are 16 x 16" in bad[1].reason
+    assert "16 x 12 pixels (height x width), expected 16 x 16" in bad[1].reason
 
 
 def test_a_damaged_record_is_a_bad_image(face_rec):

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from facelt.config.data import CifarData, ListData, RecordData
-from facelt.data.module import open_data
+from facelt.data.cifar import CifarData
+from facelt.data.image_files import ListData, folder_names
+from facelt.data.records import RecordData
 from facelt.errors import UserError
-from facelt.evaluation.evaluate import class_names, folder_names
 
 
 def test_folders_below_what_all_share():
@@ -29,9 +29,9 @@ def data_of(labels, classes, paths=()) -> SimpleNamespace:
 def test_a_class_of_a_list_is_called_by_its_folder_if_it_has_one_alone():
     paths = ["t/cat/1.jpg", "t/cat/2.jpg", "t/dog/1.jpg", "t/wolf/1.jpg", "t/owl/1.jpg"]
     config = ListData.model_construct(kind="list")
-    assert class_names(data_of([0, 0, 1, 1, 3], 4, paths), config) == ["cat", "1", "2", "owl"]
+    assert config.class_names(data_of([0, 0, 1, 1, 3], 4, paths)) == ["cat", "1", "2", "owl"]
     # All in one folder: no name tells anything.
-    assert class_names(data_of([0, 1], 2, ["a/1.jpg", "a/2.jpg"]), config) == ["0", "1"]
+    assert config.class_names(data_of([0, 1], 2, ["a/1.jpg", "a/2.jpg"])) == ["0", "1"]
 
 
 @pytest.fixture
@@ -43,13 +43,13 @@ def record(tiny_faces, tmp_path):
 
 def test_records_have_names_in_identities_csv(record):
     path, config = record
-    data = open_data(config, 0)
-    assert class_names(data, config) == list("012345")
+    data = config.open(0)
+    assert config.class_names(data) == list("012345")
     path.with_name("identities.csv").write_text("label,name\n0,Ann\n3,=1+1\n")
-    assert class_names(data, config) == ["Ann", "1", "2", "=1+1", "4", "5"]
+    assert config.class_names(data) == ["Ann", "1", "2", "=1+1", "4", "5"]
     path.with_name("identities.csv").write_text("who,name\n0,Ann\n")
     with pytest.raises(UserError, match="needs the columns label and name"):
-        class_names(data, config)
+        config.class_names(data)
 
 
 def test_a_manifests_new_labels_bear_the_names_of_the_old_ones(record, tmp_path):
@@ -57,14 +57,14 @@ def test_a_manifests_new_labels_bear_the_names_of_the_old_ones(record, tmp_path)
     path.with_name("identities.csv").write_text("label,name\n0,Ann\n1,Bob\n")
     (tmp_path / "manifest.csv").write_text("key,label,new_label\n15,1,0\n1,0,1\n")
     config = config.model_copy(update={"manifest": tmp_path / "manifest.csv"})
-    assert class_names(open_data(config, 0), config) == ["Bob", "Ann"]
+    assert config.class_names(config.open(0)) == ["Bob", "Ann"]
 
 
 def test_cifars_names_are_lines(tmp_path):
     config = CifarData(kind="cifar", root=tmp_path, classes=10)
-    assert class_names(data_of([0], 3), config) == ["0", "1", "2"]
+    assert config.class_names(data_of([0], 3)) == ["0", "1", "2"]
     (tmp_path / "classes.txt").write_text("apple\nbear\n")
-    assert class_names(data_of([0], 3), config) == ["apple", "bear", "2"]
+    assert config.class_names(data_of([0], 3)) == ["apple", "bear", "2"]
     (tmp_path / "classes.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match=r"classes\.txt: cannot be read"):
-        class_names(data_of([0], 3), config)
+        config.class_names(data_of([0], 3))

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from facelt.config.train import TrainConfig
-from facelt.data.module import open_data
 from facelt.evaluation.evaluate import OpenQuestion, evaluate_model
 from facelt.inference.model import load_model
 from facelt.training.run import run
@@ -95,7 +94,7 @@ def read_csv(path: Path) -> list[dict]:
 def images_of(folder: Path, split: str) -> tuple[list[int], np.ndarray, np.ndarray]:
     """(labels, softmax, logits) of a run's last stage, one image after another, read with OpenCV."""
     model = load_model(folder, CPU)
-    data = open_data(model.config.data, 0)
+    data = model.config.data.open(0)
     mean, std = np.array(model.config.data.mean), np.array(model.config.data.std)
     labels, rows = [], []
     for path, label in zip(data.evaluation[split].dataset.paths, data.evaluation[split].labels.tolist(), strict=True):
@@ -179,7 +178,7 @@ def test_a_threshold_set_on_known_validation_images_keeps_95_percent_of_them(rep
 
 def test_reachability_separates_by_the_distance_to_centroids(report, trained):
     model = load_model(trained(), CPU)
-    data = open_data(model.config.data, 0)
+    data = model.config.data.open(0)
     centroid_CD = model.method.memory.centroid_CD.detach().double()
     scores = {}
     for split in ("test", "open"):
@@ -354,7 +353,7 @@ def test_what_a_model_lacks_is_named(evaluate, trained, finished_run, lists, tmp
     )
     code, _, error = evaluate("--checkpoint", finished_run, "--open", "threshold")
     assert code == 1
-    assert "has no data.open; name images with --open-images" in error
+    assert "has no data.open_set; name images with --open-images" in error
     (lists / "flat.txt").write_text("wolf/00.png\nwolf/01.png\n")
     words = ("--open-images", lists / "flat.txt", "--open-root", lists / "images", "--sweep", "open-classes")
     code, _, error = evaluate("--checkpoint", trained(), "--open", "threshold", *words, "--out", tmp_path / "out")

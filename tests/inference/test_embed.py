@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from facelt.data.batch import BadImageTracker
-from facelt.data.module import Split, open_data
+from facelt.data.kind import Split
 from facelt.errors import UserError
 from facelt.inference.embed import embed_images, sound_images
 from facelt.inference.model import load_model
@@ -178,7 +178,7 @@ def test_nothing_usable_is_refused(model, folder):
 
 
 def test_predictions_are_those_of_the_plain_network(model):
-    data = open_data(model.config.data, model.config.seed)
+    data = model.config.data.open(model.config.seed)
     result = predict_all(Predictor.of(model, 5, 0), data.evaluation["validation"], ("label", "prediction"))
     assert result.label_N.tolist() == data.evaluation["validation"].labels.tolist()
     expected = []

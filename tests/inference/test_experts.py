@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from facelt.cli.main import app
 from facelt.config.train import TrainConfig
 from facelt.data.batch import BadImageTracker
-from facelt.data.module import Split, open_data
+from facelt.data.kind import Split
 from facelt.distributed.comm import rank, world_size
 from facelt.distributed.ddp import wrap_ddp
 from facelt.errors import UserError
@@ -57,7 +57,7 @@ def experts_run(recipe, tmp_path_factory):
 @pytest.mark.parametrize("stage", ["student", "router", "independent"])
 def test_each_experts_predictions_are_those_of_its_branch_alone(experts_run, stage):
     model = load_model(experts_run / stage, CPU)
-    data = open_data(model.config.data, model.config.seed)
+    data = model.config.data.open(model.config.seed)
     split = data.evaluation["validation"]
     label_N, expert_KN, together_N = expert_predictions(model, split)
     assert label_N.tolist() == split.labels.tolist()
@@ -88,7 +88,7 @@ def test_the_router_leaves_the_student_as_it_is_and_counts_its_experts(experts_r
 
 def test_a_split_without_an_image_and_a_method_without_experts(experts_run, finished_run):
     model = load_model(experts_run / "student", CPU)
-    data = open_data(model.config.data, model.config.seed)
+    data = model.config.data.open(model.config.seed)
     split = data.evaluation["validation"]
     nothing = Split(split.dataset, split.members[:0])
     label_N, expert_KN, together_N = expert_predictions(model, nothing)
@@ -128,7 +128,7 @@ def test_the_command_counts_what_experts_win_and_lose_together(experts_run, fini
     assert done.exit_code == 0, done.exception
     found = json.loads(done.stdout)["experts"]
     model = load_model(experts_run / "independent", CPU)
-    data = open_data(model.config.data, model.config.seed)
+    data = model.config.data.open(model.config.seed)
     split = data.evaluation["validation"]
     label_N, expert_KN, together_N = expert_predictions(model, split)
     lost = [

@@ -7,7 +7,7 @@ import torch
 
 from facelt.config.train import TrainConfig
 from facelt.data.batch import BadImageTracker
-from facelt.data.module import Split, open_data
+from facelt.data.kind import Split
 from facelt.errors import UserError
 from facelt.inference.model import find_model, load_model, load_weights
 from facelt.inference.predict import EvalLoaderConfig, Predictions, Predictor, predict, predict_all
@@ -36,7 +36,7 @@ def model(request, finished_run):
 @pytest.fixture(scope="module")
 def data(finished_run):
     config = load_model(finished_run, CPU).config
-    return open_data(config.data, config.seed)
+    return config.data.open(config.seed)
 
 
 def test_outputs_are_those_of_each_image_alone(model, data):
@@ -128,7 +128,7 @@ def outputs_of_a_rank(folder):
     """What one rank of several gets from its columns of the run's last model."""
     card = json.loads((find_model(folder) / "card.json").read_text())
     config = TrainConfig.model_validate(card["config"])
-    data = open_data(config.data, config.seed)
+    data = config.data.open(config.seed)
     method = build_initialized_method(config, config.stages[-1], data, RunFolder(folder)).eval()
     load_weights(find_model(folder) / "model.safetensors", method)
     result = outputs(method, data.evaluation["validation"], data)

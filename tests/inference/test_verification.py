@@ -173,7 +173,7 @@ def test_images_of_another_size_and_of_too_many_pixels_are_refused(recipe, train
     images, same = pickle.loads(tiny_pairs.read_bytes())
     (tmp_path / "tiny.bin").write_bytes(pickle.dumps(([big, *images[1:]], same)))
     sets = {"validation": {"sets": {"tiny": str(tmp_path / "tiny.bin")}}}
-    with pytest.raises(UserError, match=r"tiny\.bin:0: the image is 64 x 64 pixels .*this data set's are 32 x 32"):
+    with pytest.raises(UserError, match=r"tiny\.bin:0: the image is 64 x 64 pixels .*expected 32 x 32"):
         train(tmp_path / "run", **sets)
     with pytest.raises(UserError, match=r"tiny\.bin:0: 64 x 64 pixels, above the limit of 2000"):
         train(tmp_path / "run", data=recipe(tmp_path)["data"] | {"max_pixels": 2000}, **sets)

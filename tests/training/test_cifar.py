@@ -10,10 +10,9 @@ from torchvision.transforms.v2 import functional
 from typer.testing import CliRunner
 
 from facelt.cli.main import app
-from facelt.config.data import CifarData
 from facelt.config.train import TrainConfig
 from facelt.data.batch import Batch, SampleRequest
-from facelt.data.module import open_data
+from facelt.data.cifar import CifarData
 from facelt.errors import UserError
 from tests.data.cifar_folder import write_cifar
 
@@ -34,12 +33,12 @@ def section(cifar) -> dict:
 
 def test_the_splits_and_the_counts(cifar, section):
     _, splits = cifar
-    data = open_data(CifarData.model_validate(section), seed=0)
+    data = CifarData.model_validate(section).open(seed=0)
     assert data.train_counts.tolist() == [int(12 * (1 / 4) ** (c / 9) + 1e-9) for c in range(10)]
     assert list(data.evaluation) == ["test"]
     assert data.evaluation["test"].labels.tolist() == splits["test"][1].tolist()
     assert data.train_plain is data.train
-    whole = open_data(CifarData.model_validate({**section, "imbalance": 1}), seed=0)
+    whole = CifarData.model_validate({**section, "imbalance": 1}).open(seed=0)
     assert whole.train_counts.tolist() == [12] * 10
     assert whole.fingerprint() != data.fingerprint()
 
@@ -54,7 +53,7 @@ def test_training_images_are_moved_mirrored_and_normalised_and_others_only_norma
     draws += [(32768 << 17 | 32768 << 1 | flip, 32768, 32768, flip) for flip in (0, 1, 1)]
     seed_B = torch.tensor([draw[0] for draw in draws])
     batch = Batch(image_BHW3, torch.zeros(6), torch.arange(6), seed_B)
-    preprocessing = open_data(CifarData.model_validate(section), seed=0).preprocessing
+    preprocessing = CifarData.model_validate(section).open(seed=0).preprocessing
     trained, evaluated = preprocessing.for_training(batch), preprocessing.for_evaluation(batch)
     for place, (_, y, x, flip) in enumerate(draws):
         pixels_3HW = image_BHW3[place].permute(2, 0, 1)
@@ -94,7 +93,7 @@ def unknown(tmp_path):
 
 def test_unknown_images_are_splits_and_the_first_of_all_are_for_tuning(cifar, section, unknown):
     folder, images = unknown
-    data = open_data(CifarData.model_validate({**section, "open": str(folder), "tuning": 2}), seed=0)
+    data = CifarData.model_validate({**section, "open_set": str(folder), "tuning": 2}).open(seed=0)
     found = {name: split.members.tolist() for name, split in data.evaluation.items()}
     assert found == {"test": [*range(2, 30)], "test_tuning": [0, 1], "open": [*range(2, 7)], "open_tuning": [0, 1]}
     for name in ("open", "open_tuning"):
@@ -109,16 +108,16 @@ def test_unknown_images_are_splits_and_the_first_of_all_are_for_tuning(cifar, se
             else:
                 colour = images[index].mean((0, 1))
                 np.testing.assert_allclose(sample.image_HW3.mean((0, 1)), colour, atol=3)
-    whole = open_data(CifarData.model_validate({**section, "open": str(folder), "tuning": 0}), seed=0)
+    whole = CifarData.model_validate({**section, "open_set": str(folder), "tuning": 0}).open(seed=0)
     assert {name: len(split.members) for name, split in whole.evaluation.items()} == {"test": 30, "open": 7}
     assert whole.fingerprint() == data.fingerprint()
 
 
 @pytest.mark.parametrize("tuning", [7, 1000])
 def test_tuning_must_leave_some(section, unknown, tuning):
-    config = CifarData.model_validate({**section, "open": str(unknown[0]), "tuning": tuning})
+    config = CifarData.model_validate({**section, "open_set": str(unknown[0]), "tuning": tuning})
     with pytest.raises(UserError, match=rf"^data\.tuning: {tuning} of 30 test images and 7 in .* leave none; lower it"):
-        open_data(config, seed=0)
+        config.open(seed=0)
 
 
 def test_the_recipe_is_cifar_100_at_the_published_settings(root):

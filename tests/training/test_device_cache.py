@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from facelt.config.train import TrainConfig
-from facelt.data.module import open_data
 from facelt.distributed.comm import rank
 from facelt.errors import UserError
 from facelt.methods.base import SamplerSpec
@@ -53,7 +52,7 @@ class TwoStreams:
 def batches(values: dict) -> list[tuple]:
     """What this rank gets in two epochs, the first from its second step on."""
     config = TrainConfig.model_validate(values)
-    data, (stage, *_) = open_data(config.data, config.seed), config.stages
+    data, (stage, *_) = config.data.open(config.seed), config.stages
     loaders = build_train_loaders(TwoStreams(), data, config, stage, torch.device("cpu"))
     found = [
         (rank(), batch.index_B.tolist(), batch.label_B.tolist(), batch.seed_B.tolist(), batch.image_BHW3.tolist())

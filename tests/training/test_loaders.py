@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from facelt.data.module import Split, TrainingData
+from facelt.data.kind import Split, TrainingData
 from facelt.errors import UserError
 from facelt.methods.base import SamplerSpec
 from facelt.training.loaders import build_sampler

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from facelt.config.train import TrainConfig
-from facelt.data.module import open_data
 from facelt.distributed.logits import GatheredFeatures
 from facelt.training.logs import RunLog
 from facelt.training.run import build_initialized_method
@@ -24,7 +23,7 @@ def oltr_at_its_start(recipe, finished_run, tmp_path_factory):
         stage = {**values["stages"][1], "start": str(finished_run / "plain")}
         stage["method"] = {"name": "dynamic_meta", "centroid_update": update}
         config = TrainConfig.model_validate({**values, "stages": [stage]})
-        data, folder = open_data(config.data, config.seed), RunFolder.create(config, resume=False)
+        data, folder = config.data.open(config.seed), RunFolder.create(config, resume=False)
         torch.manual_seed(3)
         method = build_initialized_method(config, config.stages[0], data, folder)
         log = RunLog(folder.metrics, folder.tensorboard)

@@ -7,9 +7,9 @@ import pytest
 
 from facelt.config.registry import METHODS
 from facelt.config.train import TrainConfig
+from facelt.data.records import RecordData
 from facelt.distributed.comm import rank
 from facelt.distributed.launch import Interrupted, stop_requested
-from facelt.training import run as runs
 from facelt.training import trainer
 from facelt.training.checkpoint import Checkpoints
 from facelt.training.run import run
@@ -56,13 +56,13 @@ def test_a_stopped_run_ends_where_a_whole_one_does(
 
 
 def test_while_the_data_opens_nothing_is_written_yet(train, tmp_path, monkeypatch):
-    original = runs.open_data
+    original = RecordData.open
 
     def signalled(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments)
 
-    monkeypatch.setattr(runs, "open_data", signalled)
+    monkeypatch.setattr(RecordData, "open", signalled)
     with pytest.raises(Interrupted):
         train(tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from facelt.config.data import ListData
-from facelt.data.module import ClassMap
+from facelt.data.image_files import ListData
 from facelt.errors import UserError
 from facelt.inference.model import load_model
 from recordio_tools.face_set import FaceRecord
@@ -102,6 +101,6 @@ def test_weights_changed_since_their_card_was_written_are_refused(finished_run, 
 
 
 def test_lists_have_no_names_but_their_labels(tmp_path):
-    card = ClassMap.of(ListData(kind="list", root=tmp_path, train=tmp_path / "train.txt"), 3).card()
+    card = ListData(kind="list", root=tmp_path, train=tmp_path / "train.txt").class_map(3).card()
     assert card.keys() == {"meaning", "sha256"}
     assert card["sha256"] == sha256([0, 1, 2])

@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 from facelt.cli.main import app
 from facelt.config.registry import BACKBONES
 from facelt.data.batch import SampleRequest
-from facelt.data.module import open_data
 from facelt.inference.model import load_model
 from tests.training.thin import THIN
 
@@ -77,7 +76,7 @@ def test_a_recipe_of_lists_trains_and_evaluates(name, root, tmp_path):
         weights = tmp_path / "weights.pth"
         torch.save(BACKBONES["resnet10"].build().state_dict(), weights)
     settings = {f"data.{split}": tmp_path / f"{split}.txt" for split in COUNTS}
-    settings |= {"data.open": tmp_path / "open.txt", "data.open_root": tmp_path / "open set"}
+    settings |= {"data.open_set": tmp_path / "open.txt", "data.open_set_root": tmp_path / "open set"}
     settings |= {"out": tmp_path / "run", "data.root": tmp_path, "data.num_classes": 4, "data.crop": 32}
     settings |= {"data.resize": 36, "data.workers": 0, "device": "cpu", "precision": "float32", "optim.batch": 16}
     # After so few steps batch norm's running statistics are far from the batches', and large rates diverge on that.
@@ -99,7 +98,7 @@ def test_a_recipe_of_lists_trains_and_evaluates(name, root, tmp_path):
         table = CliRunner().invoke(app, evaluate).stdout
         assert f"{100 * expected['overall']:.2f}" in table
 
-    opened = open_data(load_model(run, torch.device("cpu")).config.data, 0).evaluation["open"]
+    opened = load_model(run, torch.device("cpu")).config.data.open(0).evaluation["open"]
     assert opened.labels.tolist() == [-1, -1]
     for place, path in enumerate(OPEN):
         plain = cv2.imread(str(tmp_path / path))[2:34, 6:38, ::-1]
