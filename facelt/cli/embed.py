@@ -36,9 +36,10 @@ def embed(
     from facelt.alignment.photographs import find_photographs
     from facelt.alignment.run import Terms
     from facelt.distributed.launch import resolve_device
-    from facelt.inference.embed import embed_images, sound_images
+    from facelt.inference.embed import embed_images
     from facelt.inference.model import load_model
     from facelt.inference.sources import open_images, open_photographs
+    from facelt.store.store import META, read_meta
     from recordio_tools.progress import progress_bars
 
     first = os.environ.get("RANK", "0") == "0"
@@ -54,14 +55,24 @@ def embed(
         with progress_bars(first) as progress:
             source, failed = open_photographs(photographs, terms, model.config.data.image_size, workers, progress)
         left_out = {failure.photograph.name: failure.reason for failure in failed}
-    if max_bad_images:
-        source, unusable = sound_images(source, workers, max_bad_images)
-        left_out |= unusable
     for name, reason in left_out.items() if first else ():
         typer.echo(f"left out {name}: {reason}", err=True)
-    settings = {"batch": batch, "workers": workers, "dtype": dtype, "left_out": left_out}
     with progress_bars(first) as progress:
-        store = embed_images(model, source, out, **settings, progress=progress)
+        embed_images(
+            model,
+            source,
+            out,
+            batch=batch,
+            workers=workers,
+            dtype=dtype,
+            max_bad_images=max_bad_images,
+            left_out=left_out,
+            progress=progress,
+        )
     if first:
-        lost = f", {len(left_out)} left out" if left_out else ""
-        typer.echo(f"{len(source.keys)} images embedded{lost} ({', '.join(model.method.kinds)}): {store}")
+        meta = read_meta(out / META)
+        for name, reason in meta["left_out"].items():
+            if name not in left_out:
+                typer.echo(f"left out {name}: {reason}", err=True)
+        lost = f", {len(meta['left_out'])} left out" if meta["left_out"] else ""
+        typer.echo(f"{meta['rows']} images embedded{lost} ({', '.join(meta['kinds'])}): {out}")

@@ -64,14 +64,14 @@ class Source:
     def _embed(self, contract: Contract, named: bool) -> Embedded:
         set_openmp_wait_policy(self.device)
         from facelt.distributed.launch import resolve_device
-        from facelt.inference.embed import embed_in_memory
+        from facelt.inference.embed import compute_embeddings
         from facelt.inference.model import load_model
 
         model = load_model(self.checkpoint, resolve_device(self.device))
         contract.refuse_other(contract_of_model(model, contract.kind), str(self.checkpoint))
         source = self._aligned(model, named) if self.detector else self._ready(model, named)
         setting = "a gallery" if self.detector else "a gallery without --detector, which is for photographs,"
-        made = embed_in_memory(model, source, contract.kind, batch=self.batch, workers=self.workers, setting=setting)
+        made = compute_embeddings(model, source, contract.kind, batch=self.batch, workers=self.workers, setting=setting)
         origin = {"images": str(self.path), **({"detector": self.detector} if self.detector else {})}
         people, attributes = source.identities, source.attributes
         return Embedded(source.keys, people, made.embedding_ND, attributes, made.reachability_N, contract, origin)

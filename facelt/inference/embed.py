@@ -1,41 +1,22 @@
-"""From images to an embedding store.
+"""Embedding of images into a store or into memory. N images, D feature."""
 
-N images, n images of a batch, D feature.
-
-Embeddings of images that are not to lie in a file of their own. N images, D feature.
-"""
-
+from collections.abc import Mapping
+from itertools import compress
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from facelt.data.batch import BadImageTracker
+from facelt.data.batch import BadImage, BadImageTracker
 from facelt.data.kind import Split
 from facelt.distributed.rendezvous import WorkerGroup
 from facelt.errors import UserError
 from facelt.inference.model import TrainedModel
-from facelt.inference.predict import EvalLoaderConfig, Predictor, iterate_split, predict, predict_all
+from facelt.inference.predict import Predictor, predict, predict_all
 from facelt.inference.sources import ImageSource
 from facelt.store.store import StoreWriter
 from recordio_tools.progress import ProgressFn, no_progress
-
-SETTING = "--max-bad-images"
-
-
-def sound_images(source: ImageSource, workers: int, limit: int) -> tuple[ImageSource, dict[str, str]]:
-    """The source without images that cannot be used, and those by name with the reason; decodes everything once.
-
-    Raises UserError when there are more than `limit`, or nothing is left.
-    """
-    bad = BadImageTracker(limit, SETTING)
-    split = Split(source.dataset, source.members)
-    for _ in iterate_split(split, EvalLoaderConfig(256, workers, torch.device("cpu"), bad)):
-        pass
-    if len(bad) == len(source.members):
-        raise UserError("none of the images can be used")
-    return source.without(set(bad.reasons)), dict(bad.reasons)
 
 
 def embed_images(
@@ -46,15 +27,17 @@ def embed_images(
     batch: int,
     workers: int,
     dtype: str,
-    left_out: dict[str, str],
+    max_bad_images: int = 0,
+    left_out: Mapping[str, str] = MappingProxyType({}),
     progress: ProgressFn = no_progress,
 ) -> Path:
-    """Writes the store, going on with an unfinished one of the same images and model; returns its folder.
+    """Writes all kinds of embedding, flip-averaged, to a store and returns its folder; resumes an unfinished store.
 
-    Under torchrun each process embeds a share of the images with a whole model of its own; the first one begins and
-    finishes the store. Shares are whole batches, so that the store is that of one process.
+    Up to `max_bad_images` unusable images are left out and listed in the store's metadata with `left_out`, reasons by
+    name. Under torchrun each process embeds a shard of whole batches with a whole model; the leader creates and
+    finishes the store, which equals that of one process.
 
-    Raises UserError: an image that cannot be used, a store that exists, a full disk.
+    Raises UserError: too many unusable images or only such, a store that exists, a full disk.
     """
     method = model.method
     meta = {
@@ -66,7 +49,7 @@ def embed_images(
             "data_fingerprint": model.card.get("data_fingerprint"),
         },
         "preprocessing": {**model.card["preprocessing"], **source.preparation, "flip_averaged": True},
-        "left_out": left_out,
+        "left_out": dict(left_out),
     }
     group = WorkerGroup.from_env()
     group.wait_for_leader()
@@ -82,34 +65,52 @@ def embed_images(
         share=group.shard_range(len(source.keys), batch),
     )
     group.signal_ready()
+    bad = BadImageTracker(max_bad_images, "--max-bad-images")
+    bad.add(BadImage(*image) for image in writer.left_out().values())
+    predictor = Predictor.of(model, batch, workers, bad, progress)
     remaining = Split(source.dataset, source.members[writer.rows_done : writer.share.stop])
-    predictor = Predictor.of(model, batch, workers, BadImageTracker(0, SETTING), progress)
-    for part in predict(predictor, remaining, (*method.kinds, "embedding_reachability"), title="embedding"):
+    fields = ("index", *method.kinds, "embedding_reachability")
+    for part in predict(predictor, remaining, fields, title="embedding"):
+        rows = range(writer.rows_done, min(writer.rows_done + batch, writer.share.stop))
+        is_missing_n = ~np.isin(source.members[rows.start : rows.stop], part.index_N)
+        names = {row: source.dataset.image_name(source.members[row]) for row in compress(rows, is_missing_n)}
         embeddings = {kind: value.numpy() for kind, value in part.embeddings.items()}
         reachability_N = part.embedding_reachability_N
-        writer.write(writer.rows_done, embeddings, None if reachability_N is None else reachability_N.numpy())
-    group.finalize_on_leader(writer.finish)
+        writer.write(
+            rows.start,
+            embeddings,
+            None if reachability_N is None else reachability_N.numpy(),
+            {row: (name, bad.reasons[name]) for row, name in names.items()},
+        )
+
+    def finish() -> None:
+        # Each process has counted its own; the limit is for all of them.
+        bad.add(BadImage(*image) for image in writer.left_out().values())
+        if len(bad) == len(source.keys):
+            raise UserError("none of the images can be used")
+        writer.finish()
+
+    group.finalize_on_leader(finish)
     return out
 
 
-class InMemory(NamedTuple):
-    """One kind of embedding, float32 [N,D], and reachability, float32 [N], where the model has a memory."""
+class EmbeddingArrays(NamedTuple):
+    """One kind of embedding, float32 [N,D], and reachability, float32 [N]; None if the model has no memory."""
 
     embedding_ND: np.ndarray
     reachability_N: np.ndarray | None
 
 
-def embed_in_memory(
+def compute_embeddings(
     model: TrainedModel, source: ImageSource, kind: str, *, batch: int, workers: int, setting: str
-) -> InMemory:
-    """All images of the source, in its order.
+) -> EmbeddingArrays:
+    """Embeds all images of the source, in its order, flip-averaged.
 
-    Raises UserError: another kind, or an image that cannot be used, which `setting` does not allow.
+    Raises UserError for a kind that the model does not make and for an unusable image, which `setting` does not allow.
     """
-    method = model.method
-    if kind not in method.kinds:
-        raise UserError(f"the model makes no embedding of kind {kind!r}, only {', '.join(method.kinds)}")
+    if kind not in model.method.kinds:
+        raise UserError(f"the model makes no embedding of kind {kind!r}, only {', '.join(model.method.kinds)}")
     predictor = Predictor.of(model, batch, workers, BadImageTracker(0, setting))
     result = predict_all(predictor, Split(source.dataset, source.members), (kind, "embedding_reachability"))
     reachability_N = result.embedding_reachability_N
-    return InMemory(result.embeddings[kind].numpy(), None if reachability_N is None else reachability_N.numpy())
+    return EmbeddingArrays(result.embeddings[kind].numpy(), None if reachability_N is None else reachability_N.numpy())

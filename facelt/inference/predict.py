@@ -96,12 +96,12 @@ class Predictions:
 def predict(
     predictor: Predictor, split: Split, fields: Collection[Field], *, flip: bool = True, title: str = ""
 ) -> Iterator[Predictions]:
-    """Yields the fields batch by batch, computed without gradients; the method is in evaluation mode meanwhile.
+    """Yields the fields of each batch of members, computed without gradients by the method in evaluation mode.
 
     Nothing is computed that was not requested and nothing is kept of a batch, so that a caller may reduce fields of
     size N x C as they come. With `flip` an embedding is that of the mean feature of image and mirror image. On several
-    ranks each reads its share of every batch, and all must request the same fields. If no image can be read, one batch
-    of none has every field in its type and shape. Progress is reported under `title`, if there is one.
+    ranks each reads its share of every batch, and all must request the same fields. A batch of which no image can be
+    read, and an empty split's only one, have every field in its type and shape. `title` labels the reported progress.
 
     Raises UserError if more images than allowed cannot be read, and for expert predictions of a method without experts;
     Interrupted on all ranks after a signal to one of them.
@@ -115,11 +115,8 @@ def predict(
     if title:
         batches = track(batches, title, -(-len(split.members) // loader.batch), loader.progress)
     with _evaluation_mode(method):
-        batch = None
         for batch, batch_split in batches:
             yield _forward(predictor, batch, batch_split, fields, flip)
-        if batch is None:
-            yield _forward(predictor, *_empty_batch(split, loader.device), fields, flip)
 
 
 def predict_all(
@@ -131,21 +128,18 @@ def predict_all(
 
 
 def iterate_split(split: Split, loader: EvalLoaderConfig) -> Iterator[tuple[Batch, BatchSplit]]:
-    """Every member once, in order: this rank's images, on the device, and the number of each rank's.
+    """Every member once, in order: this rank's images of a batch, on the device, and the number of each rank's.
 
-    A rank's part of a batch may be empty where another's is not, since all make the same steps; a batch of which no
-    rank could read an image is left out.
+    All ranks make the same steps, so a rank's part of a batch may be empty. An empty split has one empty batch.
     """
     sampler = SequentialSampler(len(split.dataset), loader.batch, members=split.members)
     is_pinned = loader.device.type == "cuda"
     batches = Loader(split.dataset, sampler, workers=loader.workers, pin=is_pinned, rank=rank(), world=world_size())
     try:
-        for batch in batches.batches(0):
+        for batch in batches.batches(0) if len(split.members) else [_empty_batch(split)]:
             sizes, bad = sync_step_info([batch])
             loader.bad.add(bad)
-            batch_split = BatchSplit(tuple(size for (size,) in sizes))
-            if batch_split.total:
-                yield batch.to(loader.device), batch_split
+            yield batch.to(loader.device), BatchSplit(tuple(size for (size,) in sizes))
     finally:
         batches.close()
 
@@ -216,10 +210,9 @@ def _forward(
     return Predictions(**values)
 
 
-def _empty_batch(split: Split, device: torch.device) -> tuple[Batch, BatchSplit]:
-    image_nHW3 = torch.empty((0, *split.dataset.image_size, 3), dtype=torch.uint8)
-    integers_n = torch.empty(0, dtype=torch.int64)
-    return Batch(image_nHW3, integers_n, integers_n, integers_n).to(device), BatchSplit((0,) * world_size())
+def _empty_batch(split: Split) -> Batch:
+    none_n = torch.empty(0, dtype=torch.int64)
+    return Batch(torch.empty((0, *split.dataset.image_size, 3), dtype=torch.uint8), none_n, none_n, none_n)
 
 
 def _concatenate(parts: list) -> Any:

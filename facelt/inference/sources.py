@@ -9,7 +9,7 @@ Shapes: N faces, 52 five points (x, y), H height, W width.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +43,6 @@ class ImageSource:
     identities: list[str]
     attributes: dict[str, list[str]]
     preparation: dict[str, Any] = field(default_factory=dict)
-
-    def without(self, bad: set[str]) -> "ImageSource":
-        """The same without the images of these names."""
-        kept = [place for place, index in enumerate(self.members) if self.dataset.image_name(index) not in bad]
-        return replace(
-            self,
-            members=self.members[kept],
-            keys=[self.keys[place] for place in kept],
-            identities=[self.identities[place] for place in kept],
-            attributes={name: [column[place] for place in kept] for name, column in self.attributes.items()},
-        )
 
 
 def open_images(

@@ -13,6 +13,7 @@ from facelt.cli.embed import embed as embed_command
 from facelt.distributed.rendezvous import WorkerGroup
 from facelt.store.store import StoreWriter
 from facelt.utils.cli import single_command
+from recordio_tools.face_set import FaceRecord
 
 DRIVER = Path(__file__).with_name("thin_embed.py")
 
@@ -32,6 +33,16 @@ def embed(given: list[str]) -> str:
     return output.getvalue()
 
 
+def refusal(given: list[str]) -> tuple[int, str]:
+    """Exit code and stderr of `facelt embed` in this process."""
+    error = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(error):
+        patch.setenv("TORCHELASTIC_RUN_ID", "none")
+        with pytest.raises(SystemExit) as end:
+            single_command(embed_command, given)
+    return int(end.value.code or 0), error.getvalue()
+
+
 def files(store: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in store.iterdir()}
 
@@ -43,6 +54,28 @@ def test_two_processes_write_the_store_of_one(finished_run, tiny_faces, rank_poo
     (alone,) = rank_pool.run(embed, 1, one, group=False)
     assert alone == f"42 images embedded (direct, meta, meta_unit): {tmp_path / 'one'}\n"
     # The first one speaks for both.
+    assert rank_pool.run(embed, 2, two, group=False) == [alone.replace("one", "two"), ""]
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+    assert not (tmp_path / "two.partial").exists()
+
+
+def test_two_processes_leave_out_the_images_that_one_does(finished_run, tiny_faces, rank_pool, tmp_path):
+    """The limit holds for the sum: each process meets fewer unusable images than allowed."""
+    with FaceRecord(tiny_faces) as record:
+        for number, key in enumerate(record.image_keys[:20].tolist()):
+            path = tmp_path / f"images/{number:02}.png"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"nothing" if number in (4, 5, 17) else bytes(record.read(key).payload))
+    one, two, few = (
+        [*words(finished_run, tmp_path / "images", tmp_path / name, 4), "--max-bad-images", limit]
+        for name, limit in (("one", "3"), ("two", "3"), ("two", "2"))
+    )
+    (alone,) = rank_pool.run(embed, 1, one, group=False)
+    assert alone == f"17 images embedded, 3 left out (direct, meta, meta_unit): {tmp_path / 'one'}\n"
+    (code, error), other = rank_pool.run(refusal, 2, few, group=False)
+    assert (code, other) == (1, (0, ""))
+    assert "3 images cannot be used, --max-bad-images allows 2: 04.png: " in error
+    assert not (tmp_path / "two").exists()
     assert rank_pool.run(embed, 2, two, group=False) == [alone.replace("one", "two"), ""]
     assert files(tmp_path / "two") == files(tmp_path / "one")
     assert not (tmp_path / "two.partial").exists()
@@ -88,7 +121,7 @@ def test_a_store_is_finished_only_when_all_shares_are_there(tmp_path):
         second.write(5, {"direct": rows[:2]})
     # Both go on where they stopped, the first with nothing left.
     first, second = map(writer, shares)
-    assert (first.weights_done, second.rows_done) == (4, 5)
+    assert (first.rows_done, second.rows_done) == (4, 5)
     for other in (None, range(0, 3), range(3, 6)):
         with pytest.raises(UserError, match="begun by another number of processes"):
             writer(other)

@@ -8,7 +8,7 @@ import torch
 from facelt.data.batch import BadImageTracker
 from facelt.data.kind import Split
 from facelt.errors import UserError
-from facelt.inference.embed import embed_images, sound_images
+from facelt.inference.embed import embed_images
 from facelt.inference.model import load_model
 from facelt.inference.predict import Predictor, predict_all
 from facelt.inference.sources import open_images
@@ -24,7 +24,7 @@ def model(finished_run):
 
 
 def embed(model, source, out, **options) -> EmbeddingStore:
-    settings = {"batch": 16, "workers": 0, "dtype": "float32", "left_out": {}, **options}
+    settings = {"batch": 16, "workers": 0, "dtype": "float32", **options}
     return EmbeddingStore.open(embed_images(model, source, out, **settings))
 
 
@@ -159,22 +159,76 @@ def test_a_manifest_selects_and_relabels(model, tiny_faces, tmp_path):
 
 def test_a_damaged_image_stops_or_is_left_out_by_name(model, folder, tmp_path):
     source = open_images(folder, model.config)
+    options = {"left_out": {"b/6.png": "no face"}}
     with pytest.raises(UserError, match=r"b/5\.png"):
-        embed(model, source, tmp_path / "all")
+        embed(model, source, tmp_path / "all", **options)
     assert not (tmp_path / "all").exists()
-    sound, left_out = sound_images(source, 0, limit=1)
-    assert list(left_out) == ["b/5.png"]
-    store = embed(model, sound, tmp_path / "sound", left_out=left_out)
+    # The store begun above is continued.
+    store = embed(model, source, tmp_path / "all", max_bad_images=1, **options)
     assert store.keys == ["a/0.png", "a/1.png", "a/2.png", "b/3.png", "b/4.png"]
-    assert store.meta["left_out"] == left_out
-    whole = embed(model, sound, tmp_path / "apart", batch=2)
-    assert np.abs(whole.embedding("direct") - store.embedding("direct")).max() < 1e-5
+    assert list(store.meta["left_out"]) == ["b/5.png", "b/6.png"]
+    apart = embed(model, source, tmp_path / "apart", batch=2, max_bad_images=1)
+    assert np.abs(apart.embedding("direct") - store.embedding("direct")).max() < 1e-5
 
 
-def test_nothing_usable_is_refused(model, folder):
-    source = open_images(folder, model.config).without({f"a/{n}.png" for n in range(3)} | {"b/3.png", "b/4.png"})
+@pytest.fixture
+def damaged(folder):
+    """The folder with four of six images damaged: all of the first two, and one of the next two."""
+    for name in ("a/0.png", "a/1.png", "b/3.png"):
+        (folder / name).write_bytes(b"nothing")
+    return folder
+
+
+def test_a_store_without_unusable_images_is_that_of_the_usable_ones(model, damaged, tmp_path):
+    store = embed(model, open_images(damaged, model.config), tmp_path / "store", batch=2, max_bad_images=4)
+    (tmp_path / "usable.txt").write_text("a/2.png\nb/4.png\n")
+    source = open_images(tmp_path / "usable.txt", model.config, root=damaged)
+    expected = embed(model, source, tmp_path / "expected", batch=1, left_out=store.meta["left_out"])
+    assert list(store.meta["left_out"]) == ["a/0.png", "a/1.png", "b/3.png", "b/5.png"]
+    assert sorted(path.name for path in store.path.iterdir()) == sorted(path.name for path in expected.path.iterdir())
+    for path in store.path.iterdir():
+        assert path.read_bytes() == (expected.path / path.name).read_bytes(), path.name
+
+
+def test_an_image_is_decoded_once_also_after_an_interruption(model, damaged, tmp_path, monkeypatch):
+    source, decoded = open_images(damaged, model.config), []
+    read_image, embed_method, calls = source.dataset.read_image, type(model.method).embed, iter(range(100))
+
+    def recorded(index):
+        decoded.append(index)
+        return read_image(index)
+
+    monkeypatch.setattr(source.dataset, "read_image", recorded, raising=False)
+
+    def interrupted(self, image_B3HW):
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return embed_method(self, image_B3HW)
+
+    options = {"batch": 2, "max_bad_images": 4}
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model.method), "embed", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            embed(model, source, tmp_path / "store", **options)
+    assert decoded == [0, 1, 2, 3, 4, 5]
+    del decoded[:]
+    store = embed(model, source, tmp_path / "store", **options)
+    assert decoded == [4, 5]
+    whole = embed(model, source, tmp_path / "whole", **options)
+    for path in store.path.iterdir():
+        assert path.read_bytes() == (whole.path / path.name).read_bytes(), path.name
+
+
+def test_too_many_unusable_images_and_only_such_are_refused(model, damaged, tmp_path):
+    source = open_images(damaged, model.config)
+    with pytest.raises(
+        UserError, match=r"4 images cannot be used, --max-bad-images allows 3: a/0\.png: .*; b/5\.png: "
+    ):
+        embed(model, source, tmp_path / "store", max_bad_images=3)
+    for name in ("a/2.png", "b/4.png"):
+        (damaged / name).write_bytes(b"nothing")
     with pytest.raises(UserError, match="none of the images can be used"):
-        sound_images(source, 0, limit=5)
+        embed(model, source, tmp_path / "none", max_bad_images=6)
 
 
 def test_predictions_are_those_of_the_plain_network(model):

@@ -114,9 +114,9 @@ def test_embeddings_are_averaged_with_the_mirror_image_unless_declined(model, da
 
 def test_bad_images_are_left_out_or_stop(model, data, monkeypatch):
     split = data.evaluation["validation"]
-    whole, first = split.dataset.payload, int(split.members[0])
+    whole, first = split.dataset.read_encoded, int(split.members[0])
     monkeypatch.setattr(
-        split.dataset, "payload", lambda index: b"nothing" if index == first else whole(index), raising=False
+        split.dataset, "read_encoded", lambda index: b"nothing" if index == first else whole(index), raising=False
     )
     with pytest.raises(UserError, match=r"1 images cannot be used"):
         outputs(model.method, split, data)
