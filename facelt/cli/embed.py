@@ -39,7 +39,7 @@ def embed(
     from facelt.inference.embed import embed_images
     from facelt.inference.model import load_model
     from facelt.inference.sources import open_images, open_photographs
-    from facelt.store.store import META, read_meta
+    from facelt.store.store import META_FILE, read_meta
     from recordio_tools.progress import progress_bars
 
     first = os.environ.get("RANK", "0") == "0"
@@ -70,7 +70,7 @@ def embed(
             progress=progress,
         )
     if first:
-        meta = read_meta(out / META)
+        meta = read_meta(out / META_FILE)
         for name, reason in meta["left_out"].items():
             if name not in left_out:
                 typer.echo(f"left out {name}: {reason}", err=True)

@@ -230,9 +230,9 @@ _PROGRESS = re.compile(r"progress(?:-(\d+)-(\d+))?\.json")
 class StoreWriter:
     """Writes rows in order into `<path>.partial`, which becomes `path` when all rows are there.
 
-    `kinds` maps each kind to its dimension; `meta` describes the model and its preprocessing (JSON). An unfinished store
-    of the same items, kinds and meta is resumed at `rows_done`. `finish` drops the rows of unusable images and lists
-    these under `left_out` in meta.json.
+    `kinds` maps each kind to its dimension; `meta` describes the model and its preprocessing (JSON). An unfinished
+    store of the same items, kinds and meta is resumed at `rows_done`. `finish` drops the rows of unusable images and
+    lists these under `left_out` in meta.json.
 
     Several processes can write one store, each its `share` of the rows: one creates the writer before the others do,
     and finishes the store after them.

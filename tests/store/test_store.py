@@ -106,7 +106,7 @@ def test_killed_while_finishing(tmp_path):
 
 def test_unfinished_store_of_another_model_is_refused(tmp_path):
     new_writer(tmp_path / "store").write(0, *pieces(0, 2))
-    with pytest.raises(UserError, match=r"store\.partial: is an unfinished store of other images, another model"):
+    with pytest.raises(UserError, match=r"store\.partial: an unfinished store of other images, another model"):
         new_writer(tmp_path / "store", meta={"model": "ffff"})
     with pytest.raises(UserError, match="other images"):
         new_writer(tmp_path / "store", keys=[*KEYS[:4], "z.jpg"])
@@ -118,7 +118,7 @@ def test_shortened_partial_is_refused(tmp_path):
     writer = new_writer(tmp_path / "store")
     writer.write(0, *pieces(0, 4))
     (writer.partial / "meta.npy").write_bytes((writer.partial / "meta.npy").read_bytes()[:-5])
-    with pytest.raises(UserError, match=r"meta\.npy: is shorter than recorded"):
+    with pytest.raises(UserError, match=r"meta\.npy: shorter than recorded"):
         new_writer(tmp_path / "store")
 
 
