@@ -18,7 +18,7 @@ from facelt.heads.dynamic_meta import HEAD_VARIANTS
 from facelt.heads.memory import UpdateRule
 from facelt.methods.oltr import _CONVENTIONS, DynamicMetaSettings
 from facelt.metrics.classification import SHOT_CONVENTIONS
-from facelt.models.branched import Branches
+from facelt.models.branched import BranchSpec
 from facelt.models.network import build_network
 from facelt.models.pretrained import NETWORK_PARTS
 from facelt.openset.rejection import OPENSET
@@ -41,7 +41,7 @@ def option(command, name: str) -> set[str]:
 
 
 def build(method: str):
-    branches = Branches(**BRANCHES[method]) if method in BRANCHES else None
+    branches = BranchSpec(**BRANCHES[method]) if method in BRANCHES else None
     network = build_network(
         "resnet10", image_size=(32, 32), attention=True, embedding="linear_bn", dim=4, branches=branches
     )

@@ -27,7 +27,7 @@ from facelt.distributed.comm import rank, world_size
 from facelt.distributed.launch import run_on_rank0
 from facelt.errors import UserError
 from facelt.methods.base import Method
-from facelt.models.branched import Branches
+from facelt.models.branched import BranchSpec
 from facelt.models.network import build_network
 from facelt.models.pretrained import state_mismatch
 from recordio_tools.atomic_io import atomic_replace, sha256_of, write_text
@@ -156,7 +156,7 @@ def build_method(
         attention=stage.attention,
         embedding=stage.embedding,
         dim=config.model.dim,
-        branches=None if stage.branches is None else Branches(**stage.branches.model_dump()),
+        branches=None if stage.branches is None else BranchSpec(**stage.branches.model_dump()),
     )
     return METHODS[stage.method.name](stage.method, network, num_classes, counts_C)
 

@@ -16,7 +16,7 @@ from facelt.distributed.comm import all_reduce
 from facelt.errors import UserError
 from facelt.heads.classifiers import LinearHead
 from facelt.methods.base import Method, TrainBatch
-from facelt.models.layers import Pooled, class_activation, foreground
+from facelt.models.layers import GlobalAveragePool, class_activation_map, foreground_mask
 
 TURN = 45.0
 SCALE = (0.8, 1.2)
@@ -65,7 +65,7 @@ class ForegroundMoves(nn.Module):
         Raises UserError where the classifier does not read the averaged map.
         """
         head = getattr(teacher, "head", None)
-        if not isinstance(head, LinearHead) or not isinstance(teacher.network.embedding, Pooled):
+        if not isinstance(head, LinearHead) or not isinstance(teacher.network.embedding, GlobalAveragePool):
             raise UserError(
                 "teachers: move_foreground asks for a linear classifier on the averaged map; "
                 "train the teacher's stage with the method classify, head: linear and embedding: none"
@@ -92,7 +92,7 @@ class ForegroundMoves(nn.Module):
     def _foreground(self, teacher: Method, image_B3HW: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
         with torch.autocast(image_B3HW.device.type, torch.bfloat16, enabled=teacher.bf16):
             map_BDhw = teacher.network.attention(teacher.network.backbone(image_B3HW))
-        return foreground(class_activation(map_BDhw.float(), self.weight_CD[label_B]), image_B3HW.shape[2:])
+        return foreground_mask(class_activation_map(map_BDhw.float(), self.weight_CD[label_B]), image_B3HW.shape[2:])
 
 
 def sources(shown_BHW: torch.Tensor, draw_5B: torch.Tensor) -> torch.Tensor:

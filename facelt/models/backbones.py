@@ -1,20 +1,6 @@
-"""ResNets that end at their last feature map: torchvision's class without its pooling and classifier.
+"""Convolutional backbones up to their last feature map: ResNet, CIFAR ResNet, DenseNet-BC and IResNet.
 
 Shapes: B batch, H W image, C channels, h w map.
-
-The small ResNet for CIFAR's 32 x 32 images.
-
-Shapes: B batch, H W image, C channels, h w map.
-
-DenseNet-BC for small images: torchvision's blocks behind a stem that keeps the resolution.
-
-Shapes: B batch, H W image, h w map (H/4, W/4 rounded up).
-
-IResNet, the face backbone of ArcFace, under the parameter names of InsightFace's arcface_torch.
-
-Shapes: B batch, H W image, h w map (H/16, W/16 rounded up: 7x7 at 112x112).
-
-Backbones, the embedding layer and modulated attention.
 """
 
 from collections import OrderedDict
@@ -32,31 +18,35 @@ from facelt.config.registry import BACKBONES
 from facelt.errors import UserError
 
 RESNET_WIDTHS = (64, 128, 256, 512)
+CIFAR_WIDTHS = (16, 32, 64)
+_GROWTH, _DENSE_BLOCKS = 12, (16, 16, 16)
+# Channels of DenseNet's map: 24 from the stem, 16 x 12 more from each block, half of all kept between two blocks.
+DENSENET_WIDTHS = (342,)
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A registered backbone: its builder and the shape of the map [B, channels, H/stride, W/stride] it returns.
+    """A registered backbone: its builder and the shape of its map [B, channels, H/stride, W/stride].
 
-    `build(widths)` makes it with other numbers of channels than `widths` in its layers layer1, layer2, ...; the map's
-    channels change as the last one does.
+    `build(widths)` changes the numbers of channels of layer1, layer2, ... from the default `widths`; those of the map
+    change in proportion to the last one. With `flattened` the linear layer of the embedding reads every position of the
+    map, as in IResNet, instead of its average.
     """
 
     build: Callable[..., nn.Module]
     channels: int
     stride: int
     widths: tuple[int, ...] = RESNET_WIDTHS
-    # IResNet's linear layer reads the whole map, position by position; a ResNet's reads the map's average.
     flattened: bool = False
 
     def map_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) of the map for an image of (height, width): every halving rounds up, so one division does."""
+        """Returns (height, width) of the map of an image of (height, width), rounded up at each halving."""
         height, width = image_size
         return -(-height // self.stride), -(-width // self.stride)
 
 
 def register_backbone(name: str, **shape: Any) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
-    """Decorator that registers a builder, `build(widths)`, with the other fields of `Backbone`."""
+    """Returns a decorator that registers a builder, `build(widths)`, with the other fields of `Backbone`."""
 
     def decorate(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         BACKBONES.register(name)(Backbone(build, **shape))
@@ -68,7 +58,7 @@ def register_backbone(name: str, **shape: Any) -> Callable[[Callable[..., nn.Mod
 class ResNetTrunk(ResNet):
     """torchvision's ResNet up to layer4: image [B,3,H,W] -> map [B,C,ceil(H/32),ceil(W/32)].
 
-    The children keep torchvision's names (conv1, bn1, layer1..layer4), so that its state dicts fit but for `fc`.
+    The children keep torchvision's names (conv1, bn1, layer1..layer4): its state dicts fit, apart from `fc`.
     Source: He et al., Deep Residual Learning for Image Recognition, CVPR 2016.
     """
 
@@ -79,7 +69,7 @@ class ResNetTrunk(ResNet):
         widths: Sequence[int] = RESNET_WIDTHS,
         **options: int,
     ) -> None:
-        """`widths` are the four layers' planes; the options are torchvision's."""
+        """`widths` are the planes of the four layers; the options are torchvision's."""
         self._widths = dict(zip(RESNET_WIDTHS, widths, strict=True))
         super().__init__(block, list(blocks), **options)
         del self.avgpool, self.fc
@@ -96,49 +86,46 @@ class ResNetTrunk(ResNet):
 
 @register_backbone("resnet10", channels=512, stride=32)
 def resnet10(widths: Sequence[int] = RESNET_WIDTHS) -> ResNetTrunk:
-    """One basic block in each stage, 512 channels: the backbone of OLTR (CVPR 2019) on ImageNet-LT."""
+    """Builds one basic block per stage, 512 channels: the backbone of OLTR (CVPR 2019) on ImageNet-LT."""
     return ResNetTrunk(BasicBlock, (1, 1, 1, 1), widths)
 
 
 @register_backbone("resnet50", channels=2048, stride=32)
 def resnet50(widths: Sequence[int] = RESNET_WIDTHS) -> ResNetTrunk:
-    """ResNet-50, 2048 channels."""
+    """Builds ResNet-50, 2048 channels."""
     return ResNetTrunk(Bottleneck, (3, 4, 6, 3), widths)
 
 
 @register_backbone("resnet152", channels=2048, stride=32)
 def resnet152(widths: Sequence[int] = RESNET_WIDTHS) -> ResNetTrunk:
-    """ResNet-152, 2048 channels: the backbone of OLTR (CVPR 2019) on Places-LT."""
+    """Builds ResNet-152, 2048 channels: the backbone of OLTR (CVPR 2019) on Places-LT."""
     return ResNetTrunk(Bottleneck, (3, 8, 36, 3), widths)
 
 
 @register_backbone("resnext50", channels=2048, stride=32)
 def resnext50(widths: Sequence[int] = RESNET_WIDTHS) -> ResNetTrunk:
-    """ResNeXt-50 with 32 groups of 4 channels, 2048 channels: Xie et al., CVPR 2017."""
+    """Builds ResNeXt-50 with 32 groups of 4 channels, 2048 channels: Xie et al., CVPR 2017."""
     return ResNetTrunk(Bottleneck, (3, 4, 6, 3), widths, groups=32, width_per_group=4)
 
 
-CIFAR_WIDTHS = (16, 32, 64)
-
-
 class PaddedShortcut(nn.Module):
-    """The identity where a block halves the map: every second position, new channels of zeros on both sides."""
+    """The shortcut of a block that halves the map: every second position, padded with zero channels on both sides."""
 
     def __init__(self, channels_in: int, channels: int) -> None:
         super().__init__()
         self.before = (channels - channels_in) // 2
-        self.behind = channels - channels_in - self.before
+        self.after = channels - channels_in - self.before
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.behind))
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
 
 
 class CifarResNet(nn.Module):
-    """Image [B,3,H,W] -> map [B,C,ceil(H/4),ceil(W/4)]: a 3 x 3 stem of 16 channels, three stages of basic blocks.
+    """The small ResNet for CIFAR: image [B,3,H,W] -> map [B,C,ceil(H/4),ceil(W/4)].
 
-    The stem does not pool, the second and third stage halve the map, and no shortcut has parameters (option A).
-    Source: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, section 4.2; initialised as LDAM-DRW's
-    released code does it, by He's rule with the inputs of each convolution.
+    A 3 x 3 stem of 16 channels without pooling and three stages of basic blocks, of which the second and third halve
+    the map; shortcuts have no parameters (option A). Source: He et al., Deep Residual Learning for Image Recognition,
+    CVPR 2016, section 4.2; initialised as in LDAM-DRW's code (Kaiming, fan-in).
     """
 
     def __init__(self, blocks: int, widths: Sequence[int] = CIFAR_WIDTHS) -> None:
@@ -166,43 +153,34 @@ def _cifar_stage(channels_in: int, channels: int, count: int, stride: int) -> nn
 
 @register_backbone("resnet32", channels=64, stride=4, widths=CIFAR_WIDTHS)
 def resnet32(widths: Sequence[int] = CIFAR_WIDTHS) -> CifarResNet:
-    """Three stages of five blocks: 31 convolutions, and the classifier for the thirty-second layer."""
+    """Builds three stages of five blocks: 31 convolutions, and the classifier as the 32nd layer."""
     return CifarResNet(5, widths)
-
-
-GROWTH, BLOCKS = 12, (16, 16, 16)
-DENSENET_WIDTHS = (342,)
-"""Channels of the map: 24 of the stem, 16 x 12 more from each block, half of all kept between two blocks."""
 
 
 @register_backbone("densenet_bc100", channels=342, stride=4, widths=DENSENET_WIDTHS)
 def densenet_bc100(widths: Sequence[int] = DENSENET_WIDTHS) -> nn.Sequential:
-    """100 layers, growth rate 12: image [B,3,H,W] -> map [B,342,h,w].
+    """Builds DenseNet-BC for small images, 100 layers, growth rate 12: image [B,3,H,W] -> map [B,342,h,w].
 
-    The parts keep torchvision's names. Source: Huang et al., Densely Connected Convolutional Networks, CVPR 2017; the
-    backbone on which ODIN (ICLR 2018) and the comparison in OLTR's Table 2 detect unknown images.
-
-    Raises UserError for other `widths`: a DenseNet's follow from its growth.
+    These are torchvision's blocks under its names, behind a stem that keeps the resolution. Source: Huang et al.,
+    Densely Connected Convolutional Networks, CVPR 2017; the backbone of ODIN (ICLR 2018) and of the comparison in
+    OLTR's Table 2. Raises UserError for other `widths`: those of a DenseNet follow from its growth rate.
     """
     if tuple(widths) != DENSENET_WIDTHS:
-        raise UserError("densenet_bc100 has no other numbers of channels; leave out branches.width")
-    whole = DenseNet(GROWTH, BLOCKS, num_init_features=2 * GROWTH).features
-    parts = OrderedDict(whole.named_children())
+        raise UserError("the channels of densenet_bc100 cannot be changed; remove branches.width")
+    features = DenseNet(_GROWTH, _DENSE_BLOCKS, num_init_features=2 * _GROWTH).features
+    children = OrderedDict(features.named_children())
     for name in ("norm0", "relu0", "pool0"):
-        del parts[name]
-    parts["conv0"] = nn.Conv2d(3, 2 * GROWTH, 3, padding=1, bias=False)
-    nn.init.kaiming_normal_(parts["conv0"].weight)
-    for name, part in parts.items():
+        del children[name]
+    children["conv0"] = nn.Conv2d(3, 2 * _GROWTH, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(children["conv0"].weight)
+    for name, child in children.items():
         if name.startswith("transition"):
-            part.pool = nn.AvgPool2d(2, ceil_mode=True)
-    return nn.Sequential(OrderedDict(parts, relu5=nn.ReLU(inplace=True)))
-
-
-IRESNET_WIDTHS = (64, 128, 256, 512)
+            child.pool = nn.AvgPool2d(2, ceil_mode=True)
+    return nn.Sequential(OrderedDict(children, relu5=nn.ReLU(inplace=True)))
 
 
 class IResNetBlock(nn.Module):
-    """Batch norm before each convolution and after the last, PReLU between, no activation after the sum."""
+    """Residual block with batch norm before each convolution and after the last, PReLU, no final activation."""
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -224,22 +202,22 @@ class IResNetBlock(nn.Module):
 
 
 class IResNet(nn.Module):
-    """IResNet up to its last batch norm: image [B,3,H,W] -> map [B,C,h,w], C 512.
+    """IResNet up to its last batch norm, under arcface_torch's parameter names: image [B,3,H,W] -> map [B,C,h,w].
 
-    The layers after the map (`fc`, `features` in arcface_torch) are `facelt.models.layers.LinearBatchNorm`, so that
-    attention can stand between them. The stem does not pool and keeps the resolution; each stage halves it.
-    Source: Deng et al., ArcFace, CVPR 2019 (the units it calls "improved residual"); arcface_torch's initialisation,
-    so large that IResNet-100 overflows in eval mode until its running statistics have seen some batches.
+    The stem keeps the resolution and each stage halves it: 7 x 7 x 512 at 112 x 112. The layers after the map (`fc`,
+    `features` in arcface_torch) are `facelt.models.layers.LinearBatchNorm`: attention can be inserted before them.
+    Source: ArcFace, Deng et al., CVPR 2019 ("improved residual" units). The initialisation is arcface_torch's, so large
+    that IResNet-100 overflows in eval mode until its running statistics have seen a few batches.
     """
 
-    def __init__(self, blocks: tuple[int, int, int, int], widths: Sequence[int] = IRESNET_WIDTHS) -> None:
+    def __init__(self, blocks: tuple[int, int, int, int], widths: Sequence[int] = RESNET_WIDTHS) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, IRESNET_WIDTHS[0], 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(IRESNET_WIDTHS[0])
-        self.prelu = nn.PReLU(IRESNET_WIDTHS[0])
+        self.conv1 = nn.Conv2d(3, RESNET_WIDTHS[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(RESNET_WIDTHS[0])
+        self.prelu = nn.PReLU(RESNET_WIDTHS[0])
         stages = [
             _iresnet_stage(channels_in, channels, count)
-            for channels_in, channels, count in zip((IRESNET_WIDTHS[0], *widths[:-1]), widths, blocks, strict=True)
+            for channels_in, channels, count in zip((RESNET_WIDTHS[0], *widths[:-1]), widths, blocks, strict=True)
         ]
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.bn2 = nn.BatchNorm2d(widths[-1])

@@ -1,8 +1,4 @@
-"""Branches that share a whole backbone and add one light layer each, as ResLT's do (Cui et al., TPAMI 2022).
-
-Shapes: B batch, C channels, h w map.
-
-Networks with several branches: layers they share, and from some place on each branch's own.
+"""Multi-branch networks: a shared trunk and one copy of the later layers, or one light layer, per branch.
 
 Shapes: B batch, K branches, H W image, C channels, h w map, D feature.
 """
@@ -10,6 +6,7 @@ Shapes: B batch, K branches, H W image, C channels, h w map, D feature.
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,27 +14,23 @@ from torch import Tensor, nn
 from facelt.errors import UserError
 from facelt.models.backbones import Backbone
 
+# Layers [B,C,h,w] -> [B,C,h,w] behind a fully shared backbone, built from C (ResLT, Cui et al., TPAMI 2022).
+LIGHT_BRANCHES = {
+    "batch_norm": nn.BatchNorm2d,
+    "conv": lambda channels: nn.Conv2d(channels, channels, kernel_size=1, bias=False),
+}
 
-def pointwise(channels: int) -> nn.Conv2d:
-    """A 1x1 convolution, C -> C: three of them are what the released code writes as one to 3 C channels."""
-    return nn.Conv2d(channels, channels, kernel_size=1, bias=False)
-
-
-# Each takes the channels of the backbone's last map and returns a layer [B,C,h,w] -> [B,C,h,w].
-LIGHT_BRANCHES = {"batch_norm": nn.BatchNorm2d, "conv": pointwise}
-
-
-# The first layers of a backbone are its stem: convolution, batch norm, activation and pooling.
-LAYER = "layer"
+# Children of a backbone before the first layer are its stem: convolution, batch norm, activation and pooling.
+_LAYER_PREFIX = "layer"
 
 
 @dataclass(frozen=True)
-class Branches:
-    """`count` branches that share a backbone up to and including the place `split`.
+class BranchSpec:
+    """`count` branches that share a backbone up to and including `split`.
 
-    `none`: nothing, so that each branch is a whole network; `layer1`, `layer2`, `layer3`: the stem and the layers up
-    to this one; `last_block`: all but the last residual block; a row of LIGHT_BRANCHES: all, and a branch is that one
-    layer on the last map. The layers behind a layer have `width` times their channels.
+    `none`: nothing is shared, each branch is a whole network. `layer1`, `layer2`, `layer3`: the stem and the layers up
+    to this one. `last_block`: all but the last residual block. A name of LIGHT_BRANCHES: everything, and a branch is
+    that layer on the last map. The layers after the split have `width` times their channels.
     """
 
     count: int
@@ -46,10 +39,10 @@ class Branches:
 
 
 class BranchedBackbone(nn.Module):
-    """A shared trunk and K branches behind it: images [B,3,H,W] -> K maps [B,C,h,w].
+    """A shared trunk and K branches: images [B,3,H,W] -> K maps [B,C,h,w].
 
-    Given one batch of images, every branch reads the trunk's map of it. Given K batches, which may be of different
-    sizes, the trunk runs once on each, with batch statistics of its own, and branch k reads the k-th map.
+    Given one batch of images, every branch reads the trunk's map of it. Given K batches, which may differ in size, the
+    trunk runs once on each, with separate batch statistics, and branch k reads the k-th map.
     """
 
     def __init__(self, trunk: nn.Module, branches: Sequence[nn.Module]) -> None:
@@ -58,23 +51,23 @@ class BranchedBackbone(nn.Module):
         self.branches = nn.ModuleList(branches)
 
     def forward(self, *image_B3HW: Tensor) -> list[Tensor]:
-        """Raises ValueError for a number of inputs that is neither 1 nor K."""
+        """Raises ValueError unless there are 1 or K inputs."""
         count = len(self.branches)
         if len(image_B3HW) not in (1, count):
-            raise ValueError(f"{len(image_B3HW)} inputs for {count} branches: give one for all, or each its own")
+            raise ValueError(f"{len(image_B3HW)} inputs for {count} branches: pass one for all, or one for each")
         maps = [self.trunk(image) for image in image_B3HW]
-        return [branch(maps[place % len(maps)]) for place, branch in enumerate(self.branches)]
+        return [branch(maps[index % len(maps)]) for index, branch in enumerate(self.branches)]
 
 
 class PerBranch(nn.ModuleList):
-    """A layer for each branch: K maps -> K maps."""
+    """One layer per branch: K maps -> K maps."""
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         return [layer(map_BChw) for layer, map_BChw in zip(self, maps, strict=True)]
 
 
 class BranchedEmbedding(PerBranch):
-    """An embedding layer for each branch: K maps -> feature [B,K,D], which takes equal batches."""
+    """One embedding layer per branch: K maps of equal batches -> feature [B,K,D]."""
 
     @property
     def dim(self) -> int:
@@ -85,47 +78,43 @@ class BranchedEmbedding(PerBranch):
         return torch.stack(super().forward(maps), dim=1)
 
 
-def build_branched(name: str, spec: Backbone, branches: Branches) -> tuple[BranchedBackbone, int]:
-    """The backbone `name`, branched, and the channels of a branch's map; fresh weights from torch's random state.
+def build_branched(name: str, backbone: Backbone, branches: BranchSpec) -> tuple[BranchedBackbone, int]:
+    """Returns the backbone `name` with branches, and the channels of a branch's map.
 
-    Every part bears its usual name, so that trunk and branch together have the entries of the plain backbone. Raises
-    UserError where the backbone cannot be divided there.
+    The weights are fresh, from torch's random state. All parts keep their names: trunk and branch together have the
+    entries of the plain backbone. Raises UserError if the backbone cannot be split there.
     """
     if branches.split in LIGHT_BRANCHES:
-        light = [LIGHT_BRANCHES[branches.split](spec.channels) for _ in range(branches.count)]
-        return BranchedBackbone(spec.build(), light), spec.channels
-    narrow = branches.width != 1
-    first = int(branches.split.removeprefix(LAYER)) if branches.split.startswith(LAYER) else len(spec.widths)
-    widths = tuple(
-        int(channels * branches.width) if place >= first else channels for place, channels in enumerate(spec.widths)
-    )
-    wholes = [spec.build(widths) if narrow else spec.build() for _ in range(branches.count)]
+        layers = [LIGHT_BRANCHES[branches.split](backbone.channels) for _ in range(branches.count)]
+        return BranchedBackbone(backbone.build(), layers), backbone.channels
+    is_layer = branches.split.startswith(_LAYER_PREFIX)
+    shared = int(branches.split.removeprefix(_LAYER_PREFIX)) if is_layer else len(backbone.widths)
+    widths = (*backbone.widths[:shared], *(int(channels * branches.width) for channels in backbone.widths[shared:]))
+    build = backbone.build if branches.width == 1 else partial(backbone.build, widths)
+    networks = [build() for _ in range(branches.count)]
     try:
-        pairs = [_cut(whole, branches.split) for whole in wholes]
+        pairs = [_split(network, branches.split) for network in networks]
     except ValueError as error:
-        raise UserError(f"branches.split: {branches.split} is no place to divide {name}; choose {error}") from None
-    channels = spec.channels * widths[-1] // spec.widths[-1]
-    return BranchedBackbone(pairs[0][0], [tail for _, tail in pairs]), channels
+        raise UserError(f"branches.split: {name} cannot be split at {branches.split}; choose {error}") from None
+    channels = backbone.channels * widths[-1] // backbone.widths[-1]
+    return BranchedBackbone(pairs[0][0], [branch for _, branch in pairs]), channels
 
 
-def _cut(backbone: nn.Module, split: str) -> tuple[nn.Sequential, nn.Sequential]:
-    """A backbone's layers before and behind the place; ValueError with the allowed places where it is none.
-
-    Every backbone is the sequence of its children, in the order of their names.
-    """
-    layers = OrderedDict(backbone.named_children())
-    deep = [name for name in layers if name.startswith(LAYER)]
-    allowed = ("none", *deep[:-1], *(["last_block"] if deep else []))
+def _split(backbone: nn.Module, split: str) -> tuple[nn.Sequential, nn.Sequential]:
+    """Splits a backbone, which is the sequence of its children; raises ValueError listing the allowed names."""
+    children = OrderedDict(backbone.named_children())
+    layers = [name for name in children if name.startswith(_LAYER_PREFIX)]
+    allowed = ("none", *layers[:-1], *(["last_block"] if layers else []))
     if split not in allowed:
         raise ValueError(", ".join(allowed))
     if split == "none":
-        return nn.Sequential(), nn.Sequential(layers)
-    names = list(layers)
-    last = deep[-1] if split == "last_block" else split
-    place = names.index(last)
-    before = OrderedDict((name, layers[name]) for name in names[: place + 1])
-    behind = OrderedDict((name, layers[name]) for name in names[place + 1 :])
+        return nn.Sequential(), nn.Sequential(children)
+    names = list(children)
+    last = layers[-1] if split == "last_block" else split
+    stop = names.index(last) + 1
+    trunk = OrderedDict((name, children[name]) for name in names[:stop])
+    branch = OrderedDict((name, children[name]) for name in names[stop:])
     if split == "last_block":
-        before[last] = layers[last][:-1]
-        behind = OrderedDict([(last, layers[last][-1:]), *behind.items()])
-    return nn.Sequential(before), nn.Sequential(behind)
+        trunk[last] = children[last][:-1]
+        branch = OrderedDict([(last, children[last][-1:]), *branch.items()])
+    return nn.Sequential(trunk), nn.Sequential(branch)

@@ -1,21 +1,21 @@
-"""From image to feature: backbone, attention, embedding. Freezing and loading go by these three names.
+"""Network from image to feature: backbone, attention, embedding; freezing and loading use these three names.
 
 Shapes: B batch, H W image, C channels, h w map, K branches, D feature.
 """
 
 from torch import Tensor, nn
 
-from facelt.config.registry import BACKBONES
+from facelt.config.registry import BACKBONES, EMBEDDINGS
 from facelt.errors import UserError
-from facelt.models.branched import BranchedEmbedding, Branches, PerBranch, build_branched
-from facelt.models.layers import ATTENTIONS, build_embedding
+from facelt.models.branched import BranchedEmbedding, BranchSpec, PerBranch, build_branched
+from facelt.models.layers import ATTENTIONS
 
 
 class Network(nn.Module):
-    """image [B,3,H,W] -> feature [B,dim]. Without attention its place is taken by an identity with no parameters.
+    """image [B,3,H,W] -> feature [B,D]; without attention, an identity without parameters replaces it.
 
-    A network of K branches returns [B,K,dim]. It takes one batch of images, which every branch sees, or K batches of
-    equal size, one for each branch; what is learnt of them together is one call.
+    A network of K branches returns [B,K,D]. It takes one batch of images, seen by every branch, or K batches of equal
+    size, one for each branch; batches that are trained together go through one call.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Network(nn.Module):
 
     @property
     def dim(self) -> int:
-        """D, the length of a feature, of one branch where there are several."""
+        """D, the length of a feature; of one branch if there are several."""
         return self.embedding.dim
 
     def forward(self, *image_B3HW: Tensor) -> Tensor:
@@ -43,31 +43,31 @@ def build_network(
     attention: bool | str,
     embedding: str,
     dim: int = 512,
-    branches: Branches | None = None,
+    branches: BranchSpec | None = None,
 ) -> Network:
-    """A network with fresh weights from torch's random state, built for images of (height, width) pixels.
+    """Returns a network for images of (height, width), with fresh weights from torch's random state.
 
-    `attention` names a row of ATTENTIONS, True is the modulated one; `embedding` is a registered name. `dim` is
-    not used by "none", whose features are as long as the map is deep.
-    With `branches` every branch has attention and embedding of its own.
-    Raises UserError on an unknown name, an image size below 1, a dim below 1 or a place that divides no backbone.
+    `attention` is a name in ATTENTIONS, True the modulated one; `embedding` is a registered name. The embedding "none"
+    ignores `dim`: its features have the channels of the map. With `branches` each branch has its own attention and
+    embedding. Raises UserError for an unknown name, an image size or `dim` below 1, or a backbone that cannot be split
+    as required.
     """
-    spec = BACKBONES.find(backbone)
+    spec, build_embedding = BACKBONES.find(backbone), EMBEDDINGS.find(embedding)
     if min(image_size) < 1 or dim < 1:
         raise UserError(f"image size {image_size[0]}x{image_size[1]} and dim {dim} must be 1 or more")
     map_size = spec.map_size(image_size)
 
-    def tail(channels: int) -> nn.Module:
-        return build_embedding(embedding, channels, dim, map_size if spec.flattened else None)
+    def new_embedding(channels: int) -> nn.Module:
+        return build_embedding(channels, dim, map_size if spec.flattened else None)
 
-    def focus(channels: int) -> nn.Module:
+    def new_attention(channels: int) -> nn.Module:
         return ATTENTIONS["modulated" if attention is True else attention](channels, *map_size)
 
     if branches is None:
-        # Weights are drawn in this order: with another, a seed would give another network.
-        end, trunk = tail(spec.channels), spec.build()
-        return Network(trunk, focus(spec.channels) if attention else None, end)
+        # The order of construction decides the random weights: another order would change the network of a seed.
+        embedding_layer, trunk = new_embedding(spec.channels), spec.build()
+        return Network(trunk, new_attention(spec.channels) if attention else None, embedding_layer)
     trunk, channels = build_branched(backbone, spec, branches)
     count = range(branches.count)
-    focused = PerBranch(focus(channels) for _ in count) if attention else None
-    return Network(trunk, focused, BranchedEmbedding(tail(channels) for _ in count), branches.count)
+    attentions = PerBranch(new_attention(channels) for _ in count) if attention else None
+    return Network(trunk, attentions, BranchedEmbedding(new_embedding(channels) for _ in count), branches.count)

@@ -7,13 +7,13 @@ import torch
 from pydantic import ValidationError
 
 from facelt.config.train import BranchesConfig
-from facelt.models.branched import Branches
+from facelt.models.branched import BranchSpec
 from facelt.models.network import build_network
 
 
 @pytest.mark.parametrize("split", typing.get_args(BranchesConfig.model_fields["split"].annotation))
 def test_every_place_to_split_is_one_of_a_network(split):
-    branches = Branches(**BranchesConfig(split=split).model_dump())
+    branches = BranchSpec(**BranchesConfig(split=split).model_dump())
     with torch.device("meta"):
         network = build_network("resnet10", image_size=(32, 32), attention=False, embedding="none", branches=branches)
     assert network.branches == len(network.backbone.branches) == 3

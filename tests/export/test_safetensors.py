@@ -10,7 +10,7 @@ from facelt.config.train import TrainConfig
 from facelt.errors import UserError
 from facelt.export.safetensors import export_network
 from facelt.inference.model import load_model
-from facelt.models.branched import Branches
+from facelt.models.branched import BranchSpec
 from facelt.models.network import build_network
 from facelt.models.pretrained import load_pretrained
 from facelt.training.run import run
@@ -28,7 +28,7 @@ def built_from(card: dict):
         attention=outline["attention"],
         embedding=outline["embedding"],
         dim=outline["dim"],
-        branches=outline["branches"] and Branches(**outline["branches"]),
+        branches=outline["branches"] and BranchSpec(**outline["branches"]),
     )
 
 

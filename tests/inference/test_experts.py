@@ -16,7 +16,7 @@ from facelt.distributed.ddp import wrap_ddp
 from facelt.errors import UserError
 from facelt.inference.model import load_model
 from facelt.inference.predict import Predictor, predict_all
-from facelt.models.branched import Branches
+from facelt.models.branched import BranchSpec
 from facelt.models.network import build_network
 from facelt.training.run import run
 
@@ -103,7 +103,7 @@ def gradients_of_a_step() -> dict[str, torch.Tensor]:
     """Of a network whose two branches see other images, of which each rank has its share."""
     torch.manual_seed(0)
     network = build_network(
-        "resnet32", image_size=(8, 8), attention=False, embedding="none", branches=Branches(2, "layer1")
+        "resnet32", image_size=(8, 8), attention=False, embedding="none", branches=BranchSpec(2, "layer1")
     ).eval()
     run_network = wrap_ddp(network, CPU) or network
     random = torch.Generator().manual_seed(1)

@@ -10,7 +10,7 @@ from facelt.config.registry import METHODS
 from facelt.methods.base import StepContext, TrainBatch
 from facelt.methods.classify import ClassifySettings
 from facelt.methods.multi_expert import IndependentSettings
-from facelt.models.branched import Branches
+from facelt.models.branched import BranchSpec
 from facelt.models.network import build_network
 
 CLASSES, DIM, EXPERTS = 6, 16, 3
@@ -28,7 +28,7 @@ def build(experts=EXPERTS, **config):
         attention=False,
         embedding="fc_relu",
         dim=DIM,
-        branches=Branches(experts, "none"),
+        branches=BranchSpec(experts, "none"),
     )
     return METHODS["independent"](IndependentSettings(name="independent", **config), network, CLASSES, COUNTS)
 

@@ -9,7 +9,7 @@ from facelt.errors import UserError
 from facelt.methods.base import TrainBatch
 from facelt.methods.classify import ClassifySettings
 from facelt.methods.multi_expert import Experts, IndependentSettings, RideSettings, equal_batches
-from facelt.models.branched import Branches
+from facelt.models.branched import BranchSpec
 from facelt.models.network import build_network
 
 CLASSES, DIM, EXPERTS = 6, 16, 3
@@ -24,7 +24,7 @@ class Asked(Experts):
 
 def build_experts(head, **options):
     torch.manual_seed(0)
-    branches = Branches(EXPERTS, "layer3")
+    branches = BranchSpec(EXPERTS, "layer3")
     network = build_network(
         "resnet10", image_size=(32, 32), attention=False, embedding="linear_bn", dim=DIM, branches=branches
     )

@@ -10,7 +10,7 @@ from facelt.config.train import StageConfig
 from facelt.methods.base import StepContext, TrainBatch
 from facelt.methods.classify import ClassifySettings
 from facelt.methods.multi_expert import RideSettings
-from facelt.models.branched import Branches
+from facelt.models.branched import BranchSpec
 from facelt.models.network import build_network
 
 CLASSES, DIM, EXPERTS, BATCH = 6, 16, 3, 8
@@ -26,7 +26,7 @@ def build(experts=EXPERTS, **config):
         attention=False,
         embedding="linear_bn",
         dim=DIM,
-        branches=Branches(experts, "layer3"),
+        branches=BranchSpec(experts, "layer3"),
     )
     # In evaluation mode, so that the same images have the same logits again.
     return METHODS["ride"](RideSettings(name="ride", **config), network, CLASSES, COUNTS).eval()

@@ -10,7 +10,7 @@ from facelt.config.registry import METHODS
 from facelt.errors import UserError
 from facelt.methods.base import StepContext, TrainBatch
 from facelt.methods.multi_expert import RideRouterSettings, RideSettings, experts_asked, would_help
-from facelt.models.branched import Branches
+from facelt.models.branched import BranchSpec
 from facelt.models.network import build_network
 
 CLASSES, DIM, EXPERTS, TOP = 6, 16, 3, 4
@@ -24,7 +24,7 @@ def network_of(experts=EXPERTS):
         attention=False,
         embedding="linear_bn",
         dim=DIM,
-        branches=Branches(experts, "layer3"),
+        branches=BranchSpec(experts, "layer3"),
     )
 
 

@@ -5,7 +5,7 @@ import torch
 
 from facelt.config.registry import BACKBONES
 from facelt.errors import UserError
-from facelt.models.branched import Branches
+from facelt.models.branched import BranchSpec
 from facelt.models.network import build_network
 from facelt.models.pretrained import load_stage_weights
 
@@ -19,7 +19,7 @@ def build(backbone="resnet10", split="layer2", count=3, width=1.0, attention=Fal
         attention=attention,
         embedding=embedding,
         dim=dim,
-        branches=Branches(count, split, width),
+        branches=BranchSpec(count, split, width),
     )
 
 
@@ -146,10 +146,10 @@ def test_channels_last_gives_the_same_feature():
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_places_that_divide_no_backbone_and_other_numbers_of_inputs_are_refused():
-    with pytest.raises(UserError, match="layer3 is no place to divide resnet32; choose none, layer1, layer2, last_bl"):
+def test_impossible_splits_and_other_numbers_of_inputs_are_refused():
+    with pytest.raises(UserError, match="resnet32 cannot be split at layer3; choose none, layer1, layer2, last_bl"):
         build("resnet32", "layer3")
-    with pytest.raises(UserError, match="last_block is no place to divide densenet_bc100; choose none"):
+    with pytest.raises(UserError, match="densenet_bc100 cannot be split at last_block; choose none"):
         build("densenet_bc100", "last_block")
     with pytest.raises(ValueError, match="2 inputs for 3 branches"):
         build()(images(), images())

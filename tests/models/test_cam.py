@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from facelt.models.layers import class_activation, foreground
+from facelt.models.layers import class_activation_map, foreground_mask
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def maps():
 
 def test_the_activation_is_the_map_weighted_by_the_classs_row(maps):
     map_BChw, weight_BC = maps
-    found = class_activation(torch.from_numpy(map_BChw), torch.from_numpy(weight_BC)).numpy()
+    found = class_activation_map(torch.from_numpy(map_BChw), torch.from_numpy(weight_BC)).numpy()
     for image in range(5):
         plain = sum(weight_BC[image, channel] * map_BChw[image, channel] for channel in range(7))
         np.testing.assert_allclose(found[image], plain, rtol=1e-5, atol=1e-6)
@@ -26,7 +26,7 @@ def test_the_activation_is_the_map_weighted_by_the_classs_row(maps):
 
 def test_foreground_is_what_opencvs_resized_activation_says(maps):
     activation_Bhw = maps[0][:, 0]
-    found = foreground(torch.from_numpy(activation_Bhw), (17, 20)).numpy()
+    found = foreground_mask(torch.from_numpy(activation_Bhw), (17, 20)).numpy()
     for image, seen_HW in zip(activation_Bhw, found, strict=True):
         large = cv2.resize(image - image.min(), (20, 17), interpolation=cv2.INTER_LINEAR)
         assert (seen_HW == (large >= 0.75 * large.mean())).all()
@@ -34,4 +34,4 @@ def test_foreground_is_what_opencvs_resized_activation_says(maps):
 
 
 def test_a_flat_activation_is_all_foreground():
-    assert foreground(torch.full((2, 3, 3), -4.0), (6, 6)).all()
+    assert foreground_mask(torch.full((2, 3, 3), -4.0), (6, 6)).all()

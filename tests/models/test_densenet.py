@@ -40,5 +40,5 @@ def test_the_network_pools_its_map():
 
 
 def test_it_cannot_be_narrowed():
-    with pytest.raises(UserError, match=r"leave out branches\.width"):
+    with pytest.raises(UserError, match=r"remove branches\.width"):
         densenet_bc100((256,))

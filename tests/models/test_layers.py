@@ -50,5 +50,5 @@ def test_plain_spatial_attention_weighs_each_position_of_the_map_itself():
 
 @pytest.mark.parametrize("kind", ATTENTIONS.values())
 def test_another_map_size_is_refused(kind):
-    with pytest.raises(ValueError, match="4x4, the network was built for 7x7"):
+    with pytest.raises(ValueError, match="4x4, the network needs 7x7"):
         kind(8, 7, 7)(torch.zeros(1, 8, 4, 4))

@@ -1,18 +1,18 @@
-"""Branches of one layer on a backbone they share whole."""
+"""Light branches: one layer each on a fully shared backbone."""
 
 import pytest
 import torch
 
 from facelt.config.registry import BACKBONES
 from facelt.config.train import BranchesConfig
-from facelt.models.branched import LIGHT_BRANCHES, Branches
+from facelt.models.branched import LIGHT_BRANCHES, BranchSpec
 from facelt.models.network import build_network
 
 IMAGE = (32, 32)
 
 
 def build(split: str, count: int = 3):
-    branches = Branches(count, split)
+    branches = BranchSpec(count, split)
     return build_network("resnet10", image_size=IMAGE, attention=False, embedding="none", branches=branches)
 
 

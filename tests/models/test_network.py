@@ -5,7 +5,7 @@ import torch
 
 from facelt.config.registry import BACKBONES, EMBEDDINGS
 from facelt.errors import UserError
-from facelt.models.layers import ModulatedAttention, build_embedding
+from facelt.models.layers import ModulatedAttention
 from facelt.models.network import build_network
 
 
@@ -35,12 +35,12 @@ def test_dim_governs_the_linear_kinds_alone():
 def test_embeddings_equal_their_definitions():
     map_BChw = torch.randn(4, 6, 3, 2)
     mean = map_BChw.mean((2, 3))
-    torch.testing.assert_close(build_embedding("none", 6, 5, None)(map_BChw), mean)
-    relu = build_embedding("fc_relu", 6, 5, None)
+    torch.testing.assert_close(EMBEDDINGS["none"](6, 5, None)(map_BChw), mean)
+    relu = EMBEDDINGS["fc_relu"](6, 5, None)
     expected = (mean @ relu.linear.weight.T + relu.linear.bias).clamp(min=0)
     torch.testing.assert_close(relu(map_BChw), expected)
     for map_size, flat in [(None, mean), ((3, 2), map_BChw.reshape(4, -1))]:
-        layer = build_embedding("linear_bn", 6, 5, map_size)
+        layer = EMBEDDINGS["linear_bn"](6, 5, map_size)
         y = flat @ layer.fc.weight.T + layer.fc.bias
         expected = (y - y.mean(0)) / (y.var(0, unbiased=False) + 1e-5).sqrt()
         torch.testing.assert_close(layer(map_BChw), expected)
@@ -86,8 +86,8 @@ def test_attention_is_built_for_each_backbones_own_map():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"backbone": "resnet51"}, "unknown backbone 'resnet51': choose one of resnet10"),
-        ({"embedding": "linear"}, "unknown embedding 'linear': choose one of linear_bn"),
+        ({"backbone": "resnet51"}, "unknown backbone 'resnet51'; allowed: resnet10"),
+        ({"embedding": "linear"}, "unknown embedding 'linear'; allowed: linear_bn"),
         ({"size": (0, 112)}, "image size 0x112"),
         ({"dim": 0}, "dim 0"),
     ],
@@ -98,7 +98,7 @@ def test_wrong_names_and_values_are_refused(arguments, message):
 
 
 def test_an_image_of_another_size_is_refused_where_positions_count():
-    with pytest.raises(ValueError, match="built for 4x3"):
+    with pytest.raises(ValueError, match="the network needs 4x3"):
         tiny(backbone="iresnet18", attention=False)(torch.zeros(2, 3, 64, 64))
 
 
@@ -106,7 +106,7 @@ def test_a_seed_gives_one_network_drawn_part_by_part():
     torch.manual_seed(5)
     network = tiny("linear_bn", size=(64, 64), dim=16)
     torch.manual_seed(5)
-    parts = {"embedding": build_embedding("linear_bn", 512, 16, None), "backbone": BACKBONES["resnet10"].build()}
+    parts = {"embedding": EMBEDDINGS["linear_bn"](512, 16, None), "backbone": BACKBONES["resnet10"].build()}
     parts["attention"] = ModulatedAttention(512, 2, 2)
     for name, part in parts.items():
         own = getattr(network, name).state_dict()
