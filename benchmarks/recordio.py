@@ -23,7 +23,6 @@ import numpy as np
 
 from recordio_tools.face_set import FaceRecord
 from recordio_tools.format import FRAME, HEADER, MAGIC
-from recordio_tools.reader import index_text
 
 DEFAULT_REC = Path(os.environ.get("FACELT_SHARED", "../shared")) / "data/faces/train/train.rec"
 MXNET_PROGRAM = """
@@ -115,7 +114,8 @@ def write_large(path: Path, images: int, identities: int) -> None:
     record_N["frame"] = MAGIC, HEADER.size + 4
     record_N["label"], record_N["id"] = label_N, key_N
     record_N.tofile(path)
-    path.with_suffix(".idx").write_bytes(index_text(key_N, np.arange(images) * (FRAME.size + HEADER.size + 4)))
+    offset_N = np.arange(images) * (FRAME.size + HEADER.size + 4)
+    np.savetxt(path.with_suffix(".idx"), np.stack([key_N, offset_N], axis=1), fmt="%d", delimiter="\t")
     path.with_name("property").write_text(f"{identities},112,112\n")
 
 

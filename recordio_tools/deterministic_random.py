@@ -18,19 +18,21 @@ TERMS = 12  # of the series below: |s| <= 0.172, so that the next term lies unde
 
 
 def hash64(values: np.ndarray, seed: int, stream: int = 0) -> np.ndarray:
-    """uint64 hash of each integer under `seed` (0..2^64-1) and `stream`, by splitmix64.
+    """Returns a uint64 hash of each integer under `seed` (0..2^64-1) and `stream`, by SplitMix64."""
+    start = splitmix64(splitmix64(np.array([seed], np.uint64)) + np.uint64(stream))
+    return splitmix64(np.asarray(values).astype(np.uint64) + start)
+
+
+def splitmix64(state: np.ndarray) -> np.ndarray:
+    """Returns the next output, uint64, of a SplitMix64 generator in each state; a bijection.
 
     Source: Steele, Lea, Flood: Fast splittable pseudorandom number generators (OOPSLA 2014).
     """
-    start = _mix(_mix(np.array([seed], np.uint64)) + np.uint64(stream))
-    return _mix(np.asarray(values).astype(np.uint64) + start)
-
-
-def _mix(state: np.ndarray) -> np.ndarray:
-    word = state + np.uint64(0x9E3779B97F4A7C15)  # arrays wrap around in silence, as wanted
-    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return word ^ (word >> np.uint64(31))
+    with np.errstate(over="ignore"):
+        word = state + np.uint64(0x9E3779B97F4A7C15)
+        word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return word ^ (word >> np.uint64(31))
 
 
 def exponentials(hashes: np.ndarray) -> np.ndarray:

@@ -70,11 +70,6 @@ def _first_bad_line(text: bytes) -> str:
     return "a number is out of range"
 
 
-def index_text(keys: np.ndarray, offsets: np.ndarray) -> bytes:
-    """The `.idx` of these keys and offsets [N], byte for byte as MXNet writes it."""
-    return "".join(f"{key}\t{offset}\n" for key, offset in zip(keys.tolist(), offsets.tolist(), strict=True)).encode()
-
-
 def walk_index(view: memoryview) -> tuple[np.ndarray, np.ndarray]:
     """Keys and offsets, int64 [N] each in file order, found by walking every record once.
 

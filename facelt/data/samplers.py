@@ -46,9 +46,7 @@ import numpy as np
 
 from facelt.config.registry import register_sampler
 from facelt.errors import UserError
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+from recordio_tools.deterministic_random import splitmix64
 
 
 class RngStream(IntEnum):
@@ -69,17 +67,12 @@ class RngStream(IntEnum):
 def hash_words(*words: int | np.ndarray) -> np.ndarray:
     """Hash integers to uniform uint64, elementwise; the arguments broadcast against each other.
 
-    Each word passes through the finaliser of SplitMix64 (Steele, Lea, Flood 2014, 'Fast splittable pseudorandom number
-    generators'). Every step is a bijection, so two calls that differ in their last word alone never collide: sorting by
-    the hash of an index has no ties.
+    Each word passes through SplitMix64. Every step is a bijection, so two calls that differ in their last word alone
+    never collide: sorting by the hash of an index has no ties.
     """
     state = np.uint64(0)
-    with np.errstate(over="ignore"):
-        for word in words:
-            state = (state ^ np.asarray(word).astype(np.uint64)) + _GOLDEN
-            state = (state ^ (state >> np.uint64(30))) * _MIX[0]
-            state = (state ^ (state >> np.uint64(27))) * _MIX[1]
-            state = state ^ (state >> np.uint64(31))
+    for word in words:
+        state = splitmix64(state ^ np.asarray(word).astype(np.uint64))
     return state
 
 

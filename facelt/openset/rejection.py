@@ -177,11 +177,6 @@ class Tails:
         fitted = [_fit(part[-TAIL:]) for part in np.split(distance_N[order_N], ends_C[:-1])]
         return cls(*np.array(fitted, dtype=np.float64).T)
 
-    @property
-    def unfitted(self) -> int:
-        """Classes with too few distances, or with equal ones."""
-        return int(np.isnan(self.shape_C).sum())
-
     def strays(self, distance_N: np.ndarray, class_N: np.ndarray) -> np.ndarray:
         """How likely it is, float64 [N], that an image so far from the mean of that class is none of its own."""
         from scipy.stats import weibull_min

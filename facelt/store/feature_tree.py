@@ -14,7 +14,6 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from facelt.errors import UserError
-from recordio_tools.atomic_io import atomic_replace
 
 
 def read_features_list(path: Path) -> list[str]:
@@ -107,15 +106,6 @@ def feature_path(root: Path, image: str, algorithm: str) -> Path:
     if not algorithm or "/" in algorithm or "\\" in algorithm or "\0" in algorithm:
         raise UserError(f"algorithm: {algorithm!r} is not a valid file name suffix")
     return root / f"{image}_{algorithm}.bin"
-
-
-def write_feature(path: Path, feature_D: np.ndarray) -> None:
-    """Write one feature, whole or not at all. Raises UserError where it is not finite or cannot be written."""
-    values_D = np.ascontiguousarray(feature_D, dtype=_VALUE_DTYPE)
-    if values_D.ndim != 1 or not len(values_D) or not np.isfinite(values_D).all():
-        raise UserError(f"{path}: a feature is a vector of finite values")
-    with atomic_replace(path) as temporary:
-        temporary.write_bytes(np.array([len(values_D), 1, 4, 5], dtype=_HEADER_DTYPE).tobytes() + values_D.tobytes())
 
 
 def read_feature(path: Path, dimension: int | None = None) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 
 from facelt.audit.run import run_audit
 from facelt.errors import UserError
-from facelt.store.feature_tree import write_feature
+from tests.feature_files import write_feature
 
 
 def rates(report, grouping=0):

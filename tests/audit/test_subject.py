@@ -9,7 +9,7 @@ import pytest
 from facelt.audit.audited_set import open_features
 from facelt.config.audit import FeaturesConfig
 from facelt.errors import UserError
-from facelt.store.feature_tree import write_feature
+from tests.feature_files import write_feature
 
 
 def opened(noise="drop", kind="direct", whole=True, **config):

@@ -9,7 +9,7 @@ import pytest
 from eval_megaface.config import MegafaceConfig
 from eval_megaface.evaluate import evaluate
 from facelt.errors import UserError
-from facelt.store.feature_tree import write_feature
+from tests.feature_files import write_feature
 
 
 def figures_of(row):

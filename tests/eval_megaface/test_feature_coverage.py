@@ -14,7 +14,7 @@ from eval_megaface.run import main
 from eval_megaface.sources import StoreSource, TreeSource, fingerprint, repeats, scan
 from facelt.config.loading import load_config
 from facelt.errors import UserError
-from facelt.store.feature_tree import write_feature
+from tests.feature_files import write_feature
 
 
 def run(small, *overrides, **changes):

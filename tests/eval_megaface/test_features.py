@@ -5,7 +5,7 @@ import pytest
 
 from eval_megaface.sources import StoreSource, TreeSource, open_source
 from facelt.errors import UserError
-from facelt.store.feature_tree import write_feature
+from tests.feature_files import write_feature
 
 
 def test_store_and_tree_give_the_same_rows(small, tmp_path):
