@@ -1,9 +1,11 @@
-"""The commands as a user meets them: what they print, what they leave, and one clear line where something is wrong."""
+"""Entries of the command line: output, files written, and one-line error messages."""
 
 import json
 import shutil
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,26 +21,59 @@ def recipe_file(recipe, tmp_path):
     return path
 
 
-def python(*words: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, *(str(word) for word in words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+def python(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200)
 
 
-def test_train_under_its_own_name_ends_with_one_line_and_exit_code_1(recipe_file, tmp_path):
-    done = python("-m", "facelt.train", "--config", recipe_file, "--set", "optim.lrr=1")
-    assert (done.returncode, done.stdout) == (1, "")
+def test_python_m_facelt_train_ends_with_one_line_and_exit_code_1(recipe_file, tmp_path):
+    result = python("-m", "facelt.train", "--config", recipe_file, "--set", "optim.lrr=1")
+    assert (result.returncode, result.stdout) == (1, "")
     allowed = "accumulate, batch, lr, momentum, nesterov, weight_decay"
     expected = f"optim.lrr: unknown key; allowed: {allowed}; did you mean 'lr'?"
-    assert done.stderr == f"error: {recipe_file}: {expected}\n"
+    assert result.stderr == f"error: {recipe_file}: {expected}\n"
     assert not (tmp_path / "run").exists()
 
 
-def test_train_under_its_own_name_says_where_the_run_is(recipe_file, recipe, tmp_path):
+def test_python_m_facelt_train_names_the_run_folder(recipe, tmp_path):
+    result = python("-m", "facelt.train", *short_recipe(recipe, tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"finished: {tmp_path / 'run'}\n"
+    assert "plain: epoch 1/1  validation_accuracy" in result.stderr
+
+
+def short_recipe(recipe, tmp_path: Path) -> list[object]:
+    """Options of a run over in a few steps."""
     stage = {**recipe(tmp_path)["stages"][0], "epochs": 1}
-    done = python("-m", "facelt.train", "--config", recipe_file, "--set", f"stages={json.dumps([stage])}")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"finished: {tmp_path / 'run'}\n"
-    assert "plain: epoch 1/1  validation_accuracy" in done.stderr
+    path = tmp_path / "short.yaml"
+    path.write_text(yaml.safe_dump(recipe(tmp_path / "run", stages=[stage])))
+    return ["--config", path]
+
+
+def torchrun(*arguments: object) -> subprocess.CompletedProcess:
+    """Two gloo processes."""
+    return python("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *arguments)
+
+
+def test_the_console_script_and_python_m_facelt_train(recipe, root, tmp_path):
+    module, _, function = tomllib.loads((root / "pyproject.toml").read_text())["project"]["scripts"][
+        "facelt"
+    ].partition(":")
+    script = f"from {module} import {function}; {function}()"
+    options = short_recipe(recipe, tmp_path)
+    result = python("-c", script, "train", *options)
+    assert result.stdout == f"finished: {tmp_path / 'run'}\n", result.stderr
+    result = python("-m", "facelt", "train", *options, "--resume")
+    assert (result.returncode, result.stdout) == (0, f"finished: {tmp_path / 'run'}\n"), result.stderr
+
+
+def test_torchrun_m_facelt_train_trains_on_two_processes(recipe, tmp_path):
+    result = torchrun("-m", "facelt.train", *short_recipe(recipe, tmp_path))
+    assert (result.returncode, result.stdout) == (0, f"finished: {tmp_path / 'run'}\n"), result.stderr
+    assert result.stderr.count("plain: epoch 1/1  validation_accuracy") == 1
+    # The same run by the other entry: nothing is left to do.
+    result = torchrun("-m", "facelt", "train", *short_recipe(recipe, tmp_path), "--resume")
+    assert (result.returncode, result.stdout) == (0, f"finished: {tmp_path / 'run'}\n"), result.stderr
 
 
 def test_embed_and_evaluate_say_what_they_did(cli, finished_run, tiny_faces, tmp_path):
@@ -177,9 +212,9 @@ def test_a_device_that_is_unknown_or_absent(refused, finished_run, tmp_path, mon
 
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(finished_run):
     without = "import sys; sys.modules['torch'] = None; from facelt.cli.main import main; main()"
-    done = python("-c", without, "evaluate", "--checkpoint", finished_run)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: this command needs the package torch: in facelt's folder, pip install '.[train]'\n"
+    result = python("-c", without, "evaluate", "--checkpoint", finished_run)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "error: this command needs the package torch: in facelt's folder, pip install '.[train]'\n"
 
 
 @pytest.fixture
