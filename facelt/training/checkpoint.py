@@ -34,9 +34,9 @@ from facelt.distributed.launch import all_gather_str, is_peer_failure, run_on_ra
 from facelt.errors import UserError
 from recordio_tools.atomic_io import sha256_of, sync, write_text
 
-SCHEMA = "facelt.checkpoint/2"
-STATE = "state.json"
-SHARDS = "*.safetensors"
+_SCHEMA = "facelt.checkpoint/2"
+_STATE = "state.json"
+_SHARDS = "*.safetensors"
 _NAME = re.compile(r"step-\d{8,}")
 
 Tensors = Mapping[str, torch.Tensor]
@@ -142,9 +142,9 @@ class Checkpoints:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _publish(self, pending: _PendingSave, digests: dict[str, str]) -> None:
-        body = json.dumps({"schema": SCHEMA, **pending.metadata, "files": digests}, sort_keys=True)
+        body = json.dumps({"schema": _SCHEMA, **pending.metadata, "files": digests}, sort_keys=True)
         state = {"sha256": hashlib.sha256(body.encode()).hexdigest(), "state": body}
-        write_text(pending.temporary / STATE, json.dumps(state))
+        write_text(pending.temporary / _STATE, json.dumps(state))
         path = pending.path
         try:
             sync(pending.temporary)
@@ -235,7 +235,7 @@ def _silence_dcp() -> None:
 
 def _digests(folder: Path) -> dict[str, str]:
     """Syncs this rank's share of the files to disk; returns their SHA-256."""
-    names = sorted(path.name for path in folder.glob(SHARDS))[rank() :: world_size()]
+    names = sorted(path.name for path in folder.glob(_SHARDS))[rank() :: world_size()]
     for name in names:
         sync(folder / name)
     return {name: sha256_of(folder / name) for name in names}
@@ -267,18 +267,18 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     """Reads and verifies state.json and the digests, each rank some of the files. Raises _DamagedError on all ranks."""
     reason, metadata = "", {}
     try:
-        outer = json.loads((path / STATE).read_text(encoding="utf-8"))
+        outer = json.loads((path / _STATE).read_text(encoding="utf-8"))
         if hashlib.sha256(outer["state"].encode()).hexdigest() != outer["sha256"]:
-            raise ValueError(f"wrong digest of {STATE}")
+            raise ValueError(f"wrong digest of {_STATE}")
         metadata = json.loads(outer["state"])
-        if metadata["schema"] != SCHEMA:
-            raise ValueError(f"schema {metadata['schema']!r}, this version reads {SCHEMA!r}")
+        if metadata["schema"] != _SCHEMA:
+            raise ValueError(f"schema {metadata['schema']!r}, this version reads {_SCHEMA!r}")
         for name in sorted(metadata["files"])[rank() :: world_size()]:
             if Path(name).name != name:
                 raise ValueError(f"the file {name!r} lies outside its folder")
             if sha256_of(path / name) != metadata["files"][name]:
                 raise ValueError(f"wrong digest of {name}")
-        extra = {file.name for file in path.glob(SHARDS)} - metadata["files"].keys()
+        extra = {file.name for file in path.glob(_SHARDS)} - metadata["files"].keys()
         if extra:
             raise ValueError(f"unexpected file {min(extra)!r}")
     except Exception as error:  # a damaged file may break the parser anywhere

@@ -72,10 +72,10 @@ def split_micro_batches(
     norm are dropped on all ranks; a weight is a micro-batch's share of the remaining images.
     """
     counts = [micro_batch_sizes(sizes, part, parts) for part in range(parts)]
-    kept = [part for part in range(parts) if has_enough_images(counts[part], device)]
-    total = sum(sum(map(sum, counts[part])) for part in kept)
+    usable = [part for part in range(parts) if has_enough_images(counts[part], device)]
+    total = sum(sum(map(sum, counts[part])) for part in usable)
     batches = [batch.to(device) for batch in batches]
-    return [(sum(map(sum, counts[part])) / total, _micro_batch(batches, sizes, part, parts)) for part in kept]
+    return [(sum(map(sum, counts[part])) / total, _micro_batch(batches, sizes, part, parts)) for part in usable]
 
 
 def micro_batch_sizes(sizes: Sizes, part: int, parts: int) -> list[list[int]]:
@@ -103,7 +103,7 @@ def _micro_batch(batches: Sequence[Batch], sizes: Sizes, part: int, parts: int) 
 
 
 def _decode_all(split: Split, batch: int, workers: int, device: torch.device) -> Iterator[Batch]:
-    """Yields every member once, in order, on each rank. Raises Interrupted on all ranks if one was asked to stop."""
+    """Yields every member once, in order, on each rank. Raises Interrupted on all ranks after a stop request on one."""
     sampler = SequentialSampler(len(split.dataset), batch, members=split.members)
     loader = Loader(split.dataset, sampler, workers=workers, pin=device.type == "cuda")
     try:

@@ -77,7 +77,7 @@ class Trainer:
     def fit(self) -> None:
         """Trains to the end of the stage and saves its model.
 
-        Raises Interrupted, after a checkpoint, if a rank was asked to stop.
+        Raises Interrupted, with a checkpoint saved, after a stop request on any rank.
         """
         state = self.state
         if not self._restore():
