@@ -87,7 +87,13 @@ def recipe(tiny_faces) -> Callable[..., dict[str, Any]]:
 
     def values(out: Path, **changes: Any) -> dict[str, Any]:
         plain = {"name": "plain", "method": {"name": "classify"}, "epochs": 2}
-        oltr = {"name": "oltr", "method": {"name": "dynamic_meta"}, "start": "plain", "epochs": 2, "attention": True}
+        oltr = {
+            "name": "oltr",
+            "method": {"name": "dynamic_meta"},
+            "init_from": "plain",
+            "epochs": 2,
+            "attention": True,
+        }
         return {
             "out": str(out),
             "data": {
@@ -99,7 +105,7 @@ def recipe(tiny_faces) -> Callable[..., dict[str, Any]]:
             },
             "model": {"backbone": "resnet10", "dim": 16},
             "optim": {"lr": 0.05, "batch": 8},
-            "stages": [plain, {**oltr, "lr_share": {"network": 0.1, "memory": 0.1}}],
+            "stages": [plain, {**oltr, "lr_mult": {"network": 0.1, "memory": 0.1}}],
             "log_every": 1,
             **changes,
         }

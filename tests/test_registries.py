@@ -16,7 +16,7 @@ from facelt.data.cifar import _PROFILES, CIFAR_FILES, CifarData
 from facelt.evaluation.sweeps import SWEEPS
 from facelt.heads.dynamic_meta import HEAD_VARIANTS
 from facelt.heads.memory import UpdateRule
-from facelt.methods.oltr import _CONVENTIONS, DynamicMetaSettings
+from facelt.methods.oltr import DynamicMetaSettings
 from facelt.metrics.classification import SHOT_CONVENTIONS
 from facelt.models.branched import BranchSpec
 from facelt.models.network import build_network
@@ -57,8 +57,7 @@ def test_a_registry_finds_its_implementations_by_itself(name):
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        (HEAD_VARIANTS, allowed(DynamicMetaSettings, "convention")),
-        (_CONVENTIONS, allowed(DynamicMetaSettings, "convention")),
+        (HEAD_VARIANTS, allowed(DynamicMetaSettings, "variant")),
         (typing.get_args(UpdateRule), allowed(DynamicMetaSettings, "centroid_update")),
         ((*NETWORK_PARTS, "head"), set(typing.get_args(Part))),
         (EMBEDDING_KINDS, set(typing.get_args(Kind))),

@@ -82,14 +82,14 @@ class LrMultipliers(StrictModel):
 class ScheduleConfig(StrictModel):
     """The learning rate over the epochs of a stage.
 
-    `step`: x `factor` after every `every` epochs; `milestones`: x `factor` at each of the shares `at` of the stage's
+    `step`: x `factor` after every `every` epochs; `multistep`: x `factor` at each of the shares `at` of the stage's
     epochs, so that a shortened stage keeps its shape; `cosine`: to 0; `constant`.
     """
 
-    name: Literal["step", "milestones", "cosine", "constant"] = "step"
-    every: int = Field(10, ge=1)
-    at: tuple[Share, ...] = (0.8, 0.9)
-    factor: float = Field(0.1, gt=0, le=1)
+    name: Literal["step", "multistep", "cosine", "constant"] = "step"
+    step_size: int = Field(10, ge=1)
+    milestones: tuple[Share, ...] = (0.8, 0.9)
+    gamma: float = Field(0.1, gt=0, le=1)
     warmup_epochs: float = Field(0.0, ge=0)
 
 
@@ -139,7 +139,7 @@ class StageConfig(StrictModel):
     `attention: true` is OLTR's modulated attention, `spatial` the plain one it is compared with. `start` names an
     earlier stage of the same run, or the FOLDER/STAGE of another; `teachers` are stages named alike, whose trained
     models the method may ask and never changes. `optim` stands for the run's in this stage. Frozen parts
-    keep their weights; with `batch_norm: still` the whole network keeps its running statistics and normalises by them.
+    keep their weights; with `batch_norm: frozen` the whole network keeps its running statistics and normalises by them.
     Methods of several experts ask for `branches`. A method that is fitted without steps has `epochs: 0`. `keep` is the
     epoch handed on: the best by validation accuracy (the last one where there is no validation) or the last.
     """
@@ -147,16 +147,16 @@ class StageConfig(StrictModel):
     name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
     method: MethodConfig
     epochs: int = Field(ge=0)
-    start: str | None = None
+    init_from: str | None = None
     teachers: tuple[str, ...] = ()
     attention: bool | Literal["spatial"] = False
     embedding: Annotated[str, EMBEDDINGS.name_choice()] = "linear_bn"
     branches: BranchesConfig | None = None
     optim: OptimConfig | None = None
-    lr_share: LrMultipliers = LrMultipliers()
+    lr_mult: LrMultipliers = LrMultipliers()
     schedule: ScheduleConfig = ScheduleConfig()
     freeze: tuple[Part, ...] = ()
-    batch_norm: Literal["moving", "still"] = "moving"
+    batch_norm: Literal["train", "frozen"] = "train"
     keep: Literal["best", "last"] = "best"
 
     @model_validator(mode="after")
@@ -167,8 +167,8 @@ class StageConfig(StrictModel):
             named = f"learns from {number} of them, {len(self.teachers)} are named"
             raise ValueError(f"teachers: {self.method.name} as it is set {named}")
         if isinstance(self.method, SecondStageSettings):
-            if self.start is None:
-                raise ValueError(f"start: {self.method.name} works on a trained model; name the stage it starts from")
+            if self.init_from is None:
+                raise ValueError(f"init_from: {self.method.name} needs a trained model; name its stage")
             if self.method.post_hoc and self.epochs:
                 raise ValueError(f"epochs: {self.method.name} takes no steps; set it to 0")
         return self
@@ -218,8 +218,8 @@ class TrainConfig(StrictModel):
             if stage.name in earlier:
                 raise ValueError(f"stages: the name {stage.name!r} is given twice")
             allowed = ", ".join([*earlier, "the FOLDER/STAGE of another run"])
-            if stage.start is not None and stage.start not in earlier and not is_external_ref(stage.start):
-                raise ValueError(f"stages: {stage.name!r} starts from {stage.start!r}; allowed: {allowed}")
+            if stage.init_from is not None and stage.init_from not in earlier and not is_external_ref(stage.init_from):
+                raise ValueError(f"stages: {stage.name!r} starts from {stage.init_from!r}; allowed: {allowed}")
             for teacher in stage.teachers:
                 if teacher not in earlier and not is_external_ref(teacher):
                     raise ValueError(f"stages: {stage.name!r} has the teacher {teacher!r}; allowed: {allowed}")

@@ -49,7 +49,7 @@ def load_head(head: nn.Module, state: Mapping[str, torch.Tensor], prefix: str = 
         given, rows = state.get(prefix + name), ranges[name].total if name in ranges else len(value)
         if given is None or tuple(given.shape) != (rows, *value.shape[1:]):
             raise UserError(
-                f"start: the earlier stage has no head like this one ({name} is missing or of another shape); "
+                f"init_from: the earlier stage has no head like this one ({name} is missing or of another shape); "
                 "configure the same head for both stages, or start with a new head"
             )
     for name, value in head.state_dict().items():

@@ -78,13 +78,13 @@ class WeightGenerator(nn.Module):
 class FslwfSettings(SecondStageSettings):
     """Few-shot learning without forgetting: rare classes' weights are generated from their images.
 
-    Novel are classes with fewer than `novel_below` training images, base the others. A step pretends that the share
-    `pretended` of its base classes were novel, with `dropout` on the features. `scale` is the cosines' first one where
-    the earlier stage has not learned it, `attention_scale` that of the attention.
+    Novel classes have fewer than `novel_below` training images; the others are base classes. Each step treats the
+    fraction `novel_fraction` of its base classes as novel, with `dropout` on the features. `scale` is the initial scale
+    of the cosines if the earlier stage has not learned one, `attention_scale` that of the attention.
     """
 
     novel_below: int = Field(20, ge=1)
-    pretended: float = Field(0.64, gt=0, lt=1)
+    novel_fraction: float = Field(0.64, gt=0, lt=1)
     dropout: float = Field(0.5, ge=0, lt=1)
     scale: float = Field(10.0, gt=0)
     attention_scale: float = Field(30.0, gt=0)
@@ -128,7 +128,7 @@ class Fslwf(FrozenBackboneMethod):
         """Raises UserError where the earlier stage has no cosine head."""
         weight = state.get("head.weight")
         if weight is None or "head.bias" in state or tuple(weight.shape) != tuple(self.weight_CD.shape):
-            raise UserError("start: the earlier stage has no cosine head of these classes; give it head: cosine")
+            raise UserError("init_from: the earlier stage has no cosine head of these classes; give it head: cosine")
         with torch.no_grad():
             self.weight_CD.copy_(weight[:])
             if "head.learned_scale.value" in state:
@@ -184,7 +184,7 @@ class Fslwf(FrozenBackboneMethod):
         (able_U,) = ((count_C > 1) & ~self.novel_C).nonzero(as_tuple=True)
         order_U = torch.randperm(len(able_U), generator=generator, device=label_B.device)
         pretended_C = torch.zeros_like(self.novel_C)
-        pretended_C[able_U[order_U[: int(self.config.pretended * len(able_U))]]] = True
+        pretended_C[able_U[order_U[: int(self.config.novel_fraction * len(able_U))]]] = True
         return pretended_C
 
 

@@ -263,12 +263,12 @@ class FusionKtSettings(MethodSettings):
     """A second linear classifier that learns from the nearest class mean while the network trains.
 
     Where the nearest mean is right, a share of `transfer` of its loss is to answer as that does. The means are taken
-    after the share `memory_from` of the stage's epochs, from then on they follow the features at `rate`.
+    after the share `memory_start` of the stage's epochs, from then on they follow the features at `rate`.
     """
 
     scaled: bool = True
     transfer: float = Field(0.8, ge=0, le=1)
-    memory_from: float = Field(0.01, ge=0, lt=1)
+    memory_start: float = Field(0.01, ge=0, lt=1)
     rate: float = Field(0.1, gt=0, le=1)
 
 
@@ -299,7 +299,7 @@ class FusionKt(Method):
         return {"network": list(self.network.parameters()), "head": heads}
 
     def begin_epoch(self, context: StepContext, validation: Mapping[str, float]) -> None:
-        self._due = context.epoch_fraction >= self.config.memory_from
+        self._due = context.epoch_fraction >= self.config.memory_start
 
     @property
     def needs_dataset_pass(self) -> bool:

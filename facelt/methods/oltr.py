@@ -4,7 +4,6 @@ B images of all ranks, W ranks, D feature.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -24,31 +23,16 @@ from facelt.methods.base import Embeddings, Method, SamplerSpec, StepContext, St
 from facelt.models.network import Network
 
 
-@dataclass(frozen=True)
-class _LossConvention:
-    """How paper and released code use the centroids loss."""
-
-    weight: float
-    on_meta_embedding: bool
-    weigh_centroids: bool
-
-
-_CONVENTIONS = {
-    "released": _LossConvention(weight=0.01, on_meta_embedding=False, weigh_centroids=False),
-    "paper": _LossConvention(weight=0.1, on_meta_embedding=True, weigh_centroids=True),
-}
-
-
 class DynamicMetaSettings(MethodSettings):
     """OLTR: dynamic meta-embedding over an identity memory.
 
-    `convention` settles what paper and released code say differently: loss weight 0.1 or 0.01, squash n^2 / (1 + n^2)
+    `variant` settles what paper and released code say differently: loss weight 0.1 or 0.01, squash n^2 / (1 + n^2)
     or n / (1 + n), reachability 1 or 10 over the distance, centroids loss on the meta-embedding or on the direct
     feature, its weight on the centroids' gradient or not.
     """
 
     sampler: SamplerName = "class_aware"
-    convention: Literal["released", "paper"] = "released"
+    variant: Literal["released", "paper"] = "released"
     centroid_update: Literal["released", "tracking"] = "released"
     tracking_rate: float = Field(0.5, gt=0, le=1)
     margin_form: Literal["batch_mean", "per_image"] = "batch_mean"
@@ -83,7 +67,7 @@ class DynamicMeta(Method):
     ) -> None:
         super().__init__(network)
         self.config = config
-        self.convention = _CONVENTIONS[config.convention]
+        self.is_paper = config.variant == "paper"
         memory = IdentityMemory(
             num_classes,
             network.dim,
@@ -94,7 +78,7 @@ class DynamicMeta(Method):
         self.head = DynamicMetaHead(
             memory,
             network.dim,
-            variant=config.convention,
+            variant=config.variant,
             scale=config.scale,
             use_memory=config.memory,
             use_selector=config.selector,
@@ -142,20 +126,21 @@ class DynamicMeta(Method):
         logits, embedding = self.head(feature)
         cross_entropy = logits.cross_entropy(batch.label_B)
         centroids = discriminative_centroids_loss(
-            embedding.vector if self.convention.on_meta_embedding else feature,
+            embedding.vector if self.is_paper else feature,
             self.memory.centroid_CD,
             batch.label_B,
             self.memory.classes,
             margin=self.config.margin,
             repel_weight=self.config.repel_weight,
             margin_form=self.config.margin_form,
-            scale_centroid_gradient=self.convention.weigh_centroids,
+            scale_centroid_gradient=self.is_paper,
         )
         norm_b = torch.linalg.vector_norm(feature.local_bD.detach(), dim=1)
         sums = torch.stack([embedding.reachability_b.detach().sum(), norm_b.sum()])
         reachability, feature_norm = all_reduce(sums, dist.ReduceOp.SUM) / feature.batch_split.total
+        centroid_weight = 0.1 if self.is_paper else 0.01
         return StepOutput(
-            cross_entropy + self.convention.weight * centroids,
+            cross_entropy + centroid_weight * centroids,
             {
                 "cross_entropy": cross_entropy.detach(),
                 "centroids_loss": centroids.detach(),

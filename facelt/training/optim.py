@@ -18,13 +18,14 @@ def learning_rate_factor(schedule: ScheduleConfig, context: StepContext) -> floa
         return (epoch + 1 / context.steps) / (schedule.warmup_epochs + 1 / context.steps)
     if schedule.name == "constant":
         return 1.0
-    if schedule.name == "milestones":
+    if schedule.name == "multistep":
         # 1e-3 epochs of tolerance for fractions that floating point rounds up.
-        return schedule.factor ** sum(context.epoch + 1e-3 >= fraction * context.epochs for fraction in schedule.at)
+        passed = [context.epoch + 1e-3 >= fraction * context.epochs for fraction in schedule.milestones]
+        return schedule.gamma ** sum(passed)
     if schedule.name == "cosine":
         fraction = (epoch - schedule.warmup_epochs) / (context.epochs - schedule.warmup_epochs)
         return 0.5 * (1 + math.cos(math.pi * fraction))
-    return schedule.factor ** (context.epoch // schedule.every)
+    return schedule.gamma ** (context.epoch // schedule.step_size)
 
 
 class RowSGD(torch.optim.SGD):
@@ -71,12 +72,12 @@ class Optimisers:
             part: [parameter for parameter in parameters if parameter.requires_grad]
             for part, parameters in method.parameter_groups().items()
         }
-        lr_share = stage.lr_share.model_dump()
+        lr_mult = stage.lr_mult.model_dump()
         memory = {"memory": groups.pop("memory", [])}
         self._optimisers = [
             RowSGD(
                 [
-                    {"params": parameters, "name": part, "base_lr": optim.lr * lr_share[part]}
+                    {"params": parameters, "name": part, "base_lr": optim.lr * lr_mult[part]}
                     for part, parameters in parts.items()
                     if parameters
                 ],

@@ -75,24 +75,25 @@ def validate_initial_weights(config: TrainConfig, num_classes: int) -> None:
             if reason := stage.method.teacher_error(teacher_stage):
                 raise UserError(f"stages: {stage.name!r} has the teacher {teacher!r}, which {reason}")
         try:
-            if stage.start is None:
+            if stage.init_from is None:
                 if config.model.pretrained is not None:
                     matching_state(network, config.model.pretrained)
-            elif is_external_ref(stage.start):
-                with open_weights(find_model(Path(stage.start)) / WEIGHTS) as entries:
+            elif is_external_ref(stage.init_from):
+                with open_weights(find_model(Path(stage.init_from)) / WEIGHTS) as entries:
                     load_stage_weights(network, network_state(entries, Entry.outline))
             else:
-                load_stage_weights(network, networks[stage.start].state_dict())
+                load_stage_weights(network, networks[stage.init_from].state_dict())
         except UserError as error:
-            source = f"stages: {stage.name!r} starts from {stage.start!r}" if stage.start else "model.pretrained"
+            initial = stage.init_from
+            source = f"stages: {stage.name!r} starts from {initial!r}" if initial else "model.pretrained"
             raise UserError(f"{source}: {error}") from None
 
 
 def build_initialized_method(config: TrainConfig, stage: StageConfig, data: TrainingData, folder: RunFolder) -> Method:
     """Returns a stage's method with its initial weights: an earlier stage's, the pretrained file's, or random ones."""
     method = build_method(config, stage, data.num_classes, torch.from_numpy(data.train_counts))
-    if stage.start is not None:
-        with open_weights(_stage_folder(stage.start, folder) / WEIGHTS) as entries:
+    if stage.init_from is not None:
+        with open_weights(_stage_folder(stage.init_from, folder) / WEIGHTS) as entries:
             load_stage_weights(method.network, network_state(entries))
             method.load_stage(entries)
     elif config.model.pretrained is not None:

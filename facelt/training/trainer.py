@@ -197,7 +197,7 @@ class Trainer:
 
     def _set_train_mode(self) -> None:
         self.method.train()
-        if self.stage.batch_norm == "still":
+        if self.stage.batch_norm == "frozen":
             self.method.network.eval()
 
     @torch.no_grad()

@@ -29,7 +29,7 @@ def checkout(tiny_cifar, tmp_path, monkeypatch):
     suite = tmp_path / "checkout" / "configs" / "tiny"
     suite.mkdir(parents=True)
     stage = {"name": "plain", "method": {"name": "classify"}, "embedding": "none", "epochs": 4, "keep": "last"}
-    stage["schedule"] = {"name": "milestones", "warmup_epochs": 1}
+    stage["schedule"] = {"name": "multistep", "warmup_epochs": 1}
     base = {
         "out": "runs/tiny",
         "data": {"kind": "cifar", "root": str(tiny_cifar), "classes": 10, "imbalance": 4},

@@ -116,7 +116,7 @@ def test_weights_to_start_from_that_are_missing_or_unfit_are_named_before_any_wo
     assert "model.pretrained: " in message
     assert "part.pth: the weights do not fit this network: backbone.conv1.weight is" in message
     assert not (tmp_path / "run").exists()
-    message = refused("train", "--config", recipe_file, "--set", "stages.1.start=absent/plain")
+    message = refused("train", "--config", recipe_file, "--set", "stages.1.init_from=absent/plain")
     assert "absent/plain: neither a run nor a stage's folder" in message
     assert not (tmp_path / "run").exists()
 

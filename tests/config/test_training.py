@@ -41,8 +41,8 @@ def test_every_recipe_loads_and_its_stages_fit_each_other(name):
         for stage in config.stages:
             method = methods[stage.name] = build_method(config, stage, classes)
             assert method.network.dim == DIMS.get(name, 512)
-            if stage.start in methods:
-                earlier = methods[stage.start].network.state_dict()
+            if stage.init_from in methods:
+                earlier = methods[stage.init_from].network.state_dict()
                 load_stage_weights(method.network, {key: torch.empty_like(value) for key, value in earlier.items()})
 
 
@@ -62,13 +62,13 @@ def test_the_recipes_of_the_lists_are_oltrs(name, number):
     config = load_config(CONFIGS / f"{name}.yaml", TrainConfig)
     stage = config.stages[number]
     epochs, every, rates, sampler, embedding, attention, frozen = TABLE[name, number]
-    assert (stage.epochs, stage.schedule.name, stage.schedule.every, stage.schedule.factor) == (
+    assert (stage.epochs, stage.schedule.name, stage.schedule.step_size, stage.schedule.gamma) == (
         epochs,
         "step",
         every,
         0.1,
     )
-    shares = (stage.lr_share.network, stage.lr_share.head, stage.lr_share.memory)
+    shares = (stage.lr_mult.network, stage.lr_mult.head, stage.lr_mult.memory)
     for share, rate in zip(shares, rates, strict=True):
         assert rate is None or config.optim.lr * share == pytest.approx(rate)
     assert (stage.method.sampler, stage.embedding, stage.attention, stage.freeze) == (
@@ -82,14 +82,14 @@ def test_the_recipes_of_the_lists_are_oltrs(name, number):
     assert config.model.backbone == ("resnet10" if name == "imagenet_lt" else "resnet152")
     assert (config.model.pretrained is None) == (name == "imagenet_lt")
     if number == 1:
-        assert (stage.method.centroid_update, stage.method.convention) == ("released", "released")
-        assert stage.start == config.stages[0].name
+        assert (stage.method.centroid_update, stage.method.variant) == ("released", "released")
+        assert stage.init_from == config.stages[0].name
 
 
 def test_the_recipe_of_inaturalist_is_the_one_that_its_classifiers_were_decoupled_from():
     config = load_config(CONFIGS / "inaturalist18.yaml", TrainConfig)
     stage, oltr = config.stages
-    assert (oltr.method.name, oltr.start) == ("dynamic_meta", "plain")
+    assert (oltr.method.name, oltr.init_from) == ("dynamic_meta", "plain")
     assert (config.data.num_classes, config.data.jitter, config.model.backbone) == (8142, (0, 0, 0, 0), "resnet50")
     assert (config.data.mean, config.data.std) == ((0.466, 0.471, 0.380), (0.195, 0.194, 0.192))
     assert (stage.epochs, stage.schedule.name, stage.keep) == (90, "cosine", "last")
@@ -108,7 +108,7 @@ def test_the_faces_recipe_is_for_the_long_tail_of_ms1m():
     plain, oltr = config.stages
     assert (config.model.backbone, config.model.dim, config.data.image_size) == ("resnet50", 512, (112, 112))
     assert (config.device, config.precision) == ("cuda", "bf16")
-    assert (plain.method.name, oltr.method.name, oltr.start) == ("classify", "dynamic_meta", plain.name)
+    assert (plain.method.name, oltr.method.name, oltr.init_from) == ("classify", "dynamic_meta", plain.name)
     assert {plain.embedding, oltr.embedding} == {"linear_bn"}
     assert (oltr.method.centroid_update, oltr.method.sampler, oltr.attention) == ("tracking", "class_aware", True)
     # The measurement looks for the stores of these two stages.
@@ -150,8 +150,8 @@ def refusal(recipe, tmp_path):
         ("data.validation_fraction=1", "data.validation_fraction: 1: input should be less than 1"),
         ("device=gpu", "device: 'gpu' is not allowed; allowed: cpu, cuda"),
         ("stages=[]", "stages"),
-        ("stages.1.start=plane", "'oltr' starts from 'plane'; allowed: plain"),
-        ("stages.0.start=oltr", "'plain' starts from 'oltr'"),
+        ("stages.1.init_from=plane", "'oltr' starts from 'plane'; allowed: plain"),
+        ("stages.0.init_from=oltr", "'plain' starts from 'oltr'"),
         ("stages.1.name=plain", "the name 'plain' is given twice"),
         ("stages.1.name=../x", "stages.1.name"),
         (
@@ -163,7 +163,7 @@ def refusal(recipe, tmp_path):
             "stages.1.method.centroid_update: 'follow' is not allowed; allowed: rele",
         ),
         ("stages.1.method.name=dynamic", "did you mean 'dynamic_meta'?"),
-        ("stages.1.lr_share.networks=1", "did you mean 'network'?"),
+        ("stages.1.lr_mult.networks=1", "did you mean 'network'?"),
         ("timeout_minutes=0", "timeout_minutes: 0: input should be greater than 0"),
         ("max_nonfinite_steps=-1", "max_nonfinite_steps: -1: input should be greater than or equal to 0"),
         ("seed=-1", "seed: -1"),

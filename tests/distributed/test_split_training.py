@@ -37,7 +37,7 @@ RECIPES = {
         metric_loss={"name": "lifted", "weight": 0.1},
     ),
     "released": DynamicMetaSettings(name="dynamic_meta"),
-    "paper": DynamicMetaSettings(name="dynamic_meta", convention="paper", margin=200.0, margin_form="per_image"),
+    "paper": DynamicMetaSettings(name="dynamic_meta", variant="paper", margin=200.0, margin_form="per_image"),
     "tracking": DynamicMetaSettings(name="dynamic_meta", centroid_update="tracking"),
     "ride": RideSettings(name="ride", scale=8.0, loss={"name": "ldam", "scale": 8.0}, temperature_start=0.0),
     "router": RideRouterSettings(name="ride_router", scale=8.0, pos_weight=2.0),

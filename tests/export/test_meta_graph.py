@@ -12,7 +12,7 @@ from tests.export.plain import BATCHES, by_hand, run
 
 PARTS = {
     "released": {},
-    "paper, no selector": {"convention": "paper", "selector": False},
+    "paper, no selector": {"variant": "paper", "selector": False},
     "no memory, no reachability": {"memory": False, "selector": False, "reachability": False},
 }
 

@@ -43,7 +43,7 @@ def experts_run(recipe, tmp_path_factory):
     values["stages"] = [
         {"name": "teacher", "method": {"name": "ride"}, "branches": {"count": 4, **NARROW}, **shared},
         {"name": "student", "teachers": ["teacher"], "method": ride, "branches": three, **shared},
-        {"name": "router", "start": "student", "method": {"name": "ride_router"}, "branches": three, **shared},
+        {"name": "router", "init_from": "student", "method": {"name": "ride_router"}, "branches": three, **shared},
         {
             "name": "independent",
             "method": {"name": "independent", "average": "probabilities"},

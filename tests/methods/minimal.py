@@ -33,4 +33,4 @@ def stages(method: str) -> list[dict[str, Any]]:
     if method not in STARTS:
         return [only]
     plain = {"name": "plain", "method": {"name": "classify", "head": STARTS[method]}, "epochs": 1}
-    return [plain, {**only, "start": "plain", "epochs": int(method not in WITHOUT_STEPS)}]
+    return [plain, {**only, "init_from": "plain", "epochs": int(method not in WITHOUT_STEPS)}]

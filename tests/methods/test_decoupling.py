@@ -128,20 +128,20 @@ def test_lws_learns_one_factor_a_class_and_nothing_else():
 def test_an_earlier_stage_without_a_linear_head_is_refused(build):
     method, head = build(), linear_head()
     for state in ({}, {"head.weight": head["head.weight"]}, linear_head(classes=CLASSES + 1)):
-        with pytest.raises(UserError, match="start: the earlier stage has no head like this one"):
+        with pytest.raises(UserError, match="init_from: the earlier stage has no head like this one"):
             method.load_stage(state)
 
 
 @pytest.mark.parametrize("name", ["ncm", "tau_norm", "lws", "fusion"])
 def test_a_stage_that_starts_from_nothing_is_refused_before_any_work(name, recipe, tmp_path):
     values = recipe(tmp_path, stages=[{"name": "only", "method": {"name": name}, "epochs": 0}])
-    with pytest.raises(ValidationError, match=f"start: {name} works on a trained model"):
+    with pytest.raises(ValidationError, match=f"init_from: {name} needs a trained model"):
         TrainConfig.model_validate(values)
 
 
 def test_what_is_fitted_without_steps_has_no_epochs(recipe, tmp_path):
     plain = {"name": "plain", "method": {"name": "classify"}, "epochs": 1}
-    stage = {"name": "ncm", "start": "plain", "method": {"name": "ncm"}, "epochs": 1}
+    stage = {"name": "ncm", "init_from": "plain", "method": {"name": "ncm"}, "epochs": 1}
     values = recipe(tmp_path, stages=[plain, stage])
     with pytest.raises(ValidationError, match="epochs: ncm takes no steps; set it to 0"):
         TrainConfig.model_validate(values)
@@ -149,7 +149,7 @@ def test_what_is_fitted_without_steps_has_no_epochs(recipe, tmp_path):
 
 def test_tau_is_chosen_on_the_validation_images(recipe, tmp_path):
     plain = {"name": "plain", "method": {"name": "classify"}, "epochs": 1}
-    stage = {"name": "tau", "start": "plain", "method": {"name": "tau_norm"}, "epochs": 0}
+    stage = {"name": "tau", "init_from": "plain", "method": {"name": "tau_norm"}, "epochs": 0}
     folder = run(TrainConfig.model_validate(recipe(tmp_path / "run", stages=[plain, stage])))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     tried = {line["setting"]: line["validation_accuracy"] for line in lines if "setting" in line}

@@ -91,7 +91,7 @@ def test_an_epochs_end_makes_the_weights_anew(method):
 
 def test_a_step_is_an_episode_of_base_classes():
     """With one base class in three pretended novel, its first images are exemplars and the rest is asked."""
-    method, data = filled(dropout=0.0, pretended=0.4), training_set()
+    method, data = filled(dropout=0.0, novel_fraction=0.4), training_set()
     with torch.no_grad():
         feature_ND = method.network(data.image_B3HW)
     label_N = data.label_B.tolist()
@@ -175,7 +175,7 @@ def test_only_the_cosine_head_learns_its_scale(wrong):
 
 def test_a_run_leaves_the_novel_classes_weights_in_its_model(recipe, tmp_path):
     plain = {"name": "plain", "method": {"name": "classify", "head": "cosine", "learn_scale": True}, "epochs": 1}
-    few = {"name": "few", "start": "plain", "method": {"name": "fslwf", "novel_below": 6}, "epochs": 2}
+    few = {"name": "few", "init_from": "plain", "method": {"name": "fslwf", "novel_below": 6}, "epochs": 2}
     folder = run(TrainConfig.model_validate(recipe(tmp_path / "run", stages=[plain, few])))
     method = load_model(folder, torch.device("cpu")).method
     made = method.generated_CD.norm(dim=1) > 0

@@ -190,13 +190,13 @@ def test_a_batch_with_nothing_to_hand_over_has_a_finite_loss():
 
 @pytest.mark.parametrize("name", ["fusion", "fusion_llw", "fusion_asm"])
 def test_an_earlier_stage_without_a_linear_head_is_refused(name):
-    with pytest.raises(UserError, match="start: the earlier stage has no head like this one"):
+    with pytest.raises(UserError, match="init_from: the earlier stage has no head like this one"):
         build(name).load_stage({"head.weight": linear_head()["head.weight"]})
 
 
 def test_a_run_mixes_both_by_the_weight_that_validates_best_and_takes_kts_means_while_it_trains(recipe, tmp_path):
-    plain = {"name": "plain", "method": {"name": "fusion_kt", "memory_from": 0.5}, "epochs": 2}
-    mix = {"name": "mix", "start": "plain", "method": {"name": "fusion", "rule": "w_mix"}, "epochs": 0}
+    plain = {"name": "plain", "method": {"name": "fusion_kt", "memory_start": 0.5}, "epochs": 2}
+    mix = {"name": "mix", "init_from": "plain", "method": {"name": "fusion", "rule": "w_mix"}, "epochs": 0}
     folder = run(TrainConfig.model_validate(recipe(tmp_path / "run", stages=[plain, mix])))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     tried = {line["setting"]: line["validation_accuracy"] for line in lines if "setting" in line}

@@ -21,7 +21,7 @@ def kt(epoch, **config):
 
 
 def test_kt_learns_as_a_plain_head_until_the_means_are_due():
-    early, late = kt(0, memory_from=0.2), kt(2, memory_from=0.2)
+    early, late = kt(0, memory_start=0.2), kt(2, memory_start=0.2)
     assert not early.ncm.memory.is_filled
     assert late.ncm.memory.is_filled
     data = training_set()

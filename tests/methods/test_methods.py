@@ -107,21 +107,21 @@ def test_a_classifier_that_does_not_fit_is_left_alone(dynamic_meta, state):
     dynamic_meta(memory=False).load_stage({"head.weight": torch.zeros(CLASSES, DIM), "head.bias": torch.zeros(CLASSES)})
 
 
-@pytest.mark.parametrize(("convention", "weight"), [("released", 0.01), ("paper", 0.1)])
-def test_the_loss_is_cross_entropy_and_a_weighed_centroids_loss(dynamic_meta, inputs, convention, weight):
-    output = dynamic_meta(convention=convention).step([inputs], FIRST)
+@pytest.mark.parametrize(("variant", "weight"), [("released", 0.01), ("paper", 0.1)])
+def test_the_loss_is_cross_entropy_and_a_weighed_centroids_loss(dynamic_meta, inputs, variant, weight):
+    output = dynamic_meta(variant=variant).step([inputs], FIRST)
     parts = output.parts
     expected = parts["cross_entropy"] + weight * parts["centroids_loss"]
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_the_conventions_put_the_centroids_loss_on_other_features(dynamic_meta, inputs):
-    for convention in ("released", "paper"):
-        method = dynamic_meta(convention=convention)
+    for variant in ("released", "paper"):
+        method = dynamic_meta(variant=variant)
         method.eval()
         output = method.step([inputs], FIRST)
         feature_BD = method.features(inputs.image_B3HW)
-        if convention == "paper":
+        if variant == "paper":
             feature_BD = method.head.embed(GatheredFeatures.gather(feature_BD)).vector.local_bD
         centroid_CD = method.memory.centroid_CD
         squared_BC = torch.cdist(feature_BD, centroid_CD).square()

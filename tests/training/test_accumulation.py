@@ -72,7 +72,7 @@ def test_what_follows_the_update_follows_for_each_micro_batch(
         return original(self, feature, label_b)
 
     monkeypatch.setattr(IdentityMemory, "update", noted)
-    stage = {**recipe(tmp_path)["stages"][1], "start": str(finished_run / "plain"), "epochs": 1}
+    stage = {**recipe(tmp_path)["stages"][1], "init_from": str(finished_run / "plain"), "epochs": 1}
     folder = train(tmp_path / "run", stages=[stage], optim=optim(3))
     assert sizes == [3, 3, 2] * 4
     for line in (line for line in metrics(folder) if "loss" in line):

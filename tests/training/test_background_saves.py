@@ -129,7 +129,7 @@ def run_twice(straight: dict, broken: dict) -> None:
 
 
 def test_so_does_one_on_two_ranks(recipe, finished_run, rank_pool, tmp_path, metrics, assert_same_weights):
-    stage = {**recipe(tmp_path)["stages"][1], "start": str(finished_run / "plain")}
+    stage = {**recipe(tmp_path)["stages"][1], "init_from": str(finished_run / "plain")}
     # Saves put the ranks' running statistics together, which rounds: both runs save at the same steps.
     straight, broken = (recipe(tmp_path / name, stages=[stage], checkpoint_every=2) for name in ("straight", "broken"))
     rank_pool.run(run_twice, 2, straight, {**broken, "checkpoint_async": True})

@@ -69,7 +69,7 @@ def test_a_run_is_the_same_with_images_kept_or_read(section, train, plain_stage,
     changes = {"stages": plain_stage(epochs=2, embedding="none"), "optim": {"lr": 0.05, "batch": 16}}
     kept = train(tmp_path / "kept", data={**section, "rotation": 15}, **changes)
     read = train(tmp_path / "read", data={**section, "rotation": 15, "cache_on_device": False}, **changes)
-    still = train(tmp_path / "still", data={**section, "pad": 0}, **changes)
+    still = train(tmp_path / "frozen", data={**section, "pad": 0}, **changes)
     weights = "plain/model.safetensors"
     assert_same_weights(kept / weights, read / weights)
     with pytest.raises(AssertionError):
@@ -141,7 +141,7 @@ def test_the_recipe_is_cifar_100_at_the_published_settings(root):
         2e-4,
         0.9,
     )
-    assert (stage.epochs, stage.schedule.at, stage.schedule.factor, stage.schedule.warmup_epochs) == (
+    assert (stage.epochs, stage.schedule.milestones, stage.schedule.gamma, stage.schedule.warmup_epochs) == (
         200,
         (0.8, 0.9),
         0.01,

@@ -43,8 +43,8 @@ def test_a_recipe_has_its_settings_and_its_stages_fit_each_other(name, root):
     with torch.device("meta"):
         for stage in config.stages:
             built = build_method(config, stage, 100)
-            if stage.start is not None:
-                state = states[stage.start]
+            if stage.init_from is not None:
+                state = states[stage.init_from]
                 load_stage_weights(built.network, {key.removeprefix("network."): value for key, value in state.items()})
                 built.load_stage(state)
             states[stage.name] = built.state_dict()
@@ -123,7 +123,7 @@ def test_the_pass_is_made_where_it_is_wanted(root, cifar, tmp_path, monkeypatch)
     run(small(root, cifar, tmp_path / "fslwf", "fslwf", **{"stages.1.method.novel_below": 8}))
     assert passes == [("Fslwf", False)]
     passes.clear()
-    run(small(root, cifar, tmp_path / "kt", "fusion_kt", **{"stages.0.method.memory_from": 0.5}))
+    run(small(root, cifar, tmp_path / "kt", "fusion_kt", **{"stages.0.method.memory_start": 0.5}))
     assert passes == [("FusionKt", False)]
 
 
@@ -141,9 +141,9 @@ def test_retraining_keeps_the_network_but_for_its_statistics(root, cifar, tmp_pa
 
 def test_three_processes_make_the_passes_as_one(recipe, rank_pool, tmp_path):
     """The third one holds two of the six classes, one of them without images."""
-    kt = {"name": "kt", "method": {"name": "fusion_kt", "memory_from": 0.5}, "epochs": 2}
-    ncm = {"name": "ncm", "start": "kt", "method": {"name": "ncm"}, "epochs": 0}
-    llw = {"name": "llw", "start": "kt", "method": {"name": "fusion_llw"}, "epochs": 1}
+    kt = {"name": "kt", "method": {"name": "fusion_kt", "memory_start": 0.5}, "epochs": 2}
+    ncm = {"name": "ncm", "init_from": "kt", "method": {"name": "ncm"}, "epochs": 0}
+    llw = {"name": "llw", "init_from": "kt", "method": {"name": "fusion_llw"}, "epochs": 1}
     for name in ("one", "three"):
         (tmp_path / f"{name}.seen").mkdir()
     # Without batch norm at work large steps diverge.

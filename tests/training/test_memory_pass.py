@@ -20,7 +20,7 @@ def oltr_at_its_start(recipe, finished_run, tmp_path_factory):
 
     def start(update: str):
         values = recipe(tmp_path_factory.mktemp("memory") / "run")
-        stage = {**values["stages"][1], "start": str(finished_run / "plain")}
+        stage = {**values["stages"][1], "init_from": str(finished_run / "plain")}
         stage["method"] = {"name": "dynamic_meta", "centroid_update": update}
         config = TrainConfig.model_validate({**values, "stages": [stage]})
         data, folder = config.data.open(config.seed), RunFolder.create(config, resume=False)

@@ -20,7 +20,7 @@ def factors(epochs: int, steps: int, **schedule) -> list[float]:
 
 def test_steps_down_after_every_so_many_epochs():
     expected = [1.0] * 6 + [0.1] * 6 + [0.01] * 3
-    assert factors(5, 3, name="step", every=2) == pytest.approx(expected)
+    assert factors(5, 3, name="step", step_size=2) == pytest.approx(expected)
 
 
 def test_a_cosine_falls_to_nothing_step_by_step():
@@ -30,7 +30,7 @@ def test_a_cosine_falls_to_nothing_step_by_step():
 
 @pytest.mark.parametrize("name", ["step", "cosine"])
 def test_the_warm_up_rises_evenly_to_the_full_rate(name):
-    found = factors(6, 4, name=name, warmup_epochs=2, every=100)
+    found = factors(6, 4, name=name, warmup_epochs=2, step_size=100)
     # Eight steps of warm-up, the ninth at the full rate.
     assert found[:9] == pytest.approx([number / 9 for number in range(1, 10)])
     after = [0.5 * (1 + math.cos(math.pi * number / 16)) if name == "cosine" else 1.0 for number in range(16)]
@@ -45,7 +45,7 @@ def test_a_warm_up_longer_than_the_stage_never_reaches_the_full_rate():
 
 def optimisers_of(recipe, tmp_path, **stage):
     values = recipe(tmp_path / "run")
-    values["stages"] = [{**values["stages"][1], "start": None, **stage}]
+    values["stages"] = [{**values["stages"][1], "init_from": None, **stage}]
     config = TrainConfig.model_validate(values)
     method = build_method(config, config.stages[0], 6)
     for part in config.stages[0].freeze:
@@ -73,7 +73,7 @@ def test_every_parameter_that_learns_is_in_one_group_once(recipe, tmp_path):
 
 def test_each_part_has_its_share_of_the_rate_times_the_schedule(recipe, tmp_path):
     shares = {"network": 0.25, "head": 2.0, "memory": 0.5}
-    optimisers, method = optimisers_of(recipe, tmp_path, lr_share=shares, schedule={"name": "step", "every": 1})
+    optimisers, method = optimisers_of(recipe, tmp_path, lr_mult=shares, schedule={"name": "step", "step_size": 1})
     before = {name: value.detach().clone() for name, value in method.named_parameters()}
     for parameter in optimisers.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -98,7 +98,12 @@ def test_the_gradient_norm_shows_a_single_bad_entry(recipe, tmp_path):
 
 
 def test_frozen_parts_stand_still_and_others_move(train, recipe, finished_run, tmp_path):
-    stage = {**recipe(tmp_path)["stages"][1], "start": str(finished_run / "plain"), "freeze": ["backbone"], "epochs": 1}
+    stage = {
+        **recipe(tmp_path)["stages"][1],
+        "init_from": str(finished_run / "plain"),
+        "freeze": ["backbone"],
+        "epochs": 1,
+    }
     folder = train(tmp_path / "run", stages=[stage])
     before = load_file(finished_run / "plain/model.safetensors")
     after = load_file(folder / "oltr/model.safetensors")
@@ -118,11 +123,11 @@ def test_momentum_and_decay_come_from_the_configuration(recipe, tmp_path):
 
 
 def test_milestones_are_shares_of_the_stage_and_keep_its_shape():
-    assert factors(10, 1, name="milestones", at=[0.8, 0.9], factor=0.1) == pytest.approx([1.0] * 8 + [0.1, 0.01])
-    whole = factors(200, 1, name="milestones", at=[0.8, 0.9], factor=0.01, warmup_epochs=5)
+    assert factors(10, 1, name="multistep", milestones=[0.8, 0.9], gamma=0.1) == pytest.approx([1.0] * 8 + [0.1, 0.01])
+    whole = factors(200, 1, name="multistep", milestones=[0.8, 0.9], gamma=0.01, warmup_epochs=5)
     assert [whole.index(rate) for rate in sorted(set(whole))[:2]] == [180, 160]
     # A share that floating point cannot hold does not shift an epoch.
-    assert factors(30, 1, name="milestones", at=[0.7], factor=0.1).index(0.1) == 21
+    assert factors(30, 1, name="multistep", milestones=[0.7], gamma=0.1).index(0.1) == 21
     assert set(factors(3, 2, name="constant")) == {1.0}
 
 

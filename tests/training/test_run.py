@@ -166,7 +166,7 @@ def test_a_start_with_another_backbone_is_told_before_any_work(finished_run, rec
     first, second = recipe(tmp_path)["stages"]
     model = recipe(tmp_path)["model"] | {"backbone": "resnet32"}
     branched = {**second, "method": {"name": "bbn"}, "attention": False, "branches": {"count": 2, "split": "none"}}
-    elsewhere = {**second, "start": str(finished_run / "plain")}
+    elsewhere = {**second, "init_from": str(finished_run / "plain")}
     for changes, reason in (
         ({"stages": [first, branched]}, "'oltr' starts from 'plain'"),
         ({"stages": [elsewhere], "model": model}, rf"'oltr' starts from '{finished_run}/plain'"),
@@ -177,7 +177,7 @@ def test_a_start_with_another_backbone_is_told_before_any_work(finished_run, rec
 
 
 def test_a_stage_starts_from_another_run(finished_run, recipe, train, tmp_path):
-    oltr = {**recipe(tmp_path)["stages"][1], "start": str(finished_run / "plain"), "epochs": 1}
+    oltr = {**recipe(tmp_path)["stages"][1], "init_from": str(finished_run / "plain"), "epochs": 1}
     folder = train(tmp_path / "run", stages=[oltr], optim={"lr": 1e-30, "batch": 8, "weight_decay": 0})
     before, after = (
         load_file(finished_run / "plain" / "model.safetensors"),

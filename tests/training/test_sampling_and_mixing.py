@@ -62,12 +62,12 @@ def test_a_recipe_has_the_published_settings_and_its_stages_fit_each_other(name,
             found.append((stage.name, stage.epochs, method.sampler, mix, moves, optim.lr))
             assert (optim.batch, optim.weight_decay, optim.momentum, stage.keep) == (128, 2e-4, 0.9, "last")
             built = build_method(config, stage, 100)
-            assert method.keep_head == (stage.start is not None)
-            if stage.start is not None:
-                state = states[stage.start]
+            assert method.keep_head == (stage.init_from is not None)
+            if stage.init_from is not None:
+                state = states[stage.init_from]
                 load_stage_weights(built.network, {key.removeprefix("network."): value for key, value in state.items()})
                 load_head(built.head, state)
-            assert stage.teachers == ((stage.start,) if moves else ())
+            assert stage.teachers == ((stage.init_from,) if moves else ())
             states[stage.name] = built.state_dict()
     assert found == RECIPES[name]
 

@@ -36,8 +36,8 @@ def test_a_recipe_has_its_settings_and_its_stages_fit_each_other(name, root):
         assert (stage.epochs, stage.keep, methods[stage.name].network.dim) == (200, "last", 64)
         if stage.name in DROPS:
             epochs, factor, warmup = DROPS[stage.name]
-            assert [round(share * 200) for share in stage.schedule.at] == epochs
-            assert (stage.schedule.factor, stage.schedule.warmup_epochs) == (factor, warmup)
+            assert [round(share * 200) for share in stage.schedule.milestones] == epochs
+            assert (stage.schedule.gamma, stage.schedule.warmup_epochs) == (factor, warmup)
         else:
             assert stage.schedule == ScheduleConfig(name="cosine")
     if name == "reslt":

@@ -50,7 +50,7 @@ def taught(monkeypatch):
 def second(finished_run, **changes):
     """A second stage from the finished run's first one."""
     method = {"name": "classify", "keep_head": True}
-    return {"name": "second", "start": str(finished_run / "plain"), "method": method, "epochs": 1, **changes}
+    return {"name": "second", "init_from": str(finished_run / "plain"), "method": method, "epochs": 1, **changes}
 
 
 def weights(folder, stage="second"):
@@ -73,7 +73,9 @@ def test_a_head_of_another_shape_is_refused_before_anything_moves(train, finishe
     kept = train(tmp_path / "same", stages=[second(finished_run, method={**method, "head": "linear"})])
     assert kept.exists()
     stages = [{"name": "first", "method": {"name": "classify", "head": "cosine"}, "epochs": 1}]
-    stages.append({"name": "second", "start": "first", "method": {"name": "classify", "keep_head": True}, "epochs": 1})
+    stages.append(
+        {"name": "second", "init_from": "first", "method": {"name": "classify", "keep_head": True}, "epochs": 1}
+    )
     with pytest.raises(UserError, match="no head like this one"):
         train(tmp_path / "other", stages=stages)
 
@@ -81,7 +83,7 @@ def test_a_head_of_another_shape_is_refused_before_anything_moves(train, finishe
 def test_statistics_stand_still_when_told(train, finished_run, tmp_path):
     before = weights(finished_run, "plain")
     names = [name for name in before if name.endswith(STATISTICS)]
-    for batch_norm, same in (("still", True), ("moving", False)):
+    for batch_norm, same in (("frozen", True), ("train", False)):
         after = weights(train(tmp_path / batch_norm, stages=[second(finished_run, batch_norm=batch_norm)]))
         assert all(torch.equal(before[name], after[name]) for name in names) == same
         assert not torch.equal(before["network.backbone.conv1.weight"], after["network.backbone.conv1.weight"])
