@@ -22,8 +22,8 @@ from types import MappingProxyType
 import numpy as np
 
 from facelt.stats import disparity
-from facelt.stats.intervals import ClusteredCounts, RateIntervals, bootstrap_rates, rate_intervals
-from facelt.stats.resampling import bias_corrected_limits, identity_weights, replicate_rates
+from facelt.stats.intervals import ClusteredCounts, RateIntervals, rate_intervals
+from facelt.stats.resampling import bias_corrected_limits, bootstrap_rates, identity_weights, replicate_rates
 
 # Draws the images of so many identities: int64 [I].
 ImageCounts = Callable[[np.random.Generator, int], np.ndarray]

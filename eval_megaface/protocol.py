@@ -26,7 +26,7 @@ from facelt.errors import UserError
 from facelt.identification.rank import hit_ranks, probe_hits, pseudo_shot_bands
 from facelt.search.exact import BadRow
 from facelt.search.search import Search
-from facelt.stats.intervals import bootstrap_rates
+from facelt.stats.resampling import bootstrap_rates
 from facelt.store.store import UNIT_KINDS
 from recordio_tools.atomic_io import atomic_replace
 from recordio_tools.progress import ProgressFn, no_progress, relabel

@@ -8,7 +8,9 @@ import pytest
 import torch
 import yaml
 
+from facelt.cli.audit import audit
 from facelt.cli.train import train
+from facelt.stats import intervals
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = tuple(ROOT / name for name in ("facelt", "recordio_tools", "eval_megaface"))
@@ -52,3 +54,19 @@ def test_train_reaches_backward_in_4_frames_of_3_files(cli, recipe, tmp_path, re
     frames = own_frames(stacks[-1], train)
     assert len(frames) <= 4, frames
     assert len({frame.partition(":")[0] for frame in frames}) <= 3, frames
+
+
+def test_audit_reaches_the_interval_limits_in_6_frames(cli, tmp_path, record_stack):
+    people = "abcd"
+    pairs = [
+        f"{left},{right},{0.9 if left == right else 0.1},{int(left == right)}" for left in people for right in people
+    ]
+    (tmp_path / "scores.csv").write_text("\n".join(["id1,id2,score,label", *pairs]))
+    (tmp_path / "people.csv").write_text("identity,group\na,x\nb,x\nc,y\nd,y\n")
+    files = ("--scores", tmp_path / "scores.csv", "--attributes", tmp_path / "people.csv", "--out", tmp_path / "report")
+    stacks = record_stack(intervals, "wilson_limits")
+    code, _, error = cli("audit", *files, "--by", "group", "--threshold-at", "score=0.5")
+    assert code == 0, error
+    for stack in stacks:
+        frames = [*own_frames(stack, audit), "wilson_limits"]
+        assert len(frames) <= 6, frames

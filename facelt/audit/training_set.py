@@ -1,4 +1,4 @@
-"""Who a model was trained on: images and identities of a .rec by group and by training shots.
+"""Composition of a training record: images and identities by group and by shot band.
 
 C identities.
 """
@@ -18,8 +18,8 @@ from recordio_tools.progress import ProgressFn, no_progress
 
 
 @dataclass(frozen=True, eq=False)
-class Counted:
-    """Identities of a record that have images: their names, images and shot bands (index into SHOT_BANDS), [C] each."""
+class _RecordIdentities:
+    """Identities with images: names, image counts and shot bands (indices into SHOT_BANDS), [C] each."""
 
     names: list[str]
     image_C: np.ndarray
@@ -27,19 +27,21 @@ class Counted:
 
 
 def training_section(config: AuditConfig, progress: ProgressFn = no_progress) -> dict[str, Any]:
-    """The section `training` of the report: per grouping, the images and identities of each group and shot band.
+    """Returns the report section `training`: images and identities of each group and shot band, by grouping.
 
-    Only columns that the table of identities has are grouped by; the report says which were not. Raises UserError (and
-    RecordIOError) naming the file: no record, no table of identities, none of the columns in it.
+    Groupings whose columns the identity table lacks are skipped and listed. Raises UserError or RecordIOError naming
+    the file: no record, no identity table, or none of the columns in it.
     """
     record, convention = config.training.record, config.training.convention
     with FaceRecord(record, progress=progress) as faces:
         count_C, index_path = faces.counts, faces.reader.index_path
     label_C = np.flatnonzero(count_C)
-    counted = Counted([str(label) for label in label_C], count_C[label_C], shot_bands(count_C[label_C], convention))
+    identities = _RecordIdentities(
+        [str(label) for label in label_C], count_C[label_C], shot_bands(count_C[label_C], convention)
+    )
     table = config.training.identities or record.with_name("identities.csv")
     attributes = AttributeTablesConfig(tables=(table,), key="label")
-    columns = attribute_columns(attributes, None, counted.names, {})
+    columns = attribute_columns(attributes, None, identities.names, {})
     groupings = [by for by in config.by if set(by) <= columns.keys()]
     if not groupings:
         check_groupable(columns, config.by[0])
@@ -47,37 +49,35 @@ def training_section(config: AuditConfig, progress: ProgressFn = no_progress) ->
     return {
         "record": str(record),
         "files": {str(path): sha256_of(path) for path in (record, index_path, table) if path.is_file()},
-        "images": int(counted.image_C.sum()),
-        "identities": len(counted.names),
+        "images": int(identities.image_C.sum()),
+        "identities": len(identities.names),
         "bands": {"many": f">= {many_from}", "medium": f"{few_to + 1} to {many_from - 1}", "few": f"<= {few_to}"},
         "convention": convention,
         "not_grouped": [" & ".join(by) for by in config.by if by not in groupings],
-        "groupings": [_grouping(counted, columns, by) for by in groupings],
+        "groupings": [_grouping(identities, columns, by) for by in groupings],
     }
 
 
-def _grouping(counted: Counted, columns: dict[str, list[str]], by: tuple[str, ...]) -> dict[str, Any]:
+def _grouping(identities: _RecordIdentities, columns: dict[str, list[str]], by: tuple[str, ...]) -> dict[str, Any]:
     check_groupable(columns, by)
-    units = Units.of(counted.names, {name: columns[name] for name in by})
+    units = Units.from_columns(identities.names, {name: columns[name] for name in by})
     grouping = units.grouping(by)
     group_C = grouping.group_U[units.unit_N]
     return {
         "by": list(by),
-        "groups": [
-            {"group": list(name), **_counts(counted, group_C == place)} for place, name in enumerate(grouping.names)
-        ],
+        "groups": [{"group": list(name), **_counts(identities, group_C == g)} for g, name in enumerate(grouping.names)],
     }
 
 
-def _counts(counted: Counted, member_C: np.ndarray) -> dict[str, Any]:
-    image_C, band_C = counted.image_C[member_C], counted.band_C[member_C]
+def _counts(identities: _RecordIdentities, member_C: np.ndarray) -> dict[str, Any]:
+    image_C, band_C = identities.image_C[member_C], identities.band_C[member_C]
     return {
         "identities": int(member_C.sum()),
         "images": int(image_C.sum()),
-        "share_of_images": float(image_C.sum() / counted.image_C.sum()),
+        "share_of_images": float(image_C.sum() / identities.image_C.sum()),
         "median_images": float(np.median(image_C)),
         "bands": {
-            band: {"identities": int((band_C == place).sum()), "images": int(image_C[band_C == place].sum())}
-            for place, band in enumerate(SHOT_BANDS)
+            band: {"identities": int((band_C == index).sum()), "images": int(image_C[band_C == index].sum())}
+            for index, band in enumerate(SHOT_BANDS)
         },
     }

@@ -1,84 +1,102 @@
-"""`facelt audit`: how often people are mistaken for others or not known again, by group, and how sure that is."""
+"""`facelt audit`: recognition errors by demographic group, with confidence intervals and a report."""
 
-import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from facelt.errors import UserError
 
-# The exit code where a condition of --fail-if holds.
+# Exit code if a condition of --fail-if is met.
 FAILED = 3
 
 
 def audit(
-    config: Annotated[Path | None, typer.Option(help="A YAML file; every option below is a key of it.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file; the options below override its keys.")] = None,
     set_: Annotated[list[str], typer.Option("--set", help="Set any key: statistics.level=0.9.")] = [],  # noqa: B006
-    embeddings: Annotated[Path | None, typer.Option(help="A store, or a tree of IMAGE_ALGORITHM.bin files.")] = None,
-    images: Annotated[Path | None, typer.Option("--list", help="Which of its images; needed for a tree.")] = None,
-    algorithm: Annotated[str | None, typer.Option(help="The suffix of a tree's files.")] = None,
-    noises: Annotated[Path | None, typer.Option(help="Wrongly labelled images, to be left out.")] = None,
+    embeddings: Annotated[
+        Path | None, typer.Option(help="Embeddings to audit: a store, or a tree of IMAGE_ALGORITHM.bin files.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option("--list", help="List of the images to audit; required for a tree.")
+    ] = None,
+    algorithm: Annotated[str | None, typer.Option(help="ALGORITHM in the file names of a tree.")] = None,
+    noises: Annotated[Path | None, typer.Option(help="List of mislabelled images to leave out.")] = None,
     gallery: Annotated[Path | None, typer.Option(help="Distractors to search among: a store or a tree.")] = None,
-    gallery_list: Annotated[Path | None, typer.Option(help="Which of its images.")] = None,
-    gallery_noises: Annotated[Path | None, typer.Option(help="Distractors to be left out.")] = None,
-    scores: Annotated[Path | None, typer.Option(help="A CSV file id1,id2,score,label instead of embeddings.")] = None,
-    training: Annotated[Path | None, typer.Option(help="A .rec to count, with identities.csv beside it.")] = None,
-    attributes: Annotated[list[Path], typer.Option(help="A CSV file of attributes; may be repeated.")] = [],  # noqa: B006
-    key: Annotated[str | None, typer.Option(help="Its column that says whose a row is.")] = None,
+    gallery_list: Annotated[Path | None, typer.Option(help="List of the distractors; required for a tree.")] = None,
+    gallery_noises: Annotated[Path | None, typer.Option(help="List of distractors to leave out.")] = None,
+    scores: Annotated[Path | None, typer.Option(help="CSV file id1,id2,score,label instead of embeddings.")] = None,
+    training: Annotated[
+        Path | None, typer.Option(help="Training .rec to count by group, with identities.csv in its folder.")
+    ] = None,
+    attributes: Annotated[list[Path], typer.Option(help="CSV file of attributes; repeatable.")] = [],  # noqa: B006
+    key: Annotated[str | None, typer.Option(help="Column of the CSV that names the image or identity.")] = None,
     actors: Annotated[Path | None, typer.Option(help="FaceScrub's list of actors.")] = None,
     actresses: Annotated[Path | None, typer.Option(help="FaceScrub's list of actresses.")] = None,
-    by: Annotated[list[str], typer.Option(help="Group by a column, or several: gender,age. Repeat for more.")] = [],  # noqa: B006
-    bins: Annotated[list[str], typer.Option(help="Bin a column of numbers: age=18,30,45,60.")] = [],  # noqa: B006
-    min_identities: Annotated[int | None, typer.Option(min=2, help="Fewer make a group too small to compare.")] = None,
+    by: Annotated[
+        list[str], typer.Option(help="Column to group by, or several for their intersection: gender,age; repeatable.")
+    ] = [],  # noqa: B006
+    bins: Annotated[list[str], typer.Option(help="Bin a numeric column: age=18,30,45,60; repeatable.")] = [],  # noqa: B006
+    min_identities: Annotated[
+        int | None, typer.Option(min=2, help="Smaller groups are shown but not compared.")
+    ] = None,
     threshold_at: Annotated[list[str], typer.Option(help="fmr=1e-3 and fpir=1e-2, or score=0.4.")] = [],  # noqa: B006
-    threshold_from: Annotated[Path | None, typer.Option(help="A store to set the thresholds on.")] = None,
-    train: Annotated[Path | None, typer.Option(help="A store of training embeddings, for shots.")] = None,
-    shots_at: Annotated[float | None, typer.Option(help="Similarity above which one counts as a shot.")] = None,
+    threshold_from: Annotated[Path | None, typer.Option(help="Store to set the thresholds on.")] = None,
+    train: Annotated[Path | None, typer.Option(help="Store of training embeddings, to group by pseudo-shots.")] = None,
+    shots_at: Annotated[
+        float | None, typer.Option(help="Similarity above which a training image counts as a pseudo-shot.")
+    ] = None,
     against: Annotated[Path | None, typer.Option(help="Another model's embeddings of the same images.")] = None,
-    against_gallery: Annotated[Path | None, typer.Option(help="And of the same distractors.")] = None,
-    kind: Annotated[Literal["direct", "meta", "meta_unit"] | None, typer.Option(help="Which embedding.")] = None,
-    noise: Annotated[Literal["drop", "raw"] | None, typer.Option(help="raw keeps what noise lists name.")] = None,
-    allow_missing: Annotated[int | None, typer.Option(min=0, help="Count up to this many failures to enrol.")] = None,
-    fail_if: Annotated[list[str], typer.Option(help="Exit with 3 if so: 'gap(rank1) > 0.05'.")] = [],  # noqa: B006
-    data: Annotated[str | None, typer.Option(help="For the report: what the data are.")] = None,
-    consent: Annotated[str | None, typer.Option(help="For the report: on what ground they are used.")] = None,
-    licence: Annotated[str | None, typer.Option(help="For the report: under which terms.")] = None,
-    model: Annotated[str | None, typer.Option(help="For the report: which model.")] = None,
+    against_gallery: Annotated[
+        Path | None, typer.Option(help="The other model's embeddings of the same distractors.")
+    ] = None,
+    kind: Annotated[Literal["direct", "meta", "meta_unit"] | None, typer.Option(help="Kind of embedding.")] = None,
+    noise: Annotated[Literal["drop", "raw"] | None, typer.Option(help="raw keeps the images on noise lists.")] = None,
+    allow_missing: Annotated[int | None, typer.Option(min=0, help="Most failures to enrol that are accepted.")] = None,
+    fail_if: Annotated[
+        list[str], typer.Option(help="Exit with 3 if the condition is met: 'gap(rank1) > 0.05'; repeatable.")
+    ] = [],  # noqa: B006
+    data: Annotated[str | None, typer.Option(help="For the report: description of the data.")] = None,
+    consent: Annotated[str | None, typer.Option(help="For the report: legal basis of their use.")] = None,
+    licence: Annotated[str | None, typer.Option(help="For the report: licence of the data.")] = None,
+    model: Annotated[str | None, typer.Option(help="For the report: the model.")] = None,
     auditor: Annotated[str | None, typer.Option(help="For the report: who signs it.")] = None,
-    note: Annotated[list[str], typer.Option(help="A remark at the head of the report.")] = [],  # noqa: B006
-    title: Annotated[str | None, typer.Option(help="The report's title.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The report's folder.")] = None,
+    note: Annotated[list[str], typer.Option(help="Remark at the head of the report; repeatable.")] = [],  # noqa: B006
+    title: Annotated[str | None, typer.Option(help="Title of the report.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report.")] = None,
 ) -> None:
-    """Error rates by group at one threshold for all, their disparities with intervals, and a report. Needs no torch."""
-    given = {
-        **{"embeddings.path": embeddings, "embeddings.list": images, "embeddings.algorithm": algorithm},
-        **{"embeddings.noises": noises, "gallery.path": gallery, "gallery.list": gallery_list},
-        **{"gallery.noises": gallery_noises, "gallery.algorithm": algorithm if gallery else None},
-        **{"scores": scores, "training.record": training, "attributes.tables": attributes, "attributes.key": key},
-        **{"attributes.actors": actors, "attributes.actresses": actresses, "by": [one.split(",") for one in by]},
-        **{"min_identities": min_identities, "threshold.store": threshold_from, "shots.train": train},
-        **{"shots.threshold": shots_at, "against.path": against, "against_gallery.path": against_gallery},
-        **{"kind": kind, "noise": noise, "allow_missing": allow_missing, "fail_if": fail_if, "notes": note},
-        **{"provenance.data": data, "provenance.consent": consent, "provenance.licence": licence},
-        **{"provenance.model": model, "provenance.auditor": auditor, "title": title, "out": out},
-        **{f"bins.{name}": values.split(",") for name, values in (_parted(one, "--bins") for one in bins)},
-        **{f"threshold.{name}": value for name, value in (_parted(one, "--threshold-at") for one in threshold_at)},
-    }
-    _run(config, [*set_, *(_override(name, value) for name, value in given.items() if value not in (None, []))])
-
-
-def _run(config: Path | None, overrides: list[str]) -> None:
-    from facelt.audit.run import run_audit as audit_with
+    """Measure error rates by group at one threshold for all, and their disparities with intervals. Needs no torch."""
+    from facelt.audit.run import run_audit
     from facelt.config.audit import AuditConfig
     from facelt.config.loading import load_config
     from facelt.report.audit_terminal import print_audit
     from facelt.report.write import write_report
     from recordio_tools.progress import progress_bars
 
-    settings = load_config(config, AuditConfig, overrides)
+    options = {
+        "embeddings": {"path": embeddings, "list": images, "algorithm": algorithm, "noises": noises},
+        "gallery": {
+            **{"path": gallery, "list": gallery_list, "noises": gallery_noises},
+            "algorithm": algorithm if gallery else None,
+        },
+        "scores": scores,
+        "training": {"record": training},
+        "attributes": {"tables": attributes, "key": key, "actors": actors, "actresses": actresses},
+        "by": [columns.split(",") for columns in by],
+        "bins": _named_values(bins, "--bins", "age=18,30", lambda edges: edges.split(",")),
+        "min_identities": min_identities,
+        "threshold": {**_named_values(threshold_at, "--threshold-at", "fmr=1e-3"), "store": threshold_from},
+        "shots": {"train": train, "threshold": shots_at},
+        "against": {"path": against},
+        "against_gallery": {"path": against_gallery},
+        **{"kind": kind, "noise": noise, "allow_missing": allow_missing, "fail_if": fail_if},
+        "provenance": {"data": data, "consent": consent, "licence": licence, "model": model, "auditor": auditor},
+        **{"notes": note, "title": title, "out": out},
+    }
+    settings = load_config(config, AuditConfig, set_, _given(options))
     with progress_bars() as progress:
-        report = audit_with(settings, progress)
+        report = run_audit(settings, progress).report
     page = write_report(report, settings.out)
     print_audit(report)
     typer.echo(f"report: {page}")
@@ -91,14 +109,20 @@ def _run(config: Path | None, overrides: list[str]) -> None:
         raise UserError(undecided[0])
 
 
-def _parted(text: str, option: str) -> tuple[str, str]:
-    name, separator, value = text.partition("=")
-    if not separator or not name or not value:
-        example = "age=18,30" if option == "--bins" else "fmr=1e-3"
-        raise UserError(f"{option} {text}: expected NAME=VALUE, such as {example}")
-    return name, value
+def _named_values(
+    texts: list[str], option: str, example: str, parse: Callable[[str], Any] = lambda value: value
+) -> dict[str, Any]:
+    """Returns the values of NAME=VALUE texts by name. Raises UserError on another form."""
+    values = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not name or not value:
+            raise UserError(f"{option} {text}: expected NAME=VALUE, such as {example}")
+        values[name] = parse(value)
+    return values
 
 
-def _override(name: str, value: object) -> str:
-    """An option as one more setting of the configuration, its value as JSON, which is YAML too."""
-    return f"{name}={json.dumps(value, default=str, ensure_ascii=False)}"
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """Returns the options that were given: without None, empty lists and empty mappings."""
+    nested = {key: _given(value) if isinstance(value, dict) else value for key, value in options.items()}
+    return {key: value for key, value in nested.items() if value not in (None, [], {})}

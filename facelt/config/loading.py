@@ -1,6 +1,6 @@
 """Loading of YAML configurations: one `base:`, dotted overrides, errors that name the key and the nearest spelling."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,13 +53,15 @@ def _strict_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict:
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _strict_mapping)
 
 
-def load_config(path: Path | None, schema: type[Schema], overrides: Sequence[str] = ()) -> Schema:
+def load_config(
+    path: Path | None, schema: type[Schema], overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None
+) -> Schema:
     """Returns the validated configuration in a YAML file.
 
     Raises UserError: a missing or malformed file, an unknown key, a value out of range; the message names the key, what
     is allowed there and the nearest spelling.
     """
-    return validate_config(read_values(path, overrides), schema, path)
+    return validate_config(read_values(path, overrides, options), schema, path)
 
 
 def validate_config(values: dict[str, Any], schema: type[Schema], path: Path | None = None) -> Schema:
@@ -70,19 +72,22 @@ def validate_config(values: dict[str, Any], schema: type[Schema], path: Path | N
         raise UserError(explain(error, source=str(path or "command line"))) from None
 
 
-def read_values(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def read_values(
+    path: Path | None, overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Returns the values of a YAML file, not validated.
 
     `base:` names another YAML file, relative to this one, whose values are the defaults. Mappings merge key by key,
     lists are replaced whole. An override is `dotted.key=value`, its value read as YAML; a number steps into a list
-    (`stages.1.epochs=3`). Without a file the overrides are all there is.
+    (`stages.1.epochs=3`). `options` are nested values that are merged last. Without a file, overrides and options are
+    the whole configuration.
 
     Raises UserError for a missing or malformed file.
     """
     values = {} if path is None else _read(Path(path), depth=0)
     for override in overrides:
         _apply(values, override)
-    return values
+    return _merge(values, options or {})
 
 
 def _read(path: Path, depth: int) -> dict[str, Any]:
@@ -106,7 +111,7 @@ def _read(path: Path, depth: int) -> dict[str, Any]:
     return _merge(_read(path.parent / base, depth + 1), values)
 
 
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         nested = isinstance(value, dict) and isinstance(merged.get(key), dict)

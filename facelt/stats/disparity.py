@@ -1,41 +1,39 @@
-"""How unequal the error rates of groups are: gap, ratio, max over geometric mean, FDR, inequity rate and GARBE.
+"""Disparity measures over the error rates of groups: gap, ratio, max over geometric mean, Gini, FDR, inequity, GARBE.
 
-All of them take one rate a group and are functions of rates alone, so the last axis is the groups and the axes before
-it may be bootstrap replicates or permutations. Bounds decide what is said where a group has no error.
+The measures are functions of one rate per group; the last axis is the groups, axes before it may be bootstrap
+replicates or permutations. `DISPARITY_MEASURES` names them and computes them from counts: if a group has no error, a
+measure that divides by its rate becomes a lower bound instead of infinity.
 
 G groups, `...` replicates or nothing.
-
-Disparities of counted errors: a group without errors gives a bound, never an infinite or an invented figure.
-
-G groups.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
-# The weight of false matches against false non-matches where the user names none: both count the same.
+# Weight of FMR against FNMR in the joint measures.
 DEFAULT_ALPHA = 0.5
 
 
 def gap(rate_G: np.ndarray) -> np.ndarray:
-    """Largest minus smallest rate, [...]: max_i x_i - min_i x_i."""
+    """Returns the largest minus the smallest rate, [...]: max_i x_i - min_i x_i."""
     rate_G = _rates(rate_G)
     return rate_G.max(axis=-1) - rate_G.min(axis=-1)
 
 
 def ratio(rate_G: np.ndarray) -> np.ndarray:
-    """Largest over smallest rate, [...]; infinite where only the smallest is 0, NaN where all are 0."""
+    """Returns the largest over the smallest rate, [...]; infinite if only the smallest is 0, NaN if all are 0."""
     rate_G = _rates(rate_G)
     return _divide(rate_G.max(axis=-1), rate_G.min(axis=-1))
 
 
 def max_over_geometric_mean(rate_G: np.ndarray) -> np.ndarray:
-    """Largest rate over the geometric mean of all, [...]: max_i x_i / (prod_i x_i)^(1/n).
+    """Returns the largest rate over the geometric mean, [...]: max_i x_i / (prod_i x_i)^(1/n).
 
     Grother, Face Recognition Vendor Test Part 8: Summarizing Demographic Differentials, NIST IR 8429, 2022. Infinite
-    where some rate is 0, NaN where all are.
+    if some rate is 0, NaN if all are.
     """
     rate_G = _rates(rate_G)
     with np.errstate(divide="ignore"):
@@ -44,11 +42,11 @@ def max_over_geometric_mean(rate_G: np.ndarray) -> np.ndarray:
 
 
 def gini(rate_G: np.ndarray) -> np.ndarray:
-    """Gini coefficient of the rates, [...], 0 where all are equal and 1 where one group has all errors.
+    """Returns the Gini coefficient, [...]: 0 if all rates are equal, 1 if one group has all errors.
 
-    n / (n - 1) * sum_i sum_j |x_i - x_j| / (2 n^2 mean(x)); the first factor lets it reach 1 when groups are few
-    (Howard et al., Evaluating Proposed Fairness Models for Face Recognition Algorithms, 2022, equation of GARBE). NaN
-    where all rates are 0: nothing was shared out.
+    n / (n - 1) * sum_i sum_j |x_i - x_j| / (2 n^2 mean(x)); the first factor lets it reach 1 for few groups (Howard et
+    al., Evaluating Proposed Fairness Models for Face Recognition Algorithms, 2022, equation of GARBE). NaN if all
+    rates are 0.
     """
     rate_G = np.sort(_rates(rate_G), axis=-1)
     groups = rate_G.shape[-1]
@@ -58,17 +56,17 @@ def gini(rate_G: np.ndarray) -> np.ndarray:
 
 
 def fairness_discrepancy_rate(fmr_G: np.ndarray, fnmr_G: np.ndarray, alpha: float = DEFAULT_ALPHA) -> np.ndarray:
-    """FDR, [...], 1 where groups are equal: 1 - (alpha * gap(FMR) + (1 - alpha) * gap(FNMR)).
+    """Returns the FDR, [...], 1 for equal groups: 1 - (alpha * gap(FMR) + (1 - alpha) * gap(FNMR)).
 
     de Freitas Pereira and Marcel, Fairness in Biometrics: A Figure of Merit to Assess Biometric Verification Systems,
-    IEEE T-BIOM 2022, at one threshold for all groups. At everyday thresholds FMR is a thousand times smaller than FNMR,
-    so that with alpha 0.5 the figure hardly sees false matches.
+    IEEE T-BIOM 2022, at one threshold for all groups. At usual thresholds FMR is a thousand times smaller than FNMR, so
+    that FDR with alpha 0.5 hardly reflects false matches.
     """
     return 1 - (_alpha(alpha) * gap(fmr_G) + (1 - alpha) * gap(fnmr_G))
 
 
 def inequity_rate(fmr_G: np.ndarray, fnmr_G: np.ndarray, alpha: float = DEFAULT_ALPHA) -> np.ndarray:
-    """Inequity rate, [...], 1 where groups are equal: ratio(FMR)^alpha * ratio(FNMR)^(1 - alpha).
+    """Returns the inequity rate, [...], 1 for equal groups: ratio(FMR)^alpha * ratio(FNMR)^(1 - alpha).
 
     Grother, Demographic Differentials in Face Recognition Algorithms, NIST, 2021, whose second exponent, beta, is
     1 - alpha here. Infinite or NaN as `ratio` is.
@@ -77,7 +75,7 @@ def inequity_rate(fmr_G: np.ndarray, fnmr_G: np.ndarray, alpha: float = DEFAULT_
 
 
 def garbe(fmr_G: np.ndarray, fnmr_G: np.ndarray, alpha: float = DEFAULT_ALPHA) -> np.ndarray:
-    """GARBE, [...], 0 where groups are equal, at most 1: alpha * gini(FMR) + (1 - alpha) * gini(FNMR).
+    """Returns GARBE, [...], 0 for equal groups, at most 1: alpha * gini(FMR) + (1 - alpha) * gini(FNMR).
 
     Gini Aggregation Rate for Biometric Equitability: Howard, Laird, Sirotin, Rubin, Tipton and Vemury, Evaluating
     Proposed Fairness Models for Face Recognition Algorithms, 2022.
@@ -98,17 +96,16 @@ def _alpha(alpha: float) -> float:
     return alpha
 
 
-def _divide(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
-        return above / below
+        return numerator / denominator
 
 
 @dataclass(frozen=True)
 class Disparity:
-    """One figure over groups: `value`, or None and in `note` why there is none.
+    """Value of a disparity measure, or None with the reason in `note`.
 
-    `at_least` says that the value is a lower bound, because a group named in `note` had no error and its rate was
-    taken as high as its counts allow.
+    `at_least` marks a lower bound: a group named in `note` has no error and its rate is replaced by an upper limit.
     """
 
     value: float | None
@@ -118,15 +115,14 @@ class Disparity:
 
 @dataclass(frozen=True, eq=False)
 class GroupErrors:
-    """Errors among trials of each group, for one kind of error.
+    """Errors among the trials of each group, for one kind of error.
 
     Args:
         names: the groups.
-        error_G, trial_G: counts; a group without trials has no rate and takes no part.
-        upper_G: the highest rate each group's data leave plausible, used where it has no error: the upper limits of
-            `facelt.stats.intervals`, which know that the trials of one person are alike; by default
-            `zero_error_bound` of the trials.
-        kind: what one error is called.
+        error_G, trial_G: counts; a group without trials has no rate and is left out.
+        upper_G: upper confidence limit of each group's rate, used if the group has no error: those of
+            `facelt.stats.intervals`, which account for clustered trials; by default `zero_error_bound` of the trials.
+        kind: name of one error, such as "false match".
     """
 
     names: tuple[str, ...]
@@ -146,21 +142,21 @@ class GroupErrors:
             raise ValueError("every group's errors must lie between 0 and its trials")
 
     def rates(self, kept_G: np.ndarray) -> np.ndarray:
-        """The rates of the groups in the mask."""
+        """Returns the rates of the groups in the mask."""
         return self.error_G[kept_G] / self.trial_G[kept_G]
 
     def least_unequal_rates(self, kept_G: np.ndarray) -> np.ndarray:
-        """The rates of the groups in the mask, a 0 replaced by the value that makes the groups most alike.
+        """Returns the rates of the groups in the mask, zeros replaced by the value that minimises the disparity.
 
-        Of the values a group without errors may have, that is its upper bound, or the largest rate seen if that is
-        smaller: any other value makes the largest over the smallest rate, or over the geometric mean, larger.
+        Of the values that a rate without errors may have, that is its upper limit, or the largest observed rate if
+        that is smaller: any other value increases the largest over the smallest rate, or over the geometric mean.
         """
         rate_G = self.rates(kept_G)
         return np.where(rate_G == 0, np.minimum(self.upper_G[kept_G], rate_G.max()), rate_G)
 
 
 def zero_error_bound(trials: np.ndarray, level: float = 0.95) -> np.ndarray:
-    """The highest rate that no error in so many independent trials leaves plausible: z^2 / (trials + z^2).
+    """Returns the upper limit of a rate after that many independent trials without error: z^2 / (trials + z^2).
 
     Wilson's upper limit at 0 (Wilson, JASA 1927), z the two-sided normal quantile: 3.84 / trials at 95%, a little above
     the 'rule of three', 3 / trials (Hanley and Lippman-Hand, JAMA 1983).
@@ -173,84 +169,64 @@ def zero_error_bound(trials: np.ndarray, level: float = 0.95) -> np.ndarray:
     return square / (np.asarray(trials, dtype=np.float64) + square)
 
 
-def gap_from_counts(errors: GroupErrors) -> Disparity:
-    """`disparity.gap` of counts; a rate of 0 is a rate, so that two groups with trials always give a figure."""
-    kept_G = errors.trial_G > 0
-    return _too_few(kept_G) or Disparity(float(gap(errors.rates(kept_G))))
+@dataclass(frozen=True)
+class DisparityMeasure:
+    """Disparity measure of one kind of error or, if `is_joint`, of false matches and false non-matches with `alpha`.
 
-
-def gini_from_counts(errors: GroupErrors) -> Disparity:
-    """`disparity.gini` of counts; None where no group has an error."""
-    kept_G = errors.trial_G > 0
-    return _too_few(kept_G) or _no_error(errors, kept_G) or Disparity(float(gini(errors.rates(kept_G))))
-
-
-def ratio_from_counts(errors: GroupErrors) -> Disparity:
-    """`disparity.ratio` of counts, `at_least` where a group has no error, None where none has."""
-    return _quotient(ratio, errors, errors.trial_G > 0)
-
-
-def max_over_geometric_mean_from_counts(errors: GroupErrors) -> Disparity:
-    """`disparity.max_over_geometric_mean` of counts, `at_least` where a group has no error, None where none has."""
-    return _quotient(max_over_geometric_mean, errors, errors.trial_G > 0)
-
-
-def fairness_discrepancy_rate_from_counts(
-    false_match: GroupErrors, false_non_match: GroupErrors, alpha: float = DEFAULT_ALPHA
-) -> Disparity:
-    """`disparity.fairness_discrepancy_rate` of counts, over the groups that have trials of both kinds."""
-    kept_G = _both(false_match, false_non_match)
-    if few := _too_few(kept_G):
-        return few
-    rates = false_match.rates(kept_G), false_non_match.rates(kept_G)
-    return Disparity(float(fairness_discrepancy_rate(*rates, alpha)))
-
-
-def garbe_from_counts(
-    false_match: GroupErrors, false_non_match: GroupErrors, alpha: float = DEFAULT_ALPHA
-) -> Disparity:
-    """`disparity.garbe` of counts, over the groups that have trials of both kinds; None where one kind has no error."""
-    kept_G = _both(false_match, false_non_match)
-    if missing := _too_few(kept_G) or _no_error(false_match, kept_G) or _no_error(false_non_match, kept_G):
-        return missing
-    return Disparity(float(garbe(false_match.rates(kept_G), false_non_match.rates(kept_G), alpha)))
-
-
-def inequity_rate_from_counts(
-    false_match: GroupErrors, false_non_match: GroupErrors, alpha: float = DEFAULT_ALPHA
-) -> Disparity:
-    """`disparity.inequity_rate` of counts, over the groups that have trials of both kinds.
-
-    `at_least` where a group has no error of one kind, None where no group has one.
+    Args:
+        from_rates: the measure as a function of rates [..., G] of each kind of error, then alpha if joint.
+        is_joint: takes both kinds of match errors.
+        needs_errors: undefined if no group has an error of a kind.
+        divides_by_rates: a group without errors turns the value into a lower bound.
     """
-    kept_G = _both(false_match, false_non_match)
-    parts = [_quotient(ratio, errors, kept_G) for errors in (false_match, false_non_match)]
-    if missing := next((part for part in parts if part.value is None), None):
-        return missing
-    rates = [errors.least_unequal_rates(kept_G) for errors in (false_match, false_non_match)]
-    notes = "; ".join(part.note for part in parts if part.note)
-    return Disparity(float(inequity_rate(*rates, alpha)), any(part.at_least for part in parts), notes)
+
+    from_rates: Callable[..., np.ndarray]
+    is_joint: bool = False
+    needs_errors: bool = True
+    divides_by_rates: bool = False
+
+    def from_counts(self, *errors: GroupErrors, alpha: float = DEFAULT_ALPHA) -> Disparity:
+        """Returns the measure over the groups that have trials of every kind. Raises ValueError on different groups."""
+        if len({kind.names for kind in errors}) > 1:
+            raise ValueError(f"errors of different groups: {' and '.join(str(kind.names) for kind in errors)}")
+        kept_G = np.logical_and.reduce([kind.trial_G > 0 for kind in errors])
+        if kept_G.sum() < 2:
+            return Disparity(None, note="fewer than two groups have trials")
+        rates, notes = [], []
+        for kind in errors:
+            if self.needs_errors and not kind.error_G[kept_G].any():
+                return Disparity(None, note=f"no group has a {kind.kind}")
+            zero = [kind.names[g] for g in np.flatnonzero(kept_G & (kind.error_G == 0))]
+            if self.divides_by_rates and zero:
+                notes.append(f"no {kind.kind} in {', '.join(zero)}: their upper bound is used")
+            rates.append(kind.least_unequal_rates(kept_G) if self.divides_by_rates else kind.rates(kept_G))
+        value = self.from_rates(*rates, *([alpha] if self.is_joint else []))
+        return Disparity(float(value), bool(notes), "; ".join(notes))
 
 
-def _quotient(figure: Callable[[np.ndarray], np.ndarray], errors: GroupErrors, kept_G: np.ndarray) -> Disparity:
-    if missing := _too_few(kept_G) or _no_error(errors, kept_G):
-        return missing
-    value = float(figure(errors.least_unequal_rates(kept_G)))
-    faultless = [errors.names[g] for g in np.flatnonzero(kept_G & (errors.error_G == 0))]
-    if not faultless:
-        return Disparity(value)
-    return Disparity(value, True, f"no {errors.kind} in {', '.join(faultless)}: their upper bound is used")
+# The measures by the name that reports and --fail-if use.
+DISPARITY_MEASURES: Mapping[str, DisparityMeasure] = MappingProxyType(
+    {
+        "gap": DisparityMeasure(gap, needs_errors=False),
+        "ratio": DisparityMeasure(ratio, divides_by_rates=True),
+        "max_over_geometric_mean": DisparityMeasure(max_over_geometric_mean, divides_by_rates=True),
+        "gini": DisparityMeasure(gini),
+        "fdr": DisparityMeasure(fairness_discrepancy_rate, is_joint=True, needs_errors=False),
+        "inequity": DisparityMeasure(inequity_rate, is_joint=True, divides_by_rates=True),
+        "garbe": DisparityMeasure(garbe, is_joint=True),
+    }
+)
 
 
-def _both(false_match: GroupErrors, false_non_match: GroupErrors) -> np.ndarray:
-    if false_match.names != false_non_match.names:
-        raise ValueError(f"two kinds of errors of different groups: {false_match.names} and {false_non_match.names}")
-    return (false_match.trial_G > 0) & (false_non_match.trial_G > 0)
+@dataclass(frozen=True)
+class DisparityEstimate:
+    """Disparity of a metric over the groups of `by`, as reported; `low` and `high` are None for no value or a bound."""
 
-
-def _too_few(kept_G: np.ndarray) -> Disparity | None:
-    return Disparity(None, note="fewer than two groups have trials") if kept_G.sum() < 2 else None
-
-
-def _no_error(errors: GroupErrors, kept_G: np.ndarray) -> Disparity | None:
-    return None if errors.error_G[kept_G].any() else Disparity(None, note=f"no group has a {errors.kind}")
+    figure: str
+    metric: str
+    by: tuple[str, ...]
+    value: float | None
+    at_least: bool = False
+    note: str = ""
+    low: float | None = None
+    high: float | None = None

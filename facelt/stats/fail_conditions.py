@@ -1,7 +1,7 @@
-"""Conditions a pipeline stops on, as `gap(rank1) > 0.05`: read without evaluating anything, and held against figures.
+"""Fail conditions of an audit, such as `gap(rank1) > 0.05`: parser and evaluation against reported disparities.
 
-The whole language is `figure(metric) op number` or `figure(metric, by=column) op number`; `by=gender+age_band` names an
-intersection of columns.
+The whole language is `figure(metric) op number` or `figure(metric, by=column) op number`; `by=gender+age_band` names
+an intersection of columns. Nothing is evaluated as code.
 """
 
 import math
@@ -12,34 +12,23 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from facelt.errors import UserError
+from facelt.stats.disparity import DisparityEstimate
 
 _OPERATORS = MappingProxyType({">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le})
 
 _WORD = r"[A-Za-z_][A-Za-z0-9_.@-]*"
-# A column's name comes from the auditor's table, so that anything but the language's own signs may stand in it.
+# Column names come from the user's table: any characters but those of the syntax.
 _COLUMN = r"[^(),=+<>]+"
-_SHAPE = re.compile(
+_SYNTAX = re.compile(
     rf"\s*(?P<figure>{_WORD})\s*\(\s*(?P<metric>{_WORD})\s*"
     rf"(?:,\s*by\s*=\s*(?P<by>{_COLUMN}(?:\+{_COLUMN})*))?\)\s*(?P<op>[<>]=?)\s*(?P<limit>\S+)\s*"
 )
-_FORM = "write it as gap(rank1) > 0.05 or gap(rank1, by=gender+age_band) > 0.05"
-
-
-@dataclass(frozen=True)
-class Value:
-    """A figure of a report: `value`, or None and `note` why; `at_least` says that it may be larger."""
-
-    figure: str
-    metric: str
-    by: tuple[str, ...]
-    value: float | None
-    at_least: bool = False
-    note: str = ""
+_EXAMPLES = "write it as gap(rank1) > 0.05 or gap(rank1, by=gender+age_band) > 0.05"
 
 
 @dataclass(frozen=True)
 class FailCondition:
-    """A condition that was read: `text` as the user wrote it; `by` is empty for every grouping of the report."""
+    """A parsed condition; `text` is the user's, `by` is empty for every grouping of the report."""
 
     text: str
     figure: str
@@ -48,71 +37,69 @@ class FailCondition:
     op: str
     limit: float
 
-    def reasons(self, values: Iterable[Value]) -> list[str]:
-        """One line for each figure that meets the condition, which is why to stop; none where there is no reason.
+    def reasons(self, estimates: Iterable[DisparityEstimate]) -> list[str]:
+        """Returns one line for each disparity that meets the condition.
 
         Raises:
-            UserError: a figure, a metric or a grouping that the report does not have, with those it has; or a figure
-                that could not be computed, or is only known to be at least so much, which decides nothing: a pipeline
-                must not go on because something was not measured.
+            UserError: the report has no such figure, metric or grouping (the message lists those it has); or a
+                disparity has no value, or only a lower bound that does not decide the condition. A pipeline must not
+                pass because something was not measured.
         """
-        values = list(values)
-        chosen = self._chosen(values)
-        for one in chosen:
-            if (why := self._undecided(one)) is not None:
-                raise UserError(f"{self.text!r} cannot be decided: {_name(one)} {why}")
+        selected = self._select(list(estimates))
+        for estimate in selected:
+            if (reason := self._undecided_reason(estimate)) is not None:
+                raise UserError(f"{self.text!r} cannot be decided: {_name(estimate)} {reason}")
         return [
-            f"{self.text}: {_name(one)} is {'at least ' if one.at_least else ''}{one.value:.4g}"
-            for one in chosen
-            if _OPERATORS[self.op](one.value, self.limit)
+            f"{self.text}: {_name(estimate)} is {'at least ' if estimate.at_least else ''}{estimate.value:.4g}"
+            for estimate in selected
+            if _OPERATORS[self.op](estimate.value, self.limit)
         ]
 
-    def _undecided(self, one: Value) -> str | None:
-        if one.value is None or math.isnan(one.value):
-            return f"has no value, {one.note or 'there was nothing to measure'}"
-        # What is at least so much is above a limit where so much is, and is below none for certain.
-        above = self.op.startswith(">")
-        if one.at_least and _OPERATORS[self.op](one.value, self.limit) != above:
-            return f"is at least {one.value:.4g} and may be more, {one.note or 'a group has no error'}"
+    def _undecided_reason(self, estimate: DisparityEstimate) -> str | None:
+        if estimate.value is None or math.isnan(estimate.value):
+            return f"has no value, {estimate.note or 'there was nothing to measure'}"
+        # A lower bound above the limit decides `>`; one that is not below the limit decides `<`.
+        is_above_wanted = self.op.startswith(">")
+        if estimate.at_least and _OPERATORS[self.op](estimate.value, self.limit) != is_above_wanted:
+            return f"is at least {estimate.value:.4g} and may be more, {estimate.note or 'a group has no error'}"
         return None
 
-    def _chosen(self, values: list[Value]) -> list[Value]:
-        chosen = values
-        wanted = (("figure", self.figure), ("metric", self.metric), ("by", self.by))
-        for field, want in wanted:
-            if field == "by" and not want:
+    def _select(self, estimates: list[DisparityEstimate]) -> list[DisparityEstimate]:
+        selected = estimates
+        for field, wanted in (("figure", self.figure), ("metric", self.metric), ("by", self.by)):
+            if field == "by" and not wanted:
                 continue
-            kept = [one for one in chosen if getattr(one, field) == want]
-            if not kept:
-                known = sorted({_word(getattr(one, field)) for one in chosen})
-                called = "grouping" if field == "by" else field
+            matching = [estimate for estimate in selected if getattr(estimate, field) == wanted]
+            if not matching:
+                known = sorted({_joined(getattr(estimate, field)) for estimate in selected})
+                noun = "grouping" if field == "by" else field
                 raise UserError(
-                    f"{self.text!r}: this report has no {called} {_word(want)!r} there; choose one of "
+                    f"{self.text!r}: this report has no {noun} {_joined(wanted)!r} there; choose one of "
                     f"{', '.join(known) or 'none'}"
                 )
-            chosen = kept
-        return chosen
+            selected = matching
+        return selected
 
 
 def parse_fail_condition(text: str) -> FailCondition:
-    """Reads one condition. Raises UserError where it has another form, operator or no finite number for a limit."""
-    found = _SHAPE.fullmatch(text)
-    if found is None:
-        raise UserError(f"cannot read the condition {text!r}: {_FORM}; operators are {' '.join(_OPERATORS)}")
+    """Parses one condition. Raises UserError on another form or operator, or a limit that is not a finite number."""
+    match = _SYNTAX.fullmatch(text)
+    if match is None:
+        raise UserError(f"cannot read the condition {text!r}: {_EXAMPLES}; operators are {' '.join(_OPERATORS)}")
     try:
-        limit = float(found["limit"])
+        limit = float(match["limit"])
     except ValueError:
         limit = math.nan
     if not math.isfinite(limit):
-        raise UserError(f"cannot read the condition {text!r}: {found['limit']!r} is no number; {_FORM}")
-    by = tuple(column.strip() for column in (found["by"] or "").split("+") if column.strip())
-    return FailCondition(text.strip(), found["figure"], found["metric"], by, found["op"], limit)
+        raise UserError(f"cannot read the condition {text!r}: {match['limit']!r} is not a number; {_EXAMPLES}")
+    by = tuple(column.strip() for column in (match["by"] or "").split("+") if column.strip())
+    return FailCondition(text.strip(), match["figure"], match["metric"], by, match["op"], limit)
 
 
-def _name(value: Value) -> str:
-    by = f", by={_word(value.by)}" if value.by else ""
-    return f"{value.figure}({value.metric}{by})"
+def _name(estimate: DisparityEstimate) -> str:
+    by = f", by={_joined(estimate.by)}" if estimate.by else ""
+    return f"{estimate.figure}({estimate.metric}{by})"
 
 
-def _word(value: str | tuple[str, ...]) -> str:
+def _joined(value: str | tuple[str, ...]) -> str:
     return value if isinstance(value, str) else "+".join(value)

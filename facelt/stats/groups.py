@@ -1,22 +1,16 @@
-"""Groups of images by columns of attributes, and the sets of images no grouping splits.
+"""Groups of images by attribute columns, error counts of comparisons by group, and tables of rates by group.
 
-N images, U units, G groups.
+Counts are kept by units: the images of one identity that agree in every column. A pair matches at a threshold if its
+score is at or above it; a mated pair that does not match is a false non-match, a non-mated pair that matches a false
+match (ISO/IEC 19795-1).
 
-Match errors of compared pairs at fixed thresholds, added up block by block into counts of units of images.
-
-A pair matches at a threshold when it scores at least that much. A mated pair that does not match is a false non-match,
-a non-mated pair that matches a false match (ISO/IEC 19795-1).
-
-M pairs of a block, N images, T thresholds, U units, G groups, F figures (pairs of groups), I identities.
-
-Tables of rates by group, or by two groups compared, with counts and limits: fairlearn's frame, our intervals.
-
-U units, G groups, F rows of a table, I identities.
+N images, M pairs of a block, T thresholds, U units, G groups, F figures (groups, or pairs of groups), I identities.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,13 +18,16 @@ from facelt.errors import UserError
 from facelt.stats.disparity import GroupErrors
 from facelt.stats.intervals import ClusteredCounts, RateIntervals, rate_intervals
 
-# What stands for an attribute that is not known: such images are a group of their own and no image is dropped.
+if TYPE_CHECKING:
+    from fairlearn.metrics import MetricFrame
+
+# Value of a missing attribute: such images form a group, none is dropped.
 UNKNOWN = "(unknown)"
 
 
 @dataclass(frozen=True, eq=False)
 class Grouping:
-    """The groups that the columns `by` make: a name a group, with one value a column, and the group of each unit."""
+    """Groups by the columns `by`: `names` has one value per column for each group, `group_U` the group of each unit."""
 
     by: tuple[str, ...]
     names: tuple[tuple[str, ...], ...]
@@ -41,21 +38,21 @@ class Grouping:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The groups' names in one word each, as `female & 30-39`."""
+        """Names of the groups as text, such as `female & 30-39`."""
         return tuple(" & ".join(name) for name in self.names)
 
-    def members(self) -> np.ndarray:
-        """1 where a unit is in a group, float64 [U,G]: counts by unit times it are counts by group."""
+    def membership(self) -> np.ndarray:
+        """Returns the 0/1 membership of units in groups, float64 [U,G]; counts by unit times it are counts by group."""
         return (self.group_U[:, None] == np.arange(len(self))).astype(np.float64)
 
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """Images of one identity that agree in every column, as one unit: counts of units add up to those of any group.
+    """Units: the images of one identity that agree in every column. Counts of units add up to those of any group.
 
-    `unit_N` is the unit of each image, `identity_U` the identity of each unit (positions in `identities`), `values`
-    the columns' values by unit. `fixed_U` marks units that stand for a collection, such as all distractors, and not for
-    a person: no interval imagines other draws of those.
+    `unit_N` is the unit of each image, `identity_U` the identity of each unit (positions in `identities`), `values` the
+    column values by unit. `fixed_U` marks units that stand for a collection, such as all distractors, not for a person:
+    intervals do not resample them.
     """
 
     unit_N: np.ndarray
@@ -65,13 +62,13 @@ class Units:
     fixed_U: np.ndarray
 
     @classmethod
-    def of(
+    def from_columns(
         cls,
         identity_N: Sequence[str],
         columns: Mapping[str, Sequence[str]],
         fixed_N: np.ndarray | None = None,
     ) -> "Units":
-        """The units of N images; an empty attribute is `UNKNOWN`. ValueError on lengths that differ."""
+        """Returns the units of N images; an empty value becomes `UNKNOWN`. Raises ValueError on different lengths."""
         table = {"identity": np.asarray(identity_N, dtype=str)}
         for name, value_N in columns.items():
             value_N = np.asarray(value_N, dtype=str)
@@ -93,9 +90,9 @@ class Units:
         return len(self.identity_U)
 
     def grouping(self, by: Sequence[str]) -> Grouping:
-        """The groups of one column, or of the intersections of several, in the order of their names.
+        """Returns the groups of one column, or of the intersection of several, sorted by name.
 
-        Raises UserError on a column that is not there, naming those that are.
+        Raises UserError on an unknown column; the message lists the known ones.
         """
         missing = [name for name in by if name not in self.values]
         if missing or not by:
@@ -103,38 +100,38 @@ class Units:
             raise UserError(f"no column {', '.join(map(repr, missing)) or 'named'} to group by: columns are {known}")
         names = list(zip(*(self.values[name] for name in by), strict=True))
         order = sorted(set(names))
-        place = {name: g for g, name in enumerate(order)}
-        return Grouping(tuple(by), tuple(order), np.array([place[name] for name in names], dtype=np.int64))
+        index = {name: g for g, name in enumerate(order)}
+        return Grouping(tuple(by), tuple(order), np.array([index[name] for name in names], dtype=np.int64))
 
     def identity_groups(self, grouping: Grouping) -> np.ndarray | None:
-        """The group of each identity, int64 [I]; None where an identity is in several, so that none is its own."""
+        """Returns the group of each identity, int64 [I]; None if an identity is in several groups."""
         group_I = np.full(len(self.identities), -1, dtype=np.int64)
         group_I[self.identity_U] = grouping.group_U
         return group_I if (group_I[self.identity_U] == grouping.group_U).all() else None
 
-    def per_identity(self, count_FU: np.ndarray) -> np.ndarray:
-        """Counts by unit, [F,U], as counts by identity, [F,I]; fixed units, which are nobody's, are left out."""
+    def sum_by_identity(self, count_FU: np.ndarray) -> np.ndarray:
+        """Sums counts by unit, [F,U], to counts by identity, [F,I]; fixed units are left out."""
         count_FU = np.atleast_2d(count_FU).astype(np.float64)
         count_IF = np.zeros((len(self.identities), len(count_FU)))
         np.add.at(count_IF, self.identity_U[~self.fixed_U], count_FU[:, ~self.fixed_U].T)
         return count_IF.T
 
-    def per_group(self, count_U: np.ndarray, grouping: Grouping) -> np.ndarray:
-        """Counts by unit as counts by group and identity, [G,I]: what `TouchedCounts.by_identity` takes."""
+    def sum_by_group(self, count_U: np.ndarray, grouping: Grouping) -> np.ndarray:
+        """Sums counts by unit to counts by group and identity, [G,I]; fixed units are left out."""
         count_GU = np.where(grouping.group_U == np.arange(len(grouping))[:, None], count_U, 0)
-        return self.per_identity(count_GU)
+        return self.sum_by_identity(count_GU)
 
 
-# Non-mated counts are kept whole, 8 bytes a pair of units, for the trials and for the errors at each threshold.
-_MOST_CELLS = 1 << 27
+# Non-mated counts are dense: 8 bytes per pair of units, for the trials and for the errors at each threshold.
+_MAX_CELLS = 1 << 27
 
 
 @dataclass(frozen=True, eq=False)
 class UnitPairCounts:
-    """Errors among trials of mated or of non-mated pairs by the units of both sides: symmetric, [U,U].
+    """Errors and trials of mated or of non-mated pairs by the units of both sides, symmetric [U,U].
 
-    No pair has a first side: one of two units is counted in both of their cells, one within a unit twice in its cell,
-    so that a sum over all cells counts each pair twice. Mated counts are sparse.
+    Pairs are unordered: one of two units is counted in both of their cells, one within a unit twice in its cell, so
+    that the sum over all cells is twice the number of pairs. Mated counts are sparse.
     """
 
     error_UU: np.ndarray
@@ -142,18 +139,18 @@ class UnitPairCounts:
     mated: bool
 
     def clustered_counts(self, units: Units, grouping: Grouping) -> ClusteredCounts:
-        """The counts of each of `cells(grouping)`, and of each identity's part in them."""
+        """Returns the counts of each of `group_pairs(grouping)`."""
         error_F, error_FI = self._sum_by_identity(self.error_UU, units, grouping)
         trial_F, trial_FI = self._sum_by_identity(self.trial_UU, units, grouping)
         return ClusteredCounts(error_F, trial_F, error_FI, trial_FI)
 
-    def by_identity(self, units: Units) -> tuple[np.ndarray, np.ndarray]:
-        """Errors and trials of non-mated pairs by both identities, symmetric float64 [I,I], without fixed units."""
-        error_IU, trial_IU = (units.per_identity(count_UU).T for count_UU in (self.error_UU, self.trial_UU))
-        return units.per_identity(error_IU), units.per_identity(trial_IU)
+    def by_identity_pair(self, units: Units) -> tuple[np.ndarray, np.ndarray]:
+        """Returns errors and trials of non-mated pairs by both identities, symmetric float64 [I,I], no fixed units."""
+        error_IU, trial_IU = (units.sum_by_identity(count_UU).T for count_UU in (self.error_UU, self.trial_UU))
+        return units.sum_by_identity(error_IU), units.sum_by_identity(trial_IU)
 
     def _sum_by_identity(self, count_UU: np.ndarray, units: Units, grouping: Grouping) -> tuple[np.ndarray, np.ndarray]:
-        member_UG = grouping.members()
+        member_UG = grouping.membership()
         count_UG = count_UU @ member_UG
         sum_GG = member_UG.T @ count_UG
         pairs = group_pairs(grouping)
@@ -162,41 +159,41 @@ class UnitPairCounts:
             count_FU[f] += member_UG[:, a] * count_UG[:, b]
             if a != b:
                 count_FU[f] += member_UG[:, b] * count_UG[:, a]
-        # Both ends of a mated pair belong to one identity, which has one part in it, not two.
-        count_FI = units.per_identity(count_FU) / (2 if self.mated else 1)
+        # Both sides of a mated pair belong to one identity, which is counted once.
+        count_FI = units.sum_by_identity(count_FU) / (2 if self.mated else 1)
         return np.array([sum_GG[a, b] / (2 if a == b else 1) for a, b in pairs]), count_FI
 
 
 def group_pairs(grouping: Grouping) -> tuple[tuple[int, int], ...]:
-    """The pairs of groups whose images are compared, a <= b, in the order in which figures of pairs come."""
+    """Returns all pairs of groups a <= b, as indices, in the order of pair figures."""
     return tuple(combinations_with_replacement(range(len(grouping)), 2))
 
 
 def within_group_pairs(grouping: Grouping) -> list[int]:
-    """The positions in `cells` of each group compared with itself, in the order of the groups."""
+    """Returns the positions in `group_pairs` of the pairs within each group, in the order of the groups."""
     return [f for f, (a, b) in enumerate(group_pairs(grouping)) if a == b]
 
 
 class PairCounter:
-    """Adds up blocks of pairs, of which there may be 1e8, at the thresholds that were fixed beforehand.
+    """Accumulates blocks of pairs, of which there may be 1e8, into counts by unit at fixed thresholds.
 
     Args:
-        units: the images that are compared, see `Units`.
-        thresholds: a pair scoring at least that much matches.
+        units: the units of the compared images.
+        thresholds: a pair with at least that score matches.
 
     Raises:
-        UserError: more units than tables of units against units can be kept of.
+        UserError: too many units for a dense table of their pairs.
     """
 
     def __init__(self, units: Units, thresholds: Sequence[float]) -> None:
         self.units = units
         self.threshold_T = np.asarray(thresholds, dtype=np.float64).reshape(-1)
         size = len(units)
-        if (len(self.threshold_T) + 1) * size * size > _MOST_CELLS:
-            most = int(np.sqrt(_MOST_CELLS / (len(self.threshold_T) + 1)))
+        if (len(self.threshold_T) + 1) * size * size > _MAX_CELLS:
+            most = int(np.sqrt(_MAX_CELLS / (len(self.threshold_T) + 1)))
             raise UserError(
-                f"{size} sets of images of one identity and one group are too many to compare with each other: at most "
-                f"{most} at {len(self.threshold_T)} thresholds; group by fewer columns, or audit a sample of identities"
+                f"{size} combinations of identity and group are too many to compare with each other: at most {most} at "
+                f"{len(self.threshold_T)} thresholds; group by fewer columns, or audit a sample of identities"
             )
         self._non_mated_trial_K = np.zeros(size * size, dtype=np.int64)
         self._non_mated_error_TK = np.zeros((len(self.threshold_T), size * size), dtype=np.int64)
@@ -204,24 +201,25 @@ class PairCounter:
         self._mated_error_T = [self._mated_trial for _ in self.threshold_T]
 
     def add(self, score_M: np.ndarray, mated_M: np.ndarray, left_M: np.ndarray, right_M: np.ndarray) -> None:
-        """Counts a block of pairs: each once, in any order, as positions among the units' N images.
+        """Adds a block of pairs, given once each in any order, as indices of the N images.
 
         Raises:
-            UserError: a score that is no number.
-            ValueError: lengths that differ, or a pair that is called mated and is of two identities, or the reverse.
+            UserError: a score that is NaN.
+            ValueError: different lengths, or a `mated` flag that contradicts the identities.
         """
         score_M, mated_M = np.asarray(score_M), np.asarray(mated_M, dtype=bool)
         left_M, right_M = self.units.unit_N[left_M], self.units.unit_N[right_M]
         if not len(score_M) == len(mated_M) == len(left_M) == len(right_M):
             raise ValueError(f"{len(score_M)} scores, {len(mated_M)} labels, {len(left_M)} and {len(right_M)} images")
         if np.isnan(score_M).any():
-            raise UserError(f"the score of pair {int(np.argmax(np.isnan(score_M)))} of a block is no number")
+            raise UserError(f"the score of pair {int(np.argmax(np.isnan(score_M)))} of a block is not a number")
         identity_U, fixed_U = self.units.identity_U, self.units.fixed_U
         wrong_M = (identity_U[left_M] == identity_U[right_M]) & ~fixed_U[left_M] != mated_M
         if wrong_M.any():
             first = int(np.argmax(wrong_M))
             ends = " and ".join(self.units.identities[identity_U[end_M[first]]] for end_M in (left_M, right_M))
-            raise ValueError(f"pair {first} of a block, of {ends}, is {'' if mated_M[first] else 'not '}called mated")
+            flag = "mated" if mated_M[first] else "non-mated"
+            raise ValueError(f"pair {first} of a block, of {ends}, is flagged as {flag}")
         key_M = np.minimum(left_M, right_M) * len(self.units) + np.maximum(left_M, right_M)
         other_M = ~mated_M
         np.add.at(self._non_mated_trial_K, key_M[other_M], 1)
@@ -231,15 +229,15 @@ class PairCounter:
             np.add.at(self._non_mated_error_TK[t], key_M[other_M & match_M], 1)
             self._mated_error_T[t] = self._mated_error_T[t] + self._sparse(key_M[mated_M & ~match_M])
 
-    def non_mated(self, threshold: int) -> UnitPairCounts:
-        """False matches among non-mated pairs at the threshold of that position."""
+    def non_mated(self, index: int) -> UnitPairCounts:
+        """Returns false matches among non-mated pairs at the threshold of that index."""
         shape = len(self.units), len(self.units)
-        counts = self._non_mated_error_TK[threshold].reshape(shape), self._non_mated_trial_K.reshape(shape)
+        counts = self._non_mated_error_TK[index].reshape(shape), self._non_mated_trial_K.reshape(shape)
         return UnitPairCounts(*(count_UU + count_UU.T for count_UU in counts), mated=False)
 
-    def mated(self, threshold: int) -> UnitPairCounts:
-        """False non-matches among mated pairs at the threshold of that position."""
-        counts = self._mated_error_T[threshold], self._mated_trial
+    def mated(self, index: int) -> UnitPairCounts:
+        """Returns false non-matches among mated pairs at the threshold of that index."""
+        counts = self._mated_error_T[index], self._mated_trial
         return UnitPairCounts(*(count_UU + count_UU.T for count_UU in counts), mated=True)
 
     def _sparse(self, key_M: np.ndarray):
@@ -252,11 +250,11 @@ class PairCounter:
 
 @dataclass(frozen=True)
 class GroupRate:
-    """One row: a group, or the two groups that are compared, and its events among trials.
+    """Row of a table: a group, or two groups compared, with its rate of events among trials.
 
-    `rate` is None without trials, `low` and `high` also with trials of fewer than two identities. `effective` is how
-    many independent trials these are worth. A `small` row has fewer identities than were asked for: it is shown, and no
-    disparity is drawn from it.
+    `rate` is None without trials, `low` and `high` also with trials of fewer than two identities. `effective` is the
+    effective number of trials. A `small` row has fewer identities than required: it is shown, but takes no part in
+    disparities.
     """
 
     group: tuple[str, ...]
@@ -272,7 +270,7 @@ class GroupRate:
 
 @dataclass(frozen=True, eq=False)
 class GroupTable:
-    """Rates of one metric by the columns `by`, row for row those of `intervals` and of `counts`."""
+    """Rates of one metric by the columns `by`; `rows`, `intervals` and `counts` have the same order."""
 
     metric: str
     by: tuple[str, ...]
@@ -282,29 +280,39 @@ class GroupTable:
     counts: ClusteredCounts
 
     def large(self) -> tuple[int, ...]:
-        """The positions of the rows that have a rate and are not small."""
+        """Returns the positions of the rows that have a rate and are not small."""
         return tuple(f for f, row in enumerate(self.rows) if row.rate is not None and not row.small)
 
     def errors(self, kind: str) -> GroupErrors:
-        """The large rows as errors, for `facelt.stats.disparity`; `kind` is what one event is called."""
-        kept = [self.rows[f] for f in self.large()]
-        # A group of one identity has no limits; nothing is then known against a rate of 1.
-        upper_G = np.array([1.0 if row.high is None else row.high for row in kept])
-        names = tuple(" & ".join(row.group) for row in kept)
-        counts = (np.array([getattr(row, name) for row in kept], dtype=np.float64) for name in ("events", "trials"))
+        """Returns the counts of the large rows as errors; `kind` is the name of one event."""
+        large = [self.rows[f] for f in self.large()]
+        # A group of one identity has no limits, so that its rate may be 1.
+        upper_G = np.array([1.0 if row.high is None else row.high for row in large])
+        names = tuple(" & ".join(row.group) for row in large)
+        counts = (np.array([getattr(row, name) for row in large], dtype=np.float64) for name in ("events", "trials"))
         return GroupErrors(names, *counts, upper_G=upper_G, kind=kind)
 
+    def metric_frame(self) -> "MetricFrame":
+        """Returns the table as fairlearn's `MetricFrame`: `rate` (NaN without trials), `events` and `trials` by group.
 
-@dataclass(frozen=True)
-class GroupSize:
-    """How much there is of a group, and how many of its images gave no embedding (failures to enrol)."""
+        `overall` sums the groups of the table, so that it has no pairs across groups.
+        """
+        from fairlearn.metrics import MetricFrame
 
-    group: tuple[str, ...]
-    identities: int
-    images: int
-    failures: int
-    failure_rate: float
-    small: bool
+        def rate(trials: np.ndarray, events: np.ndarray) -> float:
+            return float(np.sum(events) / np.sum(trials)) if np.sum(trials) else float("nan")
+
+        columns = {name: [row.group[k] for row in self.rows] for k, name in enumerate(self.by)}
+        return MetricFrame(
+            metrics={
+                "rate": rate,
+                "events": lambda _, events: np.sum(events),
+                "trials": lambda trials, _: np.sum(trials),
+            },
+            y_true=[row.trials for row in self.rows],
+            y_pred=[row.events for row in self.rows],
+            sensitive_features=columns,
+        )
 
 
 def search_table(
@@ -317,17 +325,13 @@ def search_table(
     level: float,
     least_identities: int,
 ) -> GroupTable:
-    """A rate of searches (rank-k, FNIR, FPIR) by the group of the probe, from counts of events and trials by unit."""
-    event_U, trial_U = np.asarray(event_U, dtype=np.float64), np.asarray(trial_U, dtype=np.float64)
-    people = _people(units, grouping)
+    """Returns a rate of searches (rank-k, FNIR, FPIR) by the group of the probe, from counts of events and trials."""
+    groups = _groups_of_people(units, grouping)
     counts = ClusteredCounts.by_identity(
-        units.per_group(event_U, grouping)[people], units.per_group(trial_U, grouping)[people]
+        units.sum_by_group(event_U, grouping)[groups], units.sum_by_group(trial_U, grouping)[groups]
     )
-    columns = _columns(grouping.by, [grouping.names[g] for g in grouping.group_U])
-    own_U = ~units.fixed_U
-    frame = rate_frame(event_U[own_U], trial_U[own_U], {name: value[own_U] for name, value in columns.items()})
-    names = [grouping.names[g] for g in people]
-    return _table(metric, grouping.by, names, frame, counts, level, least_identities)
+    names = [grouping.names[g] for g in groups]
+    return _group_table(metric, grouping.by, names, counts, rate_intervals(counts, level=level), least_identities)
 
 
 def pair_table(
@@ -340,105 +344,76 @@ def pair_table(
     least_identities: int,
     across: bool = False,
 ) -> GroupTable:
-    """FNMR or FMR of pairs within each group; with `across`, of every two groups as well, each way round once.
+    """Returns FNMR or FMR of the pairs within each group; with `across`, also of every two groups.
 
-    Rows across groups are named by both groups' values, one after the other, and their columns `left <column>` and
-    `right <column>`. An image's pairs with another group's are in no group's own row.
+    Rows across groups are named by the values of both groups, in columns `left <column>` and `right <column>`.
     """
-    pairs_of_groups, people = group_pairs(grouping), _people(units, grouping)
-    chosen = [f for f in within_group_pairs(grouping) if pairs_of_groups[f][0] in people]
-    if across:
-        chosen = [f for f, (a, b) in enumerate(pairs_of_groups) if a in people or b in people]
-    counts = pairs.clustered_counts(units, grouping).only(chosen)
-    event_UG, trial_UG = pairs.error_UU @ grouping.members(), pairs.trial_UU @ grouping.members()
+    groups = _groups_of_people(units, grouping)
+    is_kept = [a in groups or b in groups if across else a == b and a in groups for a, b in group_pairs(grouping)]
+    kept = np.flatnonzero(is_kept).tolist()
+    counts = pairs.clustered_counts(units, grouping).only(kept)
+    names = [(grouping.names[a], grouping.names[b]) for a, b in (group_pairs(grouping)[f] for f in kept)]
+    names = [(*left, *right) if across else left for left, right in names]
     by = tuple(f"{side} {name}" for side in ("left", "right") for name in grouping.by) if across else grouping.by
-    events, trials, names, rows = [], [], [], []
-    for a, b in (pairs_of_groups[f] for f in chosen):
-        own_U = grouping.group_U == a
-        # Within a group both ends of a pair are seen.
-        events.append(event_UG[own_U, b] / (2 if a == b else 1))
-        trials.append(trial_UG[own_U, b] / (2 if a == b else 1))
-        names.append((*grouping.names[a], *grouping.names[b]) if across else grouping.names[a])
-        rows += [names[-1]] * int(own_U.sum())
-    frame = rate_frame(np.concatenate(events), np.concatenate(trials), _columns(by, rows))
-    return _table(metric, by, names, frame, counts, level, least_identities)
+    return _group_table(metric, by, names, counts, rate_intervals(counts, level=level), least_identities)
+
+
+def _groups_of_people(units: Units, grouping: Grouping) -> list[int]:
+    """Returns the groups that do not consist of fixed units only."""
+    return np.unique(grouping.group_U[~units.fixed_U]).tolist()
+
+
+def _group_table(
+    metric: str,
+    by: tuple[str, ...],
+    names: Sequence[tuple[str, ...]],
+    counts: ClusteredCounts,
+    intervals: RateIntervals,
+    least_identities: int,
+) -> GroupTable:
+    rows = tuple(
+        GroupRate(
+            group=name,
+            rate=_none_if_nan(intervals.rate_F[f]),
+            low=_none_if_nan(intervals.low_F[f]),
+            high=_none_if_nan(intervals.high_F[f]),
+            events=float(counts.error_F[f]),
+            trials=float(counts.trial_F[f]),
+            identities=int(intervals.identities_F[f]),
+            effective=_none_if_nan(intervals.effective_F[f]) if counts.trial_F[f] else None,
+            small=bool(intervals.identities_F[f] < least_identities),
+        )
+        for f, name in enumerate(names)
+    )
+    return GroupTable(metric, by, intervals.level, rows, intervals, counts)
+
+
+def _none_if_nan(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+@dataclass(frozen=True)
+class GroupSize:
+    """Identities and images of a group; `failures` counts images without an embedding (failures to enrol)."""
+
+    group: tuple[str, ...]
+    identities: int
+    images: int
+    failures: int
+    failure_rate: float
+    small: bool
 
 
 def group_sizes(
     units: Units, grouping: Grouping, failed_N: np.ndarray, *, least_identities: int
 ) -> tuple[GroupSize, ...]:
-    """Identities, images and failures to enrol of each group; `failed_N` marks images without an embedding."""
-    from fairlearn.metrics import MetricFrame, count
-
-    own_N = ~units.fixed_U[units.unit_N]
-    group_N = grouping.group_U[units.unit_N][own_N]
-    identity_N = units.identity_U[units.unit_N][own_N]
-    frame = MetricFrame(
-        metrics={
-            "identities": lambda identity, _: len(np.unique(identity)),
-            "images": count,
-            "failures": lambda _, failed: int(np.sum(failed)),
-            "failure_rate": lambda _, failed: float(np.mean(failed)),
-        },
-        y_true=identity_N,
-        y_pred=np.asarray(failed_N, dtype=bool)[own_N],
-        sensitive_features=_columns(grouping.by, [grouping.names[g] for g in group_N]),
-    )
+    """Returns identities, images and failures to enrol of each group; `failed_N` marks images without an embedding."""
+    group_N = np.where(units.fixed_U, -1, grouping.group_U)[units.unit_N]
     sizes = []
-    for name in dict.fromkeys(grouping.names[g] for g in np.sort(group_N)):
-        row = frame.by_group.loc[name if len(name) > 1 else name[0]]
-        counts = (int(row[key]) for key in ("identities", "images", "failures"))
-        sizes.append(GroupSize(name, *counts, float(row["failure_rate"]), row["identities"] < least_identities))
-    return tuple(sizes)
-
-
-def rate_frame(event_R: np.ndarray, trial_R: np.ndarray, columns: Mapping[str, Sequence[str]]):
-    """fairlearn's `MetricFrame` of events over trials: `rate` (NaN without trials), `events` and `trials`.
-
-    Each of the R rows stands for many trials at once, so that 1e8 pairs need no 1e8 rows.
-    """
-    from fairlearn.metrics import MetricFrame
-
-    def rate(trial: np.ndarray, event: np.ndarray) -> float:
-        return float(np.sum(event) / np.sum(trial)) if np.sum(trial) else float("nan")
-
-    return MetricFrame(
-        metrics={"rate": rate, "events": lambda _, event: np.sum(event), "trials": lambda trial, _: np.sum(trial)},
-        y_true=trial_R,
-        y_pred=event_R,
-        sensitive_features=dict(columns),
-    )
-
-
-def _people(units: Units, grouping: Grouping) -> list[int]:
-    """The groups that hold anybody: not those of fixed units alone."""
-    return np.unique(grouping.group_U[~units.fixed_U]).tolist()
-
-
-def _columns(by: Sequence[str], names: Sequence[tuple[str, ...]]) -> dict[str, np.ndarray]:
-    return {name: np.array([values[k] for values in names], dtype=object) for k, name in enumerate(by)}
-
-
-def _table(metric, by, names, frame, counts: ClusteredCounts, level: float, least_identities: int) -> GroupTable:
-    intervals = rate_intervals(counts, level=level)
-    rows = []
-    for f, name in enumerate(names):
-        point = frame.by_group.loc[name if len(name) > 1 else name[0]]
-        rows.append(
-            GroupRate(
-                group=tuple(name),
-                rate=_known(point["rate"]),
-                low=_known(intervals.low_F[f]),
-                high=_known(intervals.high_F[f]),
-                events=float(point["events"]),
-                trials=float(point["trials"]),
-                identities=int(intervals.identities_F[f]),
-                effective=_known(intervals.effective_F[f]) if point["trials"] else None,
-                small=bool(intervals.identities_F[f] < least_identities),
-            )
+    for g in _groups_of_people(units, grouping):
+        identities = len(np.unique(units.identity_U[units.unit_N[group_N == g]]))
+        failures, images = int(np.sum(failed_N[group_N == g])), int(np.sum(group_N == g))
+        sizes.append(
+            GroupSize(grouping.names[g], identities, images, failures, failures / images, identities < least_identities)
         )
-    return GroupTable(metric, tuple(by), level, tuple(rows), intervals, counts)
-
-
-def _known(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+    return tuple(sizes)

@@ -1,30 +1,27 @@
-"""Intervals of error rates whose trials are alike within an identity: Wilson's, with the trials they are worth.
+"""Confidence intervals of error rates over trials clustered by identity: Wilson limits of the effective trials.
 
-A rate's variance is measured by leaving out one identity at a time, with every pair it takes part in. From it follows
-how many independent trials would be as uncertain (`effective`); Wilson's score interval of that many, widened by the t
-quantile of as many degrees of freedom as identities carry the rate, is the interval. It needs no replicate, stays
-within 0 and 1, and holds where a percentile bootstrap of few identities is too narrow (`benchmarks.interval_coverage`).
+The variance of a rate is the jackknife over identities, each left out with every pair it takes part in. It gives the
+number of independent trials with the same uncertainty (`effective`); Wilson's score interval of that many trials, with
+the t quantile of the degrees of freedom over identities, is the interval. It needs no replicates, stays within 0 and 1,
+and holds its coverage where a percentile bootstrap over few identities is too narrow
+(benchmarks/interval_coverage.py measures the coverage; `measured_coverage` looks it up).
 
-F figures (a group, or two groups whose pairs are compared), I identities.
-
-How sure a rate over pairs is, when the pairs of one identity are not independent.
-
-I identities, F figures, R replicates.
+F figures (the rate of a group, or of the pairs across two groups), I identities.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 
 import numpy as np
 
 
 @dataclass(frozen=True, eq=False)
 class ClusteredCounts:
-    """Errors among trials of each figure, [F], and of those the ones that each identity has a part in, [F,I].
+    """Errors and trials of each figure, [F], and those that involve each identity, [F,I].
 
-    A search, or a pair of two images of one person, touches one identity, so that rows sum to the totals; a pair of two
-    people touches two, and rows sum to twice the totals. Trials that touch nobody (a distractor's) are in the totals
-    alone.
+    A search, or a mated pair, involves one identity, so that rows sum to the totals; a non-mated pair involves two, and
+    rows sum to twice the totals. Trials that involve no identity (of distractors) are in the totals only.
     """
 
     error_F: np.ndarray
@@ -34,7 +31,7 @@ class ClusteredCounts:
 
     @classmethod
     def by_identity(cls, error_FI: np.ndarray, trial_FI: np.ndarray) -> "ClusteredCounts":
-        """Counts where each trial belongs to one identity; raises ValueError on unequal shapes or errors > trials."""
+        """Returns counts of trials that involve one identity each; ValueError on unequal shapes or errors > trials."""
         error_FI, trial_FI = np.atleast_2d(error_FI).astype(np.float64), np.atleast_2d(trial_FI).astype(np.float64)
         if error_FI.shape != trial_FI.shape:
             raise ValueError(f"errors are {list(error_FI.shape)} and trials {list(trial_FI.shape)}")
@@ -43,17 +40,17 @@ class ClusteredCounts:
         return cls(error_FI.sum(axis=1), trial_FI.sum(axis=1), error_FI, trial_FI)
 
     def only(self, figures: Sequence[int]) -> "ClusteredCounts":
-        """The counts of the figures at these positions."""
+        """Returns the counts of the figures at these positions."""
         return ClusteredCounts(*(getattr(self, field.name)[list(figures)] for field in fields(self)))
 
 
 @dataclass(frozen=True, eq=False)
 class RateIntervals:
-    """Rates with their limits, [F]; NaN where there is no trial, and no limits where no identity was tested.
+    """Rates with confidence limits, [F]: NaN without trials, limits NaN with trials of fewer than two identities.
 
-    `identities_F` counts the identities with trials, `effective_F` the independent trials these are worth, `dof_F`
-    the degrees of freedom of the limits, and `influence_FI` is what leaving out an identity does to the rate, for the
-    covariance of two figures.
+    `identities_F` counts the identities with trials, `effective_F` is the effective number of trials, `dof_F` the
+    degrees of freedom of the limits; `influence_FI` is the jackknife influence of each identity on the rate, from which
+    the covariance of two figures follows.
     """
 
     rate_F: np.ndarray
@@ -68,22 +65,22 @@ class RateIntervals:
     level: float
 
     def difference(self, first: int, second: int) -> tuple[float, float]:
-        """Limits of rate `first` minus rate `second`, whether or not they share identities.
+        """Returns the limits of rate `first` minus rate `second`; the two may share identities.
 
-        Distances of the single limits, joined as variances are, with the correlation of the two rates (MOVER: Newcombe,
-        Statistics in Medicine 1998; Zou, Psychological Methods 2007). Where they share identities, the mean of those
-        limits and of the difference's own jackknife t limits: of rates that rise and fall together, the first lean too
-        far to one side and the second do not lean (docs/auditing.md has the coverage of the mean).
+        The distances of the single limits are combined like standard errors, with the correlation of the two rates
+        (MOVER: Newcombe, Statistics in Medicine 1998; Zou, Psychological Methods 2007). If the rates share identities,
+        the result is the mean of those limits and of the jackknife t limits of the difference: for positively
+        correlated rates the former are skewed too much and the latter not at all (docs/auditing.md has the coverage).
         """
-        below, above = self._reach(first, second, (self.rate_F, self.low_F, self.high_F), self.influence_FI)
-        middle = self.rate_F[first] - self.rate_F[second]
-        return float(max(middle - below, -1.0)), float(min(middle + above, 1.0))
+        below, above = self._margins(first, second, (self.rate_F, self.low_F, self.high_F), self.influence_FI)
+        difference = self.rate_F[first] - self.rate_F[second]
+        return float(max(difference - below, -1.0)), float(min(difference + above, 1.0))
 
     def ratio(self, first: int, second: int) -> tuple[float, float]:
-        """Limits of rate `first` over rate `second`: those of a difference of logarithms (Zou and Donner 2008).
+        """Returns the limits of rate `first` over rate `second`, from those of the log difference (Zou, Donner 2008).
 
-        Where a rate is 0 only one limit is known: 0 without errors in `first`, infinity without errors in `second`; the
-        other is the quotient of the two single limits. NaN where neither has an error.
+        If a rate is 0, one limit is exact: 0 without errors in `first`, infinity without errors in `second`; the other
+        is the quotient of the two single limits. NaN if neither has an error.
         """
         a, b = self.rate_F[first], self.rate_F[second]
         if not a + b > 0:
@@ -95,20 +92,20 @@ class RateIntervals:
         with np.errstate(divide="ignore", invalid="ignore"):
             logs = np.log(self.rate_F), np.log(self.low_F), np.log(self.high_F)
             influence_FI = self.influence_FI / self.rate_F[:, None]
-        below, above = self._reach(first, second, logs, influence_FI)
+        below, above = self._margins(first, second, logs, influence_FI)
         return float(a / b * np.exp(-below)), float(a / b * np.exp(above))
 
-    def _reach(
+    def _margins(
         self, first: int, second: int, limits: tuple[np.ndarray, np.ndarray, np.ndarray], influence_FI: np.ndarray
     ) -> tuple[float, float]:
-        """How far the limits of a difference lie below and above it; `limits` are the middles, lows and highs."""
-        # Of the two alone: another rate may be 0 and have no logarithm.
+        """Returns the distances of both limits from a difference; `limits` are estimates, lows and highs."""
+        # Only the two figures: another rate may be 0 and have no logarithm.
         (a, b), (a_low, b_low), (a_high, b_high) = ((limit_F[first], limit_F[second]) for limit_F in limits)
         a_I, b_I = influence_FI[first], influence_FI[second]
         shared = bool(((a_I != 0) & (b_I != 0)).any())
         correlation = float(a_I @ b_I / np.sqrt((a_I @ a_I) * (b_I @ b_I))) if shared else 0.0
-        below = _joined(a - a_low, b_high - b, correlation)
-        above = _joined(a_high - a, b - b_low, correlation)
+        below = _combined(a - a_low, b_high - b, correlation)
+        above = _combined(a_high - a, b - b_low, correlation)
         if not shared:
             return below, above
         half = self._half_width(a_I - b_I, min(self.dof_F[first], self.dof_F[second]))
@@ -123,13 +120,12 @@ class RateIntervals:
 
 
 def rate_intervals(counts: ClusteredCounts, *, level: float) -> RateIntervals:
-    """The rates of one kind of error with limits that hold together with the likeness of an identity's trials.
+    """Returns the rates of one kind of error with limits that account for trials clustered by identity.
 
-    Jackknife variance over identities (Davison and Hinkley 1997, 3.2.1), effective trials r (1 - r) / variance
-    (Fogliato, Patil and Perona, Confidence Intervals for Error Rates in 1:1 Matching Tasks, IJCV 2024), but never more
-    than there are; Wilson's limits with the t quantile of `_degrees_of_freedom`. Figures whose
-    every trial ends alike show no variance: their trials are taken to be as alike within identities as those of the
-    other figures are on average, wholly so where there are none.
+    Jackknife variance over identities (Davison and Hinkley 1997, 3.2.1); effective trials r (1 - r) / variance
+    (Fogliato, Patil and Perona, Confidence Intervals for Error Rates in 1:1 Matching Tasks, IJCV 2024), at most the
+    actual ones; Wilson's limits with the t quantile of `_degrees_of_freedom`. A figure whose trials all end the same
+    has no variance: its intraclass correlation is taken as the mean of the other figures', or 1 without any.
 
     Raises ValueError on a level outside (0, 1).
     """
@@ -141,13 +137,13 @@ def rate_intervals(counts: ClusteredCounts, *, level: float) -> RateIntervals:
         rate_F = counts.error_F / counts.trial_F
         left_FI = counts.trial_F[:, None] - counts.trial_FI
         influence_FI = np.where(counts.trial_FI > 0, (counts.error_FI - rate_F[:, None] * counts.trial_FI) / left_FI, 0)
-        # The size of the identity that an average trial touches.
-        alike_F = (counts.trial_FI**2).sum(axis=1) / counts.trial_FI.sum(axis=1)
+        # Size of the cluster (identity) of an average trial.
+        cluster_F = (counts.trial_FI**2).sum(axis=1) / counts.trial_FI.sum(axis=1)
     identities_F = (counts.trial_FI > 0).sum(axis=1)
     known_F = identities_F >= 2
     influence_FI[~known_F | ~np.isfinite(influence_FI).all(axis=1)] = 0
     variance_F = _variance(influence_FI, identities_F)
-    effective_F = _effective(rate_F, variance_F, counts.trial_F, alike_F)
+    effective_F = _effective_trials(rate_F, variance_F, counts.trial_F, cluster_F)
     dof_F = _degrees_of_freedom(counts.trial_FI, influence_FI, identities_F)
     low_F, high_F = wilson_limits(rate_F, effective_F, stdtrit(dof_F, 0.5 + level / 2))
     low_F[~known_F], high_F[~known_F] = np.nan, np.nan
@@ -157,20 +153,20 @@ def rate_intervals(counts: ClusteredCounts, *, level: float) -> RateIntervals:
 
 
 def wilson_limits(rate_F: np.ndarray, trial_F: np.ndarray, quantile_F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's score limits of rates in so many independent trials (Wilson, JASA 1927); NaN without trials."""
+    """Returns Wilson's score limits of rates of independent trials (Wilson, JASA 1927); NaN without trials."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        pull_F = quantile_F**2 / trial_F
-        middle_F = (rate_F + pull_F / 2) / (1 + pull_F)
-        half_F = np.sqrt(pull_F * rate_F * (1 - rate_F) + pull_F**2 / 4) / (1 + pull_F)
-    return np.clip(middle_F - half_F, 0, 1), np.clip(middle_F + half_F, 0, 1)
+        shrinkage_F = quantile_F**2 / trial_F
+        center_F = (rate_F + shrinkage_F / 2) / (1 + shrinkage_F)
+        half_F = np.sqrt(shrinkage_F * rate_F * (1 - rate_F) + shrinkage_F**2 / 4) / (1 + shrinkage_F)
+    return np.clip(center_F - half_F, 0, 1), np.clip(center_F + half_F, 0, 1)
 
 
 def _degrees_of_freedom(trial_FI: np.ndarray, influence_FI: np.ndarray, identities_F: np.ndarray) -> np.ndarray:
-    """Degrees of freedom of the variance over identities, [F], at least 1: the smaller one of two numbers.
+    """Returns the degrees of freedom of the variance over identities, [F], at least 1: the smaller of two numbers.
 
-    Kish's effective number of identities less one, (sum_i N_i)^2 / sum_i N_i^2 - 1: a variance that a few people with
-    many trials carry. And Satterthwaite's of the influences u_i that were seen, 2 (sum u^2)^2 / (sum u^4 - (sum u^2)^2
-    / I), which is I where they are normal: a variance that a few people with many errors carry.
+    Kish's effective number of identities less one, (sum_i N_i)^2 / sum_i N_i^2 - 1, is small if a few identities have
+    most trials. Satterthwaite's from the observed influences u_i, 2 (sum u^2)^2 / (sum u^4 - (sum u^2)^2 / I), equal to
+    I if they are normal, is small if a few identities have most errors.
     """
     kish_F = _divide(trial_FI.sum(axis=1) ** 2, (trial_FI**2).sum(axis=1)) - 1
     return np.maximum(np.fmin(kish_F, _satterthwaite_dof(influence_FI, identities_F)), 1)
@@ -186,52 +182,66 @@ def _variance(influence_FI: np.ndarray, identities_F: np.ndarray) -> np.ndarray:
     return (1 - 1 / np.maximum(identities_F, 2)) * (influence_FI**2).sum(axis=1)
 
 
-def _effective(rate_F: np.ndarray, variance_F: np.ndarray, trial_F: np.ndarray, alike_F: np.ndarray) -> np.ndarray:
-    """Independent trials worth as much, [F]; `alike_F` the size of the identity an average trial touches."""
-    seen_F = variance_F > 0
-    effective_F = np.minimum(_divide(rate_F * (1 - rate_F), np.where(seen_F, variance_F, 1)), trial_F)
-    # The intraclass correlation: 0 where trials are independent, 1 where all of one identity's end alike.
-    clustered_F = seen_F & (alike_F > 1)
-    likeness_F = (trial_F[clustered_F] / effective_F[clustered_F] - 1) / (alike_F[clustered_F] - 1)
-    likeness = np.clip(likeness_F, 0, 1).mean() if clustered_F.any() else 1.0
-    return np.where(seen_F, effective_F, _divide(trial_F, 1 + (np.maximum(alike_F, 1) - 1) * likeness))
+def _effective_trials(
+    rate_F: np.ndarray, variance_F: np.ndarray, trial_F: np.ndarray, cluster_F: np.ndarray
+) -> np.ndarray:
+    has_variance_F = variance_F > 0
+    effective_F = np.minimum(_divide(rate_F * (1 - rate_F), np.where(has_variance_F, variance_F, 1)), trial_F)
+    # Intraclass correlation: 0 for independent trials, 1 if all trials of an identity end the same.
+    known_F = has_variance_F & (cluster_F > 1)
+    correlation_F = (trial_F[known_F] / effective_F[known_F] - 1) / (cluster_F[known_F] - 1)
+    correlation = np.clip(correlation_F, 0, 1).mean() if known_F.any() else 1.0
+    design_effect_F = 1 + (np.maximum(cluster_F, 1) - 1) * correlation
+    return np.where(has_variance_F, effective_F, _divide(trial_F, design_effect_F))
 
 
-def _joined(a: float, b: float, correlation: float) -> float:
+def _combined(a: float, b: float, correlation: float) -> float:
     return float(np.sqrt(max(a**2 + b**2 - 2 * correlation * a * b, 0)))
 
 
-def _divide(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
-        return above / below
+        return numerator / denominator
 
 
-def bootstrap_rates(
-    hit_FI: np.ndarray, pair_FI: np.ndarray, *, replicates: int, level: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile intervals of F pair rates by resampling identities with replacement: low [F] and high [F].
+# Measured coverage of 95% intervals: kind (`KINDS` in benchmarks/interval_coverage.py) -> identities per group -> mean
+# over the simulated worlds and the lowest of them. Made by `python benchmarks/interval_coverage.py --draws 2000
+# --replicates 400 --seed 0`; docs/auditing.md has the same table.
+MEASURED_COVERAGE = MappingProxyType(
+    {
+        "search": {7: (0.9522, 0.9165), 14: (0.9404, 0.903), 30: (0.9487, 0.9385), 80: (0.9508, 0.9365)},
+        "search_difference": {7: (0.9801, 0.964), 14: (0.968, 0.944), 30: (0.9646, 0.958), 80: (0.9638, 0.952)},
+        "paired_difference": {7: (0.9772, 0.969), 14: (0.9646, 0.9515), 30: (0.9632, 0.951), 80: (0.9597, 0.9525)},
+        "gap_bootstrap": {7: (0.9584, 0.9295), 14: (0.9438, 0.905), 30: (0.9475, 0.908), 80: (0.9534, 0.9245)},
+        "search_percentile": {7: (0.8022, 0.747), 14: (0.8472, 0.7845), 30: (0.8942, 0.854), 80: (0.9129, 0.855)},
+        "pair": {7: (0.948, 0.9035), 14: (0.9434, 0.913), 30: (0.9429, 0.9265), 80: (0.946, 0.938)},
+        "pair_across": {7: (0.9435, 0.9095), 14: (0.95, 0.9295), 30: (0.9511, 0.939), 80: (0.9544, 0.948)},
+        "pair_difference": {7: (0.9745, 0.952), 14: (0.9646, 0.941), 30: (0.9612, 0.951), 80: (0.9599, 0.9555)},
+        "pair_percentile": {7: (0.8506, 0.7555), 14: (0.8975, 0.843), 30: (0.9139, 0.8905), 80: (0.9249, 0.914)},
+    }
+)
 
-    `hit_FI[f, i]` of the `pair_FI[f, i]` pairs of identity i count for figure f; all figures share the same replicates,
-    so that one draw is one imagined set of people. A replicate in which a figure has no pair says nothing about it and
-    is left out. NaN where fewer than two identities have pairs: one person's data cannot tell how people differ.
 
-    Cluster bootstrap with percentile limits (Davison and Hinkley, Bootstrap Methods and their Application, 1997, 3.8
-    and 5.3). Raises ValueError on a level outside (0, 1), no replicate, or unequal shapes.
+@dataclass(frozen=True)
+class IntervalCoverage:
+    """Fraction of 95% intervals that contain the true rate: mean over the simulated worlds, and the lowest of them."""
+
+    mean: float
+    lowest: float
+
+
+def measured_coverage(kind: str, identities: int) -> IntervalCoverage | None:
+    """Returns the coverage of an interval of a kind for a number of identities in the (smaller) group.
+
+    Interpolated linearly in 1 / sqrt(identities), constant beyond the largest measured number; None below the
+    smallest. Raises ValueError on an unknown kind.
     """
-    hit_FI, pair_FI = np.atleast_2d(hit_FI).astype(np.float64), np.atleast_2d(pair_FI).astype(np.float64)
-    if hit_FI.shape != pair_FI.shape:
-        raise ValueError(f"hits are {list(hit_FI.shape)} and pairs {list(pair_FI.shape)}")
-    if not 0 < level < 1 or replicates < 1:
-        raise ValueError(f"level {level} must lie between 0 and 1 and replicates {replicates} be positive")
-    low_F, high_F = np.full((2, len(hit_FI)), np.nan)
-    known_F = (pair_FI > 0).sum(axis=1) >= 2
-    if not known_F.any():
-        return low_F, high_F
-    identities = pair_FI.shape[1]
-    drawn_RI = np.random.default_rng(seed).multinomial(identities, np.full(identities, 1 / identities), size=replicates)
-    drawn_IR = drawn_RI.T.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        rate_FR = (hit_FI[known_F] @ drawn_IR) / (pair_FI[known_F] @ drawn_IR)
-    tail = (1 - level) / 2
-    low_F[known_F], high_F[known_F] = np.nanquantile(rate_FR, [tail, 1 - tail], axis=1)
-    return low_F, high_F
+    if kind not in MEASURED_COVERAGE:
+        raise ValueError(f"coverage of {kind!r} was not measured: choose one of {', '.join(MEASURED_COVERAGE)}")
+    row = MEASURED_COVERAGE[kind]
+    known = sorted(row, reverse=True)
+    if identities < known[-1]:
+        return None
+    position = 1 / np.sqrt(np.array([*known, max(identities, 1)], dtype=np.float64))
+    values = np.array([row[n] for n in known]).T
+    return IntervalCoverage(*(float(np.interp(position[-1], position[:-1], value)) for value in values))

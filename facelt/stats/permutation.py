@@ -1,10 +1,8 @@
-"""Could a gap be chance: tests by giving identities other groups, or each identity's trials the other model.
+"""Permutation tests over identities, contrasts of two groups, and Holm's adjustment of p-values.
+
+Groups are compared by permuting the groups of identities, two models by swapping the models of identities.
 
 P permutations, I identities, G groups.
-
-Every two groups of a table compared: difference and ratio with limits, and whether chance explains the difference.
-
-I identities.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,25 +13,25 @@ import numpy as np
 
 from facelt.stats import disparity
 from facelt.stats.groups import GroupTable
-from facelt.stats.resampling import _row_blocks
+from facelt.stats.resampling import row_blocks
 
-# A figure that ties with the one seen is as extreme, whatever the rounding of its sums.
+# Statistics within this distance are ties: their sums may round differently.
 _TIE = 1e-12
 
 
 @dataclass(frozen=True)
 class PermutationResult:
-    """A figure and what chance makes of it: its p value, and the median and the 95% quantile if groups were alike."""
+    """Observed statistic, its p-value, and the median and 95% quantile under the null hypothesis of equal groups."""
 
-    value: float
+    statistic: float
     p: float
-    median: float
-    high: float
+    null_median: float
+    null_high: float
     permutations: int
 
 
 def permuted_groups(group_I: np.ndarray, *, permutations: int, seed: int) -> np.ndarray:
-    """The identities' groups in other orders, int64 [P,I]: every group keeps its number of identities."""
+    """Returns random permutations of the identities' groups, int64 [P,I]. Raises ValueError without permutations."""
     if permutations < 1:
         raise ValueError(f"permutations {permutations} must be positive")
     group_PI = np.tile(np.asarray(group_I, dtype=np.int64), (permutations, 1))
@@ -49,11 +47,12 @@ def permutation_test(
     seed: int,
     figure: Callable[[np.ndarray], np.ndarray] = disparity.gap,
 ) -> PermutationResult | None:
-    """The gap, or another figure over the groups' rates, of searches or mated pairs against chance.
+    """Tests a disparity (by default the gap) of the groups' rates of searches or mated pairs.
 
-    `group_I` is the group of each identity, below 0 where it takes no part, as one without trials does not. None where
-    fewer than two groups are left: there is nothing to compare. Exact if, were groups alike, every identity could as
-    well have been in another (Fisher's permutation test, over identities because images of one are not exchangeable).
+    `group_I` is the group of each identity, below 0 to leave it out; identities without trials are left out. None if
+    fewer than two groups remain or the disparity is undefined. The test is exact if, were the groups equal, every
+    identity could as well have been in another group (Fisher's permutation test; identities are permuted because images
+    of one person are not exchangeable).
     """
     kept_I = (trial_I > 0) & (group_I >= 0)
     names, group_K = np.unique(group_I[kept_I], return_inverse=True)
@@ -65,7 +64,7 @@ def permutation_test(
         member_GPK = group_PK == np.arange(len(names))[:, None, None]
         return ((member_GPK @ error_K) / (member_GPK @ trial_K)).T
 
-    return _chance(rates, group_K, permutations, seed, figure)
+    return _test(rates, group_K, permutations, seed, figure)
 
 
 def nonmated_permutation_test(
@@ -77,10 +76,10 @@ def nonmated_permutation_test(
     seed: int,
     figure: Callable[[np.ndarray], np.ndarray] = disparity.gap,
 ) -> PermutationResult | None:
-    """As `gap_chance`, of non-mated pairs within each group: symmetric counts by the identities of both sides, [I,I].
+    """Tests a disparity of non-mated pairs within groups, from symmetric counts by both identities, [I,I].
 
-    Groups of one identity have no pair within them and take no part. A permutation that leaves a group without a pair
-    says nothing against chance and counts as at least as extreme.
+    As `permutation_test`; groups of one identity have no such pair and are left out. A permutation that leaves a group
+    without a pair counts as at least as extreme.
     """
     same_II = group_I[:, None] == group_I
     kept_I = (np.where(same_II, trial_II, 0).sum(axis=1) > 0) & (group_I >= 0)
@@ -98,15 +97,15 @@ def nonmated_permutation_test(
                 rate_PG[:, g] = error_P / trial_P
         return rate_PG
 
-    return _chance(rates, group_K, permutations, seed, figure)
+    return _test(rates, group_K, permutations, seed, figure)
 
 
 def paired_permutation_test(
     first_error_I: np.ndarray, second_error_I: np.ndarray, trial_I: np.ndarray, *, permutations: int, seed: int
 ) -> PermutationResult | None:
-    """How far two models' rates on the same searches lie apart, against chance: identities swap models at random.
+    """Tests the difference of two models' rates on the same searches by swapping the models of random identities.
 
-    The figure is |rate of the first - rate of the second|; None without trials.
+    The statistic is |rate of the first - rate of the second|; None without trials.
     """
     if permutations < 1:
         raise ValueError(f"permutations {permutations} must be positive")
@@ -117,57 +116,58 @@ def paired_permutation_test(
     sum_P = np.concatenate(
         [
             random.choice([-1.0, 1.0], (len(range(permutations)[part]), len(difference_I))) @ difference_I
-            for part in _row_blocks(permutations, len(difference_I))
+            for part in row_blocks(permutations, len(difference_I))
         ]
     )
-    return _against(float(abs(difference_I.sum())), np.abs(sum_P))
+    return _compare_with_null(float(abs(difference_I.sum())), np.abs(sum_P))
+
+
+def _test(
+    rates: Callable, group_K: np.ndarray, permutations: int, seed: int, figure: Callable
+) -> PermutationResult | None:
+    observed = float(figure(rates(group_K[None])[0]))
+    if np.isnan(observed):
+        return None
+    group_PK = permuted_groups(group_K, permutations=permutations, seed=seed)
+    value_P = np.concatenate([figure(rates(group_PK[part])) for part in row_blocks(permutations, len(group_K))])
+    return _compare_with_null(observed, value_P)
+
+
+def _compare_with_null(observed: float, value_P: np.ndarray) -> PermutationResult:
+    as_extreme = int(np.count_nonzero(~(value_P < observed - _TIE)))
+    known_P = value_P[~np.isnan(value_P)]
+    median, high = np.quantile(known_P, [0.5, 0.95]) if len(known_P) else (np.nan, np.nan)
+    # The observed order counts as one of the permutations (Phipson and Smyth 2010), so that no p-value is 0.
+    p = (as_extreme + 1) / (len(value_P) + 1)
+    return PermutationResult(observed, p, float(median), float(high), len(value_P))
 
 
 def holm_adjust(p: Sequence[float | None]) -> list[float | None]:
-    """p values adjusted so that any below 0.05 is, with 95% confidence, no accident of testing so often.
+    """Returns Holm-Bonferroni adjusted p-values; None is not a test and stays None.
 
     max_{j <= k} min(1, (m - j + 1) p_(j)) for the k-th smallest of m (Holm, A Simple Sequentially Rejective Multiple
-    Test Procedure, 1979). None is no test and stays so.
+    Test Procedure, 1979).
     """
-    order = sorted((value, place) for place, value in enumerate(p) if value is not None)
+    order = sorted((value, index) for index, value in enumerate(p) if value is not None)
     adjusted: list[float | None] = [None] * len(p)
     largest = 0.0
-    for rank, (value, place) in enumerate(order):
+    for rank, (value, index) in enumerate(order):
         largest = max(largest, min(1.0, (len(order) - rank) * value))
-        adjusted[place] = largest
+        adjusted[index] = largest
     return adjusted
 
 
-def _chance(
-    rates: Callable, group_K: np.ndarray, permutations: int, seed: int, figure: Callable
-) -> PermutationResult | None:
-    seen = float(figure(rates(group_K[None])[0]))
-    if np.isnan(seen):
-        return None
-    group_PK = permuted_groups(group_K, permutations=permutations, seed=seed)
-    value_P = np.concatenate([figure(rates(group_PK[part])) for part in _row_blocks(permutations, len(group_K))])
-    return _against(seen, value_P)
-
-
-def _against(seen: float, value_P: np.ndarray) -> PermutationResult:
-    as_extreme = int(np.count_nonzero(~(value_P < seen - _TIE)))
-    known_P = value_P[~np.isnan(value_P)]
-    median, high = np.quantile(known_P, [0.5, 0.95]) if len(known_P) else (np.nan, np.nan)
-    # The order that was seen is one of the orders (Phipson and Smyth 2010): no p value is 0.
-    return PermutationResult(seen, (as_extreme + 1) / (len(value_P) + 1), float(median), float(high), len(value_P))
-
-
-# A table, and a test of a difference: given the group of each identity, below 0 where it takes no part.
+# Tests a difference, given the group of each identity, below 0 to leave it out.
 DifferenceTest = Callable[[np.ndarray], PermutationResult | None]
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """`first` has the higher rate of two groups of a table, or they are equal.
+    """Comparison of two groups of a table; `first` has the higher rate, or the rates are equal.
 
-    `ratio` and its limits are None where they are not known: an upper limit where `second` has no event, all where
-    neither has. `p` is that of the permutation test, `adjusted_p` Holm's over the tests it was reported with; None
-    where identities are in several groups, so that no other order of groups is as likely.
+    `ratio` and its limits are None if unknown: `ratio` and its upper limit if `second` has no event, all three if
+    neither has. `p` is that of the permutation test and `adjusted_p` Holm's over all tests of the report; None if
+    identities belong to several groups, because groups cannot be permuted over identities then.
     """
 
     metric: str
@@ -184,54 +184,49 @@ class Contrast:
     adjusted_p: float | None = None
 
 
-def pairwise_contrasts(table: GroupTable, group_I: np.ndarray | None, test: DifferenceTest) -> list[Contrast]:
-    """The large rows of a table two by two, largest difference first.
+def pairwise_contrasts(table: GroupTable, test: DifferenceTest) -> list[Contrast]:
+    """Returns the contrasts of every two large rows of a table, largest difference first.
 
-    Args:
-        table: rates by group.
-        group_I: the row of each identity in the table, below 0 for none (`row_of_identities`); None where identities
-            are in several.
-        test: `gap_chance` or `pair_gap_chance` with the counts of this table.
+    `test` is `permutation_test` or `nonmated_permutation_test` with the counts of this table.
     """
-    found = []
+    group_I = _identity_rows(table)
+    contrasts = []
     for pair in combinations(table.large(), 2):
         first, second = sorted(pair, key=lambda f: -table.rows[f].rate)
-        above, below = table.rows[first], table.rows[second]
-        chance = None
-        if group_I is not None:
-            chance = test(np.where(np.isin(group_I, pair), group_I, -1))
+        higher, lower = table.rows[first], table.rows[second]
+        result = None if group_I is None else test(np.where(np.isin(group_I, pair), group_I, -1))
         low, high = map(_finite, table.intervals.difference(first, second))
         ratio_low, ratio_high = map(_finite, table.intervals.ratio(first, second))
-        found.append(
+        contrasts.append(
             Contrast(
                 metric=table.metric,
                 by=table.by,
-                first=above.group,
-                second=below.group,
-                difference=above.rate - below.rate,
+                first=higher.group,
+                second=lower.group,
+                difference=higher.rate - lower.rate,
                 low=low,
                 high=high,
-                ratio=above.rate / below.rate if below.rate else None,
+                ratio=higher.rate / lower.rate if lower.rate else None,
                 ratio_low=ratio_low,
                 ratio_high=ratio_high,
-                p=None if chance is None else chance.p,
+                p=None if result is None else result.p,
             )
         )
-    return sorted(found, key=lambda one: -one.difference)
+    return sorted(contrasts, key=lambda contrast: -contrast.difference)
 
 
-def identity_rows(table: GroupTable) -> np.ndarray | None:
-    """The row of each identity in a table by group, int64 [I], below 0 for none; None where one is in several."""
+def holm_adjust_contrasts(contrasts: list[Contrast]) -> list[Contrast]:
+    """Returns the contrasts of a whole report, in the same order, with p-values adjusted over all their tests."""
+    values = holm_adjust([contrast.p for contrast in contrasts])
+    return [replace(contrast, adjusted_p=value) for contrast, value in zip(contrasts, values, strict=True)]
+
+
+def _identity_rows(table: GroupTable) -> np.ndarray | None:
+    """Returns the row of each identity in a table, int64 [I], below 0 for none; None if one is in several rows."""
     tested_FI = table.counts.trial_FI > 0
     if (tested_FI.sum(axis=0) > 1).any():
         return None
     return np.where(tested_FI.any(axis=0), tested_FI.argmax(axis=0), -1)
-
-
-def holm_adjust_contrasts(found: list[Contrast]) -> list[Contrast]:
-    """The contrasts of a whole report with Holm's adjustment over all their tests, in the same order."""
-    values = holm_adjust([one.p for one in found])
-    return [replace(one, adjusted_p=value) for one, value in zip(found, values, strict=True)]
 
 
 def _finite(value: float) -> float | None:

@@ -1,7 +1,7 @@
-"""Replicates of rates with other identities drawn, both sides of a pair among them, and limits from replicates.
+"""Bootstrap over identities: replicate weights and rates, percentile and bias-corrected limits.
 
-A replicate is a weight for each identity. A search or a mated pair weighs what its identity does, a non-mated pair the
-product of both its identities' weights, so that no replicate needs a loop over pairs.
+A replicate is a weight for each identity. A search or a mated pair has its identity's weight, a non-mated pair the
+product of both identities' weights, so that no replicate needs a loop over pairs.
 
 R replicates, I identities, U units, G groups, F figures.
 """
@@ -14,12 +14,12 @@ from facelt.stats.groups import Grouping, UnitPairCounts, Units, group_pairs
 
 
 def identity_weights(stratum_I: np.ndarray, *, replicates: int, seed: int) -> np.ndarray:
-    """How often each identity is drawn in each replicate, float64 [R,I], as many as before in each stratum.
+    """Returns the weight of each identity in each replicate, float64 [R,I]; each stratum keeps its total weight.
 
-    Of n identities of a stratum, n - 1 are drawn with replacement and weigh n / (n - 1): so the variance of a mean over
-    few identities is not too small by (n - 1) / n (Rao and Wu, Resampling Inference with Complex Survey Data, JASA
-    1988). Strata are groups, where each identity has one: no replicate then lacks a group. An identity alone in its
-    stratum is in every replicate. Raises ValueError where no replicate is asked for.
+    Of the n identities of a stratum, n - 1 are drawn with replacement and weigh n / (n - 1), so that the variance of a
+    mean over few identities is not too small by (n - 1) / n (Rao and Wu, Resampling Inference with Complex Survey Data,
+    JASA 1988). With groups as strata no replicate lacks a group. An identity alone in its stratum is in every
+    replicate. Raises ValueError if `replicates` is not positive.
     """
     stratum_I = np.asarray(stratum_I)
     if replicates < 1:
@@ -35,16 +35,16 @@ def identity_weights(stratum_I: np.ndarray, *, replicates: int, seed: int) -> np
 
 
 def replicate_rates(error_FI: np.ndarray, trial_FI: np.ndarray, weight_RI: np.ndarray) -> np.ndarray:
-    """The rates of searches or mated pairs in each replicate, [R,F]; NaN where a figure has no trial there."""
+    """Returns the rates of searches or mated pairs in each replicate, [R,F]; NaN without trials."""
     with np.errstate(invalid="ignore"):
         return (weight_RI @ np.atleast_2d(error_FI).T) / (weight_RI @ np.atleast_2d(trial_FI).T)
 
 
 def replicate_pair_rates(pairs: UnitPairCounts, units: Units, grouping: Grouping, weight_RI: np.ndarray) -> np.ndarray:
-    """The rates of `cells(grouping)` in each replicate, [R,F]; NaN where a cell has no pair there.
+    """Returns the rates of `group_pairs(grouping)` in each replicate, [R,F]; NaN without pairs. Fixed units weigh 1.
 
-    Units that are nobody's weigh 1. Resampling both sides: Owen, The Pigeonhole Bootstrap, Annals of Applied Statistics
-    2007; of comparisons of faces: Bolle, Ratha and Pankanti, Error Analysis of Pattern Recognition Systems, CVIU 2004.
+    Both sides of a pair are resampled: Owen, The Pigeonhole Bootstrap, Annals of Applied Statistics 2007; for face
+    comparisons: Bolle, Ratha and Pankanti, Error Analysis of Pattern Recognition Systems, CVIU 2004.
     """
     if pairs.mated:
         counts = pairs.clustered_counts(units, grouping)
@@ -55,10 +55,10 @@ def replicate_pair_rates(pairs: UnitPairCounts, units: Units, grouping: Grouping
 
 
 def _weighted_sums(count_UU: np.ndarray, units: Units, grouping: Grouping, weight_RI: np.ndarray) -> np.ndarray:
-    """sum_uv w_u w_v count_uv over each cell, [R,F]; cells of one group with itself come out twice as large."""
-    count_UU, member_UG = count_UU.astype(np.float64), grouping.members()
+    """Returns sum_uv w_u w_v count_uv over each pair of groups, [R,F]; twice that within one group."""
+    count_UU, member_UG = count_UU.astype(np.float64), grouping.membership()
     sum_RGG = np.empty((len(weight_RI), len(grouping), len(grouping)))
-    for part in _row_blocks(len(weight_RI), len(units)):
+    for part in row_blocks(len(weight_RI), len(units)):
         weight_BU = np.where(units.fixed_U, 1, weight_RI[part][:, units.identity_U])
         for g in range(len(grouping)):
             own_U = grouping.group_U == g
@@ -66,22 +66,52 @@ def _weighted_sums(count_UU: np.ndarray, units: Units, grouping: Grouping, weigh
     return np.stack([sum_RGG[:, a, b] for a, b in group_pairs(grouping)], axis=1)
 
 
-def _row_blocks(rows: int, width: int) -> Iterator[slice]:
-    """Slices of at least one row that hold no more than 32 MB of float64 rows that wide."""
+def row_blocks(rows: int, width: int) -> Iterator[slice]:
+    """Yields slices of at least one row and at most 32 MB of float64 rows of that width."""
     step = max(1, (1 << 22) // max(width, 1))
     return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def bootstrap_rates(
+    hit_FI: np.ndarray, pair_FI: np.ndarray, *, replicates: int, level: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns percentile intervals of F rates by resampling identities with replacement: low [F] and high [F].
+
+    `hit_FI[f, i]` of the `pair_FI[f, i]` pairs of identity i count for figure f; all figures share the replicates.
+    Replicates in which a figure has no pair are ignored for it. NaN if fewer than two identities have pairs.
+
+    Cluster bootstrap with percentile limits (Davison and Hinkley, Bootstrap Methods and their Application, 1997, 3.8
+    and 5.3). Raises ValueError on a level outside (0, 1), no replicate, or unequal shapes.
+    """
+    hit_FI, pair_FI = np.atleast_2d(hit_FI).astype(np.float64), np.atleast_2d(pair_FI).astype(np.float64)
+    if hit_FI.shape != pair_FI.shape:
+        raise ValueError(f"hits are {list(hit_FI.shape)} and pairs {list(pair_FI.shape)}")
+    if not 0 < level < 1 or replicates < 1:
+        raise ValueError(f"level {level} must lie between 0 and 1 and replicates {replicates} be positive")
+    low_F, high_F = np.full((2, len(hit_FI)), np.nan)
+    known_F = (pair_FI > 0).sum(axis=1) >= 2
+    if not known_F.any():
+        return low_F, high_F
+    identities = pair_FI.shape[1]
+    drawn_RI = np.random.default_rng(seed).multinomial(identities, np.full(identities, 1 / identities), size=replicates)
+    drawn_IR = drawn_RI.T.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        rate_FR = (hit_FI[known_F] @ drawn_IR) / (pair_FI[known_F] @ drawn_IR)
+    tail = (1 - level) / 2
+    low_F[known_F], high_F[known_F] = np.nanquantile(rate_FR, [tail, 1 - tail], axis=1)
+    return low_F, high_F
 
 
 def bias_corrected_limits(
     value_R: np.ndarray, estimate: float, *, level: float, dof: float = np.inf
 ) -> tuple[float, float]:
-    """Limits of a figure from its replicates where these lie to one side of it, as those of a largest gap do.
+    """Returns bias-corrected percentile limits of a figure whose replicates may lie to one side of its estimate.
 
-    Bias-corrected percentiles (Efron, Nonparametric Standard Errors and Confidence Intervals, 1981): the quantiles
-    Phi(2 z0 -+ z) with Phi(z0) the share of replicates below the estimate, ties counting half. z is the t quantile of
-    `dof` degrees of freedom: few identities show less than their spread (the expanded percentiles of Hesterberg,
-    What Teachers Should Know About the Bootstrap, 2015); those of the group with the fewest do for several groups.
-    Replicates that are NaN are left out; NaN limits without any other, or with all on one side.
+    Efron, Nonparametric Standard Errors and Confidence Intervals, 1981: the quantiles Phi(2 z0 -+ z) with Phi(z0) the
+    fraction of replicates below the estimate, ties counting half. z is the t quantile with `dof` degrees of freedom,
+    because few identities show less than their true spread (the expanded percentiles of Hesterberg, What Teachers
+    Should Know About the Bootstrap, 2015); for several groups, use the fewest of any. NaN replicates are ignored.
+    NaN limits without any other replicate, or with all of them on one side.
     """
     from scipy.stats import norm, t
 

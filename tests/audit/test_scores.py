@@ -37,12 +37,12 @@ def test_pairs_are_read_in_order_and_handed_on_in_blocks(write, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "what"),
     [
-        ("x,y,high,0", "line 6, column 'score': 'high' is no number"),
+        ("x,y,high,0", "line 6, column 'score': 'high' is not a number"),
         ("x,y,inf,0", "line 6, column 'score': 'inf' is not finite"),
-        ("x,y,0.1,2", "line 6, column 'label': '2' is neither 1 (one person) nor 0 (two)"),
+        ("x,y,0.1,2", "line 6, column 'label': '2' is neither 1 (mated) nor 0 (non-mated)"),
         ("x,y,0.1,1", "line 6, column 'label': '1' contradicts id1 and id2, which are two identities"),
         ("x,x,0.1,0", "line 6, column 'label': '0' contradicts id1 and id2, which are one identity"),
-        ("x,,0.1,0", "line 6, column 'id2': '' names nobody"),
+        ("x,,0.1,0", "line 6, column 'id2': '' is empty; expected an identity"),
         ("x,y,0.1", "line 6 has 3 fields, the header has 4"),
     ],
 )
@@ -53,9 +53,9 @@ def test_a_mistake_is_named_by_line_and_column(write, line, what):
 
 
 def test_pairs_of_one_kind_alone_are_no_audit(write):
-    with pytest.raises(UserError, match=r"holds no mated pair \(label 1\)"):
+    with pytest.raises(UserError, match=r"has no mated pair \(label 1\)"):
         read_scores(write("id1,id2,score,label\nx,y,1,0\n"))
-    with pytest.raises(UserError, match=r"holds no non-mated pair \(label 0\)"):
+    with pytest.raises(UserError, match=r"has no non-mated pair \(label 0\)"):
         read_scores(write("id1,id2,score,label\nx,x,1,1\n"))
     with pytest.raises(UserError, match="has no column 'label'"):
         read_scores(write("id1,id2,score\nx,x,1\n"))

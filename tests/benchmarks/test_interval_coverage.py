@@ -8,7 +8,7 @@ from scipy import stats
 
 from benchmarks import interval_coverage
 from benchmarks.interval_coverage import KINDS, PAIR_WORLDS, SEARCH_WORLDS, PairWorld, SearchWorld, even_images, measure
-from facelt.stats.coverage import MEASURED_COVERAGE, measured_coverage
+from facelt.stats.intervals import MEASURED_COVERAGE, measured_coverage
 
 
 @pytest.mark.parametrize("identities", [7, 30])

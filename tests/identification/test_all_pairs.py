@@ -19,7 +19,9 @@ def people(random, images, identities):
     """Units of images whose gender is the identity's, and whose age band is the image's own."""
     identity_N = random.integers(0, identities, images)
     gender_N = np.where(identity_N % 2, "m", "f")
-    return identity_N, Units.of(identity_N, {"gender": gender_N, "age": random.choice(["old", "young"], images)})
+    return identity_N, Units.from_columns(
+        identity_N, {"gender": gender_N, "age": random.choice(["old", "young"], images)}
+    )
 
 
 def plain_pairs(rows_ND, identity_N, cosine):
@@ -148,7 +150,9 @@ def test_a_threshold_set_on_the_histograms_holds_among_the_exact_counts():
 
 def test_a_collection_of_strangers_has_no_mates():
     rows_ND = np.eye(4, dtype=np.float32)
-    units = Units.of(["a", "a", "", ""], {"gender": ["f", "f", "", ""]}, fixed_N=np.array([0, 0, 1, 1], dtype=bool))
+    units = Units.from_columns(
+        ["a", "a", "", ""], {"gender": ["f", "f", "", ""]}, fixed_N=np.array([0, 0, 1, 1], dtype=bool)
+    )
     errors = pair_errors(rows_ND, units, [0.0])
     assert errors.mated[0].trial_UU.sum() == 2
     assert errors.non_mated[0].trial_UU.sum() == errors.non_mated[0].error_UU.sum() == 10
@@ -157,7 +161,7 @@ def test_a_collection_of_strangers_has_no_mates():
 
 
 def test_bad_input_is_refused(monkeypatch):
-    units = Units.of(["a", "b"], {"g": ["x", "y"]})
+    units = Units.from_columns(["a", "b"], {"g": ["x", "y"]})
     grouping = units.grouping(["g"])
     with pytest.raises(BadRow, match="row 1 of the query has length zero"):
         pair_errors(np.array([[1.0, 0.0], [0.0, 0.0]]), units, [0.5], cosine=True)

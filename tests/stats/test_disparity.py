@@ -9,16 +9,15 @@ from hypothesis import strategies as st
 
 from facelt.stats import disparity
 from facelt.stats.disparity import (
+    DISPARITY_MEASURES,
     GroupErrors,
-    fairness_discrepancy_rate_from_counts,
-    gap_from_counts,
-    garbe_from_counts,
-    gini_from_counts,
-    inequity_rate_from_counts,
-    max_over_geometric_mean_from_counts,
-    ratio_from_counts,
     zero_error_bound,
 )
+
+
+def from_counts(name, *errors, **options):
+    return DISPARITY_MEASURES[name].from_counts(*errors, **options)
+
 
 RATES = st.lists(st.floats(1e-6, 1), min_size=2, max_size=6)
 
@@ -81,35 +80,35 @@ def test_zero_error_bound_is_where_no_error_is_that_unlikely_for_wilson():
 def test_counts_with_errors_give_the_figure_itself():
     false_match = GroupErrors(("f", "m"), [1, 8], [100, 200])
     false_non_match = GroupErrors(("f", "m"), [10, 40], [100, 200])
-    assert ratio_from_counts(false_match).value == pytest.approx(4)
-    assert not ratio_from_counts(false_match).at_least
-    assert gap_from_counts(false_non_match).value == pytest.approx(0.1)
-    assert max_over_geometric_mean_from_counts(false_match).value == pytest.approx(2)
-    assert gini_from_counts(false_match).value == pytest.approx(0.6)
-    assert inequity_rate_from_counts(false_match, false_non_match).value == pytest.approx(np.sqrt(8))
-    assert garbe_from_counts(false_match, false_non_match).value == pytest.approx(0.3 + 0.5 / 3)
-    assert fairness_discrepancy_rate_from_counts(false_match, false_non_match).value == pytest.approx(1 - 0.015 - 0.05)
+    assert from_counts("ratio", false_match).value == pytest.approx(4)
+    assert not from_counts("ratio", false_match).at_least
+    assert from_counts("gap", false_non_match).value == pytest.approx(0.1)
+    assert from_counts("max_over_geometric_mean", false_match).value == pytest.approx(2)
+    assert from_counts("gini", false_match).value == pytest.approx(0.6)
+    assert from_counts("inequity", false_match, false_non_match).value == pytest.approx(np.sqrt(8))
+    assert from_counts("garbe", false_match, false_non_match).value == pytest.approx(0.3 + 0.5 / 3)
+    assert from_counts("fdr", false_match, false_non_match).value == pytest.approx(1 - 0.015 - 0.05)
 
 
 def test_a_group_without_errors_gives_a_bound():
     errors = GroupErrors(("f", "m", "x"), [0, 50, 100], [1000, 1000, 1000], kind="false match")
     upper = 3.8415 / 1003.8415
-    found = ratio_from_counts(errors)
+    found = from_counts("ratio", errors)
     assert found.at_least
     assert found.value == pytest.approx(0.1 / upper, rel=1e-4)
     assert "no false match in f" in found.note
-    found = max_over_geometric_mean_from_counts(errors)
+    found = from_counts("max_over_geometric_mean", errors)
     assert found.at_least
     assert found.value == pytest.approx(0.1 / (upper * 0.05 * 0.1) ** (1 / 3), rel=1e-4)
     # With clustered trials fewer independent ones stand behind the bound, which is then weaker.
     clustered = GroupErrors(
         ("f", "m", "x"), [0, 50, 100], [1000, 1000, 1000], upper_G=zero_error_bound(50) * np.ones(3)
     )
-    assert ratio_from_counts(clustered).value < ratio_from_counts(errors).value / 10
-    assert gap_from_counts(errors).value == pytest.approx(0.1)
-    assert not gap_from_counts(errors).at_least
+    assert from_counts("ratio", clustered).value < from_counts("ratio", errors).value / 10
+    assert from_counts("gap", errors).value == pytest.approx(0.1)
+    assert not from_counts("gap", errors).at_least
     fnmr = GroupErrors(("f", "m", "x"), [100, 100, 200], [1000, 1000, 1000])
-    found = inequity_rate_from_counts(errors, fnmr, 0.25)
+    found = from_counts("inequity", errors, fnmr, alpha=0.25)
     assert found.at_least
     assert found.value == pytest.approx((0.1 / upper) ** 0.25 * 2**0.75, rel=1e-4)
 
@@ -120,27 +119,27 @@ def test_the_bound_lies_below_whatever_the_unseen_rate_may_be(share):
     # A group with few trials: its upper bound lies above the other groups' rates.
     errors = GroupErrors(("a", "b", "c"), [0, 3, 4], [20, 100, 100])
     unseen = max(share * float(zero_error_bound(20)), 1e-9)
-    for counted, figure in (
-        (ratio_from_counts, disparity.ratio),
-        (max_over_geometric_mean_from_counts, disparity.max_over_geometric_mean),
+    for name, figure in (
+        ("ratio", disparity.ratio),
+        ("max_over_geometric_mean", disparity.max_over_geometric_mean),
     ):
-        assert 1 <= counted(errors).value <= figure([unseen, 0.03, 0.04]) * (1 + 1e-12)
+        assert 1 <= from_counts(name, errors).value <= figure([unseen, 0.03, 0.04]) * (1 + 1e-12)
 
 
 def test_no_figure_where_there_is_none():
     nothing = GroupErrors(("f", "m"), [0, 0], [10, 10], kind="false match")
     some = GroupErrors(("f", "m"), [1, 2], [10, 10])
-    assert ratio_from_counts(nothing).value is None
-    assert ratio_from_counts(nothing).note == "no group has a false match"
-    assert gap_from_counts(nothing).value == 0
-    for figure in (inequity_rate_from_counts, garbe_from_counts):
-        assert figure(nothing, some).value is None
-        assert figure(some, nothing).value is None
+    assert from_counts("ratio", nothing).value is None
+    assert from_counts("ratio", nothing).note == "no group has a false match"
+    assert from_counts("gap", nothing).value == 0
+    for name in ("inequity", "garbe"):
+        assert from_counts(name, nothing, some).value is None
+        assert from_counts(name, some, nothing).value is None
     alone = GroupErrors(("f", "m"), [1, 0], [10, 0])
-    for figure in (gap_from_counts, ratio_from_counts, gini_from_counts, max_over_geometric_mean_from_counts):
-        assert figure(alone).value is None
-        assert "fewer than two groups" in figure(alone).note
-    assert fairness_discrepancy_rate_from_counts(alone, some).value is None
+    for name in ("gap", "ratio", "gini", "max_over_geometric_mean"):
+        assert from_counts(name, alone).value is None
+        assert "fewer than two groups" in from_counts(name, alone).note
+    assert from_counts("fdr", alone, some).value is None
 
 
 def test_bad_arguments():
@@ -153,6 +152,6 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="3 groups"):
         GroupErrors(("a", "b", "c"), [2, 0], [2, 1])
     with pytest.raises(ValueError, match="different groups"):
-        garbe_from_counts(GroupErrors(("a", "b"), [1, 1], [2, 2]), GroupErrors(("a", "c"), [1, 1], [2, 2]))
+        from_counts("garbe", GroupErrors(("a", "b"), [1, 1], [2, 2]), GroupErrors(("a", "c"), [1, 1], [2, 2]))
     with pytest.raises(ValueError, match="level"):
         zero_error_bound(3, 1)

@@ -1,17 +1,18 @@
-"""Conditions to stop on: what is read, what is refused and with what words, and what meets them."""
+"""Fail conditions: parsing, rejected input, and the disparities that meet them."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facelt.errors import UserError
-from facelt.stats.fail_conditions import _OPERATORS, FailCondition, Value, parse_fail_condition
+from facelt.stats.disparity import DisparityEstimate
+from facelt.stats.fail_conditions import _OPERATORS, FailCondition, parse_fail_condition
 
-VALUES = [
-    Value("gap", "rank1", ("gender",), 0.087),
-    Value("gap", "rank1", ("gender", "age band"), 0.03),
-    Value("ratio", "fmr", ("gender",), 3.5, at_least=True),
-    Value("garbe", "both", ("gender",), None, note="no group has a false match"),
+ESTIMATES = [
+    DisparityEstimate("gap", "rank1", ("gender",), 0.087),
+    DisparityEstimate("gap", "rank1", ("gender", "age band"), 0.03),
+    DisparityEstimate("ratio", "fmr", ("gender",), 3.5, at_least=True),
+    DisparityEstimate("garbe", "both", ("gender",), None, note="no group has a false match"),
 ]
 
 
@@ -53,7 +54,7 @@ def test_refuses_other_forms(text):
 
 @pytest.mark.parametrize("limit", ["nan", "inf", "five", "0,05", "1__0"])
 def test_refuses_what_is_no_number(limit):
-    with pytest.raises(UserError, match="is no number"):
+    with pytest.raises(UserError, match="is not a number"):
         parse_fail_condition(f"gap(rank1) > {limit}")
 
 
@@ -73,32 +74,36 @@ def test_any_text_is_read_or_refused(text):
 @given(st.sampled_from(sorted(_OPERATORS)), st.floats(-10, 10), st.floats(-10, 10))
 def test_compares_as_the_operator_does(op, value, limit):
     compared = {">": value > limit, ">=": value >= limit, "<": value < limit, "<=": value <= limit}[op]
-    found = parse_fail_condition(f"gap(rank1) {op} {limit!r}").reasons([Value("gap", "rank1", ("g",), value)])
+    found = parse_fail_condition(f"gap(rank1) {op} {limit!r}").reasons(
+        [DisparityEstimate("gap", "rank1", ("g",), value)]
+    )
     assert bool(found) == compared
 
 
 def test_reasons_name_the_figure_and_its_value():
-    assert parse_fail_condition("gap(rank1) > 0.05").reasons(VALUES) == [
+    assert parse_fail_condition("gap(rank1) > 0.05").reasons(ESTIMATES) == [
         "gap(rank1) > 0.05: gap(rank1, by=gender) is 0.087"
     ]
     assert (
-        parse_fail_condition("gap(rank1) > 0.01").reasons(VALUES)[1].endswith("gap(rank1, by=gender+age band) is 0.03")
+        parse_fail_condition("gap(rank1) > 0.01")
+        .reasons(ESTIMATES)[1]
+        .endswith("gap(rank1, by=gender+age band) is 0.03")
     )
-    assert parse_fail_condition("gap(rank1, by=gender+age band) > 0.05").reasons(VALUES) == []
+    assert parse_fail_condition("gap(rank1, by=gender+age band) > 0.05").reasons(ESTIMATES) == []
 
 
 @pytest.mark.parametrize("text", ["ratio(fmr) > 3", "ratio(fmr) >= 3.5"])
 def test_a_lower_bound_above_the_limit_is_a_reason(text):
-    assert parse_fail_condition(text).reasons(VALUES)[0].endswith("is at least 3.5")
+    assert parse_fail_condition(text).reasons(ESTIMATES)[0].endswith("is at least 3.5")
 
 
 def test_a_lower_bound_is_surely_not_below_a_smaller_limit():
     assert parse_fail_condition("ratio(fmr) > 4").op == ">"
     with pytest.raises(UserError, match=r"is at least 3\.5 and may be more, a group has no error"):
-        parse_fail_condition("ratio(fmr) > 4").reasons(VALUES)
+        parse_fail_condition("ratio(fmr) > 4").reasons(ESTIMATES)
     with pytest.raises(UserError, match=r"is at least 3\.5 and may be more"):
-        parse_fail_condition("ratio(fmr) < 4").reasons(VALUES)
-    assert parse_fail_condition("ratio(fmr) < 3").reasons(VALUES) == []
+        parse_fail_condition("ratio(fmr) < 4").reasons(ESTIMATES)
+    assert parse_fail_condition("ratio(fmr) < 3").reasons(ESTIMATES) == []
 
 
 @pytest.mark.parametrize(
@@ -112,4 +117,4 @@ def test_a_lower_bound_is_surely_not_below_a_smaller_limit():
 )
 def test_what_the_report_lacks_is_no_pass(text, words):
     with pytest.raises(UserError, match=words):
-        parse_fail_condition(text).reasons(VALUES)
+        parse_fail_condition(text).reasons(ESTIMATES)

@@ -6,11 +6,10 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from facelt.stats.disparity import ratio_from_counts
+from facelt.stats.disparity import DISPARITY_MEASURES
 from facelt.stats.groups import PairCounter, Units, group_sizes, pair_table, search_table
 from facelt.stats.permutation import (
     holm_adjust_contrasts,
-    identity_rows,
     nonmated_permutation_test,
     pairwise_contrasts,
     permutation_test,
@@ -26,7 +25,7 @@ AGE = (["young", "old", "old"] * 4) + ["old", "young"] * 3 + ["old"]
 
 @pytest.fixture(scope="module")
 def units() -> Units:
-    return Units.of(IDENTITY, {"gender": GENDER, "age": AGE})
+    return Units.from_columns(IDENTITY, {"gender": GENDER, "age": AGE})
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,7 @@ def test_searches_by_hand(units):
     assert (men.rate, men.low, men.trials, men.small) == (0, 0, 6, False)
     assert (unknown.group, unknown.rate, unknown.low, unknown.small) == (("(unknown)",), 1.0, None, True)
     assert table.large() == (1, 2)
-    found = ratio_from_counts(table.errors("miss"))
+    found = DISPARITY_MEASURES["ratio"].from_counts(table.errors("miss"))
     assert found.at_least
     assert found.value == max(1, women.rate / min(men.high, women.rate))
     both = search_table("miss", *counts, units, units.grouping(["gender", "age"]), **OPTIONS)
@@ -104,7 +103,7 @@ def test_a_group_without_pairs_is_shown(units, pairs):
 
 
 def test_distractors_are_compared_with_and_are_no_group_of_their_own():
-    units = Units.of(
+    units = Units.from_columns(
         ["a", "b", "c", "d", "(distractors)"],
         {"gender": ["f", "f", "m", "m", "(distractors)"]},
         fixed_N=np.array([False] * 4 + [True]),
@@ -138,11 +137,11 @@ def test_contrasts_of_searches():
     identity = np.repeat([f"p{i:02}" for i in range(45)], 10)
     group = np.repeat(["a", "b", "c"], 150)
     miss = random.binomial(1, np.repeat([0.05, 0.1, 0.6], 150))
-    units = Units.of(identity, {"g": group})
+    units = Units.from_columns(identity, {"g": group})
     counts = by_unit(units, miss), by_unit(units, np.ones(450))
     table = search_table("miss", *counts, units, units.grouping(["g"]), **OPTIONS)
     sums = table.counts.error_FI.sum(axis=0), table.counts.trial_FI.sum(axis=0)
-    found = pairwise_contrasts(table, identity_rows(table), partial(permutation_test, *sums, permutations=400, seed=0))
+    found = pairwise_contrasts(table, partial(permutation_test, *sums, permutations=400, seed=0))
     assert [(one.first, one.second) for one in found][:2] == [(("c",), ("a",)), (("c",), ("b",))]
     largest, _, smallest = holm_adjust_contrasts(found)
     rates = [miss[group == g].mean() for g in "abc"]
@@ -159,14 +158,13 @@ def test_contrasts_of_pairs_and_of_people_in_several_groups(units, pairs):
     counts = PairCounter(units, [0.4])
     counts.add(*pairs)
     unit_pairs = counts.non_mated(0)
-    test = partial(nonmated_permutation_test, *unit_pairs.by_identity(units), permutations=300, seed=0)
+    test = partial(nonmated_permutation_test, *unit_pairs.by_identity_pair(units), permutations=300, seed=0)
     table = pair_table("fmr", unit_pairs, units, units.grouping(["gender"]), **OPTIONS)
-    (one,) = pairwise_contrasts(table, identity_rows(table), test)
+    (one,) = pairwise_contrasts(table, test)
     assert one.difference >= 0
     assert 0 < one.p <= 1
     by_age = pair_table("fmr", unit_pairs, units, units.grouping(["age"]), **OPTIONS)
-    assert identity_rows(by_age) is None
-    (one,) = pairwise_contrasts(by_age, None, test)
+    (one,) = pairwise_contrasts(by_age, test)
     assert one.p is None
     assert holm_adjust_contrasts([one])[0].adjusted_p is None
     assert one.low < one.difference < one.high

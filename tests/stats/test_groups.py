@@ -11,7 +11,7 @@ COLUMNS = {"gender": ["f", "f", "f", "m", "", ""], "age": ["young", "old", "old"
 
 
 def test_units_are_an_identity_and_its_values():
-    units = Units.of(IDENTITY, COLUMNS)
+    units = Units.from_columns(IDENTITY, COLUMNS)
     seen = {(units.identities[i], *(units.values[c][u] for c in COLUMNS)) for u, i in enumerate(units.identity_U)}
     assert seen == {
         ("a", "f", "young"),
@@ -26,7 +26,7 @@ def test_units_are_an_identity_and_its_values():
 
 
 def test_groupings_and_their_intersections():
-    units = Units.of(IDENTITY, COLUMNS)
+    units = Units.from_columns(IDENTITY, COLUMNS)
     gender = units.grouping(["gender"])
     assert gender.labels == (UNKNOWN, "f", "m")
     both = units.grouping(["gender", "age"])
@@ -37,19 +37,19 @@ def test_groupings_and_their_intersections():
 
 
 def test_counts_by_group_and_identity():
-    units = Units.of(IDENTITY, COLUMNS)
+    units = Units.from_columns(IDENTITY, COLUMNS)
     count_U = np.bincount(units.unit_N, weights=[1, 10, 100, 1000, 10000, 100000])
     np.testing.assert_array_equal(
-        units.per_group(count_U, units.grouping(["age"])), [[110, 1000, 10000], [1, 0, 100000]]
+        units.sum_by_group(count_U, units.grouping(["age"])), [[110, 1000, 10000], [1, 0, 100000]]
     )
-    np.testing.assert_array_equal(units.per_identity(count_U), [[111, 1000, 110000]])
+    np.testing.assert_array_equal(units.sum_by_identity(count_U), [[111, 1000, 110000]])
 
 
 def test_bad_input():
-    units = Units.of(IDENTITY, COLUMNS)
+    units = Units.from_columns(IDENTITY, COLUMNS)
     with pytest.raises(UserError, match="no column 'sex' to group by: columns are gender, age"):
         units.grouping(["sex"])
     with pytest.raises(UserError, match="no column named"):
         units.grouping([])
     with pytest.raises(ValueError, match="column 'x' has 1 values for 2 images"):
-        Units.of(["a", "b"], {"x": ["1"]})
+        Units.from_columns(["a", "b"], {"x": ["1"]})

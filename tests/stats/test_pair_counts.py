@@ -30,7 +30,7 @@ def world():
 
 def counted(world, blocks: int) -> PairCounter:
     identity_N, columns, pairs = world
-    counts = PairCounter(Units.of(identity_N, columns), THRESHOLDS)
+    counts = PairCounter(Units.from_columns(identity_N, columns), THRESHOLDS)
     for part in np.array_split(np.random.default_rng(blocks).permutation(len(pairs[0])), blocks):
         counts.add(*(value[part] for value in pairs))
     return counts
@@ -86,7 +86,7 @@ def test_leaving_a_person_out_takes_their_pairs_of_both_sides(world):
 def test_distractors_belong_to_nobody():
     identity_N = ["a", "a", "b", "b", "(distractors)", "(distractors)"]
     gender_N = ["f", "f", "m", "m", "(distractors)", "(distractors)"]
-    units = Units.of(identity_N, {"gender": gender_N}, fixed_N=np.array([False] * 4 + [True] * 2))
+    units = Units.from_columns(identity_N, {"gender": gender_N}, fixed_N=np.array([False] * 4 + [True] * 2))
     counts = PairCounter(units, [0.5])
     counts.add([0.9, 0.1, 0.6, 0.2, 0.8], [False] * 5, [0, 1, 2, 3, 0], [4, 5, 4, 5, 5])
     grouping = units.grouping(["gender"])
@@ -98,16 +98,16 @@ def test_distractors_belong_to_nobody():
 
 
 def test_bad_input():
-    units = Units.of(["a", "a", "b"], {"gender": ["f", "f", "m"]})
+    units = Units.from_columns(["a", "a", "b"], {"gender": ["f", "f", "m"]})
     counts = PairCounter(units, [0.5])
-    with pytest.raises(UserError, match="pair 1 of a block is no number"):
+    with pytest.raises(UserError, match="pair 1 of a block is not a number"):
         counts.add([0.1, np.nan], [True, False], [0, 1], [1, 2])
-    with pytest.raises(ValueError, match="of a and b, is called mated"):
+    with pytest.raises(ValueError, match="of a and b, is flagged as mated"):
         counts.add([0.1], [True], [0], [2])
-    with pytest.raises(ValueError, match="of a and a, is not called mated"):
+    with pytest.raises(ValueError, match="of a and a, is flagged as non-mated"):
         counts.add([0.1], [False], [0], [1])
     with pytest.raises(ValueError, match="2 scores, 1 labels"):
         counts.add([0.1, 0.2], [True], [0], [1])
-    many = Units.of([str(i) for i in range(9000)], {"gender": ["f"] * 9000})
+    many = Units.from_columns([str(i) for i in range(9000)], {"gender": ["f"] * 9000})
     with pytest.raises(UserError, match="at most 8192 at 1 thresholds"):
         PairCounter(many, [0.5])

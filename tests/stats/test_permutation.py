@@ -29,9 +29,9 @@ def test_gap_equals_all_divisions_counted_out():
     seen = gap((0, 1, 2))
     divisions = [gap(first) for first in combinations(range(7), 3)]
     found = permutation_test(error, trial, np.array([0, 0, 0, 1, 1, 1, 1]), **OPTIONS)
-    assert found.value == pytest.approx(seen)
+    assert found.statistic == pytest.approx(seen)
     assert found.p == pytest.approx(np.mean([d >= seen - 1e-12 for d in divisions]), abs=0.01)
-    assert found.median == pytest.approx(np.quantile(divisions, 0.5), abs=0.01)
+    assert found.null_median == pytest.approx(np.quantile(divisions, 0.5), abs=0.01)
 
 
 def test_pair_gap_equals_all_divisions_counted_out():
@@ -50,7 +50,7 @@ def test_pair_gap_equals_all_divisions_counted_out():
 
     seen = gap((0, 1, 2))
     found = nonmated_permutation_test(error, trial, np.array([0, 0, 0, 1, 1, 1, 1]), **OPTIONS)
-    assert found.value == pytest.approx(seen)
+    assert found.statistic == pytest.approx(seen)
     wanted = np.mean([gap(first) >= seen - 1e-12 for first in combinations(range(7), 3)])
     assert found.p == pytest.approx(wanted, abs=0.012)
 
@@ -62,7 +62,7 @@ def test_swaps_equal_all_signs_counted_out():
         for signs in product((-1, 1), repeat=5)
     ]
     found = paired_permutation_test(first, second, trial, **OPTIONS)
-    assert found.value == pytest.approx(9 / 45)
+    assert found.statistic == pytest.approx(9 / 45)
     assert found.p == pytest.approx(np.mean([s >= 9 for s in sums]), abs=0.02)
 
 
@@ -80,15 +80,15 @@ def test_p_values_are_uniform_without_a_difference():
 def test_other_figures_and_the_smallest_p():
     error, trial = np.repeat([40, 1], 12), np.full(24, 50)
     found = permutation_test(error, trial, np.repeat([0, 1], 12), permutations=500, seed=1, figure=disparity.ratio)
-    assert found.value == pytest.approx(40)
+    assert found.statistic == pytest.approx(40)
     assert found.p == pytest.approx(1 / 501)
-    assert found.high < 10
+    assert found.null_high < 10
 
 
 def test_identities_outside_and_without_trials_take_no_part():
     error, trial = np.array([1, 5, 0, 9]), np.array([10, 10, 0, 10])
     found = permutation_test(error, trial, np.array([0, 1, 0, -1]), **OPTIONS)
-    assert found.value == pytest.approx(0.4)
+    assert found.statistic == pytest.approx(0.4)
     assert found.p == 1
     assert permutation_test(error, trial, np.array([0, 0, 1, -1]), **OPTIONS) is None
     assert nonmated_permutation_test(np.zeros((3, 3)), 1 - np.eye(3), np.array([0, 0, 1]), **OPTIONS) is None

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facelt.stats.intervals import bootstrap_rates
+from facelt.stats.resampling import bootstrap_rates
 
 
 @settings(max_examples=15, deadline=None)

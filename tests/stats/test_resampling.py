@@ -20,7 +20,7 @@ def world():
     left, right = np.array([(a, b) for a, b in combinations(range(33), 2) if person_N[a] < 7]).T
     mated = person_N[left] == person_N[right]
     score = random.uniform(0, 0.8, len(left)) + 0.2 * mated
-    units = Units.of(identity_N, {"age": age_N.tolist()}, fixed_N=person_N == 7)
+    units = Units.from_columns(identity_N, {"age": age_N.tolist()}, fixed_N=person_N == 7)
     counts = PairCounter(units, [0.5])
     counts.add(score, mated, left, right)
     return units, counts, person_N, age_N, (score, mated, left, right)

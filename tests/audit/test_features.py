@@ -1,4 +1,4 @@
-"""Stores and trees as audits open them: which images, which of them are noise, and what is written down of them."""
+"""Opening of stores and trees: selection and order of images, noise lists, defects, and the provenance."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from facelt.audit.audited_set import open_features
+from facelt.audit.features import open_features
 from facelt.config.audit import FeaturesConfig
 from facelt.errors import UserError
 from tests.feature_files import write_feature
@@ -29,10 +29,10 @@ def tree(faces):
 def test_a_list_chooses_the_images_of_a_store_and_their_order(faces):
     listed = faces.folder / "list.json"
     listed.write_text(json.dumps({"path": faces.keys[9:3:-2]}))
-    found = opened(path=faces.store(), list=listed)
-    assert found.keys == faces.keys[9:3:-2]
-    assert found.identities == faces.identities[9:3:-2]
-    np.testing.assert_array_equal(found.rows[0:3], faces.value_ND[9:3:-2])
+    features = opened(path=faces.store(), list=listed)
+    assert features.keys == faces.keys[9:3:-2]
+    assert features.identities == faces.identities[9:3:-2]
+    np.testing.assert_array_equal(features.rows[0:3], faces.value_ND[9:3:-2])
     listed.write_text("Person_00/0.jpg\nabsent.jpg\n")
     with pytest.raises(UserError, match=r"1 of 2 listed images are not in .*probes, such as 'absent.jpg'"):
         opened(path=faces.store(), list=listed)
@@ -41,38 +41,40 @@ def test_a_list_chooses_the_images_of_a_store_and_their_order(faces):
 def test_noise_is_named_by_path_or_by_stem_and_stays_chosen(faces):
     noises = faces.folder / "noises.txt"
     noises.write_text("0001\tPerson_01/4.jpg\n7.png\n")
-    found = opened(path=faces.store(), noises=noises)
-    assert found.removed == 2
-    assert found.keys == [key for place, key in enumerate(faces.keys) if place not in (4, 7)]
-    again = found.chosen([5, 0])
-    np.testing.assert_array_equal(again.rows[0:2], faces.value_ND[[6, 0]])
+    features = opened(path=faces.store(), noises=noises)
+    assert features.removed == 2
+    assert features.keys == [key for place, key in enumerate(faces.keys) if place not in (4, 7)]
+    subset = features.subset([5, 0])
+    np.testing.assert_array_equal(subset.rows[0:2], faces.value_ND[[6, 0]])
 
 
 def test_what_a_store_says_of_itself_is_written_down(faces):
     store = faces.store(attributes={"age": ["30"] * 64})
-    found = opened(path=store)
-    assert found.own == {"age": ["30"] * 64}
-    assert found.described["model"] == {"name": "toy"}
-    assert found.described["sha256"]["direct.npy"] == hashlib.sha256((store / "direct.npy").read_bytes()).hexdigest()
+    features = opened(path=store)
+    assert features.columns == {"age": ["30"] * 64}
+    assert features.provenance["model"] == {"name": "toy"}
+    assert (
+        features.provenance["sha256"]["direct.npy"] == hashlib.sha256((store / "direct.npy").read_bytes()).hexdigest()
+    )
 
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_tree_holds_what_was_written(faces, tree, whole):
-    found = opened(**tree, whole=whole)
-    np.testing.assert_array_equal(found.rows[0:64], faces.value_ND)
-    assert (found.keys, found.cosine, found.reason) == (faces.keys, True, {})
+    features = opened(**tree, whole=whole)
+    np.testing.assert_array_equal(features.rows[0:64], faces.value_ND)
+    assert (features.keys, features.cosine, features.defects) == (faces.keys, True, {})
     digest = hashlib.sha256(faces.value_ND.astype("<f4").tobytes()).hexdigest()
-    assert digest in found.described["sha256"].values()
+    assert digest in features.provenance["sha256"].values()
     if whole:
-        assert found.identities == faces.identities
+        assert features.identities == faces.identities
 
 
 def test_damaged_files_of_a_tree_are_reasons_or_an_error(faces, tree):
     write_feature(tree["path"] / f"{faces.keys[2]}_toy.bin", np.ones(5))
     (tree["path"] / f"{faces.keys[3]}_toy.bin").write_bytes(b"short")
     (tree["path"] / f"{faces.keys[4]}_toy.bin").unlink()
-    found = opened(**tree)
-    assert found.reason == {
+    features = opened(**tree)
+    assert features.defects == {
         2: "holds 5 values, most others 12",
         3: "has 5 bytes, fewer than the header of a feature file",
         4: "no such file",
