@@ -1,4 +1,4 @@
-"""What asks for help, or only imports, loads nothing heavy."""
+"""Light imports: --help and the packages load no heavy library."""
 
 import re
 import subprocess
@@ -41,13 +41,13 @@ for words in {commands!r}:
 
 
 def commands() -> list[str]:
-    """The names under which the commands of `facelt` are registered."""
+    """Returns the names of the commands of `facelt`."""
     groups = [group.name for group in app.registered_groups]
     return [command.name or command.callback.__name__ for command in app.registered_commands] + groups
 
 
 def loaded_by(program: str) -> str:
-    """The last line a program says when it has run in a fresh interpreter and then reports what is loaded."""
+    """Runs a program in a fresh interpreter; returns the line that lists the heavy packages it loaded."""
     program += REPORT.format(heavy=HEAVY)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -58,7 +58,7 @@ def test_importing_the_packages_loads_nothing_heavy():
     assert loaded_by("import facelt, recordio_tools, eval_megaface, facelt.cli.main, facelt.config") == "heavy:"
 
 
-def test_the_report_would_show_a_heavy_package():
+def test_a_heavy_package_would_be_reported():
     assert loaded_by("import scipy") == "heavy: scipy"
 
 
@@ -82,7 +82,7 @@ def test_every_help_of_the_record_tools_loads_nothing_heavy():
         "eval_megaface/run.py",
     ],
 )
-def test_an_entry_answers_help_under_its_own_name(entry):
+def test_help_of_every_entry(entry):
     command = [sys.executable, "-X", "importtime", *entry.split(), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == 0

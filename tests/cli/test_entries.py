@@ -43,7 +43,7 @@ def test_python_m_facelt_train_names_the_run_folder(recipe, tmp_path):
 
 
 def short_recipe(recipe, tmp_path: Path) -> list[object]:
-    """Options of a run over in a few steps."""
+    """Returns the options of a run with few steps."""
     stage = {**recipe(tmp_path)["stages"][0], "epochs": 1}
     path = tmp_path / "short.yaml"
     path.write_text(yaml.safe_dump(recipe(tmp_path / "run", stages=[stage])))
@@ -51,7 +51,7 @@ def short_recipe(recipe, tmp_path: Path) -> list[object]:
 
 
 def torchrun(*arguments: object) -> subprocess.CompletedProcess:
-    """Two gloo processes."""
+    """Runs two gloo processes."""
     return python("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *arguments)
 
 
@@ -76,7 +76,7 @@ def test_torchrun_m_facelt_train_trains_on_two_processes(recipe, tmp_path):
     assert (result.returncode, result.stdout) == (0, f"finished: {tmp_path / 'run'}\n"), result.stderr
 
 
-def test_embed_and_evaluate_say_what_they_did(cli, finished_run, tiny_faces, tmp_path):
+def test_output_of_embed_and_evaluate(cli, finished_run, tiny_faces, tmp_path):
     words = ("--images", tiny_faces, "--out", tmp_path / "store", "--workers", 0)
     code, out, _ = cli("embed", "--checkpoint", finished_run, *words)
     assert (code, out) == (0, f"42 images embedded (direct, meta, meta_unit): {tmp_path / 'store'}\n")
@@ -85,7 +85,7 @@ def test_embed_and_evaluate_say_what_they_did(cli, finished_run, tiny_faces, tmp
     assert (code, json.loads(out)["images"]["few"]) == (0, 5)
 
 
-def test_a_usage_mistake_is_the_parsers(cli):
+def test_usage_errors(cli):
     assert cli("train")[0] == 2
     assert "Missing option" in cli("train")[2]
     assert cli("trian")[0] == 2
@@ -100,13 +100,13 @@ def test_missing_files_are_named(refused, recipe_file, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_a_message_quotes_does_not_steer_the_terminal(refused, tmp_path):
+def test_messages_are_sanitized(refused, tmp_path):
     (tmp_path / "set.bin").write_bytes(b"\x80\x04\x8c\x08\x1b[2J\x1b[1m\x8c\x01x\x93.")
     error = refused("verify", "--checkpoint", "\x1b[31mabsent\x9b", "--set", tmp_path / "set.bin")
     assert error.startswith("error: \ufffd[31mabsent\ufffd: neither a run nor a stage's folder")
 
 
-def test_weights_to_start_from_that_are_missing_or_unfit_are_named_before_any_work(refused, recipe_file, tmp_path):
+def test_missing_or_unfit_initial_weights_are_named_before_training(refused, recipe_file, tmp_path):
     message = refused("train", "--config", recipe_file, "--set", f"model.pretrained={tmp_path}/absent.pth")
     assert "model.pretrained: " in message
     assert "absent.pth: no such file" in message
@@ -123,7 +123,7 @@ def test_weights_to_start_from_that_are_missing_or_unfit_are_named_before_any_wo
 
 @pytest.fixture
 def faces(tiny_faces, tmp_path):
-    """A copy of the record, to damage."""
+    """A copy of the record that a test may damage."""
     return shutil.copytree(tiny_faces.parent, tmp_path / "faces") / "train.rec"
 
 
@@ -156,13 +156,13 @@ def test_a_finished_run_and_other_settings_are_refused(refused, recipe, finished
     assert "has other settings (optim.momentum)" in message
 
 
-def test_resuming_a_finished_run_is_no_mistake(cli, recipe, finished_run, tmp_path):
+def test_resuming_a_finished_run(cli, recipe, finished_run, tmp_path):
     path = tmp_path / "same.yaml"
     path.write_text(yaml.safe_dump(recipe(finished_run)))
     assert cli("train", "--config", path, "--resume")[:2] == (0, f"finished: {finished_run}\n")
 
 
-def test_a_loss_that_is_not_finite_is_one_line(cli, recipe_file):
+def test_a_nonfinite_loss_is_a_one_line_error(cli, recipe_file):
     code, out, error = cli("train", "--config", recipe_file, "--set", "optim.lr=1e30")
     assert (code, out) == (1, "")
     assert "Traceback" not in error
@@ -189,7 +189,7 @@ def test_embed_refuses_to_overwrite_and_a_damaged_image(cli, refused, finished_r
     assert "already exists" in refused(*embed)
 
 
-def test_embed_of_nothing_that_is_there(refused, finished_run, tmp_path):
+def test_embed_of_missing_images(refused, finished_run, tmp_path):
     embed = ("embed", "--checkpoint", finished_run, "--out", tmp_path / "store")
     assert "absent.rec" in refused(*embed, "--images", tmp_path / "absent.rec")
     assert "absent.txt: no such file or folder" in refused(*embed, "--images", tmp_path / "absent.txt")
@@ -203,14 +203,14 @@ def test_embed_of_nothing_that_is_there(refused, finished_run, tmp_path):
     assert not (tmp_path / "store").exists()
 
 
-def test_a_device_that_is_unknown_or_absent(refused, finished_run, tmp_path, monkeypatch):
+def test_an_unknown_or_missing_device(refused, finished_run, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     words = ("evaluate", "--checkpoint", finished_run, "--device")
     assert "no GPU is available" in refused(*words, "cuda")
     assert "cpu" in refused(*words, "gpu")
 
 
-def test_a_missing_package_is_named_with_the_extra_that_brings_it(finished_run):
+def test_a_missing_package_is_named_with_its_extra(finished_run):
     without = "import sys; sys.modules['torch'] = None; from facelt.cli.main import main; main()"
     result = python("-c", without, "evaluate", "--checkpoint", finished_run)
     assert (result.returncode, result.stdout) == (1, "")

@@ -1,4 +1,4 @@
-"""Embedding started by torchrun: the processes' one store is the store of one process, byte by byte."""
+"""Embedding under torchrun: the workers' store equals that of one process, byte by byte."""
 
 import contextlib
 import io
@@ -24,7 +24,7 @@ def words(run: Path, images: Path, out: Path, batch: int) -> list[str]:
 
 
 def embed(given: list[str]) -> str:
-    """What `facelt embed` prints in this process, which may be one of several."""
+    """Runs `facelt embed` in this process, one of a worker group; returns its output."""
     output = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
         patch.setenv("TORCHELASTIC_RUN_ID", "none")
@@ -34,7 +34,7 @@ def embed(given: list[str]) -> str:
 
 
 def refusal(given: list[str]) -> tuple[int, str]:
-    """Exit code and stderr of `facelt embed` in this process."""
+    """Returns exit code and stderr of `facelt embed` in this process."""
     error = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(error):
         patch.setenv("TORCHELASTIC_RUN_ID", "none")
@@ -59,7 +59,7 @@ def test_two_processes_write_the_store_of_one(finished_run, tiny_faces, rank_poo
     assert not (tmp_path / "two.partial").exists()
 
 
-def test_two_processes_leave_out_the_images_that_one_does(finished_run, tiny_faces, rank_pool, tmp_path):
+def test_two_processes_skip_the_same_images_as_one(finished_run, tiny_faces, rank_pool, tmp_path):
     """The limit holds for the sum: each process meets fewer unusable images than allowed."""
     with FaceRecord(tiny_faces) as record:
         for number, key in enumerate(record.image_keys[:20].tolist()):
@@ -81,7 +81,7 @@ def test_two_processes_leave_out_the_images_that_one_does(finished_run, tiny_fac
     assert not (tmp_path / "two.partial").exists()
 
 
-def test_so_do_processes_of_torchrun(finished_run, tiny_faces, rank_pool, tmp_path):
+def test_torchrun_processes_write_the_store_of_one(finished_run, tiny_faces, rank_pool, tmp_path):
     one, two = (words(finished_run, tiny_faces, tmp_path / name, 5) for name in ("one", "two"))
     rank_pool.run(embed, 1, one, group=False)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -93,7 +93,7 @@ def test_so_do_processes_of_torchrun(finished_run, tiny_faces, rank_pool, tmp_pa
 
 
 @pytest.mark.parametrize(("items", "batch", "world"), [(42, 5, 2), (42, 5, 3), (3, 5, 4), (100, 1, 7), (5, 5, 2)])
-def test_shares_are_whole_batches_and_all_there_is(items, batch, world):
+def test_shards_are_whole_batches_and_cover_all_items(items, batch, world):
     shares = [WorkerGroup(rank, world).shard_range(items, batch) for rank in range(world)]
     assert [row for share in shares for row in share] == list(range(items))
     assert all(share.start % batch == 0 or not share for share in shares)
@@ -101,7 +101,7 @@ def test_shares_are_whole_batches_and_all_there_is(items, batch, world):
     assert WorkerGroup().shard_range(items, batch) is None
 
 
-def test_a_store_is_finished_only_when_all_shares_are_there(tmp_path):
+def test_a_store_is_finished_only_when_all_shards_are_written(tmp_path):
     import numpy as np
 
     from facelt.errors import UserError

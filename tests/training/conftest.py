@@ -1,4 +1,4 @@
-"""Fixtures of small training runs, shared with tests/training."""
+"""Fixtures of small training runs."""
 
 from tests.training.fixtures import (
     assert_same_weights,

@@ -1,4 +1,4 @@
-"""Training the tiny recipe and reading what it leaves."""
+"""Fixtures that train the tiny recipe and read its output."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from tests.training.thin import THIN
 
 @pytest.fixture(scope="module", autouse=True)
 def thin_backbone():
-    """The engine's tests are about the engine; test_recipes and the tests of the entries train the real networks."""
+    """Replaces ResNet-10 by the thin backbone; test_recipes and the tests of the entries train real networks."""
     with pytest.MonkeyPatch.context() as patch:
         for name, backbone in THIN.items():
             patch.setitem(BACKBONES, name, backbone)
@@ -52,7 +52,7 @@ def plain_stage(recipe, tmp_path_factory) -> Callable[..., list[dict]]:
 
 @pytest.fixture(scope="session")
 def metrics() -> Callable[..., list[dict]]:
-    """metrics(folder) -> the lines of metrics.jsonl, without the one figure that no two runs share."""
+    """metrics(folder) -> the lines of metrics.jsonl, without the timing."""
 
     def read(folder: Path) -> list[dict]:
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -63,7 +63,7 @@ def metrics() -> Callable[..., list[dict]]:
 
 @pytest.fixture(scope="session")
 def assert_same_weights() -> Callable[..., None]:
-    """assert_same_weights(one, other): every tensor of two safetensors files is the same, bit by bit."""
+    """assert_same_weights(left, right): all tensors of two safetensors files are equal, bit by bit."""
 
     def compare(one: Path, other: Path) -> None:
         left, right = load_file(one), load_file(other)
@@ -77,7 +77,7 @@ def assert_same_weights() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def saved() -> Callable[..., tuple[dict, dict]]:
-    """saved(stage folder, place=0) -> (facts, tensors by name) of a checkpoint of one process, the newest first."""
+    """saved(stage folder, index=0) -> (metadata, tensors by name) of a single-process checkpoint, newest first."""
 
     def read(folder: Path, place: int = 0) -> tuple[dict, dict]:
         path = sorted((folder / "checkpoints").glob("step-*"))[-1 - place]
@@ -90,18 +90,18 @@ def saved() -> Callable[..., tuple[dict, dict]]:
 
 @pytest.fixture(scope="session")
 def rank_pool():
-    """Three processes that wait for something to do."""
+    """Three idle processes that run functions as ranks."""
     with RankPool(3) as pool:
         yield pool
 
 
 class Interrupted(Exception):
-    """What ends a run from outside."""
+    """Ends a run from outside."""
 
 
 @pytest.fixture
 def interrupt(monkeypatch) -> Callable[..., type[Exception]]:
-    """interrupt(method, step) ends the training before that step of the method, counted over epochs from 0, once."""
+    """interrupt(method, step) ends the training once, before that step of the method, counted over epochs from 0."""
 
     def patch(method: str, step: int) -> type[Exception]:
         original = METHODS[method].step

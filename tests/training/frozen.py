@@ -1,6 +1,4 @@
-"""Runs whose batch norm keeps its statistics, so that ranks can be compared with one process, and which note what they
-see.
-"""
+"""Runs with frozen batch-norm statistics, comparable between ranks and one process, that record their images."""
 
 import json
 import os
@@ -17,9 +15,9 @@ from facelt.training.trainer import Trainer
 
 
 def freeze(patch: pytest.MonkeyPatch, seen: Path, signal: tuple[int, int] | None = None) -> None:
-    """Each rank notes the images of its steps in seen/<rank>, a line [stage, epoch, step, indices].
+    """Freezes batch-norm statistics; each rank appends lines [stage, epoch, step, indices] to seen/<rank>.
 
-    `signal` (number, steps): the last rank sends itself that signal after so many steps.
+    `signal` (number, steps): the last rank sends itself that signal after that number of steps.
     """
     norm, step, taken = nn.modules.batchnorm._BatchNorm, Trainer.train_step, count(1)
     patch.setattr(norm, "train", lambda self, mode=True: nn.Module.train(self, False))
@@ -36,14 +34,14 @@ def freeze(patch: pytest.MonkeyPatch, seen: Path, signal: tuple[int, int] | None
 
 
 def run_frozen(values: dict, seen: Path) -> None:
-    """The run, or what is left of it, on this rank."""
+    """Runs or resumes training on this rank."""
     with pytest.MonkeyPatch.context() as patch:
         freeze(patch, seen)
         run(TrainConfig.model_validate(values), resume=True)
 
 
 def read_seen(seen: Path) -> dict[tuple, list[int]]:
-    """Images of each step, those of all ranks in rank order; of a step taken twice the second time."""
+    """Returns the images of each step, all ranks in rank order; of a repeated step, the last time."""
     by_rank = []
     for path in sorted(seen.iterdir()):
         lines = [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Processes that wait for functions to run as ranks of a gloo group: started once, because a start takes seconds."""
+"""Pool of processes that run functions as ranks of a gloo group; started once, since starting takes seconds."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 
 class RankPool:
-    """Up to so many ranks, each started when first asked for; a context manager."""
+    """Up to `ranks` processes, each started on first use; a context manager."""
 
     def __init__(self, ranks: int) -> None:
         context = get_context("spawn")
@@ -30,9 +30,9 @@ class RankPool:
             process.join()
 
     def run(self, function: Callable[..., Any], world: int, *arguments: Any, group: bool = True) -> list[Any]:
-        """`function(*arguments)` on `world` ranks; the results in rank order. A rank's error is raised here.
+        """Runs `function(*arguments)` on `world` ranks; returns the results in rank order and raises a rank's error.
 
-        Without a group they only know of each other, as processes do that torchrun has just started.
+        With `group=False` no process group is created, as in processes that torchrun has just started.
         """
         for process in self._processes[self._started : world]:
             process.start()

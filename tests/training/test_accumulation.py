@@ -1,4 +1,4 @@
-"""Micro-batches: the gradient of the whole batch, and the same sets of images on any number of ranks."""
+"""Gradient accumulation: micro-batches are the same sets of images on any number of ranks."""
 
 import json
 from pathlib import Path
@@ -25,13 +25,13 @@ def optim(accumulate: int, batch: int = 8) -> dict:
 
 
 def freeze_statistics(patch: pytest.MonkeyPatch) -> None:
-    """Batch norm keeps what it has: only then is a batch's gradient the sum of its images' gradients."""
+    """Freezes batch-norm statistics: only then is a batch's gradient the sum of its images' gradients."""
     norm = nn.modules.batchnorm._BatchNorm
     patch.setattr(norm, "train", lambda self, mode=True: nn.Module.train(self, False))
 
 
-def note_steps(patch: pytest.MonkeyPatch) -> list[tuple]:
-    """Filled with (method, epoch, step, labels) of every micro-batch."""
+def record_steps(patch: pytest.MonkeyPatch) -> list[tuple]:
+    """Returns a list that receives (method, epoch, step, labels) of every micro-batch."""
     seen = []
     for name, kind in METHODS.items():
 
@@ -52,7 +52,7 @@ def assert_close(one: Path, other: Path, stage: str, atol: float) -> None:
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch(train, plain_stage, tmp_path, metrics, monkeypatch):
     freeze_statistics(monkeypatch)
-    seen = note_steps(monkeypatch)
+    seen = record_steps(monkeypatch)
     whole, *parts = (train(tmp_path / f"{k}", stages=plain_stage(epochs=1), optim=optim(k)) for k in (1, 2, 3))
     # Eight images are 8, 4 + 4, or 3 + 3 + 2.
     assert [len(labels) for *_, labels in seen] == [8] * 4 + [4, 4] * 4 + [3, 3, 2] * 4
@@ -62,9 +62,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(train, plain_stage, 
         assert [line["loss"] for line in metrics(folder) if "loss" in line] == pytest.approx(expected, abs=1e-6)
 
 
-def test_what_follows_the_update_follows_for_each_micro_batch(
-    train, recipe, finished_run, tmp_path, metrics, monkeypatch
-):
+def test_callbacks_run_for_each_micro_batch(train, recipe, finished_run, tmp_path, metrics, monkeypatch):
     sizes, original = [], IdentityMemory.update
 
     def noted(self, feature, label_b):
@@ -79,8 +77,8 @@ def test_what_follows_the_update_follows_for_each_micro_batch(
         assert line["loss"] == pytest.approx(line["cross_entropy"] + 0.01 * line["centroids_loss"], rel=1e-5)
 
 
-def run_with_a_lost_image(values: dict) -> list[tuple]:
-    """The recipe on this rank with frozen statistics; its steps."""
+def run_with_lost_image(values: dict) -> list[tuple]:
+    """Runs the recipe on this rank with frozen statistics; returns its steps."""
     original = RecordDataset.__getitem__
 
     def lost(self, draw):
@@ -90,14 +88,14 @@ def run_with_a_lost_image(values: dict) -> list[tuple]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RecordDataset, "__getitem__", lost)
         freeze_statistics(patch)
-        seen = note_steps(patch)
+        seen = record_steps(patch)
         run(TrainConfig.model_validate(values))
     return seen
 
 
 @pytest.fixture(scope="module")
 def accumulating(recipe, tmp_path_factory):
-    """accumulating(world) -> the recipe with a memory that its update moves, in a folder of its own."""
+    """accumulating(world) -> the recipe with a trainable memory, in its own folder."""
     folder = tmp_path_factory.mktemp("accumulation")
 
     def values(world: int) -> dict:
@@ -112,12 +110,12 @@ def accumulating(recipe, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(accumulating) -> list[tuple]:
-    return run_with_a_lost_image(accumulating(1))
+    return run_with_lost_image(accumulating(1))
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_ranks_accumulate_as_one_process_does(accumulating, alone, rank_pool, world):
-    together = rank_pool.run(run_with_a_lost_image, world, accumulating(world))
+def test_ranks_accumulate_like_one_process(accumulating, alone, rank_pool, world):
+    together = rank_pool.run(run_with_lost_image, world, accumulating(world))
     # All make equally many micro-batches, and put together each has the images of one process's.
     for rank_steps in together:
         assert [step[:3] for step in rank_steps] == [step[:3] for step in alone]
@@ -141,21 +139,21 @@ def test_every_image_is_in_one_micro_batch_whatever_the_ranks(size_W, parts):
 
 
 def test_a_micro_batch_too_small_for_batch_norm_is_left_out(train, plain_stage, recipe, tmp_path, monkeypatch):
-    """One of the first four images is lost: the second micro-batch would have one."""
+    """One of the first four images is lost, so the second micro-batch would have one image."""
     original, lost = RecordDataset.__getitem__, iter([True])
 
     def first_lost(self, draw):
         return BadImage(self.image_name(draw[0]), "lost") if next(lost, False) else original(self, draw)
 
     monkeypatch.setattr(RecordDataset, "__getitem__", first_lost)
-    seen = note_steps(monkeypatch)
+    seen = record_steps(monkeypatch)
     data = {**recipe(tmp_path)["data"], "max_bad_images": 1}
     folder = train(tmp_path / "run", stages=plain_stage(epochs=1), optim=optim(2, 4), data=data)
     assert [len(labels) for *_, labels in seen] == [2] + [2, 2] * 8
     assert len(json.loads((folder / "plain/card.json").read_text())["bad_images"]) == 1
 
 
-def test_more_micro_batches_than_the_ranks_have_images_for_are_refused(train, tmp_path, monkeypatch):
+def test_too_many_micro_batches_for_the_ranks_are_refused(train, tmp_path, monkeypatch):
     monkeypatch.setattr("facelt.training.trainer.world_size", lambda: 2)
     with pytest.raises(UserError, match=r"batch: 8 is too small for 2 processes x optim.accumulate 3; each needs"):
         train(tmp_path / "run", optim=optim(3))

@@ -1,4 +1,4 @@
-"""Saving while training goes on: the state of the moment, one save at a time, and no error lost."""
+"""Asynchronous checkpoints: a snapshot of the state, one save at a time, and errors reported."""
 
 import os
 import threading
@@ -26,7 +26,7 @@ def checkpoints(tmp_path) -> Checkpoints:
 
 @pytest.fixture
 def held(monkeypatch) -> threading.Event:
-    """Background saves wait for this before they look at what they have written."""
+    """Blocks background saves before they compute digests until the event is set."""
     event, original = threading.Event(), checkpoint._digests
     monkeypatch.setattr(checkpoint, "_digests", lambda folder: (event.wait(30), original(folder))[1])
     yield event
@@ -41,7 +41,7 @@ def restored(checkpoints: Checkpoints) -> tuple[dict, dict]:
     return checkpoints.restore(lambda facts: tensors(0), {}, print)
 
 
-def test_it_is_the_state_of_the_moment_and_counts_only_when_complete(checkpoints, held):
+def test_a_save_is_a_snapshot_and_published_only_when_complete(checkpoints, held):
     live, facts = tensors(1), {"bad_images": {}}
     checkpoints.save(10, live, {}, facts)
     live["method.weight"].fill_(7)
@@ -58,7 +58,7 @@ def test_it_is_the_state_of_the_moment_and_counts_only_when_complete(checkpoints
     assert all(torch.equal(found[name], value) for name, value in tensors(1).items())
 
 
-def test_who_comes_by_finds_it_complete(checkpoints):
+def test_commit_without_waiting_publishes_a_complete_save(checkpoints):
     checkpoints.save(10, tensors(1), {}, {})
     for _ in range(1000):
         checkpoints.commit(wait=False)
@@ -68,7 +68,7 @@ def test_who_comes_by_finds_it_complete(checkpoints):
     pytest.fail("the save never took its name")
 
 
-def test_the_next_save_waits_for_the_one_before(checkpoints, held):
+def test_a_save_waits_for_the_pending_one(checkpoints, held):
     checkpoints.save(10, tensors(1), {}, {})
     threading.Timer(0.2, held.set).start()
     checkpoints.save(20, tensors(2), {}, {})
@@ -78,7 +78,7 @@ def test_the_next_save_waits_for_the_one_before(checkpoints, held):
     assert names(checkpoints) == ["step-00000010", "step-00000020"]
 
 
-def test_an_error_in_the_background_is_told_where_training_comes_by(checkpoints, monkeypatch):
+def test_commit_raises_a_background_error(checkpoints, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
@@ -92,7 +92,7 @@ def test_an_error_in_the_background_is_told_where_training_comes_by(checkpoints,
     assert restored(checkpoints)[1]["method.counter"] == 1
 
 
-def test_a_run_saved_in_the_background_goes_on_as_a_whole_one_bit_by_bit(
+def test_resume_from_background_saves_is_bit_exact(
     train, finished_run, tmp_path, interrupt, metrics, assert_same_weights
 ):
     settings = {"checkpoint_every": 1, "checkpoint_async": True}
@@ -107,7 +107,7 @@ def test_a_run_saved_in_the_background_goes_on_as_a_whole_one_bit_by_bit(
 
 
 def run_interrupted(values: dict, step: int) -> None:
-    """The run, of which this rank's end is the same step as all the others'; then the rest of it."""
+    """Interrupts the run on all ranks at the same step, then resumes it."""
     original, seen = METHODS["dynamic_meta"].step, iter(range(1000))
 
     def interrupted(self, batches, progress):
@@ -128,7 +128,9 @@ def run_twice(straight: dict, broken: dict) -> None:
     run_interrupted(broken, 5)
 
 
-def test_so_does_one_on_two_ranks(recipe, finished_run, rank_pool, tmp_path, metrics, assert_same_weights):
+def test_resume_from_background_saves_is_bit_exact_on_two_ranks(
+    recipe, finished_run, rank_pool, tmp_path, metrics, assert_same_weights
+):
     stage = {**recipe(tmp_path)["stages"][1], "init_from": str(finished_run / "plain")}
     # Saves put the ranks' running statistics together, which rounds: both runs save at the same steps.
     straight, broken = (recipe(tmp_path / name, stages=[stage], checkpoint_every=2) for name in ("straight", "broken"))
@@ -137,8 +139,8 @@ def test_so_does_one_on_two_ranks(recipe, finished_run, rank_pool, tmp_path, met
     assert_same_weights(*(tmp_path / name / "oltr/model.safetensors" for name in ("broken", "straight")))
 
 
-def save_where_one_disk_is_full(folder) -> str:
-    """What each rank says when the second one's digests cannot be made."""
+def save_with_one_full_disk(folder) -> str:
+    """Returns the error of each rank if the second one cannot compute its digests."""
     checkpoints = Checkpoints(folder, keep=2, in_background=True)
     original = checkpoint.sync
 
@@ -156,7 +158,7 @@ def save_where_one_disk_is_full(folder) -> str:
 
 
 def test_all_ranks_stop_when_one_cannot_save(rank_pool, tmp_path):
-    said = rank_pool.run(save_where_one_disk_is_full, 2, tmp_path / "checkpoints")
+    said = rank_pool.run(save_with_one_full_disk, 2, tmp_path / "checkpoints")
     assert len(set(said)) == 1
     assert "step-00000010: cannot read or write the checkpoint (No space left on device)" in said[0]
     assert not list((tmp_path / "checkpoints").iterdir())

@@ -1,4 +1,4 @@
-"""Images that cannot be used: named, counted once, and no more of them than the configuration allows."""
+"""Unusable images during training: named, counted once, limited by the configuration."""
 
 import json
 
@@ -37,7 +37,7 @@ def damaged(damaged_faces, recipe, plain_stage):
     return changes
 
 
-def test_none_is_allowed_unless_said_otherwise(train, damaged, tmp_path):
+def test_none_is_allowed_by_default(train, damaged, tmp_path):
     with pytest.raises(UserError, match=r"images cannot be used, data\.max_bad_images allows 0: faces\.rec:\d+: "):
         train(tmp_path / "run", **damaged(0))
 
@@ -48,7 +48,7 @@ def test_one_more_than_allowed_stops(train, damaged, tmp_path):
     assert all(f"faces.rec:{key}: " in str(caught.value) for key in DAMAGED)
 
 
-def test_as_many_as_allowed_are_left_out_and_listed(train, damaged, tmp_path, capsys):
+def test_allowed_images_are_skipped_and_listed(train, damaged, tmp_path, capsys):
     folder = train(tmp_path / "run", **damaged(3))
     card = json.loads((folder / "plain/card.json").read_text())
     assert card["bad_images"].keys() == {f"faces.rec:{key}" for key in DAMAGED}
@@ -58,7 +58,7 @@ def test_as_many_as_allowed_are_left_out_and_listed(train, damaged, tmp_path, ca
     assert all(said.count(f"left out faces.rec:{key}: ") == 1 for key in DAMAGED)
 
 
-def test_the_count_goes_on_after_an_interruption(train, damaged, tmp_path, interrupt, saved):
+def test_the_count_survives_an_interruption(train, damaged, tmp_path, interrupt, saved):
     stages = damaged(3)["stages"]
     with pytest.raises(interrupt("classify", 5)):
         train(tmp_path / "run", **damaged(3, stages=stages))

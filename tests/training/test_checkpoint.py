@@ -1,4 +1,4 @@
-"""Checkpoints: what is read back, what is kept, and files that are damaged or want to run something."""
+"""Checkpoints: round trip, retention, damaged files, and no code execution."""
 
 import hashlib
 import json
@@ -26,19 +26,19 @@ TENSORS = {
 @pytest.fixture
 def checkpoints(tmp_path) -> Checkpoints:
     """Steps 10 and 20; the tensors of the first are one less."""
-    made = Checkpoints(tmp_path / "checkpoints", keep=2)
-    made.save(10, {**TENSORS, "method.weight": TENSORS["method.weight"] - 1}, {}, {**FACTS, "step": 6})
-    made.save(20, TENSORS, {}, FACTS)
-    return made
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    checkpoints.save(10, {**TENSORS, "method.weight": TENSORS["method.weight"] - 1}, {}, {**FACTS, "step": 6})
+    checkpoints.save(20, TENSORS, {}, FACTS)
+    return checkpoints
 
 
-def restore(checkpoints: Checkpoints, said: list[str] | None = None):
-    told = [] if said is None else said
+def restore(checkpoints: Checkpoints, warnings: list[str] | None = None):
+    messages = [] if warnings is None else warnings
     empty = {name: torch.zeros_like(value) for name, value in TENSORS.items()}
-    return checkpoints.restore(lambda facts: empty, {}, told.append)
+    return checkpoints.restore(lambda facts: empty, {}, messages.append)
 
 
-def test_the_newest_comes_back_as_it_was(checkpoints):
+def test_round_trip_of_the_newest(checkpoints):
     facts, tensors = restore(checkpoints)
     assert {name: facts[name] for name in FACTS} == FACTS
     assert all(
@@ -47,7 +47,7 @@ def test_the_newest_comes_back_as_it_was(checkpoints):
     assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["step-00000010", "step-00000020"]
 
 
-def test_there_may_be_none(tmp_path):
+def test_restore_without_checkpoints(tmp_path):
     assert restore(Checkpoints(tmp_path / "absent", keep=2)) is None
 
 
@@ -71,7 +71,7 @@ def test_a_save_that_fails_leaves_the_old_ones(checkpoints, monkeypatch):
 
 
 @pytest.mark.parametrize("reached", ["nothing", "tensors", "all but the name"])
-def test_a_save_that_was_killed_counts_for_nothing(checkpoints, reached):
+def test_a_killed_save_is_ignored(checkpoints, reached):
     whole = checkpoints.paths()[0]
     half = checkpoints.folder / ".step-00000030.new"
     if reached == "nothing":
@@ -93,7 +93,7 @@ def damage_one(checkpoints, name: str, change) -> None:
 
 @pytest.mark.parametrize("name", ["state.json", "*.safetensors"])
 @pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.6, 0.99])
-def test_a_file_cut_short_or_changed_is_passed_over(checkpoints, name, share):
+def test_a_truncated_or_changed_file_is_skipped(checkpoints, name, share):
     def cut(content: bytes) -> bytes:
         return content[: int(share * len(content))]
 
@@ -103,13 +103,13 @@ def test_a_file_cut_short_or_changed_is_passed_over(checkpoints, name, share):
 
     whole = shutil.copytree(checkpoints.folder, checkpoints.folder.with_name("whole"))
     for change in (cut, flipped):
-        said: list[str] = []
+        warnings: list[str] = []
         damage_one(checkpoints, name, change)
-        facts, tensors = restore(checkpoints, said)
+        facts, tensors = restore(checkpoints, warnings)
         assert facts["step"] == 6
         assert torch.equal(tensors["method.weight"], TENSORS["method.weight"] - 1)
-        assert len(said) == 1
-        assert "step-00000020: not a usable checkpoint" in said[0]
+        assert len(warnings) == 1
+        assert "step-00000020: not a usable checkpoint" in warnings[0]
         # What cannot be used does not count among those kept.
         assert [path.name for path in checkpoints.paths()] == ["step-00000010"]
         shutil.rmtree(checkpoints.folder)
@@ -119,15 +119,15 @@ def test_a_file_cut_short_or_changed_is_passed_over(checkpoints, name, share):
 def test_a_missing_and_a_foreign_file_are_damage(checkpoints):
     newest, oldest = checkpoints.paths()
     save_file({"method.weight": torch.zeros(2, 3)}, newest / "shard-00009-model-00001-of-00001.safetensors")
-    said: list[str] = []
-    assert restore(checkpoints, said)[0]["step"] == 6
-    assert "shard-00009" in said[0]
+    warnings: list[str] = []
+    assert restore(checkpoints, warnings)[0]["step"] == 6
+    assert "shard-00009" in warnings[0]
     next(oldest.glob("*.safetensors")).unlink()
     with pytest.raises(UserError, match="no usable checkpoint; remove this folder to restart the stage"):
         restore(checkpoints)
 
 
-def test_a_name_that_leads_elsewhere_is_not_followed(checkpoints, tmp_path):
+def test_a_file_outside_the_folder_is_not_read(checkpoints, tmp_path):
     content = next(checkpoints.paths()[0].glob("*.safetensors"))
     shutil.move(content, tmp_path / "elsewhere.safetensors")
     path = checkpoints.paths()[0] / "state.json"
@@ -135,13 +135,13 @@ def test_a_name_that_leads_elsewhere_is_not_followed(checkpoints, tmp_path):
     state["files"] = {"../../elsewhere.safetensors": state["files"][content.name]}
     text = json.dumps(state)
     path.write_text(json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "state": text}))
-    said: list[str] = []
-    assert restore(checkpoints, said)[0]["step"] == 6
-    assert "lies outside its folder" in said[0]
+    warnings: list[str] = []
+    assert restore(checkpoints, warnings)[0]["step"] == 6
+    assert "lies outside its folder" in warnings[0]
 
 
 class Canary:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, path) -> None:
         self.path = str(path)
@@ -150,7 +150,7 @@ class Canary:
         return os.mkdir, (self.path,)
 
 
-def test_nothing_in_a_checkpoint_is_run(checkpoints, tmp_path):
+def test_reading_executes_no_code(checkpoints, tmp_path):
     trace = tmp_path / "ran"
     content = pickle.dumps(Canary(trace))
     newest = checkpoints.paths()[0]
@@ -173,7 +173,7 @@ def test_another_models_checkpoint_is_refused(checkpoints, change):
     assert "\n" not in str(caught.value)
 
 
-def test_a_run_passes_over_a_damaged_checkpoint_and_ends_as_a_whole_one(
+def test_a_run_skips_a_damaged_checkpoint_and_ends_bit_exact(
     train, plain_stage, finished_run, tmp_path, interrupt, metrics, assert_same_weights, capsys
 ):
     with pytest.raises(interrupt("classify", 7)):

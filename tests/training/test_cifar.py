@@ -1,4 +1,4 @@
-"""Runs on CIFAR: what is trained on, what is evaluated, and the same run with images kept or read."""
+"""CIFAR runs: training images, evaluation splits, and equal runs with cached and streamed images."""
 
 import json
 
@@ -65,7 +65,7 @@ def test_training_images_are_moved_mirrored_and_normalised_and_others_only_norma
         torch.testing.assert_close(trained[place], functional.normalize(moved / 255, MEAN, STD), atol=1e-5, rtol=0)
 
 
-def test_a_run_is_the_same_with_images_kept_or_read(section, train, plain_stage, tmp_path, assert_same_weights):
+def test_a_run_is_equal_with_cached_and_streamed_images(section, train, plain_stage, tmp_path, assert_same_weights):
     changes = {"stages": plain_stage(epochs=2, embedding="none"), "optim": {"lr": 0.05, "batch": 16}}
     kept = train(tmp_path / "kept", data={**section, "rotation": 15}, **changes)
     read = train(tmp_path / "read", data={**section, "rotation": 15, "cache_on_device": False}, **changes)

@@ -1,4 +1,4 @@
-"""Every recipe of configs/cifar100_lt, from its file to the accuracy of what it hands on, on small pictures."""
+"""Every recipe of configs/cifar100_lt, from its file to the accuracy of its model, on small images."""
 
 import json
 import math
@@ -27,12 +27,12 @@ WIDTHS = (16, 16, 16)
 
 
 def thin(widths=WIDTHS):
-    """Blocks enough to be split wherever the real network is."""
+    """Enough blocks to be split wherever the real network can be."""
     return CifarResNet(2, widths)
 
 
 class OneStep:
-    """A stream that is over after one step of an epoch."""
+    """A loader whose epochs have one step."""
 
     steps_per_epoch = 1
 
@@ -48,7 +48,7 @@ class OneStep:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A small CIFAR-100: at imbalance 100 its classes have from 130 images to one, so that there are all bands."""
+    """A small CIFAR-100; at imbalance 100 its classes have 130 to 1 images, so all shot bands occur."""
     root = tmp_path_factory.mktemp("cifar")
     write_cifar(root, 100, per_class=130)
     return root
@@ -78,7 +78,7 @@ def trained(pictures, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_trains_and_hands_on_a_model_that_can_be_tested(name, trained):
+def test_a_recipe_trains_a_model_that_can_be_evaluated(name, trained):
     config, folder = trained(name)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for stage in config.stages:
@@ -98,7 +98,7 @@ def test_every_method_has_a_recipe():
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_has_a_folder_of_its_own_and_hands_on_its_last_epoch(name):
+def test_a_recipe_has_its_own_folder_and_keeps_its_last_epoch(name):
     """There are no validation images, and the test images choose nothing."""
     config = load_config(CONFIGS / f"{name}.yaml", TrainConfig)
     assert config.out == Path("runs/cifar100_lt") / ("plain" if name == "base" else name)

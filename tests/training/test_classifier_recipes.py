@@ -1,4 +1,4 @@
-"""Recipes that put other classifiers on a trained feature: their settings, runs that stop, and the passes they make."""
+"""Recipes with other classifiers on a trained feature: settings, resuming, and dataset passes."""
 
 import json
 
@@ -91,7 +91,7 @@ def small(root, cifar, out, name, **settings) -> TrainConfig:
         ("meta_model_net", {"stages.1.method.levels": 3}),
     ],
 )
-def test_a_run_that_stops_and_goes_on_ends_as_a_straight_one(
+def test_an_interrupted_run_ends_bit_exact(
     name, settings, root, cifar, tmp_path, interrupt, assert_same_weights, metrics
 ):
     straight = run(small(root, cifar, tmp_path / "straight", name, **settings))
@@ -106,7 +106,7 @@ def test_a_run_that_stops_and_goes_on_ends_as_a_straight_one(
     assert not load_model(stopped.out, torch.device("cpu")).method.training
 
 
-def test_the_pass_is_made_where_it_is_wanted(root, cifar, tmp_path, monkeypatch):
+def test_dataset_passes_run_when_needed(root, cifar, tmp_path, monkeypatch):
     """Once before the first step, twice for the mean and the means, and in the middle of the stage for kt."""
     passes = []
     for name in ("ncm", "fslwf", "fusion_kt"):
@@ -139,7 +139,7 @@ def test_retraining_keeps_the_network_but_for_its_statistics(root, cifar, tmp_pa
     assert card["stage"] == "crt"
 
 
-def test_three_processes_make_the_passes_as_one(recipe, rank_pool, tmp_path):
+def test_three_processes_run_the_passes_like_one(recipe, rank_pool, tmp_path):
     """The third one holds two of the six classes, one of them without images."""
     kt = {"name": "kt", "method": {"name": "fusion_kt", "memory_start": 0.5}, "epochs": 2}
     ncm = {"name": "ncm", "init_from": "kt", "method": {"name": "ncm"}, "epochs": 0}

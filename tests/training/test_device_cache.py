@@ -1,4 +1,4 @@
-"""Runs whose images stay on the device: the same runs, bit by bit."""
+"""Images cached on the device: runs are equal to streamed ones, bit by bit."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ def cached_data(recipe, tmp_path) -> dict:
     return {**recipe(tmp_path)["data"], "cache_on_device": True}
 
 
-def test_a_run_is_the_streamed_one_also_after_an_interruption(
+def test_a_run_equals_the_streamed_one_also_after_an_interruption(
     finished_run, cached_data, train, tmp_path, interrupt, metrics, assert_same_weights
 ):
     with pytest.raises(interrupt("dynamic_meta", 3)):
@@ -35,7 +35,7 @@ def test_too_many_images_stop_before_any_step(cached_data, train, tmp_path, monk
         train(tmp_path / "run", data=cached_data)
 
 
-def test_a_list_cannot_be_resident(recipe, tmp_path):
+def test_a_list_cannot_be_cached(recipe, tmp_path):
     data = {"kind": "list", "root": ".", "train": "list.txt", "cache_on_device": True}
     with pytest.raises(ValueError, match="cannot cache them; only record and cifar data can"):
         TrainConfig.model_validate(recipe(tmp_path, data=data))
@@ -43,18 +43,18 @@ def test_a_list_cannot_be_resident(recipe, tmp_path):
 
 @dataclass
 class TwoStreams:
-    """All that `build_train_loaders` asks of a method."""
+    """The part of a method that `build_train_loaders` uses."""
 
     def sampler_specs(self):
         return SamplerSpec("instance"), SamplerSpec("class_aware")
 
 
 def batches(values: dict) -> list[tuple]:
-    """What this rank gets in two epochs, the first from its second step on."""
+    """Returns this rank's batches of two epochs, the first from its second step on."""
     config = TrainConfig.model_validate(values)
     data, (stage, *_) = config.data.open(config.seed), config.stages
     loaders = build_train_loaders(TwoStreams(), data, config, stage, torch.device("cpu"))
-    found = [
+    batches_of_rank = [
         (rank(), batch.index_B.tolist(), batch.label_B.tolist(), batch.seed_B.tolist(), batch.image_BHW3.tolist())
         for epoch, start in ((0, 1), (1, 0))
         for loader in loaders
@@ -62,12 +62,12 @@ def batches(values: dict) -> list[tuple]:
     ]
     for loader in loaders:
         loader.close()
-    return found
+    return batches_of_rank
 
 
-def test_two_ranks_get_their_shares(recipe, cached_data, rank_pool, tmp_path):
+def test_two_ranks_split_the_batches(recipe, cached_data, rank_pool, tmp_path):
     kept = rank_pool.run(batches, 2, recipe(tmp_path, data=cached_data))
     streamed = rank_pool.run(batches, 2, recipe(tmp_path))
     assert kept == streamed
-    assert [found[0][0] for found in kept] == [0, 1]
+    assert [batches_of_rank[0][0] for batches_of_rank in kept] == [0, 1]
     assert kept[0][0][1] != kept[1][0][1]

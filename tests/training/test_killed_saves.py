@@ -1,4 +1,4 @@
-"""kill -9 before every single thing a save does to the disk: what was there loads, or what was to be there."""
+"""SIGKILL before every file-system operation of a save: the old or the new checkpoint loads."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ import torch
 
 from facelt.training.checkpoint import Checkpoints
 
-TOUCHES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir")
+CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir")
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
@@ -28,29 +28,29 @@ def save(checkpoints: Checkpoints, step: int, value: int) -> None:
 @pytest.fixture(scope="module")
 def before(tmp_path_factory) -> Path:
     """Steps 10 and 20, whose values are 1 and 2."""
-    made = Checkpoints(tmp_path_factory.mktemp("killed") / "checkpoints", keep=2)
+    checkpoints = Checkpoints(tmp_path_factory.mktemp("killed") / "checkpoints", keep=2)
     for step, value in ((10, 1), (20, 2)):
-        save(made, step, value)
-    return made.folder
+        save(checkpoints, step, value)
+    return checkpoints.folder
 
 
-def is_touch(event: str, arguments: tuple) -> bool:
-    """Whether something is about to change on the disk."""
+def changes_files(event: str, arguments: tuple) -> bool:
+    """Returns whether an audit event is about to change the file system."""
     if event == "open":
         _, mode, flags = arguments
         return bool(flags & WRITES) or (isinstance(mode, str) and mode[:1] in "wax")
-    return event in TOUCHES
+    return event in CHANGES
 
 
 def save_killed(folder: Path, number: int, step: int, in_background: bool) -> bool:
-    """In a process of its own, which dies before the touch of that number; False where it comes to the end first."""
+    """Saves in a child process that dies before operation `number`; returns False if it completes first."""
     child = os.fork()
     if not child:
         try:
             touches = count()
 
             def die(event: str, arguments: tuple) -> None:
-                if is_touch(event, arguments) and next(touches) == number:
+                if changes_files(event, arguments) and next(touches) == number:
                     os.kill(os.getpid(), signal.SIGKILL)
 
             checkpoints = Checkpoints(folder, keep=2, in_background=in_background)
@@ -67,25 +67,25 @@ def save_killed(folder: Path, number: int, step: int, in_background: bool) -> bo
 @pytest.mark.parametrize("in_background", [False, True], ids=["waiting", "background"])
 # The checkpoint of a step may be there already: the end of an epoch whose validation was interrupted.
 @pytest.mark.parametrize("step", [30, 20])
-def test_one_of_them_loads_wherever_it_was_killed(before, tmp_path, step, in_background):
-    found = []
+def test_a_checkpoint_loads_after_a_kill_at_any_operation(before, tmp_path, step, in_background):
+    values = []
     for number in count():
         folder = shutil.copytree(before, tmp_path / f"{number}")
         if not save_killed(folder, number, step, in_background):
             break
-        checkpoints, said = Checkpoints(folder, keep=2), []
-        facts, loaded = checkpoints.restore(lambda facts: tensors(0), {}, said.append)
-        found.append(facts["value"])
+        checkpoints, warnings = Checkpoints(folder, keep=2), []
+        facts, loaded = checkpoints.restore(lambda facts: tensors(0), {}, warnings.append)
+        values.append(facts["value"])
         assert torch.equal(loaded["method.weight"], tensors(facts["value"])["method.weight"])
         # Nothing half-written is taken for a checkpoint, nor left behind, and the next save is as any other.
-        assert not said
+        assert not warnings
         assert not list(folder.glob(".*"))
         save(checkpoints, 40, 4)
         assert len(checkpoints.paths()) == 2
     # The folder, two files, their names and the old checkpoint, which goes last.
-    assert len(found) >= 8
+    assert len(values) >= 8
     # Where a step is written again there is one moment between the old name and the new: then the one before loads.
     order = [2, 3] if step == 30 else [2, 1, 3]
-    assert found == sorted(found, key=order.index)
-    assert set(found) == set(order)
-    assert found.count(1) <= 1
+    assert values == sorted(values, key=order.index)
+    assert set(values) == set(order)
+    assert values.count(1) <= 1

@@ -1,4 +1,4 @@
-"""Streams of a method: which images theirs are, and how two of them differ."""
+"""Training samplers: shot bands, independent draws, and progress over epochs."""
 
 from types import SimpleNamespace
 
@@ -24,7 +24,7 @@ def data():
 
 @pytest.mark.parametrize("shots", BANDS)
 @pytest.mark.parametrize("sampler", ["instance", "class_aware", "oversample"])
-def test_shots_keep_to_the_training_images_of_those_classes(data, shots, sampler):
+def test_shots_select_the_images_of_their_classes(data, shots, sampler):
     found = build_sampler(SamplerSpec(sampler, shots=shots), data, batch=5, seed=0, epochs=20)
     drawn = {index for epoch in range(20) for index in found.epoch_indices(epoch).tolist()}
     assert drawn == {index for index in MEMBERS.tolist() if LABELS[index] in BANDS[shots]}
@@ -39,7 +39,7 @@ def test_shots_that_no_class_has_are_refused(data):
         )
 
 
-def test_another_draw_has_other_images_and_other_augmentation(data):
+def test_draws_differ_in_images_and_augmentation(data):
     def draws(draw: int, seed: int = 3):
         sampler = build_sampler(SamplerSpec("instance", draw=draw), data, batch=8, seed=seed, epochs=1)
         index_T, seed_T = sampler.epoch_requests(0)

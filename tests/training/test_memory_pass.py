@@ -1,4 +1,4 @@
-"""The pass over the training set that fills the memory, beside a plain loop over the same images."""
+"""The dataset pass that fills the memory, compared with a plain loop."""
 
 import cv2
 import numpy as np
@@ -16,7 +16,7 @@ from recordio_tools.face_set import FaceRecord
 
 @pytest.fixture(scope="module")
 def oltr_at_its_start(recipe, finished_run, tmp_path_factory):
-    """(method, data): the second stage as it stands before its first step, each update rule."""
+    """start(update) -> (method, data): the second stage before its first step."""
 
     def start(update: str):
         values = recipe(tmp_path_factory.mktemp("memory") / "run")

@@ -1,4 +1,4 @@
-"""A loss or gradient that is not finite: no update, the images are listed, and after a few such steps the run stops."""
+"""Non-finite losses and gradients: skipped updates, recorded images, and the limit per stage."""
 
 import json
 
@@ -12,17 +12,17 @@ from facelt.errors import UserError
 from facelt.training.run import run
 
 
-def not_a_number(loss: torch.Tensor, method: torch.nn.Module) -> torch.Tensor:
+def nan_loss(loss: torch.Tensor, method: torch.nn.Module) -> torch.Tensor:
     return loss * torch.nan
 
 
 def infinite_gradient(loss: torch.Tensor, method: torch.nn.Module) -> torch.Tensor:
-    """The same value; the square root's slope at 0 is infinite."""
+    """Keeps the value; the square root has an infinite slope at 0."""
     return loss + (method.head.weight.sum() * 0).sqrt()
 
 
-def spoil(patch: pytest.MonkeyPatch, at: set[int], change=not_a_number, method: str = "classify") -> list[dict]:
-    """Changes the loss of some steps, counted from 0; filled with the state before each step."""
+def spoil(patch: pytest.MonkeyPatch, at: set[int], change=nan_loss, method: str = "classify") -> list[dict]:
+    """Changes the loss of some steps, counted from 0; returns a list that receives the state before each step."""
     original = METHODS[method].step
     states: list[dict] = []
 
@@ -37,7 +37,7 @@ def spoil(patch: pytest.MonkeyPatch, at: set[int], change=not_a_number, method: 
     return states
 
 
-@pytest.mark.parametrize("change", [not_a_number, infinite_gradient])
+@pytest.mark.parametrize("change", [nan_loss, infinite_gradient])
 def test_a_step_without_an_update_is_skipped_and_its_images_are_listed(
     train, plain_stage, tmp_path, monkeypatch, metrics, capsys, change
 ):
@@ -53,7 +53,7 @@ def test_a_step_without_an_update_is_skipped_and_its_images_are_listed(
     assert [path] == list((folder / "nonfinite").iterdir())
     facts = json.loads(path.read_text())
     assert (facts["stage"], facts["epoch"], facts["step"]) == ("plain", 1, 2)
-    assert (facts["loss"] == "nan") == (change is not_a_number)
+    assert (facts["loss"] == "nan") == (change is nan_loss)
     (norm,) = facts["gradient_norm_by_rank"]
     assert norm in ("nan", "inf")
     assert len(set(facts["images"])) == 8
@@ -63,7 +63,7 @@ def test_a_step_without_an_update_is_skipped_and_its_images_are_listed(
     assert f"skipped step 1 of 3 allowed; its images: {path}" in capsys.readouterr().err
 
 
-def test_more_than_allowed_stop_the_run_and_the_last_checkpoint_stays(train, plain_stage, tmp_path, monkeypatch, saved):
+def test_too_many_stop_the_run_and_keep_the_last_checkpoint(train, plain_stage, tmp_path, monkeypatch, saved):
     settings = {"stages": plain_stage(), "checkpoint_every": 1, "max_nonfinite_steps": 1}
     with monkeypatch.context() as patch:
         states = spoil(patch, {3, 6}, infinite_gradient)
@@ -89,29 +89,27 @@ def test_more_than_allowed_stop_the_run_and_the_last_checkpoint_stays(train, pla
     assert (tmp_path / "run/plain/model.safetensors").exists()
 
 
-def test_where_none_is_allowed_the_first_stops_the_run_and_leaves_a_checkpoint(
-    train, plain_stage, tmp_path, monkeypatch, saved
-):
+def test_the_first_stops_the_run_if_none_is_allowed(train, plain_stage, tmp_path, monkeypatch, saved):
     spoil(monkeypatch, {0}, lambda loss, _: loss / 0)
     with pytest.raises(UserError, match=r"stage plain, epoch 0, step 0: the loss \(inf\).* allows only 0 such steps"):
         train(tmp_path / "run", stages=plain_stage(), max_nonfinite_steps=0)
     assert saved(tmp_path / "run/plain")[0]["step"] == 0
 
 
-def test_a_learning_rate_far_too_high_is_caught_in_the_stage_it_spoils(train, plain_stage, tmp_path):
+def test_a_diverging_learning_rate_stops_its_stage(train, plain_stage, tmp_path):
     with pytest.raises(UserError, match=r"stage plain, .* not finite"):
         train(tmp_path / "run", stages=plain_stage(), optim={"lr": 1e30, "batch": 8})
     assert len(list((tmp_path / "run/nonfinite").iterdir())) == 4
 
 
 def run_spoiled_on_one_rank(values: dict) -> None:
-    """The gradient of the second rank's own classes is infinite in two steps."""
+    """Makes the gradient of the second rank's classes infinite in two steps."""
     with pytest.MonkeyPatch.context() as patch:
         spoil(patch, {2, 5}, lambda loss, method: infinite_gradient(loss, method) if rank() else loss)
         run(TrainConfig.model_validate(values))
 
 
-def test_all_ranks_skip_what_one_finds(recipe, plain_stage, rank_pool, tmp_path, saved):
+def test_all_ranks_skip_a_step_that_is_nonfinite_on_one(recipe, plain_stage, rank_pool, tmp_path, saved):
     values = recipe(tmp_path / "run", stages=plain_stage(), max_nonfinite_steps=1)
     with pytest.raises(AssertionError) as caught:
         rank_pool.run(run_spoiled_on_one_rank, 2, values)

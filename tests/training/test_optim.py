@@ -1,4 +1,4 @@
-"""Optimisers: learning rates by plain formulas, how many there are, and what stands still."""
+"""Optimisers: learning rates by plain formulas, parameter groups, and frozen parts."""
 
 import math
 
@@ -18,29 +18,29 @@ def factors(epochs: int, steps: int, **schedule) -> list[float]:
     return [learning_rate_factor(config, StepContext(epoch, epochs, step, steps)) for epoch, step in places]
 
 
-def test_steps_down_after_every_so_many_epochs():
+def test_step_schedule():
     expected = [1.0] * 6 + [0.1] * 6 + [0.01] * 3
     assert factors(5, 3, name="step", step_size=2) == pytest.approx(expected)
 
 
-def test_a_cosine_falls_to_nothing_step_by_step():
+def test_cosine_schedule():
     expected = [0.5 * (1 + math.cos(math.pi * number / 20)) for number in range(20)]
     assert factors(4, 5, name="cosine") == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", ["step", "cosine"])
-def test_the_warm_up_rises_evenly_to_the_full_rate(name):
-    found = factors(6, 4, name=name, warmup_epochs=2, step_size=100)
+def test_linear_warm_up(name):
+    rates = factors(6, 4, name=name, warmup_epochs=2, step_size=100)
     # Eight steps of warm-up, the ninth at the full rate.
-    assert found[:9] == pytest.approx([number / 9 for number in range(1, 10)])
+    assert rates[:9] == pytest.approx([number / 9 for number in range(1, 10)])
     after = [0.5 * (1 + math.cos(math.pi * number / 16)) if name == "cosine" else 1.0 for number in range(16)]
-    assert found[8:] == pytest.approx(after)
+    assert rates[8:] == pytest.approx(after)
 
 
 def test_a_warm_up_longer_than_the_stage_never_reaches_the_full_rate():
-    found = factors(2, 4, name="cosine", warmup_epochs=3)
-    assert found == sorted(found)
-    assert found[-1] < 1
+    rates = factors(2, 4, name="cosine", warmup_epochs=3)
+    assert rates == sorted(rates)
+    assert rates[-1] < 1
 
 
 def optimisers_of(recipe, tmp_path, **stage):
@@ -53,7 +53,7 @@ def optimisers_of(recipe, tmp_path, **stage):
     return Optimisers(method, config.optim, config.stages[0]), method
 
 
-def test_released_centroids_have_an_optimiser_of_their_own_and_tracked_ones_none(recipe, tmp_path):
+def test_released_centroids_have_their_own_optimiser_and_tracked_ones_none(recipe, tmp_path):
     released, method = optimisers_of(recipe, tmp_path)
     groups = [[group["name"] for group in groups] for groups in released.groups()]
     assert groups == [["network", "head"], ["memory"]]
@@ -65,10 +65,9 @@ def test_released_centroids_have_an_optimiser_of_their_own_and_tracked_ones_none
 
 def test_every_parameter_that_learns_is_in_one_group_once(recipe, tmp_path):
     optimisers, method = optimisers_of(recipe, tmp_path, freeze=["backbone"])
-    found = [id(parameter) for parameter in optimisers.parameters()]
-    expected = {id(parameter) for parameter in method.parameters() if parameter.requires_grad}
-    assert len(found) == len(set(found))
-    assert set(found) == expected
+    ids = [id(parameter) for parameter in optimisers.parameters()]
+    assert len(ids) == len(set(ids))
+    assert set(ids) == {id(parameter) for parameter in method.parameters() if parameter.requires_grad}
 
 
 def test_each_part_has_its_share_of_the_rate_times_the_schedule(recipe, tmp_path):
@@ -97,7 +96,7 @@ def test_the_gradient_norm_shows_a_single_bad_entry(recipe, tmp_path):
     assert not math.isfinite(optimisers.gradient_norm().item())
 
 
-def test_frozen_parts_stand_still_and_others_move(train, recipe, finished_run, tmp_path):
+def test_frozen_parts_do_not_change(train, recipe, finished_run, tmp_path):
     stage = {
         **recipe(tmp_path)["stages"][1],
         "init_from": str(finished_run / "plain"),
@@ -118,8 +117,8 @@ def test_frozen_parts_stand_still_and_others_move(train, recipe, finished_run, t
 def test_momentum_and_decay_come_from_the_configuration(recipe, tmp_path):
     _, method = optimisers_of(recipe, tmp_path)
     stage = StageConfig(name="x", method={"name": "dynamic_meta"}, epochs=1)
-    found = Optimisers(method, OptimConfig(lr=0.3, momentum=0.7, weight_decay=0.01), stage).groups()
-    assert [(g["momentum"], g["weight_decay"]) for groups in found for g in groups] == [(0.7, 0.01)] * 3
+    groups_of = Optimisers(method, OptimConfig(lr=0.3, momentum=0.7, weight_decay=0.01), stage).groups()
+    assert [(g["momentum"], g["weight_decay"]) for groups in groups_of for g in groups] == [(0.7, 0.01)] * 3
 
 
 def test_milestones_are_shares_of_the_stage_and_keep_its_shape():

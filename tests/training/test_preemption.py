@@ -1,4 +1,4 @@
-"""A signal, wherever it comes: the run ends there, and what goes on from it ends as a whole one does, bit by bit."""
+"""Preemption: after a signal at any moment, the resumed run equals an uninterrupted one, bit by bit."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ MOMENTS = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_stopped_run_ends_where_a_whole_one_does(
+def test_resume_after_a_signal_is_bit_exact(
     moment, finished_run, train, tmp_path, monkeypatch, metrics, assert_same_weights
 ):
     owner, name, before = MOMENTS[moment]
@@ -55,7 +55,7 @@ def test_a_stopped_run_ends_where_a_whole_one_does(
         assert_same_weights(folder / stage / "model.safetensors", finished_run / stage / "model.safetensors")
 
 
-def test_while_the_data_opens_nothing_is_written_yet(train, tmp_path, monkeypatch):
+def test_a_signal_while_data_opens_writes_nothing(train, tmp_path, monkeypatch):
     original = RecordData.open
 
     def signalled(*arguments):
@@ -78,7 +78,7 @@ OF_RANKS = {
 
 
 def run_signalled(values: dict, moment: str, number: int) -> None:
-    """Stops the run on all ranks by a signal to the second one, and goes on with it."""
+    """Stops the run on all ranks by a signal to the second one, then resumes it."""
     owner, name, before = MOMENTS[moment]
     original, calls = getattr(owner, name), iter(range(1000))
 
@@ -103,7 +103,7 @@ def run_all_signalled(straight: dict, stopped: dict[str, dict]) -> None:
 
 
 @pytest.mark.parametrize("in_background", [False, True], ids=["waiting", "background"])
-def test_so_do_runs_on_two_ranks_one_of_which_is_signalled(
+def test_resume_after_a_signal_to_one_of_two_ranks_is_bit_exact(
     recipe, rank_pool, tmp_path, metrics, assert_same_weights, in_background
 ):
     # Saves put the ranks' running statistics together, which rounds: after every step they do it alike in all runs.

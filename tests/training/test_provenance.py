@@ -1,4 +1,4 @@
-"""What checkpoints and cards say they came from, and that other data is refused."""
+"""Provenance in checkpoints and cards; checkpoints of other data are refused."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ RENAMED = {4: 0, 0: 1, 3: 2, 1: 4}
 
 @pytest.fixture
 def selected(tiny_faces, tmp_path, recipe):
-    """selected(renamed, rows=all) -> the recipe's data section, through a manifest of its own."""
+    """selected(renamed, rows=all) -> the recipe's data section with a manifest."""
 
     def data(renamed: dict[int, int], rows: slice = slice(None)) -> dict:
         with FaceRecord(tiny_faces) as record:
@@ -38,7 +38,7 @@ def sha256(labels: list[int]) -> str:
     return hashlib.sha256(np.array(labels, dtype="<i8").tobytes()).hexdigest()
 
 
-def test_a_checkpoint_says_what_it_came_from(train, plain_stage, selected, tmp_path, interrupt, saved):
+def test_provenance_of_a_checkpoint(train, plain_stage, selected, tmp_path, interrupt, saved):
     data = selected(RENAMED)
     with pytest.raises(interrupt("classify", 2)):
         train(tmp_path / "run", data=data, stages=plain_stage())

@@ -1,4 +1,4 @@
-"""Training on any number of processes is the run of one, also when it is killed and stopped in between."""
+"""Distributed training equals training in one process, also after a kill and a stop."""
 
 import json
 import os
@@ -26,7 +26,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
 
 
 class Runs:
-    """Runs of the recipe below one folder, by name; what they saw is beside them."""
+    """Runs of the recipe below one folder, by name, with the images they used."""
 
     def __init__(self, recipe, folder: Path) -> None:
         self.recipe, self.folder = recipe, folder
@@ -42,7 +42,7 @@ class Runs:
         return folder
 
     def command(self, name: str, signals: str, start: tuple = (), **changes) -> list[str]:
-        """Words that start the driver."""
+        """Returns the command line of the driver."""
         path = self.folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(self.values(name, **changes)))
         words = [sys.executable, *start, DRIVER, self.seen(name), signals, "--config", path, "--resume", "auto"]
@@ -53,15 +53,15 @@ class Runs:
         return [(line["stage"], line["epoch"], line["step"], line["loss"]) for line in lines if "loss" in line]
 
     def assert_same(self, name: str, other: str) -> None:
-        """Both ended with the same weights, and logged every step once with the same loss."""
+        """Checks for equal weights, and that every step was logged once with equal losses."""
         for stage in STAGES:
             own, expected = (load_file(self.folder / run / stage / "model.safetensors") for run in (name, other))
             assert own.keys() == expected.keys()
             for key, value in expected.items():
                 torch.testing.assert_close(own[key], value, rtol=0, atol=1e-5, msg=f"{stage} {key}")
-        found, expected = self.losses(name), self.losses(other)
-        assert [line[:3] for line in found] == [line[:3] for line in expected]
-        assert [line[3] for line in found] == pytest.approx([line[3] for line in expected], abs=1e-5)
+        losses, expected = self.losses(name), self.losses(other)
+        assert [line[:3] for line in losses] == [line[:3] for line in expected]
+        assert [line[3] for line in losses] == pytest.approx([line[3] for line in expected], abs=1e-5)
 
 
 def environment() -> dict[str, str]:
@@ -70,20 +70,20 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def runs(recipe, tmp_path_factory) -> Runs:
-    """With the run `alone`, of one process."""
-    made = Runs(recipe, tmp_path_factory.mktemp("ranks"))
-    run_frozen(made.values("alone"), made.seen("alone"))
-    return made
+    """Runs, with the single-process run `alone`."""
+    runs = Runs(recipe, tmp_path_factory.mktemp("ranks"))
+    run_frozen(runs.values("alone"), runs.seen("alone"))
+    return runs
 
 
 @pytest.fixture(scope="module")
 def stopped(runs) -> subprocess.CompletedProcess:
-    """What torchrun said of the run `stopped`, of two processes: killed, started again and stopped."""
+    """Result of torchrun for the run `stopped` on two processes: killed, restarted and stopped."""
     command = runs.command("stopped", SIGNALS, TORCHRUN)
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
 
 
-def test_two_processes_train_as_one(runs, rank_pool):
+def test_two_processes_train_like_one(runs, rank_pool):
     rank_pool.run(run_frozen, 2, runs.values("two"), runs.seen("two"))
     runs.assert_same("two", "alone")
     seen = read_seen(runs.seen("two"))
@@ -96,10 +96,10 @@ def test_two_processes_train_as_one(runs, rank_pool):
     assert cards[0] == cards[1]
 
 
-def test_after_a_kill_torchrun_goes_on_from_the_last_checkpoint_and_a_signal_saves_the_state(runs, stopped):
+def test_torchrun_resumes_after_a_kill_and_a_signal_saves_a_checkpoint(runs, stopped):
     assert stopped.returncode == 0, stopped.stderr
-    said = f"interrupted; checkpoint saved in {runs.folder / 'stopped'}, continue with --resume\n"
-    assert stopped.stdout == said
+    output = f"interrupted; checkpoint saved in {runs.folder / 'stopped'}, continue with --resume\n"
+    assert stopped.stdout == output
     assert stopped.stderr.count("plain: epoch 1/2") == 1
     places = [json.loads(line)[:3] for line in (runs.seen("stopped") / "1").read_text().splitlines()]
     assert places.count(["plain", 0, 0]) == places.count(["plain", 0, 1]) == 1
@@ -109,7 +109,7 @@ def test_after_a_kill_torchrun_goes_on_from_the_last_checkpoint_and_a_signal_sav
 
 
 @pytest.mark.parametrize("world", [1, 3])
-def test_what_two_processes_saved_another_number_goes_on_with(runs, stopped, rank_pool, world):
+def test_resume_on_another_number_of_processes(runs, stopped, rank_pool, world):
     name = f"stopped_{world}"
     shutil.copytree(runs.folder / "stopped", runs.folder / name)
     if world == 1:
@@ -122,7 +122,7 @@ def test_what_two_processes_saved_another_number_goes_on_with(runs, stopped, ran
     runs.assert_same(name, "alone")
 
 
-def test_a_mistake_on_two_processes_is_one_line_and_no_hang(runs):
+def test_a_user_error_on_two_processes_is_one_line_and_no_hang(runs):
     command = runs.command("mistake", "0@0", TORCHRUN[:-1], optim={"lr": 0.01, "batch": 3})
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
     assert done.returncode == 1
@@ -130,8 +130,8 @@ def test_a_mistake_on_two_processes_is_one_line_and_no_hang(runs):
 
 
 @pytest.mark.parametrize(("number", "minutes"), [(signal.SIGKILL, 10), (signal.SIGSTOP, 0.05)])
-def test_when_a_process_is_killed_or_silent_the_others_stop_and_say_so(runs, number, minutes):
-    """Without torchrun, which would end them itself."""
+def test_peers_of_a_killed_or_hung_process_stop_with_a_message(runs, number, minutes):
+    """Started without torchrun, which would end the peers itself."""
     name = f"lost_{number.name}"
     command = runs.command(name, f"{number.value}@3", timeout_minutes=minutes)
     with socket.socket() as listener:
@@ -148,11 +148,11 @@ def test_when_a_process_is_killed_or_silent_the_others_stop_and_say_so(runs, num
         )
         for rank in range(2)
     )
-    _, said = first.communicate(timeout=120)
+    _, output = first.communicate(timeout=120)
     second.kill()
     second.communicate(timeout=20)
     assert first.returncode == 1
     expected = f"rank 0: another process failed or did not respond within {minutes:g} minutes"
-    assert expected in said
-    assert "Traceback" not in said
+    assert expected in output
+    assert "Traceback" not in output
     assert (runs.folder / name / "plain/checkpoints/step-00000002/state.json").is_file()

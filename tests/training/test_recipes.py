@@ -1,4 +1,4 @@
-"""The recipes of the lists, trained whole on a small tree of images and evaluated beside a plain computation."""
+"""Recipes of image lists, trained on a small tree of images and checked against a plain evaluation."""
 
 import json
 
@@ -26,11 +26,11 @@ OPEN = ("open set/1.png", "open set/2.png")
 
 @pytest.fixture(scope="module", autouse=True)
 def _thin_backbone():
-    """The recipes are for the real networks."""
+    """Keeps the real networks for these recipes."""
 
 
 def make_tree(folder, patterns: dict[str, str]) -> dict[str, list[tuple[str, int]]]:
-    """Pictures of 36 x 44 pixels, told apart by their colour, and the lists; returns these."""
+    """Writes images of 36 x 44 pixels, one colour per class, and the lists; returns the lists."""
     random = np.random.default_rng(0)
     colours_43 = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200], [180, 180, 40]])
     lists, number = {}, 0

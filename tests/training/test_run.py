@@ -1,4 +1,4 @@
-"""A run: what it leaves, that it learns, that it repeats, and that a broken one ends where a whole one does."""
+"""Training runs: output, learning, determinism, and resuming."""
 
 import json
 
@@ -14,7 +14,7 @@ from facelt.inference.model import load_model
 STAGES = ("plain", "oltr")
 
 
-def test_a_run_leaves_its_configuration_log_and_models(finished_run, recipe, metrics):
+def test_output_of_a_run(finished_run, recipe, metrics):
     assert {path.name for path in finished_run.iterdir()} == {
         "config.yaml",
         "stages.json",
@@ -36,7 +36,7 @@ def test_a_run_leaves_its_configuration_log_and_models(finished_run, recipe, met
     assert all("centroid_norm" in line for line in ends if line["stage"] == "oltr")
 
 
-def test_a_card_says_what_the_weights_are(finished_run):
+def test_content_of_a_card(finished_run):
     card = json.loads((finished_run / "oltr" / "card.json").read_text())
     assert (card["schema"], card["stage"], card["num_classes"], card["dim"]) == ("facelt.model/1", "oltr", 6, 16)
     assert card["kinds"] == ["direct", "meta", "meta_unit"]
@@ -65,7 +65,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
     ("method", "step"),
     [("classify", 1), ("classify", 7), ("dynamic_meta", 1), ("dynamic_meta", 4)],
 )
-def test_a_broken_run_ends_where_a_whole_one_does(
+def test_an_interrupted_run_ends_bit_exact(
     method, step, finished_run, train, tmp_path, interrupt, metrics, assert_same_weights
 ):
     with pytest.raises(interrupt(method, step)):
@@ -76,7 +76,7 @@ def test_a_broken_run_ends_where_a_whole_one_does(
     assert metrics(folder) == metrics(finished_run)
 
 
-def test_so_does_one_with_a_worker_that_decodes(
+def test_an_interrupted_run_with_a_decode_worker_ends_bit_exact(
     finished_run, train, recipe, tmp_path, interrupt, metrics, assert_same_weights
 ):
     data = {**recipe(tmp_path)["data"], "workers": 1}
@@ -87,7 +87,7 @@ def test_so_does_one_with_a_worker_that_decodes(
     assert metrics(folder) == metrics(finished_run)
 
 
-def test_so_does_one_broken_while_it_hands_on_its_model(
+def test_a_run_interrupted_while_finalizing_ends_bit_exact(
     finished_run, train, tmp_path, monkeypatch, assert_same_weights
 ):
     def full(card, path):
@@ -119,7 +119,7 @@ def test_other_settings_are_refused_by_name(finished_run, train):
         train(finished_run, resume=True, seed=4, optim={"lr": 0.06, "batch": 8})
 
 
-def test_keys_that_change_no_model_may_change_when_a_run_goes_on(
+def test_keys_that_do_not_affect_the_model_may_change_on_resume(
     finished_run, train, tmp_path, interrupt, assert_same_weights
 ):
     with pytest.raises(interrupt("classify", 5)):
@@ -131,7 +131,7 @@ def test_keys_that_change_no_model_may_change_when_a_run_goes_on(
         assert_same_weights(finished_run / stage / "model.safetensors", folder / stage / "model.safetensors")
 
 
-def test_a_run_of_an_earlier_version_goes_on_with_keys_that_are_new(train, plain_stage, tmp_path, finished_run):
+def test_a_run_of_an_earlier_version_resumes_with_new_keys(train, plain_stage, tmp_path, finished_run):
     folder = train(tmp_path / "run", stages=plain_stage(epochs=1))
     path = folder / "config.yaml"
     settings = yaml.safe_load(path.read_text())
@@ -162,7 +162,7 @@ def test_a_damaged_record_of_the_settings_is_refused(train, tmp_path):
         train(out, resume=True)
 
 
-def test_a_start_with_another_backbone_is_told_before_any_work(finished_run, recipe, train, tmp_path):
+def test_initial_weights_of_another_backbone_are_refused_before_training(finished_run, recipe, train, tmp_path):
     first, second = recipe(tmp_path)["stages"]
     model = recipe(tmp_path)["model"] | {"backbone": "resnet32"}
     branched = {**second, "method": {"name": "bbn"}, "attention": False, "branches": {"count": 2, "split": "none"}}
@@ -187,7 +187,7 @@ def test_a_stage_starts_from_another_run(finished_run, recipe, train, tmp_path):
     assert torch.equal(before["head.weight"], after["head.hallucinator.weight"])
 
 
-def test_the_best_epoch_is_handed_on_or_the_last(train, plain_stage, tmp_path, monkeypatch, assert_same_weights):
+def test_the_best_epoch_is_kept_or_the_last(train, plain_stage, tmp_path, monkeypatch, assert_same_weights):
     # The step schedule does not look at the number of epochs, so two epochs are the beginning of three.
     two = train(tmp_path / "two", stages=plain_stage(epochs=2, keep="last"))
     three = train(tmp_path / "three", stages=plain_stage(epochs=3, keep="last"))
@@ -201,7 +201,7 @@ def test_the_best_epoch_is_handed_on_or_the_last(train, plain_stage, tmp_path, m
     assert not torch.equal(last, load_model(best, torch.device("cpu")).method.head.weight)
 
 
-def test_a_gpu_that_is_not_there_is_no_reason_to_go_on_without(train, tmp_path, monkeypatch):
+def test_a_missing_gpu_is_an_error(train, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="cuda was requested"):
         train(tmp_path / "run", device="cuda")
@@ -213,7 +213,7 @@ def test_a_batch_larger_than_the_training_set_is_refused(train, tmp_path):
         train(tmp_path / "run", optim={"lr": 0.1, "batch": 64})
 
 
-def test_a_log_that_went_missing_begins_again_where_the_run_goes_on(train, plain_stage, tmp_path, interrupt, metrics):
+def test_a_missing_log_restarts_where_the_run_resumes(train, plain_stage, tmp_path, interrupt, metrics):
     with pytest.raises(interrupt("classify", 5)):
         train(tmp_path / "run", stages=plain_stage())
     (tmp_path / "run/metrics.jsonl").unlink()

@@ -1,4 +1,4 @@
-"""Sampling and mixing as recipes: stages that fit each other, a run that stops and goes on, and several ranks.
+"""Sampling and mixing recipes: settings, resuming, and several ranks.
 
 B images, C classes, D feature.
 """
@@ -90,7 +90,7 @@ def bag_of_tricks(root, cifar, out) -> TrainConfig:
     return load_config(root / "configs/cifar100_lt/bag_of_tricks.yaml", TrainConfig, overrides)
 
 
-def test_the_bag_of_tricks_trains_stops_and_goes_on(root, cifar, tmp_path, monkeypatch, interrupt, assert_same_weights):
+def test_the_bag_of_tricks_trains_and_resumes(root, cifar, tmp_path, monkeypatch, interrupt, assert_same_weights):
     seen = []
     forward = ForegroundMoves.forward
 
@@ -120,7 +120,7 @@ def test_the_bag_of_tricks_trains_stops_and_goes_on(root, cifar, tmp_path, monke
     assert not load_model(stopped, torch.device("cpu")).method.training
 
 
-def test_foregrounds_ask_for_one_teacher(finished_run, train, plain_stage, tmp_path):
+def test_foregrounds_need_one_teacher(finished_run, train, plain_stage, tmp_path):
     stages = plain_stage(method={"name": "classify", "move_foreground": {}})
     with pytest.raises(ValidationError, match="teachers: classify as it is set learns from 1 of them, 0 are named"):
         train(tmp_path / "none", stages=stages)
@@ -161,7 +161,7 @@ def ranks_step() -> dict:
     }
 
 
-def test_ranks_have_one_share_and_pair_their_own_images(rank_pool):
+def test_ranks_pair_their_own_images(rank_pool):
     first, second = rank_pool.run(ranks_step, 2)
     assert first["lam"] == second["lam"]
     assert first["partners"] != second["partners"]

@@ -1,4 +1,4 @@
-"""BBN, ResLT and LFME as recipes: their settings, stages that fit each other, and runs that stop and go on."""
+"""BBN, ResLT and LFME recipes: settings, stages, and resuming."""
 
 from itertools import pairwise
 
@@ -72,7 +72,7 @@ def train_recipe(root, cifar, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "changes"), [("bbn", {}), ("reslt", {"stages.0.method.starts": "[2, 4]"})])
-def test_a_recipe_of_branches_trains_and_its_model_answers(train_recipe, name, changes):
+def test_a_recipe_of_branches_trains_a_usable_model(train_recipe, name, changes):
     folder = train_recipe(name, 12, 4, **changes)
     method = load_model(folder, torch.device("cpu")).method
     with torch.no_grad():
@@ -103,7 +103,7 @@ def stages(epochs: int) -> list[dict]:
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.3], ids=["counted on batches", "validated"])
-def test_lfme_that_is_stopped_and_goes_on_ends_as_a_straight_run(
+def test_an_interrupted_lfme_run_ends_bit_exact(
     train, recipe, tmp_path, metrics, interrupt, assert_same_weights, fraction
 ):
     data = recipe(tmp_path)["data"] | {"validation_fraction": fraction}
@@ -121,8 +121,8 @@ def test_lfme_that_is_stopped_and_goes_on_ends_as_a_straight_run(
     assert metrics(stopped) == metrics(straight)
 
 
-def test_the_weight_of_an_expert_is_that_of_both_validations(train, recipe, tmp_path, metrics):
-    """The student's of the epoch before and the expert's of the epoch it handed on."""
+def test_expert_weights_follow_both_validations(train, recipe, tmp_path, metrics):
+    """Uses the student's validation of the epoch before and the expert's of its saved epoch."""
     data = recipe(tmp_path)["data"] | {"validation_fraction": 0.3}
     folder = train(tmp_path / "run", data=data, stages=stages(epochs=4))
     figures = [line for line in metrics(folder) if "validation_few" in line]

@@ -1,4 +1,4 @@
-"""What a stage can be told beside its method: teachers, an optimiser of its own, what stands still, no steps at all."""
+"""Stage options: teachers, own optimiser, frozen statistics, and stages without steps."""
 
 import json
 
@@ -18,7 +18,7 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class Taught(Classify):
-    """Keeps its teachers, and scales its logits' direction by a setting: only 1 leaves the classes in order."""
+    """Keeps its teachers, and scales the direction of its logits by a setting: only 1 keeps the order of classes."""
 
     asked: tuple = ()
     kept: torch.Tensor | None = None
@@ -57,7 +57,7 @@ def weights(folder, stage="second"):
     return load_file(folder / stage / "model.safetensors")
 
 
-def test_a_kept_head_goes_on_and_a_frozen_one_stands_still(train, finished_run, tmp_path):
+def test_a_kept_head_trains_and_a_frozen_one_does_not(train, finished_run, tmp_path):
     before = weights(finished_run, "plain")
     frozen = weights(train(tmp_path / "frozen", stages=[second(finished_run, freeze=["head"])]))
     moved = weights(train(tmp_path / "moved", stages=[second(finished_run)]))
@@ -80,7 +80,7 @@ def test_a_head_of_another_shape_is_refused_before_anything_moves(train, finishe
         train(tmp_path / "other", stages=stages)
 
 
-def test_statistics_stand_still_when_told(train, finished_run, tmp_path):
+def test_frozen_statistics(train, finished_run, tmp_path):
     before = weights(finished_run, "plain")
     names = [name for name in before if name.endswith(STATISTICS)]
     for batch_norm, same in (("frozen", True), ("train", False)):
@@ -89,7 +89,7 @@ def test_statistics_stand_still_when_told(train, finished_run, tmp_path):
         assert not torch.equal(before["network.backbone.conv1.weight"], after["network.backbone.conv1.weight"])
 
 
-def test_a_stage_has_its_own_optimiser_where_it_names_one(train, finished_run, tmp_path):
+def test_a_stage_with_its_own_optimiser(train, finished_run, tmp_path):
     own = {"lr": 0.02, "batch": 12, "nesterov": True}
     folder = train(tmp_path / "run", stages=[second(finished_run, optim=own, schedule={"name": "constant"})])
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -100,7 +100,7 @@ def test_a_stage_has_its_own_optimiser_where_it_names_one(train, finished_run, t
         OptimConfig(nesterov=True, momentum=0.0)
 
 
-def test_teachers_are_still_and_of_the_stages_named(train, taught, finished_run, tmp_path):
+def test_teachers_are_frozen_and_loaded_from_the_named_stages(train, taught, finished_run, tmp_path):
     stages = [{"name": "first", "method": {"name": "classify"}, "epochs": 1}]
     stages.append(second(finished_run, teachers=["first", str(finished_run / "oltr")]))
     folder = train(tmp_path / "run", stages=stages)
@@ -114,7 +114,7 @@ def test_teachers_are_still_and_of_the_stages_named(train, taught, finished_run,
         assert all(torch.equal(value, expected[name]) for name, value in teacher.state_dict().items())
 
 
-def test_a_method_that_asks_no_teacher_refuses_one(train, finished_run, tmp_path):
+def test_a_method_without_teachers_refuses_one(train, finished_run, tmp_path):
     with pytest.raises(ValidationError, match="teachers: classify as it is set learns from 0 of them, 1 are named"):
         train(tmp_path / "asked", stages=[second(finished_run, teachers=[str(finished_run / "plain")])])
 
@@ -140,14 +140,14 @@ def test_a_missing_teacher_is_named(train, taught, recipe, finished_run, tmp_pat
         ),
     ],
 )
-def test_a_teacher_of_another_kind_is_told_before_any_work(recipe, tmp_path, method, teacher, reason):
+def test_an_unsuitable_teacher_is_refused_before_training(recipe, tmp_path, method, teacher, reason):
     stages = [{"name": "first", "method": {"name": "classify"}, "epochs": 1} | teacher]
     stages.append({"name": "second", "method": method, "epochs": 1, "teachers": ["first"]})
     with pytest.raises(ValidationError, match=f"'second' has the teacher 'first', which {reason}"):
         TrainConfig.model_validate(recipe(tmp_path, stages=stages))
 
 
-def test_a_teacher_of_another_run_and_kind_is_told_before_any_work(train, finished_run, tmp_path):
+def test_an_unsuitable_teacher_of_another_run_is_refused_before_training(train, finished_run, tmp_path):
     teacher = str(finished_run / "plain")
     stage = {"name": "second", "method": {"name": "lfme"}, "epochs": 1, "teachers": [teacher]}
     with pytest.raises(UserError, match=f"'second' has the teacher '{teacher}', which is no expert"):
@@ -156,7 +156,7 @@ def test_a_teacher_of_another_run_and_kind_is_told_before_any_work(train, finish
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])
-def test_a_stage_without_steps_takes_the_setting_that_validates_best(train, taught, finished_run, tmp_path, keep):
+def test_a_stage_without_steps_picks_the_best_setting(train, taught, finished_run, tmp_path, keep):
     folder = train(tmp_path / "run", stages=[second(finished_run, epochs=0, keep=keep)])
     card = json.loads((folder / "second/card.json").read_text())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

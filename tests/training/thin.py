@@ -1,4 +1,4 @@
-"""A network so small that a run of the recipe is over in a moment, in the place of ResNet-10."""
+"""Thin backbone that replaces ResNet-10 in fast tests."""
 
 from collections import OrderedDict
 
@@ -9,7 +9,7 @@ from facelt.models.backbones import Backbone
 
 
 def _thin() -> nn.Module:
-    """The parts bear the names of a ResNet's first ones."""
+    """Its parts are named like a ResNet's first ones."""
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     for number, (before, channels, stride) in enumerate([(3, 8, 2), (8, 8, 2), (8, 8, 2), (8, 16, 2)], start=1):
         parts[f"conv{number}"] = nn.Conv2d(before, channels, 3, stride=stride, padding=1, bias=False)
@@ -23,5 +23,5 @@ THIN = {"resnet10": Backbone(_thin, channels=16, stride=32)}
 
 
 def make_thin() -> None:
-    """For good: in a process of its own."""
+    """Replaces the backbone permanently; for child processes."""
     BACKBONES.update(THIN)
