@@ -18,8 +18,8 @@ import onnxruntime
 import torch
 
 from facelt.config.train import TrainConfig
-from facelt.export.onnx import answered, compare, expected, export_onnx
-from facelt.inference.model import TrainedModel, build_method, make_card
+from facelt.export.onnx import compare_outputs, export_onnx, onnx_outputs, reference_outputs
+from facelt.inference.model import TrainedModel, build_card, build_method
 
 GRAPHS = {"direct": ("direct", True), "direct, no mirror": ("direct", False), "meta": ("meta", True)}
 BATCHES = (1, 7, 64)
@@ -36,7 +36,7 @@ def random_model(backbone: str, identities: int) -> TrainedModel:
         method.network(torch.rand(8, 3, *config.data.image_size) * 2 - 1)
     method.memory.centroid_CD.normal_()
     method.memory.filled_C.fill_(True)
-    return TrainedModel(method.eval(), config, make_card(config, config.stages[0], method), Path("random"), "0" * 64)
+    return TrainedModel(method.eval(), config, build_card(config, config.stages[0], method), Path("random"), "0" * 64)
 
 
 def latencies(sessions: dict[str, onnxruntime.InferenceSession], batch: int, rounds: int) -> dict[str, float]:
@@ -81,7 +81,9 @@ def main() -> None:
         for batch in BATCHES:
             image_NHW3 = torch.randint(256, (batch, *model.config.data.image_size, 3), dtype=torch.uint8)
             for name, (kind, mirrored) in GRAPHS.items():
-                found = compare(answered(sessions[name], image_NHW3), expected(model, image_NHW3, kind, mirrored))
+                found = compare_outputs(
+                    onnx_outputs(sessions[name], image_NHW3), reference_outputs(model, image_NHW3, kind, mirrored)
+                )
                 print(json.dumps({"graph": name, "batch": batch, **found._asdict()}), flush=True)
         for batch in (1, 64):
             best = latencies(sessions, batch, arguments.rounds)

@@ -37,7 +37,7 @@ ALLOWED = {
     "losses": "config distributed",
     "heads": "config distributed",
     "methods": "config models distributed losses heads metrics",
-    "openset": "",
+    "openset": "config",
     "inference": "config data distributed models methods openset metrics store alignment",
     "evaluation": "config report data distributed methods openset metrics inference",
     "export": "data models methods inference",

@@ -21,7 +21,6 @@ from facelt.metrics.classification import SHOT_CONVENTIONS
 from facelt.models.branched import BranchSpec
 from facelt.models.network import build_network
 from facelt.models.pretrained import NETWORK_PARTS
-from facelt.openset.rejection import OPENSET
 from facelt.store.store import EMBEDDING_KINDS, STORE_DTYPES
 from tests.methods.minimal import BRANCHES, OPTIONS
 
@@ -63,7 +62,6 @@ def test_a_registry_finds_its_implementations_by_itself(name):
         (EMBEDDING_KINDS, set(typing.get_args(Kind))),
         (STORE_DTYPES, option(embed, "dtype")),
         (SHOT_CONVENTIONS, option(evaluate, "convention")),
-        (OPENSET, option(evaluate, "open_")),
         (SWEEPS, option(evaluate, "sweep")),
         (SHOT_CONVENTIONS, allowed(TrainingConfig, "convention")),
         (EMBEDDING_KINDS, allowed(AuditConfig, "kind")),

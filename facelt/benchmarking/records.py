@@ -21,9 +21,9 @@ from facelt.config.loading import load_config
 from facelt.config.train import RESUME_MAY_CHANGE, TrainConfig, matches_any
 from facelt.errors import UserError
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
+_Fraction = Annotated[float, Field(ge=0, le=1)]
 
-NEUTRAL = RESUME_MAY_CHANGE | {"out", "seed", "device", "data.root", "data.download"}
+_NEUTRAL_KEYS = RESUME_MAY_CHANGE | {"out", "seed", "device", "data.root", "data.download"}
 """Keys that do not make it another recipe: where files lie, which seed, on which machine."""
 
 
@@ -49,10 +49,10 @@ class RunRecord(_Origin):
     """
 
     kind: Literal["run"] = "run"
-    overall: Fraction
-    many: Fraction | None
-    medium: Fraction | None
-    few: Fraction | None
+    overall: _Fraction
+    many: _Fraction | None
+    medium: _Fraction | None
+    few: _Fraction | None
     chosen: str
     minutes: float | None = Field(ge=0)
 
@@ -64,11 +64,11 @@ class SmokeRecord(_Origin):
     losses: dict[str, tuple[float, float]]
 
 
-Record = RunRecord | SmokeRecord
-_LINE = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
+BenchmarkRecord = RunRecord | SmokeRecord
+_LINE = TypeAdapter(Annotated[BenchmarkRecord, Field(discriminator="kind")])
 
 
-def read_records(path: Path) -> list[Record]:
+def read_records(path: Path) -> list[BenchmarkRecord]:
     """Every record of the file in its order; none where the file is absent. Raises UserError naming a bad line."""
     if not path.exists():
         return []
@@ -86,7 +86,7 @@ def read_records(path: Path) -> list[Record]:
     return records
 
 
-def append_record(path: Path, record: Record) -> None:
+def append_record(path: Path, record: BenchmarkRecord) -> None:
     """Adds a line in one piece, so that several runs may do so at a time. Raises UserError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,19 +102,19 @@ def config_digest(config: TrainConfig) -> str:
     Keys at their defaults do not count: a key that is new in a later version leaves the digest as it was.
     """
     values = config.model_dump(mode="json", exclude_defaults=True)
-    for key in NEUTRAL:
+    for key in _NEUTRAL_KEYS:
         section, _, name = key.rpartition(".")
         (values.get(section, {}) if section else values).pop(name, None)
     values = {key: value for key, value in values.items() if value != {}}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def telling(settings: Sequence[str]) -> tuple[str, ...]:
+def changed_settings(settings: Sequence[str]) -> tuple[str, ...]:
     """The settings that make it another recipe, sorted."""
-    return tuple(sorted(setting for setting in settings if not matches_any(setting.partition("=")[0], NEUTRAL)))
+    return tuple(sorted(setting for setting in settings if not matches_any(setting.partition("=")[0], _NEUTRAL_KEYS)))
 
 
-Percent = Annotated[float, Field(ge=0, le=100)]
+_Percent = Annotated[float, Field(ge=0, le=100)]
 
 PUBLISHED_SOURCES = {
     "C": "read in the authors' code",
@@ -136,7 +136,7 @@ class PublishedMethod(StrictModel):
     recipe: str | None = None
     source: Literal["C", "P", "R", "S", "M"]
     selection: str | None = None
-    accuracy: dict[float, Percent]
+    accuracy: dict[float, _Percent]
 
 
 class Published(StrictModel):
@@ -150,7 +150,7 @@ def read_published(path: Path) -> tuple[PublishedMethod, ...]:
     return load_config(path, Published).figures
 
 
-SOURCES = ("facelt", "recordio_tools", "configs")
+_SOURCE_FOLDERS = ("facelt", "recordio_tools", "configs")
 
 
 def machine_name(device: str) -> str:
@@ -167,7 +167,7 @@ def machine_name(device: str) -> str:
     return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
-def commit_of(checkout: Path) -> str:
+def source_commit(checkout: Path) -> str:
     """The commit's first ten digits, with `+changes` where the sources differ from it; `unknown` without git."""
 
     def git(*words: str) -> str:
@@ -176,7 +176,7 @@ def commit_of(checkout: Path) -> str:
 
     try:
         commit = git("rev-parse", "HEAD")[:10]
-        changed = git("status", "--porcelain", "--", *SOURCES)
+        changed = git("status", "--porcelain", "--", *_SOURCE_FOLDERS)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{commit}+changes" if changed else commit

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 
-from facelt.benchmarking.records import RunRecord, SmokeRecord, config_digest, machine_name, telling
+from facelt.benchmarking.records import RunRecord, SmokeRecord, changed_settings, config_digest, machine_name
 from facelt.config.loading import load_config
 from facelt.config.train import TrainConfig
 from facelt.errors import UserError
@@ -27,7 +27,7 @@ from recordio_tools.atomic_io import write_text
 
 
 @contextmanager
-def sitting(path: Path) -> Iterator[None]:
+def timed_session(path: Path) -> Iterator[None]:
     """Adds the block's seconds to those in the file, also where it ends by a mistake or by a signal.
 
     A process that is killed cannot: the file then says that a sitting was never closed, and the sum stays unknown.
@@ -41,7 +41,7 @@ def sitting(path: Path) -> Iterator[None]:
         write_text(path, json.dumps([*earlier, time.perf_counter() - began]))
 
 
-def minutes(path: Path) -> float | None:
+def total_minutes(path: Path) -> float | None:
     """The sum of all sittings; None where one of them was never closed."""
     seconds = _read(path)
     return None if None in seconds else sum(seconds) / 60
@@ -51,7 +51,7 @@ def _read(path: Path) -> list[float | None]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
-BASE = "base.yaml"
+_BASE_FILE = "base.yaml"
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ class Recipe:
 
 def all_recipes(configs: Path) -> list[Recipe]:
     """Every recipe of every suite, by name; a folder without a base.yaml is no suite."""
-    suites = sorted(base.parent for base in configs.glob(f"*/{BASE}"))
+    suites = sorted(base.parent for base in configs.glob(f"*/{_BASE_FILE}"))
     return [
         Recipe(suite.name, path.stem, path)
         for suite in suites
         for path in sorted(suite.glob("*.yaml"))
-        if path.name != BASE
+        if path.name != _BASE_FILE
     ]
 
 
@@ -95,12 +95,12 @@ def imbalance_of(config: TrainConfig) -> float | None:
     return getattr(config.data, "imbalance", None)
 
 
-RESULT, TIME = "result.json", "sittings.json"
-OWN_OPTIONS = {"out": "--out", "seed": "--seeds", "device": "--device", "data.imbalance": "--imbalance"}
+RESULT_FILE, _SESSIONS_FILE = "result.json", "sittings.json"
+_OWN_OPTIONS = {"out": "--out", "seed": "--seeds", "device": "--device", "data.imbalance": "--imbalance"}
 
 
 @dataclass(frozen=True)
-class Trial:
+class BenchmarkRun:
     """A recipe as a user wants it run; the seed is given to each run."""
 
     recipe: Recipe
@@ -114,8 +114,8 @@ class Trial:
         """The configuration of the run with that seed, each in a folder of its own. Raises UserError."""
         for setting in self.settings:
             key = setting.partition("=")[0]
-            if key in OWN_OPTIONS:
-                raise UserError(f"--set {setting}: give {OWN_OPTIONS[key]} instead")
+            if key in _OWN_OPTIONS:
+                raise UserError(f"--set {setting}: give {_OWN_OPTIONS[key]} instead")
         own = [f"seed={seed}"]
         own += [] if self.device is None else [f"device={self.device}"]
         own += [] if self.imbalance is None else [f"data.imbalance={self.imbalance}"]
@@ -130,7 +130,7 @@ class Trial:
             "suite": self.recipe.suite,
             "recipe": self.recipe.name,
             "imbalance": imbalance_of(config),
-            "settings": telling(self.settings),
+            "settings": changed_settings(self.settings),
             "config": config_digest(config),
             "seed": config.seed,
             "machine": machine_name(config.device),
@@ -139,16 +139,16 @@ class Trial:
         }
 
 
-def refuse_begun(configs: Sequence[TrainConfig]) -> None:
+def require_fresh(configs: Sequence[TrainConfig]) -> None:
     """Raises UserError where one of the folders holds a run already."""
     for config in configs:
         if (config.out / "config.yaml").exists():
             raise UserError(f"{config.out}: already holds a run; add --resume to go on, or choose another --out")
 
 
-def finished(config: TrainConfig) -> RunRecord | None:
+def read_result(config: TrainConfig) -> RunRecord | None:
     """The record of a run that is over; None while it is not. Raises UserError where it cannot be read."""
-    path = config.out / RESULT
+    path = config.out / RESULT_FILE
     if not path.exists():
         return None
     try:
@@ -157,16 +157,16 @@ def finished(config: TrainConfig) -> RunRecord | None:
         raise UserError(f"{path}: no record of a run; remove it and add --resume to test the model again") from None
 
 
-def run_trial(trial: Trial, config: TrainConfig) -> RunRecord:
+def run_benchmark(trial: BenchmarkRun, config: TrainConfig) -> RunRecord:
     """Trains, or goes on with what is in the folder; then tests the model that the last stage hands on.
 
     Raises UserError, and Interrupted, with the state saved, once a signal asks for it.
     """
     from facelt.training.run import run
 
-    with sitting(config.out / TIME):
+    with timed_session(config.out / _SESSIONS_FILE):
         run(config, resume=True)
-        accuracy, chosen = test_accuracy(config)
+        accuracy, chosen = evaluate_on_test(config)
     record = RunRecord(
         **trial.origin(config),
         overall=accuracy.overall,
@@ -174,32 +174,32 @@ def run_trial(trial: Trial, config: TrainConfig) -> RunRecord:
         medium=accuracy.medium,
         few=accuracy.few,
         chosen=chosen,
-        minutes=minutes(config.out / TIME),
+        minutes=total_minutes(config.out / _SESSIONS_FILE),
     )
-    write_text(config.out / RESULT, record.model_dump_json(indent=1) + "\n")
+    write_text(config.out / RESULT_FILE, record.model_dump_json(indent=1) + "\n")
     return record
 
 
-def test_accuracy(config: TrainConfig):
+def evaluate_on_test(config: TrainConfig):
     """The accuracy of the finished run on its test split, and which epoch's weights these are."""
     from facelt.distributed.launch import resolve_device
-    from facelt.evaluation.evaluate import accuracy_of
+    from facelt.evaluation.evaluate import closed_set_accuracy
     from facelt.inference.model import load_model
 
     model = load_model(config.out, resolve_device(config.device))
     best = model.card.get("best") or {}
     chosen = f"best validation, epoch {best['epoch']:g}" if best else "last epoch"
-    return accuracy_of(model, "test", "paper", batch=512, workers=config.data.workers), chosen
+    return closed_set_accuracy(model, "test", "paper", batch=512, workers=config.data.workers), chosen
 
 
 def _words(imbalance: float | None) -> str:
     return "data" if imbalance is None else f"if{imbalance:g}"
 
 
-EPOCHS = 1
+_SMOKE_EPOCHS = 1
 
 
-def shortened(config: TrainConfig, out: Path, most: int = EPOCHS) -> TrainConfig:
+def shorten_recipe(config: TrainConfig, out: Path, most: int = _SMOKE_EPOCHS) -> TrainConfig:
     """The same run with so few epochs a stage, warm-up in proportion, the network in bfloat16, every step logged."""
     values = config.model_dump()
     for stage in values["stages"]:
@@ -209,7 +209,7 @@ def shortened(config: TrainConfig, out: Path, most: int = EPOCHS) -> TrainConfig
     return TrainConfig.model_validate({**values, "out": out, "precision": "bf16", "log_every": 1})
 
 
-def run_smoke(trial: Trial, config: TrainConfig, say: Callable[[str], None]) -> SmokeRecord:
+def run_smoke(trial: BenchmarkRun, config: TrainConfig, say: Callable[[str], None]) -> SmokeRecord:
     """Trains the shortened recipe in a folder that goes again, says each stage's losses, and tests it once.
 
     Raises UserError where a loss was not finite or did not fall; Interrupted as training does.
@@ -217,10 +217,10 @@ def run_smoke(trial: Trial, config: TrainConfig, say: Callable[[str], None]) -> 
     from facelt.training.run import run
 
     with tempfile.TemporaryDirectory(prefix="facelt-smoke-") as folder:
-        short = shortened(config, Path(folder) / "run")
+        short = shorten_recipe(config, Path(folder) / "run")
         run(short)
-        losses = losses_of(short.out)
-        test_accuracy(short)
+        losses = first_and_last_losses(short.out)
+        evaluate_on_test(short)
         skipped = sorted(path.name for path in (short.out / "nonfinite").glob("*"))
     for stage in short.stages:
         if stage.name in losses:
@@ -237,7 +237,7 @@ def run_smoke(trial: Trial, config: TrainConfig, say: Callable[[str], None]) -> 
     return SmokeRecord(**trial.origin(config), losses=losses)
 
 
-def losses_of(run: Path) -> dict[str, tuple[float, float]]:
+def first_and_last_losses(run: Path) -> dict[str, tuple[float, float]]:
     """Of each stage that took steps the mean loss of its first and of its last quarter: single batches differ.
 
     Where a stage's steps are of several levels, by the figure `level`, it is the mean of each level's: every level is a

@@ -5,17 +5,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from facelt.benchmarking.records import PublishedMethod, Record, RunRecord, SmokeRecord
+from facelt.benchmarking.records import BenchmarkRecord, PublishedMethod, RunRecord, SmokeRecord
 from facelt.benchmarking.run import all_recipes, imbalance_of
 from facelt.config.loading import load_config
 from facelt.config.train import TrainConfig
 from facelt.report.benchmarks import BenchmarkRow, MeanStd, PublishedResult
 
-BANDS = ("many", "medium", "few")
+_BANDS = ("many", "medium", "few")
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedRun:
     """A recipe as it stands in the table whether it was run or not."""
 
     suite: str
@@ -23,19 +23,20 @@ class Planned:
     imbalance: float | None
 
 
-def planned(configs: Path) -> list[Planned]:
+def planned_recipes(configs: Path) -> list[PlannedRun]:
     """Every recipe of every suite at the imbalance it names. Raises UserError where one is no recipe."""
     return [
-        Planned(one.suite, one.name, imbalance_of(load_config(one.path, TrainConfig))) for one in all_recipes(configs)
+        PlannedRun(one.suite, one.name, imbalance_of(load_config(one.path, TrainConfig)))
+        for one in all_recipes(configs)
     ]
 
 
-def plan(recipes: Iterable[Planned], published: Iterable[PublishedMethod]) -> list[Planned]:
+def plan_runs(recipes: Iterable[PlannedRun], published: Iterable[PublishedMethod]) -> list[PlannedRun]:
     """Each recipe at its own imbalance, and at those of published figures."""
     recipes = list(recipes)
     known = {(one.suite, one.recipe) for one in recipes}
     at_published = [
-        Planned(one.suite, one.recipe, imbalance)
+        PlannedRun(one.suite, one.recipe, imbalance)
         for one in published
         if one.recipe is not None and (one.suite, one.recipe) in known
         for imbalance in one.accuracy
@@ -43,8 +44,8 @@ def plan(recipes: Iterable[Planned], published: Iterable[PublishedMethod]) -> li
     return list(dict.fromkeys([*recipes, *at_published]))
 
 
-def rows(
-    records: Sequence[Record], planned: Iterable[Planned], published: Sequence[PublishedMethod]
+def build_rows(
+    records: Sequence[BenchmarkRecord], planned: Iterable[PlannedRun], published: Sequence[PublishedMethod]
 ) -> list[BenchmarkRow]:
     """A row for every configuration that was run, and for every planned recipe that was not.
 
@@ -67,7 +68,9 @@ def rows(
     return sorted(found, key=lambda row: (row.suite, -(row.imbalance or 0), row.recipe, row.settings))
 
 
-def unmatched(recipes: Iterable[Planned], published: Iterable[PublishedMethod]) -> list[tuple[str, PublishedResult]]:
+def unmatched_figures(
+    recipes: Iterable[PlannedRun], published: Iterable[PublishedMethod]
+) -> list[tuple[str, PublishedResult]]:
     """(suite, figure) of every published figure without a recipe of ours."""
     known = {(one.suite, one.recipe) for one in recipes}
     return [
@@ -86,7 +89,7 @@ def _run_row(records: list[RunRecord], published: Sequence[PublishedMethod]) -> 
         settings=first.settings,
         seeds=tuple(record.seed for record in records),
         overall=_figure([record.overall for record in records]),
-        bands={band: _figure([getattr(record, band) for record in records]) for band in BANDS},
+        bands={band: _figure([getattr(record, band) for record in records]) for band in _BANDS},
         minutes=None if None in times else statistics.fmean(times),
         machines=_each(f"{record.machine}, torch {record.torch}" for record in records),
         commits=_each(record.commit for record in records),

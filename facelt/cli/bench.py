@@ -36,12 +36,12 @@ def bench(
         raise UserError("bench: runs in one process; under torchrun use facelt train")
     if name is not None:
         set_openmp_wait_policy("cpu" if smoke else device or "cuda")
-        from facelt.benchmarking.records import commit_of
-        from facelt.benchmarking.run import Trial, find_recipe
+        from facelt.benchmarking.records import source_commit
+        from facelt.benchmarking.run import BenchmarkRun, find_recipe
 
         recipe = find_recipe(configs, name)
         where = "cpu" if smoke else device
-        trial = Trial(recipe, tuple(set_), imbalance, where, out, commit or commit_of(CHECKOUT))
+        trial = BenchmarkRun(recipe, tuple(set_), imbalance, where, out, commit or source_commit(CHECKOUT))
         chosen = _seeds(seeds)
         if smoke:
             _smoke(trial, chosen[0], docs / RECORDS)
@@ -68,17 +68,17 @@ def _smoke(trial, seed: int, records: Path) -> None:
 def _runs(trial, seeds: list[int], records: Path, resume: bool) -> bool:
     """One run a seed; False where a signal stopped them."""
     from facelt.benchmarking.records import append_record, read_records
-    from facelt.benchmarking.run import finished, refuse_begun, run_trial
+    from facelt.benchmarking.run import read_result, require_fresh, run_benchmark
     from facelt.distributed.launch import Interrupted
 
     configs = [trial.config(seed) for seed in seeds]
     if not resume:
-        refuse_begun(configs)
+        require_fresh(configs)
     known = read_records(records)
     for config in configs:
-        record = finished(config)
+        record = read_result(config)
         try:
-            record = record or run_trial(trial, config)
+            record = record or run_benchmark(trial, config)
         except Interrupted:
             typer.echo(f"stopped as asked, the state is saved: {config.out}; go on with --resume")
             return False
@@ -90,11 +90,11 @@ def _runs(trial, seeds: list[int], records: Path, resume: bool) -> bool:
 
 def _write_page(docs: Path, configs: Path) -> Path:
     from facelt.benchmarking.records import PUBLISHED_SOURCES, read_published, read_records
-    from facelt.benchmarking.table import plan, planned, rows, unmatched
+    from facelt.benchmarking.table import build_rows, plan_runs, planned_recipes, unmatched_figures
     from facelt.report.benchmarks import benchmarks_page
     from recordio_tools.atomic_io import write_text
 
-    recipes, published = planned(configs), read_published(docs / PUBLISHED)
-    found = rows(read_records(docs / RECORDS), plan(recipes, published), published)
-    write_text(docs / PAGE, benchmarks_page(found, unmatched(recipes, published), PUBLISHED_SOURCES))
+    recipes, published = planned_recipes(configs), read_published(docs / PUBLISHED)
+    found = build_rows(read_records(docs / RECORDS), plan_runs(recipes, published), published)
+    write_text(docs / PAGE, benchmarks_page(found, unmatched_figures(recipes, published), PUBLISHED_SOURCES))
     return docs / PAGE

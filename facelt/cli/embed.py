@@ -38,7 +38,7 @@ def embed(
     from facelt.distributed.launch import resolve_device
     from facelt.inference.embed import embed_images
     from facelt.inference.model import load_model
-    from facelt.inference.sources import open_images, open_photographs
+    from facelt.inference.sources import open_image_source, open_photograph_source
     from facelt.store.store import META_FILE, read_meta
     from recordio_tools.progress import progress_bars
 
@@ -46,14 +46,14 @@ def embed(
     model = load_model(checkpoint, resolve_device(device))
     left_out: dict[str, str] = {}
     if align is None:
-        source = open_images(images, model.config, root=root, manifest=manifest)
+        source = open_image_source(images, model.config, root=root, manifest=manifest)
     else:
         if manifest is not None:
             raise UserError(f"--manifest {manifest}: selects records of a .rec, and --align takes photographs")
         terms = Terms(align, min_score, faces == "all", model.config.data.max_pixels)
         photographs = find_photographs(images, root=root, people=people)
         with progress_bars(first) as progress:
-            source, failed = open_photographs(photographs, terms, model.config.data.image_size, workers, progress)
+            source, failed = open_photograph_source(photographs, terms, model.config.data.image_size, workers, progress)
         left_out = {failure.photograph.name: failure.reason for failure in failed}
     for name, reason in left_out.items() if first else ():
         typer.echo(f"left out {name}: {reason}", err=True)

@@ -16,8 +16,11 @@ def evaluate(
         Literal["paper", "released"], typer.Option(help="Shots: many > 100, few < 20, or >= 100 and <= 20.")
     ] = "paper",
     open_: Annotated[
-        Literal["threshold", "reachability", "openmax", "odin"] | None,
-        typer.Option("--open", help="Reject images of unknown classes, data.open_set among them, by this method."),
+        str | None,
+        typer.Option(
+            "--open",
+            help="Reject images of unknown classes (data.open_set) by: threshold, reachability, openmax or odin.",
+        ),
     ] = None,
     threshold: Annotated[
         float | None,
@@ -51,14 +54,14 @@ def evaluate(
     _refuse_what_does_not_fit(open_, threshold, open_images, sweep, out, per_class, len(checkpoint))
     set_openmp_wait_policy(device)
     from facelt.distributed.launch import resolve_device
-    from facelt.evaluation.evaluate import OpenQuestion, evaluate_model
+    from facelt.evaluation.evaluate import OpenSetOptions, evaluate_model
     from facelt.evaluation.sweeps import SWEEPS
     from facelt.inference.model import load_model
     from facelt.report.evaluation import print_evaluation, write_open, write_sweep, write_table
     from facelt.utils.json_values import json_line
     from recordio_tools.progress import progress_bars
 
-    question = OpenQuestion(open_, threshold, open_images, open_root) if open_ else None
+    question = OpenSetOptions(open_, threshold, open_images, open_root) if open_ else None
     evaluations = []
     for path in checkpoint:
         model = load_model(path, resolve_device(device))
@@ -66,7 +69,7 @@ def evaluate(
             found, images = evaluate_model(
                 model, split, convention, question, batch=batch, workers=workers, experts=experts, progress=progress
             )
-        evaluations.append(found.beside(evaluations))
+        evaluations.append(found.with_unique_name(evaluations))
         report = evaluations[-1].report()
         if json:
             typer.echo(json_line(report.json_values()))

@@ -34,9 +34,9 @@ def export(
     set_openmp_wait_policy("cpu")
     import torch
 
-    from facelt.inference.model import find_model, load_model
+    from facelt.inference.model import find_model_folder, load_model
 
-    folder = find_model(checkpoint)
+    folder = find_model_folder(checkpoint)
     if format_ == "safetensors":
         from facelt.export.safetensors import export_network
 
@@ -44,7 +44,7 @@ def export(
         card = export_network(load_model(folder, torch.device("cpu")), path)
         typer.echo(f"exported: {path} ({_megabytes(path)}) and {card.name}")
         return
-    from facelt.export.onnx import export_onnx, insightface_takes
+    from facelt.export.onnx import export_onnx, is_insightface_compatible
 
     path = out or folder / "export" / f"{kind}.onnx"
     model = load_model(folder, torch.device("cpu"))
@@ -53,7 +53,7 @@ def export(
         f"exported: {path} ({kind}, {_megabytes(path)}); beside the model its largest difference is "
         f"{found.difference:.1e}, the smallest cosine {found.cosine:.7f}"
     )
-    if kind == "direct" and not insightface_takes(model.config.data.image_size):
+    if kind == "direct" and not is_insightface_compatible(model.config.data.image_size):
         height, width = model.config.data.image_size
         typer.echo(f"note: insightface takes no recognition model of {height}x{width}; it wants 112x112", err=True)
 

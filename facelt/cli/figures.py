@@ -38,12 +38,12 @@ def figures(
         raise UserError("--against: the model that gain compares with; the other figures are of one model")
     set_openmp_wait_policy(device)
     from facelt.distributed.launch import resolve_device
-    from facelt.evaluation.figures import Source
+    from facelt.evaluation.figures import FigureModel
     from facelt.inference.model import load_model
 
     place = resolve_device(device)
     source, *others = (
-        Source.of(load_model(path, place), batch, workers) for path in (checkpoint, against) if path is not None
+        FigureModel.of(load_model(path, place), batch, workers) for path in (checkpoint, against) if path is not None
     )
     if figure == "tsne":
         table = _tsne(source, split, convention, out / figure, kind=kind, images=images or IMAGES[figure], seed=seed)
@@ -65,23 +65,23 @@ def _groups(labels, source, convention: str) -> list[str]:
 
 
 def _tsne(source, split: str, convention: str, path: Path, *, kind: str, images: int, seed: int):
-    from facelt.evaluation.figures import points
+    from facelt.evaluation.figures import embed_in_plane
     from facelt.report.figures import draw_points
     from facelt.utils.tables import Table
 
-    found = points(source, split, kind=kind, images=images, seed=seed)
+    found = embed_in_plane(source, split, kind=kind, images=images, seed=seed)
     group_N = _groups(found.label_N, source, convention)
-    draw_points(found.place_N2, group_N, path)
-    rows = zip(found.names, found.label_N.tolist(), group_N, *found.place_N2.T.tolist(), strict=True)
+    draw_points(found.position_N2, group_N, path)
+    rows = zip(found.names, found.label_N.tolist(), group_N, *found.position_N2.T.tolist(), strict=True)
     return Table(("image", "label", "group", "x", "y"), list(rows))
 
 
 def _gain(source, other, split: str, convention: str, path: Path, threshold: float | None):
-    from facelt.evaluation.figures import class_gains
+    from facelt.evaluation.figures import f1_gains
     from facelt.report.figures import draw_gains
     from facelt.utils.tables import Table
 
-    found = class_gains(source, other, split, threshold)
+    found = f1_gains(source, other, split, threshold)
     group_K = _groups(found.class_K, source, convention)
     draw_gains(found.gain_K, group_K, found.count_K, path, other=other.model.card["stage"])
     columns = (found.f1_K, found.other_f1_K, found.gain_K)
@@ -91,11 +91,11 @@ def _gain(source, other, split: str, convention: str, path: Path, threshold: flo
 
 
 def _concepts(source, split: str, path: Path, *, images: int, seed: int):
-    from facelt.evaluation.figures import called_concepts
+    from facelt.evaluation.figures import top_concepts
     from facelt.report.figures import draw_concepts
     from facelt.utils.tables import Table
 
-    called = called_concepts(source, split, images=images, seed=seed)
+    called = top_concepts(source, split, images=images, seed=seed)
     if not called:
         raise UserError(f"--split {split}: none of its images could be read")
     lines, rows = [], []

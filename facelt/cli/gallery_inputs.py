@@ -78,9 +78,9 @@ class Source:
 
     def _ready(self, model, named: bool):
         from facelt.alignment.photographs import refuse_nameless
-        from facelt.inference.sources import open_images
+        from facelt.inference.sources import open_image_source
 
-        source = open_images(self.path, model.config, root=self.root)
+        source = open_image_source(self.path, model.config, root=self.root)
         if named:
             refuse_nameless(zip(source.keys, source.identities, strict=True), *NAMES_ARE_FOLDERS)
         return source
@@ -90,7 +90,7 @@ class Source:
 
         from facelt.alignment.photographs import find_photographs, refuse_nameless
         from facelt.alignment.run import Terms
-        from facelt.inference.sources import open_photographs
+        from facelt.inference.sources import open_photograph_source
         from recordio_tools.progress import progress_bars
 
         terms = Terms(self.detector, None, False, model.config.data.max_pixels)
@@ -101,7 +101,7 @@ class Source:
             refuse_nameless(who, purpose, f"{advice}, or take names from files with --people file")
         size = model.config.data.image_size
         with progress_bars() as progress:
-            source, failed = open_photographs(photographs, terms, size, self.workers, progress)
+            source, failed = open_photograph_source(photographs, terms, size, self.workers, progress)
         for failure in failed:
             typer.echo(f"left out {failure.photograph.name}: {failure.reason}", err=True)
         if failed:

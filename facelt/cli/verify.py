@@ -52,10 +52,10 @@ def verify(
         set_openmp_wait_policy(device)
         from facelt.distributed.launch import resolve_device
         from facelt.inference.model import load_model
-        from facelt.inference.verification import refuse_missing_kind
+        from facelt.inference.verification import require_kind
 
         model = load_model(checkpoint, resolve_device(device))
-        refuse_missing_kind(model, kind)
+        require_kind(model, kind)
         source = {"name": str(checkpoint), "weights_sha256": model.weights_sha256, "kind": kind, "flip_averaged": flip}
         found = list(_of_model(model, sets, root, kind, flip, batch, workers))
     report = VerificationReport.build({"source": source, "level": PAIR_LEVEL, "sets": found})
@@ -68,12 +68,12 @@ def verify(
 def _of_model(
     model: Any, sets: list[Path], root: Path | None, kind: str, flip: bool, batch: int, workers: int
 ) -> Iterator[dict[str, Any]]:
-    from facelt.inference.verification import embed_set, open_verification_set
+    from facelt.inference.verification import embed_verification_set, open_verification_set
 
     # All are opened before the first takes its time.
     for one in [open_verification_set(path, model.config, root) for path in sets]:
         device = next(model.method.parameters()).device
-        embedding_UD = embed_set(
+        embedding_UD = embed_verification_set(
             model.method, one, model.config, kind=kind, mirrored=flip, batch=batch, workers=workers, device=device
         )
         yield _measured(one.path, embedding_UD, one.pairs, kind)

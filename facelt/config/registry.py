@@ -156,6 +156,7 @@ HEADS = Registry("head", "facelt.heads")
 BACKBONES = Registry("backbone", "facelt.models")
 EMBEDDINGS = Registry("embedding", "facelt.models")
 SAMPLERS = Registry("sampler", "facelt.data.samplers")
+OPENSET_SCORERS = Registry("open-set method", "facelt.openset")
 DATA_KINDS = Registry("kind of data", "facelt.data", key="kind")
 
 register_method = METHODS.register
@@ -166,6 +167,7 @@ register_metric_loss = METRIC_LOSSES.register
 register_head = HEADS.register
 register_embedding = EMBEDDINGS.register
 register_sampler = SAMPLERS.register
+register_openset = OPENSET_SCORERS.register
 register_data_kind = DATA_KINDS.register
 
 SamplerName = Annotated[str, SAMPLERS.name_choice()]

@@ -23,13 +23,14 @@ from pathlib import Path
 
 import numpy as np
 
+from facelt.config.registry import OPENSET_SCORERS
 from facelt.config.train import TrainConfig
 from facelt.data.image_files import ImageFileDataset, folder_names
 from facelt.data.kind import Split, TrainingData
 from facelt.errors import UserError
 from facelt.inference.model import TrainedModel
 from facelt.inference.predict import OpenSetPredictions, Predictor, fit_scorer, predict_all, predict_open_set
-from facelt.inference.sources import open_images
+from facelt.inference.sources import open_image_source
 from facelt.metrics.classification import (
     CALIBRATION_BINS,
     SHOT_BANDS,
@@ -54,7 +55,7 @@ from facelt.metrics.open_set import (
     oscr_curve,
     threshold_at_tpr,
 )
-from facelt.openset.rejection import OPENSET
+from facelt.openset.rejection import MaxSoftmax
 from facelt.report.schema import EvaluationReport
 from recordio_tools.progress import ProgressFn, no_progress
 
@@ -99,7 +100,7 @@ class Evaluation:
         again = f" ({self.number})" if self.number > 1 else ""
         return f"{self.model.config.out.name}/{self.model.card['stage']}{again}"
 
-    def beside(self, others: Sequence["Evaluation"]) -> "Evaluation":
+    def with_unique_name(self, others: Sequence["Evaluation"]) -> "Evaluation":
         """The same with a name that none of these has."""
         taken = {one.name for one in others}
         numbered = (replace(self, number=number) for number in count(1))
@@ -109,7 +110,7 @@ class Evaluation:
         """The same with other unknown images."""
         return replace(self, unknown=unknown)
 
-    def labels_and_answers(self, threshold: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def labels_and_predictions(self, threshold: float | None = None) -> tuple[np.ndarray, np.ndarray]:
         """True classes and answers of known and unknown images, int64 [N], at another threshold or its own."""
         threshold = self.rejection.threshold if threshold is None else threshold
         both = (self.known, self.unknown)
@@ -141,7 +142,7 @@ class Evaluation:
         return asdict(expert_counts(known.label_N, known.expert_prediction_NK.T, known.class_N))
 
     def _open(self) -> dict:
-        label_N, answer_N = self.labels_and_answers()
+        label_N, answer_N = self.labels_and_predictions()
         found = detection_metrics(self.known.score_N, self.unknown.score_N)
         curve = self.oscr
         confusion = open_confusion(self.counts_C, label_N, answer_N, self.convention)
@@ -159,11 +160,11 @@ class Evaluation:
 
     def figures_at(self, threshold: float) -> dict:
         """What depends on the threshold: accuracies of known images, of which some are rejected, and F-measures."""
-        label_N, answer_N = self.labels_and_answers(threshold)
+        label_N, answer_N = self.labels_and_predictions(threshold)
         open_answer_N = answer_N[label_N < 0]
         return {
             **asdict(shot_accuracy(self.counts_C, label_N, answer_N, self.convention)),
-            "open_images": len(open_answer_N),
+            "open_image_source": len(open_answer_N),
             "open_rejected": float((open_answer_N < 0).mean()) if len(open_answer_N) else None,
             **{f"f_measure_{form}": open_set_f_measure(label_N, answer_N, form) for form in F_MEASURE_FORMS},
             "macro_f_with_unknown": open_macro_f(label_N, answer_N),
@@ -200,7 +201,7 @@ SPLIT = "open"
 
 
 @dataclass(frozen=True, eq=False)
-class OpenImages:
+class UnknownImages:
     """`split`, and the class of each image of its dataset, a name [N], as far as their paths tell."""
 
     split: Split
@@ -211,23 +212,23 @@ class OpenImages:
         return found._replace(label_N=np.full_like(found.label_N, -1))
 
 
-def find_open_images(
+def open_unknown_images(
     data: TrainingData, config: TrainConfig, path: Path | None = None, root: Path | None = None
-) -> OpenImages:
+) -> UnknownImages:
     """The images at `path` (a .rec, a folder, or a list with `root`), or the split `open` of the data.
 
     Classes are folders; where all images lie in one, what their names begin with, up to the first underscore. Raises
     UserError.
     """
     if path is not None:
-        source = open_images(path, config, root=root)
+        source = open_image_source(path, config, root=root)
         class_N = np.full(len(source.dataset), "", dtype=object)
         class_N[source.members] = source.identities
-        return OpenImages(Split(source.dataset, source.members), class_N)
+        return UnknownImages(Split(source.dataset, source.members), class_N)
     if SPLIT not in data.evaluation:
         raise UserError("--open: the configuration of this model has no data.open_set; name images with --open-images")
     split = data.evaluation[SPLIT]
-    return OpenImages(split, np.array(_classes(split.dataset), dtype=object))
+    return UnknownImages(split, np.array(_classes(split.dataset), dtype=object))
 
 
 def _classes(dataset: ImageFileDataset) -> list[str]:
@@ -239,7 +240,7 @@ VALIDATION = "validation"
 
 
 @dataclass(frozen=True)
-class OpenQuestion:
+class OpenSetOptions:
     """The open-set method, its threshold (None: its own, or one set on known images of the validation split), and the
     open images (None: the split `open` of the data).
     """
@@ -254,13 +255,13 @@ def evaluate_model(
     model: TrainedModel,
     split: str,
     convention: str,
-    open_: OpenQuestion | None,
+    open_: OpenSetOptions | None,
     *,
     batch: int,
     workers: int,
     experts: bool = False,
     progress: ProgressFn = no_progress,
-) -> tuple[Evaluation, OpenImages | None]:
+) -> tuple[Evaluation, UnknownImages | None]:
     """The evaluation, and the open images it is of; with `experts` also what each of the model's experts says alone.
 
     Raises UserError where the data have no such split, no open images, or nothing to set a threshold by, and where a
@@ -270,10 +271,10 @@ def evaluate_model(
     predictor = Predictor.of(model, batch, workers, progress=progress)
     known_split = find_split(data, split)
     if open_ is None:
-        known = predict_open_set(predictor, known_split, OPENSET["threshold"](), experts=experts, title=split)
+        known = predict_open_set(predictor, known_split, MaxSoftmax(), experts=experts, title=split)
         return Evaluation(model, data, split, convention, known), None
-    images = find_open_images(data, model.config, open_.images, open_.root)
-    rejecter = OPENSET[open_.method]()
+    images = open_unknown_images(data, model.config, open_.images, open_.root)
+    rejecter = OPENSET_SCORERS.find(open_.method)()
     if open_.threshold is None and rejecter.threshold is None and VALIDATION not in data.evaluation:
         raise UserError(
             f"--threshold: {open_.method} has none of its own and there is no split {VALIDATION} to set it by; give one"
@@ -309,7 +310,7 @@ def _accepting(found: OpenSetPredictions) -> float:
     return threshold
 
 
-def accuracy_of(model: TrainedModel, split: str, convention: str, *, batch: int, workers: int) -> ShotAccuracy:
+def closed_set_accuracy(model: TrainedModel, split: str, convention: str, *, batch: int, workers: int) -> ShotAccuracy:
     """Accuracy on a split of the data the model's configuration names. Raises UserError where there is none."""
     data = model.config.data.open(model.config.seed)
     result = predict_all(Predictor.of(model, batch, workers), find_split(data, split), ("label", "prediction"))

@@ -34,7 +34,7 @@ from facelt.metrics.classification import OPEN_LABEL, class_f1, shot_bands
 
 
 @dataclass(frozen=True)
-class Source:
+class FigureModel:
     """A model, the data it was trained on, and how images are read for it."""
 
     model: TrainedModel
@@ -42,7 +42,7 @@ class Source:
     predictor: Predictor
 
     @classmethod
-    def of(cls, model: TrainedModel, batch: int, workers: int) -> "Source":
+    def of(cls, model: TrainedModel, batch: int, workers: int) -> "FigureModel":
         """Opens the data the model's configuration names. Raises UserError."""
         return cls(model, model.config.data.open(model.config.seed), Predictor.of(model, batch, workers))
 
@@ -59,26 +59,26 @@ class Source:
         return shot_bands(self.data.train_counts, convention)
 
 
-def drawn(split: Split, images: int, random: np.random.Generator) -> Split:
+def _sample(split: Split, images: int, random: np.random.Generator) -> Split:
     """So many of the split's images, or all where there are fewer, in their order."""
     chosen = random.choice(len(split.members), min(images, len(split.members)), replace=False)
     return Split(split.dataset, split.members[np.sort(chosen)])
 
 
-FEWEST = 5
-PERPLEXITY = 30.0
+_MIN_IMAGES = 5
+_PERPLEXITY = 30.0
 
 
 @dataclass(frozen=True)
-class Points:
+class TsneLayout:
     """Names; labels, int64 [N], -1 in the open set; and places, float [N,2], without a unit."""
 
     names: tuple[str, ...]
     label_N: np.ndarray
-    place_N2: np.ndarray
+    position_N2: np.ndarray
 
 
-def points(source: Source, split: str, *, kind: str, images: int, seed: int) -> Points:
+def embed_in_plane(source: FigureModel, split: str, *, kind: str, images: int, seed: int) -> TsneLayout:
     """t-SNE of `images` embeddings of a split and of the open set, where the data have one, each by its size.
 
     Equal seeds draw the same images and lay them out alike. Raises UserError: a kind that the method has not, or too
@@ -91,25 +91,25 @@ def points(source: Source, split: str, *, kind: str, images: int, seed: int) -> 
     splits += [source.data.evaluation["open"]] if split != "open" and "open" in source.data.evaluation else []
     total = sum(len(one.members) for one in splits)
     random = np.random.default_rng(seed)
-    chosen = [drawn(one, round(images * len(one.members) / max(total, images)), random) for one in splits]
+    chosen = [_sample(one, round(images * len(one.members) / max(total, images)), random) for one in splits]
     parts = [_embedded(source, one, kind) for one in chosen]
     names = tuple(name for names, _, _ in parts for name in names)
-    if len(names) < FEWEST:
-        raise UserError(f"--images: t-SNE lays out {FEWEST} images or more, and there are {len(names)}")
+    if len(names) < _MIN_IMAGES:
+        raise UserError(f"--images: t-SNE lays out {_MIN_IMAGES} images or more, and there are {len(names)}")
     feature_ND = np.concatenate([feature_ND for _, _, feature_ND in parts])
-    return Points(names, np.concatenate([label_N for _, label_N, _ in parts]), plane(feature_ND, seed))
+    return TsneLayout(names, np.concatenate([label_N for _, label_N, _ in parts]), _tsne(feature_ND, seed))
 
 
-def plane(feature_ND: np.ndarray, seed: int) -> np.ndarray:
+def _tsne(feature_ND: np.ndarray, seed: int) -> np.ndarray:
     """Places [N,2] by t-SNE, begun at the two main axes."""
     from sklearn.manifold import TSNE
 
     # A neighbourhood is no larger than a third of what is there.
-    perplexity = min(PERPLEXITY, (len(feature_ND) - 1) / 3)
+    perplexity = min(_PERPLEXITY, (len(feature_ND) - 1) / 3)
     return TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(feature_ND)
 
 
-def _embedded(source: Source, split: Split, kind: str) -> tuple[list[str], np.ndarray, np.ndarray]:
+def _embedded(source: FigureModel, split: Split, kind: str) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Names, labels [N] and embeddings [N,D] of the images that could be read."""
     result = predict_all(source.predictor, split, ("label", "index", kind))
     names = [split.dataset.image_name(index) for index in result.index_N.tolist()]
@@ -117,7 +117,7 @@ def _embedded(source: Source, split: Split, kind: str) -> tuple[list[str], np.nd
 
 
 @dataclass(frozen=True)
-class ClassGains:
+class F1Gains:
     """Classes, the one of most training images first, and last -1 for the open set if that was asked for.
 
     `class_K` and `count_K` int64 [K]; F1 as fractions, float [K] each, NaN where a class was neither met nor named.
@@ -133,7 +133,7 @@ class ClassGains:
         return self.f1_K - self.other_f1_K
 
 
-def class_gains(source: Source, other: Source, split: str, threshold: float | None) -> ClassGains:
+def f1_gains(source: FigureModel, other: FigureModel, split: str, threshold: float | None) -> F1Gains:
     """F1 of each class by both models on the same images.
 
     With a threshold, images whose largest probability is below it are rejected, and the images of the split `open`
@@ -155,10 +155,10 @@ def class_gains(source: Source, other: Source, split: str, threshold: float | No
     # A stable sort keeps the data's order among classes of as many images; the open set follows them all.
     order_K = np.append(np.argsort(-counts_C, kind="stable"), [len(counts_C)] if open_set else []).astype(np.int64)
     class_K = np.append(np.arange(len(counts_C)), OPEN_LABEL)[order_K]
-    return ClassGains(class_K, np.append(counts_C, 0)[order_K], f1[order_K], other_f1[order_K])
+    return F1Gains(class_K, np.append(counts_C, 0)[order_K], f1[order_K], other_f1[order_K])
 
 
-def _answers(source: Source, split: Split, threshold: float | None) -> tuple[np.ndarray, np.ndarray]:
+def _answers(source: FigureModel, split: Split, threshold: float | None) -> tuple[np.ndarray, np.ndarray]:
     """(labels, predictions), int64 [N] each; -1 where the image is rejected."""
     labels, predictions = [], []
     for batch in predict(source.predictor, split, ("label", "logits")):
@@ -169,21 +169,21 @@ def _answers(source: Source, split: Split, threshold: float | None) -> tuple[np.
     return torch.cat(labels).numpy(), torch.cat(predictions).numpy()
 
 
-TOP = 3
+_TOP_CONCEPTS = 3
 
 
 @dataclass(frozen=True)
-class Picture:
+class NamedImage:
     """An image by name, as it was decoded for evaluation, uint8 [H,W,3]."""
 
     name: str
     image_HW3: np.ndarray
 
 
-class Nearest(NamedTuple):
+class NearestImage(NamedTuple):
     """The training image of a class whose feature is nearest to the class's centroid, and how far it is."""
 
-    picture: Picture
+    picture: NamedImage
     distance: float
 
 
@@ -194,20 +194,20 @@ class Concept:
     label: int
     name: str
     coefficient: float
-    nearest: Nearest | None
+    nearest: NearestImage | None
 
 
 @dataclass(frozen=True)
-class Called:
+class TopConcepts:
     """An image, its label (-1 in the open set) and class, and its concepts, the strongest first."""
 
-    picture: Picture
+    picture: NamedImage
     label: int
     name: str
     concepts: tuple[Concept, ...]
 
 
-def called_concepts(source: Source, split: str, *, images: int, seed: int) -> list[Called]:
+def top_concepts(source: FigureModel, split: str, *, images: int, seed: int) -> list[TopConcepts]:
     """The strongest concepts of so many images of a split, drawn by the seed.
 
     Raises UserError where the model has no memory to read from.
@@ -215,14 +215,14 @@ def called_concepts(source: Source, split: str, *, images: int, seed: int) -> li
     if not isinstance(source.method, DynamicMeta) or source.method.head.hallucinator is None:
         stage = source.model.card["stage"]
         raise UserError(f"concepts: the stage {stage} reads from no memory; name one of the method dynamic_meta")
-    chosen = drawn(source.split(split), images, np.random.default_rng(seed))
+    chosen = _sample(source.split(split), images, np.random.default_rng(seed))
     fields = ("label", "index", "image", "features")
     found = [one for batch in predict(source.predictor, chosen, fields) for one in _strongest(source, chosen, batch)]
     nearest = nearest_images(source, {label for *_, strongest in found for label, _ in strongest})
     # The last name is that of the label -1.
     names = [*source.model.config.data.class_names(source.data), "open set"]
     return [
-        Called(
+        TopConcepts(
             picture,
             label,
             names[label],
@@ -233,16 +233,16 @@ def called_concepts(source: Source, split: str, *, images: int, seed: int) -> li
 
 
 @torch.no_grad()
-def _strongest(source: Source, split: Split, batch: Predictions) -> list[tuple]:
+def _strongest(source: FigureModel, split: Split, batch: Predictions) -> list[tuple]:
     """(picture, label, [(class, coefficient), ...]) of each image of a batch."""
     feature = GatheredFeatures.gather(batch.feature_ND.to(batch.image_nHW3.device))
     coefficient_BC = source.method.head.hallucinator(feature).full_BC.softmax(1)
-    share_BK, class_BK = coefficient_BC.topk(min(TOP, coefficient_BC.shape[1]), dim=1)
+    share_BK, class_BK = coefficient_BC.topk(min(_TOP_CONCEPTS, coefficient_BC.shape[1]), dim=1)
     pairs = [list(zip(*row, strict=True)) for row in zip(class_BK.tolist(), share_BK.tolist(), strict=True)]
     return list(zip(_pictures(split, batch), batch.label_N.tolist(), pairs, strict=True))
 
 
-def nearest_images(source: Source, classes: Iterable[int]) -> dict[int, Nearest]:
+def nearest_images(source: FigureModel, classes: Iterable[int]) -> dict[int, NearestImage]:
     """For each of the classes that has training images, the one nearest to the centroid.
 
     Only images of these classes are read.
@@ -250,17 +250,17 @@ def nearest_images(source: Source, classes: Iterable[int]) -> dict[int, Nearest]
     train = source.data.train_plain
     members = train.members[np.isin(train.labels, list(classes))]
     centroid_CD = source.method.memory.centroid_CD.detach().cpu()
-    nearest: dict[int, Nearest] = {}
+    nearest: dict[int, NearestImage] = {}
     fields = ("label", "index", "image", "features")
     for batch in predict(source.predictor, Split(train.dataset, members), fields):
         distance_N = torch.linalg.vector_norm(batch.feature_ND - centroid_CD[batch.label_N], dim=1)
         pictures = _pictures(train, batch)
         for label, distance, picture in zip(batch.label_N.tolist(), distance_N.tolist(), pictures, strict=True):
             if label not in nearest or distance < nearest[label].distance:
-                nearest[label] = Nearest(picture, distance)
+                nearest[label] = NearestImage(picture, distance)
     return nearest
 
 
-def _pictures(split: Split, batch: Predictions) -> list[Picture]:
+def _pictures(split: Split, batch: Predictions) -> list[NamedImage]:
     names = [split.dataset.image_name(index) for index in batch.index_N.tolist()]
-    return [Picture(*one) for one in zip(names, batch.image_nHW3.cpu().numpy(), strict=True)]
+    return [NamedImage(*one) for one in zip(names, batch.image_nHW3.cpu().numpy(), strict=True)]

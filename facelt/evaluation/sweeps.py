@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from facelt.config.registry import OPENSET_SCORERS
 from facelt.errors import UserError
-from facelt.evaluation.evaluate import Evaluation, OpenImages
-from facelt.openset.rejection import OPENSET
+from facelt.evaluation.evaluate import Evaluation, UnknownImages
 
-FIGURES = (
+SWEEP_METRICS = (
     *("overall", "many", "medium", "few", "open_images", "open_rejected"),
     *("f_measure_paper", "f_measure_released", "macro_f_with_unknown"),
 )
-STEPS = 20
+_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,17 @@ class Sweep:
 
     @property
     def header(self) -> tuple[str, ...]:
-        return ("model", self.x_name, *FIGURES)
+        return ("model", self.x_name, *SWEEP_METRICS)
 
 
-def sweep_threshold(evaluations: Sequence[Evaluation], images: OpenImages | None, seed: int) -> Sweep:
+def sweep_threshold(evaluations: Sequence[Evaluation], images: UnknownImages | None, seed: int) -> Sweep:
     """Every threshold from 0 to 1 where probabilities are held against it, else those that reject 0 to 100 % of the
     images in equal steps.
     """
     rows = []
     for one in evaluations:
-        thresholds = np.linspace(0, 1, STEPS + 1)
-        if OPENSET[one.rejection.method].threshold is None:
+        thresholds = np.linspace(0, 1, _STEPS + 1)
+        if OPENSET_SCORERS[one.rejection.method].threshold is None:
             thresholds = np.unique(
                 np.quantile(np.concatenate([one.known.decision_score_N, one.unknown.decision_score_N]), thresholds)
             )
@@ -46,7 +46,7 @@ def sweep_threshold(evaluations: Sequence[Evaluation], images: OpenImages | None
     return Sweep("threshold", rows)
 
 
-def sweep_open_classes(evaluations: Sequence[Evaluation], images: OpenImages | None, seed: int) -> Sweep:
+def sweep_open_classes(evaluations: Sequence[Evaluation], images: UnknownImages | None, seed: int) -> Sweep:
     """More and more open classes, in an order drawn from the seed; all of them in the end.
 
     Raises UserError where the images are not known to be of several classes.
@@ -61,14 +61,14 @@ def sweep_open_classes(evaluations: Sequence[Evaluation], images: OpenImages | N
     order = np.random.default_rng(seed).permutation(classes)
     rows = []
     for one in evaluations:
-        for number in np.unique(np.linspace(1, len(order), STEPS).round().astype(int)).tolist():
+        for number in np.unique(np.linspace(1, len(order), _STEPS).round().astype(int)).tolist():
             some_N = np.isin(images.class_N[one.unknown.index_N].astype(str), order[:number])
             part = one.with_unknown(one.unknown.subset(some_N))
             rows.append(_row(one.name, number, part.figures_at(one.rejection.threshold)))
     return Sweep("open_classes", rows)
 
 
-def sweep_longtailness(evaluations: Sequence[Evaluation], images: OpenImages | None, seed: int) -> Sweep:
+def sweep_longtailness(evaluations: Sequence[Evaluation], images: UnknownImages | None, seed: int) -> Sweep:
     """Models whose training data had different imbalance: the images of the largest class over the smallest.
 
     A line joins models of one method. Raises UserError for a single model.
@@ -84,7 +84,7 @@ def sweep_longtailness(evaluations: Sequence[Evaluation], images: OpenImages | N
 
 
 def _row(name: str, x: float, figures: dict) -> list:
-    return [name, x, *(figures.get(figure) for figure in FIGURES)]
+    return [name, x, *(figures.get(figure) for figure in SWEEP_METRICS)]
 
 
 SWEEPS = {"threshold": sweep_threshold, "open-classes": sweep_open_classes, "longtailness": sweep_longtailness}

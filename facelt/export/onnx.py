@@ -26,17 +26,17 @@ from torch import Tensor, nn
 
 from facelt.data.transforms import normalise_images
 from facelt.errors import UserError
-from facelt.export.safetensors import INPUT, origin
+from facelt.export.safetensors import INPUT_FORMAT, model_origin
 from facelt.inference.model import TrainedModel
 from facelt.methods.base import Method
 from facelt.methods.oltr import DynamicMeta
 from recordio_tools.atomic_io import atomic_replace
 
 # What `data` is by agreement of face tools: (x - 127.5) / 127.5, in units of the full range.
-MEAN = STD = 0.5
+INPUT_MEAN = INPUT_STD = 0.5
 
 
-class Feature(nn.Module):
+class FlipAveragedFeature(nn.Module):
     """`data` [N,3,H,W] to the network's feature, the mean of image and mirror image if `mirrored`.
 
     Both halves pass the network as one batch, so that the graph holds it once. A model of another normalisation begins
@@ -63,7 +63,7 @@ class DirectGraph(nn.Module):
 
     def __init__(self, model: TrainedModel, mirrored: bool) -> None:
         super().__init__()
-        self.feature = Feature(model, mirrored)
+        self.feature = FlipAveragedFeature(model, mirrored)
         # Kept from becoming a part of this module: its head is no part of the file.
         self._method = (model.method,)
 
@@ -85,7 +85,7 @@ class MetaGraph(nn.Module):
 
     def __init__(self, model: TrainedModel, mirrored: bool) -> None:
         super().__init__()
-        self.feature = Feature(model, mirrored)
+        self.feature = FlipAveragedFeature(model, mirrored)
         head = model.method.head
         self.hallucinator, self.selector = head.hallucinator, head.selector
         self.variant, self.use_reachability = head.variant, head.use_reachability
@@ -121,23 +121,23 @@ GRAPHS = {"direct": DirectGraph, "meta": MetaGraph}
 
 def _to_own_scale(mean: Sequence[float], std: Sequence[float]) -> nn.Conv2d | None:
     """(STD * data + MEAN - mean) / std by channel; None where that is `data`."""
-    if set(mean) == {MEAN} and set(std) == {STD}:
+    if set(mean) == {INPUT_MEAN} and set(std) == {INPUT_STD}:
         return None
     convolution = nn.Conv2d(3, 3, 1, groups=3)
     with torch.no_grad():
         std_3 = torch.tensor(std)
-        convolution.weight.copy_((STD / std_3)[:, None, None, None])
-        convolution.bias.copy_((MEAN - torch.tensor(mean)) / std_3)
+        convolution.weight.copy_((INPUT_STD / std_3)[:, None, None, None])
+        convolution.bias.copy_((INPUT_MEAN - torch.tensor(mean)) / std_3)
     return convolution
 
 
 TOLERANCE = 1e-4
 MIN_COSINE = 0.9999
 # One image and several: a batch size that the file has taken for granted shows.
-BATCHES = (1, 7)
+_PARITY_BATCHES = (1, 7)
 
 
-class Agreement(NamedTuple):
+class ParityReport(NamedTuple):
     """The largest difference between a graph's outputs and torch's, and the smallest cosine of two embeddings.
 
     A difference d of a value v counts as d / max(1, |v|): a reachability may be in the thousands.
@@ -148,7 +148,9 @@ class Agreement(NamedTuple):
 
 
 @torch.no_grad()
-def expected(model: TrainedModel, image_NHW3: torch.Tensor, kind: str, mirrored: bool) -> dict[str, np.ndarray]:
+def reference_outputs(
+    model: TrainedModel, image_NHW3: torch.Tensor, kind: str, mirrored: bool
+) -> dict[str, np.ndarray]:
     """What the file is to answer for uint8 images, from the model itself by its own normalisation."""
     method, data = model.method, model.config.data
     image_N3HW = normalise_images(image_NHW3, data.mean, data.std)
@@ -159,37 +161,37 @@ def expected(model: TrainedModel, image_NHW3: torch.Tensor, kind: str, mirrored:
     return answer
 
 
-def answered(session: onnxruntime.InferenceSession, image_NHW3: torch.Tensor) -> dict[str, np.ndarray]:
+def onnx_outputs(session: onnxruntime.InferenceSession, image_NHW3: torch.Tensor) -> dict[str, np.ndarray]:
     """What the file answers for them, normalised outside as every tool does it."""
-    data_N3HW = normalise_images(image_NHW3, (MEAN,) * 3, (STD,) * 3).contiguous()
+    data_N3HW = normalise_images(image_NHW3, (INPUT_MEAN,) * 3, (INPUT_STD,) * 3).contiguous()
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, {"data": data_N3HW.numpy()}), strict=True))
 
 
-def compare(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> Agreement:
+def compare_outputs(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> ParityReport:
     """Of the outputs for one batch; NaN where one of them is, or where an embedding has length 0."""
     if found.keys() != wanted.keys() or any(found[name].shape != wanted[name].shape for name in wanted):
-        return Agreement(np.nan, np.nan)
+        return ParityReport(np.nan, np.nan)
     difference = max(
         (np.abs(found[name] - value) / np.maximum(1, np.abs(value))).max().item() for name, value in wanted.items()
     )
     one_ND, other_ND = found["embedding"].astype(np.float64), wanted["embedding"].astype(np.float64)
     length_N = np.linalg.norm(one_ND, axis=1) * np.linalg.norm(other_ND, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return Agreement(difference, ((one_ND * other_ND).sum(axis=1) / length_N).min().item())
+        return ParityReport(difference, ((one_ND * other_ND).sum(axis=1) / length_N).min().item())
 
 
-def check_file(path: Path, model: TrainedModel, kind: str, mirrored: bool) -> Agreement:
+def check_parity(path: Path, model: TrainedModel, kind: str, mirrored: bool) -> ParityReport:
     """Runs the file beside the model on random images. Raises UserError where they differ or the model is unsound."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     random = torch.Generator().manual_seed(0)
-    worst = Agreement(0.0, 1.0)
-    for batch in BATCHES:
+    worst = ParityReport(0.0, 1.0)
+    for batch in _PARITY_BATCHES:
         shape = (batch, *model.config.data.image_size, 3)
         image_NHW3 = torch.randint(256, shape, dtype=torch.uint8, generator=random)
-        wanted = expected(model, image_NHW3, kind, mirrored)
+        wanted = reference_outputs(model, image_NHW3, kind, mirrored)
         _refuse_unsound(model, kind, wanted["embedding"])
-        here = compare(answered(session, image_NHW3), wanted)
+        here = compare_outputs(onnx_outputs(session, image_NHW3), wanted)
         # Written so that NaN is refused.
         if not (here.difference <= TOLERANCE and here.cosine > MIN_COSINE):
             raise UserError(
@@ -197,7 +199,7 @@ def check_file(path: Path, model: TrainedModel, kind: str, mirrored: bool) -> Ag
                 f"{here.difference:.1e} where {TOLERANCE:.0e} is allowed, the cosine is {here.cosine:.6f} where "
                 f"{MIN_COSINE} is wanted; use --format safetensors"
             )
-        worst = Agreement(max(worst.difference, here.difference), min(worst.cosine, here.cosine))
+        worst = ParityReport(max(worst.difference, here.difference), min(worst.cosine, here.cosine))
     return worst
 
 
@@ -210,15 +212,15 @@ def _refuse_unsound(model: TrainedModel, kind: str, embedding_ND: np.ndarray) ->
         )
 
 
-SCHEMA = "facelt.onnx/1"
-CARD = "facelt.card"
-OPSET = 18
+ONNX_SCHEMA = "facelt.onnx/1"
+CARD_PROPERTY = "facelt.card"
+_OPSET = 18
 # One file holds no more: its format counts bytes in 31 bits. The graph itself is small beside its weights.
-MAX_BYTES = 2**31 - 2**24
+_MAX_BYTES = 2**31 - 2**24
 
 
 @torch.no_grad()
-def export_onnx(model: TrainedModel, path: Path, kind: str = "direct", mirrored: bool = True) -> Agreement:
+def export_onnx(model: TrainedModel, path: Path, kind: str = "direct", mirrored: bool = True) -> ParityReport:
     """Writes the model's embeddings of that kind as a graph from `data` [N,3,H,W], whole or not at all.
 
     The outputs are `embedding` [N,D] and with `meta` also `reachability` [N]. The model is on the CPU, in evaluation
@@ -232,23 +234,23 @@ def export_onnx(model: TrainedModel, path: Path, kind: str = "direct", mirrored:
     graph = GRAPHS[kind](model, mirrored).eval()
     proto = _written_down(graph, model.config.data.image_size)
     card = {
-        "schema": SCHEMA,
+        "schema": ONNX_SCHEMA,
         "kind": kind,
         "mirror_averaged": mirrored,
-        "preprocessing": {"image_size": list(model.config.data.image_size), "channels": INPUT},
-        **origin(model),
+        "preprocessing": {"image_size": list(model.config.data.image_size), "channels": INPUT_FORMAT},
+        **model_origin(model),
     }
-    onnx.helper.set_model_props(proto, {CARD: json.dumps(card, sort_keys=True)})
+    onnx.helper.set_model_props(proto, {CARD_PROPERTY: json.dumps(card, sort_keys=True)})
     with atomic_replace(path, "choose another place with --out") as temporary:
         onnx.save(proto, temporary)
         try:
             onnx.checker.check_model(temporary, full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             raise _unwritable(error) from error
-        return check_file(temporary, model, kind, mirrored)
+        return check_parity(temporary, model, kind, mirrored)
 
 
-def insightface_takes(image_size: tuple[int, int]) -> bool:
+def is_insightface_compatible(image_size: tuple[int, int]) -> bool:
     """Whether insightface 2.1 takes a graph for such images, with one output, for a recognition model."""
     height, width = image_size
     return height == width != 192 and height >= 112 and height % 16 == 0
@@ -256,7 +258,7 @@ def insightface_takes(image_size: tuple[int, int]) -> bool:
 
 def _written_down(graph: nn.Module, image_size: tuple[int, int]) -> onnx.ModelProto:
     size = sum(value.nbytes for value in graph.state_dict().values())
-    if size > MAX_BYTES:
+    if size > _MAX_BYTES:
         raise UserError(
             f"--kind: {size / 1e9:.1f} GB of weights, and an ONNX file holds 2 GB; choose direct, which leaves the "
             "memory out, or --format safetensors"
@@ -269,7 +271,7 @@ def _written_down(graph: nn.Module, image_size: tuple[int, int]) -> onnx.ModelPr
             input_names=["data"],
             output_names=list(graph.outputs),
             dynamic_shapes=({0: torch.export.Dim("N")},),
-            opset_version=OPSET,
+            opset_version=_OPSET,
             custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: _attended},
             verbose=False,
         )

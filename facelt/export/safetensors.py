@@ -14,10 +14,10 @@ from facelt.inference.model import TrainedModel
 from facelt.models.pretrained import arcface_state_dict
 from recordio_tools.atomic_io import atomic_replace, write_text
 
-INPUT = "RGB, (x - 127.5) / 127.5 for pixels x of 0 to 255"
+INPUT_FORMAT = "RGB, (x - 127.5) / 127.5 for pixels x of 0 to 255"
 
 
-def origin(model: TrainedModel) -> dict[str, Any]:
+def model_origin(model: TrainedModel) -> dict[str, Any]:
     """The model a file was made from: the digest of its weights, its stage and its network."""
     stage = next(stage for stage in model.config.stages if stage.name == model.card["stage"])
     return {
@@ -34,7 +34,7 @@ def origin(model: TrainedModel) -> dict[str, Any]:
     }
 
 
-SCHEMA = "facelt.network/1"
+NETWORK_SCHEMA = "facelt.network/1"
 
 
 def export_network(model: TrainedModel, path: Path) -> Path:
@@ -54,12 +54,12 @@ def export_network(model: TrainedModel, path: Path) -> Path:
         # Not by safetensors itself, whose files no one else may read.
         temporary.write_bytes(content)
     card = {
-        "schema": SCHEMA,
+        "schema": NETWORK_SCHEMA,
         "names": "facelt" if arcface is None else "arcface_torch",
         "weights_sha256": hashlib.sha256(content).hexdigest(),
         "preprocessing": model.card["preprocessing"],
         "mirror_averaged": True,
-        **origin(model),
+        **model_origin(model),
     }
     place = path.with_suffix(".json")
     write_text(place, json.dumps(card, indent=1, sort_keys=True) + "\n", advice)

@@ -33,7 +33,7 @@ from facelt.models.pretrained import state_mismatch
 from recordio_tools.atomic_io import atomic_replace, sha256_of, write_text
 
 
-class Entry:
+class StoredTensor:
     """A tensor in an open file; its rows are read when they are asked for."""
 
     def __init__(self, stored) -> None:
@@ -43,12 +43,12 @@ class Entry:
     def __getitem__(self, rows: slice) -> torch.Tensor:
         return self._stored[rows]
 
-    def whole(self) -> torch.Tensor:
+    def read(self) -> torch.Tensor:
         return self._stored[...]
 
-    def outline(self) -> torch.Tensor:
+    def to_meta(self) -> torch.Tensor:
         """Shape and type without values."""
-        sample = self._stored[:0] if self.shape else self.whole()
+        sample = self._stored[:0] if self.shape else self.read()
         return torch.empty(self.shape, dtype=sample.dtype, device="meta")
 
 
@@ -94,16 +94,16 @@ def _put_together(value: torch.Tensor, classes: ClassRange) -> torch.Tensor | No
 
 
 @contextmanager
-def open_weights(path: Path) -> Iterator[dict[str, Entry]]:
+def open_weights(path: Path) -> Iterator[dict[str, StoredTensor]]:
     """The entries of a file by name. Raises UserError on a missing or damaged one, also while it is read."""
     try:
         with safe_open(path, framework="pt") as file:
-            yield {name: Entry(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
+            yield {name: StoredTensor(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path}: cannot read the weights ({error})") from None
 
 
-def refuse_other_shapes(path: Path, method: Method) -> None:
+def validate_weights(path: Path, method: Method) -> None:
     """Raises UserError unless the file holds this method's tensors; reads none of them.
 
     The method may be one without memory, on the device meta.
@@ -116,7 +116,7 @@ def refuse_other_shapes(path: Path, method: Method) -> None:
         for name, value in method.state_dict().items()
     }
     with open_weights(path) as entries:
-        given = {name: entry.outline() for name, entry in entries.items()}
+        given = {name: entry.to_meta() for name, entry in entries.items()}
     wrong = state_mismatch(own, given)
     if wrong:
         raise UserError(f"{path}: the weights do not belong to this model: {wrong}")
@@ -130,20 +130,20 @@ def load_weights(path: Path, method: Method) -> None:
 
 
 def network_state(
-    entries: Mapping[str, Entry], value: Callable[[Entry], torch.Tensor] = Entry.whole
+    entries: Mapping[str, StoredTensor], value: Callable[[StoredTensor], torch.Tensor] = StoredTensor.read
 ) -> dict[str, torch.Tensor]:
-    """The network's tensors, which every rank holds whole; with Entry.outline, without values."""
+    """The network's tensors, which every rank holds whole; with StoredTensor.to_meta, without values."""
     prefix = "network."
     return {name.removeprefix(prefix): value(entry) for name, entry in entries.items() if name.startswith(prefix)}
 
 
-def _own_rows(entry: Entry, classes: ClassRange | None) -> torch.Tensor:
-    return entry.whole() if classes is None else entry[classes.first : classes.stop]
+def _own_rows(entry: StoredTensor, classes: ClassRange | None) -> torch.Tensor:
+    return entry.read() if classes is None else entry[classes.first : classes.stop]
 
 
-SCHEMA = "facelt.model/1"
-WEIGHTS = "model.safetensors"
-CARD = "card.json"
+MODEL_SCHEMA = "facelt.model/1"
+WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "card.json"
 
 
 def build_method(
@@ -172,10 +172,10 @@ class TrainedModel:
     weights_sha256: str
 
 
-def make_card(config: TrainConfig, stage: StageConfig, method: Method, **facts: Any) -> dict[str, Any]:
+def build_card(config: TrainConfig, stage: StageConfig, method: Method, **facts: Any) -> dict[str, Any]:
     """What someone who holds only the weights needs to know."""
     return {
-        "schema": SCHEMA,
+        "schema": MODEL_SCHEMA,
         "stage": stage.name,
         "kinds": list(method.kinds),
         "dim": method.dim,
@@ -190,16 +190,16 @@ def make_card(config: TrainConfig, stage: StageConfig, method: Method, **facts: 
     }
 
 
-def save_card(card: dict[str, Any], path: Path) -> None:
+def write_card(card: dict[str, Any], path: Path) -> None:
     write_text(path, json.dumps(card, indent=1, sort_keys=True) + "\n")
 
 
-def find_model(path: Path) -> Path:
+def find_model_folder(path: Path) -> Path:
     """The folder with weights and card: `path` itself, or the last finished stage of a run."""
     path = Path(path)
-    if path.name == WEIGHTS:
+    if path.name == WEIGHTS_FILE:
         path = path.parent
-    if (path / CARD).is_file():
+    if (path / CARD_FILE).is_file():
         return path
     try:
         stages = json.loads((path / "stages.json").read_text(encoding="utf-8"))
@@ -207,9 +207,9 @@ def find_model(path: Path) -> Path:
             raise ValueError("no list of stages")
     except (OSError, ValueError):
         raise UserError(
-            f"{path}: neither a run nor a stage's folder (no {CARD} here, nor a list stages.json)"
+            f"{path}: neither a run nor a stage's folder (no {CARD_FILE} here, nor a list stages.json)"
         ) from None
-    finished = [path / stage for stage in stages if (path / stage / CARD).is_file()]
+    finished = [path / stage for stage in stages if (path / stage / CARD_FILE).is_file()]
     if not finished:
         raise UserError(f"{path}: no stage of this run is finished; go on with --resume")
     return finished[-1]
@@ -221,30 +221,30 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
     Raises UserError where the weights do not belong to the card: of other shapes, or with another digest. Cards written
     before they had a digest are taken without one.
     """
-    folder = find_model(path)
-    card, config, stage = read_card(folder / CARD)
+    folder = find_model_folder(path)
+    card, config, stage = read_card(folder / CARD_FILE)
     # Shapes first, without memory: a card may claim any number of identities.
     with torch.device("meta"):
         outline = build_method(config, stage, card["num_classes"])
-    refuse_other_shapes(folder / WEIGHTS, outline)
-    digest = sha256_of(folder / WEIGHTS)
+    validate_weights(folder / WEIGHTS_FILE, outline)
+    digest = sha256_of(folder / WEIGHTS_FILE)
     if card.get("weights_sha256", digest) != digest:
         raise UserError(
-            f"{folder / WEIGHTS}: not the file that {CARD} beside it was written for: its SHA-256 begins with "
-            f"{digest[:12]}, the card says {str(card['weights_sha256'])[:12]}; copy both again from where they come"
+            f"{folder / WEIGHTS_FILE}: does not match {CARD_FILE}: its SHA-256 begins with {digest[:12]}, the card "
+            f"says {str(card['weights_sha256'])[:12]}; copy both files again from their origin"
         )
     with torch.random.fork_rng(devices=[]):
         method = build_method(config, stage, card["num_classes"])
-    load_weights(folder / WEIGHTS, method)
-    return TrainedModel(method.to(device).eval(), config, card, folder / WEIGHTS, digest)
+    load_weights(folder / WEIGHTS_FILE, method)
+    return TrainedModel(method.to(device).eval(), config, card, folder / WEIGHTS_FILE, digest)
 
 
 def read_card(path: Path) -> tuple[dict[str, Any], TrainConfig, StageConfig]:
     """The card, and from it the run's configuration and the stage's."""
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-        if card["schema"] != SCHEMA:
-            raise UserError(f"{path}: the schema is {card['schema']!r}, this version reads {SCHEMA!r}")
+        if card["schema"] != MODEL_SCHEMA:
+            raise UserError(f"{path}: the schema is {card['schema']!r}, this version reads {MODEL_SCHEMA!r}")
         config = TrainConfig.model_validate(card["config"])
         stage = next(stage for stage in config.stages if stage.name == card["stage"])
         if type(card["num_classes"]) is not int or not 1 <= card["num_classes"] < 2**31:

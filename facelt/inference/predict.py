@@ -22,7 +22,7 @@ from facelt.errors import UserError
 from facelt.inference.model import TrainedModel
 from facelt.methods.base import Method, TrainBatch
 from facelt.methods.multi_expert import Experts
-from facelt.openset.rejection import Rejecter, Seen
+from facelt.openset.rejection import ModelOutputs, OpenSetScorer
 from recordio_tools.progress import ProgressFn, no_progress, track
 
 Field = Literal[
@@ -249,26 +249,26 @@ class OpenSetPredictions(NamedTuple):
 
 
 def predict_open_set(
-    predictor: Predictor, split: Split, scorer: Rejecter, *, experts: bool = False, title: str = ""
+    predictor: Predictor, split: Split, scorer: OpenSetScorer, *, experts: bool = False, title: str = ""
 ) -> OpenSetPredictions:
     """Predictions for a split, scored batch by batch. Raises UserError if the model lacks what the scorer needs."""
     fields = ["label", "index", "inputs", "logits", "reachability"] + ["expert_predictions"] * experts
 
-    def logits_of(image_N3HW: torch.Tensor) -> torch.Tensor:
+    def logits_fn(image_N3HW: torch.Tensor) -> torch.Tensor:
         return predictor.method.logits(image_N3HW).full_BC.float().cpu()
 
     std, batches = predictor.preprocessing.std, []
     for part in predict(predictor, split, fields, title=title):
-        scores = scorer.judge(Seen(part.logit_NC, part.reachability_N, part.inputs.image_B3HW, std, logits_of))
+        scores = scorer.score(ModelOutputs(part.logit_NC, part.reachability_N, part.inputs.image_B3HW, std, logits_fn))
         confidence_N, class_N = part.logit_NC.double().softmax(dim=1).amax(dim=1), part.logit_NC.argmax(dim=1)
         batches.append((part.label_N, part.index_N, class_N, confidence_N, *scores, part.expert_prediction_NK))
     columns = map(_concatenate, zip(*batches, strict=True))
     return OpenSetPredictions(*(None if column is None else column.numpy() for column in columns))
 
 
-def fit_scorer(scorer: Rejecter, predictor: Predictor, data: TrainingData) -> None:
+def fit_scorer(scorer: OpenSetScorer, predictor: Predictor, data: TrainingData) -> None:
     """Fits a scorer that needs the training images, which are not augmented."""
-    if scorer.wants_training:
+    if scorer.needs_training_images:
         scorer.fit(
             lambda: (
                 (part.logit_NC, part.label_N)

@@ -45,7 +45,7 @@ class ImageSource:
     preparation: dict[str, Any] = field(default_factory=dict)
 
 
-def open_images(
+def open_image_source(
     path: Path, config: TrainConfig, *, root: Path | None = None, manifest: Path | None = None
 ) -> ImageSource:
     """What `path` holds, prepared as the model's configuration says: a .rec, a folder, a list of paths, or one image.
@@ -95,7 +95,7 @@ def _from_paths(dataset: ImageFileDataset) -> ImageSource:
     return ImageSource(dataset, np.arange(len(dataset)), paths, identities, {})
 
 
-class AlignedFaces(ImageDataset):
+class AlignedFaceDataset(ImageDataset):
     """Faces whose landmarks are known, cut out of their photographs whenever they are asked for.
 
     So a photograph is decoded once more than to find its faces, at most 7 hundredths of the time YuNet takes for that
@@ -119,7 +119,7 @@ class AlignedFaces(ImageDataset):
         return warp(self._last[1], similarity(self._landmark_N52[index], self._side), self._side)
 
 
-def open_photographs(
+def open_photograph_source(
     photographs: Sequence[Photograph],
     terms: Terms,
     image_size: tuple[int, int],
@@ -154,7 +154,7 @@ def open_photographs(
     places = [photograph.place for photograph in shows]
     alignment = {"detector": open_detector(terms.detector, terms.min_score).name, "template": "arcface"}
     return ImageSource(
-        AlignedFaces(keys, places, np.stack(landmarks), height, terms.max_pixels),
+        AlignedFaceDataset(keys, places, np.stack(landmarks), height, terms.max_pixels),
         np.arange(len(keys)),
         keys,
         [photograph.identity for photograph in shows],

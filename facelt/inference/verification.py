@@ -30,14 +30,14 @@ def open_verification_set(path: Path, config: TrainConfig, root: Path | None = N
     return found
 
 
-def refuse_missing_kind(model: TrainedModel, kind: str) -> None:
+def require_kind(model: TrainedModel, kind: str) -> None:
     """Raises UserError, naming what there is, where a model does not make embeddings of that kind."""
     if kind not in model.method.kinds:
         made = ", ".join(model.method.kinds)
         raise UserError(f"--kind {kind}: the stage {model.card['stage']} of {model.weights.parent} makes {made} alone")
 
 
-def embed_set(
+def embed_verification_set(
     method: Method,
     found: VerificationSet,
     config: TrainConfig,
@@ -58,7 +58,7 @@ def embed_set(
     return predict_all(predictor, _split(found), (kind,), flip=mirrored).embeddings[kind].numpy()
 
 
-class TrainingSets:
+class ValidationSets:
     """The sets of `validation.sets`, opened before a training begins and asked at each of its validations.
 
     Raises UserError, naming the key, where one cannot be read or holds an image that cannot be used: all are decoded
@@ -76,7 +76,7 @@ class TrainingSets:
         """
         figures = {}
         for name, found in self._sets.items():
-            embedding_UD = embed_set(
+            embedding_UD = embed_verification_set(
                 method, found, self._config, kind=TRAINED_KIND, mirrored=True, **self._reading(self._device)
             )
             distance_P = squared_distances(embedding_UD, found.pairs.left_P, found.pairs.right_P, unit=True)

@@ -11,18 +11,18 @@ from facelt.distributed.comm import rank
 from facelt.distributed.launch import graceful_shutdown, process_group, run_on_rank0
 from facelt.errors import UserError
 from facelt.inference.model import (
-    CARD,
-    WEIGHTS,
-    Entry,
+    CARD_FILE,
+    WEIGHTS_FILE,
+    StoredTensor,
     build_method,
-    find_model,
+    find_model_folder,
     load_model,
     network_state,
     open_weights,
     read_card,
 )
 from facelt.inference.predict import sync_step_info
-from facelt.inference.verification import TrainingSets
+from facelt.inference.verification import ValidationSets
 from facelt.methods.base import Method
 from facelt.models.network import Network
 from facelt.models.pretrained import load_pretrained, load_stage_weights, matching_state
@@ -42,7 +42,7 @@ def run(config: TrainConfig, resume: bool = False) -> Path:
         # A stop requested while the data opened takes effect here, before anything is written.
         sync_step_info(())
         validate_initial_weights(config, data.num_classes)
-        verification = TrainingSets(config, device)
+        verification = ValidationSets(config, device)
         run_on_rank0(lambda: RunFolder.create(config, resume))
         folder = RunFolder(config.out)
         log = NullLog() if rank() else RunLog(folder.metrics, folder.tensorboard)
@@ -71,7 +71,7 @@ def validate_initial_weights(config: TrainConfig, num_classes: int) -> None:
         if RunFolder(config.out).is_finished(stage.name):
             continue
         for teacher in filter(is_external_ref, stage.teachers):
-            _, _, teacher_stage = read_card(find_model(Path(teacher)) / CARD)
+            _, _, teacher_stage = read_card(find_model_folder(Path(teacher)) / CARD_FILE)
             if reason := stage.method.teacher_error(teacher_stage):
                 raise UserError(f"stages: {stage.name!r} has the teacher {teacher!r}, which {reason}")
         try:
@@ -79,8 +79,8 @@ def validate_initial_weights(config: TrainConfig, num_classes: int) -> None:
                 if config.model.pretrained is not None:
                     matching_state(network, config.model.pretrained)
             elif is_external_ref(stage.init_from):
-                with open_weights(find_model(Path(stage.init_from)) / WEIGHTS) as entries:
-                    load_stage_weights(network, network_state(entries, Entry.outline))
+                with open_weights(find_model_folder(Path(stage.init_from)) / WEIGHTS_FILE) as entries:
+                    load_stage_weights(network, network_state(entries, StoredTensor.to_meta))
             else:
                 load_stage_weights(network, networks[stage.init_from].state_dict())
         except UserError as error:
@@ -93,7 +93,7 @@ def build_initialized_method(config: TrainConfig, stage: StageConfig, data: Trai
     """Returns a stage's method with its initial weights: an earlier stage's, the pretrained file's, or random ones."""
     method = build_method(config, stage, data.num_classes, torch.from_numpy(data.train_counts))
     if stage.init_from is not None:
-        with open_weights(_stage_folder(stage.init_from, folder) / WEIGHTS) as entries:
+        with open_weights(_stage_folder(stage.init_from, folder) / WEIGHTS_FILE) as entries:
             load_stage_weights(method.network, network_state(entries))
             method.load_stage(entries)
     elif config.model.pretrained is not None:
@@ -114,4 +114,4 @@ def _load_teachers(config: TrainConfig, stage: StageConfig, folder: RunFolder, d
 
 def _stage_folder(name: str, folder: RunFolder) -> Path:
     """Returns the folder of a stage of this run, or of another run's FOLDER/STAGE."""
-    return find_model(Path(name)) if is_external_ref(name) else folder.stage(name)
+    return find_model_folder(Path(name)) if is_external_ref(name) else folder.stage(name)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from facelt.config.train import RESUME_MAY_CHANGE, TrainConfig, matches_any
 from facelt.errors import UserError
-from facelt.inference.model import CARD, WEIGHTS
+from facelt.inference.model import CARD_FILE, WEIGHTS_FILE
 from recordio_tools.atomic_io import write_text
 
 
@@ -62,10 +62,10 @@ class RunFolder:
         return self.stage(stage) / "best.safetensors"
 
     def weights(self, stage: str) -> Path:
-        return self.stage(stage) / WEIGHTS
+        return self.stage(stage) / WEIGHTS_FILE
 
     def card(self, stage: str) -> Path:
-        return self.stage(stage) / CARD
+        return self.stage(stage) / CARD_FILE
 
     def is_finished(self, stage: str) -> bool:
         """Returns whether the stage has a card, which is written last."""

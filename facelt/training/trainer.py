@@ -18,7 +18,7 @@ from facelt.distributed.comm import all_reduce, world_size
 from facelt.distributed.ddp import has_enough_images, sync_batch_norm_stats, wrap_ddp
 from facelt.distributed.launch import Interrupted, all_gather_str, run_on_rank0
 from facelt.errors import UserError
-from facelt.inference.model import make_card, save_card, save_weights
+from facelt.inference.model import build_card, save_weights, write_card
 from facelt.inference.predict import EvalLoaderConfig, Predictor, predict, predict_all, sync_step_info
 from facelt.methods.base import Method, TrainBatch
 from facelt.metrics.classification import shot_accuracy
@@ -270,7 +270,7 @@ class Trainer:
             best.unlink(missing_ok=True)
         elif best.exists():  # after an interruption it may have been moved already
             best.replace(self.folder.weights(name))
-        card = make_card(
+        card = build_card(
             self.config,
             self.stage,
             self.method,
@@ -283,7 +283,7 @@ class Trainer:
             validation=state.best if keep_best else state.validation,
             bad_images=state.bad_images.reasons,
         )
-        save_card(card, self.folder.card(name))
+        write_card(card, self.folder.card(name))
         self.checkpoints.remove()
 
     def _save(self) -> None:

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from facelt.benchmarking.records import RunRecord, SmokeRecord, read_records
-from facelt.benchmarking.run import losses_of, shortened
+from facelt.benchmarking.run import first_and_last_losses, shorten_recipe
 from facelt.cli.main import app
 from facelt.config.loading import load_config
 from facelt.config.registry import METHODS
@@ -150,7 +150,7 @@ def test_a_smoke_test_is_said_and_is_no_result(bench, records, page, tmp_path):
 
 @pytest.mark.parametrize("last", [2.5, 2.6, math.nan])
 def test_a_smoke_test_whose_loss_does_not_fall_fails(bench, records, monkeypatch, last):
-    monkeypatch.setattr("facelt.benchmarking.run.losses_of", lambda config: {"plain": (2.5, last)})
+    monkeypatch.setattr("facelt.benchmarking.run.first_and_last_losses", lambda config: {"plain": (2.5, last)})
     bench("tiny/softmax", "--smoke", fails=f"the loss of the stage plain does not fall (2.5 to {last:g})")
     assert records() == []
 
@@ -160,24 +160,24 @@ def test_losses_are_the_means_of_the_first_and_of_the_last_quarter(tmp_path):
     lines = [{"stage": stage, "loss": loss, "lr": 9} for stage, values in losses.items() for loss in values]
     lines.insert(3, {"stage": "one", "validation_accuracy": 0.5})
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert losses_of(tmp_path) == {"one": (4.5, 0.375), "two": (3.0, 1.0)}
+    assert first_and_last_losses(tmp_path) == {"one": (4.5, 0.375), "two": (3.0, 1.0)}
 
 
 def test_losses_of_several_levels_are_compared_level_by_level(tmp_path):
     steps = [(6, 2.0), (6, 1.0), (5, 4.0), (5, 3.5), (4, 9.0), (4, 9.0)]
     lines = [{"stage": "chain", "loss": loss, "level": level} for level, loss in steps]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert losses_of(tmp_path) == {"chain": (5.0, 4.5)}
+    assert first_and_last_losses(tmp_path) == {"chain": (5.0, 4.5)}
 
 
 def test_a_shortened_recipe_keeps_its_shape(checkout, tmp_path):
     config = load_config(checkout / "configs/tiny/softmax.yaml", TrainConfig, ["stages.0.epochs=8"])
-    short = shortened(config, tmp_path / "run")
+    short = shorten_recipe(config, tmp_path / "run")
     assert (short.stages[0].epochs, short.stages[0].schedule.warmup_epochs) == (1, 0.125)
     assert (short.log_every, short.out) == (1, tmp_path / "run")
     assert short.stages[0].model_copy(update={"epochs": 8, "schedule": config.stages[0].schedule}) == config.stages[0]
     none = load_config(checkout / "configs/tiny/softmax.yaml", TrainConfig, ["stages.0.epochs=0"])
-    assert shortened(none, tmp_path).stages[0].epochs == 0
+    assert shorten_recipe(none, tmp_path).stages[0].epochs == 0
 
 
 def test_a_smoke_test_with_a_step_that_is_not_finite_fails(bench, records):

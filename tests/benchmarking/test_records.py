@@ -2,8 +2,15 @@
 
 import pytest
 
-from facelt.benchmarking.records import RunRecord, SmokeRecord, append_record, config_digest, read_records, telling
-from facelt.benchmarking.run import all_recipes, find_recipe, minutes, sitting
+from facelt.benchmarking.records import (
+    RunRecord,
+    SmokeRecord,
+    append_record,
+    changed_settings,
+    config_digest,
+    read_records,
+)
+from facelt.benchmarking.run import all_recipes, find_recipe, timed_session, total_minutes
 from facelt.config.loading import load_config
 from facelt.config.train import TrainConfig
 from facelt.errors import UserError
@@ -59,7 +66,7 @@ def test_the_digest_is_of_what_is_trained_not_of_where(digest):
 
 def test_settings_that_make_no_other_recipe_are_left_out():
     given = ["optim.lr=1", "data.root=/x", "data.pad=2", "log_every=3", "validation.sets.lfw=lfw.bin"]
-    assert telling(given) == ("data.pad=2", "optim.lr=1")
+    assert changed_settings(given) == ("data.pad=2", "optim.lr=1")
 
 
 def test_recipes_are_the_files_beside_a_base(checkout):
@@ -86,11 +93,11 @@ def test_sittings_add_up_and_one_that_was_killed_leaves_the_sum_unknown(tmp_path
     path = tmp_path / "sittings.json"
     clock = iter((0.0, 30.0, 100.0, 190.0, 500.0, 600.0))
     monkeypatch.setattr("facelt.benchmarking.run.time.perf_counter", lambda: next(clock))
-    with sitting(path):
+    with timed_session(path):
         pass
-    with pytest.raises(KeyboardInterrupt), sitting(path):
+    with pytest.raises(KeyboardInterrupt), timed_session(path):
         raise KeyboardInterrupt
-    assert minutes(path) == (30 + 90) / 60
-    killed = sitting(path)
+    assert total_minutes(path) == (30 + 90) / 60
+    killed = timed_session(path)
     killed.__enter__()
-    assert minutes(path) is None
+    assert total_minutes(path) is None

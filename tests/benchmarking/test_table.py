@@ -12,7 +12,7 @@ from facelt.benchmarking.records import (
     read_published,
     read_records,
 )
-from facelt.benchmarking.table import Planned, plan, planned, rows, unmatched
+from facelt.benchmarking.table import PlannedRun, build_rows, plan_runs, planned_recipes, unmatched_figures
 from facelt.errors import UserError
 from facelt.report.benchmarks import (
     BenchmarkRow,
@@ -44,7 +44,7 @@ NOBODYS = PublishedMethod(suite="s", method="<Other>", source="M", selection="be
 
 def test_seeds_of_a_configuration_make_a_row():
     records = [run(2, 0.41, minutes=13, commit="c2"), run(0, 0.40), run(1, 0.45, many=0.7)]
-    (row,) = rows(records, [], [CE])
+    (row,) = build_rows(records, [], [CE])
     assert row.seeds == (0, 1, 2)
     assert row.overall.mean == pytest.approx((0.40 + 0.45 + 0.41) / 3)
     assert row.overall.std == pytest.approx(statistics.stdev([0.40, 0.45, 0.41]))
@@ -55,27 +55,27 @@ def test_seeds_of_a_configuration_make_a_row():
 
 
 def test_one_seed_has_no_spread_and_what_is_missing_stays_missing():
-    (row,) = rows([run(few=None, minutes=None)], [], [])
+    (row,) = build_rows([run(few=None, minutes=None)], [], [])
     assert (row.overall.std, row.bands["few"], row.minutes) == (None, None, None)
 
 
 def test_the_later_of_two_records_of_a_seed_counts():
-    (row,) = rows([run(0, 0.1), run(0, 0.3)], [], [])
+    (row,) = build_rows([run(0, 0.1), run(0, 0.3)], [], [])
     assert (row.seeds, row.overall.mean) == ((0,), 0.3)
 
 
 def test_another_imbalance_configuration_or_setting_is_another_row():
     records = [run(), run(imbalance=50), run(config="cd"), run(config="ef", settings=("optim.lr=1",))]
-    found = rows(records, [], [CE])
+    found = build_rows(records, [], [CE])
     assert [(row.imbalance, row.settings) for row in found] == [(100, ()), (100, ()), (100, ("optim.lr=1",)), (50, ())]
     assert [len(row.published) for row in found] == [1, 1, 0, 1]
 
 
 def test_what_was_planned_and_not_run_has_a_row_without_figures():
-    recipes = [Planned("s", "r", 100), Planned("s", "q", 100)]
-    wanted = plan(recipes, [CE, NOBODYS])
-    assert wanted == [*recipes, Planned("s", "r", 50)]
-    found = rows([run(), smoke(recipe="q"), smoke(imbalance=50, settings=("data.pad=2",))], wanted, [CE])
+    recipes = [PlannedRun("s", "r", 100), PlannedRun("s", "q", 100)]
+    wanted = plan_runs(recipes, [CE, NOBODYS])
+    assert wanted == [*recipes, PlannedRun("s", "r", 50)]
+    found = build_rows([run(), smoke(recipe="q"), smoke(imbalance=50, settings=("data.pad=2",))], wanted, [CE])
     by_name = {(row.recipe, row.imbalance, row.settings): row for row in found}
     assert len(found) == 4
     assert by_name["r", 100, ()].seeds == (0,)
@@ -86,14 +86,14 @@ def test_what_was_planned_and_not_run_has_a_row_without_figures():
 
 
 def test_a_smoke_test_never_becomes_a_result():
-    (row,) = rows([smoke()], [Planned("s", "r", 100)], [])
+    (row,) = build_rows([smoke()], [PlannedRun("s", "r", 100)], [])
     assert (row.seeds, row.overall, row.smoke) == ((), None, "c9")
 
 
 def test_published_figures_without_a_recipe_are_kept_apart():
-    ((suite, figure),) = unmatched([Planned("s", "r", 100)], [CE, NOBODYS])
+    ((suite, figure),) = unmatched_figures([PlannedRun("s", "r", 100)], [CE, NOBODYS])
     assert (suite, figure) == ("s", PublishedResult("<Other>", 100, 51.5, "M", "best on test"))
-    assert len(unmatched([], [CE])) == 2
+    assert len(unmatched_figures([], [CE])) == 2
 
 
 def test_the_page_says_what_the_rows_hold():
@@ -162,19 +162,19 @@ def test_every_published_recipe_has_one_place(root):
 def test_the_page_in_the_docs_is_what_its_records_make(root):
     """`facelt bench` without a name writes it anew."""
     docs, configs = root / "docs", root / "configs"
-    recipes, published = planned(configs), read_published(docs / "published.yaml")
-    found = rows(read_records(docs / "benchmarks.jsonl"), plan(recipes, published), published)
+    recipes, published = planned_recipes(configs), read_published(docs / "published.yaml")
+    found = build_rows(read_records(docs / "benchmarks.jsonl"), plan_runs(recipes, published), published)
     assert (docs / "benchmarks.md").read_text() == benchmarks_page(
-        found, unmatched(recipes, published), PUBLISHED_SOURCES
+        found, unmatched_figures(recipes, published), PUBLISHED_SOURCES
     )
 
 
 def test_published_figures_name_recipes_that_are_there(root):
-    known = {(one.suite, one.recipe) for one in planned(root / "configs")}
+    known = {(one.suite, one.recipe) for one in planned_recipes(root / "configs")}
     suites = {suite for suite, _ in known}
     figures = read_published(root / "docs" / "published.yaml")
     assert {(one.suite, one.recipe) for one in figures if one.recipe and one.suite in suites} <= known
 
 
 def test_the_recipes_of_a_checkout_are_planned_at_their_imbalance(checkout):
-    assert planned(checkout / "configs") == [Planned("tiny", "slow", 4), Planned("tiny", "softmax", 4)]
+    assert planned_recipes(checkout / "configs") == [PlannedRun("tiny", "slow", 4), PlannedRun("tiny", "softmax", 4)]

@@ -196,7 +196,7 @@ def test_embed_of_missing_images(refused, finished_run, tmp_path):
     (tmp_path / "list.txt").write_text("1.png\n")
     assert "a list needs --root" in refused(*embed, "--images", tmp_path / "list.txt")
     (tmp_path / "empty").mkdir()
-    assert "holds no image" in refused(*embed, "--images", tmp_path / "empty")
+    assert "contains no image" in refused(*embed, "--images", tmp_path / "empty")
     assert "neither a run nor a stage's folder" in refused(
         *embed[:1], "--checkpoint", tmp_path, *embed[3:], "--images", "x"
     )

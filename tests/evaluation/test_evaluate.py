@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from facelt.config.train import TrainConfig
-from facelt.evaluation.evaluate import OpenQuestion, evaluate_model
+from facelt.evaluation.evaluate import OpenSetOptions, evaluate_model
 from facelt.inference.model import load_model
 from facelt.training.run import run
 
@@ -365,7 +365,7 @@ def test_what_a_model_lacks_is_named(evaluate, trained, finished_run, lists, tmp
 def evaluation(trained):
     """An evaluation of the tiny model by softmax threshold, as the engine has it."""
     found, _ = evaluate_model(
-        load_model(trained(), CPU), "validation", "paper", OpenQuestion("threshold"), batch=16, workers=0
+        load_model(trained(), CPU), "validation", "paper", OpenSetOptions("threshold"), batch=16, workers=0
     )
     return found
 

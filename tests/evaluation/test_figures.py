@@ -10,7 +10,7 @@ from sklearn.metrics import f1_score
 from typer.testing import CliRunner
 
 from facelt.cli.main import app
-from facelt.evaluation.figures import plane
+from facelt.evaluation.figures import _tsne
 from facelt.inference.model import load_model
 
 # By the paper's convention one many-shot, one medium and two few-shot classes.
@@ -124,7 +124,7 @@ def test_gains_need_two_models_of_the_same_classes(figures, listed_run, finished
 def test_points_are_of_the_images_embeddings(figures, listed_run, stage, kind, monkeypatch):
     run, lists, folder = listed_run
     given = []
-    monkeypatch.setattr("facelt.evaluation.figures.plane", lambda *words: given.append(words) or plane(*words))
+    monkeypatch.setattr("facelt.evaluation.figures._tsne", lambda *words: given.append(words) or _tsne(*words))
     rows = figures("tsne", "--checkpoint", run / stage, "--kind", kind, "--seed", 3)
     images = lists["test"] | lists["open"]
     groups = {0: "many", 1: "medium", 2: "few", 3: "few", -1: "open set"}
@@ -137,8 +137,8 @@ def test_points_are_of_the_images_embeddings(figures, listed_run, stage, kind, m
     with torch.no_grad():
         expected = torch.cat([model.method.embed(model(name)).by_kind[kind] for name in images])
     np.testing.assert_allclose(feature_ND, expected, atol=1e-5)
-    place_N2 = np.array([[float(row["x"]), float(row["y"])] for row in rows])
-    np.testing.assert_allclose(place_N2, plane(feature_ND, 3), rtol=1e-4)
+    position_N2 = np.array([[float(row["x"]), float(row["y"])] for row in rows])
+    np.testing.assert_allclose(position_N2, _tsne(feature_ND, 3), rtol=1e-4)
 
 
 def test_fewer_points_are_drawn_by_the_seed_from_both_sets(figures, listed_run):
@@ -155,7 +155,7 @@ def test_fewer_points_are_drawn_by_the_seed_from_both_sets(figures, listed_run):
 def test_the_plane_keeps_apart_what_is_apart():
     random = np.random.default_rng(0)
     feature_ND = np.concatenate([random.normal(size=(30, 8)), random.normal(20, size=(30, 8))]).astype(np.float32)
-    one, other = np.split(plane(feature_ND, 0), 2)
+    one, other = np.split(_tsne(feature_ND, 0), 2)
     within = max(np.linalg.norm(part - part.mean(0), axis=1).mean() for part in (one, other))
     assert np.linalg.norm(one.mean(0) - other.mean(0)) > 3 * within
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from facelt.config.train import TrainConfig
-from facelt.inference.model import TrainedModel, build_method, make_card
+from facelt.inference.model import TrainedModel, build_card, build_method
 from facelt.methods.oltr import DynamicMeta
 from facelt.models.layers import ModulatedAttention
 
@@ -28,7 +28,7 @@ def build_model(recipe) -> Callable[..., TrainedModel]:
         torch.manual_seed(0)
         trained = build_method(config, config.stages[0], classes)
         _give_values(trained)
-        card = make_card(config, config.stages[0], trained)
+        card = build_card(config, config.stages[0], trained)
         return TrainedModel(trained.eval(), config, card, Path("model.safetensors"), "0" * 64)
 
     return build

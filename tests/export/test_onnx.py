@@ -4,7 +4,7 @@ import onnx
 import pytest
 import torch
 
-from facelt.export.onnx import export_onnx, insightface_takes
+from facelt.export.onnx import export_onnx, is_insightface_compatible
 
 
 @pytest.mark.parametrize(("kind", "outputs"), [("direct", ["embedding"]), ("meta", ["embedding", "reachability"])])
@@ -42,4 +42,4 @@ def test_nothing_of_the_model_is_changed(build_model, tmp_path):
 
 def test_which_sizes_insightface_takes():
     sizes = [(112, 112), (128, 128), (224, 224), (96, 96), (100, 100), (120, 120), (112, 128), (192, 192)]
-    assert [size for size in sizes if insightface_takes(size)] == [(112, 112), (128, 128), (224, 224)]
+    assert [size for size in sizes if is_insightface_compatible(size)] == [(112, 112), (128, 128), (224, 224)]

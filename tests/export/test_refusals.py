@@ -58,7 +58,7 @@ def test_a_kind_that_the_model_does_not_make_is_refused(build_model, tmp_path):
 
 
 def test_what_one_file_cannot_hold_is_refused_before_any_work(build_model, tmp_path, monkeypatch):
-    monkeypatch.setattr("facelt.export.onnx.MAX_BYTES", 10_000)
+    monkeypatch.setattr("facelt.export.onnx._MAX_BYTES", 10_000)
     refused(build_model({"name": "classify"}), tmp_path / "model.onnx", "ONNX file holds 2 GB")
 
 
@@ -80,13 +80,13 @@ def test_a_file_that_the_checker_refuses_is_not_put_in_place(build_model, tmp_pa
 
 def test_outputs_are_compared_by_values_shapes_and_names():
     one = {"embedding": np.eye(3), "reachability": np.array([1.0, 2, 4000])}
-    assert onnx_module.compare(one, one) == onnx_module.Agreement(0, 1)
+    assert onnx_module.compare_outputs(one, one) == onnx_module.ParityReport(0, 1)
     other = {**one, "reachability": np.array([1.0, 2, 4004])}
-    assert onnx_module.compare(other, one).difference == pytest.approx(1e-3)
+    assert onnx_module.compare_outputs(other, one).difference == pytest.approx(1e-3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert np.isnan(onnx_module.compare({**one, "embedding": np.zeros((3, 3))}, one).cosine)
+        assert np.isnan(onnx_module.compare_outputs({**one, "embedding": np.zeros((3, 3))}, one).cosine)
     turned = {**one, "embedding": np.array([[1, 0, 0], [0, 1, 0], [0, 0.6, 0.8]])}
-    assert onnx_module.compare(turned, one).cosine == pytest.approx(0.8)
+    assert onnx_module.compare_outputs(turned, one).cosine == pytest.approx(0.8)
     for wrong in ({"embedding": np.eye(3)}, {**one, "embedding": np.eye(3)[:2]}):
-        assert np.isnan(onnx_module.compare(wrong, one).difference)
+        assert np.isnan(onnx_module.compare_outputs(wrong, one).difference)

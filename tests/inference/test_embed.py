@@ -11,7 +11,7 @@ from facelt.errors import UserError
 from facelt.inference.embed import embed_images
 from facelt.inference.model import load_model
 from facelt.inference.predict import Predictor, predict_all
-from facelt.inference.sources import open_images
+from facelt.inference.sources import open_image_source
 from facelt.store.store import EmbeddingStore
 from recordio_tools.face_set import FaceRecord
 
@@ -30,7 +30,7 @@ def embed(model, source, out, **options) -> EmbeddingStore:
 
 @pytest.fixture(scope="module")
 def store(model, tiny_faces, tmp_path_factory) -> EmbeddingStore:
-    return embed(model, open_images(tiny_faces, model.config), tmp_path_factory.mktemp("store") / "faces")
+    return embed(model, open_image_source(tiny_faces, model.config), tmp_path_factory.mktemp("store") / "faces")
 
 
 def test_every_kind_is_the_plain_computation(store, model, tiny_faces):
@@ -80,7 +80,7 @@ def test_items_and_meta_say_what_was_embedded(store, model, tiny_faces):
 
 
 def test_an_interrupted_embedding_goes_on_to_the_same_store(store, model, tiny_faces, tmp_path, monkeypatch):
-    source = open_images(tiny_faces, model.config)
+    source = open_image_source(tiny_faces, model.config)
     original, seen = type(model.method).embed, iter(range(100))
 
     def broken(self, image_B3HW):
@@ -101,20 +101,20 @@ def test_an_interrupted_embedding_goes_on_to_the_same_store(store, model, tiny_f
 
 def test_a_store_that_is_there_is_not_overwritten(store, model, tiny_faces):
     with pytest.raises(UserError, match="already exists"):
-        embed(model, open_images(tiny_faces, model.config), store.path)
+        embed(model, open_image_source(tiny_faces, model.config), store.path)
 
 
 def test_identities_and_attributes_come_from_the_table_beside_the_record(model, tiny_faces, tmp_path):
     for file in tiny_faces.parent.iterdir():
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "identities.csv").write_text("label,name,gender,images\n0,Ann,female,14\n1,Bob,male,12\n")
-    source = open_images(tmp_path / "train.rec", model.config)
+    source = open_image_source(tmp_path / "train.rec", model.config)
     assert (source.identities[0], source.identities[14]) == ("Ann", "Bob")
     assert source.identities[26:28] == ["2", "2"]
     assert source.attributes == {"gender": ["female"] * 14 + ["male"] * 12 + [""] * 16}
     (tmp_path / "identities.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="needs the columns label and name"):
-        open_images(tmp_path / "train.rec", model.config)
+        open_image_source(tmp_path / "train.rec", model.config)
 
 
 @pytest.fixture
@@ -131,34 +131,34 @@ def folder(tiny_faces, tmp_path):
 
 def test_a_folder_and_both_kinds_of_list_name_their_images(model, folder, tmp_path):
     paths = ["a/0.png", "a/1.png", "a/2.png", "b/3.png", "b/4.png", "b/5.png"]
-    source = open_images(folder, model.config)
+    source = open_image_source(folder, model.config)
     assert (source.keys, source.identities) == (paths, ["a"] * 3 + ["b"] * 3)
     (tmp_path / "plain.txt").write_text("b/3.png\na/0.png\n")
-    source = open_images(tmp_path / "plain.txt", model.config, root=folder)
+    source = open_image_source(tmp_path / "plain.txt", model.config, root=folder)
     assert (source.keys, source.identities) == (["b/3.png", "a/0.png"], ["b", "a"])
     (tmp_path / "labelled.txt").write_text("b/3.png 7\na/0.png -1\n")
-    source = open_images(tmp_path / "labelled.txt", model.config, root=folder)
+    source = open_image_source(tmp_path / "labelled.txt", model.config, root=folder)
     assert (source.keys, source.identities) == (["b/3.png", "a/0.png"], ["7", "-1"])
 
 
 def test_a_list_needs_a_root_and_a_manifest_a_record(model, folder, tmp_path):
     (tmp_path / "list.txt").write_text("a/0.png\n")
     with pytest.raises(UserError, match="a list needs --root"):
-        open_images(tmp_path / "list.txt", model.config)
+        open_image_source(tmp_path / "list.txt", model.config)
     with pytest.raises(UserError, match="selects records of a"):
-        open_images(folder, model.config, manifest=tmp_path / "manifest.csv")
+        open_image_source(folder, model.config, manifest=tmp_path / "manifest.csv")
     with pytest.raises(UserError, match="no such file or folder"):
-        open_images(tmp_path / "absent.txt", model.config, root=folder)
+        open_image_source(tmp_path / "absent.txt", model.config, root=folder)
 
 
 def test_a_manifest_selects_and_relabels(model, tiny_faces, tmp_path):
     (tmp_path / "manifest.csv").write_text("key,label,new_label\n15,1,0\n1,0,1\n")
-    source = open_images(tiny_faces, model.config, manifest=tmp_path / "manifest.csv")
+    source = open_image_source(tiny_faces, model.config, manifest=tmp_path / "manifest.csv")
     assert (source.keys, source.identities) == (["15", "1"], ["0", "1"])
 
 
 def test_a_damaged_image_stops_or_is_left_out_by_name(model, folder, tmp_path):
-    source = open_images(folder, model.config)
+    source = open_image_source(folder, model.config)
     options = {"left_out": {"b/6.png": "no face"}}
     with pytest.raises(UserError, match=r"b/5\.png"):
         embed(model, source, tmp_path / "all", **options)
@@ -180,9 +180,9 @@ def damaged(folder):
 
 
 def test_a_store_without_unusable_images_is_that_of_the_usable_ones(model, damaged, tmp_path):
-    store = embed(model, open_images(damaged, model.config), tmp_path / "store", batch=2, max_bad_images=4)
+    store = embed(model, open_image_source(damaged, model.config), tmp_path / "store", batch=2, max_bad_images=4)
     (tmp_path / "usable.txt").write_text("a/2.png\nb/4.png\n")
-    source = open_images(tmp_path / "usable.txt", model.config, root=damaged)
+    source = open_image_source(tmp_path / "usable.txt", model.config, root=damaged)
     expected = embed(model, source, tmp_path / "expected", batch=1, left_out=store.meta["left_out"])
     assert list(store.meta["left_out"]) == ["a/0.png", "a/1.png", "b/3.png", "b/5.png"]
     assert sorted(path.name for path in store.path.iterdir()) == sorted(path.name for path in expected.path.iterdir())
@@ -191,7 +191,7 @@ def test_a_store_without_unusable_images_is_that_of_the_usable_ones(model, damag
 
 
 def test_an_image_is_decoded_once_also_after_an_interruption(model, damaged, tmp_path, monkeypatch):
-    source, decoded = open_images(damaged, model.config), []
+    source, decoded = open_image_source(damaged, model.config), []
     read_image, embed_method, calls = source.dataset.read_image, type(model.method).embed, iter(range(100))
 
     def recorded(index):
@@ -220,7 +220,7 @@ def test_an_image_is_decoded_once_also_after_an_interruption(model, damaged, tmp
 
 
 def test_too_many_unusable_images_and_only_such_are_refused(model, damaged, tmp_path):
-    source = open_images(damaged, model.config)
+    source = open_image_source(damaged, model.config)
     with pytest.raises(
         UserError, match=r"4 images cannot be used, --max-bad-images allows 3: a/0\.png: .*; b/5\.png: "
     ):
@@ -245,7 +245,7 @@ def test_predictions_are_those_of_the_plain_network(model):
 
 
 def test_a_split_without_a_usable_image_predicts_nothing(model, folder):
-    source = open_images(folder, model.config)
+    source = open_image_source(folder, model.config)
     split = Split(source.dataset, source.members[-1:])
     result = predict_all(Predictor.of(model, 5, 0, BadImageTracker(1)), split, ("label", "prediction"))
     assert (len(result.label_N), len(result.prediction_N)) == (0, 0)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from facelt.errors import UserError
-from facelt.inference.model import find_model, load_model, save_weights
+from facelt.inference.model import find_model_folder, load_model, save_weights
 
 CPU = torch.device("cpu")
 
@@ -25,9 +25,9 @@ def change_card(folder, **changes) -> None:
 
 
 def test_a_run_its_last_stage_and_the_weights_name_the_same_model(finished_run):
-    assert find_model(finished_run) == finished_run / "oltr"
-    assert find_model(finished_run / "oltr") == finished_run / "oltr"
-    assert find_model(finished_run / "oltr/model.safetensors") == finished_run / "oltr"
+    assert find_model_folder(finished_run) == finished_run / "oltr"
+    assert find_model_folder(finished_run / "oltr") == finished_run / "oltr"
+    assert find_model_folder(finished_run / "oltr/model.safetensors") == finished_run / "oltr"
 
 
 def test_a_loaded_model_embeds_as_the_saved_one(finished_run, model_folder):
@@ -48,10 +48,10 @@ def test_a_loaded_model_embeds_as_the_saved_one(finished_run, model_folder):
 def test_the_first_finished_stage_serves_while_the_second_is_not(finished_run, tmp_path):
     run = shutil.copytree(finished_run, tmp_path / "run")
     (run / "oltr/card.json").unlink()
-    assert find_model(run) == run / "plain"
+    assert find_model_folder(run) == run / "plain"
     (run / "plain/card.json").unlink()
     with pytest.raises(UserError, match="no stage of this run is finished"):
-        find_model(run)
+        find_model_folder(run)
 
 
 def test_neither_run_nor_model(tmp_path):
@@ -118,7 +118,7 @@ def test_a_card_without_preprocessing_is_refused(model_folder):
 def test_a_run_whose_list_of_stages_is_none_is_refused(tmp_path, text):
     (tmp_path / "stages.json").write_text(text)
     with pytest.raises(UserError, match=r"neither a run nor a stage's folder .*nor a list stages\.json"):
-        find_model(tmp_path)
+        find_model_folder(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "nonsense"])

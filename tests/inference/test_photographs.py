@@ -12,7 +12,7 @@ from facelt.alignment.run import Terms
 from facelt.errors import UserError
 from facelt.inference import sources as sources_module
 from facelt.inference.model import load_model
-from facelt.inference.sources import open_photographs
+from facelt.inference.sources import open_photograph_source
 from facelt.store.store import EmbeddingStore
 from tests.alignment.drawing import DrawnFaces, expected_crop
 
@@ -49,7 +49,7 @@ def test_a_crowd_is_decoded_twice_not_once_a_face(drawn, photos, monkeypatch):
     decoded = []
     for module in (run_module, sources_module):
         monkeypatch.setattr(module, "read_photograph", lambda *terms: decoded.append(terms) or read_photograph(*terms))
-    source, _ = open_photographs(find_photographs(photos), Terms(drawn, every=True), (112, 112), 0)
+    source, _ = open_photograph_source(find_photographs(photos), Terms(drawn, every=True), (112, 112), 0)
     decoded.clear()
     for index, (name, green) in enumerate((("Ann/1", 130), ("Ann/2", 150), ("Ann/2", 130), ("Cid/2", 130))):
         np.testing.assert_array_equal(source.dataset.read_image(index), expected_crop(photos / f"{name}.png", green))
@@ -59,7 +59,7 @@ def test_a_crowd_is_decoded_twice_not_once_a_face(drawn, photos, monkeypatch):
 def test_a_photograph_listed_twice_is_told_before_anything_is_looked_at(drawn, photos, tmp_path):
     (tmp_path / "list.txt").write_text("Ann/1.png\nCid/1.png\nAnn/1.png\n")
     with pytest.raises(UserError, match=r"the photograph Ann/1\.png is listed 2 times"):
-        open_photographs(find_photographs(tmp_path / "list.txt", root=photos), Terms("absent:x"), (112, 112), 0)
+        open_photograph_source(find_photographs(tmp_path / "list.txt", root=photos), Terms("absent:x"), (112, 112), 0)
 
 
 def test_the_largest_face_goes_by_its_photographs_name(cli, finished_run, drawn, photos, tmp_path):

@@ -9,7 +9,7 @@ from facelt.config.train import TrainConfig
 from facelt.data.batch import BadImageTracker
 from facelt.data.kind import Split
 from facelt.errors import UserError
-from facelt.inference.model import find_model, load_model, load_weights
+from facelt.inference.model import find_model_folder, load_model, load_weights
 from facelt.inference.predict import EvalLoaderConfig, Predictions, Predictor, predict, predict_all
 from facelt.training.run import build_initialized_method
 from facelt.training.run_folder import RunFolder
@@ -126,11 +126,11 @@ def test_bad_images_are_left_out_or_stop(model, data, monkeypatch):
 
 def outputs_of_a_rank(folder):
     """What one rank of several gets from its columns of the run's last model."""
-    card = json.loads((find_model(folder) / "card.json").read_text())
+    card = json.loads((find_model_folder(folder) / "card.json").read_text())
     config = TrainConfig.model_validate(card["config"])
     data = config.data.open(config.seed)
     method = build_initialized_method(config, config.stages[-1], data, RunFolder(folder)).eval()
-    load_weights(find_model(folder) / "model.safetensors", method)
+    load_weights(find_model_folder(folder) / "model.safetensors", method)
     result = outputs(method, data.evaluation["validation"], data)
     nothing = data.evaluation["validation"]
     empty = outputs(method, Split(nothing.dataset, nothing.members[:0]), data)

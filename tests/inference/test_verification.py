@@ -11,7 +11,7 @@ import torch
 from facelt.config.train import TrainConfig
 from facelt.errors import UserError
 from facelt.inference.model import load_model
-from facelt.inference.verification import TrainingSets, embed_set, open_verification_set, refuse_missing_kind
+from facelt.inference.verification import ValidationSets, embed_verification_set, open_verification_set, require_kind
 from facelt.methods.base import Method
 from tests.training.rank_pool import RankPool
 
@@ -22,7 +22,7 @@ def embedded(model, path, kind="direct", mirrored=True) -> np.ndarray:
     """Embeddings in the order of the file, [2P,D]."""
     found = open_verification_set(path, model.config)
     how = {"kind": kind, "mirrored": mirrored, "batch": 8, "workers": 0, "device": CPU}
-    embedding_UD = embed_set(model.method, found, model.config, **how)
+    embedding_UD = embed_verification_set(model.method, found, model.config, **how)
     assert embedding_UD.dtype == np.float32
     assert len(embedding_UD) == len(found.pairs.images) == len(set(found.pairs.images))
     return embedding_UD[np.stack([found.pairs.left_P, found.pairs.right_P], axis=1).reshape(-1)]
@@ -74,11 +74,11 @@ def test_every_kind_is_the_models_own(model, tiny_pairs):
 
 
 def test_a_kind_the_model_does_not_make_is_refused(finished_run, model):
-    refuse_missing_kind(model, "meta")
+    require_kind(model, "meta")
     plain = load_model(finished_run / "plain", CPU)
-    refuse_missing_kind(plain, "direct")
+    require_kind(plain, "direct")
     with pytest.raises(UserError, match=r"--kind meta: the stage plain of .*/plain makes direct alone"):
-        refuse_missing_kind(plain, "meta")
+        require_kind(plain, "meta")
 
 
 def test_the_shared_sets_pass_a_network_of_their_size(recipe, real_data, tmp_path):
@@ -91,7 +91,7 @@ def test_the_shared_sets_pass_a_network_of_their_size(recipe, real_data, tmp_pat
     how = {"kind": "direct", "mirrored": True, "batch": 64, "workers": 0, "device": CPU}
     for name, images in (("lfw600_bytes.bin", 1154), ("lfw40_ndarray.bin", 79)):
         found = open_verification_set(real_data / "verification" / name, config)
-        assert embed_set(method, found, config, **how).shape == (images, 16)
+        assert embed_verification_set(method, found, config, **how).shape == (images, 16)
     assert method.training
     assert isinstance(method, Method)
 
@@ -145,7 +145,7 @@ def test_a_network_that_diverged_tells_no_pair(recipe, tiny_pairs, tmp_path, fin
     with torch.no_grad():
         next(method.network.parameters()).fill_(torch.nan)
     # Half the pairs are of two people, and all are taken for that.
-    assert TrainingSets(config, CPU)(method) == {"verification_tiny": 0.5}
+    assert ValidationSets(config, CPU)(method) == {"verification_tiny": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -192,10 +192,10 @@ def test_a_list_lies_beside_its_images_or_below_root(model, tiny_pairs, tmp_path
     (tmp_path / "lists" / "tiny.txt").write_text("\n".join(lines))
     how = {"kind": "direct", "mirrored": True, "batch": 8, "workers": 0, "device": CPU}
     found = open_verification_set(tmp_path / "lists" / "tiny.txt", model.config, root=tmp_path)
-    assert np.abs(embed_set(model.method, found, model.config, **how) - expected).max() < 1e-6
+    assert np.abs(embed_verification_set(model.method, found, model.config, **how) - expected).max() < 1e-6
     found = open_verification_set(tmp_path / "lists" / "tiny.txt", model.config)
     with pytest.raises(UserError, match=r"a verification set allows 0: faces/0\.png: cannot read .*lists/faces/0\.png"):
-        embed_set(model.method, found, model.config, **how)
+        embed_verification_set(model.method, found, model.config, **how)
 
 
 def measured_by_a_rank(values: dict, folder: str) -> tuple[dict, int]:
@@ -205,7 +205,7 @@ def measured_by_a_rank(values: dict, folder: str) -> tuple[dict, int]:
     method = load_model(folder, CPU).method
     seen = []
     method.network.register_forward_hook(lambda _, inputs, output: seen.append(len(output)))
-    return TrainingSets(config, CPU)(method), sum(seen)
+    return ValidationSets(config, CPU)(method), sum(seen)
 
 
 def test_ranks_share_the_images_and_agree(recipe, tiny_pairs, tmp_path, finished_run, rank_pool: RankPool):

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from facelt.config.registry import CLASS_WEIGHTS, LOSSES, METHODS, METRIC_LOSSES
 from facelt.config.train import TrainConfig
-from facelt.evaluation.evaluate import accuracy_of
+from facelt.evaluation.evaluate import closed_set_accuracy
 from facelt.inference.model import load_model
 from facelt.methods.base import StepContext, TrainBatch
 from facelt.methods.classify import ClassifySettings
@@ -145,4 +145,4 @@ def test_a_recipe_with_late_weights_trains_and_is_evaluated(recipe, tmp_path):
     }
     values = recipe(tmp_path / "run", stages=[{"name": "only", "method": method, "epochs": 2}])
     model = load_model(run(TrainConfig.model_validate(values)), torch.device("cpu"))
-    assert 0 <= accuracy_of(model, "validation", "paper", batch=4, workers=0).overall <= 1
+    assert 0 <= closed_set_accuracy(model, "validation", "paper", batch=4, workers=0).overall <= 1

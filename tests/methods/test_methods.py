@@ -6,7 +6,7 @@ import torch
 from facelt.config.registry import METHODS
 from facelt.config.train import TrainConfig
 from facelt.distributed.logits import GatheredFeatures
-from facelt.evaluation.evaluate import accuracy_of
+from facelt.evaluation.evaluate import closed_set_accuracy
 from facelt.inference.model import load_model
 from facelt.methods.base import StepContext, TrainBatch
 from facelt.methods.classify import ClassifySettings
@@ -56,7 +56,7 @@ def test_every_method_trains_is_saved_loaded_and_evaluated(name, recipe, tmp_pat
     folder = run(TrainConfig.model_validate(values))
     model = load_model(folder, torch.device("cpu"))
     assert isinstance(model.method, METHODS[name])
-    accuracy = accuracy_of(model, "validation", "paper", batch=4, workers=0)
+    accuracy = closed_set_accuracy(model, "validation", "paper", batch=4, workers=0)
     assert 0 <= accuracy.overall <= 1
     assert sum(accuracy.images.values()) == 5
     with torch.no_grad():

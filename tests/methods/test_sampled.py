@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from facelt.config.train import TrainConfig
-from facelt.evaluation.evaluate import accuracy_of
+from facelt.evaluation.evaluate import closed_set_accuracy
 from facelt.inference.model import load_model
 from facelt.methods.classify import Classify, ClassifySettings
 from facelt.training.run import run
@@ -35,7 +35,7 @@ def test_a_run_that_is_stopped_and_goes_on_ends_as_a_straight_one(head, recipe, 
 
     straight = train("straight")
     model = load_model(tmp_path / "straight", torch.device("cpu"))
-    assert 0 <= accuracy_of(model, "validation", "paper", batch=4, workers=0).overall <= 1
+    assert 0 <= closed_set_accuracy(model, "validation", "paper", batch=4, workers=0).overall <= 1
     original, calls = Classify.step, iter(range(100))
 
     def stopped(self, batches, progress):

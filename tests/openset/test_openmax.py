@@ -1,4 +1,4 @@
-"""OpenMax beside the authors' steps written out as loops, and its Weibull fits beside the likelihood itself."""
+"""OpenMax compared with the authors' steps written as loops, and its Weibull fits with the likelihood."""
 
 import warnings
 
@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from facelt.errors import UserError
-from facelt.openset.rejection import SHIFT, TAIL, OpenMax, Seen, Tails, distance
+from facelt.openset.rejection import (
+    _SHIFT,
+    TAIL_SIZE,
+    ModelOutputs,
+    OpenMax,
+    OpenSetScores,
+    WeibullTails,
+    logit_distance,
+)
 
 CLASSES = 12
 
@@ -29,8 +37,8 @@ def passes(logit_NC, label_N, batch=64):
     return lambda: zip(logit_NC.split(batch), label_N.split(batch), strict=True)
 
 
-def judge(method, logit_NC):
-    return method.judge(Seen(logit_NC, None, None, (1.0, 1.0, 1.0), None))
+def score(method, logit_NC) -> OpenSetScores:
+    return method.score(ModelOutputs(logit_NC, None, None, (1.0, 1.0, 1.0), None))
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +64,8 @@ def test_means_and_tails_are_those_of_rightly_classified_images(fitted):
         if number == 11:
             assert len(right) == 2
             continue
-        tail = sorted(plain_distance(row, right.mean(0)) for row in right)[-TAIL:]
-        assert fitted.tails.location_C[number] == pytest.approx(tail[0] - SHIFT, abs=1e-9)
+        tail = sorted(plain_distance(row, right.mean(0)) for row in right)[-TAIL_SIZE:]
+        assert fitted.tails.location_C[number] == pytest.approx(tail[0] - _SHIFT, abs=1e-9)
     assert np.flatnonzero(np.isnan(fitted.tails.shape_C)).tolist() == [10, 11]
     assert np.isnan(fitted.tails.shape_C).sum() == 2
 
@@ -66,15 +74,15 @@ def test_the_batches_of_a_pass_do_not_matter(fitted):
     other = OpenMax()
     other.fit(passes(*training(), batch=7))
     logits = torch.randn(20, CLASSES, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(judge(other, logits).score_N, judge(fitted, logits).score_N, rtol=1e-6, atol=1e-8)
+    assert torch.allclose(score(other, logits).score_N, score(fitted, logits).score_N, rtol=1e-6, atol=1e-8)
 
 
-def plain_verdict(fitted, logits):
+def plain_probabilities(fitted, logits):
     """(probabilities of the known classes, of the unknown one) for one image."""
     moved = logits.copy()
     for rank, number in enumerate(np.argsort(-logits)[:10], start=1):
         far = plain_distance(logits, fitted.mean_CC[number].numpy()) if number < 10 else 0.0
-        weibull = fitted.tails.strays(np.array([far]), np.array([number]))[0] if number < 10 else 0.0
+        weibull = fitted.tails.cdf(np.array([far]), np.array([number]))[0] if number < 10 else 0.0
         moved[number] = logits[number] * (1 - (11 - rank) / 10 * weibull)
     whole = np.exp([*moved, sum(logits - moved)])
     return whole[:-1] / whole.sum(), whole[-1] / whole.sum()
@@ -84,15 +92,15 @@ def test_the_verdict_is_that_of_the_steps_one_by_one(fitted):
     test = torch.cat(
         [training(60, seed=1)[0], torch.randn(40, CLASSES, generator=torch.Generator().manual_seed(1)) * 3]
     )
-    found = judge(fitted, test)
+    found = score(fitted, test)
     rejected = []
     for row, logits in enumerate(test.double().numpy()):
-        known, unknown = plain_verdict(fitted, logits)
+        known, unknown = plain_probabilities(fitted, logits)
         assert found.class_N[row] == known.argmax()
-        assert found.held_N[row].item() == pytest.approx(known.max(), rel=1e-9)
+        assert found.decision_score_N[row].item() == pytest.approx(known.max(), rel=1e-9)
         assert found.score_N[row].item() == pytest.approx(np.log((1 - unknown) / unknown), rel=1e-6, abs=1e-9)
         rejected.append(unknown > known.max() or known.max() < 0.3)
-    assert (found.answers(0.3) == -1).tolist() == rejected
+    assert (found.unknown_N | (found.decision_score_N < 0.3)).tolist() == rejected
     assert found.unknown_N.any()
     assert 0 < sum(rejected) < len(rejected)
 
@@ -100,8 +108,8 @@ def test_the_verdict_is_that_of_the_steps_one_by_one(fitted):
 def test_negative_logits_count_in_the_unknown_one(fitted):
     # Far from every mean, so that W is 1 and each of the ten largest loses its share: all of them are negative.
     logits = torch.full((1, CLASSES), -2.0) - 0.01 * torch.arange(CLASSES)
-    known, unknown = plain_verdict(fitted, logits[0].double().numpy())
-    found = judge(fitted, logits)
+    known, unknown = plain_probabilities(fitted, logits[0].double().numpy())
+    found = score(fitted, logits)
     assert found.score_N.item() == pytest.approx(np.log((1 - unknown) / unknown))
     # They pull the unknown class down: without them it would have logit 0 and win.
     assert not found.unknown_N.item()
@@ -112,12 +120,12 @@ def test_a_class_with_too_few_right_images_keeps_its_logit(fitted):
     for number in range(CLASSES):
         logits = torch.zeros(1, CLASSES)
         logits[0, number] = 60.0
-        found = judge(fitted, logits)
+        found = score(fitted, logits)
         # Any other class is too far from its mean for its logit to stay.
         assert found.unknown_N.item() == (number < 10)
         if number >= 10:
             assert found.class_N.item() == number
-            assert found.held_N.item() == pytest.approx(1, abs=1e-6)
+            assert found.decision_score_N.item() == pytest.approx(1, abs=1e-6)
 
 
 def test_fewer_classes_than_ranks_and_no_class_ever_right():
@@ -125,10 +133,10 @@ def test_fewer_classes_than_ranks_and_no_class_ever_right():
     method = OpenMax()
     method.fit(passes(logits, labels))
     assert np.isnan(method.tails.shape_C).sum() == 2
-    found = judge(method, logits)
+    found = score(method, logits)
     # Nothing was moved: the unknown class stands at 0 beside the plain logits.
     expected = torch.cat([logits, torch.zeros(3, 1)], dim=1).double().softmax(dim=1)
-    assert torch.allclose(found.held_N, expected[:, :2].amax(dim=1))
+    assert torch.allclose(found.decision_score_N, expected[:, :2].amax(dim=1))
 
 
 def test_no_training_image_and_too_many_classes_are_refused():
@@ -140,7 +148,7 @@ def test_no_training_image_and_too_many_classes_are_refused():
 
 def test_the_distance_is_a_two_hundredth_of_euclids_and_one_less_the_cosine():
     one, other = torch.tensor([[3.0, 4.0]]), torch.tensor([[4.0, -3.0]])
-    assert distance(one, other).item() == pytest.approx(np.sqrt(50) / 200 + 1)
+    assert logit_distance(one, other).item() == pytest.approx(np.sqrt(50) / 200 + 1)
 
 
 @pytest.mark.parametrize("spread", [1e-4, 1e-2, 0.3, 5])
@@ -151,10 +159,10 @@ def test_a_fit_has_the_greatest_likelihood_and_is_that_of_gumbel(spread, images)
     distances = np.random.default_rng(images).gamma(2, spread, images)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = Tails.fit(distances, np.zeros(images, dtype=np.int64), 1)
-    tail = np.sort(distances)[-TAIL:]
+        found = WeibullTails.fit(distances, np.zeros(images, dtype=np.int64), 1)
+    tail = np.sort(distances)[-TAIL_SIZE:]
     shape, location, scale = found.shape_C[0], found.location_C[0], found.scale_C[0]
-    assert location == tail[0] - SHIFT
+    assert location == tail[0] - _SHIFT
 
     def likelihood(shape, scale):
         return weibull_min.logpdf(tail, shape, location, scale).sum()
@@ -167,11 +175,11 @@ def test_a_fit_has_the_greatest_likelihood_and_is_that_of_gumbel(spread, images)
     unit = (tail - tail[0]) / (tail[-1] - tail[0])
     place, width = gumbel_l.fit(unit)
     where = np.linspace(-0.5, 1.5, 9)
-    far = found.strays(tail[0] + where * (tail[-1] - tail[0]), np.zeros(9, dtype=np.int64))
+    far = found.cdf(tail[0] + where * (tail[-1] - tail[0]), np.zeros(9, dtype=np.int64))
     assert far == pytest.approx(gumbel_l.cdf(where, place, width), abs=2e-3)
 
 
 def test_equal_distances_find_nothing_far():
-    found = Tails.fit(np.full(30, 0.25), np.zeros(30, dtype=np.int64), 2)
+    found = WeibullTails.fit(np.full(30, 0.25), np.zeros(30, dtype=np.int64), 2)
     assert np.isnan(found.shape_C).sum() == 2
-    assert found.strays(np.array([0.0, 99.0]), np.array([0, 1])).tolist() == [0, 0]
+    assert found.cdf(np.array([0.0, 99.0]), np.array([0, 1])).tolist() == [0, 0]

@@ -1,4 +1,4 @@
-"""The verdicts of each method beside formulas written out for one image after another."""
+"""Open-set scores compared with formulas written out for single images."""
 
 import math
 
@@ -6,14 +6,19 @@ import numpy as np
 import pytest
 import torch
 
+from facelt.config.registry import OPENSET_SCORERS
 from facelt.errors import UserError
-from facelt.openset.rejection import OPENSET, Odin, Reachability, Rejecter, Seen, Threshold, Verdict
+from facelt.openset.rejection import MaxSoftmax, ModelOutputs, Odin, OpenSetScorer, OpenSetScores, Reachability
 
 LOGITS = torch.tensor([[2.0, 1.0, -1.0], [0.0, 0.0, 0.0], [-3.0, -1.0, -2.0]])
 
 
-def seen(logit_NC=LOGITS, reachability_N=None, image_N3HW=None, std=(1.0, 1.0, 1.0), logits_of=None) -> Seen:
-    return Seen(logit_NC, reachability_N, image_N3HW, std, logits_of)
+def outputs(logit_NC=LOGITS, reachability_N=None, image_N3HW=None, std=(1.0, 1.0, 1.0), logits_fn=None) -> ModelOutputs:
+    return ModelOutputs(logit_NC, reachability_N, image_N3HW, std, logits_fn)
+
+
+def reject_below(scores: OpenSetScores, threshold: float) -> list[int]:
+    return scores.class_N.masked_fill(scores.decision_score_N < threshold, -1).tolist()
 
 
 def softmax(logits):
@@ -22,28 +27,23 @@ def softmax(logits):
 
 
 def test_the_threshold_is_held_against_the_largest_probability():
-    found = Threshold().judge(seen())
+    found = MaxSoftmax().score(outputs())
     expected = [max(softmax(row)) for row in LOGITS.tolist()]
     assert found.score_N.tolist() == pytest.approx(expected, abs=1e-12)
     assert found.class_N.tolist() == [0, 0, 1]
-    assert found.answers(0.5).tolist() == [0, -1, 1]
+    assert reject_below(found, 0.5) == [0, -1, 1]
     # At the threshold an image is accepted.
-    assert found.answers(found.score_N[1].item()).tolist() == [0, 0, 1]
-    assert found.answers(0.7).tolist() == [0, -1, -1]
-
-
-def test_who_is_unknown_anyway_is_rejected_at_any_threshold():
-    verdict = Verdict(torch.tensor([3, 4]), torch.ones(2), torch.ones(2), torch.tensor([True, False]))
-    assert verdict.answers(0.0).tolist() == [-1, 4]
+    assert reject_below(found, found.score_N[1].item()) == [0, 0, 1]
+    assert reject_below(found, 0.7) == [0, -1, -1]
 
 
 def test_reachability_is_the_score_and_the_logits_the_class():
-    found = Reachability().judge(seen(reachability_N=torch.tensor([0.5, 2.0, 1.0])))
-    assert found.score_N.tolist() == found.held_N.tolist() == [0.5, 2.0, 1.0]
+    found = Reachability().score(outputs(reachability_N=torch.tensor([0.5, 2.0, 1.0])))
+    assert found.score_N.tolist() == found.decision_score_N.tolist() == [0.5, 2.0, 1.0]
     assert found.class_N.tolist() == [0, 0, 1]
-    assert found.answers(1.0).tolist() == [-1, 0, 1]
+    assert reject_below(found, 1.0) == [-1, 0, 1]
     with pytest.raises(UserError, match="reachability: this model has no memory"):
-        Reachability().judge(seen())
+        Reachability().score(outputs())
 
 
 def test_odin_is_its_formula():
@@ -67,7 +67,7 @@ def test_odin_is_its_formula():
             x - 0.0028 * (1 if s >= 0 else -1) / std[i // 4] for i, (x, s) in enumerate(zip(pixels, slope, strict=True))
         ]
         expected.append(max(softmax([z / 1000 for z in logits(np.array(moved))])))
-    found = Odin().judge(seen(logits_of(image_N3HW), None, image_N3HW, std, logits_of))
+    found = Odin().score(outputs(logits_of(image_N3HW), None, image_N3HW, std, logits_of))
     assert found.score_N.numpy() == pytest.approx(np.array(expected), abs=1e-11)
     assert np.ptp(expected) > 1e-6
     assert found.class_N.tolist() == logits_of(image_N3HW).argmax(1).tolist()
@@ -75,31 +75,31 @@ def test_odin_is_its_formula():
 
 def test_odin_moves_a_pixel_without_a_gradient_down_and_leaves_no_trace():
     image_N3HW = torch.zeros(1, 3, 1, 1)
-    asked = []
+    inputs = []
 
     def logits_of(image_N3HW):
-        asked.append(image_N3HW.detach().clone())
+        inputs.append(image_N3HW.detach().clone())
         return torch.stack([image_N3HW.square().sum((1, 2, 3)), torch.zeros(len(image_N3HW))], dim=1)
 
     with torch.no_grad():
-        Odin().judge(seen(torch.tensor([[1.0, 0.0]]), None, image_N3HW, (0.5, 0.5, 0.5), logits_of))
-    assert asked[1].flatten().tolist() == pytest.approx([-0.0056] * 3)
+        Odin().score(outputs(torch.tensor([[1.0, 0.0]]), None, image_N3HW, (0.5, 0.5, 0.5), logits_of))
+    assert inputs[1].flatten().tolist() == pytest.approx([-0.0056] * 3)
     assert not image_N3HW.requires_grad
 
 
 def test_the_score_of_an_image_is_its_own_whatever_the_batch():
     layer = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(16, 5)).double()
     image_N3HW = torch.rand(6, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    together = Odin().judge(seen(layer(image_N3HW), None, image_N3HW, logits_of=layer)).score_N
-    alone = [Odin().judge(seen(layer(one), None, one, logits_of=layer)).score_N for one in image_N3HW.split(1)]
+    together = Odin().score(outputs(layer(image_N3HW), None, image_N3HW, logits_fn=layer)).score_N
+    alone = [Odin().score(outputs(layer(one), None, one, logits_fn=layer)).score_N for one in image_N3HW.split(1)]
     assert torch.allclose(together, torch.cat(alone), rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", OPENSET)
-def test_every_method_says_by_what_threshold_it_goes_and_whether_it_is_fitted(name):
-    method = OPENSET[name]()
-    assert isinstance(method, Rejecter)
+@pytest.mark.parametrize("name", OPENSET_SCORERS)
+def test_every_method_has_a_valid_default_threshold_and_says_if_it_must_be_fitted(name):
+    method = OPENSET_SCORERS[name]()
+    assert isinstance(method, OpenSetScorer)
     assert method.threshold is None or 0 < method.threshold < 1
-    if not method.wants_training:
+    if not method.needs_training_images:
         with pytest.raises(TypeError, match="is not fitted"):
             method.fit(lambda: iter(()))

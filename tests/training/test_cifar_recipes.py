@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from facelt.benchmarking.run import shortened
+from facelt.benchmarking.run import shorten_recipe
 from facelt.config.loading import load_config
 from facelt.config.registry import BACKBONES, METHODS
 from facelt.config.train import TrainConfig
-from facelt.evaluation.evaluate import accuracy_of
+from facelt.evaluation.evaluate import closed_set_accuracy
 from facelt.inference.model import load_model
 from facelt.models.backbones import Backbone, CifarResNet
 from facelt.training import trainer
@@ -62,7 +62,7 @@ def trained(pictures, tmp_path_factory):
     def of(name: str) -> tuple[TrainConfig, Path]:
         if name not in done:
             config = load_config(CONFIGS / f"{name}.yaml", TrainConfig)
-            values = shortened(config, tmp_path_factory.mktemp(name) / "run", EPOCHS).model_dump()
+            values = shorten_recipe(config, tmp_path_factory.mktemp(name) / "run", EPOCHS).model_dump()
             for optim in filter(None, [values["optim"], *(stage["optim"] for stage in values["stages"])]):
                 optim["batch"] = min(optim["batch"], BATCH)
             values |= {"device": "cpu", "precision": "float32", "data": {**values["data"], "root": pictures}}
@@ -86,7 +86,7 @@ def test_a_recipe_trains_a_model_that_can_be_evaluated(name, trained):
         assert len(losses) == stage.epochs
         assert all(map(math.isfinite, losses))
         model = load_model(folder / stage.name, torch.device("cpu"))
-    accuracy = accuracy_of(model, "test", "paper", batch=128, workers=0)
+    accuracy = closed_set_accuracy(model, "test", "paper", batch=128, workers=0)
     assert 0 <= accuracy.overall <= 1
     assert sum(accuracy.images.values()) == 100
     assert all(accuracy.classes.values())
