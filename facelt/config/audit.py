@@ -1,4 +1,4 @@
-"""What `facelt audit` can be told: whose errors are counted, by which groups, at which threshold."""
+"""Configuration of `facelt audit`: inputs, attributes and groupings, thresholds, statistics, provenance."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,14 +8,16 @@ from pydantic import Field, model_validator
 from facelt.config.base import StrictModel
 
 EmbeddingKind = Literal["direct", "meta", "meta_unit"]
-Rate = Annotated[float, Field(gt=0, lt=1)]
+_Rate = Annotated[float, Field(gt=0, lt=1)]
 _Column = Annotated[str, Field(min_length=1)]
+# Keys that only apply to embeddings.
+_NEED_EMBEDDINGS = ("gallery", "against", "against_gallery")
 
 
 class FeaturesConfig(StrictModel):
-    """An embedding store, or a tree of IMAGE_ALGORITHM.bin files with a list of its images.
+    """Embedding store, or tree of IMAGE_ALGORITHM.bin files with a list of its images.
 
-    `noises` lists wrongly labelled images, which are left out; `list` also chooses among the images of a store.
+    `noises` is a list of mislabelled images to leave out; `list` also selects images of a store.
     """
 
     path: Path
@@ -27,7 +29,8 @@ class FeaturesConfig(StrictModel):
 class AttributeTablesConfig(StrictModel):
     """Attributes of identities or images: CSV files, or FaceScrub's two tab-separated files.
 
-    `key` names the column that says whose the row is; by default `key` (an image), else `identity`, `name` or `label`.
+    `key` is the column that identifies the image or identity; by default `key` (an image), else `identity`, `name` or
+    `label`.
     """
 
     tables: tuple[Path, ...] = ()
@@ -36,47 +39,47 @@ class AttributeTablesConfig(StrictModel):
     actresses: Path | None = None
 
     @model_validator(mode="after")
-    def _both(self) -> "AttributeTablesConfig":
+    def _require_both_lists(self) -> "AttributeTablesConfig":
         if (self.actors is None) != (self.actresses is None):
             raise ValueError("actors and actresses go together: give both files or neither")
         return self
 
 
 class ThresholdConfig(StrictModel):
-    """The thresholds, the same for all groups: given as a `score`, or set so that an error rate is not exceeded.
+    """Decision thresholds, the same for all groups: a given `score`, or the lowest that keeps an error rate.
 
-    `fmr` over all non-mated pairs and, for searches, `fpir` over all non-mated searches of the audited set, or of the
-    set in `store`. Where only one of the two is named it serves pairs and searches alike.
+    `fmr` limits the FMR of all non-mated pairs, `fpir` the FPIR of all non-mated searches, in the audited set or in the
+    set in `store`. If only one of the two is set, its threshold serves both pairs and searches.
     """
 
-    fmr: Rate | None = None
-    fpir: Rate | None = None
+    fmr: _Rate | None = None
+    fpir: _Rate | None = None
     score: float | None = None
     store: Path | None = None
 
     @model_validator(mode="after")
-    def _one(self) -> "ThresholdConfig":
+    def _require_one_way(self) -> "ThresholdConfig":
         if self.score is not None and (self.fmr, self.fpir, self.store) != (None, None, None):
-            raise ValueError("a given score leaves nothing to be set: name either score or fmr, fpir and store")
+            raise ValueError("a given score excludes the others: name either score or fmr, fpir and store")
         return self
 
     @property
     def wanted(self) -> "ThresholdConfig":
-        """With the rates that apply where none was named: FMR 0.001 for pairs and FPIR 0.01 for searches."""
+        """Configuration with the default rates if none is set: FMR 0.001 for pairs and FPIR 0.01 for searches."""
         if (self.fmr, self.fpir, self.score) != (None, None, None):
             return self
         return self.model_copy(update={"fmr": 1e-3, "fpir": 1e-2})
 
 
 class PseudoShotsConfig(StrictModel):
-    """Pseudo-shots of the audited images: training embeddings in the store `train` more similar than `threshold`."""
+    """Pseudo-shots of an image: training embeddings in the store `train` with a similarity above `threshold`."""
 
     train: Path | None = None
     threshold: float = Field(0.7, ge=-1, le=1)
 
 
 class TrainingConfig(StrictModel):
-    """A .rec to be counted: `identities` is by default the identities.csv beside it."""
+    """Training record to count; `identities` is by default the identities.csv in its folder."""
 
     record: Path | None = None
     identities: Path | None = None
@@ -84,7 +87,7 @@ class TrainingConfig(StrictModel):
 
 
 class StatisticsConfig(StrictModel):
-    """`level` of the intervals and of the tests' family-wise error 1 - level; `alpha` weighs FMR against FNMR."""
+    """Intervals and tests: `level` of the intervals, `alpha` the weight of FMR against FNMR in joint disparities."""
 
     level: float = Field(0.95, gt=0, lt=1)
     alpha: float = Field(0.5, ge=0, le=1)
@@ -93,7 +96,7 @@ class StatisticsConfig(StrictModel):
 
 
 class ProvenanceConfig(StrictModel):
-    """What only the auditor knows: where the data come from, who agreed to their use, under which terms."""
+    """Statements of the auditor for the report: origin, legal basis and licence of the data, model, signature."""
 
     data: str = ""
     consent: str = ""
@@ -103,7 +106,7 @@ class ProvenanceConfig(StrictModel):
 
 
 class AuditConfig(StrictModel):
-    """What `facelt audit` runs; `by` names the groupings, each by one column or by several together."""
+    """Configuration of an audit; `by` has the groupings, each one column or several for their intersection."""
 
     title: str = "Audit of face recognition by group"
     notes: tuple[str, ...] = ()
@@ -128,19 +131,16 @@ class AuditConfig(StrictModel):
     fail_if: tuple[str, ...] = ()
 
     @model_validator(mode="after")
-    def _one_subject(self) -> "AuditConfig":
+    def _require_one_input(self) -> "AuditConfig":
         if self.embeddings is not None and self.scores is not None:
-            raise ValueError("embeddings and scores are two ways to say what is audited: name one of them")
+            raise ValueError("embeddings and scores exclude each other: name one of them")
         if self.embeddings is None and self.scores is None and self.training.record is None:
             raise ValueError("nothing to audit: name embeddings, scores or training.record")
-        if self.embeddings is None and (alone := [name for name in _WITH_EMBEDDINGS if getattr(self, name)]):
-            raise ValueError(f"{alone[0]} goes with embeddings, which are not named")
+        if self.embeddings is None and (dependent := [name for name in _NEED_EMBEDDINGS if getattr(self, name)]):
+            raise ValueError(f"{dependent[0]} requires embeddings, which are not named")
         if self.embeddings is None and self.shots.train is not None:
-            raise ValueError("shots.train goes with embeddings, which are not named")
+            raise ValueError("shots.train requires embeddings, which are not named")
         for column, edges in self.bins.items():
             if list(edges) != sorted(set(edges)):
                 raise ValueError(f"bins.{column}: the edges must ascend")
         return self
-
-
-_WITH_EMBEDDINGS = ("gallery", "against", "against_gallery")

@@ -223,14 +223,14 @@ MEASURED_COVERAGE = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class IntervalCoverage:
+class MeasuredCoverage:
     """Fraction of 95% intervals that contain the true rate: mean over the simulated worlds, and the lowest of them."""
 
     mean: float
     lowest: float
 
 
-def measured_coverage(kind: str, identities: int) -> IntervalCoverage | None:
+def measured_coverage(kind: str, identities: int) -> MeasuredCoverage | None:
     """Returns the coverage of an interval of a kind for a number of identities in the (smaller) group.
 
     Interpolated linearly in 1 / sqrt(identities), constant beyond the largest measured number; None below the
@@ -244,4 +244,4 @@ def measured_coverage(kind: str, identities: int) -> IntervalCoverage | None:
         return None
     position = 1 / np.sqrt(np.array([*known, max(identities, 1)], dtype=np.float64))
     values = np.array([row[n] for n in known]).T
-    return IntervalCoverage(*(float(np.interp(position[-1], position[:-1], value)) for value in values))
+    return MeasuredCoverage(*(float(np.interp(position[-1], position[:-1], value)) for value in values))

@@ -13,7 +13,7 @@ import numpy as np
 
 from facelt.stats import disparity
 from facelt.stats.groups import GroupTable
-from facelt.stats.resampling import row_blocks
+from facelt.stats.resampling import iterate_row_slices
 
 # Statistics within this distance are ties: their sums may round differently.
 _TIE = 1e-12
@@ -116,7 +116,7 @@ def paired_permutation_test(
     sum_P = np.concatenate(
         [
             random.choice([-1.0, 1.0], (len(range(permutations)[part]), len(difference_I))) @ difference_I
-            for part in row_blocks(permutations, len(difference_I))
+            for part in iterate_row_slices(permutations, len(difference_I))
         ]
     )
     return _compare_with_null(float(abs(difference_I.sum())), np.abs(sum_P))
@@ -129,7 +129,7 @@ def _test(
     if np.isnan(observed):
         return None
     group_PK = permuted_groups(group_K, permutations=permutations, seed=seed)
-    value_P = np.concatenate([figure(rates(group_PK[part])) for part in row_blocks(permutations, len(group_K))])
+    value_P = np.concatenate([figure(rates(group_PK[part])) for part in iterate_row_slices(permutations, len(group_K))])
     return _compare_with_null(observed, value_P)
 
 

@@ -58,7 +58,7 @@ def _weighted_sums(count_UU: np.ndarray, units: Units, grouping: Grouping, weigh
     """Returns sum_uv w_u w_v count_uv over each pair of groups, [R,F]; twice that within one group."""
     count_UU, member_UG = count_UU.astype(np.float64), grouping.membership()
     sum_RGG = np.empty((len(weight_RI), len(grouping), len(grouping)))
-    for part in row_blocks(len(weight_RI), len(units)):
+    for part in iterate_row_slices(len(weight_RI), len(units)):
         weight_BU = np.where(units.fixed_U, 1, weight_RI[part][:, units.identity_U])
         for g in range(len(grouping)):
             own_U = grouping.group_U == g
@@ -66,7 +66,7 @@ def _weighted_sums(count_UU: np.ndarray, units: Units, grouping: Grouping, weigh
     return np.stack([sum_RGG[:, a, b] for a, b in group_pairs(grouping)], axis=1)
 
 
-def row_blocks(rows: int, width: int) -> Iterator[slice]:
+def iterate_row_slices(rows: int, width: int) -> Iterator[slice]:
     """Yields slices of at least one row and at most 32 MB of float64 rows of that width."""
     step = max(1, (1 << 22) // max(width, 1))
     return (slice(start, start + step) for start in range(0, rows, step))

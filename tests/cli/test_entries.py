@@ -253,7 +253,7 @@ def test_audit_names_the_option_at_fault(refused, scores, tmp_path):
     assert "by: this key is required" in refused("audit", *scores)
     assert "nothing to audit: name embeddings, scores or training.record" in refused("audit", *by, "--out", tmp_path)
     both = refused("audit", *scores, *by, "--embeddings", tmp_path)
-    assert "embeddings and scores are two ways to say what is audited" in both
+    assert "embeddings and scores exclude each other" in both
     assert "name either score or fmr" in refused(
         "audit", *scores, *by, "--threshold-at", "score=0.1", "--threshold-at", "fmr=0.1"
     )

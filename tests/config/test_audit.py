@@ -1,4 +1,4 @@
-"""The configuration of audits: the ones that are shipped, and what cannot be meant."""
+"""Audit configurations: the shipped ones load, contradictory ones are refused."""
 
 import pytest
 
@@ -26,14 +26,14 @@ def test_rates_apply_where_no_threshold_is_named():
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        (["gallery.path=z"], "gallery goes with embeddings, which are not named"),
-        (["shots.train=z"], "shots.train goes with embeddings, which are not named"),
+        (["gallery.path=z"], "gallery requires embeddings, which are not named"),
+        (["shots.train=z"], "shots.train requires embeddings, which are not named"),
         (["attributes.actors=z"], "attributes: actors and actresses go together: give both files or neither"),
         (["by=[]"], "by: "),
         (["by=[[]]"], "by.0: "),
         (["min_identities=1"], "min_identities: "),
         (["bins={a: [2, 1]}"], "bins.a: the edges must ascend"),
-        (["embeddings.path=z"], "embeddings and scores are two ways to say what is audited"),
+        (["embeddings.path=z"], "embeddings and scores exclude each other"),
         (["threshold.fmr=1.5"], "threshold.fmr: "),
     ],
 )
