@@ -5,10 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from facelt.config.base import StrictModel
+from facelt.config.base import EmbeddingKind, StrictModel
 from facelt.search.factory import EngineName
 
-Kind = Literal["direct", "meta", "meta_unit"]
 Count = Annotated[int, Field(ge=1)]
 # Ranks of the cumulative match characteristic; MegaFace's distractor searches are kept this deep.
 DEEPEST_RANK = 20
@@ -109,7 +108,7 @@ class MegafaceConfig(StrictModel):
     out: Path
     suite: SuiteConfig
     models: Annotated[dict[str, ModelFiles], Field(min_length=1)]
-    kinds: Literal["all"] | tuple[Kind, ...] = "all"
+    kinds: Literal["all"] | tuple[EmbeddingKind, ...] = "all"
     ranks: Annotated[tuple[Annotated[int, Field(ge=1, le=DEEPEST_RANK)], ...], Field(min_length=1)] = (1,)
     noise: NoiseConfig = NoiseConfig()
     shots: ShotsConfig = ShotsConfig()

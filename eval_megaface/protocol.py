@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from eval_megaface.config import DEEPEST_RANK, IntervalConfig, Kind
+from eval_megaface.config import DEEPEST_RANK, IntervalConfig
 from eval_megaface.sources import FeatureSource, Measured, ModelSources, fingerprint
 from eval_megaface.suite import Gallery, Group, Suite, replace_noisy
+from facelt.config.base import EmbeddingKind
 from facelt.errors import UserError
 from facelt.identification.rank import hit_ranks, probe_hits, pseudo_shot_bands
 from facelt.search.exact import BadRow
@@ -138,7 +139,7 @@ def measure(run: Run, measured: Measured, progress: ProgressFn = no_progress) ->
 
 
 def _search_gallery(
-    run: Run, source: ModelSources, kind: Kind, gallery: Gallery, progress: ProgressFn
+    run: Run, source: ModelSources, kind: EmbeddingKind, gallery: Gallery, progress: ProgressFn
 ) -> dict[str, np.ndarray]:
     """The hits for each of a gallery's lists, int64 [C,P,K]."""
     suite, cosine = run.suite, kind in UNIT_KINDS

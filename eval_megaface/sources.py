@@ -25,8 +25,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from eval_megaface.config import Kind, MegafaceConfig, ModelFiles
+from eval_megaface.config import MegafaceConfig, ModelFiles
 from eval_megaface.suite import Suite
+from facelt.config.base import EmbeddingKind
 from facelt.errors import UserError
 from facelt.search.exact import MatrixLike
 from facelt.store.feature_tree import (
@@ -340,9 +341,9 @@ class ModelSources:
         self.distractors: FeatureSource = open_source(files.distractors, files.algorithm)
         self.train = StoreSource(files.train) if files.train else None
         self.kinds = [kind for kind in self.probes.kinds if kind in self.distractors.kinds]
-        self.coverage: dict[tuple[str, Kind], Coverage] = {}
+        self.coverage: dict[tuple[str, EmbeddingKind], Coverage] = {}
 
-    def inspect(self, suite: Suite, kinds: list[Kind]) -> None:
+    def inspect(self, suite: Suite, kinds: list[EmbeddingKind]) -> None:
         """Read all embeddings of the suite's images once."""
         listed = {"probes": suite.probe_paths, "distractors": suite.distractor_paths}
         self.coverage = {
@@ -353,7 +354,7 @@ class ModelSources:
         """Images of a part that lack a usable embedding of some kind."""
         return {image for (other, _), found in self.coverage.items() if other == part for image in found.unusable}
 
-    def fingerprint(self, kind: Kind) -> str:
+    def fingerprint(self, kind: EmbeddingKind) -> str:
         """A hash of the inspected embeddings of one kind."""
         return fingerprint(*(self.coverage[part, kind].fingerprint for part in PARTS))
 
@@ -382,7 +383,7 @@ class Measured:
 
     model: str
     source: ModelSources
-    kind: Kind
+    kind: EmbeddingKind
 
     @property
     def which(self) -> dict[str, str]:
@@ -393,7 +394,7 @@ class Measured:
         return f"{self.model}, {self.kind}"
 
 
-def measured_kinds(name: str, source: ModelSources, config: MegafaceConfig) -> list[Kind]:
+def measured_kinds(name: str, source: ModelSources, config: MegafaceConfig) -> list[EmbeddingKind]:
     """The kinds to measure of one model. Raises UserError where one that was asked for is not there."""
     if config.kinds != "all" and (lacking := [kind for kind in config.kinds if kind not in source.kinds]):
         raise UserError(

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from eval_megaface.config import Kind, OpenSetConfig
+from eval_megaface.config import OpenSetConfig
 from eval_megaface.protocol import Run, naming, probe_rows
 from eval_megaface.sources import Measured, ModelSources, fingerprint
 from eval_megaface.suite import Suite
+from facelt.config.base import EmbeddingKind
 from facelt.errors import UserError
 from facelt.identification.error_rates import MIN_SUPPORTING_ERRORS, OperatingPoint, ScoreGrid, ScoreHistograms
 from facelt.identification.open_set import (
@@ -61,7 +62,7 @@ def verification(run: Run, measured: list[Measured], progress: ProgressFn) -> di
     }
 
 
-def _counted(run: Run, source: ModelSources, kind: Kind, progress: ProgressFn) -> dict[str, np.ndarray]:
+def _counted(run: Run, source: ModelSources, kind: EmbeddingKind, progress: ProgressFn) -> dict[str, np.ndarray]:
     """The histograms of one pass, from the part of an earlier run where there is one."""
     return run.parts.get(
         {
@@ -72,7 +73,7 @@ def _counted(run: Run, source: ModelSources, kind: Kind, progress: ProgressFn) -
     )  # fmt: skip
 
 
-def _count(run: Run, source: ModelSources, kind: Kind, progress: ProgressFn) -> dict[str, np.ndarray]:
+def _count(run: Run, source: ModelSources, kind: EmbeddingKind, progress: ProgressFn) -> dict[str, np.ndarray]:
     suite, started = run.suite, time.perf_counter()
     probe_PD = probe_rows(suite, source.probes, kind, run.seed)
     rows_GD = source.distractors.rows(kind, suite.distractor_paths)
@@ -170,7 +171,7 @@ def open_set(
 
 
 def _searched(
-    run: Run, source: ModelSources, kind: Kind, config: OpenSetConfig, progress: ProgressFn
+    run: Run, source: ModelSources, kind: EmbeddingKind, config: OpenSetConfig, progress: ProgressFn
 ) -> tuple[OpenSetSearches, float]:
     """Both halves' searches and the seconds they took, from the part of an earlier run where there is one."""
     part = run.parts.get(
@@ -188,7 +189,7 @@ def _searched(
 
 
 def _search(
-    run: Run, source: ModelSources, kind: Kind, config: OpenSetConfig, progress: ProgressFn
+    run: Run, source: ModelSources, kind: EmbeddingKind, config: OpenSetConfig, progress: ProgressFn
 ) -> dict[str, np.ndarray]:
     suite, started = run.suite, time.perf_counter()
     probe_PD = probe_rows(suite, source.probes, kind, run.seed)

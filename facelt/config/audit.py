@@ -5,9 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from facelt.config.base import StrictModel
+from facelt.config.base import EmbeddingKind, StrictModel
 
-EmbeddingKind = Literal["direct", "meta", "meta_unit"]
 _Rate = Annotated[float, Field(gt=0, lt=1)]
 _Column = Annotated[str, Field(min_length=1)]
 # Keys that only apply to embeddings.

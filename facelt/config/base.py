@@ -2,10 +2,12 @@
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+EmbeddingKind = Literal["direct", "meta", "meta_unit"]
 
 
 class StrictModel(BaseModel):
