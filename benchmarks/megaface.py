@@ -110,7 +110,7 @@ def _write_lists(folder: Path, probes: list[str], distractors: list[str]) -> Non
 def run_evaluation(folder: Path, engine: str) -> dict:
     """The whole evaluation of the suite in `folder` by one engine."""
     from eval_megaface.config import MegafaceConfig
-    from eval_megaface.evaluate import evaluate
+    from eval_megaface.evaluate import evaluate_megaface
 
     suite = {"root": folder, "facescrub_list": "facescrub.json", "megaface_lists": "lists"}
     suite |= {f"{name}_noises": f"{name}_noises.txt" for name in ("facescrub", "megaface")}
@@ -120,7 +120,7 @@ def run_evaluation(folder: Path, engine: str) -> dict:
     out = tempfile.mkdtemp(prefix="report-", dir=folder)
     config = {"out": out, "suite": suite, "models": models, "search": {"engine": engine}}
     started = time.perf_counter()
-    report = evaluate(MegafaceConfig.model_validate(config)).json_values()
+    report = evaluate_megaface(MegafaceConfig.model_validate(config)).json_values()
     seconds = time.perf_counter() - started
     figures = {figure["name"]: figure for figure in report["rows"][0]["figures"]}
     counts = {name: figures[name]["probes"] for name in ("many", "few", "one", "zero")}

@@ -1,1 +1,1 @@
-"""MegaFace: its lists, noise lists, feature trees, protocol and report."""
+"""MegaFace evaluation: suite, protocol, report."""

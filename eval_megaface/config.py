@@ -1,4 +1,4 @@
-"""What `run.py` can be told: the suite, the models and how they are measured."""
+"""Configuration of the MegaFace evaluation: suite, models, measurements."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,13 +8,13 @@ from pydantic import Field, model_validator
 from facelt.config.base import EmbeddingKind, StrictModel
 from facelt.search.factory import EngineName
 
-Count = Annotated[int, Field(ge=1)]
-# Ranks of the cumulative match characteristic; MegaFace's distractor searches are kept this deep.
-DEEPEST_RANK = 20
+_PositiveInt = Annotated[int, Field(ge=1)]
+# Deepest rank of the cumulative match characteristic, and so of every distractor search.
+MAX_RANK = 20
 
 
-class AttributesConfig(StrictModel):
-    """A CSV of attributes: the column that names the identity, and the columns to group by (default: all others)."""
+class AttributeTableConfig(StrictModel):
+    """CSV file of attributes: the column that names the identity, and the columns to group by (default: all others)."""
 
     path: Path
     identity: str = "identity"
@@ -27,25 +27,26 @@ class SuiteConfig(StrictModel):
     root: Path = Path()
     facescrub_list: Path
     megaface_lists: str
-    sizes: tuple[Count, ...] | None = None
-    sets: tuple[Count, ...] | None = None
+    sizes: tuple[_PositiveInt, ...] | None = None
+    sets: tuple[_PositiveInt, ...] | None = None
     facescrub_noises: Path | None = None
     megaface_noises: Path | None = None
     actors: Path | None = None
     actresses: Path | None = None
-    attributes: AttributesConfig | None = None
+    attributes: AttributeTableConfig | None = None
 
     @model_validator(mode="after")
-    def _actors_and_actresses(self) -> "SuiteConfig":
+    def _require_both_gender_files(self) -> "SuiteConfig":
         if (self.actors is None) != (self.actresses is None):
             raise ValueError("actors and actresses go together: give both files or neither")
         return self
 
 
 class ModelFiles(StrictModel):
-    """One model's embeddings: stores, or trees of .bin files with the suffix `algorithm`.
+    """Embeddings of one model: stores, or trees of .bin files with the suffix `algorithm`.
 
-    `train` is a store of training embeddings, for the shots; `training_identities` a CSV with a column `name`.
+    `train` is a store of training embeddings, for the pseudo-shots; `training_identities` a CSV file with a column
+    `name`.
     """
 
     probes: Path
@@ -56,17 +57,17 @@ class ModelFiles(StrictModel):
 
 
 class NoiseConfig(StrictModel):
-    """How images on the noise lists are treated; `seed` draws the noise that mode `insightface` adds."""
+    """Treatment of images on the noise lists; `seed` draws the noise that mode `insightface` adds."""
 
     mode: Literal["drop", "raw", "insightface"] = "drop"
     seed: int = Field(0, ge=0, lt=2**63)
 
 
-class ShotsConfig(StrictModel):
-    """Pseudo-shots: training embeddings more similar than `threshold`.
+class PseudoShotsConfig(StrictModel):
+    """Pseudo-shots: the number of training embeddings more similar to a probe than `threshold`.
 
-    `reference` is the model whose `direct` similarities count for all, by its name or its `train` store; by default
-    each model counts by its own.
+    `reference` is the model whose `direct` similarities count for all models, by its name or its `train` store; by
+    default each model uses its own.
     """
 
     threshold: float = Field(0.7, ge=-1, le=1)
@@ -74,7 +75,7 @@ class ShotsConfig(StrictModel):
 
 
 class IntervalConfig(StrictModel):
-    """The identity bootstrap."""
+    """Bootstrap over identities."""
 
     replicates: int = Field(2000, ge=1, le=1_000_000)
     seed: int = Field(0, ge=0, lt=2**63)
@@ -82,25 +83,25 @@ class IntervalConfig(StrictModel):
 
 
 class SearchConfig(StrictModel):
-    """Who searches: `auto` is faiss where it is installed, else torch; each takes a GPU if it can.
+    """Search engine: `auto` is faiss if installed, else torch; each uses a GPU if there is one.
 
-    A large search is torch's by `auto` where it is installed and the machine multiplies bfloat16 fast.
+    For a large search `auto` is torch, if it is installed and the machine has fast bfloat16 products.
     """
 
     engine: EngineName = "auto"
 
 
 class OpenSetConfig(StrictModel):
-    """Open-set identification: a mate is found when it is among the best `rank`; `seed` draws who is enrolled."""
+    """Open-set identification: a mate counts as found within the best `rank`; `seed` draws the enrolled images."""
 
-    rank: int = Field(1, ge=1, le=DEEPEST_RANK)
+    rank: int = Field(1, ge=1, le=MAX_RANK)
     seed: int = Field(0, ge=0, lt=2**63)
 
 
 class MegafaceConfig(StrictModel):
-    """What `facelt megaface` runs. `ranks` are those of the tables; the CMC always has 1 to 20.
+    """Configuration of `facelt megaface`. `ranks` are those of the tables; the CMC always has ranks 1 to 20.
 
-    `verification` and `open_set` (null: no) each go through all distractors once more, for every model and kind.
+    `verification` and `open_set` (null: off) each take one more pass over all distractors for every model and kind.
     """
 
     title: str = "MegaFace identification"
@@ -109,9 +110,9 @@ class MegafaceConfig(StrictModel):
     suite: SuiteConfig
     models: Annotated[dict[str, ModelFiles], Field(min_length=1)]
     kinds: Literal["all"] | tuple[EmbeddingKind, ...] = "all"
-    ranks: Annotated[tuple[Annotated[int, Field(ge=1, le=DEEPEST_RANK)], ...], Field(min_length=1)] = (1,)
+    ranks: Annotated[tuple[Annotated[int, Field(ge=1, le=MAX_RANK)], ...], Field(min_length=1)] = (1,)
     noise: NoiseConfig = NoiseConfig()
-    shots: ShotsConfig = ShotsConfig()
+    shots: PseudoShotsConfig = PseudoShotsConfig()
     interval: IntervalConfig = IntervalConfig()
     search: SearchConfig = SearchConfig()
     verification: bool = False
@@ -120,7 +121,7 @@ class MegafaceConfig(StrictModel):
     allow_missing: int = Field(0, ge=0)
 
     @model_validator(mode="after")
-    def _reference_is_a_model(self) -> "MegafaceConfig":
+    def _require_reference_model(self) -> "MegafaceConfig":
         reference = self.shots.reference
         if reference is None:
             return self
@@ -134,7 +135,7 @@ class MegafaceConfig(StrictModel):
         return self
 
     def reference_model(self, model: str) -> str | None:
-        """The name of the model whose similarities decide the shots of `model`; None where the reference is unknown."""
+        """Returns the name of the model whose similarities define the shots of `model`; None for an unknown one."""
         reference = self.shots.reference
         if reference is None:
             return model

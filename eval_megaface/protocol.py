@@ -1,28 +1,20 @@
-"""What a run has finished, kept in its folder, so that an interrupted one goes on where it stopped.
+"""MegaFace's identification protocol: cached distractor searches, hits of probe-mate pairs, rates by group, CMC.
 
-MegaFace's identification protocol for one model and one kind of embedding.
-
-P probes, S sizes, C lists (a size and a set each), K ranks, M pairs, D feature.
-
-From hits of probes to the numbers of a report: rates with intervals for every group, curves and CMC.
-
-P probes, I identities, F figures, S sizes, K ranks.
+P probes, S sizes, C lists (a size and a set each), K ranks, M pairs, G groups, I identities, D feature.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eval_megaface.config import DEEPEST_RANK, IntervalConfig
-from eval_megaface.sources import FeatureSource, Measured, ModelSources, fingerprint
-from eval_megaface.suite import Gallery, Group, Suite, replace_noisy
-from facelt.config.base import EmbeddingKind
+from eval_megaface.config import MAX_RANK, IntervalConfig
+from eval_megaface.sources import FeatureSource, ModelSources, ModelVariant, content_hash
+from eval_megaface.suite import ProbeGroup, Suite, replace_noisy
 from facelt.errors import UserError
 from facelt.identification.rank import hit_ranks, probe_hits, pseudo_shot_bands
 from facelt.search.exact import BadRow
@@ -33,158 +25,148 @@ from recordio_tools.atomic_io import atomic_replace
 from recordio_tools.progress import ProgressFn, no_progress, relabel
 
 Arrays = dict[str, np.ndarray]
-# Part of every name: raised when what a part holds, or how it is computed, changes.
-VERSION = 1
+# Part of every file name: raise it when the content of a result, or its computation, changes.
+_CACHE_VERSION = 1
 
 
-class Parts:
-    """Results by all they depend on: another value, list or setting gives another name, so no part is ever stale.
+class ResultCache:
+    """Results in a folder, named by a hash of everything they depend on, so that a cached result is never stale.
 
-    Looked for once, at the start: processes that share a run must agree on what there is. Only the one that `writes`
-    adds to it.
+    Existing files are listed once, on construction: processes that share a run must agree on them. Only the process
+    that `writes` adds files.
     """
 
     def __init__(self, folder: Path, *, writes: bool = True) -> None:
         self._folder, self._writes = folder, writes
-        self._known = {path.name for path in folder.glob("*.npz")}
+        self._existing = {path.name for path in folder.glob("*.npz")}
 
-    def get(self, depends_on: Mapping[str, Any], compute: Callable[[], Arrays]) -> Arrays:
-        """The arrays that depend on what is given (JSON), computed where they are not there yet.
+    def load(self, dependencies: Mapping[str, Any]) -> Arrays | None:
+        """Returns the arrays with these dependencies (JSON), None if there are none. Raises UserError if damaged."""
+        path = self._path(dependencies)
+        if path.name not in self._existing:
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except Exception as error:
+            # zip and numpy raise many types of errors on damaged bytes.
+            raise UserError(f"{path}: is damaged ({error}); remove it and run again") from error
 
-        Raises UserError on a part that is damaged or cannot be written, and whatever `compute` raises.
-        """
-        text = json.dumps({"version": VERSION, **depends_on}, sort_keys=True)
-        path = self._folder / f"{fingerprint(text)[:32]}.npz"
-        if path.name in self._known:
-            return _load(path)
-        arrays = compute()
+    def save(self, dependencies: Mapping[str, Any], arrays: Arrays) -> Arrays:
+        """Saves the arrays, if this process writes, and returns them. Raises UserError if they cannot be written."""
         if self._writes:
-            _save(path, arrays)
+            with atomic_replace(self._path(dependencies)) as temporary, temporary.open("wb") as file:
+                np.savez(file, **arrays)
         return arrays
 
-
-def _load(path: Path) -> Arrays:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except Exception as error:
-        # Whatever zip and numpy make of damaged bytes.
-        raise UserError(f"{path}: is damaged ({error}); remove it and run again") from error
-
-
-def _save(path: Path, arrays: Arrays) -> None:
-    with atomic_replace(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
+    def _path(self, dependencies: Mapping[str, Any]) -> Path:
+        text = json.dumps({"version": _CACHE_VERSION, **dependencies}, sort_keys=True)
+        return self._folder / f"{content_hash(text)[:32]}.npz"
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
-    """What all measurements of one run share; `seed` is the noise mode's."""
+class EvaluationContext:
+    """State shared by all measurements of a run; `seed` is that of the noise mode."""
 
     suite: Suite
     search: Search
-    parts: Parts
+    cache: ResultCache
     seed: int
 
-    def probes(self) -> dict[str, Any]:
-        """What a result depends on for its probes, beside their embeddings."""
-        replaced = fingerprint(self.suite.noisy_P, str(self.seed)) if self.suite.noisy_P.any() else None
-        return {"probes": fingerprint(self.suite.probe_paths), "replaced": replaced}
+    def probe_dependencies(self) -> dict[str, Any]:
+        """Returns the dependencies of a result on the probes, other than their embeddings."""
+        replaced = content_hash(self.suite.noisy_P, str(self.seed)) if self.suite.noisy_P.any() else None
+        return {"probes": content_hash(self.suite.probe_paths), "replaced": replaced}
 
 
 @dataclass(frozen=True, eq=False)
 class Hits:
-    """Pairs of each probe that are hits at ranks 1..20, for every list: int64 [C,P,K], `cuts` its size and set."""
+    """Pairs of each probe that are hits at ranks 1..20, for every list: int64 [C,P,K]; `lists` are (size, set)."""
 
     hit_CPK: np.ndarray
-    cuts: list[tuple[int, int]]
+    lists: list[tuple[int, int]]
 
     @property
     def sizes_S(self) -> list[int]:
-        """The sizes, ascending."""
-        return sorted({size for size, _ in self.cuts})
+        """Sizes, ascending."""
+        return sorted({size for size, _ in self.lists})
 
     @property
     def sets_S(self) -> np.ndarray:
-        """How many sets each size has: a rate at size s divides by sets_S[s] times the pairs."""
-        sizes = [size for size, _ in self.cuts]
+        """Number of sets of each size: a rate at size s divides by sets_S[s] times the pairs."""
+        sizes = [size for size, _ in self.lists]
         return np.array([sizes.count(size) for size in self.sizes_S])
 
     @property
     def hit_SPK(self) -> np.ndarray:
-        """Summed over the sets of a size, int64 [S,P,K]."""
-        sizes = np.array([size for size, _ in self.cuts])
+        """Hits summed over the sets of a size, int64 [S,P,K]."""
+        sizes = np.array([size for size, _ in self.lists])
         return np.stack([self.hit_CPK[sizes == size].sum(axis=0) for size in self.sizes_S])
 
 
-def measure(run: Run, measured: Measured, progress: ProgressFn = no_progress) -> Hits:
-    """Search every gallery once with every probe and rank every pair; what an earlier run finished is not done again.
+def find_hits(context: EvaluationContext, variant: ModelVariant, progress: ProgressFn = no_progress) -> Hits:
+    """Returns the hits of all pairs, from one search of every gallery with every probe; finished searches are cached.
 
-    Kinds of length one are compared by their cosine, so that what float16 takes from a length does not count; `meta` by
-    the inner product. Raises UserError naming the source and the images that are missing, not finite or zero.
+    Unit-length kinds are compared by cosine, which does not depend on the rounding of lengths in float16; `meta` by
+    inner product. Raises UserError naming the source and the images that are missing, not finite or zero.
     """
-    source, kind = measured.source, measured.kind
-    embeddings = {"kind": kind, "embeddings": source.fingerprint(kind)}
-    hits, cuts = [], []
-    for number, gallery in enumerate(run.suite.galleries, start=1):
-        label = f"{measured}, gallery {number} of {len(run.suite.galleries)}"
-        lists = {"gallery": fingerprint(gallery.paths), "cuts": [rows for _, _, rows in gallery.cuts]}
-        part = run.parts.get(
-            {"what": "hits", "ranks": DEEPEST_RANK, **embeddings, **run.probes(), **lists},
-            partial(_search_gallery, run, source, kind, gallery, relabel(progress, label)),
-        )
-        hits.append(part["hit_CPK"])
-        cuts += [(size, number) for size, number, _ in gallery.cuts]
-    return Hits(np.concatenate(hits), cuts)
+    suite, source, kind = context.suite, variant.source, variant.kind
+    cosine, probe_M, probes = kind in UNIT_KINDS, suite.pairs.probe_M, len(suite.probe_paths)
+    hits, lists = [], []
+    for number, gallery in enumerate(suite.galleries, start=1):
+        rows = [rows for _, _, rows in gallery.prefixes]
+        dependencies = {
+            "what": "hits", "ranks": MAX_RANK, "kind": kind, "embeddings": source.fingerprint(kind),
+            **context.probe_dependencies(), "gallery": content_hash(gallery.paths), "cuts": rows,
+        }  # fmt: skip
+        if (arrays := context.cache.load(dependencies)) is None:
+            probe_PD = probe_rows(context, source.probes, kind)
+            rows_GD = source.distractors.rows(kind, gallery.paths)
+            bars = relabel(progress, f"{variant}, gallery {number} of {len(suite.galleries)}")
+            with name_bad_rows(kind, (source.probes, suite.probe_paths), (source.distractors, gallery.paths)):
+                top_CPK, _ = context.search.top_k(probe_PD, rows_GD, MAX_RANK, rows, cosine=cosine, progress=bars)
+                score_M = suite.pairs.scores(probe_PD, cosine=cosine)
+            rank_CM = [hit_ranks(score_M, probe_M, top_PK) for top_PK in top_CPK]
+            hit_CPK = np.stack([probe_hits(rank_M, probe_M, probes, MAX_RANK) for rank_M in rank_CM])
+            arrays = context.cache.save(dependencies, {"hit_CPK": hit_CPK})
+        hits.append(arrays["hit_CPK"])
+        lists += [(size, set_number) for size, set_number, _ in gallery.prefixes]
+    return Hits(np.concatenate(hits), lists)
 
 
-def _search_gallery(
-    run: Run, source: ModelSources, kind: EmbeddingKind, gallery: Gallery, progress: ProgressFn
+def assign_shot_bands(
+    context: EvaluationContext, source: ModelSources, threshold: float, progress: ProgressFn = no_progress
 ) -> dict[str, np.ndarray]:
-    """The hits for each of a gallery's lists, int64 [C,P,K]."""
-    suite, cosine = run.suite, kind in UNIT_KINDS
-    probe_PD = probe_rows(suite, source.probes, kind, run.seed)
-    rows_GD = source.distractors.rows(kind, gallery.paths)
-    with naming(kind, (source.probes, suite.probe_paths), (source.distractors, gallery.paths)):
-        sizes = [rows for _, _, rows in gallery.cuts]
-        top_CPK, _ = run.search.top_k(probe_PD, rows_GD, DEEPEST_RANK, sizes, cosine=cosine, progress=progress)
-        score_M = suite.pairs.scores(probe_PD, cosine=cosine)
-    probe_M, probes = suite.pairs.probe_M, len(probe_PD)
-    hits = [probe_hits(hit_ranks(score_M, probe_M, top_PK), probe_M, probes, DEEPEST_RANK) for top_PK in top_CPK]
-    return {"hit_CPK": np.stack(hits)}
+    """Returns the probes of each pseudo-shot band (bool [P]), by `direct` similarity to a model's train store.
 
-
-def shot_bands(
-    run: Run, source: ModelSources, threshold: float, progress: ProgressFn = no_progress
-) -> dict[str, np.ndarray]:
-    """The probes of each pseudo-shot band (bool [P]), by the `direct` similarities of one model with a train store.
-
-    Raises UserError as `measure` does.
+    Raises UserError as `find_hits` does.
     """
-    suite, train = run.suite, source.train
-    probe_PD = probe_rows(suite, source.probes, "direct", run.seed)
-
-    def count() -> dict[str, np.ndarray]:
-        with naming("direct", (source.probes, suite.probe_paths), (train, train.keys)):
+    suite, train = context.suite, source.train
+    probe_PD = probe_rows(context, source.probes, "direct")
+    dependencies = {
+        "what": "shots", "threshold": threshold, "values": content_hash(probe_PD), **context.probe_dependencies(),
+        "train": train.fingerprint("direct"),
+    }  # fmt: skip
+    if (arrays := context.cache.load(dependencies)) is None:
+        with name_bad_rows("direct", (source.probes, suite.probe_paths), (train, train.keys)):
             rows_GD = train.rows("direct", train.keys)
-            return {"count_P": run.search.count_above(probe_PD, rows_GD, threshold, progress=progress)}
-
-    depends_on = {"what": "shots", "threshold": threshold, "values": fingerprint(probe_PD), **run.probes()}
-    part = run.parts.get({**depends_on, "train": train.fingerprint("direct")}, count)
-    return pseudo_shot_bands(part["count_P"])
+            count_P = context.search.count_above(probe_PD, rows_GD, threshold, progress=progress)
+        arrays = context.cache.save(dependencies, {"count_P": count_P})
+    return pseudo_shot_bands(arrays["count_P"])
 
 
-def probe_rows(suite: Suite, source: FeatureSource, kind: str, seed: int) -> np.ndarray:
-    """The probes' embeddings, float32 [P,D], noisy ones replaced where the suite says so."""
+def probe_rows(context: EvaluationContext, source: FeatureSource, kind: str) -> np.ndarray:
+    """Returns the probes' embeddings, float32 [P,D]; noisy ones are replaced in noise mode `insightface`."""
+    suite = context.suite
     rows_PD = np.asarray(source.rows(kind, suite.probe_paths)[: len(suite.probe_paths)])
-    return replace_noisy(rows_PD, suite.identity_P, suite.noisy_P, unit=kind in UNIT_KINDS, seed=seed)
+    return replace_noisy(rows_PD, suite.identity_P, suite.noisy_P, unit=kind in UNIT_KINDS, seed=context.seed)
 
 
 @contextmanager
-def naming(
+def name_bad_rows(
     kind: str, query: tuple[FeatureSource, Sequence[str]], database: tuple[FeatureSource, Sequence[str]]
 ) -> Iterator[None]:
-    """Turn the position of a row that cannot be scored into the file and the image it belongs to."""
+    """Converts a BadRow error to a UserError that names the file and the image of the row."""
     try:
         yield
     except BadRow as error:
@@ -192,77 +174,64 @@ def naming(
         raise UserError(f"{source.path}: {kind} of {images[error.row]!r} {error.reason}") from error
 
 
-def group_figures(
-    suite: Suite, groups: Sequence[Group], hit_P: np.ndarray, interval: IntervalConfig
+def rate_rows(
+    suite: Suite, groups: Sequence[ProbeGroup], hits: Hits, ranks: Sequence[int], interval: IntervalConfig
 ) -> list[dict[str, Any]]:
-    """One figure a group: rate over its pairs, interval, counts. `hit_P` are hits of each probe, averaged over sets.
-
-    A group without pairs has the rate None; one with pairs of fewer than two identities has no interval.
-    """
-    identities = len(suite.names)
-    hit_FI = np.stack([np.bincount(suite.identity_P, hit_P * group.mask_P, identities) for group in groups])
-    pair_FI = np.stack([np.bincount(suite.identity_P, suite.pairs_P * group.mask_P, identities) for group in groups])
-    low_F, high_F = _intervals(hit_FI, pair_FI, interval)
-    return [
-        {
-            "name": group.name,
-            "group": group.group,
-            "rate": float(hit_I.sum() / pair_I.sum()) if pair_I.sum() else None,
-            "low": _number(low),
-            "high": _number(high),
-            "pairs": int(pair_I.sum()),
-            "probes": int(group.mask_P.sum()),
-            "identities": len(np.unique(suite.identity_P[group.mask_P])),
-        }
-        for group, hit_I, pair_I, low, high in zip(groups, hit_FI, pair_FI, low_F, high_F, strict=True)
-    ]
-
-
-def rows(
-    suite: Suite, groups: Sequence[Group], hits: Hits, ranks: Sequence[int], interval: IntervalConfig
-) -> list[dict[str, Any]]:
-    """The report's rows: all figures among the most distractors, at each of `ranks`."""
+    """Returns the report's rows: the rates of all groups among the most distractors, at each of `ranks`."""
     return [
         {
             "rank": rank,
             "distractors": hits.sizes_S[-1],
-            "figures": group_figures(suite, groups, hits.hit_SPK[-1, :, rank - 1] / hits.sets_S[-1], interval),
+            "figures": _group_rates(suite, groups, hits.hit_SPK[-1, :, rank - 1] / hits.sets_S[-1], interval),
         }
         for rank in sorted(set(ranks))
     ]
 
 
-def curve(suite: Suite, hits: Hits, interval: IntervalConfig) -> dict[str, Any]:
-    """Rank 1 over all pairs against the number of distractors."""
+def _group_rates(
+    suite: Suite, groups: Sequence[ProbeGroup], hit_P: np.ndarray, interval: IntervalConfig
+) -> list[dict[str, Any]]:
+    """Returns rate, interval and counts of each group; `hit_P` are the hits of each probe, averaged over sets.
+
+    A group without pairs has the rate None; one with pairs of fewer than two identities has no interval.
+    """
     identities = len(suite.names)
+    hit_GI = np.stack([np.bincount(suite.identity_P, hit_P * group.mask_P, identities) for group in groups])
+    pair_GI = np.stack([np.bincount(suite.identity_P, suite.pairs_P * group.mask_P, identities) for group in groups])
+    low_G, high_G = _intervals(hit_GI, pair_GI, interval)
+    return [
+        {
+            "name": group.name,
+            "group": group.group,
+            "rate": float(hit_I.sum() / pair_I.sum()) if pair_I.sum() else None,
+            "low": low,
+            "high": high,
+            "pairs": int(pair_I.sum()),
+            "probes": int(group.mask_P.sum()),
+            "identities": len(np.unique(suite.identity_P[group.mask_P])),
+        }
+        for group, hit_I, pair_I, low, high in zip(groups, hit_GI, pair_GI, low_G, high_G, strict=True)
+    ]
+
+
+def size_curve(suite: Suite, hits: Hits, interval: IntervalConfig) -> dict[str, Any]:
+    """Returns the rank-1 rate of all pairs against the number of distractors."""
+    identities, pairs = len(suite.names), len(suite.pairs)
     hit_SP = hits.hit_SPK[:, :, 0] / hits.sets_S[:, None]
     hit_SI = np.stack([np.bincount(suite.identity_P, hit_P, identities) for hit_P in hit_SP])
     pair_SI = np.broadcast_to(np.bincount(suite.identity_P, suite.pairs_P, identities), hit_SI.shape)
     low_S, high_S = _intervals(hit_SI, pair_SI, interval)
-    pairs = len(suite.pairs)
-    return {
-        "rank": 1,
-        "sizes": hits.sizes_S,
-        "rate": [float(hit_I.sum() / pairs) if pairs else None for hit_I in hit_SI],
-        "low": [_number(low) for low in low_S],
-        "high": [_number(high) for high in high_S],
-    }
+    rate_S = [float(hit_I.sum() / pairs) if pairs else None for hit_I in hit_SI]
+    return {"rank": 1, "sizes": hits.sizes_S, "rate": rate_S, "low": low_S, "high": high_S}
 
 
-def cmc(suite: Suite, hits: Hits) -> dict[str, Any]:
-    """The cumulative match characteristic among the most distractors."""
+def cmc_curve(suite: Suite, hits: Hits) -> dict[str, Any]:
+    """Returns the cumulative match characteristic among the most distractors."""
     hit_K = hits.hit_SPK[-1].sum(axis=0) / hits.sets_S[-1]
     pairs = len(suite.pairs)
-    return {
-        "distractors": hits.sizes_S[-1],
-        "ranks": list(range(1, len(hit_K) + 1)),
-        "rate": [float(hit / pairs) if pairs else None for hit in hit_K],
-    }
+    rate_K = [float(hit / pairs) if pairs else None for hit in hit_K]
+    return {"distractors": hits.sizes_S[-1], "ranks": list(range(1, len(hit_K) + 1)), "rate": rate_K}
 
 
-def _intervals(hit_FI: np.ndarray, pair_FI: np.ndarray, interval: IntervalConfig) -> tuple[np.ndarray, np.ndarray]:
-    return bootstrap_rates(hit_FI, pair_FI, replicates=interval.replicates, level=interval.level, seed=interval.seed)
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+def _intervals(hit_GI: np.ndarray, pair_GI: np.ndarray, interval: IntervalConfig) -> tuple[np.ndarray, np.ndarray]:
+    return bootstrap_rates(hit_GI, pair_GI, replicates=interval.replicates, level=interval.level, seed=interval.seed)

@@ -1,4 +1,4 @@
-"""`facelt megaface`, also `python eval_megaface/run.py`: measure models on MegaFace."""
+"""Command `facelt megaface`, also `python eval_megaface/run.py`."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 if __package__ in (None, ""):
-    # Run as a file: Python put this folder first on the path, where the packages beside it cannot be found.
+    # Run as a file: sys.path begins with this folder, but the packages are in its parent.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import typer
@@ -16,23 +16,24 @@ from facelt.utils.cli import single_command
 
 
 def megaface(
-    config: Annotated[Path, typer.Option(help="Suite, models and protocol: a YAML file, see configs/megaface.yaml.")],
+    config: Annotated[Path, typer.Option(help="YAML file of suite, models and protocol; see configs/megaface.yaml.")],
     set_: Annotated[list[str], typer.Option("--set", help="Override a key: noise.mode=raw, out=runs/mine.")] = [],  # noqa: B006
-    out: Annotated[Path | None, typer.Option(help="The report's folder (the key out).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report (key out).")] = None,
     allow_overlap: Annotated[
-        bool, typer.Option("--allow-overlap", help="Measure though probe identities are in the training set.")
+        bool, typer.Option("--allow-overlap", help="Allow probe identities that are in the training set.")
     ] = False,
     allow_missing: Annotated[
-        int | None, typer.Option("--allow-missing", min=0, help="Leave out up to this many images without a feature.")
+        int | None,
+        typer.Option("--allow-missing", min=0, help="Exclude up to this many unusable images."),
     ] = None,
 ) -> None:
-    """Rank-k identification among MegaFace's distractors, by shots and groups, with intervals and a report.
+    """Evaluate rank-k identification among MegaFace's distractors, by shots and groups, with intervals and a report.
 
-    The keys verification and open_set add TAR at FAR and FNIR at FPIR. An interrupted run goes on where it stopped.
-    Under torchrun every process searches a share of the distractors.
+    The keys verification and open_set add TAR at FAR and FNIR at FPIR. An interrupted run resumes where it stopped.
+    Under torchrun each process searches a share of the distractors.
     """
     from eval_megaface.config import MegafaceConfig
-    from eval_megaface.evaluate import evaluate
+    from eval_megaface.evaluate import evaluate_megaface
     from facelt.config.loading import load_config
     from facelt.report.megaface_terminal import print_megaface
     from facelt.report.write import write_report
@@ -43,10 +44,10 @@ def megaface(
     changes["allow_missing"] = settings.allow_missing if allow_missing is None else allow_missing
     settings = settings.model_copy(update=changes)
     if os.environ.get("RANK", "0") != "0":
-        evaluate(settings)
+        evaluate_megaface(settings)
         return
     with progress_bars() as progress:
-        report = evaluate(settings, progress)
+        report = evaluate_megaface(settings, progress)
     for line in _coverage_lines(report.models):
         typer.echo(line, err=True)
     page = write_report(report, settings.out)
@@ -55,7 +56,7 @@ def megaface(
 
 
 def _coverage_lines(models: Mapping[str, Any]) -> Iterator[str]:
-    """Yields a line for each kind of embedding of each source: how many of the listed images have one."""
+    """Yields the coverage of the listed images, one line per source and kind of embedding."""
     for model in models.values():
         for source in (model["probes"], model["distractors"]):
             for kind, counts in source["coverage"].items():
@@ -64,7 +65,7 @@ def _coverage_lines(models: Mapping[str, Any]) -> Iterator[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run with the given arguments, by default the command line's; exits with 1 on a user's mistake."""
+    """Runs the command with the given arguments, by default those of the command line; exits with 1 on a UserError."""
     single_command(megaface, argv)
 
 

@@ -1,16 +1,10 @@
-"""MegaFace's list files: which images are probes and distractors, and which galleries lie in each other.
+"""MegaFace test suite: distractor lists, noise lists, probe groups, and the suite after noise removal.
 
-MegaFace's noise lists, and the three ways to treat what they name.
+Noise modes: `drop` excludes noisy probes and distractors; `raw` keeps everything; `insightface`, used by most published
+results, drops noisy distractors and replaces a noisy probe by the mean of its identity's clean probes. Those probes are
+also its mates, which inflates the rates: use this mode only for comparison.
 
-`drop` leaves noisy probes and distractors out. `raw` keeps everything. `insightface` is what most published figures
-rest on: noisy distractors are dropped, a noisy probe is replaced by its identity's clean mean. It then meets the very
-images it was made of as mates: that flatters, so use it for comparison only.
-
-P probes, D feature.
-
-Who the probes are: gender from FaceScrub's actor and actress files, or any attribute of a table. P probes.
-
-The test suite as it is measured: which probes and distractors remain, and who the probes are. P probes.
+P probes, I identities, D feature.
 """
 
 import re
@@ -30,231 +24,58 @@ from facelt.utils.tables import read_table
 from recordio_tools.atomic_io import sha256_of
 
 # megaface_features_list.json_1000_2: 1000 distractors, set 2.
-LIST_NAME = re.compile(r"_(\d+)_(\d+)$")
-
-
-def find_distractor_lists(
-    place: str, root: Path, sizes: Sequence[int] | None, sets: Sequence[int] | None
-) -> dict[tuple[int, int], Path]:
-    """The distractor lists by (size, set), sizes ascending.
-
-    `place` is a folder of lists named `..._SIZE_SET`, or a path with `{size}` and `{set}` in it; relative to `root`.
-    Without `sizes` or `sets` all that exist are taken. Raises UserError where one that was asked for is missing.
-    """
-    pattern = Path(place).name
-    if "{size}" in pattern and "{set}" in pattern:
-        folder = root / Path(place).parent
-        name = re.compile(re.escape(pattern).replace(r"\{size\}", r"(\d+)").replace(r"\{set\}", r"(\d+)"))
-        if pattern.index("{size}") > pattern.index("{set}"):
-            raise UserError(f"megaface_lists: {place!r} must name {{size}} before {{set}}")
-    else:
-        folder, name = root / place, re.compile(rf".*{LIST_NAME.pattern}")
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder}: there is no such folder; megaface_lists names a folder or FOLDER/NAME_{{size}}_{{set}}"
-        )
-    found: dict[tuple[int, int], Path] = {}
-    for file in sorted(folder.iterdir()):
-        if (match := name.fullmatch(file.name)) and file.is_file():
-            size, number = int(match[1]), int(match[2])
-            if (size, number) in found:
-                raise UserError(
-                    f"{file}: and {found[size, number].name} are both the list of {size} distractors, set {number}"
-                )
-            found[size, number] = file
-    return _chosen(found, place, sizes, sets)
-
-
-def _chosen(
-    found: dict[tuple[int, int], Path], place: str, sizes: Sequence[int] | None, sets: Sequence[int] | None
-) -> dict[tuple[int, int], Path]:
-    if not found:
-        raise UserError(f"{place}: holds no distractor list named ..._SIZE_SET")
-    wanted_sizes = sorted(set(sizes)) if sizes else sorted({size for size, _ in found})
-    wanted_sets = sorted(set(sets)) if sets else sorted({number for _, number in found})
-    wanted = [(size, number) for size in wanted_sizes for number in wanted_sets]
-    # A set may lack some sizes only where nobody asked for it by name.
-    missing = [key for key in wanted if key not in found]
-    if missing and (sizes or sets):
-        there = ", ".join(f"{size}_{number}" for size, number in sorted(found))
-        raise UserError(f"{place}: has no list of {missing[0][0]} distractors, set {missing[0][1]}; there are {there}")
-    return {key: found[key] for key in wanted if key in found}
+_LIST_NAME = re.compile(r".*_(\d+)_(\d+)")
+# Half the width of the uniform noise that published evaluations add to the clean mean.
+_NOISE_AMPLITUDE = 0.001
 
 
 @dataclass(frozen=True)
-class Gallery:
-    """Distractors in an order in which every list is a beginning: `cuts` has (size by name, set, number of rows)."""
+class DistractorGallery:
+    """Distractors ordered so that every list is a prefix: `prefixes` holds (nominal size, set, number of rows)."""
 
     paths: list[str]
-    cuts: list[tuple[int, int, int]]
-
-
-def nest(lists: dict[tuple[int, int], list[str]]) -> list[Gallery]:
-    """As few galleries as contain all lists: within a set, each list that contains the smaller one only adds to it."""
-    galleries: list[Gallery] = []
-    for number in sorted({number for _, number in lists}):
-        last: Gallery | None = None
-        inside: set[str] = set()
-        for size in sorted(size for size, other in lists if other == number):
-            paths = lists[size, number]
-            here = set(paths)
-            if last is None or not inside <= here:
-                last, inside = Gallery([], []), set()
-                galleries.append(last)
-            last.paths.extend(path for path in paths if path not in inside)
-            inside = here
-            last.cuts.append((size, number, len(last.paths)))
-    return galleries
-
-
-MODES = ("drop", "raw", "insightface")
-# Half the width of the uniform noise that published evaluations add to the clean mean.
-JITTER = 0.001
-
-
-def read_noise_list(path: Path, *, stems: bool) -> frozenset[str]:
-    """The images a noise list names: file stems for FaceScrub (`stems`), else paths below the distractors' folder.
-
-    FaceScrub's list names .png files whatever the images are, so they are matched by stem. Raises UserError naming the
-    file.
-    """
-    return frozenset(PurePosixPath(name).stem if stems else name for name in read_noise_names(path))
-
-
-def noisy_probes(paths: Iterable[str], stems: frozenset[str]) -> np.ndarray:
-    """Which probes are named by the list, bool [P]."""
-    return np.array([PurePosixPath(path).stem in stems for path in paths], dtype=bool)
-
-
-def replace_noisy(
-    probe_PD: np.ndarray, identity_P: np.ndarray, noisy_P: np.ndarray, *, unit: bool, seed: int
-) -> np.ndarray:
-    """Probes with each noisy row replaced by the normalised mean of its identity's clean rows, plus uniform noise.
-
-    The noise is drawn from [-0.001, 0.001) for every value, in the order of the probes. Rows of a unit kind are brought
-    back to length one; of another kind, to the mean length of the identity's clean rows, lest the stand-in be longer
-    than any real one. Every identity with a noisy row must have a clean one.
-    """
-    probe_PD = probe_PD.astype(np.float32)
-    if not noisy_P.any():
-        return probe_PD
-    clean_PD = np.where(noisy_P[:, None], 0, probe_PD).astype(np.float64)
-    identities = int(identity_P.max()) + 1
-    sum_ID = np.zeros((identities, probe_PD.shape[1]))
-    np.add.at(sum_ID, identity_P, clean_PD)
-    length_I = np.ones(identities)
-    if not unit:
-        clean_I = np.bincount(identity_P[~noisy_P], minlength=identities)
-        length_I = np.bincount(identity_P, np.linalg.norm(clean_PD, axis=1), identities) / np.maximum(clean_I, 1)
-    noise_ND = np.random.default_rng(seed).uniform(-JITTER, JITTER, (int(noisy_P.sum()), probe_PD.shape[1]))
-    stand_in_ND = _normalised(_normalised(sum_ID[identity_P[noisy_P]]) + noise_ND)
-    probe_PD[noisy_P] = stand_in_ND * length_I[identity_P[noisy_P], None]
-    return probe_PD
-
-
-def _normalised(rows_ND: np.ndarray) -> np.ndarray:
-    return rows_ND / np.linalg.norm(rows_ND, axis=1, keepdims=True)
-
-
-# column -> identity (canonical name) -> value
-Attributes = dict[str, dict[str, str]]
+    prefixes: list[tuple[int, int, int]]
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
-    """A figure's name, the group of figures it belongs to, and its probes (bool [P])."""
+class ProbeGroup:
+    """Name of a group, the grouping it belongs to, and its probes (bool [P])."""
 
     name: str
     group: str
     mask_P: np.ndarray
 
 
-def read_gender(actors: Path, actresses: Path) -> Attributes:
-    """Gender by identity from FaceScrub's two tab-separated files (header, name first), actors before actresses.
-
-    Raises UserError naming the file, or the name that is in both.
-    """
-    return {"gender": actor_gender(actors, actresses)}
-
-
-def read_attributes(path: Path, identity: str, columns: Sequence[str] | None) -> Attributes:
-    """Values of `columns` (all but `identity`, if None) by the identity in column `identity` of a CSV file.
-
-    Raises UserError naming the file, the column that is missing, or the identity with two different values.
-    """
-    rows = read_table(path, (identity, *(columns or ())))
-    wanted = [name for name in rows.columns if name != identity] if columns is None else list(columns)
-    people = [canonical_name(name) for name in rows.columns[identity]]
-    table: Attributes = {name: {} for name in wanted}
-    for name, place in ((name, place) for name in wanted for place in range(len(people))):
-        value = rows.columns[name][place]
-        if value and table[name].setdefault(people[place], value) != value:
-            who = rows.columns[identity][place]
-            raise UserError(f"{path}: line {rows.line_N[place]} gives {who!r} a second {name}: {value!r}")
-    return table
-
-
-def read_names(path: Path, column: str = "name") -> set[str]:
-    """The canonical_name names in one column of a CSV file. Raises UserError naming the file."""
-    return {canonical_name(name) for name in read_table(path, (column,)).columns[column] if name.strip()}
-
-
-def attribute_groups(
-    attributes: Attributes, identity_P: np.ndarray, names: Sequence[str]
-) -> tuple[list[Group], list[str]]:
-    """A group for each value of each column that a probe identity has, and a note for each column that misses some.
-
-    `identity_P` indexes `names`. Raises UserError on a column with too many values to be a grouping.
-    """
-    groups, notes = [], []
-    for column, value_of in attributes.items():
-        value_I = [value_of.get(canonical_name(name), "") for name in names]
-        # Gender keeps the order of its files, male before female; any other column is sorted.
-        values = [value for value in ("male", "female") if column == "gender" and value in value_of.values()]
-        values += sorted(set(value_I) - set(values) - {""})
-        if len(values) > MAX_GROUP_VALUES:
-            raise UserError(
-                f"attribute column {column!r} has {len(values)} values, more than {MAX_GROUP_VALUES}: "
-                "list the columns to group by"
-            )
-        for value in values:
-            member_I = np.array([other == value for other in value_I], dtype=bool)
-            groups.append(Group(value, column, member_I[identity_P]))
-        if absent := value_I.count(""):
-            notes.append(f"{absent} of {len(names)} probe identities have no {column} and are in none of its groups.")
-    return groups, notes
-
-
 @dataclass(frozen=True, eq=False)
 class Suite:
-    """Probes with their identity (an index of `names`), galleries, groups; `noisy_P` are the probes to be replaced."""
+    """Probes with their identity (an index of `names`), galleries, groups; `noisy_P` marks probes to be replaced."""
 
     probe_paths: list[str]
     identity_P: np.ndarray
     names: list[str]
     noisy_P: np.ndarray
     pairs: MatePairs
-    galleries: list[Gallery]
+    galleries: list[DistractorGallery]
     distractor_paths: list[str]
-    groups: list[Group]
+    groups: list[ProbeGroup]
     summary: dict[str, Any]
     notes: list[str] = field(default_factory=list)
 
     @property
     def pairs_P(self) -> np.ndarray:
-        """How many pairs each probe takes part in as the probe."""
+        """Number of pairs of each probe as the query."""
         return np.bincount(self.pairs.probe_M, minlength=len(self.probe_paths))
 
 
-def load_suite(config: MegafaceConfig, without: Mapping[str, frozenset[str]] | None = None) -> Suite:
-    """Read and check all of the suite's files; `without` are `probes` and `distractors` to leave out.
+def load_suite(config: MegafaceConfig, excluded: Mapping[str, frozenset[str]] | None = None) -> Suite:
+    """Reads and checks all files of the suite; `excluded` holds the `probes` and `distractors` to leave out.
 
     Raises UserError naming the file at fault.
     """
-    without = without or {"probes": frozenset(), "distractors": frozenset()}
-    suite, files = config.suite, _Files(config.suite.root)
+    excluded = excluded or {"probes": frozenset(), "distractors": frozenset()}
+    suite, files = config.suite, _FileHashes(config.suite.root)
     probe_list = files.use(suite.facescrub_list)
-    listed = [path for path in read_features_list(probe_list) if path not in without["probes"]]
+    listed = [path for path in read_features_list(probe_list) if path not in excluded["probes"]]
     stems = read_noise_list(files.use(suite.facescrub_noises), stems=True) if suite.facescrub_noises else frozenset()
     noisy_P = noisy_probes(listed, stems)
     if config.noise.mode == "drop":
@@ -262,25 +83,27 @@ def load_suite(config: MegafaceConfig, without: Mapping[str, frozenset[str]] | N
     else:
         probes = listed
     if not probes:
-        raise UserError(f"{probe_list}: no probe is left to measure")
+        raise UserError(f"{probe_list}: no probes are left to evaluate")
     names, identity_P = np.unique([probe_identity(path, probe_list) for path in probes], return_inverse=True)
     names = names.tolist()
     replaced_P = noisy_P if config.noise.mode == "insightface" else np.zeros(len(probes), dtype=bool)
     _check_replaceable(replaced_P, identity_P, names, probe_list)
-    galleries, removed = _galleries(config, files, without["distractors"])
+    galleries, removed = _galleries(config, files, excluded["distractors"])
     groups, notes = attribute_groups(_attributes(suite, files), identity_P, names)
     if config.noise.mode != "raw" and not (suite.facescrub_noises and suite.megaface_noises):
-        notes.append(f"Noise mode {config.noise.mode} without both noise lists: the missing one removes nothing.")
-    distractors = _distinct([gallery.paths for gallery in galleries])
-    cuts = [cut for gallery in galleries for cut in gallery.cuts]
+        notes.append(
+            f"Noise mode {config.noise.mode} needs both noise lists; nothing is removed where a list is missing."
+        )
+    distractors = _union([gallery.paths for gallery in galleries])
+    prefixes = [prefix for gallery in galleries for prefix in gallery.prefixes]
     pairs = mate_pairs(identity_P)
     summary = {
         "probes": len(probes),
         "identities": len(names),
         "pairs": len(pairs),
         "distractors": len(distractors),
-        "sizes": sorted({size for size, _, _ in cuts}),
-        "sets": sorted({number for _, number, _ in cuts}),
+        "sizes": sorted({size for size, _, _ in prefixes}),
+        "sets": sorted({number for _, number, _ in prefixes}),
         "noise": {
             "mode": config.noise.mode,
             "probes_removed": len(listed) - len(probes),
@@ -292,13 +115,8 @@ def load_suite(config: MegafaceConfig, without: Mapping[str, frozenset[str]] | N
     return Suite(probes, identity_P, names, replaced_P, pairs, galleries, distractors, groups, summary, notes)
 
 
-def _distinct(lists: list[list[str]]) -> list[str]:
-    """All that any of the lists holds, once; a single list as it is."""
-    return lists[0] if len(lists) == 1 else list(dict.fromkeys(path for paths in lists for path in paths))
-
-
-class _Files:
-    """Paths below the suite's root, each fingerprinted as it is used."""
+class _FileHashes:
+    """SHA-256 of every file used, by its name in the configuration."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -312,45 +130,212 @@ class _Files:
         return path
 
 
-def _check_replaceable(noisy_P: np.ndarray, identity_P: np.ndarray, names: list[str], where: Path) -> None:
+def _check_replaceable(noisy_P: np.ndarray, identity_P: np.ndarray, names: list[str], probe_list: Path) -> None:
     clean_I = np.bincount(identity_P[~noisy_P], minlength=len(names))
     needed = np.unique(identity_P[noisy_P])
-    if len(without := needed[clean_I[needed] == 0]):
+    if len(without_clean := needed[clean_I[needed] == 0]):
         raise UserError(
-            f"{where}: all probes of {names[without[0]]!r} are on the noise list, so mode insightface has no mean "
-            "to put in their place; use noise.mode=drop"
+            f"{probe_list}: all probes of {names[without_clean[0]]!r} are on the noise list, so mode insightface has "
+            "no mean to replace them by; use noise.mode=drop"
         )
 
 
-def _galleries(config: MegafaceConfig, files: _Files, without: frozenset[str]) -> tuple[list[Gallery], int]:
-    """The nested galleries, and how many distinct distractors the noise list took out of them."""
+def _galleries(
+    config: MegafaceConfig, files: _FileHashes, excluded: frozenset[str]
+) -> tuple[list[DistractorGallery], int]:
+    """Returns the galleries, and the number of distinct distractors that the noise list removed from them."""
     suite = config.suite
-    found = find_distractor_lists(suite.megaface_lists, suite.root, suite.sizes, suite.sets)
+    list_paths = find_distractor_lists(suite.megaface_lists, suite.root, suite.sizes, suite.sets)
     noisy: frozenset[str] = frozenset()
     if suite.megaface_noises:
         noisy = read_noise_list(files.use(suite.megaface_noises), stems=False)
     if config.noise.mode == "raw":
         noisy = frozenset()
     lists, removed = {}, set()
-    for (size, number), path in found.items():
+    for (size, number), path in list_paths.items():
         listed = read_features_list(files.add(path.name, path))
         if len(listed) != size:
-            raise UserError(f"{path}: lists {len(listed)} distractors, its name says {size}")
+            raise UserError(f"{path}: lists {len(listed)} distractors, but its name gives {size}")
         removed |= noisy.intersection(listed)
-        lists[size, number] = [entry for entry in listed if entry not in noisy and entry not in without]
-    return nest(lists), len(removed)
+        lists[size, number] = [entry for entry in listed if entry not in noisy and entry not in excluded]
+    return build_galleries(lists), len(removed)
 
 
-def _attributes(suite: SuiteConfig, files: _Files) -> Attributes:
+def _attributes(suite: SuiteConfig, files: _FileHashes) -> "Attributes":
     attributes: Attributes = {}
     if suite.actors and suite.actresses:
-        attributes |= read_gender(files.use(suite.actors), files.use(suite.actresses))
+        attributes["gender"] = actor_gender(files.use(suite.actors), files.use(suite.actresses))
     if suite.attributes:
         path = files.use(suite.attributes.path)
         table = read_attributes(path, suite.attributes.identity, suite.attributes.columns)
-        if twice := attributes.keys() & table.keys():
+        if duplicates := attributes.keys() & table.keys():
             raise UserError(
-                f"{path}: column {min(twice)!r} is also given by the actors' files; name the columns wanted"
+                f"{path}: column {min(duplicates)!r} is also given by the files of actors; list the columns to use"
             )
         attributes |= table
     return attributes
+
+
+def _union(lists: list[list[str]]) -> list[str]:
+    return lists[0] if len(lists) == 1 else list(dict.fromkeys(path for paths in lists for path in paths))
+
+
+def find_distractor_lists(
+    pattern: str, root: Path, sizes: Sequence[int] | None, sets: Sequence[int] | None
+) -> dict[tuple[int, int], Path]:
+    """Returns the distractor lists by (size, set), sizes ascending.
+
+    `pattern` is a folder of lists named `..._SIZE_SET`, or a path with `{size}` and `{set}` in it; relative to `root`.
+    Without `sizes` or `sets` all that exist are taken. Raises UserError if a requested list is missing.
+    """
+    name_pattern = Path(pattern).name
+    if "{size}" in name_pattern and "{set}" in name_pattern:
+        if name_pattern.index("{size}") > name_pattern.index("{set}"):
+            raise UserError(f"megaface_lists: {pattern!r} must name {{size}} before {{set}}")
+        folder = root / Path(pattern).parent
+        escaped = re.escape(name_pattern)
+        name = re.compile(escaped.replace(r"\{size\}", r"(\d+)").replace(r"\{set\}", r"(\d+)"))
+    else:
+        folder, name = root / pattern, _LIST_NAME
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; megaface_lists names a folder or FOLDER/NAME_{{size}}_{{set}}")
+    lists: dict[tuple[int, int], Path] = {}
+    for file in sorted(folder.iterdir()):
+        if (match := name.fullmatch(file.name)) and file.is_file():
+            size, number = int(match[1]), int(match[2])
+            if (size, number) in lists:
+                raise UserError(
+                    f"{file}: and {lists[size, number].name} are both the list of {size} distractors, set {number}"
+                )
+            lists[size, number] = file
+    return _select_lists(lists, pattern, sizes, sets)
+
+
+def _select_lists(
+    lists: dict[tuple[int, int], Path], pattern: str, sizes: Sequence[int] | None, sets: Sequence[int] | None
+) -> dict[tuple[int, int], Path]:
+    if not lists:
+        raise UserError(f"{pattern}: holds no distractor list named ..._SIZE_SET")
+    selected_sizes = sorted(set(sizes)) if sizes else sorted({size for size, _ in lists})
+    selected_sets = sorted(set(sets)) if sets else sorted({number for _, number in lists})
+    keys = [(size, number) for size in selected_sizes for number in selected_sets]
+    # Some sizes of a set may be missing unless sizes or sets are configured.
+    missing = [key for key in keys if key not in lists]
+    if missing and (sizes or sets):
+        existing = ", ".join(f"{size}_{number}" for size, number in sorted(lists))
+        size, number = missing[0]
+        raise UserError(f"{pattern}: has no list of {size} distractors, set {number}; it has {existing}")
+    return {key: lists[key] for key in keys if key in lists}
+
+
+def build_galleries(lists: dict[tuple[int, int], list[str]]) -> list[DistractorGallery]:
+    """Returns as few galleries as contain all lists: within a set, a list that contains the smaller one extends it."""
+    galleries: list[DistractorGallery] = []
+    for number in sorted({number for _, number in lists}):
+        gallery: DistractorGallery | None = None
+        contained: set[str] = set()
+        for size in sorted(size for size, set_number in lists if set_number == number):
+            paths = lists[size, number]
+            if gallery is None or not contained <= set(paths):
+                gallery, contained = DistractorGallery([], []), set()
+                galleries.append(gallery)
+            gallery.paths.extend(path for path in paths if path not in contained)
+            contained = set(paths)
+            gallery.prefixes.append((size, number, len(gallery.paths)))
+    return galleries
+
+
+def read_noise_list(path: Path, *, stems: bool) -> frozenset[str]:
+    """Returns the images of a noise list: file stems for FaceScrub (`stems`), else paths below the distractors' folder.
+
+    FaceScrub's list names .png files regardless of the images' format, so they are matched by stem. Raises UserError
+    naming the file.
+    """
+    return frozenset(PurePosixPath(name).stem if stems else name for name in read_noise_names(path))
+
+
+def noisy_probes(paths: Iterable[str], stems: frozenset[str]) -> np.ndarray:
+    """Returns which probes are on the noise list, bool [P]."""
+    return np.array([PurePosixPath(path).stem in stems for path in paths], dtype=bool)
+
+
+def replace_noisy(
+    probe_PD: np.ndarray, identity_P: np.ndarray, noisy_P: np.ndarray, *, unit: bool, seed: int
+) -> np.ndarray:
+    """Returns the probes with each noisy row replaced by the normalised mean of its identity's clean rows plus noise.
+
+    The noise is drawn uniformly from [-0.001, 0.001) for every value, in the order of the probes. Rows of a unit kind
+    are normalised again; rows of another kind get the mean length of the identity's clean rows, so that they are not
+    longer than real ones. Every identity with a noisy row must have a clean one.
+    """
+    probe_PD = probe_PD.astype(np.float32)
+    if not noisy_P.any():
+        return probe_PD
+    clean_PD = np.where(noisy_P[:, None], 0, probe_PD).astype(np.float64)
+    identities = int(identity_P.max()) + 1
+    sum_ID = np.zeros((identities, probe_PD.shape[1]))
+    np.add.at(sum_ID, identity_P, clean_PD)
+    length_I = np.ones(identities)
+    if not unit:
+        clean_I = np.bincount(identity_P[~noisy_P], minlength=identities)
+        length_I = np.bincount(identity_P, np.linalg.norm(clean_PD, axis=1), identities) / np.maximum(clean_I, 1)
+    shape = (int(noisy_P.sum()), probe_PD.shape[1])
+    noise_ND = np.random.default_rng(seed).uniform(-_NOISE_AMPLITUDE, _NOISE_AMPLITUDE, shape)
+    replacement_ND = _normalised(_normalised(sum_ID[identity_P[noisy_P]]) + noise_ND)
+    probe_PD[noisy_P] = replacement_ND * length_I[identity_P[noisy_P], None]
+    return probe_PD
+
+
+def _normalised(rows_ND: np.ndarray) -> np.ndarray:
+    return rows_ND / np.linalg.norm(rows_ND, axis=1, keepdims=True)
+
+
+# column -> identity (canonical name) -> value
+Attributes = dict[str, dict[str, str]]
+
+
+def read_attributes(path: Path, identity: str, columns: Sequence[str] | None) -> Attributes:
+    """Returns the values of `columns` (None: all but `identity`) by the identity in column `identity` of a CSV file.
+
+    Raises UserError naming the file, the missing column, or the identity with two different values.
+    """
+    rows = read_table(path, (identity, *(columns or ())))
+    names = [name for name in rows.columns if name != identity] if columns is None else list(columns)
+    people = [canonical_name(name) for name in rows.columns[identity]]
+    table: Attributes = {name: {} for name in names}
+    for name in names:
+        for row, value in enumerate(rows.columns[name]):
+            if value and table[name].setdefault(people[row], value) != value:
+                person = rows.columns[identity][row]
+                raise UserError(f"{path}: line {rows.line_N[row]} gives {person!r} a second {name}: {value!r}")
+    return table
+
+
+def read_names(path: Path, column: str = "name") -> set[str]:
+    """Returns the canonical names in one column of a CSV file. Raises UserError naming the file."""
+    return {canonical_name(name) for name in read_table(path, (column,)).columns[column] if name.strip()}
+
+
+def attribute_groups(
+    attributes: Attributes, identity_P: np.ndarray, names: Sequence[str]
+) -> tuple[list[ProbeGroup], list[str]]:
+    """Returns a group for each value of each column among the probe identities, and notes on missing values.
+
+    `identity_P` indexes `names`. Raises UserError if a column has too many values for a grouping.
+    """
+    groups, notes = [], []
+    for column, value_of in attributes.items():
+        value_I = [value_of.get(canonical_name(name), "") for name in names]
+        # Gender keeps the order of its files, male before female; other columns are sorted.
+        values = [value for value in ("male", "female") if column == "gender" and value in value_of.values()]
+        values += sorted(set(value_I) - set(values) - {""})
+        if len(values) > MAX_GROUP_VALUES:
+            raise UserError(
+                f"attribute column {column!r} has {len(values)} values, more than {MAX_GROUP_VALUES}: list the columns to use"
+            )
+        for value in values:
+            member_I = np.array([identity_value == value for identity_value in value_I], dtype=bool)
+            groups.append(ProbeGroup(value, column, member_I[identity_P]))
+        if missing := value_I.count(""):
+            notes.append(f"{missing} of {len(names)} probe identities have no {column} and are in none of its groups.")
+    return groups, notes

@@ -5,11 +5,10 @@ import typing
 import pytest
 from pydantic import BaseModel
 
-from eval_megaface.config import Kind
 from facelt.cli.embed import embed
 from facelt.cli.evaluate import evaluate
 from facelt.config import registry
-from facelt.config.audit import AuditConfig, TrainingConfig
+from facelt.config.audit import AuditConfig, EmbeddingKind, TrainingConfig
 from facelt.config.registry import METHODS, SAMPLERS, Registry
 from facelt.config.train import LrMultipliers, Part
 from facelt.data.cifar import _PROFILES, CIFAR_FILES, CifarData
@@ -59,7 +58,7 @@ def test_a_registry_finds_its_implementations_by_itself(name):
         (HEAD_VARIANTS, allowed(DynamicMetaSettings, "variant")),
         (typing.get_args(UpdateRule), allowed(DynamicMetaSettings, "centroid_update")),
         ((*NETWORK_PARTS, "head"), set(typing.get_args(Part))),
-        (EMBEDDING_KINDS, set(typing.get_args(Kind))),
+        (EMBEDDING_KINDS, set(typing.get_args(EmbeddingKind))),
         (STORE_DTYPES, option(embed, "dtype")),
         (SHOT_CONVENTIONS, option(evaluate, "convention")),
         (SWEEPS, option(evaluate, "sweep")),

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from facelt.report.schema import OptionalRate, Report, ReportPart
+from facelt.report.schema import OptionalRate, ReportModel, ReportPart
 
 
 class Provenance(ReportPart):
@@ -82,7 +82,7 @@ class AuditThreshold(ReportPart):
     supported: bool | None
 
 
-class IntervalCoverage(ReportPart):
+class CoverageSummary(ReportPart):
     """Measured coverage of such intervals in simulations: the mean and the lowest."""
 
     mean: float
@@ -100,7 +100,7 @@ class AuditRate(ReportPart):
     identities: int
     effective: float | None
     small: bool
-    coverage: IntervalCoverage | None
+    coverage: CoverageSummary | None
 
 
 class OwnThreshold(ReportPart):
@@ -271,7 +271,7 @@ class ConditionResult(ReportPart):
     undecided: str | None
 
 
-class AuditReport(Report):
+class AuditReport(ReportModel):
     """Report of `facelt audit`; a training record alone has no `subject`."""
 
     schema_name: Literal["facelt.audit/1"] = Field("facelt.audit/1", alias="schema")

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from facelt.report.schema import OptionalRate, Report, ReportPart
+from facelt.report.schema import OptionalRate, ReportModel, ReportPart
 
 
 class ScoreCurve(ReportPart):
@@ -24,7 +24,7 @@ class NoiseCounts(ReportPart):
     probes_replaced: int
 
 
-class SuiteSummary(ReportPart):
+class MegafaceSuite(ReportPart):
     """Size of the measured suite, and the SHA-256 of its files."""
 
     probes: int
@@ -111,7 +111,7 @@ class VerificationPoint(ReportPart):
     reason: str | None
 
 
-class VerificationRates(ReportPart):
+class VerificationResult(ReportPart):
     """Verification of one model and kind; `resolution` bounds the error of a threshold."""
 
     model: str
@@ -129,7 +129,7 @@ class VerificationSection(ReportPart):
     nonmated: int
     distractors: int
     smallest_far: OptionalRate
-    rates: list[VerificationRates]
+    rates: list[VerificationResult]
 
 
 class HalfPoint(ReportPart):
@@ -159,7 +159,7 @@ class OpenSetCurve(ReportPart):
     fnir: list[float]
 
 
-class OpenSetRates(ReportPart):
+class OpenSetResult(ReportPart):
     """Open-set identification of one model, kind and score (similarity or reachability)."""
 
     model: str
@@ -188,16 +188,16 @@ class OpenSetSection(ReportPart):
     distractors: int
     halves: list[HalfCounts]
     smallest_fpir: OptionalRate
-    rates: list[OpenSetRates]
+    rates: list[OpenSetResult]
 
 
-class MegafaceReport(Report):
+class MegafaceReport(ReportModel):
     """Report of `facelt megaface`; `models` describes each model's files as their stores do."""
 
     schema_name: Literal["facelt.megaface/1"] = Field("facelt.megaface/1", alias="schema")
     title: str
     notes: list[str]
-    suite: SuiteSummary
+    suite: MegafaceSuite
     shots: ShotsSummary
     interval: IntervalSummary
     rows: list[MegafaceRow]

@@ -14,11 +14,11 @@ from facelt.report.megaface_schema import (
     HalfPoint,
     MegafaceReport,
     OpenSetRate,
-    OpenSetRates,
+    OpenSetResult,
     OpenSetSection,
     ScoreCurve,
     VerificationPoint,
-    VerificationRates,
+    VerificationResult,
     VerificationSection,
 )
 from facelt.report.plots import TradeoffCurve, det_plot, open_set_plot
@@ -117,9 +117,9 @@ def _table(
     if not section:
         return None
 
-    def row(rates: VerificationRates | OpenSetRates) -> ThresholdRow:
+    def row(rates: VerificationResult | OpenSetResult) -> ThresholdRow:
         style = styles.get((rates.model, rates.kind), Style())
-        score = rates.score if isinstance(rates, OpenSetRates) else ""
+        score = rates.score if isinstance(rates, OpenSetResult) else ""
         if score == "reachability":
             # The model's colour with another dash and marker.
             style = Style(style.colour, (style.look + 2) % len(MARKERS))
@@ -161,7 +161,7 @@ def _values(part: object, keys: Sequence[str]) -> list:
 
 
 def _curve_table(
-    all_rates: Sequence[VerificationRates | OpenSetRates], keys: Sequence[str], curve: str, curve_keys: Sequence[str]
+    all_rates: Sequence[VerificationResult | OpenSetResult], keys: Sequence[str], curve: str, curve_keys: Sequence[str]
 ) -> Table:
     rows = [
         [*_values(rates, keys), *point]

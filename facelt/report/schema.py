@@ -20,7 +20,7 @@ class ReportPart(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class Report(ReportPart):
+class ReportModel(ReportPart):
     """Base class of all reports."""
 
     @classmethod
@@ -126,7 +126,7 @@ class _EvaluatedSplit(ReportPart):
     convention: str
 
 
-class EvaluationReport(Report, _Accuracies, _EvaluatedSplit):
+class EvaluationReport(ReportModel, _Accuracies, _EvaluatedSplit):
     """Report of `facelt evaluate`."""
 
     macro_f: OptionalRate
@@ -174,7 +174,7 @@ class PairSetResult(ReportPart):
     points: list[PairPoint]
 
 
-class VerificationReport(Report):
+class VerificationReport(ReportModel):
     """Report of `facelt verify`."""
 
     schema_name: Literal["facelt.verification/1"] = Field("facelt.verification/1", alias="schema")

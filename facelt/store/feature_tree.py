@@ -155,6 +155,11 @@ class FeatureTree:
         return value_ND
 
 
+def feature_dimension(size: int) -> int:
+    """Returns the number of values in a feature file of `size` bytes."""
+    return (size - _HEADER_BYTES) // _VALUE_DTYPE.itemsize
+
+
 def size_inside_root(path: Path, root: Path) -> int | None:
     """Returns the size of a file under `root`, None if there is none. Raises UserError if a link leaves the root."""
     try:

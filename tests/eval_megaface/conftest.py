@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from eval_megaface.config import MegafaceConfig
-from eval_megaface.evaluate import evaluate
+from eval_megaface.evaluate import evaluate_megaface
 from facelt.config.loading import load_config
 from facelt.store.store import StoreWriter
 
@@ -81,7 +81,7 @@ class SmallSuite:
 
     def run(self, *overrides, **changes):
         """The report of the configuration with these changes."""
-        return evaluate(load_config(self.write_config(**changes), MegafaceConfig, overrides)).json_values()
+        return evaluate_megaface(load_config(self.write_config(**changes), MegafaceConfig, overrides)).json_values()
 
     def write_config(self, **changes):
         """The configuration as a YAML file."""

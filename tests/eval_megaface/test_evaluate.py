@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from eval_megaface.config import MegafaceConfig
-from eval_megaface.evaluate import evaluate
+from eval_megaface.evaluate import evaluate_megaface
 from facelt.errors import UserError
 from tests.feature_files import write_feature
 
@@ -31,7 +31,7 @@ def test_golden_tree_exactly(golden, tmp_path):
         "noise": {"mode": "raw"},
         "interval": {"replicates": 20},
     }
-    report = evaluate(MegafaceConfig.model_validate(config)).json_values()
+    report = evaluate_megaface(MegafaceConfig.model_validate(config)).json_values()
     expected = json.loads((folder / "expected.json").read_text())
     (cmc,) = report["cmc"]
     for rank, rate in expected["rank_accuracy"].items():
@@ -47,7 +47,7 @@ def test_golden_tree_exactly(golden, tmp_path):
 @pytest.mark.parametrize("threshold", ["0.7", "0.5", "0.4", "0.35"])
 def test_real_embeddings(real_data, real_config, mode, threshold):
     changes = {"ranks": [1, 10], "noise": {"mode": mode}, "shots": {"threshold": float(threshold)}}
-    report = evaluate(MegafaceConfig.model_validate(real_config | changes)).json_values()
+    report = evaluate_megaface(MegafaceConfig.model_validate(real_config | changes)).json_values()
     expected = json.loads((real_data / "faces/megaface/expected.json").read_text())["modes"][mode][threshold]
     first, tenth = report["rows"]
     assert (first["rank"], first["distractors"], tenth["rank"]) == (1, 6757, 10)
@@ -195,7 +195,9 @@ def test_kinds_can_be_chosen_and_must_exist(small, second):
     del models["plain"]
     report = small.run("kinds=[meta]", models=models)
     assert [row["kind"] for row in report["rows"]] == ["meta"]
-    with pytest.raises(UserError, match="model 'plain' has no 'meta' for probes and distractors; both hold direct"):
+    with pytest.raises(
+        UserError, match="model 'plain' has no 'meta' for both probes and distractors; they have direct in common"
+    ):
         small.run("kinds=[meta]")
 
 

@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 
 from eval_megaface import sources
 from eval_megaface.config import MegafaceConfig
-from eval_megaface.evaluate import evaluate
+from eval_megaface.evaluate import evaluate_megaface
 from eval_megaface.run import main
-from eval_megaface.sources import StoreSource, TreeSource, fingerprint, repeats, scan
+from eval_megaface.sources import StoreSource, TreeSource, content_hash, find_repeats, scan_rows
 from facelt.config.loading import load_config
 from facelt.errors import UserError
 from tests.feature_files import write_feature
 
 
 def run(small, *overrides, **changes):
-    return evaluate(load_config(small.write_config(**changes), MegafaceConfig, overrides)).json_values()
+    return evaluate_megaface(load_config(small.write_config(**changes), MegafaceConfig, overrides)).json_values()
 
 
 @settings(max_examples=40, deadline=None)
@@ -29,8 +29,8 @@ def test_scan_equals_a_plain_look(seed, rows, dimension, dtype):
     value_ND[random.random((rows + 1, dimension)) < 0.05] = random.choice([np.nan, np.inf, -np.inf, -0.0])
     row_N = random.permutation(rows + 1)[:rows]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "CHUNK", 7)
-        finite_N, nonzero_N, hash_N = scan(value_ND, row_N)
+        patch.setattr(sources, "_SCAN_ROWS", 7)
+        finite_N, nonzero_N, hash_N = scan_rows(value_ND, row_N)
     chosen_ND = value_ND[row_N]
     np.testing.assert_array_equal(finite_N, np.isfinite(chosen_ND).all(axis=1))
     np.testing.assert_array_equal(nonzero_N, (chosen_ND != 0).any(axis=1))
@@ -38,21 +38,22 @@ def test_scan_equals_a_plain_look(seed, rows, dimension, dtype):
     assert len(set(hash_N.tolist())) == len(set(content))
     first = {}
     plain = {row: first[key] for row, key in enumerate(content) if first.setdefault(key, row) != row}
-    found = repeats(hash_N, value_ND, row_N)
+    found = find_repeats(hash_N, value_ND, row_N)
     finite = {row: other for row, other in plain.items() if finite_N[row]}
     assert {row: other for row, other in found.items() if finite_N[row]} == finite
 
 
 def test_equal_hashes_alone_are_no_repeat():
-    assert repeats(np.zeros(3, np.uint64), np.array([[1.0], [2.0], [1.0]], np.float32), np.arange(3)) in ({}, {2: 0})
-    assert repeats(np.zeros(2, np.uint64), np.array([[1.0], [2.0]], np.float32), np.arange(2)) == {}
+    value_ND = np.array([[1.0], [2.0], [1.0]], np.float32)
+    assert find_repeats(np.zeros(3, np.uint64), value_ND, np.arange(3)) in ({}, {2: 0})
+    assert find_repeats(np.zeros(2, np.uint64), value_ND, np.arange(2)) == {}
 
 
 def test_fingerprints_tell_contents_and_borders_apart():
-    a = fingerprint(["ab", "c"], np.arange(3))
-    assert a == fingerprint(["ab", "c"], np.arange(3))
+    a = content_hash(["ab", "c"], np.arange(3))
+    assert a == content_hash(["ab", "c"], np.arange(3))
     others = [(["a", "bc"], np.arange(3)), (["ab", "c"], np.arange(1, 4)), (["c", "ab"], np.arange(3)), (["ab", "c"],)]
-    assert len({a, *(fingerprint(*parts) for parts in others)}) == 5
+    assert len({a, *(content_hash(*parts) for parts in others)}) == 5
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def test_what_is_allowed_is_left_out_for_every_model(small, tree):
     report = run(small, "allow_missing=5", models=models)
     assert report["suite"]["distractors"] == 23
     assert report["curves"][0]["rate"] == report["curves"][1]["rate"]
-    assert "5 listed distractors without a usable embedding are left out for every model." in report["notes"]
+    assert "5 listed distractors without a usable embedding are excluded for every model." in report["notes"]
     assert report["models"]["tree"]["distractors"]["coverage"] == {
         "direct": {"listed": 28, "usable": 23, "repeated": 0}
     }
@@ -116,7 +117,7 @@ def test_a_probe_can_be_left_out(small, tree):
     (small.root / f"tree_probes/{small.probes[0]}_x.bin").unlink()
     report = run(small, "allow_missing=1", models=tree)
     assert report["suite"]["probes"] == 7
-    assert "1 listed probes without a usable embedding are left out for every model." in report["notes"]
+    assert "1 listed probes without a usable embedding are excluded for every model." in report["notes"]
 
 
 def test_only_names_are_bounded(small, tree):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from eval_megaface.suite import attribute_groups, read_attributes, read_gender, read_names
+from eval_megaface.suite import attribute_groups, read_attributes, read_names
 from facelt.errors import UserError
-from facelt.store.attributes import canonical_name
+from facelt.store.attributes import actor_gender, canonical_name
 
 
 def test_canonical_names():
@@ -20,7 +20,7 @@ def test_canonical_names():
 
 def test_real_files_cover_every_probe(real_data):
     suite = real_data / "faces/megaface"
-    gender = read_gender(suite / "facescrub_actors.txt", suite / "facescrub_actresses.txt")["gender"]
+    gender = actor_gender(suite / "facescrub_actors.txt", suite / "facescrub_actresses.txt")
     folders = sorted(path.name for path in (suite / "facescrub_images").iterdir())
     groups, notes = attribute_groups({"gender": gender}, np.arange(len(folders)), folders)
     assert [(group.name, group.group, int(group.mask_P.sum())) for group in groups] == [
@@ -33,15 +33,15 @@ def test_real_files_cover_every_probe(real_data):
 def test_gender_files(tmp_path):
     (tmp_path / "a").write_text("name\tid\nBob Ray\t1\nBob Ray\t2\n")
     (tmp_path / "b").write_text("name\tid\nAnn\t1\n")
-    assert read_gender(tmp_path / "a", tmp_path / "b") == {"gender": {"bob_ray": "male", "ann": "female"}}
+    assert actor_gender(tmp_path / "a", tmp_path / "b") == {"bob_ray": "male", "ann": "female"}
     (tmp_path / "b").write_text("name\tid\nBOB_RAY\t1\n")
     with pytest.raises(UserError, match="'bob_ray' is also in a"):
-        read_gender(tmp_path / "a", tmp_path / "b")
+        actor_gender(tmp_path / "a", tmp_path / "b")
     (tmp_path / "b").write_text("Ann\t1\n")
     with pytest.raises(UserError, match="must begin with the column 'name'"):
-        read_gender(tmp_path / "a", tmp_path / "b")
+        actor_gender(tmp_path / "a", tmp_path / "b")
     with pytest.raises(UserError, match="cannot be read"):
-        read_gender(tmp_path / "a", tmp_path / "none")
+        actor_gender(tmp_path / "a", tmp_path / "none")
 
 
 def test_attributes(tmp_path):

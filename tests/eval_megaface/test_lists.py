@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from eval_megaface.suite import find_distractor_lists, nest
+from eval_megaface.suite import build_galleries, find_distractor_lists
 from facelt.errors import UserError
 from facelt.store.feature_tree import probe_identity, read_features_list
 
@@ -64,7 +64,7 @@ def test_finding_lists(folder, place):
         (100, 2): "mf_json_100_2",
     }
     assert list(find_distractor_lists(place, folder, [100, 10], [2])) == [(10, 2), (100, 2)]
-    with pytest.raises(UserError, match=r"no list of 10 distractors, set 3; there are 10_1, 10_2, 100_1, 100_2"):
+    with pytest.raises(UserError, match=r"no list of 10 distractors, set 3; it has 10_1, 10_2, 100_1, 100_2"):
         find_distractor_lists(place, folder, None, [3])
 
 
@@ -80,12 +80,12 @@ def test_lists_that_are_not_there(folder):
 
 def test_nested_lists_make_one_gallery_in_any_order():
     lists = {(2, 1): ["c", "a"], (3, 1): ["a", "b", "c"], (5, 1): ["e", "d", "c", "b", "a"]}
-    (gallery,) = nest(lists)
-    assert gallery.cuts == [(2, 1, 2), (3, 1, 3), (5, 1, 5)]
+    (gallery,) = build_galleries(lists)
+    assert gallery.prefixes == [(2, 1, 2), (3, 1, 3), (5, 1, 5)]
     assert gallery.paths == ["c", "a", "b", "e", "d"]
 
 
 def test_lists_that_do_not_nest_are_searched_apart():
-    galleries = nest({(2, 1): ["a", "b"], (3, 1): ["b", "c", "d"], (2, 2): ["a", "b"]})
+    galleries = build_galleries({(2, 1): ["a", "b"], (3, 1): ["b", "c", "d"], (2, 2): ["a", "b"]})
     assert [gallery.paths for gallery in galleries] == [["a", "b"], ["b", "c", "d"], ["a", "b"]]
-    assert [gallery.cuts for gallery in galleries] == [[(2, 1, 2)], [(3, 1, 3)], [(2, 2, 2)]]
+    assert [gallery.prefixes for gallery in galleries] == [[(2, 1, 2)], [(3, 1, 3)], [(2, 2, 2)]]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from eval_megaface.config import MegafaceConfig
-from eval_megaface.evaluate import evaluate
+from eval_megaface.evaluate import evaluate_megaface
 from facelt.errors import UserError
 from facelt.identification.open_set import open_set_searches
 from facelt.search.search import Search
@@ -12,7 +12,9 @@ from facelt.store.store import StoreWriter
 
 
 def test_real_embeddings(real_config):
-    report = evaluate(MegafaceConfig.model_validate(real_config | {"open_set": {"rank": 1, "seed": 0}})).json_values()
+    report = evaluate_megaface(
+        MegafaceConfig.model_validate(real_config | {"open_set": {"rank": 1, "seed": 0}})
+    ).json_values()
     section = report["open_set"]
     assert (section["rank"], section["seed"], section["distractors"]) == (1, 0, 6732)
     assert section["enrolment"].startswith("one image of each enrolled identity, drawn with the seed")
@@ -70,7 +72,7 @@ def test_reachability_where_the_store_has_it(real_config, real_data, tmp_path):
     add_reachability(tmp_path / "familiar", paths, probe_PD, reachability_P)
     real_config["models"]["mobile"] |= {"probes": tmp_path / "familiar"}
     changes = {"noise": {"mode": "raw"}, "open_set": {"seed": 4}}
-    section = evaluate(MegafaceConfig.model_validate(real_config | changes)).json_values()["open_set"]
+    section = evaluate_megaface(MegafaceConfig.model_validate(real_config | changes)).json_values()["open_set"]
     assert [one["score"] for one in section["rates"]] == ["similarity", "reachability"]
     _, identity_P = np.unique([path.split("/")[0] for path in paths], return_inverse=True)
     halves = open_set_searches(probe_PD, identity_P, distractor_GD, seed=4, cosine=True).halves
@@ -112,7 +114,10 @@ def test_a_reachability_that_is_not_finite_is_refused_before_the_search(small, f
 def test_replaced_probes_have_no_reachability(small, familiar):
     report = small.run("open_set={}", "noise.mode=insightface", models=familiar(np.arange(9)))
     assert [one["score"] for one in report["open_set"]["rates"]] == ["similarity"]
-    assert "plain: replaced probes have no reachability, so open-set search by it is not measured." in report["notes"]
+    assert (
+        "plain: replaced probes have no reachability, so open-set search by reachability is not measured."
+        in report["notes"]
+    )
 
 
 def test_too_few_searches_have_no_figure(small):

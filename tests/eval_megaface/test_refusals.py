@@ -53,7 +53,7 @@ def test_a_zero_row_is_named(small):
 
 def test_other_mistakes_are_named(small, write_list):
     write_list(small.root / "lists/megaface_features_list.json_40_1", [*small.distractors, "x/y.jpg"])
-    with pytest.raises(UserError, match="lists 31 distractors, its name says 40"):
+    with pytest.raises(UserError, match="lists 31 distractors, but its name gives 40"):
         small.run()
     write_list(small.root / "lists/megaface_features_list.json_31_1", [*small.distractors, "x/y.jpg"])
     (small.root / "lists/megaface_features_list.json_40_1").unlink()
@@ -68,5 +68,5 @@ def test_stores_of_two_models_do_not_mix(small, write_store):
     write_store(small.root / "wide", small.distractors, {"direct": small.unit(np.ones((30, 9)))})
     models = small.config()["models"]
     models["plain"]["distractors"] = str(small.root / "wide")
-    with pytest.raises(UserError, match=r"wide: embeddings have 9 values, those in .*probes 6"):
+    with pytest.raises(UserError, match=r"wide: embeddings have 9 values, those in .*probes have 6"):
         small.run(models=models)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from eval_megaface import protocol
-from eval_megaface.protocol import Parts
+from eval_megaface.protocol import ResultCache
 from facelt.errors import UserError
 from facelt.search.search import Search
 
@@ -93,9 +93,9 @@ def test_a_damaged_part_is_named(small):
 def test_parts_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write .*npz"):
-        Parts(tmp_path / "file/parts").get({"a": 1}, lambda: {"x_N": np.ones(2)})
-    reader = Parts(tmp_path / "parts", writes=False)
-    assert reader.get({"a": 1}, lambda: {"x_N": np.ones(2)})["x_N"].tolist() == [1, 1]
+        ResultCache(tmp_path / "file/parts").save({"a": 1}, {"x_N": np.ones(2)})
+    reader = ResultCache(tmp_path / "parts", writes=False)
+    assert reader.save({"a": 1}, {"x_N": np.ones(2)})["x_N"].tolist() == [1, 1]
     assert not (tmp_path / "parts").exists()
 
 

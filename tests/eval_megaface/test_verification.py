@@ -7,7 +7,7 @@ import pytest
 
 from eval_megaface import thresholds as thresholds_module
 from eval_megaface.config import MegafaceConfig
-from eval_megaface.evaluate import evaluate
+from eval_megaface.evaluate import evaluate_megaface
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def tars(section):
 
 
 def test_real_embeddings(real_config):
-    report = evaluate(MegafaceConfig.model_validate(real_config | {"verification": True})).json_values()
+    report = evaluate_megaface(MegafaceConfig.model_validate(real_config | {"verification": True})).json_values()
     section = report["verification"]
     assert (section["mated"], section["nonmated"]) == (26202 // 2, 607 * 6732)
     (one,) = section["rates"]
