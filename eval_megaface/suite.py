@@ -331,7 +331,8 @@ def attribute_groups(
         values += sorted(set(value_I) - set(values) - {""})
         if len(values) > MAX_GROUP_VALUES:
             raise UserError(
-                f"attribute column {column!r} has {len(values)} values, more than {MAX_GROUP_VALUES}: list the columns to use"
+                f"attribute column {column!r} has {len(values)} values, more than {MAX_GROUP_VALUES}: "
+                "list the columns to group by"
             )
         for value in values:
             member_I = np.array([identity_value == value for identity_value in value_I], dtype=bool)

@@ -22,7 +22,7 @@ def test_unreadable(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         read_noise_list(tmp_path / "none", stems=True)
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match="not text"):
+    with pytest.raises(UserError, match="not UTF-8 text"):
         read_noise_list(tmp_path / "binary", stems=True)
 
 
