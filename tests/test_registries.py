@@ -11,7 +11,7 @@ from facelt.config import registry
 from facelt.config.audit import AuditConfig, EmbeddingKind, TrainingConfig
 from facelt.config.registry import METHODS, SAMPLERS, Registry
 from facelt.config.train import LrMultipliers, Part
-from facelt.data.cifar import _PROFILES, CIFAR_FILES, CifarData
+from facelt.data.cifar import CIFAR_FILES, PROFILES, CifarData
 from facelt.evaluation.sweeps import SWEEPS
 from facelt.heads.dynamic_meta import HEAD_VARIANTS
 from facelt.heads.memory import UpdateRule
@@ -64,7 +64,7 @@ def test_a_registry_finds_its_implementations_by_itself(name):
         (SWEEPS, option(evaluate, "sweep")),
         (SHOT_CONVENTIONS, allowed(TrainingConfig, "convention")),
         (EMBEDDING_KINDS, allowed(AuditConfig, "kind")),
-        (_PROFILES, allowed(CifarData, "profile")),
+        (PROFILES, allowed(CifarData, "profile")),
         (CIFAR_FILES, allowed(CifarData, "classes")),
     ],
     ids=lambda value: ",".join(sorted(map(str, value))) if isinstance(value, set) else "",

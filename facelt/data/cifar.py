@@ -132,7 +132,7 @@ def read_cifar_file(path: Path, label_key: str, num_classes: int) -> tuple[np.nd
     return np.ascontiguousarray(image_N3HW.transpose(0, 2, 3, 1)), np.array(labels, dtype=np.int64)
 
 
-_PROFILES = {"exponential": exponential_counts, "step": step_counts}
+PROFILES = {"exponential": exponential_counts, "step": step_counts}
 """Profile -> function (num_classes, imbalance, images of the largest class) -> images to keep of each class [C]."""
 
 
@@ -191,7 +191,7 @@ def long_tailed_members(dataset: RecordDataset | CifarDataset, profile: str, imb
     Raises UserError if a class has too few images.
     """
     counts_C = np.bincount(dataset.labels, minlength=dataset.num_classes)
-    target_C = _PROFILES[profile](dataset.num_classes, imbalance, int(counts_C.max()))
+    target_C = PROFILES[profile](dataset.num_classes, imbalance, int(counts_C.max()))
     if (short_C := counts_C < target_C).any():
         label = int(np.argmax(short_C))
         raise UserError(

@@ -96,7 +96,7 @@ def test_options_that_do_not_go_together(refused, finished_run, tiny_pairs, tmp_
 
 def test_files_that_are_wrong_are_named(refused, finished_run, tiny_pairs, tmp_path):
     words = ("--checkpoint", finished_run, "--workers", 0, "--set", tiny_pairs, "--set")
-    assert "absent.bin: cannot be read" in refused(*words, tmp_path / "absent.bin")
+    assert "absent.bin: cannot read the file" in refused(*words, tmp_path / "absent.bin")
     canary = tmp_path / "canary"
 
     class Runs:
@@ -104,11 +104,11 @@ def test_files_that_are_wrong_are_named(refused, finished_run, tiny_pairs, tmp_p
             return os.mkdir, (str(canary),)
 
     (tmp_path / "bad.bin").write_bytes(pickle.dumps(([Runs()], [])))
-    assert "bad.bin: no verification set (it asks for posix.mkdir" in refused(*words, tmp_path / "bad.bin")
+    assert "bad.bin: not a verification set (posix.mkdir is not allowed" in refused(*words, tmp_path / "bad.bin")
     assert not canary.exists()
     images, same = pickle.loads(tiny_pairs.read_bytes())
     (tmp_path / "bad.bin").write_bytes(pickle.dumps((images[:-2], same)))
-    assert "bad.bin: 38 images and 20 answers do not fit each other" in refused(*words, tmp_path / "bad.bin")
+    assert "bad.bin: 38 images for 20 pairs, expected two a pair" in refused(*words, tmp_path / "bad.bin")
     (tmp_path / "bad.bin").write_bytes(pickle.dumps(([b"nothing", *images[1:]], same)))
     message = refused(*words, tmp_path / "bad.bin")
     assert "1 images cannot be used, a verification set allows 0: bad.bin:0: not a JPEG" in message

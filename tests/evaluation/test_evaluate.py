@@ -56,7 +56,8 @@ def trained(lists, recipe, tmp_path_factory):
         if name not in made:
             lines = [f"{NAMES[label]}/{n:02}.png {label}" for label, count in enumerate(counts) for n in range(count)]
             (lists / f"{name}.txt").write_text("\n".join(lines))
-            splits = {split: str(lists / f"{split}.txt") for split in ("validation", "test", "open")}
+            splits = {split: str(lists / f"{split}.txt") for split in ("validation", "test")}
+            splits["open_set"] = str(lists / "open.txt")
             data = {"kind": "list", "root": str(lists / "images"), "train": str(lists / f"{name}.txt"), **splits}
             values = recipe(
                 tmp_path_factory.mktemp("runs") / name, data={**data, "crop": 16, "resize": 16, "workers": 0}

@@ -35,7 +35,7 @@ def listed_run(train, recipe, tmp_path_factory):
             cv2.imwrite(str(folder / name), pixels)
         (folder / f"{split}.txt").write_text("".join(f"{name} {label}\n" for name, label in lists[split].items()))
     data = {"kind": "list", "root": str(folder), "crop": 32, "resize": 32, "workers": 0}
-    data |= {split: str(folder / f"{split}.txt") for split in COUNTS}
+    data |= {"open_set" if split == "open" else split: str(folder / f"{split}.txt") for split in COUNTS}
     stages = [{**stage, "epochs": 1} for stage in recipe(folder / "run")["stages"]]
     run = train(folder / "run", data=data, stages=stages, optim={"lr": 0.02, "batch": 16})
     return run, lists, folder

@@ -151,8 +151,8 @@ def test_a_network_that_diverged_tells_no_pair(recipe, tiny_pairs, tmp_path, fin
 @pytest.mark.parametrize(
     ("payload", "reason"),
     [
-        (b"nothing", "no verification set"),
-        ((lambda images, same: (images[:-1], same)), "39 images and 20 answers do not fit"),
+        (b"nothing", "not a verification set"),
+        ((lambda images, same: (images[:-1], same)), "39 images for 20 pairs"),
         ((lambda images, same: (images[:18], same[:9])), "there are 9 pairs, fewer than the 10 folds"),
         ((lambda images, same: (images, [False] * 20)), "none of the 20 pairs is mated"),
         ((lambda images, same: ([*images[:-1], b"no image"], same)), r"tiny\.bin:39: not a JPEG"),

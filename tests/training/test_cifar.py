@@ -116,7 +116,9 @@ def test_unknown_images_are_splits_and_the_first_of_all_are_for_tuning(cifar, se
 @pytest.mark.parametrize("tuning", [7, 1000])
 def test_tuning_must_leave_some(section, unknown, tuning):
     config = CifarData.model_validate({**section, "open_set": str(unknown[0]), "tuning": tuning})
-    with pytest.raises(UserError, match=rf"^data\.tuning: {tuning} of 30 test images and 7 in .* leave none; lower it"):
+    with pytest.raises(
+        UserError, match=rf"^data\.tuning: {tuning} of 30 test images and 7 in .* leave none to test; lower it"
+    ):
         config.open(seed=0)
 
 

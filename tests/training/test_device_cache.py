@@ -37,7 +37,7 @@ def test_too_many_images_stop_before_any_step(cached_data, train, tmp_path, monk
 
 def test_a_list_cannot_be_cached(recipe, tmp_path):
     data = {"kind": "list", "root": ".", "train": "list.txt", "cache_on_device": True}
-    with pytest.raises(ValueError, match="cannot cache them; only record and cifar data can"):
+    with pytest.raises(ValueError, match="cannot cache them; set it to false"):
         TrainConfig.model_validate(recipe(tmp_path, data=data))
 
 
