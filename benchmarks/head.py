@@ -1,8 +1,8 @@
-"""The dynamic meta-embedding head beside the matrix products it cannot avoid, and beside the expanded formula.
+"""Time of the dynamic meta-embedding head, compared with its matrix products and with the expanded formula.
 
 python benchmarks/head.py [--identities 74500] [--dim 512] [--batch 64] [--expanded-identities 10000]
 
-Prints one JSON object a line. A ratio is of the best rounds of two programs that take turns in one run.
+Prints one JSON object per line. Two programs alternate in one run; a ratio is that of their best rounds.
 
 B batch, C identities, D feature.
 """
@@ -23,7 +23,7 @@ from facelt.losses.centroids import discriminative_centroids_loss
 
 
 def head_step(identities: int, dim: int, batch: int) -> Callable[[], None]:
-    """Forward and backward of the head with its losses, memory and classifier learned as the released code does."""
+    """Forward and backward of the head with its losses; memory and classifier are trained as in the released code."""
     memory = IdentityMemory(identities, dim)
     memory.centroid_CD.data.normal_()
     memory.filled_C.fill_(True)
@@ -56,14 +56,14 @@ def cosine_step(identities: int, dim: int, batch: int) -> Callable[[], None]:
 
 
 def products(identities: int, dim: int, batch: int) -> Callable[[], None]:
-    """4 products forward (hallucinator, read-out, distances, classifier) and 5 backward, nothing else."""
+    """Only the matrix products: 4 forward (hallucinator, readout, distances, classifier) and 5 backward."""
     thin_BD, wide_BC, rows_CD = torch.randn(batch, dim), torch.randn(batch, identities), torch.randn(identities, dim)
 
     def step() -> None:
         for _ in range(3):
             thin_BD @ rows_CD.t()
         wide_BC @ rows_CD
-        # Backward: features of hallucinator and classifier, coefficients of the read-out, weights of both.
+        # Backward: features of hallucinator and classifier, coefficients of the readout, weights of both.
         for _ in range(2):
             wide_BC @ rows_CD
             wide_BC.t() @ thin_BD
@@ -92,15 +92,15 @@ def expanded(identities: int, dim: int, batch: int) -> Callable[[], None]:
     return step
 
 
-def compare(name: str, one: Callable[[], None], other: Callable[[], None], rounds: int) -> dict:
-    """Best seconds of both, taking turns, and how many times the second's the first takes."""
-    one(), other()
+def compare(name: str, first: Callable[[], None], second: Callable[[], None], rounds: int) -> dict:
+    """Best seconds of both, alternating, and the ratio of the first to the second."""
+    first(), second()
     best = [float("inf"), float("inf")]
     for _ in range(rounds):
-        for place, step in enumerate((one, other)):
+        for index, step in enumerate((first, second)):
             started = time.perf_counter()
             step()
-            best[place] = min(best[place], time.perf_counter() - started)
+            best[index] = min(best[index], time.perf_counter() - started)
     return {"compared": name, "first_s": best[0], "second_s": best[1], "ratio": best[0] / best[1]}
 
 

@@ -1,12 +1,12 @@
-"""The memory stage's step beside the same step with a plain cosine classifier, and beside the network alone.
+"""Time of a memory-stage step, compared with a plain cosine classifier's and with the network alone.
 
-python benchmarks/memory_stage.py --device cuda                                      # what the project promises
+python benchmarks/memory_stage.py --device cuda                                      # the documented figures
 python benchmarks/memory_stage.py --backbone resnet10 --batch 16 --identities 2000 --precision float32 --compile off
 python benchmarks/memory_stage.py --account                                          # bytes and FLOPs, no timing
 
-All programs take turns in one run, each with and without channels-last memory and a compiled backbone
-(`--channels-last` and `--compile`: on, off or both). A figure is the best round's; a ratio is of two such figures. One
-JSON object a line.
+All programs alternate in one run, each with and without channels-last memory and a compiled backbone
+(`--channels-last` and `--compile`: on, off or both). Figures are those of the best round; a ratio is of two figures.
+Prints one JSON object per line.
 """
 
 import argparse
@@ -39,7 +39,7 @@ SWITCH = {"on": (True,), "off": (False,), "both": (True, False)}
 
 
 class NetworkAlone(Method):
-    """A network without a head: the mean square of its features stands for a loss."""
+    """A network without a head; the mean square of its features is the loss."""
 
     def sampler_specs(self):
         return (SamplerSpec("instance"),)
@@ -108,7 +108,7 @@ def make_step(program: str, channels_last: bool, compiled: bool, arguments: argp
 
 
 def timed(step: Callable[[], None], steps: int, device: str) -> float:
-    """Seconds of so many steps."""
+    """Seconds of `steps` steps."""
     wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
     wait()
     started = time.perf_counter()
@@ -137,9 +137,9 @@ def measure(arguments: argparse.Namespace) -> None:
         figures = {"seconds": seconds, "images_per_s": arguments.batch / seconds}
         if arguments.device == "cuda":
             figures["peak_gb"] = peak[setting] / 1e9
-        for other in ("cosine classifier", "network alone"):
-            if program != other and program != "network alone":
-                figures[f"times {other}"] = seconds / best[other, channels_last, compiled]
+        for baseline in ("cosine classifier", "network alone"):
+            if program != baseline and program != "network alone":
+                figures[f"times {baseline}"] = seconds / best[baseline, channels_last, compiled]
         if channels_last and (program, False, compiled) in best:
             figures["times rows first"] = seconds / best[program, False, compiled]
         if compiled and (program, channels_last, False) in best:
@@ -147,31 +147,31 @@ def measure(arguments: argparse.Namespace) -> None:
         print(json.dumps({"program": program, "channels_last": channels_last, "compiled": compiled, **figures}))
 
 
-def kept_bytes(method: Method, image_B3HW: torch.Tensor) -> int:
-    """Bytes that autograd keeps of the network's forward pass for its backward pass."""
-    kept: dict[int, torch.Tensor] = {}
+def saved_bytes(method: Method, image_B3HW: torch.Tensor) -> int:
+    """Bytes that autograd saves in the network's forward pass for its backward pass."""
+    saved: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        # Held, so that no storage is freed and its address counted for another one.
-        kept[tensor.untyped_storage().data_ptr()] = tensor
+        # Holding the tensor keeps its storage's address from being reused and counted twice.
+        saved[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         feature_BD = method.features(image_B3HW)
-    total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    total = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
     feature_BD.sum().backward()
     return total
 
 
 def account(arguments: argparse.Namespace) -> None:
-    """What a step of the memory stage keeps and computes, counted on the CPU: exact bytes, FLOPs of products."""
+    """Prints the bytes saved by a memory-stage step and the FLOPs of its products, counted on the CPU."""
     method = build("memory stage", arguments).train()
     method.network.to(memory_format=torch.channels_last)
     method.bf16 = arguments.precision == "bf16"
     side = arguments.side
     image_B3HW = torch.randn(8, 3, side, side).contiguous(memory_format=torch.channels_last)
-    # What is kept whatever the batch, the weights and their copies in bfloat16, is in both.
-    activations = (kept_bytes(method, image_B3HW) - kept_bytes(method, image_B3HW[:4])) / 4
+    # Weights and their bfloat16 copies do not depend on the batch: the difference is that of the activations.
+    activations = (saved_bytes(method, image_B3HW) - saved_bytes(method, image_B3HW[:4])) / 4
     with FlopCounterMode(display=False) as both:
         with FlopCounterMode(display=False) as forward:
             feature_BD = method.features(image_B3HW)
@@ -183,7 +183,7 @@ def account(arguments: argparse.Namespace) -> None:
                 "backbone": arguments.backbone,
                 "side": side,
                 "precision": arguments.precision,
-                "parameters": {part: sum(map(torch.Tensor.numel, own)) for part, own in groups.items()},
+                "parameters": {part: sum(map(torch.Tensor.numel, parameters)) for part, parameters in groups.items()},
                 "memory_values": method.memory.centroid_CD.numel(),
                 "activation_bytes_per_image": activations,
                 "network_gflops_forward_per_image": forward.get_total_flops() / 8e9,
@@ -203,15 +203,15 @@ def main() -> None:
     parser.add_argument("--precision", choices=("bf16", "float32"), default="bf16")
     parser.add_argument("--channels-last", choices=SWITCH, default="both")
     parser.add_argument("--compile", choices=SWITCH, default="both")
-    parser.add_argument("--steps", type=int, default=10, help="of a round")
+    parser.add_argument("--steps", type=int, default=10, help="steps per round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--account", action="store_true", help="count bytes and FLOPs instead of timing")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     if arguments.account:
         return account(arguments)
-    place = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{torch.get_num_threads()} threads"
-    print(json.dumps({"torch": torch.__version__, "on": place, **vars(arguments)}))
+    hardware = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{torch.get_num_threads()} threads"
+    print(json.dumps({"torch": torch.__version__, "on": hardware, **vars(arguments)}))
     return measure(arguments)
 
 

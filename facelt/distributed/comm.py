@@ -110,7 +110,7 @@ class _LinearCollective(torch.autograd.Function):
 def gather_batch(value_b: torch.Tensor, batch_split: BatchSplit) -> torch.Tensor:
     """Returns the rows of all ranks, [B, ...]; their gradient is summed over the ranks.
 
-    Traffic: W * b * D values forward, as many backward.
+    Traffic: W * b * D values forward, the same backward.
     """
     if not is_distributed():
         return value_b
@@ -130,7 +130,7 @@ def gather_replicated(value_b: torch.Tensor, batch_split: BatchSplit) -> torch.T
 def reduce_scatter_batch(value_B: torch.Tensor, batch_split: BatchSplit) -> torch.Tensor:
     """Returns this rank's rows [b, ...] of the sum over ranks of [B, ...].
 
-    Traffic: W * b * D values forward, as many backward.
+    Traffic: W * b * D values forward, the same backward.
     """
     if not is_distributed():
         return value_B

@@ -363,7 +363,7 @@ class ClassifierLogits(ShardedLogits):
     def softmax_readout(self, value_CD: torch.Tensor) -> torch.Tensor:
         """Returns the mean of all classes' values weighted by the softmax, [b, D]; no gradient into the values.
 
-        Traffic: W * b * D values forward, as many backward. Raises ValueError for normalised weights: their gradient
+        Traffic: W * b * D values forward, the same backward. Raises ValueError for normalised weights: their gradient
         would need the logits besides the probabilities.
         """
         if self.weights.normalize:

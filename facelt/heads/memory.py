@@ -59,7 +59,7 @@ class IdentityMemory(nn.Module):
 
     @property
     def is_filled(self) -> bool:
-        """Whether any rank has a centroid; a collective call."""
+        """True if any rank has a centroid; a collective call."""
         return bool(all_reduce(self.filled_C.any().to(torch.uint8), dist.ReduceOp.MAX))
 
     @torch.no_grad()
@@ -116,7 +116,7 @@ class IdentityMemory(nn.Module):
     def read(self, logits: ClassifierLogits) -> torch.Tensor:
         """Returns the memory feature o M, [b, D]; o is the softmax of the logits.
 
-        No gradient flows into the centroids. Traffic: W * b * D values forward, as many backward.
+        No gradient flows into the centroids. Traffic: W * b * D values forward, the same backward.
         """
         return logits.softmax_readout(self.centroid_CD.detach())
 
