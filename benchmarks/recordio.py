@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 from recordio_tools.face_set import FaceRecord
-from recordio_tools.format import FRAME, HEADER, MAGIC
+from recordio_tools.format import FRAME_STRUCT, HEADER_STRUCT, MAGIC
 
 DEFAULT_REC = Path(os.environ.get("FACELT_SHARED", "../shared")) / "data/faces/train/train.rec"
 MXNET_PROGRAM = """
@@ -111,10 +111,10 @@ def write_large(path: Path, images: int, identities: int) -> None:
     key_N = np.arange(1, images + 1)
     fields = [("frame", "<u4", 2), ("flag", "<u4"), ("label", "<f4"), ("id", "<u8"), ("id2", "<u8"), ("image", "<u4")]
     record_N = np.zeros(images, np.dtype(fields))
-    record_N["frame"] = MAGIC, HEADER.size + 4
+    record_N["frame"] = MAGIC, HEADER_STRUCT.size + 4
     record_N["label"], record_N["id"] = label_N, key_N
     record_N.tofile(path)
-    offset_N = np.arange(images) * (FRAME.size + HEADER.size + 4)
+    offset_N = np.arange(images) * (FRAME_STRUCT.size + HEADER_STRUCT.size + 4)
     np.savetxt(path.with_suffix(".idx"), np.stack([key_N, offset_N], axis=1), fmt="%d", delimiter="\t")
     path.with_name("property").write_text(f"{identities},112,112\n")
 

@@ -1,4 +1,4 @@
-"""The InsightFace/MXNet RecordIO format without MXNet: read, write, sample, pack and verify."""
+"""The RecordIO format of InsightFace and MXNet: reading, writing, sampling, packing and verification without MXNet."""
 
 from recordio_tools.errors import RecordIOError
 from recordio_tools.face_set import FaceRecord

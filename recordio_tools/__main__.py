@@ -1,4 +1,4 @@
-"""python -m recordio_tools info | verify | sample | lists | pack | unpack."""
+"""Entry point of `python -m recordio_tools` and the script recordio-tools."""
 
 import sys
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ from recordio_tools.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command; a user's mistake is one line on stderr and exit code 1."""
-    from recordio_tools.cli import app
+    """Runs one command; wrong input is reported in one line on stderr with exit code 1."""
+    from recordio_tools.cli import recordio_app
 
     try:
-        app(args=None if argv is None else list(argv), prog_name="recordio-tools")
+        recordio_app(args=None if argv is None else list(argv), prog_name="recordio-tools")
     except (UserError, OSError) as error:
         print(f"recordio-tools: {error}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -1,9 +1,8 @@
-"""Random draws that are the same on every machine.
+"""Random draws that are bit-identical on every machine.
 
-No library's generator is used, and no function that the C library rounds as it likes: integers are hashed with 64-bit
-arithmetic, and logarithms and powers are computed from operations that IEEE 754 or the decimal module define to the
-last bit. np.log and np.power may differ in that bit between processors, and one bit can change which of two images is
-drawn.
+Integers are hashed with 64-bit arithmetic; logarithms and powers use only operations that IEEE 754 or the decimal
+module define to the last bit. np.log and np.power may differ in that bit between processors, which can change the
+image that is drawn.
 """
 
 import decimal
@@ -11,10 +10,10 @@ from fractions import Fraction
 
 import numpy as np
 
-EXACT = decimal.Context(prec=28)
-SQRT_HALF = 0.7071067811865476
-LN_2 = 0.6931471805599453
-TERMS = 12  # of the series below: |s| <= 0.172, so that the next term lies under 2^-60
+_DECIMAL = decimal.Context(prec=28)
+_SQRT_HALF = 0.7071067811865476
+_LN_2 = 0.6931471805599453
+_TERMS = 12  # of the series for artanh: |s| <= 0.172, so the next term is below 2^-60
 
 
 def hash64(values: np.ndarray, seed: int, stream: int = 0) -> np.ndarray:
@@ -35,36 +34,35 @@ def splitmix64(state: np.ndarray) -> np.ndarray:
         return word ^ (word >> np.uint64(31))
 
 
-def exponentials(hashes: np.ndarray) -> np.ndarray:
-    """A draw from the exponential distribution, float64 >= 0, for each uint64: -ln of a uniform of 53 bits in (0,
-    1]."""
-    return -exact_log(((hashes >> np.uint64(11)) + np.uint64(1)).astype(np.float64) * 2.0**-53)
+def exponential_variates(hashes: np.ndarray) -> np.ndarray:
+    """Returns an exponentially distributed float64 >= 0 for each uint64: -ln of a 53-bit uniform in (0, 1]."""
+    return -portable_log(((hashes >> np.uint64(11)) + np.uint64(1)).astype(np.float64) * 2.0**-53)
 
 
-def exact_log(values: np.ndarray) -> np.ndarray:
-    """Natural logarithm of positive float64, the same bits everywhere, within a few units of the last place.
+def portable_log(values: np.ndarray) -> np.ndarray:
+    """Returns the natural logarithm of positive float64, bit-identical everywhere, to a few units in the last place.
 
-    ln(m 2^k) = k ln 2 + 2 artanh(s), s = (m - 1) / (m + 1): only +, -, * and /, each one its own array operation, so
-    that no compiler can fuse two roundings into one.
+    ln(m 2^k) = k ln 2 + 2 artanh(s), s = (m - 1) / (m + 1). Each +, -, * and / is a separate array operation, so that
+    no compiler can fuse two roundings into one.
     """
     mantissa, exponent = np.frexp(values)
-    low = mantissa < SQRT_HALF
+    low = mantissa < _SQRT_HALF
     mantissa = np.where(low, mantissa * 2.0, mantissa)
     exponent = exponent - low
     s = (mantissa - 1.0) / (mantissa + 1.0)
     square = s * s
-    series = np.full_like(s, 1.0 / (2 * TERMS + 1))
-    for term in range(TERMS - 1, -1, -1):
+    series = np.full_like(s, 1.0 / (2 * _TERMS + 1))
+    for term in range(_TERMS - 1, -1, -1):
         series *= square
         series += 1.0 / (2 * term + 1)
-    return exponent * LN_2 + 2.0 * s * series
+    return exponent * _LN_2 + 2.0 * s * series
 
 
-def exact_power(base: int | Fraction, exponent: float | Fraction) -> decimal.Decimal:
-    """base ** exponent for a positive base, to 28 digits."""
-    return EXACT.power(_decimal(base), _decimal(exponent))
+def portable_power(base: int | Fraction, exponent: float | Fraction) -> decimal.Decimal:
+    """Returns base ** exponent for a positive base, to 28 digits."""
+    return _DECIMAL.power(_decimal(base), _decimal(exponent))
 
 
 def _decimal(value: float | Fraction) -> decimal.Decimal:
     exact = Fraction(str(value)) if isinstance(value, float) else Fraction(value)
-    return EXACT.divide(decimal.Decimal(exact.numerator), decimal.Decimal(exact.denominator))
+    return _DECIMAL.divide(decimal.Decimal(exact.numerator), decimal.Decimal(exact.denominator))

@@ -1,11 +1,11 @@
-"""Face sets in InsightFace's layout, and every file near enough to it.
+"""InsightFace's face sets: a .rec with `property`, labels of images, and the table identities.csv.
 
 The layout: images under keys 1..N, then one record per identity with no image and the range of its images' keys as two
-labels, then record 0 with the range of the identities' keys, all labels float32; beside it `property`: identities,
-height, width. float32 counts exactly only to 2^24, so the index decides what is there; records 0 and of identities may
-be absent. N images, C identities, R records.
+labels, then record 0 with the range of the identities' keys. All labels are float32. A file `property` next to the .rec
+holds identities, height, width. Since float32 counts exactly only to 2^24, the index decides which records exist;
+record 0 and the identities' records may be absent. N images, C identities, R records.
 
-`identities.csv` beside a face set: label, name, gender, images, and any further column.
+identities.csv next to a face set has the columns label, name, gender, images, and possibly others.
 """
 
 import csv
@@ -17,34 +17,34 @@ import numpy as np
 
 from recordio_tools.atomic_io import write_text
 from recordio_tools.errors import RecordIOError
-from recordio_tools.format import EXACT_FLOAT32, FRAME, HEADER, Record, gather_headers
+from recordio_tools.format import FRAME_STRUCT, HEADER_STRUCT, MAX_EXACT_FLOAT32, Record, gather_headers
 from recordio_tools.progress import ProgressFn, no_progress
-from recordio_tools.reader import RecordReader, cached, fingerprint
+from recordio_tools.reader import RecordReader, file_stamp, load_or_compute
 
 IDENTITIES_FILE = "identities.csv"
 
 
 def read_property(path: Path) -> tuple[int, int, int]:
-    """Identities, height and width from a `property` file; raises RecordIOError where its first line is not those."""
+    """Reads identities, height and width from a `property` file; raises RecordIOError if its first line differs."""
     try:
         fields = path.read_text("utf-8").splitlines()[0].split(",")
         identities, height, width = (int(field) for field in fields)
     except (OSError, UnicodeDecodeError, ValueError, IndexError):
-        raise RecordIOError(f"{path}: the first line must be identities,height,width (such as 85742,112,112)") from None
-    if not 0 <= identities <= EXACT_FLOAT32 or height <= 0 or width <= 0:
-        raise RecordIOError(f"{path}: {identities},{height},{width} is no count and size")
+        raise RecordIOError(f"{path}: the first line must be identities,height,width, such as 85742,112,112") from None
+    if not 0 <= identities <= MAX_EXACT_FLOAT32 or height <= 0 or width <= 0:
+        raise RecordIOError(f"{path}: {identities},{height},{width} is out of range")
     return identities, height, width
 
 
 class FaceRecord:
-    """Images and labels of a whole .rec, known without decoding one.
+    """Images and labels of a .rec, read without decoding an image.
 
-    image_keys: int64 [N], file order; labels: int64 [N] beside them; counts: int64 [C] images of each identity, 0
-    allowed; num_identities: C from `property`, else from the identity records and the labels; image_size: (height,
-    width) from `property`, or None; label_source: "ranges" or "headers", where the labels came from.
+    image_keys: int64 [N] in file order; labels: int64 [N]; counts: int64 [C], images of each identity, may be 0;
+    num_identities: C from `property`, else from the identity records and the labels; image_size: (height, width) from
+    `property`, or None; label_source: "ranges" or "headers".
 
-    Labels come from the identity records where their ranges are exact, otherwise from one pass over the headers, cached
-    beside the file. Raises RecordIOError naming record and label where a label is no whole number from 0 to C - 1.
+    Labels come from the identity records if their ranges are exact, otherwise from one pass over the headers, cached
+    next to the file. Raises RecordIOError naming record and label if a label is not a whole number from 0 to C - 1.
     """
 
     def __init__(
@@ -62,23 +62,22 @@ class FaceRecord:
         property_path = reader.path.with_name("property")
         declared = read_property(property_path) if property_path.is_file() else None
         self.image_size = declared[1:] if declared else None
-        bare_R = header_only(reader)
-        self.image_keys = reader.keys[~bare_R]
-        self.identity_keys = reader.keys[bare_R & (reader.keys != 0)]
+        header_only_R = _header_only_mask(reader)
+        self.image_keys = reader.keys[~header_only_R]
+        self.identity_keys = reader.keys[header_only_R & (reader.keys != 0)]
         labels = self._labels_from_ranges()
         self.label_source = "headers" if labels is None else "ranges"
         if labels is None:
             cache = reader.path.with_name(reader.path.name + ".labels.npy")
-            mark = fingerprint(reader.path, reader.index_path)
-            keys, labels = cached(
-                cache, mark, 2, lambda: np.stack([self.image_keys, self._labels_from_headers(progress)])
+            stamp = file_stamp(reader.path, reader.index_path)
+            keys, labels = load_or_compute(
+                cache, stamp, 2, lambda: np.stack([self.image_keys, self._labels_from_headers(progress)])
             )
             if not np.array_equal(keys, self.image_keys):  # a forged or damaged cache
                 labels = self._labels_from_headers(progress)
         self.labels = labels
-        known = len(self.identity_keys) if declared is None else declared[0]
         highest = int(labels.max(initial=-1))
-        self.num_identities = known if declared else max(known, highest + 1)
+        self.num_identities = declared[0] if declared else max(len(self.identity_keys), highest + 1)
         if highest >= self.num_identities:
             record = int(self.image_keys[labels == highest][0])
             raise RecordIOError(
@@ -95,28 +94,28 @@ class FaceRecord:
             raise RecordIOError(f"{self.reader.path}: {error}") from None
 
     def _labels_from_headers(self, progress: ProgressFn) -> np.ndarray:
-        return self._whole_labels(self.image_keys, self._headers(self.image_keys, progress).label_N)
+        return self._checked_labels(self.image_keys, self._headers(self.image_keys, progress).label_N)
 
-    def _whole_labels(self, keys: np.ndarray, label_N: np.ndarray) -> np.ndarray:
+    def _checked_labels(self, keys: np.ndarray, label_N: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore"):
-            wrong = ~((label_N >= 0) & (label_N == np.floor(label_N)) & (label_N < EXACT_FLOAT32))
+            wrong = ~((label_N >= 0) & (label_N == np.floor(label_N)) & (label_N < MAX_EXACT_FLOAT32))
         if wrong.any():
             raise RecordIOError(
-                f"{self.reader.path}: record {keys[wrong][0]} has label {label_N[wrong][0]:g}, not an identity"
+                f"{self.reader.path}: record {keys[wrong][0]} has label {label_N[wrong][0]:g}, which is not an identity"
             )
         return label_N.astype(np.int64)
 
     def _labels_from_ranges(self) -> np.ndarray | None:
-        """Labels [N] where the identity records' ranges tell them for certain, else None.
+        """Labels [N] from the ranges of the identity records, or None if these are not reliable.
 
-        For certain: below 2^24, following one another over all images without gap or overlap, and the first and last
-        image of each range agree on its label, which need not be the identity record's place.
+        Reliable ranges end below 2^24, cover all images without gap or overlap, and the first and last image of each
+        range have the same label, which need not be the position of the identity record.
         """
         if not len(self.identity_keys) or not len(self.image_keys):
             return None
         headers = self._headers(self.identity_keys)
         start_C, end_C = headers.label_N, headers.second_label_N
-        if not (np.isfinite(start_C) & np.isfinite(end_C) & (end_C < EXACT_FLOAT32) & (start_C <= end_C)).all():
+        if not (np.isfinite(start_C) & np.isfinite(end_C) & (end_C < MAX_EXACT_FLOAT32) & (start_C <= end_C)).all():
             return None
         used_C = start_C < end_C
         order = np.argsort(start_C[used_C])
@@ -131,12 +130,12 @@ class FaceRecord:
             or (start[1:] != end[:-1]).any()
         ):
             return None
-        first_labels = self._whole_labels(start, self._headers(start).label_N)
-        last_labels = self._whole_labels(end - 1, self._headers(end - 1).label_N)
+        first_labels = self._checked_labels(start, self._headers(start).label_N)
+        last_labels = self._checked_labels(end - 1, self._headers(end - 1).label_N)
         return np.repeat(first_labels, end - start) if np.array_equal(first_labels, last_labels) else None
 
     def read(self, key: int) -> Record:
-        """Header and payload of one record; see RecordReader.read."""
+        """Returns header and payload of one record; see RecordReader.read."""
         return self.reader.read(key)
 
     def __len__(self) -> int:
@@ -148,7 +147,7 @@ class FaceRecord:
         return self.reader.path
 
     def close(self) -> None:
-        """Let the map go."""
+        """Closes the file."""
         self.reader.close()
 
     def __enter__(self) -> "FaceRecord":
@@ -158,21 +157,21 @@ class FaceRecord:
         self.close()
 
 
-def header_only(reader: RecordReader) -> np.ndarray:
-    """bool [R]: the records that hold two labels and nothing else, so no image.
+def _header_only_mask(reader: RecordReader) -> np.ndarray:
+    """Mask, bool [R], of the records that hold two labels and no image.
 
-    The distances between offsets tell the few candidates; only those are read.
+    Only the records whose distance to the next offset fits are read.
     """
-    bare_length = HEADER.size + 2 * reader.label_width
+    length = HEADER_STRUCT.size + 2 * reader.label_width
     extent_R = np.diff(reader.offsets, append=len(reader.view))
-    bare_R = extent_R == FRAME.size + bare_length
-    if bare_R.any():
+    is_bare_R = extent_R == FRAME_STRUCT.size + length
+    if is_bare_R.any():
         try:
-            headers = gather_headers(reader.view, reader.offsets[bare_R], reader.label_width)
+            headers = gather_headers(reader.view, reader.offsets[is_bare_R], reader.label_width)
         except RecordIOError as error:
             raise RecordIOError(f"{reader.path}: {error}") from None
-        bare_R[bare_R] = (headers.flag_N == 2) & (headers.length_N == bare_length)
-    return bare_R
+        is_bare_R[is_bare_R] = (headers.flag_N == 2) & (headers.length_N == length)
+    return is_bare_R
 
 
 def read_identities(path: Path) -> dict[int, dict[str, str]]:

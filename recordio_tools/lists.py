@@ -1,7 +1,7 @@
-"""Lists of images: im2rec's (index, label, path), InsightFace's (aligned, path, label), those of long-tailed sets (path
-label), and folders per identity.
+"""Lists of images: readers of every kind, and writing long-tailed training, validation and test lists.
 
-Long-tailed lists of any images: training by a profile, validation and test alike for every class.
+Kinds: im2rec's .lst (index, label, path), InsightFace's .lst (aligned, path, label), `path label` lines as published
+with long-tailed sets, paths alone, and folders per identity.
 
 N images of the source, C classes (labels 0..C-1), K classes kept.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 from recordio_tools.atomic_io import atomic_folder, write_text
 from recordio_tools.errors import RecordIOError
-from recordio_tools.long_tail import HELD_OUT_STREAM, draw, place_within
+from recordio_tools.long_tail import HELD_OUT_STREAM, draw_selection, rank_within_label
 from recordio_tools.selection import describe_counts
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
@@ -86,7 +86,7 @@ def check_relative(path: Path, names: Sequence[str], first_line: int = 1) -> Non
 
 
 class ListedImage(NamedTuple):
-    """One image: the file and its label."""
+    """A file and its label."""
 
     path: Path
     label: int
@@ -110,16 +110,16 @@ def _parse_lst(where: str, fields: list[str], root: Path) -> ListedImage:
         label, name = fields[1], fields[-1]
     elif insightface and not im2rec:
         if fields[0] == "0":
-            raise RecordIOError(f"{where}: the image is marked as not aligned; align it first and mark it 1")
+            raise RecordIOError(f"{where}: the image is marked as not aligned; align it first, then mark it 1")
         label, name = fields[2], fields[1]
     else:
-        raise RecordIOError(f"{where}: neither index, label, path nor aligned, path, label (separated by tabs)")
+        raise RecordIOError(f"{where}: expected index, label, path or aligned, path, label, separated by tabs")
     number = float(label)
     if not (number.is_integer() and number >= 0):
-        raise RecordIOError(f"{where}: the label {label} is no whole number of at least 0")
+        raise RecordIOError(f"{where}: the label {label} is not a whole number of at least 0")
     image = (root / name).resolve()
     if not image.is_relative_to(root):
-        raise RecordIOError(f"{where}: {name} lies outside {root}; name the images' folder with --root")
+        raise RecordIOError(f"{where}: {name} is outside {root}; name the images' folder with --root")
     return ListedImage(image, int(number))
 
 
@@ -132,9 +132,9 @@ def _is_number(text: str) -> bool:
 
 
 def read_folders(root: Path) -> tuple[list[ListedImage], list[str]]:
-    """The images of one folder per identity, sorted by name, and the identities' names by label.
+    """Returns the images of one folder per identity, sorted by name, and the identities' names by label.
 
-    Raises RecordIOError where `root` holds no such folder with images, or a link that leads out of it.
+    Raises RecordIOError if `root` holds no folder with images, or a link that leads out of it.
     """
     images, names = [], []
     for folder in sorted(entry for entry in root.iterdir() if entry.is_dir()):
@@ -143,7 +143,7 @@ def read_folders(root: Path) -> tuple[list[ListedImage], list[str]]:
             images += [ListedImage(file, len(names)) for file in files]
             names.append(folder.name)
     if not names:
-        raise RecordIOError(f"{root}: no folder with images in it (one folder per identity is expected)")
+        raise RecordIOError(f"{root}: no folder with images; expected one folder per identity")
     return images, names
 
 
@@ -156,7 +156,7 @@ def _images(folder: Path, root: Path) -> Iterator[Path]:
 
 
 class _Source(NamedTuple):
-    """Relative paths in their order, a label 0..C-1 [N] for each, and each label's name."""
+    """Sorted relative paths, their labels 0..C-1 [N], and the name of each label."""
 
     paths: list[str]
     labels: np.ndarray
@@ -164,7 +164,7 @@ class _Source(NamedTuple):
 
 
 class HeldOut(NamedTuple):
-    """Images of each class that are kept from training."""
+    """Numbers of images of each class that are held out of training."""
 
     validation: int = 0
     test: int = 0
@@ -179,43 +179,43 @@ def write_lists(
     identities: int | None = None,
     given: dict[str, float | None] | None = None,
 ) -> dict:
-    """Write train.txt, and validation.txt and test.txt where images are held out, each line `path label`.
+    """Writes train.txt, and validation.txt and test.txt if images are held out, with lines `path label`.
 
-    `source` is a folder with one folder per class, or a list of `path label` lines. Of each class a hash of the seed
-    and an image's number in the order of paths holds out the first images; the profile draws from the rest. Labels
-    count the kept classes from 0; classes.txt names them by line, statistics.json says how all was made and counted.
+    `source` is a folder with one folder per class, or a list of `path label` lines. In each class the first images by
+    a hash of the seed and the image's number in path order are held out; the profile draws from the rest. Labels
+    number the kept classes from 0; classes.txt names them by line, statistics.json holds the profile and all counts.
 
-    Returns the statistics. Raises RecordIOError where `out` holds something, a name cannot stand in a list or the
-    source has too few images; then nothing is left of `out`.
+    Returns the statistics. Raises UserError if `out` is not empty, a name cannot be written to a list, or the source
+    has too few images; `out` is then unchanged.
     """
-    paths, label_N, names = _read(source)
+    paths, label_N, names = _read_source(source)
     key_N = np.arange(len(paths))
-    place_N = place_within(key_N, label_N, seed, HELD_OUT_STREAM)
-    rest_N = place_N >= sum(held_out)
-    _refuse_used_up(label_N, rest_N, names, held_out)
-    selection, made = draw(key_N[rest_N], label_N[rest_N], profile, seed, identities, given or {})
+    rank_N = rank_within_label(key_N, label_N, seed, HELD_OUT_STREAM)
+    rest_N = rank_N >= sum(held_out)
+    _check_training_images(label_N, rest_N, names, held_out)
+    selection, profile_values = draw_selection(key_N[rest_N], label_N[rest_N], profile, seed, identities, given or {})
     kept_K = np.unique(selection.labels)
     new_C = np.full(len(names), -1)
     new_C[kept_K] = np.arange(len(kept_K))
     rows = {"train": selection.keys}
     if held_out.validation:
-        rows["validation"] = np.flatnonzero((place_N < held_out.validation) & (new_C[label_N] >= 0))
+        rows["validation"] = np.flatnonzero((rank_N < held_out.validation) & (new_C[label_N] >= 0))
     if held_out.test:
-        rows["test"] = np.flatnonzero((place_N >= held_out.validation) & ~rest_N & (new_C[label_N] >= 0))
+        rows["test"] = np.flatnonzero((rank_N >= held_out.validation) & ~rest_N & (new_C[label_N] >= 0))
     counts = {split: describe_counts(np.bincount(new_C[label_N[row]])) for split, row in rows.items()}
     counts = {"source": describe_counts(np.bincount(label_N)), **counts}
-    statistics = {"format": 1, "profile": made, "held_out": held_out._asdict(), **counts}
+    statistics = {"format": 1, "profile": profile_values, "held_out": held_out._asdict(), **counts}
     with atomic_folder(out) as folder:
         for split, row in rows.items():
             row = row[np.lexsort((row, new_C[label_N[row]]))]
-            lines = (f"{paths[place]} {new_C[label_N[place]]}\n" for place in row.tolist())
+            lines = (f"{paths[image]} {new_C[label_N[image]]}\n" for image in row.tolist())
             write_text(folder / f"{split}.txt", "".join(lines))
         write_text(folder / "classes.txt", "".join(f"{names[label]}\n" for label in kept_K))
         write_text(folder / "statistics.json", json.dumps(statistics, indent=2) + "\n")
     return statistics
 
 
-def _read(source: Path) -> _Source:
+def _read_source(source: Path) -> _Source:
     if source.is_dir():
         images, names = read_folders(source)
         paths = [image.path.relative_to(source).as_posix() for image in images]
@@ -227,9 +227,9 @@ def _read(source: Path) -> _Source:
         names = [str(label) for label in labels]
     for path in paths:
         if any(letter < " " or "\ud800" <= letter <= "\udfff" for letter in path):
-            raise RecordIOError(f"{source}: {path!r}: such a name cannot stand in a list; rename the file")
+            raise RecordIOError(f"{source}: {path!r}: a list cannot hold this name; rename the file")
     order = sorted(range(len(paths)), key=paths.__getitem__)
-    return _Source([paths[place] for place in order], label_N[order], names)
+    return _Source([paths[row] for row in order], label_N[order], names)
 
 
 def _check_selectable(source: Path, paths: list[str], label_N: np.ndarray) -> None:
@@ -243,12 +243,12 @@ def _check_selectable(source: Path, paths: list[str], label_N: np.ndarray) -> No
         seen.add(path)
 
 
-def _refuse_used_up(label_N: np.ndarray, rest_N: np.ndarray, names: list[str], held_out: HeldOut) -> None:
-    """A class whose images are all held out, or not enough for that, is a mistake."""
+def _check_training_images(label_N: np.ndarray, rest_N: np.ndarray, names: list[str], held_out: HeldOut) -> None:
+    """Raises RecordIOError for a class with no image left to train on."""
     count_C, rest_C = (np.bincount(label_K, minlength=len(names)) for label_K in (label_N, label_N[rest_N]))
     if (used_C := (count_C > 0) & (rest_C == 0)).any():
         label = int(np.argmax(used_C))
         raise RecordIOError(
             f"class {names[label]} has {count_C[label]} images: with {held_out.validation} for validation and "
-            f"{held_out.test} for test none is left to train on; lower --validation or --test"
+            f"{held_out.test} for test, none is left to train on; lower --validation or --test"
         )

@@ -1,15 +1,12 @@
-"""Long-tailed selections from a set of labelled images, the same on every machine for the same seed.
+"""Long-tailed selections from a set of labelled images, reproducible on every machine from the seed.
+
+- proportional (MS1M-LT): images are drawn without replacement with weight (images of the identity) ^ power; with power
+  1 an identity's share of the draw is proportional to its images, and the tail grows longer than the source's.
+- Pareto (ImageNet-LT): image counts are quantiles of a Pareto distribution between two bounds.
+- exponential (CIFAR-LT): counts fall by a constant factor from class to class.
+- step (CIFAR-LT): the second half of the classes has a fixed fraction of the first half's counts.
 
 N images of the source, C identities (labels 0..C-1), K images drawn.
-
-- proportional (MS1M-LT): images are drawn without replacement, each with the weight (images of its identity) ^ power,
-so
-  that with power 1 an identity's share of the draw goes with its image count and the source's tail grows longer.
-- Pareto (ImageNet-LT): image counts follow a Pareto distribution's quantiles between two bounds.
-- exponential (CIFAR-LT): counts fall by a constant factor from class to class.
-- step (CIFAR-LT): the second half of the classes has a fixed part of the first half's counts.
-
-From a profile's name and the options that were given to a selection.
 """
 
 import math
@@ -20,15 +17,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recordio_tools.deterministic_random import exact_power, exponentials, hash64
+from recordio_tools.deterministic_random import exponential_variates, hash64, portable_power
 from recordio_tools.errors import RecordIOError
 
-IMAGE_STREAM, IDENTITY_STREAM, HELD_OUT_STREAM = 0, 1, 2  # of the hash: each draw independent of the others
-WHOLE_SLACK = Decimal("1e-9")  # keeps a quotient that is whole in truth from being rounded to the number below
+IMAGE_STREAM, IDENTITY_STREAM, HELD_OUT_STREAM = 0, 1, 2  # of the hash, for independent draws
+_ROUNDING_SLACK = Decimal("1e-9")  # keeps a quotient that is mathematically whole from being rounded down
 
 
 class Selection(NamedTuple):
-    """Images drawn: int64 [K] each, in the order of new label and key. New labels count the kept identities from 0."""
+    """Images drawn, int64 [K] each, ordered by new label and key. New labels number the kept identities from 0."""
 
     keys: np.ndarray
     labels: np.ndarray
@@ -36,33 +33,33 @@ class Selection(NamedTuple):
 
     @property
     def num_identities(self) -> int:
-        """Identities kept."""
+        """The number of identities kept."""
         return int(self.new_labels[-1]) + 1
 
 
 def sample_proportional(
     keys: np.ndarray, labels: np.ndarray, images: int, seed: int, power: float = 1.0, identities: int | None = None
 ) -> Selection:
-    """Draw `images` of the images `keys`, `labels` (int64 [N]), weight = (images of the identity) ^ power.
+    """Draws `images` of the images `keys`, `labels` (int64 [N]) with weight (images of the identity) ^ power.
 
-    Weighted sampling without replacement: each image waits for an exponential time with its weight as rate, from a
+    Weighted sampling without replacement: each image gets an exponential arrival time with its weight as rate, from a
     hash of its key and the seed, and the first `images` are taken (Efraimidis and Spirakis, Information Processing
     Letters 2006).
 
-    `identities` fixes how many identities are kept: those with the most images in such a draw stay (ties by hash), and
-    the whole budget is drawn within them; each keeps at least the image that comes first.
+    `identities` sets the number of identities: those with the most images in such a draw are kept (ties by hash), and
+    the images are drawn again within them; each keeps at least its first image.
 
-    Raises RecordIOError where the source cannot give what is asked.
+    Raises RecordIOError if the source has too few images or identities.
     """
     counts_C = _checked_counts(keys, labels, seed)
     if not 1 <= images <= len(keys):
         raise RecordIOError(f"{images} images cannot be drawn from {len(keys)}: images must be in 1..{len(keys)}")
     if not (math.isfinite(power) and power >= 0):
         raise RecordIOError(f"power must be a number of at least 0, not {power}")
-    time_N = exponentials(hash64(keys, seed, IMAGE_STREAM)) / _weights(counts_C, power)[labels]
-    drawn = _first(time_N, keys, images)
+    time_N = exponential_variates(hash64(keys, seed, IMAGE_STREAM)) / _weights(counts_C, power)[labels]
+    drawn = _earliest(time_N, keys, images)
     if identities is not None:
-        drawn = _draw_within(keys, labels, time_N, _most_drawn(labels[drawn], counts_C, identities, seed), images)
+        drawn = _draw_within(keys, labels, time_N, _top_identities(labels[drawn], counts_C, identities, seed), images)
     return _selection(keys[drawn], labels[drawn])
 
 
@@ -77,20 +74,20 @@ def _checked_counts(keys: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarr
 
 
 def _weights(counts_C: np.ndarray, power: float) -> np.ndarray:
-    values, place_C = np.unique(counts_C, return_inverse=True)
-    return np.array([float(exact_power(int(value), power)) if value else 0.0 for value in values])[place_C]
+    values, row_C = np.unique(counts_C, return_inverse=True)
+    return np.array([float(portable_power(int(value), power)) if value else 0.0 for value in values])[row_C]
 
 
-def _first(time_N: np.ndarray, keys: np.ndarray, images: int) -> np.ndarray:
-    """Places of the `images` earliest times, the smaller key first where times are equal."""
+def _earliest(time_N: np.ndarray, keys: np.ndarray, images: int) -> np.ndarray:
+    """Rows of the `images` earliest times; equal times by key."""
     limit = np.partition(time_N, images - 1)[images - 1]
     before, equal = np.flatnonzero(time_N < limit), np.flatnonzero(time_N == limit)
     equal = equal[np.argsort(keys[equal], kind="stable")]
     return np.concatenate([before, equal[: images - len(before)]])
 
 
-def _most_drawn(drawn_labels: np.ndarray, counts_C: np.ndarray, identities: int, seed: int) -> np.ndarray:
-    """The `identities` labels with the most images drawn, ties by hash."""
+def _top_identities(drawn_labels: np.ndarray, counts_C: np.ndarray, identities: int, seed: int) -> np.ndarray:
+    """The `identities` labels with the most images drawn; ties by hash."""
     present = np.flatnonzero(counts_C)
     if not 1 <= identities <= len(present):
         raise RecordIOError(f"{identities} identities cannot be kept: the source has {len(present)} with images")
@@ -110,7 +107,7 @@ def _draw_within(keys, labels, time_N, chosen, images: int) -> np.ndarray:
     earliest = order[np.flatnonzero(np.diff(sorted_labels, prepend=-1))]
     times = time_N[inside].copy()
     times[earliest] = -1.0
-    return inside[_first(times, keys[inside], images)]
+    return inside[_earliest(times, keys[inside], images)]
 
 
 def _selection(keys: np.ndarray, labels: np.ndarray) -> Selection:
@@ -128,30 +125,30 @@ def sample_pareto(
     minimum: int = 5,
     identities: int | None = None,
 ) -> Selection:
-    """Image counts from `maximum` down to `minimum` by the quantiles of a Pareto distribution of shape `alpha`.
+    """Draws image counts from `maximum` down to `minimum`, the quantiles of a Pareto distribution of shape `alpha`.
 
-    The identities with the most images get the largest counts (ties by hash); `identities` keeps only so many of them.
-    Within an identity a hash of the key chooses. Raises RecordIOError where an identity has too few images.
+    The identities with the most images get the largest counts (ties by hash); `identities` limits their number. Images
+    of an identity are chosen by a hash of the key. Raises RecordIOError if an identity has too few images.
     """
     counts_C = _checked_counts(keys, labels, seed)
-    ranked = _most_drawn(labels, counts_C, np.count_nonzero(counts_C) if identities is None else identities, seed)
+    ranked = _top_identities(labels, counts_C, np.count_nonzero(counts_C) if identities is None else identities, seed)
     return _take(keys, labels, counts_C, ranked, pareto_counts(len(ranked), alpha, maximum, minimum), seed)
 
 
 def pareto_counts(identities: int, alpha: float, maximum: int, minimum: int) -> np.ndarray:
-    """int64 [identities], largest first: quantiles 0, 1/C .. (C-1)/C of the Pareto distribution of the second kind
-    (survival (1 + x) ^ -alpha), stretched so that the smallest is `minimum` and the largest `maximum`, rounded.
+    """Returns image counts, int64 [identities], largest first: rounded quantiles of a Pareto distribution.
 
-    OLTR names a 'Pareto distribution with the power value 6' and publishes only lists. With 1000 classes, 1280 and 5
-    this form gives 406 classes above 100 images and 136 below 20, as the published ImageNet-LT nearly does (385 and
-    136); of the published Places-LT (365 classes, 4980 and 5) it gives more images than the list has.
+    Quantiles 0, 1/C .. (C-1)/C of the Pareto distribution of the second kind (survival (1 + x) ^ -alpha), scaled to the
+    range `minimum`..`maximum`. OLTR names a 'Pareto distribution with the power value 6' and publishes only lists. With
+    1000 classes, 1280 and 5, this form gives 406 classes above 100 images and 136 below 20; the published ImageNet-LT
+    has 385 and 136. For Places-LT (365 classes, 4980 and 5) it gives more images than the published list.
     """
     if not (math.isfinite(alpha) and alpha > 0):
         raise RecordIOError(f"alpha must be a number above 0, not {alpha}")
     if not 1 <= minimum <= maximum:
         raise RecordIOError(f"counts must be 1 <= min <= max, not min {minimum}, max {maximum}")
     power = 1 / Fraction(str(alpha))
-    excess = [exact_power(Fraction(identities, rank), power) - 1 for rank in range(1, identities + 1)]
+    excess = [portable_power(Fraction(identities, rank), power) - 1 for rank in range(1, identities + 1)]
     stretch = (maximum - minimum) / excess[0] if identities > 1 else 0
     return np.array([maximum, *(round(minimum + stretch * value) for value in excess[1:])], np.int64)
 
@@ -164,10 +161,10 @@ def sample_exponential(
     maximum: int | None = None,
     identities: int | None = None,
 ) -> Selection:
-    """Image counts falling from `maximum` (default: the largest count) by a constant factor to `maximum` / `imbalance`.
+    """Draws counts falling from `maximum` (default: the largest count) by a constant factor to `maximum` / `imbalance`.
 
-    Labels keep their order, label 0 the largest; `identities` keeps only the first so many that have images. Smaller
-    selections of the same seed lie within larger ones. Raises RecordIOError where a label has too few images.
+    Labels keep their order, label 0 has most images; `identities` keeps only the first identities with images. With
+    one seed, smaller selections are subsets of larger ones. Raises RecordIOError if a label has too few images.
     """
     return _sample_falling(exponential_counts, keys, labels, seed, imbalance, maximum, identities)
 
@@ -180,8 +177,8 @@ def sample_step(
     maximum: int | None = None,
     identities: int | None = None,
 ) -> Selection:
-    """Image counts of `maximum` (default: the largest count) for the first half of the identities and `maximum` /
-    `imbalance` for the second; everything else is as `sample_exponential` has it.
+    """Draws `maximum` images (default: the largest count) of the first half of the identities, each, and `maximum` /
+    `imbalance` of the second half; otherwise like `sample_exponential`.
     """
     return _sample_falling(step_counts, keys, labels, seed, imbalance, maximum, identities)
 
@@ -197,13 +194,13 @@ def _sample_falling(profile: Callable, keys, labels, seed: int, imbalance: float
 
 
 def exponential_counts(identities: int, imbalance: float, maximum: int) -> np.ndarray:
-    """int64 [identities]: floor(maximum * imbalance ^ (-c / (C - 1))), the counts of CIFAR-LT (LDAM-DRW's code)."""
+    """Returns floor(maximum * imbalance ^ (-c / (C - 1))), int64 [identities]: CIFAR-LT in the code of LDAM-DRW."""
     steps = max(identities - 1, 1)
     return _falling_counts([Fraction(c, steps) for c in range(identities)], imbalance, maximum)
 
 
 def step_counts(identities: int, imbalance: float, maximum: int) -> np.ndarray:
-    """int64 [identities]: `maximum` for the first half of the identities, floor(maximum / imbalance) for the rest."""
+    """Returns int64 [identities]: `maximum` for the first half, floor(maximum / imbalance) for the rest."""
     return _falling_counts([Fraction(c >= identities // 2) for c in range(identities)], imbalance, maximum)
 
 
@@ -211,35 +208,35 @@ def _falling_counts(share_C: list[Fraction], imbalance: float, maximum: int) -> 
     """floor(maximum * imbalance ^ -share) of each share in [0, 1]."""
     if not (math.isfinite(imbalance) and imbalance >= 1) or maximum < 1:
         raise RecordIOError(f"imbalance and max must be at least 1, not {imbalance} and {maximum}")
-    ratios = [exact_power(imbalance, share) for share in share_C]
-    return np.array([int(maximum / ratio + WHOLE_SLACK) for ratio in ratios], np.int64)
+    ratios = [portable_power(imbalance, share) for share in share_C]
+    return np.array([int(maximum / ratio + _ROUNDING_SLACK) for ratio in ratios], np.int64)
 
 
 def _take(keys, labels, counts_C, kept, wanted, seed: int) -> Selection:
-    """The first `wanted` images, in the order of the hash, of each label in `kept`."""
+    """The first images of each label in `kept`, as many as `wanted` states, in the order of the hash."""
     if (short := counts_C[kept] < wanted).any():
         label, has, needs = kept[short][0], counts_C[kept][short][0], wanted[short][0]
         raise RecordIOError(
-            f"identity {label} has {has} images and the profile wants {needs}: lower --max or --identities"
+            f"identity {label} has {has} images, the profile needs {needs}: lower --max or --identities"
         )
     wanted_C = np.zeros(len(counts_C), np.int64)
     wanted_C[kept] = wanted
-    drawn = np.flatnonzero(place_within(keys, labels, seed) < wanted_C[labels])
+    drawn = np.flatnonzero(rank_within_label(keys, labels, seed) < wanted_C[labels])
     if not len(drawn):
         raise RecordIOError("the profile leaves no image: raise --max")
     return _selection(keys[drawn], labels[drawn])
 
 
-def place_within(keys: np.ndarray, labels: np.ndarray, seed: int, stream: int = IMAGE_STREAM) -> np.ndarray:
-    """The place of each image among those of its label, int64 [N] from 0, in the order of the hash of its key."""
+def rank_within_label(keys: np.ndarray, labels: np.ndarray, seed: int, stream: int = IMAGE_STREAM) -> np.ndarray:
+    """Returns the rank of each image within its label, int64 [N] from 0, by the hash of its key."""
     order = np.lexsort((keys, hash64(keys, seed, stream), labels))
     counts_C = np.bincount(labels)
-    place_N = np.empty(len(order), np.int64)
-    place_N[order] = np.arange(len(order)) - (np.cumsum(counts_C) - counts_C)[labels[order]]
-    return place_N
+    rank_N = np.empty(len(order), np.int64)
+    rank_N[order] = np.arange(len(order)) - (np.cumsum(counts_C) - counts_C)[labels[order]]
+    return rank_N
 
 
-DEFAULTS = {
+_PROFILE_DEFAULTS = {
     "proportional": {"images": None, "power": 1.0},
     "pareto": {"alpha": 6.0, "max": 1280, "min": 5},
     "exponential": {"imbalance": 100.0, "max": None},
@@ -247,7 +244,7 @@ DEFAULTS = {
 }
 
 
-def draw(
+def draw_selection(
     keys: np.ndarray,
     labels: np.ndarray,
     profile: str,
@@ -255,20 +252,20 @@ def draw(
     identities: int | None,
     given: dict[str, float | None],
 ) -> tuple[Selection, dict]:
-    """The selection of the images `keys`, `labels` (int64 [N]), and its profile with all parameters as they were used.
+    """Returns the selection from the images `keys`, `labels` (int64 [N]), and its profile with all parameters.
 
-    Raises RecordIOError for an option that the profile does not know, a missing --images, and what the source cannot
-    give.
+    `given` holds options by name, None for those not set. Raises RecordIOError for an option of another profile, a
+    missing --images, and a source with too few images.
     """
-    options = dict(DEFAULTS[profile])
+    options = dict(_PROFILE_DEFAULTS[profile])
     for name, value in given.items():
         if value is not None and name not in options:
-            raise RecordIOError(f"--{name} means nothing for --profile {profile}; it takes: --{', --'.join(options)}")
+            raise RecordIOError(f"--{name} does not apply to --profile {profile}, which takes --{', --'.join(options)}")
         if value is not None:
             options[name] = value
     if profile == "proportional":
         if options["images"] is None:
-            raise RecordIOError("--images is needed: how many images to draw (887500 for MS1M-LT)")
+            raise RecordIOError("--images is required: the number of images to draw (887500 for MS1M-LT)")
         selection = sample_proportional(keys, labels, options["images"], seed, options["power"], identities)
     elif profile == "pareto":
         bounds = (options["alpha"], options["max"], options["min"])

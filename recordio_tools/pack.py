@@ -1,5 +1,4 @@
-"""Images in files <-> a face set in InsightFace's layout; the encoded bytes go over unchanged unless a size is asked
-for."""
+"""Packing image files into a face set in InsightFace's layout, and unpacking; encoded bytes are copied unchanged."""
 
 from pathlib import Path
 
@@ -13,20 +12,19 @@ from recordio_tools.lists import read_folders, read_lst
 from recordio_tools.progress import ProgressFn, no_progress, track
 from recordio_tools.writer import FaceRecordWriter
 
-JPEG_QUALITY = 95
+_JPEG_QUALITY = 95
 
 
-def pack(
+def pack_images(
     source: Path,
     out: Path,
     root: Path | None = None,
     size: tuple[int, int] | None = None,
     progress: ProgressFn = no_progress,
 ) -> dict:
-    """Pack a folder per identity, or a list, into out/train.rec, .idx and property; folders also give identities.csv.
+    """Packs one folder per identity, or a .lst, into out/train.rec, .idx and property.
 
-    All images must have one size; with `size` (height, width) those of another are resized and stored as JPEG. Returns
-    counts. Raises RecordIOError naming the first file that cannot be packed; then nothing is left in `out`.
+    Raises RecordIOError naming the first file that cannot be packed; nothing is then left in `out`.
     """
     if source.is_dir():
         images, names = read_folders(source)
@@ -35,11 +33,11 @@ def pack(
     expected = size
     with FaceRecordWriter(out / "train.rec", size or (0, 0)) as writer:
         for path, label in track(images, "packing", len(images), progress):
-            payload, found = _load(path, size)
-            expected = expected or found
-            if found != expected:
-                sizes = f"{found[0]} x {found[1]} pixels, others {expected[0]} x {expected[1]}"
-                raise RecordIOError(f"{path}: {sizes}; --size HEIGHTxWIDTH brings all to one")
+            payload, image_hw = _load(path, size)
+            expected = expected or image_hw
+            if image_hw != expected:
+                sizes = f"{image_hw[0]} x {image_hw[1]} pixels, others {expected[0]} x {expected[1]}"
+                raise RecordIOError(f"{path}: {sizes}; resize all with --size HEIGHTxWIDTH")
             writer.image_size = expected
             writer.write(label, payload)
     counts = np.bincount([image.label for image in images])
@@ -55,9 +53,9 @@ def pack(
 def _load(path: Path, size: tuple[int, int] | None) -> tuple[bytes, tuple[int, int]]:
     try:
         payload = path.read_bytes()
-        found = image_size(payload)
-        if size is None or found == size:
-            return payload, found
+        image_hw = image_size(payload)
+        if size is None or image_hw == size:
+            return payload, image_hw
         image = decode(payload)
     except OSError as error:
         raise RecordIOError(f"{path}: cannot be read ({error.strerror})") from None
@@ -66,14 +64,13 @@ def _load(path: Path, size: tuple[int, int] | None) -> tuple[bytes, tuple[int, i
     import cv2
 
     resized = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
-    return cv2.imencode(".jpg", resized, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes(), size
+    return cv2.imencode(".jpg", resized, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1].tobytes(), size
 
 
-def unpack(source: Path, out: Path, progress: ProgressFn = no_progress) -> dict:
-    """Write every image as out/LABEL/KEY.EXT and out/images.lst (index, label, path), which `pack` reads again.
+def unpack_images(source: Path, out: Path, progress: ProgressFn = no_progress) -> dict:
+    """Writes every image to out/LABEL/KEY.EXT, and out/images.lst (index, label, path), which `pack` reads.
 
-    Returns counts. Raises RecordIOError where `out` already holds something, or a record is damaged; then `out` is
-    absent.
+    Returns counts. Raises UserError if `out` is not empty or a record is damaged; `out` is then unchanged.
     """
     with atomic_folder(out) as folder:
         with FaceRecord(source) as faces:

@@ -1,12 +1,8 @@
-"""The index: which key lies at which offset. Read from `.idx`, or made by walking the records where there is none.
+"""Random access to the records of a .rec by memory map; its index, read from `.idx` or rebuilt by a scan, and caches.
 
-What one pass over a file found, kept beside it so that the next start needs no pass.
-
-A cache is one .npy of int64 [1 + R, N]: its first row begins with the fingerprints (size, modification time in ns) of
-the files it was made from, and R rows of values follow. A stale, foreign or unreadable cache is ignored; one that
-cannot be written (a read-only folder) is not kept; the caller has its values all the same.
-
-Random access to the records of a .rec, through a memory map.
+A cache is one .npy of int64 [1 + R, N] next to the file: the first row begins with the stamps (size, modification time
+in ns) of the files it was made from, followed by R rows of values. A stale, foreign or unreadable cache is ignored; if
+it cannot be written (a read-only folder), the values are computed again the next time.
 """
 
 import contextlib
@@ -23,158 +19,36 @@ import numpy as np
 from recordio_tools.atomic_io import atomic_replace
 from recordio_tools.errors import RecordIOError, UserError
 from recordio_tools.format import (
-    FRAME,
-    HEADER,
+    FRAME_STRUCT,
+    HEADER_STRUCT,
     MAGIC,
     MAX_LENGTH,
     IRHeader,
     Record,
+    align4,
+    decode_record,
     gather_headers,
     infer_label_width,
-    padded,
     read_record,
-    unpack,
 )
 
-TAB, NEWLINE = ord("\t"), ord("\n")
-
-
-def read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and offsets, int64 [N] each, as the lines of an `.idx` give them (key, tab, offset).
-
-    Raises RecordIOError naming the first line that is no such pair.
-    """
-    text = path.read_bytes()
-    if text and not text.endswith(b"\n"):
-        text += b"\n"
-    separators = np.frombuffer(text, np.uint8)
-    separators = separators[(separators == TAB) | (separators == NEWLINE)]
-    lines = np.count_nonzero(separators == NEWLINE)
-    regular = separators.size == 2 * lines and bool((separators[::2] == TAB).all())
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", DeprecationWarning)
-        try:
-            numbers = np.fromstring(text.decode("ascii"), dtype=np.int64, sep=" ") if regular else None
-        except (DeprecationWarning, ValueError):
-            numbers = None
-    if numbers is None or numbers.size != 2 * lines or (numbers < 0).any():
-        raise RecordIOError(f"{path}: {_first_bad_line(text)}; delete the file to have it made again from the records")
-    return numbers[::2].copy(), numbers[1::2].copy()
-
-
-def _first_bad_line(text: bytes) -> str:
-    for number, line in enumerate(text.splitlines(), start=1):
-        fields = line.split(b"\t")
-        if len(fields) != 2 or not all(field.strip().isdigit() for field in fields):
-            return f"line {number} is not a key, a tab and an offset: {line[:60]!r}"
-    return "a number is out of range"
-
-
-def walk_index(view: memoryview) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and offsets, int64 [N] each in file order, found by walking every record once.
-
-    A record's key is its header's id, as the usual writers store it. Where ids repeat, or a record has no header at
-    all, the records are numbered from 0. Raises RecordIOError at the first record that cannot be read.
-    """
-    offsets = walk_offsets(view)
-    keys = np.arange(len(offsets))
-    with contextlib.suppress(RecordIOError):
-        ids = gather_headers(view, offsets).id_N
-        if np.unique(ids).size == ids.size and (ids < 1 << 63).all():
-            keys = ids
-    return keys.astype(np.int64), offsets
-
-
-def walk_offsets(view: memoryview) -> np.ndarray:
-    """Offsets of all records, int64 [N]: each is known only when the record before it has been read."""
-    offsets = array("q")
-    offset, size, unpack = 0, len(view), FRAME.unpack_from
-    while offset < size:
-        offsets.append(offset)
-        if offset + FRAME.size <= size:
-            magic, word = unpack(view, offset)
-            end = offset + FRAME.size + word
-            if magic == MAGIC and word <= MAX_LENGTH and end <= size:  # a whole record; the rest takes the long way
-                offset = padded(end)
-                continue
-        try:
-            _, offset = read_record(view, offset)
-        except RecordIOError as error:
-            raise RecordIOError(f"record {len(offsets) - 1}: {error}; run verify") from None
-    return np.frombuffer(offsets, np.int64).copy() if offsets else np.zeros(0, np.int64)
-
-
-FORMAT = 1
-
-
-def fingerprint(*paths: Path) -> list[int]:
-    """Format, then size and modification time in ns of each file; -1, -1 for one that is absent."""
-    numbers = [FORMAT]
-    for path in paths:
-        try:
-            status = path.stat()
-            numbers += [status.st_size, status.st_mtime_ns]
-        except FileNotFoundError:
-            numbers += [-1, -1]
-    return numbers
-
-
-def cached(cache: Path, mark: list[int], rows: int, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """The int64 [rows, N] of `compute`, from `cache` where its fingerprint is `mark`."""
-    kept = _load(cache, mark, rows)
-    if kept is not None:
-        return kept
-    values = np.ascontiguousarray(compute(), dtype=np.int64)
-    table = np.zeros((1 + rows, max(values.shape[1], len(mark) + 1)), np.int64)
-    table[0, : len(mark)] = mark
-    table[0, len(mark)] = values.shape[1]
-    table[1:, : values.shape[1]] = values
-    # A folder without any write bit is meant to stay as it is, also where the superuser could write.
-    if cache.parent.stat().st_mode & 0o222:
-        with contextlib.suppress(UserError), atomic_replace(cache) as temporary, temporary.open("wb") as stream:
-            np.save(stream, table, allow_pickle=False)
-    return values
-
-
-def _load(cache: Path, mark: list[int], rows: int) -> np.ndarray | None:
-    try:
-        table = np.load(cache, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    if not isinstance(table, np.ndarray) or table.dtype != np.int64 or table.ndim != 2 or table.shape[0] != 1 + rows:
-        return None
-    if table.shape[1] <= len(mark) or table[0, : len(mark)].tolist() != mark:
-        return None
-    count = int(table[0, len(mark)])
-    return np.array(table[1:, :count]) if 0 <= count <= table.shape[1] else None
-
-
-FRAMED_HEADER = struct.Struct("<II" + HEADER.format.lstrip("<"))
-FRAMED_HEADER_AT = FRAMED_HEADER.unpack_from
-new_tuple = tuple.__new__  # a NamedTuple's own constructor costs as much again as the whole look-up
-
-
-def map_file(path: Path) -> mmap.mmap:
-    """A read-only map of a whole file; raises RecordIOError where it cannot be read or is empty."""
-    try:
-        with path.open("rb") as stream:
-            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise RecordIOError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError:
-        raise RecordIOError(f"{path}: the file is empty") from None
+_TAB, _NEWLINE = ord("\t"), ord("\n")
+_CACHE_VERSION = 1
+_FRAMED_HEADER = struct.Struct("<II" + HEADER_STRUCT.format.lstrip("<"))
+_unpack_framed_header = _FRAMED_HEADER.unpack_from
+_new_tuple = tuple.__new__  # a NamedTuple's own constructor would double the cost of a look-up
 
 
 class RecordReader:
     """The records of `path` by key; `keys` is int64 [N] in file order.
 
-    The index is read from `index_path` (by default the .idx beside the file); where there is none, the records are
-    walked once, their headers' ids become the keys, and the result is cached beside the file. Payloads are views of
-    the map. One reader may be used by threads, by forked processes, and pickled to spawned ones, which map the file
-    anew.
+    The index is read from `index_path` (default: the .idx next to the file). Without an index the records are scanned
+    once, the ids of their headers become the keys, and the result is cached next to the file. Payloads are views of
+    the map. A reader may be shared by threads and forked processes, and pickled to spawned ones, which map the file
+    themselves.
 
-    `label_width` (4 or 8) is the size of each label of a vector; by default record 0 tells, see `infer_label_width`.
-    Raises RecordIOError for a missing, empty or damaged file.
+    `label_width` (4 or 8) is the size of each label of a vector; by default it is inferred from record 0, see
+    `infer_label_width`. Raises RecordIOError for a missing, empty or damaged file.
     """
 
     def __init__(self, path: str | Path, index_path: str | Path | None = None, label_width: int | None = None) -> None:
@@ -186,7 +60,7 @@ class RecordReader:
             raise RecordIOError(f"label_width must be 4 or 8, not {label_width}")
         self._map_file()
         try:
-            self._take_index(*self._load_index())
+            self._set_index(*self._load_index())
             self.label_width = label_width or self._infer_label_width()
         except BaseException:
             self.close()
@@ -194,7 +68,7 @@ class RecordReader:
 
     def _map_file(self) -> None:
         self._view: memoryview | None = None
-        self._map = map_file(self.path)
+        self._map = memory_map(self.path)
         self._view = memoryview(self._map)
         self._size = len(self._view)
 
@@ -203,28 +77,28 @@ class RecordReader:
             return read_index(self.index_path)
         cache = self.path.with_name(self.path.name + ".index.npy")
         try:
-            keys, offsets = cached(cache, fingerprint(self.path), 2, lambda: np.stack(walk_index(self._view)))
+            keys, offsets = load_or_compute(cache, file_stamp(self.path), 2, lambda: np.stack(scan_index(self._view)))
         except RecordIOError as error:
             raise RecordIOError(f"{self.path}: {error}") from None
         return keys, offsets
 
-    def _take_index(self, keys: np.ndarray, offsets: np.ndarray) -> None:
+    def _set_index(self, keys: np.ndarray, offsets: np.ndarray) -> None:
         order = np.argsort(offsets, kind="stable")
         self.keys, self.offsets = keys[order], offsets[order]
         if (outside := (self.offsets % 4 != 0) | (self.offsets >= self._size)).any():
             key, offset = self.keys[outside][0], self.offsets[outside][0]
             raise RecordIOError(
                 f"{self.index_path}: key {key} points at offset {offset}, where no record of {self.path} "
-                f"({self._size} bytes) can begin; the files do not belong together, or one is truncated: run verify"
+                f"({self._size} bytes) can begin; the files do not match, or one is truncated: run verify"
             )
         by_key = np.argsort(self.keys, kind="stable")
         sorted_keys = self.keys[by_key]
-        if (twice := sorted_keys[1:] == sorted_keys[:-1]).any():
-            raise RecordIOError(f"{self.index_path}: key {sorted_keys[1:][twice][0]} stands there twice; run verify")
-        # Keys are nearly always 0..N: then a table indexed by the key finds a record fastest. A dictionary would cost
-        # gigabytes at millions of records, once per worker.
-        self._dense = bool(len(keys)) and int(sorted_keys[-1]) < 4 * len(keys) + 1024
-        if self._dense:
+        if (is_repeated := sorted_keys[1:] == sorted_keys[:-1]).any():
+            raise RecordIOError(f"{self.index_path}: key {sorted_keys[1:][is_repeated][0]} is repeated; run verify")
+        # Keys are nearly always 0..N: a table indexed by the key is then fastest. A dictionary of millions of records
+        # would take gigabytes in every worker.
+        self._is_dense = bool(len(keys)) and int(sorted_keys[-1]) < 4 * len(keys) + 1024
+        if self._is_dense:
             table = np.full(int(sorted_keys[-1]) + 1, -1, np.int64)
             table[self.keys] = self.offsets
             self._table = memoryview(table)
@@ -235,10 +109,10 @@ class RecordReader:
         return infer_label_width(self.read_raw(0)) if 0 in self else 4
 
     def _find(self, key: int) -> int:
-        if self._dense:
+        if self._is_dense:
             return self._table[key] if 0 <= key < len(self._table) else -1
-        place = bisect_left(self._sorted_keys, key)
-        return self._table[place] if place < len(self._table) and self._sorted_keys[place] == key else -1
+        row = bisect_left(self._sorted_keys, key)
+        return self._table[row] if row < len(self._table) and self._sorted_keys[row] == key else -1
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -248,45 +122,45 @@ class RecordReader:
 
     @property
     def view(self) -> memoryview:
-        """All bytes of the file."""
+        """The bytes of the file."""
         if self._view is None:
             raise RecordIOError(f"{self.path}: the reader is closed")
         return self._view
 
     def offset(self, key: int) -> int:
-        """Where the record begins; raises RecordIOError for a key that the index does not hold."""
+        """Returns the offset of a record; raises RecordIOError for a key that is not in the index."""
         offset = self._find(key)
         if offset < 0:
             raise RecordIOError(f"{self.path}: no record has key {key}")
         return offset
 
     def read(self, key: int) -> Record:
-        """Header and payload of one record. The payload is a view of the file, or new memory for a record in parts.
+        """Returns header and payload of one record. The payload is a view of the file, or new memory for parts.
 
-        Raises RecordIOError naming the key and what is wrong.
+        Raises RecordIOError naming the key and the damage.
         """
-        # The common case, one whole record with a plain label, is spelt out here: it is the loader's inner loop.
+        # Inlined for the common case, a whole record with a plain label: this is the loader's inner loop.
         try:
-            offset = self._table[key] if self._dense and key >= 0 else self._find(key)
-            magic, length, flag, label, id, id2 = FRAMED_HEADER_AT(self._view, offset)
+            offset = self._table[key] if self._is_dense and key >= 0 else self._find(key)
+            magic, length, flag, label, id, id2 = _unpack_framed_header(self._view, offset)
         except (IndexError, TypeError, struct.error):  # an unknown key, a closed reader, a record at the very end
             return self._read_checked(key)
         end = offset + 8 + length
-        # A part code other than 'whole' makes `length` exceed MAX_LENGTH: one test tells both.
-        if magic != MAGIC or flag or not HEADER.size <= length <= MAX_LENGTH or end > self._size or offset < 0:
+        # A part code other than WHOLE makes `length` exceed MAX_LENGTH.
+        if magic != MAGIC or flag or not HEADER_STRUCT.size <= length <= MAX_LENGTH or end > self._size or offset < 0:
             return self._read_checked(key)
-        header = new_tuple(IRHeader, (flag, label, id, id2))
-        return new_tuple(Record, (header, self._view[offset + FRAMED_HEADER.size : end]))
+        header = _new_tuple(IRHeader, (flag, label, id, id2))
+        return _new_tuple(Record, (header, self._view[offset + _FRAMED_HEADER.size : end]))
 
     def _read_checked(self, key: int) -> Record:
         raw = self.read_raw(key)
         try:
-            return unpack(raw, self.label_width)
+            return decode_record(raw, self.label_width)
         except RecordIOError as error:
             raise self._damaged(key, error) from None
 
     def read_raw(self, key: int) -> memoryview:
-        """All bytes of one record, header included. Raises RecordIOError naming the key and what is wrong."""
+        """Returns the bytes of one record with its header. Raises RecordIOError naming the key and the damage."""
         view = self.view
         offset = self.offset(key)
         try:
@@ -298,7 +172,7 @@ class RecordReader:
         return RecordIOError(f"{self.path}: record {key} is damaged: {error}; run verify")
 
     def close(self) -> None:
-        """Let the map go; payloads that are still held stay valid and keep it until they are dropped."""
+        """Closes the map; payloads in use stay valid and keep it open until they are released."""
         if self._view is None:
             return
         self._view = None
@@ -319,12 +193,130 @@ class RecordReader:
             "index_path": self.index_path,
             "label_width": self.label_width,
             "index": (self.keys, self.offsets),
-            "fingerprint": fingerprint(self.path),
+            "stamp": file_stamp(self.path),
         }
 
     def __setstate__(self, state: dict) -> None:
         self.path, self.index_path, self.label_width = state["path"], state["index_path"], state["label_width"]
-        if fingerprint(self.path) != state["fingerprint"]:
-            raise RecordIOError(f"{self.path}: the file has changed since its reader was made")
+        if file_stamp(self.path) != state["stamp"]:
+            raise RecordIOError(f"{self.path}: the file has changed since it was opened")
         self._map_file()
-        self._take_index(*state["index"])
+        self._set_index(*state["index"])
+
+
+def read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Reads keys and offsets, int64 [N] each, from an `.idx` of lines key, tab, offset.
+
+    Raises RecordIOError naming the first wrong line.
+    """
+    text = path.read_bytes()
+    if text and not text.endswith(b"\n"):
+        text += b"\n"
+    separators = np.frombuffer(text, np.uint8)
+    separators = separators[(separators == _TAB) | (separators == _NEWLINE)]
+    lines = np.count_nonzero(separators == _NEWLINE)
+    regular = separators.size == 2 * lines and bool((separators[::2] == _TAB).all())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)
+        try:
+            numbers = np.fromstring(text.decode("ascii"), dtype=np.int64, sep=" ") if regular else None
+        except (DeprecationWarning, ValueError):
+            numbers = None
+    if numbers is None or numbers.size != 2 * lines or (numbers < 0).any():
+        raise RecordIOError(f"{path}: {_first_bad_line(text)}; delete the file to rebuild it from the records")
+    return numbers[::2].copy(), numbers[1::2].copy()
+
+
+def _first_bad_line(text: bytes) -> str:
+    for number, line in enumerate(text.splitlines(), start=1):
+        fields = line.split(b"\t")
+        if len(fields) != 2 or not all(field.strip().isdigit() for field in fields):
+            return f"line {number} is not a key, a tab and an offset: {line[:60]!r}"
+    return "a number is out of range"
+
+
+def scan_index(view: memoryview) -> tuple[np.ndarray, np.ndarray]:
+    """Returns keys and offsets, int64 [N] each in file order, from one scan of the records.
+
+    A record's key is the id in its header, as the usual writers store it. If ids repeat, or a record has no header,
+    records are numbered from 0. Raises RecordIOError at the first record that cannot be read.
+    """
+    offsets = scan_offsets(view)
+    keys = np.arange(len(offsets))
+    with contextlib.suppress(RecordIOError):
+        ids = gather_headers(view, offsets).id_N
+        if np.unique(ids).size == ids.size and (ids < 1 << 63).all():
+            keys = ids
+    return keys.astype(np.int64), offsets
+
+
+def scan_offsets(view: memoryview) -> np.ndarray:
+    """Returns the offsets of the records, int64 [N]; each is known only after the record before it has been read."""
+    offsets = array("q")
+    offset, size, unpack = 0, len(view), FRAME_STRUCT.unpack_from
+    while offset < size:
+        offsets.append(offset)
+        if offset + FRAME_STRUCT.size <= size:
+            magic, word = unpack(view, offset)
+            end = offset + FRAME_STRUCT.size + word
+            if magic == MAGIC and word <= MAX_LENGTH and end <= size:  # a whole record
+                offset = align4(end)
+                continue
+        try:
+            _, offset = read_record(view, offset)
+        except RecordIOError as error:
+            raise RecordIOError(f"record {len(offsets) - 1}: {error}; run verify") from None
+    return np.frombuffer(offsets, np.int64).copy() if offsets else np.zeros(0, np.int64)
+
+
+def file_stamp(*paths: Path) -> list[int]:
+    """Returns the cache version, then size and modification time in ns of each file; -1, -1 for an absent one."""
+    numbers = [_CACHE_VERSION]
+    for path in paths:
+        try:
+            status = path.stat()
+            numbers += [status.st_size, status.st_mtime_ns]
+        except FileNotFoundError:
+            numbers += [-1, -1]
+    return numbers
+
+
+def load_or_compute(cache: Path, stamp: list[int], rows: int, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """Returns int64 [rows, N] from `cache` if it was made under `stamp`, else from `compute`, and caches it."""
+    cached = _load_cache(cache, stamp, rows)
+    if cached is not None:
+        return cached
+    values = np.ascontiguousarray(compute(), dtype=np.int64)
+    table = np.zeros((1 + rows, max(values.shape[1], len(stamp) + 1)), np.int64)
+    table[0, : len(stamp)] = stamp
+    table[0, len(stamp)] = values.shape[1]
+    table[1:, : values.shape[1]] = values
+    # A folder without any write bit stays unchanged even if the superuser could write.
+    if cache.parent.stat().st_mode & 0o222:
+        with contextlib.suppress(UserError), atomic_replace(cache) as temporary, temporary.open("wb") as stream:
+            np.save(stream, table, allow_pickle=False)
+    return values
+
+
+def _load_cache(cache: Path, stamp: list[int], rows: int) -> np.ndarray | None:
+    try:
+        table = np.load(cache, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    if not isinstance(table, np.ndarray) or table.dtype != np.int64 or table.ndim != 2 or table.shape[0] != 1 + rows:
+        return None
+    if table.shape[1] <= len(stamp) or table[0, : len(stamp)].tolist() != stamp:
+        return None
+    count = int(table[0, len(stamp)])
+    return np.array(table[1:, :count]) if 0 <= count <= table.shape[1] else None
+
+
+def memory_map(path: Path) -> mmap.mmap:
+    """Maps a whole file read-only; raises RecordIOError if it cannot be read or is empty."""
+    try:
+        with path.open("rb") as stream:
+            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise RecordIOError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise RecordIOError(f"{path}: the file is empty") from None

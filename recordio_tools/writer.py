@@ -1,7 +1,4 @@
-"""Writing a .rec and its .idx: both are whole, or neither is there.
-
-Writing a face set in InsightFace's layout.
-"""
+"""Writers of .rec files with their .idx, and of face sets in InsightFace's layout."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -13,13 +10,13 @@ import numpy as np
 
 from recordio_tools.atomic_io import atomic_replace, sync, write_text
 from recordio_tools.errors import RecordIOError
-from recordio_tools.format import EXACT_FLOAT32, IRHeader, encode, pack_header
+from recordio_tools.format import MAX_EXACT_FLOAT32, IRHeader, encode_header, encode_record
 
 
 class RecordWriter:
-    """Writes `path` and the .idx beside it, as MXNet's indexed writer does, byte for byte.
+    """Writes `path` and its .idx as MXNet's indexed writer does, byte for byte.
 
-    A context manager: the files appear when the block ends well. An error inside it leaves what was there before.
+    A context manager: both files appear when the block succeeds; after an error the old ones are unchanged.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -37,21 +34,21 @@ class RecordWriter:
             self._files = stack.pop_all()
 
     def write(self, key: int, header: IRHeader, payload: bytes | memoryview) -> None:
-        """Append one record. The header's flag follows from its label: 0 for a number, the length of a vector.
+        """Appends one record. The flag of the header is set from its label: 0 for a number, the length of a vector.
 
         Raises RecordIOError for a key below 0 or used before, and for a record too long for the format.
         """
         key = int(key)
         if key < 0 or key in self._keys:
             raise RecordIOError(f"{self.path}: key {key} is {'below 0' if key < 0 else 'written twice'}")
-        frames = encode(pack_header(header.label, int(header.id), int(header.id2)) + bytes(payload))
+        frames = encode_record(encode_header(header.label, int(header.id), int(header.id2)) + bytes(payload))
         self._keys.add(key)
         self._index.write(b"%d\t%d\n" % (key, self._offset))
         self._stream.write(frames)
         self._offset += len(frames)
 
     def write_labels(self, key: int, labels: Sequence[float] | np.ndarray) -> None:
-        """Append a record that holds a vector of labels and no payload; its id is its key."""
+        """Appends a record that holds a vector of labels and no payload; its id is its key."""
         self.write(key, IRHeader(0, np.asarray(labels, dtype="<f4"), key, 0), b"")
 
     def __enter__(self) -> "RecordWriter":
@@ -63,15 +60,15 @@ class RecordWriter:
                 raise error
             sync(self._stream)
             sync(self._index)
-            # A .rec without an .idx is readable, with another file's .idx it is not: the old index is removed first.
+            # A .rec without an .idx is readable, with the wrong one it is not: remove the old index first.
             self.index_path.unlink(missing_ok=True)
 
 
 class FaceRecordWriter:
     """Writes images 1..N grouped by label, then one record per identity, then record 0, and the file `property`.
 
-    `image_size` is (height, width). Labels must come in ascending order; a label that is left out becomes an identity
-    without images, as do those after the last up to `num_identities`. A context manager: all files appear at its end.
+    `image_size` is (height, width). Labels must be in ascending order; labels left out, and those after the last up to
+    `num_identities`, become identities without images. A context manager: all files appear when the block succeeds.
     """
 
     def __init__(self, path: str | Path, image_size: tuple[int, int], num_identities: int | None = None) -> None:
@@ -83,8 +80,8 @@ class FaceRecordWriter:
         self.path = self._writer.path
 
     def write(self, label: int, payload: bytes | memoryview) -> int:
-        """Append one encoded image and return its key. Raises RecordIOError for a label out of order or range."""
-        limit = EXACT_FLOAT32 if self._num_identities is None else self._num_identities
+        """Appends one encoded image and returns its key. Raises RecordIOError for a label out of order or range."""
+        limit = MAX_EXACT_FLOAT32 if self._num_identities is None else self._num_identities
         if not 0 <= label < limit:
             raise RecordIOError(f"{self.path}: label {label} is outside 0..{limit - 1}")
         if label < len(self._starts) - 1:
@@ -96,7 +93,7 @@ class FaceRecordWriter:
         return key
 
     def write_all(self, images: Iterable[tuple[int, bytes | memoryview]]) -> None:
-        """Append (label, encoded image) pairs in order."""
+        """Appends (label, encoded image) pairs in order."""
         for label, payload in images:
             self.write(label, payload)
 

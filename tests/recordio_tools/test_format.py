@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 
 from recordio_tools.errors import RecordIOError
 from recordio_tools.format import (
-    HEADER,
+    HEADER_STRUCT,
     MAGIC_BYTES,
     MAX_LENGTH,
     IRHeader,
-    encode,
+    decode_record,
+    encode_header,
+    encode_record,
     find_record,
     infer_label_width,
-    pack_header,
     read_record,
-    unpack,
 )
 
 pieces = st.one_of(st.just(MAGIC_BYTES), st.binary(max_size=9), st.just(b"\x0a\x23"), st.just(b"\xd7\xce"))
@@ -46,7 +46,7 @@ def reference_frames(record: bytes) -> bytes:
 @settings(max_examples=150, deadline=None)
 @given(st.lists(records, min_size=1, max_size=4))
 def test_records_survive_the_file(written):
-    frames = [encode(record) for record in written]
+    frames = [encode_record(record) for record in written]
     assert frames == [reference_frames(record) for record in written]
     view, offset = memoryview(b"".join(frames)), 0
     for record, frame in zip(written, frames, strict=True):
@@ -60,7 +60,7 @@ def test_records_survive_the_file(written):
 @settings(max_examples=100, deadline=None)
 @given(records, st.data())
 def test_a_cut_file_is_told(record, data):
-    frames = encode(record)
+    frames = encode_record(record)
     cut = data.draw(st.integers(0, max(len(frames) - 4, 0)))
     shortened = frames[:cut]
     if len(record) <= cut - 8 and frames.count(MAGIC_BYTES) == 1:
@@ -84,12 +84,12 @@ def test_any_bytes_give_a_record_or_an_error(noise, offset):
 @pytest.mark.parametrize(
     ("frames", "reason"),
     [
-        (b"\x0b" + encode(b"abcd")[1:], "no magic word"),
+        (b"\x0b" + encode_record(b"abcd")[1:], "no magic word"),
         (struct.pack("<II", 0xCED7230A, 2 << 29), "without its first part"),
         (struct.pack("<II", 0xCED7230A, 1 << 29), "before the record's last part"),
-        (struct.pack("<II", 0xCED7230A, 1 << 29) + encode(b"abcd"), "a new record begins"),
+        (struct.pack("<II", 0xCED7230A, 1 << 29) + encode_record(b"abcd"), "a new record begins"),
         (struct.pack("<II", 0xCED7230A, 5 << 29), "part code 5"),
-        (encode(b"abcd")[:-1], "truncated"),
+        (encode_record(b"abcd")[:-1], "truncated"),
     ],
 )
 def test_damage_has_a_reason(frames, reason):
@@ -103,13 +103,13 @@ def test_a_record_beyond_the_length_field_is_refused():
             return MAX_LENGTH + 1
 
     with pytest.raises(RecordIOError, match="too long"):
-        encode(Long())
+        encode_record(Long())
 
 
 def test_the_search_finds_records_across_its_blocks(monkeypatch):
     # A file longer than one block, its second record just at the border.
-    first = encode(bytes((1 << 24) - 16))
-    view = memoryview(first + encode(b"abcd"))
+    first = encode_record(bytes((1 << 24) - 16))
+    view = memoryview(first + encode_record(b"abcd"))
     assert find_record(view, 4) == len(first)
 
 
@@ -123,7 +123,7 @@ def test_the_search_finds_records_across_its_blocks(monkeypatch):
     st.binary(max_size=20),
 )
 def test_headers_survive(label, id, id2, payload):
-    record = unpack(memoryview(pack_header(label, id, id2) + payload))
+    record = decode_record(memoryview(encode_header(label, id, id2) + payload))
     assert (record.header.id, record.header.id2) == (id, id2)
     assert record.header.flag == (len(label) if isinstance(label, list) else 0)
     assert np.ravel(record.header.label).tolist() == np.ravel(label).tolist()
@@ -132,17 +132,17 @@ def test_headers_survive(label, id, id2, payload):
 
 def test_short_headers_are_told():
     with pytest.raises(RecordIOError, match="too short for a header"):
-        unpack(memoryview(b"1234"))
+        decode_record(memoryview(b"1234"))
     with pytest.raises(RecordIOError, match="too short for its 3 labels"):
-        unpack(memoryview(pack_header([1, 2, 3], 0)[:-1]))
-    with pytest.raises(RecordIOError, match="ids must lie"):
-        pack_header(0, -1)
+        decode_record(memoryview(encode_header([1, 2, 3], 0)[:-1]))
+    with pytest.raises(RecordIOError, match="ids must be"):
+        encode_header(0, -1)
 
 
 def test_the_width_of_labels_is_told_by_record_0():
-    wide = HEADER.pack(2, 0.0, 0, 0) + struct.pack("<dd", 101.0, 111.0)
+    wide = HEADER_STRUCT.pack(2, 0.0, 0, 0) + struct.pack("<dd", 101.0, 111.0)
     assert infer_label_width(memoryview(wide)) == 8
-    assert unpack(memoryview(wide), 8).header.label.tolist() == [101.0, 111.0]
-    assert infer_label_width(memoryview(pack_header([101, 111], 0))) == 4
-    assert infer_label_width(memoryview(pack_header([101, 111], 0) + b"8 bytes.")) == 4
+    assert decode_record(memoryview(wide), 8).header.label.tolist() == [101.0, 111.0]
+    assert infer_label_width(memoryview(encode_header([101, 111], 0))) == 4
+    assert infer_label_width(memoryview(encode_header([101, 111], 0) + b"8 bytes.")) == 4
     assert IRHeader(0, 1.0, 2, 3) == (0, 1.0, 2, 3)

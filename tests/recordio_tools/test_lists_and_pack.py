@@ -10,7 +10,7 @@ import pytest
 from recordio_tools.errors import RecordIOError, UserError
 from recordio_tools.face_set import FaceRecord
 from recordio_tools.lists import read_folders, read_lst
-from recordio_tools.pack import pack, unpack
+from recordio_tools.pack import pack_images, unpack_images
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def people(tmp_path, encode):
 
 
 def test_folders_become_identities_in_the_order_of_their_names(people, tmp_path, encode):
-    summary = pack(people, tmp_path / "out")
+    summary = pack_images(people, tmp_path / "out")
     assert summary == {"images": 3, "identities": 2, "image_size": [16, 16]}
     with FaceRecord(tmp_path / "out/train.rec") as faces:
         assert faces.counts.tolist() == [1, 2]
@@ -38,9 +38,9 @@ def test_folders_become_identities_in_the_order_of_their_names(people, tmp_path,
 
 def test_unpacking_and_packing_give_the_same_file(golden, tmp_path):
     source = golden / "recordio/train.rec"
-    assert unpack(source, tmp_path / "images") == {"images": 33, "identities": 5}
+    assert unpack_images(source, tmp_path / "images") == {"images": 33, "identities": 5}
     for number, origin in enumerate((tmp_path / "images", tmp_path / "images/images.lst")):
-        pack(origin, tmp_path / str(number))
+        pack_images(origin, tmp_path / str(number))
         assert (tmp_path / str(number) / "train.rec").read_bytes() == source.read_bytes()
         assert (tmp_path / str(number) / "train.idx").read_bytes() == source.with_suffix(".idx").read_bytes()
 
@@ -56,7 +56,7 @@ def test_lists_of_both_kinds_mean_the_same(people, tmp_path):
         found.append(read_lst(tmp_path / "images.lst", people))
     assert found[0] == found[1]
     assert [image.label for image in found[0]] == labels
-    pack(tmp_path / "images.lst", tmp_path / "out", people)
+    pack_images(tmp_path / "images.lst", tmp_path / "out", people)
     with FaceRecord(tmp_path / "out/train.rec") as faces:
         assert faces.counts.tolist() == [1, 0, 0, 0, 2]
 
@@ -69,15 +69,15 @@ def test_vector_labels_of_a_list_count_by_their_first(people, tmp_path):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("0\t1\t../secret.jpg\n", r"line 1: \.\./secret.jpg lies outside"),
-        ("0\t1\t/etc/passwd\n", "lies outside"),
+        ("0\t1\t../secret.jpg\n", r"line 1: \.\./secret.jpg is outside"),
+        ("0\t1\t/etc/passwd\n", "is outside"),
         ("0\t1\ta.jpg\n0\tb.jpg\t1\t3\n", "line 2: the image is marked as not aligned"),
-        ("0\t1.5\ta.jpg\n", "label 1.5 is no whole number"),
+        ("0\t1.5\ta.jpg\n", "label 1.5 is not a whole number"),
         ("0\t-1\ta.jpg\n", "label -1"),
         ("0\tnan\ta.jpg\n", "label nan"),
         ("0\t1e400\ta.jpg\n", "label 1e400"),
-        ("a.jpg 1\n", "line 1: neither"),
-        ("1\t2\t3\n", "line 1: neither"),
+        ("a.jpg 1\n", "line 1: expected index, label, path"),
+        ("1\t2\t3\n", "line 1: expected index, label, path"),
         ("\n", "the list is empty"),
     ],
 )
@@ -96,10 +96,10 @@ def test_a_link_that_leads_out_is_told(people, tmp_path):
 
 def test_images_of_several_sizes_need_one(people, tmp_path, encode):
     (people / "b, Bea/9.jpg").write_bytes(encode(9, (20, 24)))
-    with pytest.raises(RecordIOError, match=r"9\.jpg: 20 x 24 pixels, others 16 x 16; --size"):
-        pack(people, tmp_path / "out")
+    with pytest.raises(RecordIOError, match=r"9\.jpg: 20 x 24 pixels, others 16 x 16; resize all with --size"):
+        pack_images(people, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
-    pack(people, tmp_path / "out", size=(16, 12))
+    pack_images(people, tmp_path / "out", size=(16, 12))
     with FaceRecord(tmp_path / "out/train.rec") as faces:
         assert faces.image_size == (16, 12)
         sizes = {
@@ -113,16 +113,16 @@ def test_images_of_several_sizes_need_one(people, tmp_path, encode):
 def test_a_file_that_is_no_image_is_told(people, tmp_path, content):
     (people / "b, Bea/0.jpg").write_bytes(content)
     with pytest.raises(RecordIOError, match=r"0\.jpg: (empty, )?not an? "):
-        pack(people, tmp_path / "out")
+        pack_images(people, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_an_empty_folder_and_a_missing_file_are_told(tmp_path):
     with pytest.raises(RecordIOError, match="no folder with images"):
-        pack(tmp_path, tmp_path / "out")
+        pack_images(tmp_path, tmp_path / "out")
     (tmp_path / "images.lst").write_text("0\t1\tabsent.jpg\n")
     with pytest.raises(RecordIOError, match=r"absent\.jpg: cannot be read"):
-        pack(tmp_path / "images.lst", tmp_path / "out")
+        pack_images(tmp_path / "images.lst", tmp_path / "out")
 
 
 def test_unpacking_leaves_nothing_half_done(faces, tmp_path):
@@ -133,9 +133,9 @@ def test_unpacking_leaves_nothing_half_done(faces, tmp_path):
     data[offset] ^= 1  # an image in the middle of a range: the labels are known without it
     faces.write_bytes(data)
     with pytest.raises(RecordIOError, match="record 7 is damaged"):
-        unpack(faces, out)
+        unpack_images(faces, out)
     assert [entry.name for entry in tmp_path.iterdir()] == ["faces"]
     out.mkdir()
     (out / "mine.txt").touch()
     with pytest.raises(UserError, match="exists already"):
-        unpack(faces, out)
+        unpack_images(faces, out)

@@ -166,7 +166,7 @@ def test_pareto_gives_the_largest_counts_to_the_largest_identities():
         (sample_pareto, {"minimum": 4, "maximum": 5}, "lower --max"),
         (sample_exponential, {"imbalance": 0.5}, "imbalance and max"),
         (sample_exponential, {"maximum": 0}, "imbalance and max"),
-        (sample_exponential, {"imbalance": 1}, "identity 0 has 3 images and the profile wants 5"),
+        (sample_exponential, {"imbalance": 1}, "identity 0 has 3 images, the profile needs 5"),
         (sample_exponential, {"identities": 3}, "the source has 2"),
     ],
 )

@@ -167,7 +167,7 @@ def test_missing_and_empty_files_are_told(tmp_path, faces):
         ("1\n0\t2\t3\n", "line 1 is not"),
         ("1\t0\n\n", "line 2 is not"),
         ("1\t-4\n", "line 1 is not"),
-        ("1\t0\n1\t0\n", "key 1 stands there twice"),
+        ("1\t0\n1\t0\n", "key 1 is repeated"),
         ("1\t2\n", "key 1 points at offset 2"),
         ("1\t99999999999\n", "key 1 points at offset 99999999999"),
         ("1\t99999999999999999999999\n", "out of range|points at"),

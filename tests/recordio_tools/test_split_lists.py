@@ -145,8 +145,8 @@ def test_the_command_writes_and_tells(tree, tmp_path, capsys):
             ("--profile", "step", "--max", "14", "--validation", "10", "--test", "6"),
             "class Ähre im Feld has 16 images",
         ),
-        (("--profile", "step", "--max", "29", "--validation", "2"), "has 28 images and the profile wants 29"),
-        (("--profile", "step", "--alpha", "2"), "--alpha means nothing for --profile step"),
+        (("--profile", "step", "--max", "29", "--validation", "2"), "has 28 images, the profile needs 29"),
+        (("--profile", "step", "--alpha", "2"), "--alpha does not apply to --profile step"),
         (("--profile", "exponential", "--identities", "5"), "5 identities cannot be kept: the source has 4"),
     ],
 )
@@ -189,13 +189,13 @@ def test_a_list_with_a_mistake_is_refused(tmp_path, text, reason):
 def test_names_that_a_list_cannot_hold_and_links_that_lead_out_are_refused(tree, tmp_path):
     bad = tree / "b" / "line\nbreak.jpg"
     bad.touch()
-    with pytest.raises(RecordIOError, match="cannot stand in a list") as caught:
+    with pytest.raises(RecordIOError, match="a list cannot hold") as caught:
         write_lists(tree, tmp_path / "out", "step", 0)
     assert "\n" not in str(caught.value)
     bad.unlink()
     foreign = os.fsencode(tree / "b") + b"/\xff.jpg"
     Path(os.fsdecode(foreign)).touch()
-    with pytest.raises(RecordIOError, match="cannot stand in a list"):
+    with pytest.raises(RecordIOError, match="a list cannot hold"):
         write_lists(tree, tmp_path / "out", "step", 0)
     Path(os.fsdecode(foreign)).unlink()
     (tmp_path / "elsewhere.jpg").touch()

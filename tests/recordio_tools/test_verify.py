@@ -1,4 +1,4 @@
-"""Verification: every kind of damage is named with key, offset and reason, and nothing else is."""
+"""Verification: every kind of issue is named with key, offset and reason, and nothing else is."""
 
 import struct
 
@@ -6,7 +6,7 @@ import pytest
 
 from recordio_tools.format import MAGIC_BYTES, IRHeader
 from recordio_tools.reader import RecordReader
-from recordio_tools.verify import verify
+from recordio_tools.verify import verify_record_file
 from recordio_tools.writer import FaceRecordWriter, RecordWriter
 
 
@@ -24,18 +24,18 @@ def overwrite(path, place: int, data: bytes) -> None:
 
 def found(path, **options) -> dict[int | None, str]:
     """Reasons by key."""
-    return {damage.key: damage.reason for damage in verify(path, **options).damages}
+    return {issue.key: issue.reason for issue in verify_record_file(path, **options).issues}
 
 
 def test_whole_files_have_no_damage(golden, real_data, faces):
     for path, records, images in ((golden / "recordio/train.rec", 39, 33), (faces, 12, 8)):
-        report = verify(path)
-        assert (report.records, report.images, report.damages) == (records, images, [])
-    assert verify(real_data / "faces/train/train.rec", decode_images=False).damages == []
+        report = verify_record_file(path)
+        assert (report.records, report.images, report.issues) == (records, images, [])
+    assert verify_record_file(real_data / "faces/train/train.rec", decode_images=False).issues == []
 
 
 def test_records_in_parts_are_whole(golden):
-    assert verify(golden / "recordio/odd.rec", decode_images=False).records == 8
+    assert verify_record_file(golden / "recordio/odd.rec", decode_images=False).records == 8
 
 
 def test_a_flipped_magic_word(faces, offsets):
@@ -46,10 +46,10 @@ def test_a_flipped_magic_word(faces, offsets):
 def test_a_flipped_magic_word_without_an_index(faces, offsets):
     overwrite(faces, offsets[3], b"\0")
     faces.with_suffix(".idx").unlink()
-    damages = verify(faces).damages
-    assert (damages[0].key, damages[0].offset) == (None, offsets[3])
-    assert len([damage for damage in damages if "range" not in damage.reason]) == 1
-    assert verify(faces).records == 12
+    issues = verify_record_file(faces).issues
+    assert (issues[0].key, issues[0].offset) == (None, offsets[3])
+    assert len([issue for issue in issues if "range" not in issue.reason]) == 1
+    assert verify_record_file(faces).records == 12
 
 
 def test_a_truncated_file(faces, offsets):
@@ -118,24 +118,25 @@ def rewrite_index(path, change) -> None:
 
 def test_an_index_that_points_wrong(faces, offsets):
     rewrite_index(faces, lambda lines: [[key, str(int(offset) + 4 * (key == "4"))] for key, offset in lines])
-    damages = verify(faces).damages
-    assert [(damage.key, damage.offset) for damage in damages if "points here" in damage.reason] == [
-        (4, offsets[4] + 4)
-    ]
-    assert [damage.offset for damage in damages if "does not name" in damage.reason] == [offsets[4]]
+    issues = verify_record_file(faces).issues
+    assert [(issue.key, issue.offset) for issue in issues if "points here" in issue.reason] == [(4, offsets[4] + 4)]
+    assert [issue.offset for issue in issues if "does not hold" in issue.reason] == [offsets[4]]
 
 
 def test_an_index_that_confuses_two_records(faces, offsets):
     swap = {"2": "3", "3": "2"}
     rewrite_index(faces, lambda lines: [[swap.get(key, key), offset] for key, offset in lines])
-    assert found(faces) == {3: "the index calls it 3, its header 2", 2: "the index calls it 2, its header 3"}
+    assert found(faces) == {
+        3: "its key is 3 in the index, its id 2 in the header",
+        2: "its key is 2 in the index, its id 3 in the header",
+    }
 
 
 def test_an_index_with_a_key_or_an_offset_twice(faces, offsets):
     rewrite_index(faces, lambda lines: [*lines, ["1", lines[1][1]], ["77", lines[4][1]]])
-    reasons = [damage.reason for damage in verify(faces).damages]
-    assert "its key stands twice in the index" in reasons
-    assert "two keys of the index share it" in reasons
+    reasons = [issue.reason for issue in verify_record_file(faces).issues]
+    assert "its key is repeated in the index" in reasons
+    assert "two keys of the index share its offset" in reasons
 
 
 def test_an_index_that_is_none(faces):
@@ -156,8 +157,8 @@ def test_labels_and_ranges_that_do_not_fit(tmp_path, encode):
         4: "its label is 7 (property declares 2 identities)",
         5: "its label is nan (property declares 2 identities)",
         6: "its range 1..3 holds images of several labels",
-        7: "its range 4..8 names images that are not there",
-        0: "it places the identities at 6..8, which is wrong for key 8",
+        7: "its range 4..8 names images that do not exist",
+        0: "its range of identities 6..8 is wrong for key 8",
     }
 
 
@@ -170,6 +171,6 @@ def test_a_short_header(tmp_path):
 def test_the_search_goes_on_behind_each_damage(faces, offsets):
     for key in (1, 4, 8):
         overwrite(faces, offsets[key], b"\0")
-    report = verify(faces)
-    assert [damage.key for damage in report.damages] == [1, 4, 8]
+    report = verify_record_file(faces)
+    assert [issue.key for issue in report.issues] == [1, 4, 8]
     assert report.records == 12
