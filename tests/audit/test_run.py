@@ -2,9 +2,11 @@
 
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
+import yaml
 
 from facelt.audit.run import run_audit
 from facelt.errors import UserError
@@ -233,3 +235,32 @@ def test_two_models_that_lack_different_images_are_refused(faces, settings):
         run_audit(settings(against={"path": str(other)}, allow_missing=1))
     with pytest.raises(UserError, match="against_gallery: this key is required"):
         run_audit(settings(against={"path": str(faces.store())}, gallery={"path": str(faces.gallery())}))
+
+
+def test_the_notebook_cell_of_the_docs_shows_the_rates_as_a_metric_frame(root, faces, settings, monkeypatch):
+    (cell,) = re.findall(r"```python\n(.*?)```", (root / "docs/auditing.md").read_text(), re.DOTALL)
+    assert len([line for line in cell.splitlines() if line]) == 5
+    genders = [f"Person_{number:02d},{'mf'[number % 2]}" for number in range(16)]
+    table = faces.attributes("\n".join(["identity,gender", *genders]), "genders.csv")
+    config = settings(by=[["gender"]], attributes={"tables": [str(table)]})
+    (faces.folder / "audit.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)))
+    monkeypatch.chdir(faces.folder)
+    names = {}
+    exec(cell, names)
+    frame, expected = names["frame"], rates(run(config))
+    assert set(frame.by_group.index) == {"f", "m"}
+    for gender, row in frame.by_group.iterrows():
+        fmr = expected[gender]["fmr"]
+        assert (row["rate"], row["events"], row["trials"]) == (fmr["rate"], fmr["events"], fmr["trials"])
+    assert frame.difference()["rate"] == pytest.approx(abs(expected["f"]["fmr"]["rate"] - expected["m"]["fmr"]["rate"]))
+
+
+def test_a_metric_frame_of_an_intersection_and_of_nothing_measured(settings):
+    result = run_audit(settings(by=[["group", "age"]], bins={"age": [40]}))
+    frame = result.metric_frame("rank1", by=["group", "age"])
+    assert frame.by_group.index.names == ["group", "age"]
+    assert len(frame.by_group) == 4
+    with pytest.raises(UserError, match=r"no grouping by group: groupings of this audit are group\+age"):
+        result.metric_frame("rank1", by="group")
+    with pytest.raises(UserError, match="no metric 'speed': metrics of this audit are rank1, fnir, fpir, fmr, fnmr"):
+        result.metric_frame("speed", by=["group", "age"])

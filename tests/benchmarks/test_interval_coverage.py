@@ -7,13 +7,21 @@ import pytest
 from scipy import stats
 
 from benchmarks import interval_coverage
-from benchmarks.interval_coverage import KINDS, PAIR_WORLDS, SEARCH_WORLDS, PairWorld, SearchWorld, even_images, measure
+from benchmarks.interval_coverage import (
+    KINDS,
+    PAIR_WORLDS,
+    SEARCH_WORLDS,
+    PairWorld,
+    SearchWorld,
+    even_images,
+    measure_coverage,
+)
 from facelt.stats.intervals import MEASURED_COVERAGE, measured_coverage
 
 
 @pytest.mark.parametrize("identities", [7, 30])
 def test_search_intervals_hold(identities):
-    found = measure(SEARCH_WORLDS[3], identities, draws=400, seed=1)
+    found = measure_coverage(SEARCH_WORLDS[3], identities, draws=400, seed=1)
     # Four standard errors of 400 draws at 95% are 4.4 points.
     assert 0.905 < found["search"] < 0.985
     assert found["search_difference"] > 0.905
@@ -21,7 +29,7 @@ def test_search_intervals_hold(identities):
 
 
 def test_pair_intervals_hold():
-    found = measure(PAIR_WORLDS[3], 14, draws=400, seed=2)
+    found = measure_coverage(PAIR_WORLDS[3], 14, draws=400, seed=2)
     assert 0.9 < found["pair"] < 0.985
     assert 0.9 < found["pair_across"] < 0.985
     assert found["pair_difference"] > 0.905
@@ -29,7 +37,7 @@ def test_pair_intervals_hold():
 
 def test_too_narrow_intervals_are_found_out(monkeypatch):
     # Percentiles of few identities are too narrow; so, by far, are limits that take all pairs to be independent.
-    assert measure(SEARCH_WORLDS[3], 7, draws=300, seed=3, replicates=200)["search_percentile"] < 0.88
+    assert measure_coverage(SEARCH_WORLDS[3], 7, draws=300, seed=3, replicates=200)["search_percentile"] < 0.88
 
     def naive(random, world):
         error_I, trial_I = world.draw(random, 14)
@@ -40,7 +48,7 @@ def test_too_narrow_intervals_are_found_out(monkeypatch):
     assert np.mean([naive(random, SEARCH_WORLDS[3]) for _ in range(200)]) < 0.5
     sound = interval_coverage.rate_intervals
     monkeypatch.setattr(interval_coverage, "rate_intervals", lambda counts, level: sound(counts, level=0.8))
-    assert measure(SEARCH_WORLDS[3], 30, draws=400, seed=1)["search"] < 0.88
+    assert measure_coverage(SEARCH_WORLDS[3], 30, draws=400, seed=1)["search"] < 0.88
 
 
 def test_worlds_have_the_rates_they_name():
@@ -66,7 +74,7 @@ def test_pairs_touch_both_people():
 @pytest.mark.parametrize("kind", ["search", "pair"])
 def test_the_table_is_what_is_measured(kind):
     worlds = SEARCH_WORLDS if kind == "search" else PAIR_WORLDS
-    found = np.mean([measure(one, 14, draws=120, seed=9)[kind] for one in worlds])
+    found = np.mean([measure_coverage(one, 14, draws=120, seed=9)[kind] for one in worlds])
     assert measured_coverage(kind, 14).mean == pytest.approx(found, abs=0.04)
 
 
