@@ -1,4 +1,4 @@
-"""Runs a function in several processes that talk over gloo, and collects what each returns."""
+"""Runs a function in several gloo processes and collects the results."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 
 
 def run_ranks(function: Callable[..., Any], world: int, folder: Path, *arguments: Any) -> list[Any]:
-    """`function(*arguments)` on `world` ranks; the results in rank order. A rank's error is raised here."""
+    """Runs `function(*arguments)` on `world` ranks; returns the results in rank order or raises a rank's error."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]

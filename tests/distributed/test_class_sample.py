@@ -1,4 +1,4 @@
-"""Training on a draw of the identities: what is drawn, the loss over it, and which rows it moves."""
+"""Training on a sample of the classes: the sample, its loss, and the weights it updates."""
 
 import math
 
@@ -24,14 +24,14 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def plain_loss(weight: torch.Tensor, feature: torch.Tensor, label: torch.Tensor, drawn: list[int], scale, margin):
-    """Cross-entropy over the drawn rows alone."""
+    """Cross-entropy over the sampled classes only."""
     column = F.normalize(feature, dim=1) @ F.normalize(weight[drawn], dim=1).T
     place = torch.tensor([drawn.index(own) for own in label.tolist()])
     column = column.scatter(1, place[:, None], margin(column.gather(1, place[:, None])))
     return F.cross_entropy(scale * column, place)
 
 
-def test_the_batchs_identities_are_drawn_and_others_to_the_share():
+def test_the_batchs_classes_are_sampled_and_others_up_to_the_rate():
     torch.manual_seed(0)
     label = torch.tensor([40, 40, 12, 99, 3])
     for step in range(20):
@@ -45,12 +45,12 @@ def test_the_batchs_identities_are_drawn_and_others_to_the_share():
         assert sample.position_K[sample.local_index(label)[:3]].tolist() == [30, 30, 2]
 
 
-def test_a_batch_of_more_than_the_share_is_drawn_whole():
+def test_all_classes_of_a_batch_are_sampled_beyond_the_rate():
     sample = ClassSample.draw(ClassRange.of_rank(30, 0, 1), torch.arange(0, 30, 2), 0.1, 0)
     assert sample.position_K.tolist() == list(range(0, 30, 2))
 
 
-def test_others_are_drawn_alike_often():
+def test_other_classes_are_sampled_uniformly():
     torch.manual_seed(0)
     steps = 2000
     hits = torch.zeros(20)
@@ -63,7 +63,7 @@ def test_others_are_drawn_alike_often():
     assert (others - expected).abs().max() < 5 * math.sqrt(expected * 14 / 19)
 
 
-def test_draws_depend_on_seed_step_and_range_and_change_no_generator():
+def test_samples_depend_on_seed_step_and_range_and_advance_no_generator():
     def drawn(seed: int, step: int, first: int = 0) -> list[int]:
         torch.manual_seed(seed)
         before = torch.get_rng_state()
@@ -75,7 +75,7 @@ def test_draws_depend_on_seed_step_and_range_and_change_no_generator():
     assert len({tuple(drawn(*place)) for place in ((1, 5), (1, 6), (2, 5), (1, 5, 500))}) == 4
 
 
-def test_a_generator_set_back_to_a_saved_state_draws_as_then():
+def test_a_restored_random_state_gives_the_same_sample():
     torch.manual_seed(5)
     torch.rand(3)
     state, label = torch.get_rng_state(), torch.tensor([0])
@@ -86,7 +86,7 @@ def test_a_generator_set_back_to_a_saved_state_draws_as_then():
 
 
 @pytest.mark.parametrize("head", ["cosine", "margin"])
-def test_loss_and_gradients_equal_a_plain_computation_on_the_drawn_rows(head):
+def test_loss_and_gradients_equal_a_plain_computation_on_the_sample(head):
     torch.manual_seed(0)
     if head == "cosine":
         model, margin = CosineHead(DIM, CLASSES, 8.0, sample_rate=RATE).double(), CombinedMargin()
@@ -126,14 +126,14 @@ def test_a_rate_of_one_is_the_full_head(head):
     torch.testing.assert_close(almost.weight.grad.to_dense(), full.weight.grad)
 
 
-def test_only_drawn_rows_move_with_momentum_and_decay_and_others_keep_every_bit():
+def test_only_sampled_rows_are_updated_and_others_keep_every_bit():
     torch.manual_seed(0)
     head = CosineHead(DIM, CLASSES, sample_rate=RATE).double()
     feature, label = batch()
     weight, buffer = head.weight.detach().clone(), torch.zeros_like(head.weight)
     optimiser = RowSGD(head.parameters(), lr=0.3, momentum=0.9, weight_decay=0.01)
     for step in range(4):
-        # Two backward passes a step, of unlike draws: their sparse gradients add up.
+        # Two backward passes per step with different samples: their sparse gradients add up.
         drawn = set()
         plain = weight.clone().requires_grad_()
         for half in (2 * step, 2 * step + 1):
@@ -155,7 +155,7 @@ def test_only_drawn_rows_move_with_momentum_and_decay_and_others_keep_every_bit(
     torch.testing.assert_close(optimiser.state[head.weight]["momentum_buffer"], buffer)
 
 
-def test_a_dense_gradient_moves_as_torchs_own_sgd_and_a_full_sparse_one_too():
+def test_dense_and_full_sparse_gradients_update_as_torchs_sgd():
     torch.manual_seed(0)
     start = torch.randn(5, 3)
     ends = []
@@ -176,7 +176,7 @@ def sampled_losses() -> dict[int, dict]:
 
 
 def sampled_loss(classes: int) -> dict:
-    """One rank's part: the loss, its draw in all classes' numbers, and its gradients."""
+    """One rank's part: the loss, its sample as class numbers, and its gradients."""
     torch.manual_seed(0)
     head = MarginHead(DIM, classes, 8.0, MARGIN, sample_rate=RATE).double()
     feature, label = batch()
@@ -200,9 +200,9 @@ def together(request, tmp_path_factory) -> list[dict[int, dict]]:
     return run_ranks(sampled_losses, request.param, tmp_path_factory.mktemp("ranks"))
 
 
-# Four identities leave the last of three ranks with none.
+# With four classes the last of three ranks has none.
 @pytest.mark.parametrize("classes", [CLASSES, 4])
-def test_ranks_train_on_the_union_of_their_draws(classes, together):
+def test_ranks_train_on_the_union_of_their_samples(classes, together):
     results = [result[classes] for result in together]
     drawn = [identity for result in results for identity in result["drawn"]]
     torch.manual_seed(0)

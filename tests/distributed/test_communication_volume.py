@@ -1,4 +1,4 @@
-"""What one step hands to torch.distributed: the documented bytes, whatever the number of identities."""
+"""Bytes that one step passes to torch.distributed: as documented, for any number of identities."""
 
 import pytest
 import torch
@@ -9,8 +9,8 @@ from facelt.distributed.comm import rank, world_size
 from facelt.methods.base import StepContext, TrainBatch
 from facelt.methods.classify import ClassifySettings
 from tests.distributed.ranks import run_ranks
-from tests.distributed.test_split_training import BATCH, DIM, TinyNetwork
-from tests.distributed.test_split_training import RECIPES as EXACT
+from tests.distributed.test_sharded_training import BATCH, DIM, TinyNetwork
+from tests.distributed.test_sharded_training import RECIPES as EXACT
 
 COLLECTIVES = (
     "all_gather",
@@ -38,7 +38,7 @@ COUNTED = ("cosine", "arcface", "sampled", "released", "tracking", "paper")
 
 
 class Counter:
-    """Counts the whole of what is gathered or reduced, in bytes, call by call."""
+    """Counts the bytes of everything that is gathered or reduced."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -60,7 +60,7 @@ class Counter:
 
 
 def count(counter: Counter, recipe: str, identities: int) -> tuple[int, int]:
-    """Bytes of one step, forward with what follows the optimiser, and backward."""
+    """Bytes of one step: (forward and after the optimiser, backward)."""
     torch.manual_seed(0)
     method = METHODS[RECIPES[recipe].name](RECIPES[recipe], TinyNetwork(), identities)
     own = slice(BATCH * rank() // world_size(), BATCH * (rank() + 1) // world_size())
@@ -84,7 +84,7 @@ def count_all() -> dict[tuple[str, int], tuple[int, int]]:
 
 
 def documented(recipe: str, ranks: int) -> tuple[int, int]:
-    """The formulas of Classify and DynamicMeta, for images that are dealt out unequally."""
+    """The formulas of Classify and DynamicMeta, for an unequal number of images per rank."""
     most = max(BATCH * (r + 1) // ranks - BATCH * r // ranks for r in range(ranks))
     padded = ranks * most
     if recipe in ("cosine", "arcface"):
@@ -97,7 +97,7 @@ def documented(recipe: str, ranks: int) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_a_step_moves_the_documented_bytes_whatever_the_number_of_identities(ranks, tmp_path):
+def test_a_step_moves_the_documented_bytes_for_any_number_of_identities(ranks, tmp_path):
     for counted in run_ranks(count_all, ranks, tmp_path):
-        for (recipe, identities), found in counted.items():
-            assert found == documented(recipe, ranks), f"{recipe}, {identities} identities"
+        for (recipe, identities), result in counted.items():
+            assert result == documented(recipe, ranks), f"{recipe}, {identities} identities"

@@ -1,4 +1,4 @@
-"""All classes' logits on every rank: a loss that every rank computes alike, and its gradients, are one process's."""
+"""Logits of all classes on every rank: losses computed in full by each rank equal those of one process."""
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ CLASSES, DIM, BATCH = 7, 4, 5
 
 
 def loss_and_gradients() -> dict[str, torch.Tensor]:
-    """A loss that is no sum over classes nor over images, with a part on the features themselves."""
+    """A loss that is not a sum over classes or images, with a term of the features."""
     random = torch.Generator().manual_seed(0)
     torch.manual_seed(1)
     head = LinearHead(DIM, CLASSES).double()
@@ -49,13 +49,13 @@ def test_ranks_agree_with_one_process(tmp_path):
         torch.testing.assert_close(torch.cat([result[name] for result in together]), alone[name], rtol=0, atol=1e-12)
 
 
-def test_given_logits_answer_for_the_ranks_own_classes_and_images():
+def test_replicated_logits():
     logits = ReplicatedLogits(torch.tensor([[1.0, 3.0, 2.0]]), ClassRange.local(3), BatchSplit((1,)))
     assert logits.argmax().tolist() == [1]
     assert logits.maximum().tolist() == [3.0]
     assert logits.local_BC.shape == logits.full_BC.shape == (1, 3)
 
 
-def test_alone_nothing_is_copied():
+def test_one_process_copies_nothing():
     value = torch.zeros(2, 3)
     assert gather_replicated(value, BatchSplit((2,))) is value

@@ -122,8 +122,8 @@ from facelt.heads.dynamic_meta import DynamicMetaHead
 from facelt.heads.memory import IdentityMemory
 from facelt.losses.centroids import discriminative_centroids_loss
 
-def held(name):
-    # This program's own, where getrusage's figure is at least that of the program that started it.
+def memory_bytes(name):
+    # getrusage's figure would be at least that of the parent process.
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(name))
 
@@ -137,7 +137,7 @@ head = DynamicMetaHead(memory, D)
 x = torch.randn(B, D, requires_grad=True)
 (torch.randn(256, 256) @ torch.randn(256, 256)).sum()
 label = torch.randint(C, (B,))
-before = held("VmRSS")
+before = memory_bytes("VmRSS")
 with open("/proc/self/clear_refs", "w") as peak:
     peak.write("5")  # resets VmHWM
 feature = GatheredFeatures.gather(x)
@@ -146,11 +146,11 @@ centroids = discriminative_centroids_loss(feature, memory.centroid_CD, label, me
 loss = logits.cross_entropy(label) + 0.01 * centroids
 loss.backward()
 gradients = sum(p.grad.numel() * 4 for p in head.parameters())
-print(held("VmHWM") - before - gradients)
+print(memory_bytes("VmHWM") - before - gradients)
 """
 
 
 def test_a_step_needs_less_than_three_tensors_of_batch_by_identities():
-    """Beyond parameters and gradients, everything counted: blocks, thin tensors, and the products' own buffers."""
+    """Peak memory without parameters and gradients: blocks, B x D tensors, and buffers of the products."""
     run = subprocess.run([sys.executable, "-c", MEMORY_USE], capture_output=True, text=True, check=True)
     assert int(run.stdout) <= 3 * 64 * 74_500 * 4

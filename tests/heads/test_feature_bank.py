@@ -1,4 +1,4 @@
-"""Features kept from a pass: all of them, those of some classes, and a few of each."""
+"""Feature bank: all features, those of some classes, and a sample of each class."""
 
 import torch
 
@@ -8,18 +8,18 @@ from facelt.heads.memory import FeatureBank, count_previous
 LABELS = torch.tensor([2, 0, 2, 2, 1, 0, 2])
 
 
-def bank(wanted_C=None):
-    """A row's only value is its place."""
+def bank(keep_C=None):
+    """Each row's only value is its position."""
     kept = FeatureBank()
     for places in torch.arange(7.0)[:, None].split(3):
-        kept.add(GatheredFeatures.gather(places), LABELS[places[:, 0].long()], wanted_C)
+        kept.add(GatheredFeatures.gather(places), LABELS[places[:, 0].long()], keep_C)
     assert not kept.is_closed
     kept.close()
     assert kept.is_closed
     return kept
 
 
-def test_all_features_are_kept_in_order_or_those_of_the_wanted_classes():
+def test_features_of_all_or_of_the_selected_classes_are_kept_in_order():
     assert bank().feature_ND[:, 0].tolist() == list(range(7))
     assert bank().label_N.tolist() == LABELS.tolist()
     some = bank(torch.tensor([True, False, True]))
@@ -28,7 +28,7 @@ def test_all_features_are_kept_in_order_or_those_of_the_wanted_classes():
     assert bank(torch.zeros(3, dtype=torch.bool)).feature_ND.shape == (0, 1)
 
 
-def test_a_few_of_each_class_are_drawn_without_replacement_and_alike_for_one_seed():
+def test_a_sample_of_each_class_is_drawn_without_replacement_and_depends_on_the_seed():
     kept = bank()
     seen = set()
     for seed in range(30):
@@ -43,6 +43,6 @@ def test_a_few_of_each_class_are_drawn_without_replacement_and_alike_for_one_see
     assert seen == set(range(7))
 
 
-def test_the_turn_of_a_row_counts_those_of_its_class_before_it():
+def test_count_previous():
     assert count_previous(LABELS).tolist() == [0, 0, 1, 2, 0, 1, 3]
     assert count_previous(LABELS[:0]).tolist() == []

@@ -1,4 +1,4 @@
-"""Margins against the authors' figures, a plain loop, and the ends of the cosine."""
+"""Angular margins against the authors' results, a plain loop, and cosines near 1 and -1."""
 
 import math
 
@@ -14,7 +14,7 @@ from facelt.heads.classifiers import CombinedMargin, MarginHead
 
 
 class GivenCosines(MarginHead):
-    """A head whose cosines are handed in as the feature."""
+    """A head whose cosines are given as the feature."""
 
     def __init__(self, classes: int, margin: CombinedMargin) -> None:
         super().__init__(1, classes, 64.0, margin)
@@ -44,7 +44,7 @@ def test_equals_the_authors_loss(golden, name, margin):
         assert np.abs(cosine.grad.numpy() - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
-def test_only_the_own_identity_is_made_harder():
+def test_only_the_target_class_has_a_margin():
     torch.manual_seed(0)
     head = MarginHead(4, 5, 8.0, CombinedMargin(1.1, 0.3, 0.1)).double()
     feature, label = torch.randn(3, 4, dtype=torch.float64), torch.tensor([4, 0, 4])
@@ -59,7 +59,7 @@ def test_only_the_own_identity_is_made_harder():
     torch.testing.assert_close(logits.cross_entropy(label), F.cross_entropy(expected, label))
 
 
-def test_gradients_of_the_margin_are_those_of_differences():
+def test_gradients_of_the_margin_equal_finite_differences():
     torch.manual_seed(0)
     head = MarginHead(4, 5, 8.0, CombinedMargin(1.1, 0.3, 0.1)).double()
     feature, label = torch.randn(3, 4, dtype=torch.float64, requires_grad=True), torch.tensor([4, 0, 4])
@@ -72,9 +72,7 @@ def test_gradients_of_the_margin_are_those_of_differences():
     assert torch.autograd.gradcheck(loss, (feature, weight))
 
 
-@pytest.mark.parametrize(
-    "margin", [CombinedMargin(1, 0.5, 0), CombinedMargin(1.1, 0.3, 0.1), CombinedMargin(1.35, 0, 0)]
-)
+@pytest.mark.parametrize("factors", [(1, 0.5, 0), (1.1, 0.3, 0.1), (1.35, 0, 0)])
 def test_the_target_never_rises_as_the_angle_grows_and_its_slope_is_finite(factors):
     margin = CombinedMargin(*factors)
     cosine = torch.linspace(1, -1, 2001, dtype=torch.float64, requires_grad=True)
@@ -84,11 +82,11 @@ def test_the_target_never_rises_as_the_angle_grows_and_its_slope_is_finite(facto
     assert torch.isfinite(cosine.grad).all()
 
 
-def test_a_rank_without_the_identity_takes_nothing_off():
+def test_a_rank_without_the_target_class_applies_no_margin():
     head = GivenCosines(4, CombinedMargin(1, 0.5, 0))
     head.classes = ClassRange(4, 8, 8)
     cosine, label = torch.rand(2, 4, requires_grad=True), torch.tensor([0, 3])
     feature = GatheredFeatures.gather(cosine, BatchSplit((2,)))
-    found = [logits.cross_entropy(label) for logits in (head.training_logits(feature, label), head(feature))]
-    torch.testing.assert_close(*found, rtol=0, atol=0)
-    torch.testing.assert_close(*(torch.autograd.grad(loss, cosine)[0] for loss in found), rtol=0, atol=0)
+    result = [logits.cross_entropy(label) for logits in (head.training_logits(feature, label), head(feature))]
+    torch.testing.assert_close(*result, rtol=0, atol=0)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, cosine)[0] for loss in result), rtol=0, atol=0)

@@ -1,4 +1,4 @@
-"""The identity memory: class means, nearest, read-out and the tracking rule, each by a plain loop."""
+"""The identity memory: class means, nearest centroid, readout and the tracking rule, against plain loops."""
 
 import pytest
 import torch
@@ -58,13 +58,13 @@ def nearest_of_close_centroids() -> tuple[torch.Tensor, torch.Tensor]:
     return memory.nearest(of(feature))
 
 
-def test_nearest_tells_centroids_apart_that_the_product_cannot():
+def test_nearest_distinguishes_centroids_closer_than_the_products_rounding():
     distance, identity = nearest_of_close_centroids()
     assert identity.tolist() == [1, 0, 1, 2]
     torch.testing.assert_close(distance, torch.tensor([1e-6, 0.001, 0.001, 1.0]))
 
 
-def test_ranks_tell_close_centroids_apart(tmp_path):
+def test_ranks_distinguish_close_centroids(tmp_path):
     for distance, identity in run_ranks(nearest_of_close_centroids, 3, tmp_path):
         assert identity.tolist() == [1, 0, 1, 2]
         torch.testing.assert_close(distance, torch.tensor([1e-6, 0.001, 0.001, 1.0]))
@@ -81,8 +81,8 @@ def test_nearest_equals_all_distances_in_float64():
     feature = centroid[::50] + 0.01 * torch.randn(100, 16, generator=generator)
     distances = torch.cdist(feature.double(), centroid.double(), compute_mode="donot_use_mm_for_euclid_dist")
     expected, identity = distances[:, memory.filled_C].min(dim=1)
-    distance, found = memory.nearest(of(feature))
-    assert torch.equal(found, memory.filled_C.nonzero()[:, 0][identity])
+    distance, result = memory.nearest(of(feature))
+    assert torch.equal(result, memory.filled_C.nonzero()[:, 0][identity])
     torch.testing.assert_close(distance.double(), expected, rtol=1e-5, atol=0)
 
 
@@ -126,7 +126,7 @@ def logits_of(rows: ClassWeights, vector: torch.Tensor) -> ClassifierLogits:
     return ClassifierLogits(vector, rows, ClassRange.local(len(rows.weight_CD)), BatchSplit((len(vector),)))
 
 
-def test_read_is_the_mean_weighed_by_the_softmax_and_detached():
+def test_read_is_the_softmax_weighted_mean_and_detached():
     torch.manual_seed(0)
     memory = IdentityMemory(5, 3).double()
     memory.accumulate(of(torch.randn(5, 3)), torch.arange(5))
@@ -144,7 +144,7 @@ def test_read_is_the_mean_weighed_by_the_softmax_and_detached():
     assert memory.centroid_CD.grad is None
 
 
-def test_a_read_out_by_directions_is_refused():
+def test_readout_of_normalized_weights_is_refused():
     with pytest.raises(ValueError, match="does not support normalized weights"):
         IdentityMemory(3, 2).read(logits_of(ClassWeights(torch.ones(3, 2), normalize=True), torch.ones(1, 2)))
 

@@ -1,4 +1,4 @@
-"""Every backbone of the table: map size, depth, parameter count; IResNet against a second, plain computation."""
+"""Every registered backbone: map size, depth, parameter count; IResNet against a plain computation."""
 
 import pytest
 import torch
@@ -63,16 +63,16 @@ SIZES["resnet32"] = SIZES["densenet_bc100"] = [(32, 32), (64, 48)]
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_walk_the_table(name):
+def test_map_size_depth_and_parameter_count(name):
     spec = BACKBONES[name]
     backbone = spec.build()  # in training mode: with fresh statistics a hundred layers overflow
     parameters = sum(p.numel() for p in backbone.parameters())
     assert parameters == PARAMETERS.get(name, parameters)
     for size in SIZES[name]:
         with torch.no_grad():
-            found = backbone(torch.randn(1, 3, *size))
-        assert found.shape == (1, spec.channels, *spec.map_size(size))
-        assert found.isfinite().all()
+            result = backbone(torch.randn(1, 3, *size))
+        assert result.shape == (1, spec.channels, *spec.map_size(size))
+        assert result.isfinite().all()
 
 
 @pytest.mark.parametrize(("name", "millions"), [("iresnet18", 24.03), ("iresnet50", 43.59), ("iresnet100", 65.16)])

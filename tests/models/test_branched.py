@@ -1,4 +1,4 @@
-"""Networks of several branches: what they share, what each has, and the inputs they take."""
+"""Multi-branch networks: shared and separate layers, and the inputs they take."""
 
 import pytest
 import torch
@@ -63,7 +63,7 @@ def test_equal_inputs_for_all_branches_are_one_input(split):
         torch.testing.assert_close(own_BKD[:, branch], network(images(seed=branch + 1))[:, branch])
 
 
-def test_each_input_has_batch_statistics_of_its_own():
+def test_each_input_has_separate_batch_statistics():
     network = build(split="layer3", count=2).train()
     torch.testing.assert_close(network(images(), 5 * images(seed=1))[:, 0], network(images())[:, 0])
 
@@ -78,7 +78,7 @@ def test_a_branchs_gradient_stays_in_its_branch_and_the_trunk(split, shared):
     assert {place.removeprefix("attention.").removeprefix("embedding.").partition(".")[0] for place in places} == {"1"}
 
 
-def test_branches_start_unlike_each_other():
+def test_branches_start_with_different_weights():
     state = build(split="layer3").state_dict()
     first, second = (state[f"backbone.branches.{k}.layer4.0.conv1.weight"] for k in (0, 1))
     assert not torch.equal(first, second)
@@ -97,7 +97,7 @@ def bottleneck_stage(channels_in: int, planes: int, blocks: int) -> int:
 
 
 def test_rides_widths_on_cifar_and_imagenet():
-    """METHODS of RIDE: 24 and 48 channels behind a shared 16; 192 and 384 planes behind shared 64 and 128."""
+    """Widths of RIDE: 24 and 48 channels behind a shared 16; 192 and 384 planes behind shared 64 and 128."""
     cifar = build("resnet32", "layer1", width=0.75)
     trunk = 27 * 16 + 32 + basic_stage(16, 16, 5)
     branch = basic_stage(16, 24, 5) + basic_stage(24, 48, 5)
@@ -130,7 +130,7 @@ def test_the_narrow_face_backbone_runs():
     assert network.backbone(images())[0].shape == (4, 256, 2, 2)
 
 
-def test_a_stage_starts_from_the_same_branches_and_from_no_others():
+def test_a_stage_starts_only_from_the_same_branches():
     first, second = build(embedding="fc_relu"), build(embedding="fc_relu")
     assert load_stage_weights(second, first.state_dict()) == ()
     torch.testing.assert_close(second.eval()(images()), first.eval()(images()))
@@ -142,8 +142,8 @@ def test_channels_last_gives_the_same_feature():
     network = build("resnet32", "layer1", width=0.75).eval()
     with torch.inference_mode():
         expected = network(images())
-        found = network.to(memory_format=torch.channels_last)(images().to(memory_format=torch.channels_last))
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+        result = network.to(memory_format=torch.channels_last)(images().to(memory_format=torch.channels_last))
+    torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_impossible_splits_and_other_numbers_of_inputs_are_refused():

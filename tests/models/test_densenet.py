@@ -1,4 +1,4 @@
-"""DenseNet-BC-100: a second, plain computation."""
+"""DenseNet-BC-100 against a plain computation."""
 
 import pytest
 import torch

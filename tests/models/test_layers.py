@@ -34,8 +34,8 @@ def test_memory_format_does_not_matter():
     torch.nn.init.normal_(attention.conv_mask.weight)
     x = torch.randn(2, 8, 3, 5)
     expected = attention(x)
-    found = attention.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
-    torch.testing.assert_close(found, expected)
+    result = attention.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(result, expected)
 
 
 def test_plain_spatial_attention_weighs_each_position_of_the_map_itself():

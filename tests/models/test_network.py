@@ -54,8 +54,8 @@ def test_channels_last_gives_the_same_feature(backbone):
     image = torch.randn(2, 3, 64, 48)
     with torch.inference_mode():
         expected = network(image)
-        found = network.to(memory_format=torch.channels_last)(image.to(memory_format=torch.channels_last))
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+        result = network.to(memory_format=torch.channels_last)(image.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
 
 
 def test_bf16_autocast_runs_and_is_finite():

@@ -1,4 +1,4 @@
-"""Weights of torchvision, of arcface_torch and of facelt itself; files that must be refused, with nothing changed."""
+"""Pretrained weights of torchvision, arcface_torch and facelt; invalid files, which change nothing."""
 
 import math
 import pickle
@@ -63,7 +63,7 @@ def arcface_state(blocks, positions: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("form", ["plain", "module.", "state_dict", "safetensors"])
-def test_arcface_weights_load_whole_and_give_the_same_embedding(form, tmp_path, plain_iresnet):
+def test_arcface_weights_load_and_give_the_same_embedding(form, tmp_path, plain_iresnet):
     state = arcface_state((2, 2, 2, 2), positions=4)
     stored = {f"module.{k}": v for k, v in state.items()} if form == "module." else state
     path = tmp_path / ("backbone.safetensors" if form == "safetensors" else "backbone.pth")
@@ -96,21 +96,21 @@ def test_every_iresnet_has_arcface_torchs_names_and_shapes(name, blocks):
     with torch.device("meta"):
         expected = {k: v.shape for k, v in arcface_state(blocks, positions=49).items()}
         network = build_network(name, image_size=(112, 112), attention=False, embedding="linear_bn")
-    found = {k.partition(".")[2]: v.shape for k, v in network.state_dict().items()}
-    assert found == expected
+    result = {k.partition(".")[2]: v.shape for k, v in network.state_dict().items()}
+    assert result == expected
 
 
 @pytest.mark.parametrize(("name", "theirs"), [("resnet50", resnet50), ("resnet152", resnet152)])
 def test_every_resnet_has_torchvisions_names_and_shapes(name, theirs):
     with torch.device("meta"):
         expected = {k: v.shape for k, v in theirs(weights=None).state_dict().items() if not k.startswith("fc.")}
-        found = {k: v.shape for k, v in BACKBONES[name].build().state_dict().items()}
-    assert found == expected
+        result = {k: v.shape for k, v in BACKBONES[name].build().state_dict().items()}
+    assert result == expected
 
 
 def test_torchvision_weights_load_without_their_classifier(tmp_path):
     theirs = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=7).eval()
-    # As files older than PyTorch 0.4.1 are: no batch counters.
+    # Files older than PyTorch 0.4.1 have no batch counters.
     state = {k: v for k, v in theirs.state_dict().items() if not k.endswith("num_batches_tracked")}
     network = tiny(embedding="fc_relu", attention=True)
     summary = load_pretrained(network, saved(state, tmp_path / "resnet10.pth"))
@@ -132,13 +132,13 @@ def test_own_weights_of_half_precision_load(tmp_path):
     assert all(torch.equal(v, state[k].to(v.dtype)) for k, v in network.state_dict().items())
 
 
-def test_a_head_beside_the_network_is_ignored_and_said(tmp_path):
+def test_a_head_in_the_file_is_reported_as_ignored(tmp_path):
     network = tiny()
     path = saved({**tiny().state_dict(), "head.weight": torch.zeros(3)}, tmp_path / "own.pth")
     assert load_pretrained(network, path).ignored == ("head.weight",)
 
 
-def test_another_embedding_kind_is_left_and_said(tmp_path):
+def test_another_embedding_kind_is_reported_as_ignored(tmp_path):
     source, network = tiny(embedding="linear_bn"), tiny(embedding="fc_relu")
     summary = load_pretrained(network, saved(source.state_dict(), tmp_path / "own.pth"))
     assert summary.initial == ("embedding.linear.weight", "embedding.linear.bias")
@@ -149,7 +149,7 @@ def own():
     return tiny().state_dict()
 
 
-UNFIT = {
+INVALID = {
     "a missing entry": (lambda: {k: v for k, v in own().items() if "conv2" not in k}, "conv2.weight is missing"),
     "another depth": (
         lambda: {**own(), "backbone.layer3.1.conv1.weight": torch.zeros(3)},
@@ -170,10 +170,10 @@ UNFIT = {
 }
 
 
-@pytest.mark.parametrize("case", UNFIT)
-def test_an_unfit_file_changes_nothing(case, tmp_path):
-    state, message = UNFIT[case]
-    path = saved(state(), tmp_path / "unfit.pth")
+@pytest.mark.parametrize("case", INVALID)
+def test_an_invalid_file_changes_nothing(case, tmp_path):
+    state, message = INVALID[case]
+    path = saved(state(), tmp_path / "invalid.pth")
     network = tiny()
     before = {k: v.clone() for k, v in network.state_dict().items()}
     with pytest.raises(UserError, match=message) as caught:
@@ -190,7 +190,7 @@ def test_an_embedding_of_another_size_is_refused(tmp_path):
 
 
 class Hostile:
-    """A pickle that would write a file when it is read."""
+    """A pickle that writes a file when it is loaded."""
 
     def __init__(self, path):
         self.path = path
@@ -227,17 +227,19 @@ def test_unreadable_and_hostile_files_are_refused(name, write, message, tmp_path
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(damage=st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=6)), max_size=4), kept=st.floats(0, 1))
-def test_a_damaged_file_is_refused_in_one_line(damage, kept, tmp_path):
+@given(
+    damage=st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=6)), max_size=4), fraction=st.floats(0, 1)
+)
+def test_a_damaged_file_is_refused_in_one_line(damage, length, tmp_path):
     network = tiny()
     for suffix, save in ((".pth", torch.save), (".safetensors", save_file)):
         path = tmp_path / f"damaged{suffix}"
         save({"bn1.weight": torch.ones(2), "bn1.bias": torch.zeros(2)}, path)
         content = bytearray(path.read_bytes())
-        for place, replacement in damage:
-            at = int(place * len(content))
-            content[at : at + len(replacement)] = replacement
-        path.write_bytes(content[: math.ceil(kept * len(content))])
+        for position, replacement in damage:
+            start = int(position * len(content))
+            content[start : start + len(replacement)] = replacement
+        path.write_bytes(content[: math.ceil(length * len(content))])
         with pytest.raises(UserError, match="damaged") as caught:
             load_pretrained(network, path)
         assert "\n" not in str(caught.value)

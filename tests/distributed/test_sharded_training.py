@@ -1,4 +1,4 @@
-"""Training on 2 and 3 ranks gives what one process gives: loss, every gradient, and the weights after 20 steps."""
+"""Training on 2 and 3 ranks equals training in one process: losses and weights after 20 steps."""
 
 import pytest
 import torch
@@ -64,7 +64,7 @@ class TinyNetwork(nn.Module):
 
 
 class TinyBranches(TinyNetwork):
-    """A shared layer and so many more, each with an input of its own if there are several."""
+    """A shared layer and one more per branch, each with a separate input if there are several."""
 
     def __init__(self, branches: int) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class TinyBranches(TinyNetwork):
 
 
 def full_state(method) -> dict[str, torch.Tensor]:
-    """The state with every rank's rows put together."""
+    """The state with the rows of all ranks concatenated."""
     state = {}
     for name, value in method.state_dict().items():
         if is_distributed() and is_class_row(name):
@@ -92,7 +92,7 @@ def full_state(method) -> dict[str, torch.Tensor]:
 
 
 def is_class_row(name: str) -> bool:
-    # What a method itself notes of the classes is whole on every rank.
+    # Per-class buffers of the method itself are replicated.
     return "." in name and not name.startswith(("network.", "router.")) and "selector" not in name
 
 
@@ -102,7 +102,7 @@ def expert(shots: str) -> nn.Module:
 
 
 def train(recipe: str) -> dict:
-    """20 steps of SGD; images of a step are dealt out unequally: rank r of W begins at 10 r / W."""
+    """20 steps of SGD with an unequal number of images per rank: rank r of W starts at 10 r / W."""
     torch.manual_seed(0)
     kind = METHODS[RECIPES[recipe].name]
     network = TinyBranches(2 if recipe == "bbn" else 3) if kind.branched else TinyNetwork()
@@ -124,7 +124,7 @@ def train(recipe: str) -> dict:
     losses = []
     for image, label in zip(images, labels, strict=True):
         optimiser.zero_grad()
-        # Further streams see the images in another order.
+        # Further samplers return the images in another order.
         batches = [
             TrainBatch(image.roll(shift, 0)[own], label.roll(shift)[own])
             for shift in range(len(method.sampler_specs()))
@@ -150,7 +150,7 @@ def train(recipe: str) -> dict:
 
 
 def train_all() -> dict[str, dict]:
-    """Every recipe in turn: one start of the processes for all of them."""
+    """Trains every recipe, with one launch of the processes for all."""
     return {recipe: train(recipe) for recipe in RECIPES}
 
 

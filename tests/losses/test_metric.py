@@ -1,4 +1,4 @@
-"""Losses of the features against loops over images and pairs, and batches that have no pairs or no others."""
+"""Metric losses against loops over images and pairs, and batches without pairs or negatives."""
 
 import itertools
 import math
@@ -61,13 +61,13 @@ def features_of(labels: list[int], scale: float = 1.0) -> torch.Tensor:
     return (scale * torch.randn(len(labels), 4, generator=random, dtype=torch.float64)).requires_grad_()
 
 
-def test_every_metric_loss_is_held_against_a_loop():
+def test_every_metric_loss_has_a_plain_loop():
     assert set(PLAIN) == set(METRIC_LOSSES)
 
 
 @pytest.mark.parametrize("batch", LABELS)
 @pytest.mark.parametrize(("name", "options"), CASES)
-def test_equals_the_loop_and_its_gradient_the_differences(name, options, batch):
+def test_value_equals_the_loop_and_gradient_the_differences(name, options, batch):
     labels, features = LABELS[batch], features_of(LABELS[batch])
 
     def loss(features: torch.Tensor) -> torch.Tensor:
@@ -79,7 +79,7 @@ def test_equals_the_loop_and_its_gradient_the_differences(name, options, batch):
 
 
 @pytest.mark.parametrize("name", METRIC_LOSSES)
-def test_the_cases_are_not_all_idle(name):
+def test_the_cases_have_a_gradient(name):
     features = features_of(LABELS["mixed"])
     METRIC_LOSSES[name](features, torch.tensor(LABELS["mixed"])).backward()
     assert features.grad.abs().sum() > 0
@@ -89,7 +89,7 @@ def test_the_cases_are_not_all_idle(name):
 @pytest.mark.parametrize("scale", [0.0, 1e-20, 1e4])
 @pytest.mark.parametrize("name", METRIC_LOSSES)
 def test_nothing_is_nan_for_features_that_are_equal_or_far_apart(name, scale, batch):
-    """Float32, images that are the same, and as a class-aware sampler deals them."""
+    """Float32, with equal images and the labels of a class-aware sampler."""
     features = features_of(LABELS[batch], scale).detach().float()
     features[1] = features[2]
     features.requires_grad_()

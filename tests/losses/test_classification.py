@@ -1,4 +1,4 @@
-"""Losses of the logits against the authors' figures, plain loops in float64, and their limits."""
+"""Classification losses against the authors' results, plain loops in float64, and limits."""
 
 import math
 
@@ -22,7 +22,7 @@ def sigmoid(value: float) -> float:
 
 
 def plain(name: str, row: np.ndarray, own: int, counts: list[int], out: np.ndarray) -> float:
-    """One image's loss, written out; `out` are the classes the draw has left out."""
+    """The loss of one image in plain Python; `out` marks the classes excluded at random."""
     p = softmax(row)[own]
     if name == "softmax":
         return -math.log(p)
@@ -49,14 +49,14 @@ def test_every_loss_is_the_weighted_mean_of_its_equation(name, weighted):
     options = {"focal": {"gamma": 1.5}, "sigmoid_focal": {"gamma": 1.5}, "ldam": {"max_margin": 0.3, "scale": 10.0}}
     loss = LOSSES[name](COUNTS, **{**options, **OPTIONS}.get(name, {})).double()
     weights = torch.tensor([0.1, 0.5, 1.0, 2.0], dtype=torch.float64)
-    found = loss(logits, labels, weights if weighted else None, torch.Generator().manual_seed(5))
-    # The draw again: rare are the classes with 9, 3 and 1 of the 53 images, less than a fifth.
+    result = loss(logits, labels, weights if weighted else None, torch.Generator().manual_seed(5))
+    # The same draw: the rare classes have 9, 3 and 1 of the 53 images, less than a fifth.
     drawn = torch.rand(50, 4, generator=torch.Generator().manual_seed(5)).numpy() < 0.5
     out = drawn & np.array([False, True, True, True]) & (labels.numpy()[:, None] != np.arange(4))
     terms = [plain(name, logits[b].numpy(), labels[b].item(), COUNTS.tolist(), out[b]) for b in range(50)]
     heavy = weights[labels].numpy() if weighted else np.ones(50)
     total = 50 if name == "sigmoid_focal" else heavy.sum()
-    assert found.item() == pytest.approx(np.dot(terms, heavy) / total, rel=1e-6)
+    assert result.item() == pytest.approx(np.dot(terms, heavy) / total, rel=1e-6)
 
 
 def test_class_balanced_focal_divides_by_the_images_as_the_class_balanced_loss_code():
@@ -112,9 +112,9 @@ def counts_of(reference) -> torch.Tensor:
 
 def test_class_balanced_weights_equal_the_authors(reference):
     expected = reference["class_balanced_weight_beta0.9999"]
-    found = CLASS_WEIGHTS["class_balanced"](counts_of(reference), beta=0.9999).numpy()
-    assert np.abs(found - expected).max() <= 1e-5 * expected.max()
-    assert found.sum() == pytest.approx(len(expected), rel=1e-6)
+    result = CLASS_WEIGHTS["class_balanced"](counts_of(reference), beta=0.9999).numpy()
+    assert np.abs(result - expected).max() <= 1e-5 * expected.max()
+    assert result.sum() == pytest.approx(len(expected), rel=1e-6)
 
 
 def test_weights_at_their_ends():
@@ -123,7 +123,7 @@ def test_weights_at_their_ends():
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_gradients_are_those_of_differences(name):
+def test_gradients_equal_finite_differences(name):
     random = torch.Generator().manual_seed(1)
     logits = torch.randn(5, 4, generator=random, dtype=torch.float64, requires_grad=True)
     loss, labels = LOSSES[name](COUNTS, **OPTIONS.get(name, {})).double(), torch.tensor([0, 3, 1, 1, 2])
@@ -148,13 +148,13 @@ def test_nothing_is_nan_where_an_image_is_certainly_right_or_wrong(name, gamma):
 
 
 @pytest.mark.parametrize("name", CLASS_WEIGHTS)
-def test_a_class_without_images_is_weighed_as_the_rarest(name):
+def test_a_class_without_images_has_the_weight_of_the_rarest(name):
     weight = CLASS_WEIGHTS[name](torch.tensor([40, 9, 0, 1]))
     assert weight.isfinite().all()
     assert weight[2] == weight[3] == weight.max()
 
 
-def test_seql_draws_each_image_and_class_for_itself():
+def test_seql_excludes_classes_independently_per_image():
     loss = LOSSES["seql"](torch.tensor([1000, 1, 1]), threshold=0.1, gamma=0.25)
     labels = torch.zeros(20000, dtype=torch.int64)
     terms = loss.per_image(torch.zeros(20000, 3), labels, torch.Generator().manual_seed(0))
@@ -164,5 +164,5 @@ def test_seql_draws_each_image_and_class_for_itself():
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_what_a_loss_makes_of_the_counts_is_no_part_of_the_state(name):
+def test_tensors_of_the_counts_are_not_saved(name):
     assert not LOSSES[name](COUNTS, **OPTIONS.get(name, {})).state_dict()

@@ -1,4 +1,4 @@
-"""Class activation and foreground beside a plain computation, image by image."""
+"""Class activation maps and foreground masks against a plain computation, image by image."""
 
 import cv2
 import numpy as np
@@ -14,20 +14,20 @@ def maps():
     return random.normal(size=(5, 7, 4, 3)).astype(np.float32), random.normal(size=(5, 7)).astype(np.float32)
 
 
-def test_the_activation_is_the_map_weighted_by_the_classs_row(maps):
+def test_the_activation_is_the_map_weighted_by_the_class(maps):
     map_BChw, weight_BC = maps
-    found = class_activation_map(torch.from_numpy(map_BChw), torch.from_numpy(weight_BC)).numpy()
+    result = class_activation_map(torch.from_numpy(map_BChw), torch.from_numpy(weight_BC)).numpy()
     for image in range(5):
         plain = sum(weight_BC[image, channel] * map_BChw[image, channel] for channel in range(7))
-        np.testing.assert_allclose(found[image], plain, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(result[image], plain, rtol=1e-5, atol=1e-6)
         logit = map_BChw[image].mean(axis=(1, 2)) @ weight_BC[image]
-        assert found[image].mean() == pytest.approx(logit, rel=1e-4, abs=1e-5)
+        assert result[image].mean() == pytest.approx(logit, rel=1e-4, abs=1e-5)
 
 
-def test_foreground_is_what_opencvs_resized_activation_says(maps):
+def test_foreground_equals_that_of_opencvs_resized_activation(maps):
     activation_Bhw = maps[0][:, 0]
-    found = foreground_mask(torch.from_numpy(activation_Bhw), (17, 20)).numpy()
-    for image, seen_HW in zip(activation_Bhw, found, strict=True):
+    result = foreground_mask(torch.from_numpy(activation_Bhw), (17, 20)).numpy()
+    for image, seen_HW in zip(activation_Bhw, result, strict=True):
         large = cv2.resize(image - image.min(), (20, 17), interpolation=cv2.INTER_LINEAR)
         assert (seen_HW == (large >= 0.75 * large.mean())).all()
         assert 0 < seen_HW.sum() < seen_HW.size

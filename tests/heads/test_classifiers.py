@@ -15,7 +15,7 @@ def logits_of(vector: torch.Tensor, rows: ClassWeights) -> ClassifierLogits:
 
 
 @pytest.mark.parametrize("name", sorted(HEADS))
-def test_every_head_maps_features_to_a_column_an_identity(name):
+def test_every_head_maps_features_to_a_logit_per_class(name):
     head = HEADS[name](8, 5)
     logits = head(GatheredFeatures.gather(torch.randn(3, 8)))
     assert logits.local_BC.shape == (3, 5)
@@ -23,7 +23,7 @@ def test_every_head_maps_features_to_a_column_an_identity(name):
     assert all(torch.isfinite(parameter.grad).all() for parameter in head.parameters())
 
 
-def test_directions_equal_normalised_rows_with_both_gradients():
+def test_normalised_weights_and_their_gradients():
     torch.manual_seed(0)
     vector = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
@@ -35,7 +35,7 @@ def test_directions_equal_normalised_rows_with_both_gradients():
     torch.testing.assert_close(product(vector, weight), vector @ F.normalize(weight, dim=1).T)
 
 
-def test_zero_vectors_and_rows_give_zero_not_nan():
+def test_zero_features_and_weights_give_zero_not_nan():
     head = HEADS["cosine"](3, 2)
     with torch.no_grad():
         head.weight.copy_(torch.tensor([[0.0, 0, 0], [1, 0, 0]]))
@@ -55,7 +55,7 @@ def test_reductions_equal_those_of_the_full_matrix():
     assert torch.equal(logits.maximum(), logits.local_BC.max(1).values)
 
 
-def test_columns_must_fit_their_range():
+def test_logits_must_fit_their_class_range():
     with pytest.raises(ValueError, match=r"shape \[1, 5\], expected \[1, 4\]"):
         ClassifierLogits(torch.zeros(1, 2), ClassWeights(torch.zeros(5, 2)), ClassRange.local(4), BatchSplit((1,)))
     with pytest.raises(ValueError, match="not a range"):

@@ -1,4 +1,4 @@
-"""What is made in blocks of columns equals what is made at once, whatever the block's size."""
+"""Class-sharded logits in blocks of columns equal those of the full matrix, for any block size."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def randoms(*sizes: tuple[int, ...]) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("unit", [False, True], ids=["rows", "directions"])
 @pytest.mark.parametrize("harder", [None, lambda logit_K: logit_K.sin() - 0.5], ids=["plain", "margin"])
-def test_cross_entropy_and_its_gradients_equal_those_of_the_whole_matrix(size, unit, harder):
+def test_cross_entropy_and_its_gradients_equal_those_of_the_full_matrix(size, unit, harder):
     vector, weight = randoms((BATCH, DIM), (CLASSES, DIM))
     label = torch.tensor([10, 0, 3, 3, 4, 7])
     logits = ClassifierLogits(
@@ -36,13 +36,13 @@ def test_cross_entropy_and_its_gradients_equal_those_of_the_whole_matrix(size, u
     own = column.gather(1, label[:, None])
     column = column.scatter(1, label[:, None], own if harder is None else harder(own))
     expected = F.cross_entropy(column, label)
-    found = logits.cross_entropy(label)
-    torch.testing.assert_close(found, expected)
-    for one, other in zip(*(torch.autograd.grad(loss, (vector, weight)) for loss in (found, expected)), strict=True):
+    result = logits.cross_entropy(label)
+    torch.testing.assert_close(result, expected)
+    for one, other in zip(*(torch.autograd.grad(loss, (vector, weight)) for loss in (result, expected)), strict=True):
         torch.testing.assert_close(one, other)
 
 
-def test_only_wanted_gradients_are_made(size):
+def test_only_required_gradients_are_computed(size):
     vector, weight = randoms((BATCH, DIM), (CLASSES, DIM))
     label = torch.zeros(BATCH, dtype=torch.int64)
     for one, other in ((vector, weight.detach()), (vector.detach(), weight)):
@@ -54,8 +54,8 @@ def test_only_wanted_gradients_are_made(size):
     assert weight.grad.any()
 
 
-def test_a_loss_can_be_gone_through_backward_twice(size):
-    """Nothing that was saved is spent."""
+def test_backward_can_be_called_twice(size):
+    """Saved tensors are not overwritten."""
     vector, weight, bias, value = randoms((BATCH, DIM), (CLASSES, DIM), (CLASSES,), (CLASSES, DIM))
     logits = ClassifierLogits(vector, ClassWeights(weight, bias), ClassRange.local(CLASSES), BatchSplit((BATCH,)))
     label = torch.arange(BATCH)
