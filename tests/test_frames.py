@@ -8,6 +8,8 @@ import pytest
 import torch
 import yaml
 
+from eval_megaface.run import main as megaface_command
+from eval_megaface.run import megaface
 from facelt.cli.audit import audit
 from facelt.cli.train import train
 from facelt.stats import intervals
@@ -70,3 +72,19 @@ def test_audit_reaches_the_interval_limits_in_6_frames(cli, tmp_path, record_sta
     for stack in stacks:
         frames = [*own_frames(stack, audit), "wilson_limits"]
         assert len(frames) <= 6, frames
+
+
+def test_megaface_reaches_faiss_in_7_frames(golden, tmp_path, record_stack):
+    folder = golden / "megaface"
+    features = {name: str(folder / "features" / name) for name in ("facescrub", "megaface")}
+    model = {"probes": features["facescrub"], "distractors": features["megaface"], "algorithm": "golden"}
+    suite = {"root": str(folder), "facescrub_list": "facescrub_features_list.json", "megaface_lists": "."}
+    values = {"suite": suite, "models": {"golden": model}, "noise": {"mode": "raw"}, "search": {"engine": "faiss"}}
+    values |= {"out": str(tmp_path / "out"), "interval": {"replicates": 2}}
+    (tmp_path / "megaface.yaml").write_text(yaml.safe_dump(values))
+    stacks = record_stack(pytest.importorskip("faiss"), "knn")
+    with pytest.raises(SystemExit) as caught:
+        megaface_command(["--config", str(tmp_path / "megaface.yaml")])
+    assert caught.value.code == 0
+    frames = max((own_frames(stack, megaface) for stack in stacks), key=len)
+    assert len(frames) <= 7, frames

@@ -4,8 +4,8 @@ P probes, B rows of a block, D feature, M pairs.
 """
 
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
@@ -32,17 +32,21 @@ class FaissEngine:
 
     def open(self, query_PD: np.ndarray) -> "FaissScorer":
         """See Engine.open."""
+        import faiss
+
         query_PD = np.ascontiguousarray(query_PD)
         if self.resources is None:
-            return FaissScorer(query_PD)
-        return GpuScorer(query_PD, self.resources, int(os.environ.get("LOCAL_RANK", 0)) % self.gpus)
+            return FaissScorer(query_PD, partial(faiss.knn, metric=faiss.METRIC_INNER_PRODUCT))
+        device = int(os.environ.get("LOCAL_RANK", 0)) % self.gpus
+        knn = partial(faiss.knn_gpu, self.resources, metric=faiss.METRIC_INNER_PRODUCT, device=device)
+        return GpuScorer(query_PD, knn)
 
 
 class FaissScorer:
-    """Scorer on the CPU."""
+    """Scorer on the CPU; `knn(query_PD, block_BD, k)` returns scores, descending, and rows, [P,k] each."""
 
-    def __init__(self, query_PD: np.ndarray) -> None:
-        self.query_PD = query_PD
+    def __init__(self, query_PD: np.ndarray, knn: Callable) -> None:
+        self.query_PD, self.knn = query_PD, knn
 
     def set_block(self, block_BD: np.ndarray) -> float:
         """See Scorer.set_block: plain float32 products."""
@@ -51,7 +55,7 @@ class FaissScorer:
 
     def topk(self, k: int, floor_P: np.ndarray) -> tuple[ScoredPairs, np.ndarray]:
         """See Scorer.topk."""
-        score_PN, row_PN = self._nearest(min(k + EXTRA_NEIGHBOURS, len(self.block_BD)))
+        score_PN, row_PN = self.knn(self.query_PD, self.block_BD, min(k + EXTRA_NEIGHBOURS, len(self.block_BD)))
         is_complete = score_PN.shape[1] == len(self.block_BD)
         omitted_P = np.full(len(floor_P), -np.inf) if is_complete else score_PN[:, -1].astype(np.float64)
         return _select(score_PN, row_PN, score_PN >= floor_P[:, None]), omitted_P
@@ -65,37 +69,20 @@ class FaissScorer:
             query_M, row_M = np.divmod(flat_M, score_PT.shape[1])
             yield query_M, row_M + start, score_PT.ravel()[flat_M]
 
-    def _nearest(self, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the k largest inner products of each query row, descending [P,K], and their rows."""
-        import faiss
-
-        return faiss.knn(self.query_PD, self.block_BD, k, metric=faiss.METRIC_INNER_PRODUCT)
-
 
 class GpuScorer(FaissScorer):
     """Scorer on a GPU."""
-
-    def __init__(self, query_PD: np.ndarray, resources: Any, device: int) -> None:
-        super().__init__(query_PD)
-        self.resources, self.device = resources, device
 
     def range_search(self, floor: float) -> Iterator[ScoredPairs]:
         """See Scorer.range_search: increases k until the last neighbour is below the floor."""
         k, rows = 16, len(self.block_BD)
         while k < min(rows, GPU_NEIGHBOURS):
-            score_PN, row_PN = self._nearest(k)
+            score_PN, row_PN = self.knn(self.query_PD, self.block_BD, k)
             if (score_PN[:, -1] <= floor).all():
                 yield _select(score_PN, row_PN, score_PN > floor)
                 return
             k *= 4
         yield from super().range_search(floor)
-
-    def _nearest(self, k: int) -> tuple[np.ndarray, np.ndarray]:
-        import faiss
-
-        return faiss.knn_gpu(
-            self.resources, self.query_PD, self.block_BD, k, metric=faiss.METRIC_INNER_PRODUCT, device=self.device
-        )
 
 
 def _select(score_PN: np.ndarray, row_PN: np.ndarray, is_selected_PN: np.ndarray) -> ScoredPairs:
