@@ -1,11 +1,11 @@
-"""List data: image files named by a text file (`path label` a line) or found in a folder.
+"""List data: image files named by a list (`path label` lines) or found in a folder, in the layouts of published sets.
 
 N images of the dataset.
 """
 
 import os
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +17,6 @@ from facelt.config.registry import register_data_kind
 from facelt.data.dataset import EncodedImageDataset
 from facelt.data.decode import UndecodableImage
 from facelt.data.kind import Channels, DataKind, Split, TrainingData
-from facelt.data.list_layouts import LAYOUTS, find_layout
 from facelt.data.transforms import CenterCrop, ImageTransform, RandomCropJitter
 from facelt.errors import UserError
 from recordio_tools.image_header import DEFAULT_MAX_PIXELS
@@ -232,3 +231,66 @@ class ImageFolderDataset(ImageFileDataset):
         if self.identities[0] == "":
             self.identities, labels = self.identities[1:], labels - 1
         super().__init__(root, paths, labels.astype(np.int64), len(self.identities), transform, max_pixels)
+
+
+Layout = Callable[[str], str | None]
+"""Listed relative path -> relative path to open; None if the rule does not apply."""
+
+_PROBES = 16
+
+
+def _as_listed(path: str) -> str:
+    return path
+
+
+def _scene(path: str) -> tuple[str, str] | None:
+    """(scene/kind, file name) of data_256/<letter>/<scene>[/<kind>]/<file>."""
+    parts = path.split("/")
+    return ("/".join(parts[2:-1]), parts[-1]) if parts[0] == "data_256" and len(parts) >= 4 else None
+
+
+def _train_hyphen(path: str) -> str | None:
+    scene = _scene(path)
+    return scene and f"train/{scene[0].replace('/', '-')}/{scene[1]}"
+
+
+def _train_folders(path: str) -> str | None:
+    scene = _scene(path)
+    return scene and f"train/{scene[0]}/{scene[1]}"
+
+
+def _data_256(path: str) -> str | None:
+    parts = path.split("/")
+    scene = "/".join(parts[1:-1]).replace("-", "/")
+    return f"data_256/{scene[0]}/{scene}/{parts[-1]}" if parts[0] == "train" and scene else None
+
+
+def _val_flat(path: str) -> str | None:
+    parts = path.split("/")
+    return f"val/{parts[-1]}" if parts[0] == "val" and len(parts) == 3 else None
+
+
+LAYOUTS: dict[str, Layout] = {
+    "as listed": _as_listed,
+    "train/<scene>-<kind>": _train_hyphen,
+    "train/<scene>/<kind>": _train_folders,
+    "data_256/<letter>/<scene>/<kind>": _data_256,
+    "val/<file>": _val_flat,
+}
+"""Layouts of published data sets by name.
+
+Lists of Places-LT name `data_256/<letter>/<scene>/x.jpg`; copies of the data may have `train/<scene>/x.jpg`, where a
+scene with a kind (apartment_building/outdoor) is one folder with a hyphen or two folders. Lists of ImageNet's
+validation images name `val/<wnid>/x.JPEG`; the published archive has them in one folder.
+"""
+
+
+def find_layout(root: Path, paths: Sequence[str]) -> str | None:
+    """Returns the layout in which most of a few sampled paths exist, the first of several; None if none exists."""
+    probes = [paths[len(paths) * i // _PROBES] for i in range(_PROBES)] if len(paths) > _PROBES else list(paths)
+    counts = {
+        name: sum((mapped := layout(path)) is not None and (root / mapped).is_file() for path in probes)
+        for name, layout in LAYOUTS.items()
+    }
+    best = max(counts, key=counts.__getitem__)
+    return best if counts[best] else None

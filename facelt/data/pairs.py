@@ -1,8 +1,6 @@
-"""Sets for verification, pairs of images and whether both show one person: InsightFace's .bin, and lists of pairs.
+"""Verification pairs: two images and whether both show one person, from InsightFace's .bin files or lists of pairs.
 
-U different images, P pairs.
-
-The images of a verification set as a dataset, each different one once.
+U distinct images, P pairs.
 """
 
 import re
@@ -17,13 +15,14 @@ from facelt.data.restricted_pickle import PickledArray, read_restricted_pickle
 from facelt.errors import UserError
 from recordio_tools.lists import check_relative, read_lines
 
-# LFW's pairs.txt begins with its folds and the pairs of each, or with the pairs alone.
+# The first line of LFW's pairs.txt: the number of folds and of pairs in each, or the number of pairs alone.
 _LFW_HEADER = re.compile(r"[0-9]+([ \t]+[0-9]+)?")
 
 
 class ImagePairs(NamedTuple):
-    """The different images of a set, each once: encoded, or as paths; where in the file each comes first, and the pairs
-    by positions among the images, int64 [P] each, with whether they are of one person, bool [P].
+    """The distinct images of a set, encoded or as paths, and the pairs by positions in `images`, int64 [P] each.
+
+    `first_U` is the position in the file where each image comes first; `same_P` marks pairs of one person, bool [P].
     """
 
     images: list[bytes] | list[str]
@@ -33,24 +32,24 @@ class ImagePairs(NamedTuple):
     same_P: np.ndarray
 
     @property
-    def encoded(self) -> bool:
-        """Whether the images are encoded ones, not paths."""
+    def is_encoded(self) -> bool:
+        """True if `images` are encoded images, false if they are paths."""
         return isinstance(self.images[0], bytes)
 
     @classmethod
     def of(cls, images: Iterable[Hashable], same: Iterable[bool]) -> "ImagePairs":
-        """Of images two by two, 2 P of them, and P answers."""
-        place: dict[Hashable, int] = {}
-        index_N = np.array([place.setdefault(image, len(place)) for image in images], dtype=np.int64)
+        """Returns the pairs of 2 P images, two by two, and P labels."""
+        positions: dict[Hashable, int] = {}
+        index_N = np.array([positions.setdefault(image, len(positions)) for image in images], dtype=np.int64)
         first_U = np.unique(index_N, return_index=True)[1]
-        return cls(list(place), first_U, index_N[0::2], index_N[1::2], np.array(same, dtype=bool))
+        return cls(list(positions), first_U, index_N[0::2], index_N[1::2], np.array(same, dtype=bool))
 
 
 def read_pairs(path: Path) -> ImagePairs:
-    """A .bin with encoded images, or a list with the paths of images. No image is looked at.
+    """Reads a .bin file of encoded images, or a list of paths, without decoding any image.
 
-    A list has lines `path path same`, same being 1 or 0, the parts separated by tabs or, where none is there, by
-    spaces; or it is in the layout of LFW's pairs.txt. Raises UserError naming the file, and the line or image at fault.
+    Lines of a list are `path path same`, where same is 1 or 0, separated by tabs, or by spaces if there is no tab; or
+    the list is LFW's pairs.txt. Raises UserError naming the file, and the line or image at fault.
     """
     path = Path(path)
     return _read_bin(path) if path.suffix == ".bin" else _read_list(path)
@@ -72,7 +71,7 @@ def _read_bin(path: Path) -> ImagePairs:
             raise UserError(f"{path}: pair {number} has the label {value}, expected True or False; download it again")
     if len(images) != 2 * len(labels):
         raise UserError(
-            f"{path}: {len(images):,} images for {len(labels):,} pairs, expected two a pair; download it again"
+            f"{path}: {len(images):,} images for {len(labels):,} pairs, expected two per pair; download it again"
         )
     # An array that is listed twice is converted once.
     encoded: dict[int, bytes] = {}
@@ -95,18 +94,18 @@ def _encoded(path: Path, number: int, image: object) -> bytes:
 def _read_list(path: Path) -> ImagePairs:
     lines = read_lines(path)
     is_lfw = _LFW_HEADER.fullmatch(lines[0].strip()) is not None
-    images, answers = [], []
+    images, labels = [], []
     for number, line in enumerate(lines[is_lfw:], start=1 + is_lfw):
         parts = line.split("\t") if "\t" in line else line.split()
-        found = (_lfw_pair if is_lfw else _plain_pair)([part.strip() for part in parts])
-        if found is None:
-            wanted = "name n m, or name n name m" if is_lfw else "path path 1, or path path 0"
-            raise UserError(f"{path}, line {number}: expected {wanted}, found {line[:120]!r}")
-        images += found[:2]
-        answers.append(found[2])
+        pair = (_lfw_pair if is_lfw else _plain_pair)([part.strip() for part in parts])
+        if pair is None:
+            expected = "name n m, or name n name m" if is_lfw else "path path 1, or path path 0"
+            raise UserError(f"{path}, line {number}: expected {expected}, found {line[:120]!r}")
+        images += pair[:2]
+        labels.append(pair[2])
     for side in (images[0::2], images[1::2]):
         check_relative(path, side, first_line=1 + is_lfw)
-    return _refuse_empty(path, ImagePairs.of(images, answers))
+    return _refuse_empty(path, ImagePairs.of(images, labels))
 
 
 def _plain_pair(parts: list[str]) -> tuple[str, str, bool] | None:
@@ -114,17 +113,17 @@ def _plain_pair(parts: list[str]) -> tuple[str, str, bool] | None:
 
 
 def _lfw_pair(parts: list[str]) -> tuple[str, str, bool] | None:
-    """Two images of one person by their numbers, or an image each of two."""
+    """Returns two images of one person, by their numbers, or one image each of two people."""
     same = len(parts) == 3
     if same:
         parts = [parts[0], parts[1], parts[0], parts[2]]
     if len(parts) != 4 or not (parts[1].isdecimal() and parts[3].isdecimal()):
         return None
-    one, other = (f"{name}/{name}_{int(number):04d}.jpg" for name, number in (parts[:2], parts[2:]))
-    return one, other, same
+    left, right = (f"{name}/{name}_{int(number):04d}.jpg" for name, number in (parts[:2], parts[2:]))
+    return left, right, same
 
 
 def _refuse_empty(path: Path, pairs: ImagePairs) -> ImagePairs:
     if not len(pairs.same_P):
-        raise UserError(f"{path}: the file holds no pair")
+        raise UserError(f"{path}: the file contains no pair")
     return pairs

@@ -76,10 +76,10 @@ class Manifest(NamedTuple):
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read and check `key,label,new_label`.
+    """Reads and checks a CSV file `key,label,new_label`.
 
-    Raises UserError naming the file, and the line where there is one: missing, another header, a value that is no whole
-    number or is negative, a key twice, or an identity with two new labels (or two identities with one).
+    Raises UserError naming the file, and the line if there is one: missing, another header, a value that is not a
+    non-negative integer, a duplicate key, or labels and new labels that are not one to one.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -87,22 +87,22 @@ def read_manifest(path: Path) -> Manifest:
         raise UserError(f"{path}: cannot read the manifest: {error}") from error
     header, _, body = text.partition("\n")
     if header.strip() != _HEADER:
-        raise UserError(f"{path}, line 1: a manifest begins with the header {_HEADER!r}, found {header.strip()[:80]!r}")
+        raise UserError(f"{path}, line 1: expected the header {_HEADER!r} of a manifest, found {header.strip()[:80]!r}")
     if not body.strip():
         raise UserError(f"{path}: the manifest lists no images")
     try:
         table_M3 = np.loadtxt(io.StringIO(body), delimiter=",", dtype=np.int64, ndmin=2, comments=None)
     except (ValueError, OverflowError) as error:
-        raise UserError(f"{path}{_bad_line(body)}: expected three whole numbers {_HEADER}") from error
+        raise UserError(f"{path}{_bad_line(body)}: expected three integers {_HEADER}") from error
     if table_M3.shape[1] != 3:
-        raise UserError(f"{path}, line 2: expected three whole numbers {_HEADER}")
+        raise UserError(f"{path}, line 2: expected three integers {_HEADER}")
     manifest = Manifest(*(np.ascontiguousarray(column) for column in table_M3.T))
-    _check(path, manifest)
+    _check_manifest(path, manifest)
     return manifest
 
 
 def _bad_line(body: str) -> str:
-    """', line n' of the first line that is not three whole numbers."""
+    """Returns ', line n' for the first line that is not three integers."""
     for number, line in enumerate(body.split("\n"), start=2):
         try:
             values = [int(value) for value in line.split(",")] if line.strip() else [0, 0, 0]
@@ -113,27 +113,27 @@ def _bad_line(body: str) -> str:
     return ""
 
 
-def _check(path: Path, manifest: Manifest) -> None:
-    """Refuse negative values, keys listed twice and a relabelling that is not one to one."""
+def _check_manifest(path: Path, manifest: Manifest) -> None:
+    """Raises UserError: a negative value, a duplicate key, or a relabelling that is not one to one."""
     if min(column.min() for column in manifest) < 0:
         raise UserError(f"{path}: a key or a label is negative")
     key_M, count_M = np.unique(manifest.key_M, return_counts=True)
     if len(key_M) < len(manifest.key_M):
         raise UserError(f"{path}: key {key_M[count_M > 1][0]} is listed twice")
     pair_I2 = np.unique(np.stack([manifest.label_M, manifest.new_label_M], 1), axis=0)
-    for column, name, other in ((0, "label", "new labels"), (1, "new label", "labels")):
+    for column, name, other_name in ((0, "label", "new labels"), (1, "new label", "labels")):
         value_I, count_I = np.unique(pair_I2[:, column], return_counts=True)
         if (count_I > 1).any():
-            raise UserError(f"{path}: {name} {value_I[count_I > 1][0]} stands with two {other}; each identity has one")
+            raise UserError(f"{path}: {name} {value_I[count_I > 1][0]} has several {other_name}; each identity has one")
 
 
 class RecordDataset(EncodedImageDataset):
-    """Images of `path`; with `manifest` (key, label, new_label) only its rows, in its order, with the new labels.
+    """Images of a .rec file; with `manifest` only the records it lists, in its order, with the new labels.
 
-    Without `transform` every image must have the size that the file's `property` states; another size is a bad image.
-    Payloads are views of the memory map, decoded where they lie.
+    Without `transform` all images must have the size in the `property` file; one of another size is a bad image.
+    Encoded images are views of the memory map.
 
-    Raises UserError: a missing or damaged file, a label outside `property`, a manifest of another file.
+    Raises UserError: a missing or damaged file, a label outside the range in `property`, or a manifest of another file.
     """
 
     def __init__(
@@ -152,13 +152,13 @@ class RecordDataset(EncodedImageDataset):
         self._file = Path(path).name
         num_classes = self._record.num_identities
         if not len(key_N):
-            raise UserError(f"{path}: the file holds no images")
+            raise UserError(f"{path}: the file contains no images")
         if manifest is not None:
             key_N, label_N = _select(path, manifest, key_N, label_N)
             num_classes = int(label_N.max()) + 1
         if transform is None:
             if self._record.image_size is None:
-                raise UserError(f"{path}: no 'property' file beside it states the image size; add one, or a transform")
+                raise UserError(f"{path}: the image size is unknown without a 'property' file; add one, or a transform")
             transform = ExpectSize(tuple(self._record.image_size))
         self.keys = key_N
         super().__init__(label_N, num_classes, transform, max_pixels)
@@ -174,15 +174,17 @@ class RecordDataset(EncodedImageDataset):
 
 
 def _select(path: Path, manifest_path: Path, key_N: np.ndarray, label_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and new labels of the manifest's rows, checked against the file."""
+    """Returns the keys and new labels of a manifest, checked against the file."""
     rows = read_manifest(manifest_path)
     order_N = np.argsort(key_N)
-    place_M = order_N[np.searchsorted(key_N, rows.key_M, sorter=order_N).clip(max=len(key_N) - 1)]
-    for wrong_M, what in (
-        (key_N[place_M] != rows.key_M, "which holds no image there"),
-        (label_N[place_M] != rows.label_M, "where it has another label"),
+    position_M = order_N[np.searchsorted(key_N, rows.key_M, sorter=order_N).clip(max=len(key_N) - 1)]
+    for mismatch_M, problem in (
+        (key_N[position_M] != rows.key_M, "which has no image of that key"),
+        (label_N[position_M] != rows.label_M, "where it has another label"),
     ):
-        if wrong_M.any():
-            key = rows.key_M[np.argmax(wrong_M)]
-            raise UserError(f"{manifest_path}: key {key} does not fit {path}, {what}; use the file it was sampled from")
+        if mismatch_M.any():
+            key = rows.key_M[np.argmax(mismatch_M)]
+            raise UserError(
+                f"{manifest_path}: key {key} does not match {path}, {problem}; use the file it was sampled from"
+            )
     return rows.key_M, rows.new_label_M

@@ -1,40 +1,10 @@
-"""The one source of chance in sampling: a hash of named numbers.
+"""Samplers: the images of every training step, and the split into training and validation images.
 
-A hash needs no state, so any position of any epoch can be drawn on its own, by any rank or worker, and a resumed run
-draws what the straight run would have drawn. It also gives the same order whatever version of a library is installed.
+Every sampler is a pure function of (seed, epoch, global position): it draws by hashes of these numbers, not by a random
+generator. So it depends neither on ranks nor on workers, which take their shards of what it lists, nor on library
+versions, and a run resumed at any step sees the images that are left.
 
-What every sampler is, and what the training samplers share: the images of each class, side by side.
-
-Shapes: N images of the dataset, M of them drawn from, K classes that have images, T = steps * batch draws of an epoch.
-
-OLTR's class-aware sampling: a few images of one class after another.
-
-Shapes: N images, K classes that have images, T = steps * batch draws of an epoch.
-
-Sampling with replacement: first a class by its share of the draws, then one of its images, each alike.
-
-Shapes: K classes that have images, T = steps * batch draws of an epoch.
-
-Classes of one size, by repeating images of the small ones or by leaving out images of the large ones.
-
-Shapes: M images that are drawn from, K classes that have images, S places in the list of an epoch.
-
-Instance sampling: the data as they are.
-
-Shapes: M images that are drawn from.
-
-The images in order, for all that does not train.
-
-Shapes: M images that are listed.
-
-Training and validation images of one labelled set.
-
-Shapes: N images.
-
-Which images a step sees, as pure functions of (seed, epoch, global position).
-
-Nothing here knows ranks or workers: they take their share of what a sampler lists, so the sequence of global batches
-never depends on them, and a run resumed at any step sees exactly what is left.
+N images of the dataset, M of them sampled from, K classes with images, T = steps * batch positions of an epoch.
 """
 
 from abc import ABC, abstractmethod
@@ -50,25 +20,25 @@ from recordio_tools.deterministic_random import splitmix64
 
 
 class RngStream(IntEnum):
-    """What a hash decides: equal seeds must not give equal draws for two different questions."""
+    """Purpose of a hash, so that equal seeds give independent numbers for different purposes."""
 
     INSTANCE_ORDER = 1
     CLASS_ORDER = 2
     IMAGE_ORDER = 3
-    DRAW_SEED = 4
+    REQUEST_SEED = 4
     VALIDATION = 5
     CLASS_DRAW = 6
     IMAGE_DRAW = 7
-    EVEN_IMAGES = 8
-    EVEN_ORDER = 9
-    STREAM_SEED = 10
+    EQUAL_COUNT_IMAGES = 8
+    EQUAL_COUNT_ORDER = 9
+    SAMPLER_SEED = 10
 
 
 def hash_words(*words: int | np.ndarray) -> np.ndarray:
-    """Hash integers to uniform uint64, elementwise; the arguments broadcast against each other.
+    """Hashes integers to uniform uint64, elementwise with broadcasting.
 
-    Each word passes through SplitMix64. Every step is a bijection, so two calls that differ in their last word alone
-    never collide: sorting by the hash of an index has no ties.
+    Each word passes through SplitMix64. Every step is a bijection, so calls that differ only in the last word never
+    collide: sorting by the hash of an index has no ties.
     """
     state = np.uint64(0)
     for word in words:
@@ -77,7 +47,7 @@ def hash_words(*words: int | np.ndarray) -> np.ndarray:
 
 
 class Sampler(ABC):
-    """Common protocol: `batch`, `steps_per_epoch`, `epoch(epoch)` and `draws(epoch)`."""
+    """Base class of all samplers: global batches of `batch` images, `steps_per_epoch` of them in an epoch."""
 
     def __init__(self, batch: int, steps_per_epoch: int, seed: int) -> None:
         self.batch = batch
@@ -86,17 +56,17 @@ class Sampler(ABC):
 
     @abstractmethod
     def epoch_indices(self, epoch: int) -> np.ndarray:
-        """Dataset indices of one epoch in order, int64; step s takes positions s * batch to (s + 1) * batch."""
+        """Returns the dataset indices of an epoch, int64; step s takes positions s * batch to (s + 1) * batch."""
 
     def epoch_requests(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of one epoch and a seed for each draw: non-negative int64, a hash of (seed, epoch, position)."""
+        """Returns the indices of an epoch and their seeds: non-negative int64, hashes of (seed, epoch, position)."""
         index_T = self.epoch_indices(epoch)
-        seed_T = hash_words(RngStream.DRAW_SEED, self.seed, epoch, np.arange(len(index_T))) >> np.uint64(1)
+        seed_T = hash_words(RngStream.REQUEST_SEED, self.seed, epoch, np.arange(len(index_T))) >> np.uint64(1)
         return index_T, seed_T.astype(np.int64)
 
 
 class ClassIndex(NamedTuple):
-    """Images class by class: dataset indices [M], and where each class begins and how many it has, [K]."""
+    """Images grouped by class: dataset indices [M], and the start and the number of images of each class, [K]."""
 
     member_M: np.ndarray
     start_K: np.ndarray
@@ -104,13 +74,13 @@ class ClassIndex(NamedTuple):
 
 
 class TrainingSampler(Sampler):
-    """Whole batches of labelled images; the last partial batch of an epoch is dropped.
+    """Base class of training samplers: whole batches of labelled images; a partial last batch is dropped.
 
-    `members` restricts the draws to those dataset indices (a training split, some classes); `labels` are always the
-    whole dataset's, and an image labelled -1 (open set) is never drawn. `epochs` is how many the stage has, for
-    samplers that change from its first epoch to its last.
+    `members` restricts sampling to these dataset indices (a training split, some classes); `labels` are those of the
+    whole dataset, and an image labelled -1 (open set) is never sampled. `epochs` is the length of the stage, for
+    samplers that change over it.
 
-    Raises UserError where an epoch would not fill one batch.
+    Raises UserError if an epoch would not fill one batch.
     """
 
     def __init__(
@@ -123,11 +93,11 @@ class TrainingSampler(Sampler):
         self._epochs = epochs
         images = self._images_per_epoch()
         if images < batch:
-            raise UserError(f"{images} training images are fewer than one batch of {batch}: lower the batch size")
+            raise UserError(f"{images} training images are fewer than one batch of {batch}; lower the batch size")
         super().__init__(batch, images // batch, seed)
 
     def _images_per_epoch(self) -> int:
-        """Draws of an epoch before its last partial batch is dropped."""
+        """Images of an epoch before its partial last batch is dropped."""
         return len(self._member_M)
 
     @cached_property
@@ -139,14 +109,13 @@ class TrainingSampler(Sampler):
 
 @register_sampler("class_aware")
 class ClassAwareSampler(TrainingSampler):
-    """`per_class` consecutive images of one class after another.
+    """OLTR's class-aware sampling: `per_class` consecutive images of one class, then of the next.
 
-    The classes come in shuffled cycles; each class steps through its own images in shuffled cycles, `per_class` at a
-    visit, wrapping round where it has fewer. An epoch has floor(N / batch) steps; classes without images are left out.
+    Classes come in shuffled cycles; each class steps through its images in shuffled cycles, `per_class` per visit,
+    wrapping around if it has fewer. An epoch has floor(N / batch) steps; classes without images are left out.
 
-    Both cycles go on over epochs: the draws are one endless sequence of which an epoch is a window. A head class gives
-    an epoch only a part of its images, and going on is what makes it show all of them before it repeats one; restarting
-    each epoch would leave the coverage of its images to chance.
+    Both cycles continue across epochs: an epoch is a window of one endless sequence. An epoch shows only part of the
+    images of a head class, so continuing shows all of them before any repeats; restarting each epoch would not.
     """
 
     def __init__(
@@ -169,21 +138,21 @@ class ClassAwareSampler(TrainingSampler):
         visit_T = position_T // self.per_class
         cycle_T, slot_T = np.divmod(visit_T, len(count_K))
         class_T = self._class_order(cycle_T[0], cycle_T[-1])[cycle_T - cycle_T[0], slot_T]
-        # A class is visited once a cycle, so how many of its images came before follows from the cycle alone.
+        # A class is visited once per cycle, so the number of its images shown before follows from the cycle alone.
         round_T, offset_T = np.divmod(cycle_T * self.per_class + position_T % self.per_class, count_K[class_T])
         return member_N[start_K[class_T] + self._shuffled(class_T, round_T, offset_T)]
 
     def _class_order(self, first: int, last: int) -> np.ndarray:
-        """The shuffled classes of cycles first..last, int64 [cycles,K]."""
+        """Returns the shuffled classes of cycles first..last, int64 [cycles,K]."""
         cycle_R1 = np.arange(first, last + 1)[:, None]
         class_K = np.arange(len(self._classes.count_K))
         return np.argsort(hash_words(RngStream.CLASS_ORDER, self.seed, cycle_R1, class_K), axis=1)
 
     def _shuffled(self, class_T: np.ndarray, round_T: np.ndarray, offset_T: np.ndarray) -> np.ndarray:
-        """Position within its class of each draw: place `offset` of that class's order in round `round`.
+        """Returns each image's position within its class: entry `offset` of the class's shuffle of round `round`.
 
-        All (class, round) pairs in use are shuffled by one sort: at most T + 2N images, since all but the first and the
-        last round of a class are drawn whole.
+        One sort shuffles all (class, round) pairs in use: at most T + 2N images, since all rounds of a class but the
+        first and the last are complete.
         """
         rounds = int(round_T.max()) + 1
         pair_Q, pair_T = np.unique(class_T * rounds + round_T, return_inverse=True)
@@ -197,95 +166,92 @@ class ClassAwareSampler(TrainingSampler):
         return image_S[order_S[(end_Q - count_Q)[pair_T] + offset_T]]
 
 
-_UNIT = 2.0**-53
-
-
 class ClassPriorSampler(TrainingSampler):
-    """Each draw is its own: a class with the probability the subclass gives it, then an image of that class uniformly.
+    """Sampling with replacement: a class by the subclass's class prior, then one of its images uniformly.
 
-    Source of the shares: Kang et al., Decoupling Representation and Classifier, ICLR 2020, section 3: a class of n
-    images is drawn in proportion to n^q. An epoch has as many steps as one of instance sampling.
+    Source: Kang et al., Decoupling Representation and Classifier, ICLR 2020, section 3: a class of n images has a
+    probability proportional to n^q. An epoch is as long as one of instance sampling.
     """
 
     @abstractmethod
-    def shares(self, epoch: int) -> np.ndarray:
-        """The classes' probabilities in an epoch, float64 [K] in ascending order of their labels, in all 1."""
+    def class_prior(self, epoch: int) -> np.ndarray:
+        """Returns the probability of each class in an epoch, float64 [K] in ascending order of labels."""
 
     def epoch_indices(self, epoch: int) -> np.ndarray:
         member_M, start_K, count_K = self._classes
         position_T = np.arange(self.steps_per_epoch * self.batch)
-        # What lies past the last edge between two classes is the last class's: the shares' sum may be a rounding off 1.
-        edge = np.cumsum(self.shares(epoch))[:-1]
+        # Only the edges between classes: the sum of the prior may differ from 1 by rounding.
+        edge = np.cumsum(self.class_prior(epoch))[:-1]
         class_T = np.searchsorted(edge, _uniform(RngStream.CLASS_DRAW, self.seed, epoch, position_T), side="right")
         offset_T = _uniform(RngStream.IMAGE_DRAW, self.seed, epoch, position_T) * count_K[class_T]
         return member_M[start_K[class_T] + offset_T.astype(np.int64)]
 
     def _powers(self, exponent: float) -> np.ndarray:
-        """Shares in proportion to n^exponent, float64 [K]."""
+        """Returns the prior proportional to n^exponent, float64 [K]."""
         power_K = self._classes.count_K.astype(np.float64) ** exponent
         return power_K / power_K.sum()
 
 
 def _uniform(*words: int | np.ndarray) -> np.ndarray:
-    """The hash as float64 in [0, 1); its upper 53 bits, which is what a float64 holds."""
-    return (hash_words(*words) >> np.uint64(11)) * _UNIT
+    """Returns the upper 53 bits of the hash as float64 in [0, 1)."""
+    return (hash_words(*words) >> np.uint64(11)) * 2.0**-53
 
 
 @register_sampler("class_balanced")
 class ClassBalancedSampler(ClassPriorSampler):
-    """Every class alike: q = 0."""
+    """Uniform over classes: q = 0."""
 
-    def shares(self, epoch: int) -> np.ndarray:
+    def class_prior(self, epoch: int) -> np.ndarray:
         return self._powers(0)
 
 
 @register_sampler("square_root")
 class SquareRootSampler(ClassPriorSampler):
-    """By the square root of the class's images: q = 1/2."""
+    """Proportional to the square root of the class's images: q = 1/2."""
 
-    def shares(self, epoch: int) -> np.ndarray:
+    def class_prior(self, epoch: int) -> np.ndarray:
         return self._powers(0.5)
 
 
 @register_sampler("progressive")
 class ProgressiveSampler(ClassPriorSampler):
-    """From every image alike to every class alike: (1 - t/T) times q = 1 and t/T times q = 0 in epoch t of T."""
+    """From uniform over images to uniform over classes: (1 - t/T) times q = 1 plus t/T times q = 0 in epoch t of T."""
 
-    def shares(self, epoch: int) -> np.ndarray:
-        over = min(epoch / self._epochs, 1.0)
-        return (1 - over) * self._powers(1) + over * self._powers(0)
+    def class_prior(self, epoch: int) -> np.ndarray:
+        fraction = min(epoch / self._epochs, 1.0)
+        return (1 - fraction) * self._powers(1) + fraction * self._powers(0)
 
 
 @register_sampler("reversed")
 class ReversedSampler(ClassPriorSampler):
-    """The rarer the more often: in proportion to n_max / n, so q = -1 (Zhou et al., BBN, CVPR 2020, section 4.2)."""
+    """Inversely proportional to the class's images: q = -1 (Zhou et al., BBN, CVPR 2020, section 4.2)."""
 
-    def shares(self, epoch: int) -> np.ndarray:
+    def class_prior(self, epoch: int) -> np.ndarray:
         return self._powers(-1)
 
 
 class EqualCountSampler(TrainingSampler):
-    """An epoch lists every class equally often, in a fresh order: K * size images, so floor(K * size / batch) steps.
+    """Base class of samplers with `size` images of every class in an epoch, in random order.
 
-    A class goes through its images in an order that is drawn anew each epoch, again from the front where it has fewer
-    than `size`: n images come floor(size / n) or ceil(size / n) times each, but for the few that fall to the last,
-    partial batch.
+    An epoch has floor(K * size / batch) steps. Each class steps through its images in a new random order each epoch,
+    repeating it if it has fewer than `size`: each of n images comes floor(size / n) or ceil(size / n) times, except for
+    the dropped partial batch.
     """
 
     @property
     @abstractmethod
     def size(self) -> int:
-        """How often an epoch lists each class."""
+        """Images of each class in an epoch."""
 
     def _images_per_epoch(self) -> int:
         return len(self._classes.count_K) * self.size
 
     def epoch_indices(self, epoch: int) -> np.ndarray:
         member_M, start_K, count_K = self._classes
-        key_M = hash_words(RngStream.EVEN_IMAGES, self.seed, epoch, np.arange(len(member_M)))
+        key_M = hash_words(RngStream.EQUAL_COUNT_IMAGES, self.seed, epoch, np.arange(len(member_M)))
         shuffled_M = member_M[np.lexsort((key_M, np.repeat(np.arange(len(count_K)), count_K)))]
-        place_S = np.arange(self._images_per_epoch())
-        key_S = hash_words(RngStream.EVEN_ORDER, self.seed, epoch, place_S)
+        position_S = np.arange(self._images_per_epoch())
+        key_S = hash_words(RngStream.EQUAL_COUNT_ORDER, self.seed, epoch, position_S)
         order_T = np.argsort(key_S)[: self.steps_per_epoch * self.batch]
         class_T, offset_T = np.divmod(order_T, self.size)
         return shuffled_M[start_K[class_T] + offset_T % count_K[class_T]]
@@ -293,7 +259,7 @@ class EqualCountSampler(TrainingSampler):
 
 @register_sampler("oversample")
 class RandomOverSampler(EqualCountSampler):
-    """Random over-sampling: every class as often as the largest has images. Epochs grow longer: K * n_max images."""
+    """Random over-sampling: every class as often as the largest one has images, so K * n_max images in an epoch."""
 
     @property
     def size(self) -> int:
@@ -302,7 +268,7 @@ class RandomOverSampler(EqualCountSampler):
 
 @register_sampler("undersample")
 class RandomUnderSampler(EqualCountSampler):
-    """Random under-sampling: every class as often as the smallest has images, others each epoch. K * n_min images."""
+    """Random under-sampling: every class as often as the smallest one has images, different ones each epoch."""
 
     @property
     def size(self) -> int:
@@ -311,7 +277,7 @@ class RandomUnderSampler(EqualCountSampler):
 
 @register_sampler("instance")
 class InstanceSampler(TrainingSampler):
-    """Every image once an epoch in a fresh order."""
+    """Instance sampling: every image once per epoch, in a new random order."""
 
     def epoch_indices(self, epoch: int) -> np.ndarray:
         key_M = hash_words(RngStream.INSTANCE_ORDER, self.seed, epoch, np.arange(len(self._member_M)))
@@ -319,7 +285,7 @@ class InstanceSampler(TrainingSampler):
 
 
 class SequentialSampler(Sampler):
-    """Every image once, in order, the last partial batch kept: for evaluation, embedding and memory passes."""
+    """Every image once, in order, with the partial last batch: for evaluation, embedding and memory passes."""
 
     def __init__(self, count: int, batch: int, members: np.ndarray | None = None) -> None:
         self._member_M = np.arange(count) if members is None else np.asarray(members, dtype=np.int64)
@@ -330,15 +296,15 @@ class SequentialSampler(Sampler):
 
 
 def train_validation_split(label_N: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split by images: each goes to validation with probability `fraction`, decided by a hash of (seed, index).
+    """Splits images into training and validation: each is in validation with probability `fraction`, by its hash.
 
-    Every class keeps its image of the highest hash for training, so none is lost and a class with one image stays
-    there whole. Returns (train_index, validation_index), int64, ascending, together every index once.
+    Every class keeps its image of the highest hash for training, so no class is lost. Returns (train_index,
+    validation_index), int64 in ascending order; together they hold every index once.
 
     Raises ValueError for a fraction outside [0, 1).
     """
     if not 0 <= fraction < 1:
-        raise ValueError(f"the validation fraction must lie in [0, 1), not {fraction}")
+        raise ValueError(f"the validation fraction must be in [0, 1), not {fraction}")
     label_N = np.asarray(label_N)
     hash_N = hash_words(RngStream.VALIDATION, seed, np.arange(len(label_N)))
     in_validation_N = hash_N.astype(np.float64) < fraction * 2.0**64

@@ -36,7 +36,7 @@ class VerificationSet:
         self.path = Path(path)
         self.pairs: ImagePairs = read_pairs(self.path)
         images = self.pairs.images
-        if self.pairs.encoded:
+        if self.pairs.is_encoded:
             self.dataset = EncodedBytesDataset(self.path.name, images, self.pairs.first_U, transform, max_pixels)
         else:
             labels = np.full(len(images), -1, dtype=np.int64)

@@ -58,7 +58,7 @@ def build_sampler(stream: SamplerSpec, data: TrainingData, batch: int, seed: int
         if not len(member_M):
             raise UserError(f"data: no training class has {stream.shots} shots; choose a method that does not need any")
     if stream.draw:
-        seed = int(hash_words(RngStream.STREAM_SEED, seed, stream.draw) >> np.uint64(1))
+        seed = int(hash_words(RngStream.SAMPLER_SEED, seed, stream.draw) >> np.uint64(1))
     return SAMPLERS[stream.sampler](train.dataset.labels, batch, seed, member_M, epochs=epochs)
 
 

@@ -108,7 +108,7 @@ def test_files_that_are_wrong_are_named(refused, finished_run, tiny_pairs, tmp_p
     assert not canary.exists()
     images, same = pickle.loads(tiny_pairs.read_bytes())
     (tmp_path / "bad.bin").write_bytes(pickle.dumps((images[:-2], same)))
-    assert "bad.bin: 38 images for 20 pairs, expected two a pair" in refused(*words, tmp_path / "bad.bin")
+    assert "bad.bin: 38 images for 20 pairs, expected two per pair" in refused(*words, tmp_path / "bad.bin")
     (tmp_path / "bad.bin").write_bytes(pickle.dumps(([b"nothing", *images[1:]], same)))
     message = refused(*words, tmp_path / "bad.bin")
     assert "1 images cannot be used, a verification set allows 0: bad.bin:0: not a JPEG" in message

@@ -43,7 +43,7 @@ def test_these_samplers_draw_by_shares():
 def test_shares_are_the_papers(name, counts, epoch, epochs):
     # Labels 1, 3, 5, ... mixed up: classes in between have no images.
     labels = np.random.default_rng(0).permutation(np.repeat(2 * np.arange(len(counts)) + 1, counts))
-    shares = SAMPLERS[name](labels, 1, seed=0, epochs=epochs).shares(epoch)
+    shares = SAMPLERS[name](labels, 1, seed=0, epochs=epochs).class_prior(epoch)
     np.testing.assert_allclose(
         shares, [float(share) for share in plain_shares(name, counts, epoch, epochs)], rtol=1e-12
     )
@@ -59,7 +59,7 @@ def test_shares_are_the_papers(name, counts, epoch, epochs):
 def test_each_draw_is_the_hash_of_its_position(name, labels, seed, epoch):
     sampler = SAMPLERS[name](np.array(labels), 1, seed, epochs=6)
     classes = [[i for i, label in enumerate(labels) if label == c] for c in sorted({c for c in labels if c >= 0})]
-    shares = sampler.shares(epoch).tolist()
+    shares = sampler.class_prior(epoch).tolist()
     expected = []
     for position in range(sum(map(len, classes))):
         left = (plain_hash(RngStream.CLASS_DRAW, seed, epoch, position) >> 11) / 2**53
@@ -87,6 +87,6 @@ def test_many_draws_come_as_the_shares_say(name, epoch):
 
 def test_progressive_goes_from_every_image_alike_to_nearly_every_class_alike():
     sampler = SAMPLERS["progressive"](LABELS, 5, seed=0, epochs=200)
-    np.testing.assert_allclose(sampler.shares(0), np.array([40, 10, 4, 1]) / 55)
-    np.testing.assert_allclose(sampler.shares(199), [0.25] * 4, atol=0.003)
-    np.testing.assert_allclose(sampler.shares(200), [0.25] * 4)
+    np.testing.assert_allclose(sampler.class_prior(0), np.array([40, 10, 4, 1]) / 55)
+    np.testing.assert_allclose(sampler.class_prior(199), [0.25] * 4, atol=0.003)
+    np.testing.assert_allclose(sampler.class_prior(200), [0.25] * 4)

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from facelt.data.batch import BadImage, SampleRequest
-from facelt.data.image_files import ImageFolderDataset, ListDataset, UnlabelledListDataset
-from facelt.data.list_layouts import find_layout
+from facelt.data.image_files import ImageFolderDataset, ListDataset, UnlabelledListDataset, find_layout
 from facelt.data.transforms import CenterCrop
 from facelt.errors import UserError
 

@@ -21,7 +21,7 @@ def assert_read(path, payload: bytes) -> None:
     path.write_bytes(payload)
     pairs = read_pairs(path)
     assert pairs.images == [*IMAGES[:4], b"six"]
-    assert pairs.encoded
+    assert pairs.is_encoded
     assert pairs.first_U.tolist() == [0, 1, 2, 3, 5]
     assert pairs.left_P.tolist() == [0, 2, 2]
     assert pairs.right_P.tolist() == [1, 3, 4]
@@ -110,9 +110,9 @@ NO_VALUE = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00tR"
         (pickle.dumps([IMAGES]), "not a verification set"),
         (pickle.dumps({"images": IMAGES, "answers": ANSWERS}), "not a verification set"),
         (pickle.dumps((3, [])), r"not a verification set \(expected a list of images and a list of labels\)"),
-        (pickle.dumps((IMAGES[:5], ANSWERS)), "5 images for 3 pairs, expected two a pair"),
+        (pickle.dumps((IMAGES[:5], ANSWERS)), "5 images for 3 pairs, expected two per pair"),
         (pickle.dumps((IMAGES, ANSWERS[:2])), "6 images for 2 pairs"),
-        (pickle.dumps(([], [])), "holds no pair"),
+        (pickle.dumps(([], [])), "contains no pair"),
         (pickle.dumps((["text", *IMAGES[1:]], ANSWERS)), "image 0 is not an encoded image"),
         (pickle.dumps(([*arrays()[:5], np.zeros((2, 2, 3), np.uint8)], ANSWERS)), "image 5 is not an encoded image"),
         (pickle.dumps(([np.ones(3, bool), *IMAGES[1:]], ANSWERS)), "image 0 is not an encoded image"),
@@ -164,7 +164,7 @@ def test_a_list_of_paths(tmp_path, text):
     (tmp_path / "pairs.txt").write_bytes(text.encode())
     pairs = read_pairs(tmp_path / "pairs.txt")
     assert pairs.images == ["a/1.jpg", "a/2.jpg", "b/1.jpg"]
-    assert not pairs.encoded
+    assert not pairs.is_encoded
     assert (pairs.left_P.tolist(), pairs.right_P.tolist(), pairs.same_P.tolist()) == ([0, 0], [1, 2], [True, False])
 
 
@@ -191,7 +191,7 @@ def test_lfws_own_list(tmp_path, header):
     ("text", "reason"),
     [
         ("", "the list is empty"),
-        ("10\t300\n", "the file holds no pair"),
+        ("10\t300\n", "the file contains no pair"),
         ("a b 1\n\nc d 0", "line 2 is empty"),
         ("a b 1\na b", "line 2: expected path path 1, or path path 0, found 'a b'"),
         ("a b 2", "line 1: expected path path 1"),

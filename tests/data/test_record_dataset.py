@@ -76,19 +76,22 @@ def test_a_manifest_selects_orders_and_relabels(face_rec):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("key,label\n1,0\n", "line 1: a manifest begins with the header 'key,label,new_label'"),
+        ("key,label\n1,0\n", "line 1: expected the header 'key,label,new_label'"),
         ("key,label,new_label\n", "lists no images"),
-        ("key,label,new_label\n1,0,0\n2,0,zero\n", "line 3: expected three whole numbers"),
-        ("key,label,new_label\n1,0,0\n2,0\n", "line 3: expected three whole numbers"),
-        ("key,label,new_label\n1,0\n", "line 2: expected three whole numbers"),
-        ("key,label,new_label\n1,0,99999999999999999999\n", "line 2: expected three whole numbers"),
+        ("key,label,new_label\n1,0,0\n2,0,zero\n", "line 3: expected three integers"),
+        ("key,label,new_label\n1,0,0\n2,0\n", "line 3: expected three integers"),
+        ("key,label,new_label\n1,0\n", "line 2: expected three integers"),
+        ("key,label,new_label\n1,0,99999999999999999999\n", "line 2: expected three integers"),
         ("key,label,new_label\n1,0,-1\n", "negative"),
         ("key,label,new_label\n1,0,0\n1,0,0\n", "key 1 is listed twice"),
-        ("key,label,new_label\n1,0,0\n2,0,1\n", "label 0 stands with two new labels"),
-        ("key,label,new_label\n1,0,0\n24,4,0\n", "new label 0 stands with two labels"),
-        ("key,label,new_label\n1,0,0\n999,1,1\n", r"key 999 does not fit .*train.rec, which holds no image there"),
-        ("key,label,new_label\n1,3,0\n", r"key 1 does not fit .*train.rec, where it has another label"),
-        ("key,label,new_label\n25,0,0\n", "key 25 does not fit"),  # an identity's record
+        ("key,label,new_label\n1,0,0\n2,0,1\n", "label 0 has several new labels"),
+        ("key,label,new_label\n1,0,0\n24,4,0\n", "new label 0 has several labels"),
+        (
+            "key,label,new_label\n1,0,0\n999,1,1\n",
+            r"key 999 does not match .*train.rec, which has no image of that key",
+        ),
+        ("key,label,new_label\n1,3,0\n", r"key 1 does not match .*train.rec, where it has another label"),
+        ("key,label,new_label\n25,0,0\n", "key 25 does not match"),  # an identity's record
     ],
 )
 def test_a_manifest_with_a_mistake_is_refused(face_rec, text, message):
@@ -111,7 +114,7 @@ def test_missing_files_and_labels_outside_property_are_refused(face_rec):
 
 def test_without_a_property_file_the_size_has_to_come_from_a_transform(face_rec):
     face_rec.with_name("property").unlink()
-    with pytest.raises(UserError, match="no 'property' file"):
+    with pytest.raises(UserError, match="unknown without a 'property' file"):
         RecordDataset(face_rec)
     assert RecordDataset(face_rec, transform=CenterCrop(8, 8)).num_classes == 5
 

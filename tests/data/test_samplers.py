@@ -110,7 +110,7 @@ def test_every_training_sampler_keeps_the_protocol(name):
     assert index_T.dtype == seed_T.dtype == np.int64
     assert index_T.shape == seed_T.shape == (draws,)
     assert seed_T.min() >= 0
-    assert seed_T.tolist() == [plain_hash(RngStream.DRAW_SEED, 5, 2, position) >> 1 for position in range(draws)]
+    assert seed_T.tolist() == [plain_hash(RngStream.REQUEST_SEED, 5, 2, position) >> 1 for position in range(draws)]
     np.testing.assert_array_equal(index_T, SAMPLERS[name](labels, 4, seed=5, epochs=8).epoch_indices(2))
     assert index_T.tolist() != sampler.epoch_indices(3).tolist()
     assert index_T.tolist() != SAMPLERS[name](labels, 4, seed=6, epochs=8).epoch_indices(2).tolist()

@@ -34,5 +34,5 @@ def test_identities_with_one_image_stay_in_training():
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
 def test_a_fraction_out_of_range_is_refused(fraction):
-    with pytest.raises(ValueError, match="must lie in"):
+    with pytest.raises(ValueError, match="must be in"):
         train_validation_split(np.arange(3), fraction, 0)

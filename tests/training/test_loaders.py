@@ -55,5 +55,5 @@ def test_draws_differ_in_images_and_augmentation(data):
 
 def test_the_stages_epochs_reach_the_sampler(data):
     sampler = build_sampler(SamplerSpec("progressive"), data, batch=8, seed=0, epochs=40)
-    np.testing.assert_allclose(sampler.shares(0), np.array([101, 100, 19, 7]) / 227)
-    np.testing.assert_allclose(sampler.shares(20), (np.array([101, 100, 19, 7]) / 227 + 0.25) / 2)
+    np.testing.assert_allclose(sampler.class_prior(0), np.array([101, 100, 19, 7]) / 227)
+    np.testing.assert_allclose(sampler.class_prior(20), (np.array([101, 100, 19, 7]) / 227 + 0.25) / 2)
