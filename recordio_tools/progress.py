@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 ProgressFn = Callable[[str, int, int], None]
-Item = TypeVar("Item")
+_Item = TypeVar("_Item")
 
 REFRESH_SECONDS = 0.1  # least time between two updates of one bar
 
@@ -20,7 +20,7 @@ def no_progress(label: str, done: int, total: int) -> None:
     """Ignores the report: the default of every `progress` argument."""
 
 
-def track(items: Iterable[Item], label: str, total: int, progress: ProgressFn) -> Iterator[Item]:
+def track(items: Iterable[_Item], label: str, total: int, progress: ProgressFn) -> Iterator[_Item]:
     """Yields `items`; reports each one when the next is requested, that is, when the caller has finished with it."""
     for done, item in enumerate(items, start=1):
         yield item
