@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from facelt.utils.json_values import plain
+from facelt.utils.json_values import to_json_values
 
 OptionalRate = float | None
 
@@ -32,7 +32,7 @@ class ReportModel(ReportPart):
         """
         schema = cls.model_fields["schema_name"].default
         try:
-            return cls.model_validate({"schema": schema, **plain(dict(values))})
+            return cls.model_validate({"schema": schema, **to_json_values(dict(values))})
         except ValidationError as error:
             raise ValueError(f"{_first_error(error)} (schema {schema})") from error
 

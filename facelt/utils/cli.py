@@ -1,4 +1,4 @@
-"""What every command shares: a user's mistake becomes one line on stderr and exit code 1."""
+"""Command-line entry points: errors as one line on stderr with exit code 1, and process settings."""
 
 import hashlib
 import os
@@ -11,8 +11,8 @@ import typer
 
 from facelt.errors import UserError
 
-# Which extra brings a package that a command may miss.
-EXTRAS = {
+# The extra of facelt that installs a package.
+_EXTRAS = {
     **dict.fromkeys(("torch", "torchvision", "tensorboard", "safetensors", "sklearn"), "train"),
     **dict.fromkeys(("scipy", "fairlearn", "jinja2", "matplotlib"), "audit"),
     "faiss": "cpu",
@@ -20,54 +20,56 @@ EXTRAS = {
     "insightface": "insightface",
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "export"),
 }
-# torchrun's store answers at once; without it a mistake is told by every process.
-REACHED_WITHIN = timedelta(seconds=5)
+# Without torchrun's store every process reports the error.
+_STORE_TIMEOUT = timedelta(seconds=5)
 
 
 def run_app(app: typer.Typer, argv: Sequence[str] | None = None) -> None:
-    """Runs a typer application to its exit."""
+    """Runs a typer application; errors of the user end it with one line on stderr and exit code 1."""
     try:
         app(args=None if argv is None else list(argv))
     except UserError as error:
-        _stop(str(error))
+        _exit_with_error(str(error))
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in EXTRAS:
+        if package not in _EXTRAS:
             raise
-        _stop(f"this command needs the package {package}: in facelt's folder, pip install '.[{EXTRAS[package]}]'")
+        _exit_with_error(
+            f"this command needs the package {package}: in facelt's folder, pip install '.[{_EXTRAS[package]}]'"
+        )
 
 
 def single_command(command: Callable, argv: Sequence[str] | None = None) -> None:
-    """Runs one function as a command of its own, as `python -m facelt.train` does."""
+    """Runs one function as the only command of a program, as `python -m facelt.train` does."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     run_app(app, argv)
 
 
 def set_openmp_wait_policy(device: str) -> None:
-    """On the CPU lets OpenMP's threads spin between operators; called before torch is loaded, which reads it once.
+    """Makes OpenMP threads spin between operators on the CPU; call it before torch is imported.
 
-    Put to sleep they wake so slowly on virtual machines that two threads were measured at a third of one thread's
-    speed. A policy that the user has set stays.
+    On virtual machines sleeping threads wake so slowly that two threads ran at a third of the speed of one. A policy
+    set by the user is kept.
     """
     if device == "cpu":
         os.environ.setdefault("OMP_WAIT_POLICY", "active")
 
 
-def _stop(message: str) -> None:
+def _exit_with_error(message: str) -> None:
     if not _already_reported(message):
         from facelt.utils.text import sanitize
 
-        # It may quote what stands in a file: that must not steer a terminal.
-        shown = "\n".join(sanitize(line) for line in message.split("\n"))
-        print(f"error: {shown}", file=sys.stderr, flush=True)
+        # The message may quote a file, whose control characters must not reach the terminal.
+        text = "\n".join(sanitize(line) for line in message.split("\n"))
+        print(f"error: {text}", file=sys.stderr, flush=True)
     raise SystemExit(1)
 
 
 def _already_reported(message: str) -> bool:
-    """Whether another of the processes that torchrun started tells the same mistake; then this one gives it time to.
+    """True if another process of torchrun reports the same message; waits a moment for it to do so.
 
-    Whoever finds a mistake first tells it, so that one which a single process finds is told as well.
+    The first process that registers a message in torchrun's store reports it.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
         return False
@@ -75,11 +77,11 @@ def _already_reported(message: str) -> bool:
     try:
         from torch.distributed.rendezvous import rendezvous
 
-        notes, *_ = next(rendezvous("env://", timeout=REACHED_WITHIN))
-        told = notes.add(f"facelt/told/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}", 1) > 1
+        store, *_ = next(rendezvous("env://", timeout=_STORE_TIMEOUT))
+        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        is_reported = store.add(f"facelt/reported/{restart}/{name}", 1) > 1
     except (ImportError, ValueError, RuntimeError):
         return False
-    if told:
-        # torchrun ends all processes once one of them has ended.
-        time.sleep(1)
-    return told
+    if is_reported:
+        time.sleep(1)  # torchrun ends all processes when the first one exits
+    return is_reported

@@ -1,7 +1,4 @@
-"""Tables as people send them: CSV or tab-separated text whose every mistake is named by file, line and column.
-
-CSV tables that a spreadsheet shows and never runs.
-"""
+"""CSV tables: a reader whose errors name file, line and column, and a writer safe for spreadsheets."""
 
 import csv
 import io
@@ -12,22 +9,22 @@ from pathlib import Path
 
 from facelt.errors import UserError
 
-# Rows read at a time, so that a table of scores needs no row object for each of its pairs.
-CHUNK = 1 << 16
-# A header with more columns, or a field with more letters, is no table of attributes.
-_MOST_COLUMNS = 1000
+_CHUNK_ROWS = 1 << 16  # rows read at a time: a table of scores may have hundreds of millions
+_MAX_COLUMNS = 1000
+# Cells that begin like this are formulas to a spreadsheet; the full-width forms too.
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 @dataclass(frozen=True, eq=False)
 class CsvRows:
-    """Some rows of a table, column by column; `line_N` is where each stands in its file."""
+    """Some rows of a table by column; `line_N` holds their line numbers."""
 
     line_N: list[int]
     columns: dict[str, Sequence[str]]
 
 
 def read_table(path: Path, needed: Sequence[str] = (), **dialect) -> CsvRows:
-    """All rows of a table. Raises UserError as `read_chunks` does."""
+    """Reads all rows of a table. Raises UserError as `read_chunks` does."""
     parts = list(read_chunks(path, needed, **dialect))
     columns = {
         name: list(itertools.chain.from_iterable(part.columns[name] for part in parts)) for name in parts[0].columns
@@ -36,10 +33,10 @@ def read_table(path: Path, needed: Sequence[str] = (), **dialect) -> CsvRows:
 
 
 def read_chunks(path: Path, needed: Sequence[str] = (), **dialect) -> Iterator[CsvRows]:
-    """The rows of a CSV file with a header, in chunks, the first of which may be empty; blank lines are passed over.
+    """Yields the rows of a CSV file with a header in chunks, of which the first may be empty; skips blank lines.
 
-    Raises UserError naming the file and: the column of `needed` that is missing, a column named twice, the line with
-    too few or too many fields, or what is no text in UTF-8.
+    Raises UserError naming the file and the problem: a column of `needed` that is missing, a repeated column, a line
+    with too few or too many fields, or text that is not UTF-8.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -48,7 +45,7 @@ def read_chunks(path: Path, needed: Sequence[str] = (), **dialect) -> Iterator[C
             _check_header(path, header, needed)
             numbered = ((reader.line_num, row) for row in reader if row)
             yield _columns(path, header, [])
-            while chunk := list(itertools.islice(numbered, CHUNK)):
+            while chunk := list(itertools.islice(numbered, _CHUNK_ROWS)):
                 yield _columns(path, header, chunk)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
@@ -57,12 +54,12 @@ def read_chunks(path: Path, needed: Sequence[str] = (), **dialect) -> Iterator[C
 
 
 def _check_header(path: Path, header: list[str], needed: Sequence[str]) -> None:
-    if not header or len(header) > _MOST_COLUMNS:
-        raise UserError(f"{path}: the first line must name the columns; it has {len(header)} fields")
-    if twice := next((name for name in header if header.count(name) > 1), None):
-        raise UserError(f"{path}: line 1 names the column {twice!r} twice")
-    if missing := [name for name in needed if name not in header]:
-        raise UserError(f"{path}: has no column {missing[0]!r}; its columns are {', '.join(header)}")
+    if not header or len(header) > _MAX_COLUMNS:
+        raise UserError(f"{path}: the first line must name 1 to {_MAX_COLUMNS} columns; it has {len(header)} fields")
+    if repeated := next((name for name in header if header.count(name) > 1), None):
+        raise UserError(f"{path}: line 1 names the column {repeated!r} twice")
+    if missing := next((name for name in needed if name not in header), None):
+        raise UserError(f"{path}: has no column {missing!r}; its columns are {', '.join(header)}")
 
 
 def _columns(path: Path, header: list[str], numbered: list[tuple[int, list[str]]]) -> CsvRows:
@@ -73,22 +70,18 @@ def _columns(path: Path, header: list[str], numbered: list[tuple[int, list[str]]
     return CsvRows([line for line, _ in numbered], dict(zip(header, fields, strict=True)))
 
 
-# A spreadsheet takes a cell that begins so for a formula, the full-width forms included.
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-
-
 @dataclass(frozen=True)
 class Table:
-    """A table for machines: `header` names the columns, `rows` hold text, numbers or None (an empty cell)."""
+    """Column names and rows of text, numbers or None (an empty cell)."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[object]]
 
 
 def safe_cell(value: object) -> object:
-    """`value` as a cell: text that a spreadsheet could run gets a leading apostrophe, which marks it as text.
+    """Returns `value` as a cell: text that a spreadsheet could run as a formula gets a leading apostrophe.
 
-    Numbers stay as they are (a negative number is no formula) and None becomes an empty cell.
+    Numbers are unchanged, None becomes an empty cell.
     """
     if value is None:
         return ""
@@ -98,7 +91,7 @@ def safe_cell(value: object) -> object:
 
 
 def csv_lines(rows: Iterable[Sequence[object]]) -> str:
-    """Rows as RFC 4180 text (CRLF lines), every text quoted, so that no separator splits a name into two cells."""
+    """Returns rows as RFC 4180 text (CRLF lines) with every text quoted."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\r\n")
     writer.writerows([safe_cell(value) for value in row] for row in rows)
@@ -106,5 +99,5 @@ def csv_lines(rows: Iterable[Sequence[object]]) -> str:
 
 
 def csv_text(table: Table) -> str:
-    """The table as `csv_lines`, its header first."""
+    """Returns a table as RFC 4180 text, the header first."""
     return csv_lines([table.header, *table.rows])

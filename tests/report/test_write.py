@@ -13,7 +13,7 @@ import pytest
 from facelt.errors import UserError
 from facelt.report.megaface_schema import MegafaceReport
 from facelt.report.write import write_report
-from facelt.utils.json_values import plain
+from facelt.utils.json_values import to_json_values
 
 
 class Page(HTMLParser):
@@ -148,9 +148,9 @@ def test_numpy_values_are_taken_and_nan_becomes_null(report, tmp_path):
 
 
 def test_plain_names_the_place_of_what_it_cannot_hold():
-    assert plain({"a": (1, np.array([math.inf, 2.0]), True)}) == {"a": [1, [None, 2.0], True]}
+    assert to_json_values({"a": (1, np.array([math.inf, 2.0]), True)}) == {"a": [1, [None, 2.0], True]}
     with pytest.raises(TypeError, match=r"report\.a\[1\] holds a set"):
-        plain({"a": [1, {2}]})
+        to_json_values({"a": [1, {2}]})
 
 
 def test_an_unknown_schema_or_a_missing_key_is_named(report, tmp_path):

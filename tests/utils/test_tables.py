@@ -33,7 +33,7 @@ def test_a_long_table_comes_in_chunks(write, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("", "the first line must name the columns"),
+        ("", "the first line must name 1 to 1000 columns"),
         ("a,a\n", "line 1 names the column 'a' twice"),
         ("b\n1\n", "has no column 'a'; its columns are b"),
         ("a,b\n1,2\n1\n", "line 3 has 1 fields, the header has 2"),

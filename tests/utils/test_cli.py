@@ -54,7 +54,7 @@ def test_a_store_that_does_not_answer_hides_no_mistake(monkeypatch, capsys):
     started = {"RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none", "MASTER_ADDR": "127.0.0.1"}
     for name, value in {**started, "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("facelt.utils.cli.REACHED_WITHIN", timedelta(seconds=0.2))
+    monkeypatch.setattr("facelt.utils.cli._STORE_TIMEOUT", timedelta(seconds=0.2))
     with pytest.raises(SystemExit):
         run_app(app, [])
     assert capsys.readouterr().err == "error: alone\n"
