@@ -24,11 +24,11 @@ import numpy as np
 
 from facelt.gallery.gallery import Gallery
 from facelt.gallery.local import LocalGallery
-from facelt.gallery.model_spec import Contract
+from facelt.gallery.model_spec import ModelSpec
 from facelt.gallery.samples import Samples
 from facelt.search.factory import open_engine
 
-CONTRACT = Contract("timed", "0" * 64, "direct", 512)
+CONTRACT = ModelSpec("timed", "0" * 64, "direct", 512)
 TOP = 5
 BATCH = 4096
 EACH = 4
@@ -105,7 +105,7 @@ def identify(folder: Path, rows: int, rounds: int) -> None:
 
         before = anonymous_mb()
         found, (_, row_PK) = ours(), theirs()
-        for answer, row, (nearest, *_) in zip(found.answers, row_P.tolist(), row_PK.tolist(), strict=True):
+        for answer, row, (nearest, *_) in zip(found.probes, row_P.tolist(), row_PK.tolist(), strict=True):
             assert answer.best.key == f"photo-{nearest}"
             assert [one.person for one in answer.candidates] == ([] if row < 0 else [f"person-{row // EACH}"])
         times: dict[str, list[float]] = {"gallery": [], "faiss": []}

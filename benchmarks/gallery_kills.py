@@ -23,13 +23,13 @@ import numpy as np
 
 from facelt.gallery.gallery import Gallery
 from facelt.gallery.local import LocalGallery
-from facelt.gallery.model_spec import Contract
+from facelt.gallery.model_spec import ModelSpec
 from facelt.gallery.samples import Samples
 
 DIMENSION = 32
 KEYS, PEOPLE = 300, 40
 LONGEST_SECONDS = 0.3
-CONTRACT = Contract("killed", "0" * 64, "direct", DIMENSION)
+CONTRACT = ModelSpec("killed", "0" * 64, "direct", DIMENSION)
 
 # Key -> person and the number of the operation that enrolled it, from which the embedding follows.
 Enrolled = dict[str, tuple[str, int]]
@@ -204,7 +204,7 @@ def run(folder: Path, kills: int, seed: int) -> dict[str, int]:
         reader.close()
         # The next writer ends what the kill cut short.
         writer = LocalGallery(folder / "gallery", write=True)
-        assert not writer.defects(), writer.defects()
+        assert not writer.check_integrity(), writer.check_integrity()
         check_searches(writer, enrolled, gone)
         writer.close()
         check_bytes(folder, gone, removed_people)

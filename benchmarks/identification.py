@@ -17,7 +17,7 @@ import numpy as np
 
 from eval_megaface.suite import noisy_probes, read_noise_list
 from facelt.gallery.gallery import Gallery, Identification
-from facelt.gallery.model_spec import Contract
+from facelt.gallery.model_spec import ModelSpec
 from facelt.gallery.samples import Samples
 from facelt.stats.intervals import ClusteredCounts, rate_intervals
 from facelt.store.store import EmbeddingStore
@@ -66,7 +66,7 @@ class Parts(NamedTuple):
         return cls((people.only(is_first_N), thirds[0]), people.only(~is_first_N), thirds[1], thirds[2])
 
 
-def measure(parts: Parts, contract: Contract, by: str, fpir: float) -> tuple[str, str, str]:
+def measure(parts: Parts, model_spec: ModelSpec, by: str, fpir: float) -> tuple[str, str, str]:
     """Threshold, FNIR and FPIR of one kind of embedding and one kind of threshold, as the table shows them."""
 
     def compared(images: Images) -> np.ndarray | None:
@@ -75,7 +75,7 @@ def measure(parts: Parts, contract: Contract, by: str, fpir: float) -> tuple[str
     def ask(images: Images) -> Identification:
         return gallery.identify(images.embedding_ND, top=1, reachability_P=compared(images))
 
-    with tempfile.TemporaryDirectory() as folder, Gallery.create(Path(folder) / "gallery", contract) as gallery:
+    with tempfile.TemporaryDirectory() as folder, Gallery.create(Path(folder) / "gallery", model_spec) as gallery:
         for images in parts.enrolled:
             gallery.enroll(images.samples())
         searches = parts.calibration
@@ -85,10 +85,10 @@ def measure(parts: Parts, contract: Contract, by: str, fpir: float) -> tuple[str
     is_missed_N = np.array(
         [
             not answer.is_known or answer.candidates[0].person != person
-            for answer, person in zip(found.answers, parts.mated.person_N, strict=True)
+            for answer, person in zip(found.probes, parts.mated.person_N, strict=True)
         ]
     )
-    is_named_N = np.array([answer.is_known for answer in strangers.answers])
+    is_named_N = np.array([answer.is_known for answer in strangers.probes])
     return f"{made.threshold:.3f}", rate(is_missed_N, parts.mated.person_N), rate(is_named_N, parts.held_out.person_N)
 
 
@@ -118,10 +118,10 @@ def main() -> None:
     for kind in stores[0].kinds:
         halves = (Images.of(store, kind).only(~is_noise_N) for store, is_noise_N in zip(stores, noisy, strict=True))
         parts = Parts.drawn(*halves, arguments.seed)
-        contract = Contract.of_store(stores[0], kind)
+        model_spec = ModelSpec.of_store(stores[0], kind)
         # A probe's reachability is the same whatever it is compared by.
         for by in ("similarity", "reachability") if kind == "meta" else ("similarity",):
-            print(f"| {kind} | {by} | {' | '.join(measure(parts, contract, by, arguments.fpir))} |", flush=True)
+            print(f"| {kind} | {by} | {' | '.join(measure(parts, model_spec, by, arguments.fpir))} |", flush=True)
     sizes = [len(images.key_N) for images in (*parts.enrolled, *parts[1:])]
     print(f"{sum(sizes[:2]):,} enrolled, {sizes[2]:,} mated, {sizes[3]:,} and {sizes[4]:,} non-mated searches")
 

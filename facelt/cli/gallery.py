@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from facelt.errors import UserError
-from facelt.gallery.gallery import Answer
+from facelt.gallery.gallery import ProbeResult
 from facelt.utils.tables import Table, csv_text
 from facelt.utils.text import sanitize
 from recordio_tools.atomic_io import write_text
@@ -44,21 +44,21 @@ def create(
     kind: Annotated[str, typer.Option(help="direct, meta or meta_unit")] = "direct",
 ) -> None:
     """A new gallery, for one model and one kind of its embeddings."""
-    from facelt.cli.gallery_inputs import contract_of_checkpoint
+    from facelt.cli.gallery_inputs import model_spec_of_checkpoint
     from facelt.gallery.gallery import Gallery
-    from facelt.gallery.model_spec import Contract
+    from facelt.gallery.model_spec import ModelSpec
     from facelt.store.store import EmbeddingStore
 
     if sum(given is not None for given in (like, checkpoint, model)) != 1:
         raise UserError("give one of --like, --checkpoint and --model: what the gallery is for")
     if like is not None:
-        contract = Contract.of_store(EmbeddingStore.open(like), kind)
+        model_spec = ModelSpec.of_store(EmbeddingStore.open(like), kind)
     elif checkpoint is not None:
-        contract = contract_of_checkpoint(checkpoint, kind)
+        model_spec = model_spec_of_checkpoint(checkpoint, kind)
     else:
-        contract = Contract(model, weights_sha256, kind, dimension)
-    Gallery.create(gallery, contract).close()
-    typer.echo(f"created: {gallery}, for {contract}")
+        model_spec = ModelSpec(model, weights_sha256, kind, dimension)
+    Gallery.create(gallery, model_spec).close()
+    typer.echo(f"created: {gallery}, for {model_spec}")
 
 
 @app.command()
@@ -81,7 +81,7 @@ def enroll(
 
     given = Source(source, table, model, checkpoint, detector, root, people, workers=workers, device=device)
     with Gallery.open(gallery, write=True) as opened:
-        samples = given.read(opened.contract, named=True).samples()
+        samples = given.read(opened.model_spec, named=True).samples()
         with progress_bars() as progress:
             opened.enroll(samples, progress)
         count = opened.count()
@@ -132,7 +132,7 @@ def calibrate(
 
     given = Source(nonmated, table, model, checkpoint, detector, root, people, workers=workers, device=device)
     with Gallery.open(gallery, write=True) as opened:
-        searches = given.read(opened.contract)
+        searches = given.read(opened.model_spec)
         if by == "reachability" and searches.reachability_N is None:
             raise UserError(f"{nonmated}: has no reachability; a model with a memory gives it")
         made = opened.calibrate(
@@ -174,7 +174,7 @@ def identify(
 
     given = Source(probes, table, model, checkpoint, detector, root, people, workers=workers, device=device)
     with Gallery.open(gallery) as opened:
-        searched = given.read(opened.contract)
+        searched = given.read(opened.model_spec)
         found = opened.identify(
             searched.embedding_ND,
             top=top,
@@ -187,11 +187,11 @@ def identify(
     if not found.exact:
         typer.echo("warning: the search was approximate; somebody may have been passed over", err=True)
     if out is not None:
-        write_answers(out, searched.keys, found.answers)
-        known = sum(answer.is_known for answer in found.answers)
-        typer.echo(f"{known} of {len(found.answers)} probes known, threshold {found.threshold:.4f}: {out}")
+        write_answers(out, searched.keys, found.probes)
+        known = sum(answer.is_known for answer in found.probes)
+        typer.echo(f"{known} of {len(found.probes)} probes known, threshold {found.threshold:.4f}: {out}")
     else:
-        for key, answer in zip(searched.keys, found.answers, strict=True):
+        for key, answer in zip(searched.keys, found.probes, strict=True):
             typer.echo(answer_line(key, answer))
 
 
@@ -200,7 +200,7 @@ def verify(gallery: Where) -> None:
     """Read every byte of a gallery and name what is wrong."""
     local = _local(gallery, write=False)
     try:
-        defects = local.defects()
+        defects = local.check_integrity()
     finally:
         local.close()
     if defects:
@@ -240,7 +240,7 @@ def info(
 
     with Gallery.open(gallery) as opened:
         count = opened.count()
-        typer.echo(f"model: {opened.contract} (weights {opened.contract.weights_sha256})")
+        typer.echo(f"model: {opened.model_spec} (weights {opened.model_spec.weights_sha256})")
         typer.echo(inside(count))
         for templates, size in ((False, count.samples), (True, count.people)):
             if kept := opened.calibration(templates=templates):
@@ -248,7 +248,7 @@ def info(
                 if warning := kept.warning(size):
                     typer.echo(f"warning: {warning}", err=True)
         if isinstance(opened.backend, LocalGallery):
-            for path in opened.backend.facts()["snapshots"]:
+            for path in opened.backend.info()["snapshots"]:
                 typer.echo(f"snapshot: {sanitize(path)}")
         for name, samples in opened.people() if list_people else ():
             typer.echo(f"{sanitize(name)}: {samples}")
@@ -285,7 +285,7 @@ def _local(gallery: str, *, write: bool):
 HEADER = ("probe", "answer", "rank", "person", "score", "sample")
 
 
-def answer_rows(keys: Sequence[str], answers: Sequence[Answer]) -> list[tuple]:
+def answer_rows(keys: Sequence[str], answers: Sequence[ProbeResult]) -> list[tuple]:
     """A row for each candidate; of an unknown probe one without a person, with the score of the nearest one.
 
     Whether somebody is known stands in a column of its own: a person may be called `unknown`.
@@ -299,7 +299,7 @@ def answer_rows(keys: Sequence[str], answers: Sequence[Answer]) -> list[tuple]:
     return rows
 
 
-def write_answers(path: Path, keys: Sequence[str], answers: Sequence[Answer]) -> None:
+def write_answers(path: Path, keys: Sequence[str], answers: Sequence[ProbeResult]) -> None:
     """As JSON where the file is called so, else as CSV that no spreadsheet runs."""
     rows = answer_rows(keys, answers)
     if path.suffix == ".json":
@@ -308,7 +308,7 @@ def write_answers(path: Path, keys: Sequence[str], answers: Sequence[Answer]) ->
         write_text(path, csv_text(Table(HEADER, rows)))
 
 
-def answer_line(key: str, answer: Answer) -> str:
+def answer_line(key: str, answer: ProbeResult) -> str:
     """What the terminal shows of one probe."""
     if answer.is_known:
         told = ", ".join(f"{sanitize(one.person)} {one.score:.3f}" for one in answer.candidates)

@@ -1,23 +1,23 @@
-"""People by name: enrolled with samples of one model's embeddings, searched exactly, unknown below a threshold."""
+"""Gallery of people: enrolment, exact identification and threshold calibration."""
 
-from facelt.gallery.backend import Backend, Candidate, Count, Found, Removed
-from facelt.gallery.gallery import Answer, Calibration, Gallery, Identification
+from facelt.gallery.backend import Backend, Candidate, GalleryCounts, RemovalResult, SearchResult
+from facelt.gallery.gallery import Calibration, Gallery, Identification, ProbeResult
 from facelt.gallery.local import LocalGallery
-from facelt.gallery.model_spec import Contract, model_name
+from facelt.gallery.model_spec import ModelSpec, model_name
 from facelt.gallery.samples import Samples
 
 __all__ = [
-    "Answer",
     "Backend",
     "Calibration",
     "Candidate",
-    "Contract",
-    "Count",
-    "Found",
     "Gallery",
+    "GalleryCounts",
     "Identification",
     "LocalGallery",
-    "Removed",
+    "ModelSpec",
+    "ProbeResult",
+    "RemovalResult",
     "Samples",
+    "SearchResult",
     "model_name",
 ]

@@ -1,6 +1,6 @@
-"""What keeps a gallery must do, on one machine or many. P probes, K people, D feature.
+"""Gallery backend interface; ranking of people by their most similar samples.
 
-From the most similar samples to the most similar people. P probes, U some of them, K people, T samples, G rows.
+P probes, U some of them, K people, T samples, G rows, D feature.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,13 +10,13 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from facelt.gallery.model_spec import Contract
+from facelt.gallery.model_spec import ModelSpec
 from facelt.gallery.samples import Samples
 from facelt.search.exact import similarities
 
 
 class Candidate(NamedTuple):
-    """A person who resembles a probe: how much, and by which sample; None for the mean of all samples."""
+    """Candidate of a search: person, score, and the key of the best sample (None for a template)."""
 
     person: str
     score: float
@@ -24,11 +24,11 @@ class Candidate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Found:
-    """For each probe up to K candidates, best first, each person once.
+class SearchResult:
+    """Up to K candidates for each probe, best first, each person once.
 
-    `exact` tells that nobody with a higher score was passed over; `compared` is the number of rows that a probe was
-    compared with.
+    `exact` is true if no person with a higher score can be missing; `compared` is the number of rows compared per
+    probe.
     """
 
     candidates: list[list[Candidate]]
@@ -36,16 +36,16 @@ class Found:
     compared: int
 
 
-class Count(NamedTuple):
-    """How many are enrolled."""
+class GalleryCounts(NamedTuple):
+    """Numbers of enrolled people and samples."""
 
     people: int
     samples: int
 
 
 @dataclass(frozen=True)
-class Removed:
-    """How many samples are gone; what was asked for and not there; whether no byte is left, and what to do if not."""
+class RemovalResult:
+    """Number of removed samples; names and keys that were not enrolled; `unfinished` steps of the erasure, if any."""
 
     samples: int
     missing_people: Sequence[str] = ()
@@ -54,126 +54,129 @@ class Removed:
 
 
 class Backend(Protocol):
-    """Keeps samples and finds the people nearest to probes. All raise UserError on what a user can cause."""
+    """Storage and search of a gallery. All methods raise UserError on user errors."""
 
     @property
-    def contract(self) -> Contract:
-        """The one model and kind of embedding it holds."""
+    def model_spec(self) -> ModelSpec:
+        """Model and kind of embedding of the gallery."""
         ...
 
     def upsert(self, samples: Samples) -> None:
-        """Enrols samples, all or none; one whose key exists takes the place of the old one.
+        """Enrols all samples or none; a sample with an existing key replaces the old one.
 
-        Embeddings that are not finite, of length zero or of another dimension are refused.
+        Raises UserError on embeddings that are not finite, zero or of another dimension.
         """
         ...
 
-    def remove(self, people: Sequence[str] = (), keys: Sequence[str] = ()) -> Removed:
-        """Takes samples away for good; a person without samples is nobody."""
+    def remove(self, people: Sequence[str] = (), keys: Sequence[str] = ()) -> RemovalResult:
+        """Permanently deletes samples; a person with no samples left is removed."""
         ...
 
     def search(
         self, probe_PD: np.ndarray, k: int, *, templates: bool = False, exact: bool = True, floor: float = -np.inf
-    ) -> Found:
-        """The k most similar people: by their best sample, or by the mean of their samples.
+    ) -> SearchResult:
+        """Returns the k most similar people, by their best sample or by their template (the mean of their samples).
 
-        With `exact` an index that could pass somebody over is refused. People who score below `floor` may be missing,
-        the best one never: looking for them takes time.
+        With `exact`, an approximate index is refused. People with scores below `floor` may be missing, except the best
+        one, which saves time.
         """
         ...
 
-    def count(self) -> Count: ...
+    def count(self) -> GalleryCounts: ...
 
     def people(self) -> Iterator[tuple[str, int]]:
-        """Everybody's name and number of samples, by name."""
+        """Yields the name and the number of samples of each person, sorted by name."""
         ...
 
     def snapshot(self, path: Path) -> None:
-        """Writes all that is enrolled as a gallery folder of its own."""
+        """Writes a copy of the gallery to a new folder."""
         ...
 
     def setting(self, name: str) -> Any:
-        """What `set_setting` kept under this name; None without."""
+        """Returns the value stored by `set_setting`, None if there is none."""
         ...
 
     def set_setting(self, name: str, value: Any) -> None:
-        """Keeps a JSON value."""
+        """Stores a JSON value."""
         ...
 
     def close(self) -> None: ...
 
 
-# Samples of each person that one search allows for; whoever has more may cost another one.
-EACH = 4
-# Samples asked for at most before all of a probe's scores are gone through instead.
-MOST = 2048
-# Rows scored at once in doing so.
-BLOCK_ROWS = 65536
+# Samples fetched per wanted person in the first search; people with more samples may need another one.
+_SAMPLES_PER_PERSON = 4
+# Most samples fetched per probe before an exhaustive search is used instead.
+MAX_NEAREST_SAMPLES = 2048
+# Rows scored at once in an exhaustive search.
+SCORE_BLOCK_ROWS = 65536
 
 
-class Nearest(NamedTuple):
-    """The most similar samples of P probes: score float64, sample and person int64, [P,T] each, scores descending.
+class NearestSamples(NamedTuple):
+    """Most similar samples of P probes: score float64, sample and person ids int64, [P,T] each, scores descending.
 
-    Where there are fewer than T samples the rest is -inf and -1.
+    If there are fewer than T samples, the remaining entries are -inf and -1.
     """
 
     score_PT: np.ndarray
     sample_PT: np.ndarray
     person_PT: np.ndarray
 
-    def people(self, probe: int, k: int) -> "Nearest":
-        """The best sample of each of the first k people of one probe, [1,K]."""
+    def people(self, probe: int, k: int) -> "NearestSamples":
+        """Returns the best sample of each of the first k people of one probe, [1,K]."""
         person_T = self.person_PT[probe]
         _, first = np.unique(person_T, return_index=True)
-        place_K = np.sort(first[person_T[first] >= 0])[:k]
-        return Nearest(*(one[probe, place_K][None] for one in self))
+        column_K = np.sort(first[person_T[first] >= 0])[:k]
+        return NearestSamples(*(array[probe, column_K][None] for array in self))
 
 
-def joined(parts: Sequence[Nearest], most: int | None = None) -> Nearest:
-    """The `most` best of several, by default all; ties in the order of samples."""
+def merge_nearest(parts: Sequence[NearestSamples], limit: int | None = None) -> NearestSamples:
+    """Returns the `limit` best samples of several parts, by default all; ties are in order of sample id."""
     score_PN, sample_PN, person_PN = (np.hstack(columns) for columns in zip(*parts, strict=True))
-    order_PT = np.lexsort((sample_PN, -score_PN), axis=1)[:, :most]
-    return Nearest(*(np.take_along_axis(one, order_PT, axis=1) for one in (score_PN, sample_PN, person_PN)))
+    order_PT = np.lexsort((sample_PN, -score_PN), axis=1)[:, :limit]
+    return NearestSamples(*(np.take_along_axis(array, order_PT, axis=1) for array in (score_PN, sample_PN, person_PN)))
 
 
-def best_people(
-    nearest: Callable[[np.ndarray, int], Nearest],
+def rank_people(
+    nearest: Callable[[np.ndarray, int], NearestSamples],
     probes: int,
     k: int,
     *,
     samples: int,
     floor: float = -np.inf,
-    crowded: Callable[[int], Nearest] | None = None,
-) -> tuple[list[Nearest], bool]:
-    """The k people with the most similar samples for each probe, [1,K] each, and whether they are sure to be these.
+    exhaustive: Callable[[int], NearestSamples] | None = None,
+) -> tuple[list[NearestSamples], bool]:
+    """Returns the k people with the most similar samples for each probe, [1,K] each, and whether that is exact.
 
-    `nearest(probe_U, t)` gives the t best of `samples` samples of some probes. Of a probe near somebody with more
-    samples than MOST, `crowded(probe)` goes through all; without it the result may lack people. Those below `floor`
-    are not looked for once the best person is known.
+    `nearest(probe_U, t)` returns the t best of `samples` samples for some probes. If more than MAX_NEAREST_SAMPLES
+    samples are needed for a probe, `exhaustive(probe)` searches all; without it people may be missing. Once the best
+    person is known, people below `floor` are not searched for.
     """
     if not min(k, samples):
-        return [Nearest(np.empty((1, 0)), *np.empty((2, 1, 0), dtype=np.int64))] * probes, True
-    found: list[Nearest] = [None] * probes
-    open_U, take = np.arange(probes), min(max(k, min(1 + EACH * (k - 1), MOST)), samples)
+        return [NearestSamples(np.empty((1, 0)), *np.empty((2, 1, 0), dtype=np.int64))] * probes, True
+    best: list[NearestSamples] = [None] * probes
+    open_U, fetched = (
+        np.arange(probes),
+        min(max(k, min(1 + _SAMPLES_PER_PERSON * (k - 1), MAX_NEAREST_SAMPLES)), samples),
+    )
     while len(open_U):
-        given = nearest(open_U, take)
-        for place, probe in enumerate(open_U.tolist()):
-            found[probe] = given.people(place, k)
-        if take == samples:
-            return found, True
-        # What is not among the given samples scores at most as much as the last of these.
-        is_open_U = given.score_PT[:, -1] >= floor
-        is_open_U &= [found[probe].score_PT.shape[1] < k for probe in open_U.tolist()]
+        result = nearest(open_U, fetched)
+        for index, probe in enumerate(open_U.tolist()):
+            best[probe] = result.people(index, k)
+        if fetched == samples:
+            return best, True
+        # Samples that were not fetched score at most as high as the last one fetched.
+        is_open_U = result.score_PT[:, -1] >= floor
+        is_open_U &= [best[probe].score_PT.shape[1] < k for probe in open_U.tolist()]
         open_U = open_U[is_open_U]
-        if take >= MOST:
+        if fetched >= MAX_NEAREST_SAMPLES:
             break
-        take = min(4 * take, MOST, samples)
-    for probe in open_U if crowded else ():
-        found[probe] = crowded(int(probe)).people(0, k)
-    return found, crowded is not None or not len(open_U)
+        fetched = min(4 * fetched, MAX_NEAREST_SAMPLES, samples)
+    for probe in open_U if exhaustive else ():
+        best[probe] = exhaustive(int(probe)).people(0, k)
+    return best, exhaustive is not None or not len(open_U)
 
 
-def best_of_everybody(
+def exhaustive_search(
     query_D: np.ndarray,
     row_GD: np.ndarray,
     sample_G: np.ndarray,
@@ -181,21 +184,21 @@ def best_of_everybody(
     k: int,
     *,
     cosine: bool,
-    slack: float,
-) -> Nearest:
-    """The samples that can be the best of one of the k best people, by one pass over all rows, [1,T].
+    error: float,
+) -> NearestSamples:
+    """Returns the best samples of the k best people by one pass over all rows, [1,T].
 
-    Float32 scores that `slack` bounds the error of choose them, exact ones rank them.
+    Candidates are selected by float32 scores with the error bound `error` and ranked by exact scores.
     """
     score_G = np.empty(len(row_GD), dtype=np.float32)
-    rough_D = query_D / np.float32(np.linalg.norm(query_D)) if cosine else query_D
-    for start in range(0, len(row_GD), BLOCK_ROWS):
-        np.matmul(row_GD[start : start + BLOCK_ROWS], rough_D, out=score_G[start : start + BLOCK_ROWS])
+    float_D = query_D / np.float32(np.linalg.norm(query_D)) if cosine else query_D
+    for start in range(0, len(row_GD), SCORE_BLOCK_ROWS):
+        np.matmul(row_GD[start : start + SCORE_BLOCK_ROWS], float_D, out=score_G[start : start + SCORE_BLOCK_ROWS])
     people, person_of_G = np.unique(person_G, return_inverse=True)
     best_C = np.full(len(people), -np.inf, dtype=np.float32)
     np.maximum.at(best_C, person_of_G, score_G)
-    least = np.partition(best_C, -min(k, len(people)))[-min(k, len(people))]
-    row_T = np.flatnonzero((score_G >= best_C[person_of_G] - 2 * slack) & (score_G >= least - 2 * slack))
+    kth_score = np.partition(best_C, -min(k, len(people)))[-min(k, len(people))]
+    row_T = np.flatnonzero((score_G >= best_C[person_of_G] - 2 * error) & (score_G >= kth_score - 2 * error))
     score_T = similarities(query_D[None], np.zeros(len(row_T), dtype=np.int64), row_GD, row_T, cosine=cosine)
     order_T = np.lexsort((sample_G[row_T], -score_T))
-    return Nearest(score_T[order_T][None], sample_G[row_T][order_T][None], person_G[row_T][order_T][None])
+    return NearestSamples(score_T[order_T][None], sample_G[row_T][order_T][None], person_G[row_T][order_T][None])

@@ -1,24 +1,22 @@
-"""The threshold that strangers seldom reach in a gallery of this size, and until which size it holds.
+"""Gallery of people: enrolment, identification, and calibration of the threshold.
 
 FPIR, false positive identification rate: the share of searches for people who are not enrolled whose best candidate
-reaches the threshold (ISO/IEC 19795-1). It rises with the gallery: who is compared with n times as many rows, each of
-which matches by chance, is a false positive with 1 - (1 - FPIR)^n.
-
-N non-mated searches, I identities.
-
-A gallery of people: enrol them, and tell who somebody is, or that nobody knows. P probes, N samples, D feature.
+reaches the threshold (ISO/IEC 19795-1). It rises with the size of the gallery: with n times the rows, each of which can
+match by chance, it is 1 - (1 - FPIR)^n.
 
 >>> import numpy as np
->>> from facelt.gallery import Contract, Gallery, Samples
->>> contract = Contract("my model", weights_sha256="0" * 64, kind="direct", dimension=3)
->>> with Gallery.create("people", contract) as gallery:
+>>> from facelt.gallery import Gallery, ModelSpec, Samples
+>>> model_spec = ModelSpec("my model", weights_sha256="0" * 64, kind="direct", dimension=3)
+>>> with Gallery.create("people", model_spec) as gallery:
 ...     gallery.enroll(Samples(["ada-1.jpg", "bo-1.jpg"], ["Ada", "Bo"], np.array([[1, 0, 0], [0, 1, 0]])))
-...     found = gallery.identify(np.array([[0.9, 0.1, 0], [0, 0, 1]]), threshold=0.5)
+...     result = gallery.identify(np.array([[0.9, 0.1, 0], [0, 0, 1]]), threshold=0.5)
 2
->>> [[(one.person, round(one.score, 3)) for one in answer.candidates] for answer in found.answers]
+>>> [[(candidate.person, round(candidate.score, 3)) for candidate in probe.candidates] for probe in result.probes]
 [[('Ada', 0.994)], []]
->>> found.answers[1].is_known
+>>> result.probes[1].is_known
 False
+
+P probes, N samples or non-mated searches, D feature, I identities.
 """
 
 import math
@@ -30,25 +28,25 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from facelt.errors import UserError
-from facelt.gallery.backend import Backend, Candidate, Count, Removed
+from facelt.gallery.backend import Backend, Candidate, GalleryCounts, RemovalResult
 from facelt.gallery.local import LocalGallery
-from facelt.gallery.model_spec import Contract
-from facelt.gallery.samples import Samples, checked, checked_rows, refuse_repeated
+from facelt.gallery.model_spec import ModelSpec
+from facelt.gallery.samples import Samples, refuse_duplicate_keys, validated_embeddings, validated_samples
 from facelt.identification.error_rates import MIN_SUPPORTING_ERRORS, max_errors
 from facelt.identification.open_set import lowest_threshold
 from recordio_tools.progress import ProgressFn, no_progress
 
-LEVEL = 0.95
+CONFIDENCE_LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A threshold for the FPIR `wanted`, what was seen at it, and the limits of both at LEVEL.
+    """Threshold for the FPIR `wanted`, the measured FPIR, and the confidence limits of both.
 
-    `compared` is the number of rows a search was compared with; `templates` whether these were people's means. `by` is
-    what is held against the threshold: `similarity` of the best candidate or `reachability` of the probe, which no
-    gallery's size changes. `supported`: whether the searches suffice for 30 errors at the wanted rate. Limits are None
-    where the searches are of fewer than two people.
+    `compared` is the number of rows per search, `templates` whether these were templates. `by` is the thresholded
+    score: `similarity` of the best candidate or `reachability` of the probe, which does not depend on the size of the
+    gallery. `supported` is true if the searches suffice for 30 errors at the wanted rate. Limits are None for searches
+    of fewer than two people.
     """
 
     wanted: float
@@ -66,69 +64,71 @@ class Calibration:
     supported: bool
 
     @classmethod
-    def of_dict(cls, values: dict[str, Any]) -> "Calibration":
+    def from_dict(cls, values: dict[str, Any]) -> "Calibration":
         return cls(**values)
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields for JSON."""
         return asdict(self)
 
     @property
     def advised_searches(self) -> int:
-        """How many would be `supported` at the wanted rate."""
+        """Number of searches for which the wanted rate is `supported`."""
         return math.ceil(MIN_SUPPORTING_ERRORS / self.wanted)
 
     def expected_fpir(self, compared: int) -> float:
-        """The FPIR at this threshold when a search is compared with so many rows."""
+        """Returns the expected FPIR at this threshold for another number of rows per search."""
         if self.by == "reachability" or self.fpir == 1 or not self.compared:
             return self.fpir
         return -math.expm1(math.log1p(-self.fpir) * compared / self.compared)
 
     def warning(self, compared: int) -> str | None:
-        """What to say when a gallery has grown, or shrunk, to so many rows; None while the threshold holds."""
+        """Returns a warning if the threshold does not hold for this number of rows, else None."""
         if not self.compared and compared and self.by == "similarity":
-            return "the threshold was set when nobody was enrolled; calibrate again"
+            return "the threshold was set on an empty gallery; calibrate again"
         expected = self.expected_fpir(compared)
         if expected <= (self.wanted if self.fpir_high is None else self.fpir_high):
             return None
         return (
-            f"the threshold was set at {self.compared:,} rows and the gallery has {compared:,}: an FPIR of about "
-            f"{expected:.2g} is to be expected instead of {self.wanted:g}; calibrate again"
+            f"the threshold was set at {self.compared:,} rows and the gallery has {compared:,}: the expected FPIR is "
+            f"{expected:.2g} instead of {self.wanted:g}; calibrate again"
         )
 
 
-def calibrated(
+def calibrate_threshold(
     score_N: np.ndarray, identity_N: np.ndarray, wanted: float, *, compared: int, templates: bool, by: str
 ) -> Calibration:
-    """The lowest threshold at which no more than the share `wanted` of non-mated searches has a false positive.
+    """Returns the lowest threshold at which at most the share `wanted` of non-mated searches has a false positive.
 
-    Limits of the FPIR know that the searches of one person are alike (facelt.stats.intervals); those of the threshold
-    are where these limits are reached (Woodruff, Confidence Intervals for Medians and Other Position Measures, JASA
-    1952). Raises UserError where the searches are too few for the rate to be seen.
+    Limits of the FPIR are clustered by identity (facelt.stats.intervals); limits of the threshold are the thresholds at
+    those FPIRs (Woodruff, Confidence Intervals for Medians and Other Position Measures, JASA 1952). Raises UserError if
+    there are too few searches for the rate.
     """
     from facelt.stats.intervals import ClusteredCounts, rate_intervals
 
     if not 0 < wanted < 1:
-        raise UserError(f"an FPIR of {wanted:g} is asked for; it must lie between 0 and 1")
+        raise UserError(f"FPIR {wanted:g}: must be between 0 and 1")
     allowed = max_errors(wanted, len(score_N))
     if allowed < 1:
         needed = math.ceil(1 / wanted)
-        raise UserError(f"an FPIR of {wanted:g} needs {needed:,} searches of strangers; there are {len(score_N):,}")
+        raise UserError(
+            f"FPIR {wanted:g} needs {needed:,} searches for people who are not enrolled; there are {len(score_N):,}"
+        )
     threshold = lowest_threshold(score_N, wanted)
     is_error_N = score_N >= threshold
     names, code_N = np.unique(identity_N, return_inverse=True)
     counts = ClusteredCounts.by_identity(np.bincount(code_N, is_error_N), np.bincount(code_N))
-    limits = rate_intervals(counts, level=LEVEL)
+    limits = rate_intervals(counts, level=CONFIDENCE_LEVEL)
     low, high = (float(limit_F[0]) for limit_F in (limits.low_F, limits.high_F))
-    is_known = math.isfinite(low) and math.isfinite(high)
+    has_limits = math.isfinite(low) and math.isfinite(high)
     return Calibration(
         wanted=wanted,
         threshold=threshold,
-        threshold_low=lowest_threshold(score_N, high) if is_known else None,
-        threshold_high=lowest_threshold(score_N, low) if is_known else None,
+        threshold_low=lowest_threshold(score_N, high) if has_limits else None,
+        threshold_high=lowest_threshold(score_N, low) if has_limits else None,
         fpir=float(is_error_N.mean()),
-        fpir_low=low if is_known else None,
-        fpir_high=high if is_known else None,
+        fpir_low=low if has_limits else None,
+        fpir_high=high if has_limits else None,
         searches=len(score_N),
         identities=len(names),
         compared=compared,
@@ -139,16 +139,16 @@ def calibrated(
 
 
 MILVUS = "milvus:"
-# Samples of one change: more are not much faster and would all be lost together.
+# Samples of one transaction: larger ones are hardly faster and lose more if they fail.
 ENROL_ROWS = 4096
 # Probes of one search.
 PROBE_ROWS = 1024
 
 
-class Answer(NamedTuple):
-    """The people who reach the threshold, best first; nobody for `unknown`. `best` is the nearest one all the same.
+class ProbeResult(NamedTuple):
+    """Candidates of one probe at or above the threshold, best first; none for an unknown person.
 
-    `best` is None where nobody is enrolled.
+    `best` is the best candidate even if below the threshold; None if the gallery is empty.
     """
 
     candidates: list[Candidate]
@@ -156,45 +156,45 @@ class Answer(NamedTuple):
 
     @property
     def is_known(self) -> bool:
-        """Whether anybody reaches the threshold."""
+        """True if a candidate reaches the threshold."""
         return bool(self.candidates)
 
 
 @dataclass(frozen=True)
 class Identification:
-    """An answer to each probe, the threshold they were given at, and a warning where that no longer holds.
+    """Results of all probes, the threshold, and a warning if the threshold no longer holds.
 
-    `exact` tells that nobody with a higher score was passed over.
+    `exact` is true if no person with a higher score can be missing.
     """
 
-    answers: list[Answer]
+    probes: list[ProbeResult]
     threshold: float
     exact: bool
     warning: str | None
 
 
 class Gallery:
-    """What every backend can do, and the thresholds; close it, or use it in a `with` block.
+    """Gallery of any backend, with its thresholds; close it, or use it in a `with` block.
 
-    Threads may share one; a folder's answers one of them at a time, so that threads that search side by side each open
-    their own. A process that was forked opens its own.
+    Threads may share a gallery. A local one serves one thread at a time, so threads that search in parallel should each
+    open their own. A forked process must open its own.
     """
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
 
     @classmethod
-    def create(cls, where: str | Path, contract: Contract) -> "Gallery":
-        """A new gallery in a folder or, as `milvus:URI`, in a Milvus, open for writing; UserError where one exists."""
+    def create(cls, where: str | Path, model_spec: ModelSpec) -> "Gallery":
+        """Creates a gallery in a folder or at `milvus:URI`, open for writing. Raises UserError if one exists."""
         if str(where).startswith(MILVUS):
             from facelt.gallery.milvus import MilvusGallery
 
-            return cls(MilvusGallery.create(str(where).removeprefix(MILVUS), contract))
-        return cls(LocalGallery.create(where, contract))
+            return cls(MilvusGallery.create(str(where).removeprefix(MILVUS), model_spec))
+        return cls(LocalGallery.create(where, model_spec))
 
     @classmethod
     def open(cls, where: str | Path, *, write: bool = False) -> "Gallery":
-        """An existing one. Raises UserError where there is none or, with `write`, where somebody else is writing."""
+        """Opens a gallery. Raises UserError if there is none or, with `write`, if another process is writing."""
         if str(where).startswith(MILVUS):
             from facelt.gallery.milvus import MilvusGallery
 
@@ -211,31 +211,31 @@ class Gallery:
         self.backend.close()
 
     @property
-    def contract(self) -> Contract:
-        return self.backend.contract
+    def model_spec(self) -> ModelSpec:
+        return self.backend.model_spec
 
-    def count(self) -> Count:
+    def count(self) -> GalleryCounts:
         return self.backend.count()
 
     def people(self) -> Iterator[tuple[str, int]]:
-        """Everybody's name and number of samples, by name."""
+        """Yields the name and the number of samples of each person, sorted by name."""
         return self.backend.people()
 
     def enroll(self, samples: Samples, progress: ProgressFn = no_progress) -> int:
-        """Enrols samples, ENROL_ROWS at a time, each of these parts as a whole; returns how many.
+        """Enrols samples in transactions of ENROL_ROWS; returns their number.
 
-        A sample whose key exists takes the place of the old one, so that an enrolment that was cut short can simply be
-        made again. `progress` is called after each part, which is then safe.
+        A sample with an existing key replaces the old one, so an interrupted enrolment can be repeated. `progress` is
+        called after each transaction.
 
-        Raises UserError, with nobody enrolled, where a sample cannot be: see `checked`.
+        Raises UserError before anything is enrolled if a sample is invalid: see `validated_samples`.
         """
-        refuse_repeated(samples.keys)
+        refuse_duplicate_keys(samples.keys)
         starts = range(0, len(samples), ENROL_ROWS)
-        parts = [samples.part(slice(start, start + ENROL_ROWS)) for start in starts]
-        # A mistake near the end must not leave half of the samples enrolled.
+        parts = [samples.select(slice(start, start + ENROL_ROWS)) for start in starts]
+        # An invalid sample near the end must not leave the others enrolled.
         for part in parts if len(parts) > 1 else ():
-            checked(part, self.contract)
-            part.notes()
+            validated_samples(part, self.model_spec)
+            part.json_columns()
         done = 0
         for part in parts:
             self.backend.upsert(part)
@@ -243,21 +243,21 @@ class Gallery:
             progress("enrolling", done, len(samples))
         return len(samples)
 
-    def remove(self, people: Sequence[str] = (), keys: Sequence[str] = ()) -> Removed:
-        """Takes people with all their samples, and samples by key, away for good.
+    def remove(self, people: Sequence[str] = (), keys: Sequence[str] = ()) -> RemovalResult:
+        """Permanently deletes people with all their samples, and samples by key.
 
-        What is not enrolled is named in the result, and so is what could not be wiped, as `unfinished`.
+        The result names what was not enrolled and, as `unfinished`, what could not be erased.
         """
         return self.backend.remove(people, keys)
 
     def snapshot(self, path: str | Path) -> None:
-        """Writes all that is enrolled as a gallery folder of its own."""
+        """Writes a copy of the gallery to a new folder."""
         self.backend.snapshot(Path(path))
 
     def calibration(self, *, templates: bool = False) -> Calibration | None:
-        """The threshold that is kept for comparisons with samples, or with people's means."""
+        """Returns the stored threshold for comparisons with samples or with templates."""
         values = self.backend.setting(_setting(templates))
-        return None if values is None else Calibration.of_dict(values)
+        return None if values is None else Calibration.from_dict(values)
 
     def calibrate(
         self,
@@ -268,33 +268,33 @@ class Gallery:
         templates: bool = False,
         reachability_P: np.ndarray | None = None,
     ) -> Calibration:
-        """Sets the threshold by searches for people who are not enrolled, and keeps it.
+        """Sets and stores the threshold from searches for people who are not enrolled.
 
-        Searches of `identities` that are enrolled under the same name are left out. With `reachability_P` the threshold
-        is one of the probes' reachability. Raises UserError where too few searches are left, ValueError where there are
-        not as many identities, or reachabilities, as probes.
+        Searches for `identities` that are enrolled under the same name are ignored. With `reachability_P`, the
+        threshold applies to the reachability of probes. Raises UserError if too few searches remain, ValueError unless
+        there is one identity and one reachability per probe.
         """
         _refuse_lengths(probe_PD, identities=identities, reachability_P=reachability_P)
         if not self.count().samples:
-            raise UserError("nobody is enrolled yet; a threshold is set for a gallery as it is")
+            raise UserError("the gallery is empty; enrol people before calibrating the threshold")
         enrolled = {name for name, _ in self.people()}
-        kept_P = np.array([name not in enrolled for name in identities], dtype=bool)
-        if not kept_P.any():
-            raise UserError("none of the searches is of somebody who is not enrolled; calibrate with other people")
-        (row_N,) = np.nonzero(kept_P)
+        is_used_P = np.array([name not in enrolled for name in identities], dtype=bool)
+        if not is_used_P.any():
+            raise UserError("all searches are for enrolled people; calibrate with people who are not enrolled")
+        (row_N,) = np.nonzero(is_used_P)
         identity_N = np.asarray(identities, dtype=object)[row_N].astype(str)
         compared = self._compared(templates)
         if reachability_P is not None:
             score_N = np.asarray(reachability_P, dtype=np.float64)[row_N]
             if not np.isfinite(score_N).all():
-                raise UserError("a reachability of the searches is not finite; embed them again")
+                raise UserError("a reachability is not finite; embed the images again")
         else:
-            found = self._search(probe_PD, row_N, 1, templates)
-            score_N = np.array([best[0].score if best else -np.inf for _, best in found])
+            results = self._search(probe_PD, row_N, 1, templates)
+            score_N = np.array([best[0].score if best else -np.inf for _, best in results])
         by = "similarity" if reachability_P is None else "reachability"
-        made = calibrated(score_N, identity_N, fpir, compared=compared, templates=templates, by=by)
-        self.backend.set_setting(_setting(templates), made.as_dict())
-        return made
+        calibration = calibrate_threshold(score_N, identity_N, fpir, compared=compared, templates=templates, by=by)
+        self.backend.set_setting(_setting(templates), calibration.to_dict())
+        return calibration
 
     def identify(
         self,
@@ -305,40 +305,40 @@ class Gallery:
         threshold: float | None = None,
         reachability_P: np.ndarray | None = None,
     ) -> Identification:
-        """The up to `top` people who resemble each probe enough, or nobody.
+        """Returns up to `top` people at or above the threshold for each probe.
 
-        The score of a person is that of the best sample or, with `templates`, of the mean of all. What is enough the
-        gallery's threshold says, or `threshold`, which is one of similarity. Where the gallery's is one of
-        reachability, probes of too low a reachability are nobody.
+        The score of a person is that of the best sample or, with `templates`, of the template. The threshold is the
+        stored one, or the similarity `threshold`. If the stored threshold applies to reachability, probes below it have
+        no candidates.
 
-        Raises UserError without any threshold, or where probes are no embeddings of this gallery's kind; ValueError
-        where `top` is below one or there are not as many reachabilities as probes.
+        Raises UserError without a threshold, or if probes are not embeddings of the kind of this gallery; ValueError if
+        `top` is below one or there is not one reachability per probe.
         """
         _refuse_lengths(probe_PD, reachability_P=reachability_P)
         if top < 1:
             raise ValueError(f"top is {top}; it must be at least 1")
         if threshold is not None and math.isnan(threshold):
-            raise UserError("the threshold is nan; it must be a number")
-        kept = self.calibration(templates=templates) if threshold is None else None
-        if threshold is None and kept is None:
-            raise UserError("this gallery has no threshold for such searches; calibrate it or give --threshold")
-        limit = kept.threshold if kept else threshold
-        by_reach = kept is not None and kept.by == "reachability"
-        if by_reach and reachability_P is None:
-            raise UserError("this gallery's threshold is one of reachability; the probes have none")
-        answers = []
+            raise UserError("the threshold is NaN; it must be a number")
+        calibration = self.calibration(templates=templates) if threshold is None else None
+        if threshold is None and calibration is None:
+            raise UserError("this gallery has no threshold for such searches; calibrate it or pass --threshold")
+        limit = calibration.threshold if calibration else threshold
+        by_reachability = calibration is not None and calibration.by == "reachability"
+        if by_reachability and reachability_P is None:
+            raise UserError("the threshold of this gallery applies to reachability, which the probes lack")
+        probes = []
         is_exact = True
-        floor = -math.inf if by_reach else limit
-        found = self._search(probe_PD, np.arange(len(probe_PD)), top, templates, floor)
-        for place, (exact, candidates) in enumerate(found):
+        floor = -math.inf if by_reachability else limit
+        results = self._search(probe_PD, np.arange(len(probe_PD)), top, templates, floor)
+        for index, (exact, candidates) in enumerate(results):
             is_exact = is_exact and exact
-            if by_reach:
-                near = candidates if reachability_P[place] >= limit else []
+            if by_reachability:
+                accepted = candidates if reachability_P[index] >= limit else []
             else:
-                near = [one for one in candidates if one.score >= limit]
-            answers.append(Answer(near, candidates[0] if candidates else None))
-        warning = kept.warning(self._compared(templates)) if kept else None
-        return Identification(answers, limit, is_exact, warning)
+                accepted = [candidate for candidate in candidates if candidate.score >= limit]
+            probes.append(ProbeResult(accepted, candidates[0] if candidates else None))
+        warning = calibration.warning(self._compared(templates)) if calibration else None
+        return Identification(probes, limit, is_exact, warning)
 
     def _compared(self, templates: bool) -> int:
         count = self.count()
@@ -349,10 +349,12 @@ class Gallery:
     ) -> Iterator[tuple[bool, list[Candidate]]]:
         for start in range(0, len(row_N), PROBE_ROWS):
             part_N = row_N[start : start + PROBE_ROWS]
-            part_PD = checked_rows(probe_PD[part_N], self.contract, lambda row, part_N=part_N: f"probe {part_N[row]}")
-            found = self.backend.search(part_PD, k, templates=templates, floor=floor)
-            for candidates in found.candidates:
-                yield found.exact, candidates
+            part_PD = validated_embeddings(
+                probe_PD[part_N], self.model_spec, lambda row, part_N=part_N: f"probe {part_N[row]}"
+            )
+            result = self.backend.search(part_PD, k, templates=templates, floor=floor)
+            for candidates in result.candidates:
+                yield result.exact, candidates
 
 
 def _refuse_lengths(probe_PD: np.ndarray, **columns: Sequence | None) -> None:

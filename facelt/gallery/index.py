@@ -1,14 +1,11 @@
-"""Embeddings in one file that is mapped, not read: derived from the truth and bound to its revision by hashes.
+"""Memory-mapped search indexes of a gallery, derived from the database and bound to its revision by hashes.
 
-A folder with the rows (`rows-*.f32`), their numbers (`ids-*.i64`: the row's own and its person's) and `bound.json`,
-which names both and says what they belong to. Rows that it does not count are no part of the matrix. Files that
-somebody else touched are told by their stamp (inode, size and times), and then by the hashes of their chunks.
+An index is a folder with the rows (`rows-*.f32`), their ids (`ids-*.i64`: sample and person) and `bound.json`, which
+names both files, their revision and their number of rows; rows beyond that number are ignored. Files changed by other
+programs are detected by their stamp (inode, size and times) and then by the hashes of their chunks. There is one index
+of samples, and one of templates (the mean of the samples of a person).
 
-N rows, M some of them, D feature.
-
-The search indexes of a gallery, kept in step with the truth: one of samples, one of people's mean templates.
-
-N rows, M some of them, D feature, P probes, T neighbours.
+N rows, M some of them, D feature, P probes, T neighbours, C people.
 """
 
 import hashlib
@@ -25,27 +22,27 @@ from pathlib import Path
 import numpy as np
 
 from facelt.errors import UserError
-from facelt.gallery.backend import Nearest, best_of_everybody, joined
-from facelt.gallery.samples import LEAST_LENGTH, SampleRows, add_digest
-from facelt.gallery.sqlite import State, Truth
+from facelt.gallery.backend import NearestSamples, exhaustive_search, merge_nearest
+from facelt.gallery.samples import MIN_NORM, SampleRows, add_digest
+from facelt.gallery.sqlite import GalleryState, SampleStore
 from facelt.search.engine import Engine
 from facelt.search.exact import cosine_error_bound, inner_product_error_bound
 from facelt.search.factory import open_engine
 from facelt.search.top_k import top_k, top_k_prevalidated
 from recordio_tools.atomic_io import write_text
 
-SCHEMA = "facelt.gallery-index/1"
-BOUND = "bound.json"
+INDEX_SCHEMA = "facelt.gallery-index/1"
+METADATA_FILE = "bound.json"
 # Rows that are hashed together.
-CHUNK = 4096
+CHUNK_ROWS = 4096
 _ID = np.dtype("<i8")
 _ID_BYTES = 2 * _ID.itemsize
 _ROW = np.dtype("<f4")
 
 
 @dataclass(frozen=True)
-class Binding:
-    """Which gallery's which revision a matrix is of: see truth.State."""
+class IndexVersion:
+    """Gallery and revision of an index: see `GalleryState`."""
 
     gallery: str
     revision: int
@@ -53,110 +50,114 @@ class Binding:
     digest: str
 
     @classmethod
-    def of(cls, state: State) -> "Binding":
-        """That of a gallery as it stands."""
+    def of(cls, state: GalleryState) -> "IndexVersion":
+        """Returns the version of a gallery state."""
         return cls(state.gallery, state.revision, state.removals, state.digest)
 
 
-class Matrix:
-    """An open matrix: `rows` with the mapped arrays, `binding`, `reach` and `stretch`.
+class MappedIndex:
+    """Memory-mapped index of embeddings with the ids of samples and people.
 
-    `reach` is the greatest length of a row, `stretch` how far lengths are from one at most.
+    `max_norm` is the largest norm of a row, `max_norm_error` the largest deviation of a norm from one.
     """
 
-    def __init__(self, folder: Path, bound: dict) -> None:
+    def __init__(self, folder: Path, metadata: dict) -> None:
         self.folder = folder
-        self.binding = Binding(**bound["binding"])
-        self.dimension, self.count, self.last = bound["dimension"], bound["rows"], bound["last"]
-        self.reach, self.stretch = bound["reach"], bound["stretch"]
-        self._chunks: list[str] = bound["chunks"]
-        self._sealed: list[list[int]] = bound["stamp"]
-        self._names: dict[str, str] = bound["files"]
-        self._is_noted = True
+        self.version = IndexVersion(**metadata["binding"])
+        self.dimension, self.count, self.last = metadata["dimension"], metadata["rows"], metadata["last"]
+        self.max_norm, self.max_norm_error = metadata["reach"], metadata["stretch"]
+        self._chunks: list[str] = metadata["chunks"]
+        self._stamp: list[list[int]] = metadata["stamp"]
+        self._names: dict[str, str] = metadata["files"]
+        self._is_stamp_current = True
         self._map()
 
     @classmethod
-    def build(cls, folder: Path, binding: Binding, dimension: int, batches: Iterable[SampleRows]) -> "Matrix":
-        """A new one of these rows in place of any other; who has that one open keeps it."""
+    def build(cls, folder: Path, version: IndexVersion, dimension: int, batches: Iterable[SampleRows]) -> "MappedIndex":
+        """Builds a new index from these rows in place of the old one, which open readers keep."""
         folder.mkdir(mode=0o700, exist_ok=True)
         salt = secrets.token_hex(4)
         names = {"rows": f"rows-{salt}.f32", "ids": f"ids-{salt}.i64"}
         for name in names.values():
             os.close(os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         counts = {"dimension": dimension, "rows": 0, "last": 0, "reach": 0.0, "stretch": 0.0}
-        made = cls(folder, {"binding": asdict(binding), **counts, "chunks": [], "files": names, "stamp": []})
+        index = cls(folder, {"binding": asdict(version), **counts, "chunks": [], "files": names, "stamp": []})
         for batch in batches:
-            made._write(batch)
-        made._seal(binding, range(made._chunk_count))
-        made.tidy()
-        return made
+            index._write(batch)
+        index._commit(version, range(index._chunk_count))
+        index.remove_stale_files()
+        return index
 
     @classmethod
-    def open(cls, folder: Path, dimension: int) -> "Matrix | None":
-        """The one in a folder; None where it is missing, damaged or was changed by anybody else."""
+    def open(cls, folder: Path, dimension: int) -> "MappedIndex | None":
+        """Opens the index in a folder; returns None if it is missing, damaged or was changed by other programs."""
         try:
-            bound = json.loads((folder / BOUND).read_text(encoding="utf-8"))
-            if bound["schema"] != SCHEMA or bound["dimension"] != dimension:
+            metadata = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))
+            if metadata["schema"] != INDEX_SCHEMA or metadata["dimension"] != dimension:
                 return None
-            if any(Path(name).name != name for name in bound["files"].values()):
+            if any(Path(name).name != name for name in metadata["files"].values()):
                 return None
-            opened = cls(folder, bound)
-            stamp = opened._stamp()
-            if stamp != opened._sealed and opened._hash(range(opened._chunk_count)) != opened._chunks:
+            index = cls(folder, metadata)
+            stamp = index._file_stamp()
+            if stamp != index._stamp and index._hash(range(index._chunk_count)) != index._chunks:
                 return None
-            # Files that were copied are others with the same content.
-            opened._sealed, opened._is_noted = stamp, stamp == opened._sealed
-            return opened
+            # Copied files have another stamp but the same content.
+            index._stamp, index._is_stamp_current = stamp, stamp == index._stamp
+            return index
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     @property
     def rows(self) -> SampleRows:
-        """Mapped: sample and person numbers int64 [N], rows float32 [N,D]."""
+        """Mapped arrays: sample and person ids int64 [N], rows float32 [N,D]."""
         return SampleRows(self._id_N2[:, 0], self._id_N2[:, 1], self._row_ND)
 
-    def is_untouched(self) -> bool:
-        """Whether nobody wrote to the files since this was opened or changed here."""
+    def is_current(self) -> bool:
+        """Returns True if no other process has written to the files since they were opened or changed here."""
         try:
-            return self._stamp() == self._sealed
+            return self._file_stamp() == self._stamp
         except OSError:
             return False
 
-    def change(self, gone_M: np.ndarray, batches: Iterable[SampleRows], binding: Binding) -> bool:
-        """Takes the rows of these samples away and adds others; False, to be built anew, where that is not `binding`'s.
+    def update(self, removed_M: np.ndarray, batches: Iterable[SampleRows], version: IndexVersion) -> bool:
+        """Removes the rows of samples and appends others, in place; returns False if the result is not `version`.
 
-        In place, since a million rows are 2 GB: the last rows move to the places of those that go, and what is left
-        behind is zeros. Whoever has the matrix open goes on without the new rows, and learns from the truth that rows
-        went.
+        In place, since a million rows are 2 GB: the last rows replace removed ones, and their old positions are zeroed.
+        After False the index must be rebuilt. Open readers keep the old number of rows and detect removals from the
+        database.
         """
-        digest = self.binding.digest
+        digest = self.version.digest
         changed = set()
-        if len(gone_M):
-            digest, changed = self._drop(np.isin(self._id_N2[:, 0], gone_M), digest)
-        first = self.count // CHUNK
+        if len(removed_M):
+            digest, changed = self._remove_rows(np.isin(self._id_N2[:, 0], removed_M), digest)
+        first = self.count // CHUNK_ROWS
         for batch in batches:
             self._write(batch)
             digest = add_digest(digest, batch.digest())
-        if digest != binding.digest:
+        if digest != version.digest:
             return False
-        self._seal(binding, sorted({*changed, *range(first, self._chunk_count)}))
+        self._commit(version, sorted({*changed, *range(first, self._chunk_count)}))
         return True
 
-    def defects(self, digest: str) -> list[str]:
-        """What is wrong in the files, of which everything is read; `digest` is that of the truth."""
-        wrong = [] if self._hash(range(self._chunk_count)) == self._chunks else ["rows were changed: hashes differ"]
-        found = sum(
-            SampleRows(*(column[start : start + CHUNK] for column in self.rows)).digest()
-            for start in range(0, self.count, CHUNK)
+    def check_integrity(self, digest: str) -> list[str]:
+        """Returns the defects of the files after reading all of them; `digest` is that of the database."""
+        defects = (
+            []
+            if self._hash(range(self._chunk_count)) == self._chunks
+            else ["rows were changed: their hashes do not match"]
         )
-        return wrong or ([] if add_digest("0", found) == digest else ["holds other samples than the gallery"])
+        total = sum(
+            SampleRows(*(column[start : start + CHUNK_ROWS] for column in self.rows)).digest()
+            for start in range(0, self.count, CHUNK_ROWS)
+        )
+        return defects or ([] if add_digest("0", total) == digest else ["its samples differ from those of the gallery"])
 
-    def tidy(self) -> None:
-        """Removes files that a killed writer left, and notes the stamp of files that were copied."""
-        if not self._is_noted:
-            self._seal(self.binding, ())
+    def remove_stale_files(self) -> None:
+        """Removes files left by a killed writer, and records the stamp of copied files."""
+        if not self._is_stamp_current:
+            self._commit(self.version, ())
         for path in self.folder.iterdir():
-            if path.name not in (BOUND, *self._names.values()):
+            if path.name not in (METADATA_FILE, *self._names.values()):
                 with suppress(OSError):
                     path.unlink()
 
@@ -166,28 +167,28 @@ class Matrix:
 
     @property
     def _chunk_count(self) -> int:
-        return math.ceil(self.count / CHUNK)
+        return math.ceil(self.count / CHUNK_ROWS)
 
-    def _drop(self, is_gone_N: np.ndarray, digest: str) -> tuple[str, set[int]]:
-        """The digest without these rows, and which chunks are others now."""
-        gone = SampleRows(*(column[is_gone_N] for column in self.rows))
-        kept = self.count - len(gone)
-        hole_M = np.flatnonzero(is_gone_N[:kept])
-        moved_M = kept + np.flatnonzero(~is_gone_N[kept:])
+    def _remove_rows(self, is_removed_N: np.ndarray, digest: str) -> tuple[str, set[int]]:
+        """Removes rows; returns the digest without them, and the chunks that changed."""
+        removed = SampleRows(*(column[is_removed_N] for column in self.rows))
+        count = self.count - len(removed)
+        hole_M = np.flatnonzero(is_removed_N[:count])
+        moved_M = count + np.flatnonzero(~is_removed_N[count:])
         with self._open("rows") as rows, self._open("ids") as ids:
             for source, target in zip(moved_M.tolist(), hole_M.tolist(), strict=True):
                 os.pwrite(rows, self._row_ND[source].tobytes(), target * self._row_bytes)
                 os.pwrite(ids, self._id_N2[source].tobytes(), target * _ID_BYTES)
-            for start in range(kept, self.count, CHUNK):
-                emptied = min(CHUNK, self.count - start)
-                os.pwrite(rows, bytes(emptied * self._row_bytes), start * self._row_bytes)
-                os.pwrite(ids, bytes(emptied * _ID_BYTES), start * _ID_BYTES)
-        self.count = kept
-        return add_digest(digest, -gone.digest()), set((hole_M // CHUNK).tolist())
+            for start in range(count, self.count, CHUNK_ROWS):
+                zeroed = min(CHUNK_ROWS, self.count - start)
+                os.pwrite(rows, bytes(zeroed * self._row_bytes), start * self._row_bytes)
+                os.pwrite(ids, bytes(zeroed * _ID_BYTES), start * _ID_BYTES)
+        self.count = count
+        return add_digest(digest, -removed.digest()), set((hole_M // CHUNK_ROWS).tolist())
 
     @contextmanager
-    def _open(self, which: str) -> Iterator[int]:
-        handle = os.open(self.folder / self._names[which], os.O_RDWR)
+    def _open(self, name: str) -> Iterator[int]:
+        handle = os.open(self.folder / self._names[name], os.O_RDWR)
         try:
             yield handle
         finally:
@@ -198,9 +199,9 @@ class Matrix:
         self._row_ND = np.empty((0, self.dimension), _ROW)
         self._id_N2 = np.empty((0, 2), _ID)
         if self.count:
-            place = {name: self.folder / file for name, file in self._names.items()}
-            self._row_ND = np.memmap(place["rows"], _ROW, "r", shape=(self.count, self.dimension))
-            self._id_N2 = np.memmap(place["ids"], _ID, "r", shape=(self.count, 2))
+            paths = {name: self.folder / file for name, file in self._names.items()}
+            self._row_ND = np.memmap(paths["rows"], _ROW, "r", shape=(self.count, self.dimension))
+            self._id_N2 = np.memmap(paths["ids"], _ID, "r", shape=(self.count, 2))
 
     def _write(self, batch: SampleRows) -> None:
         id_M2 = np.stack([batch.sample_N, batch.person_N], axis=1).astype(_ID)
@@ -208,43 +209,43 @@ class Matrix:
         with self._open("rows") as rows, self._open("ids") as ids:
             _write_all(rows, row_MD, self.count * self._row_bytes)
             _write_all(ids, id_M2, self.count * _ID_BYTES)
-        length_M = np.sqrt(np.einsum("md,md->m", row_MD, row_MD, dtype=np.float64))
-        self.reach = max(self.reach, float(length_M.max(initial=0)))
-        self.stretch = max(self.stretch, float(np.abs(length_M - 1).max(initial=0)))
+        norm_M = np.sqrt(np.einsum("md,md->m", row_MD, row_MD, dtype=np.float64))
+        self.max_norm = max(self.max_norm, float(norm_M.max(initial=0)))
+        self.max_norm_error = max(self.max_norm_error, float(np.abs(norm_M - 1).max(initial=0)))
         self.last = max(self.last, int(batch.sample_N.max(initial=0)))
         self.count += len(batch)
 
-    def _seal(self, binding: Binding, changed_chunks: Iterable[int]) -> None:
-        """Puts on disk what was written and then says that it counts."""
-        for which in self._names:
-            with self._open(which) as handle:
+    def _commit(self, version: IndexVersion, changed_chunks: Iterable[int]) -> None:
+        """Syncs the rows to disk, then writes the metadata that makes them valid."""
+        for name in self._names:
+            with self._open(name) as handle:
                 os.fsync(handle)
         self._map()
         changed = [chunk for chunk in changed_chunks if chunk < self._chunk_count]
         self._chunks = (self._chunks + [""] * self._chunk_count)[: self._chunk_count]
         for chunk, digest in zip(changed, self._hash(changed), strict=True):
             self._chunks[chunk] = digest
-        self.binding, self._sealed, self._is_noted = binding, self._stamp(), True
-        bound = {
-            **{"schema": SCHEMA, "binding": asdict(binding), "dimension": self.dimension, "rows": self.count},
-            **{"last": self.last, "reach": self.reach, "stretch": self.stretch, "files": self._names},
-            **{"chunks": self._chunks, "stamp": self._sealed},
+        self.version, self._stamp, self._is_stamp_current = version, self._file_stamp(), True
+        metadata = {
+            **{"schema": INDEX_SCHEMA, "binding": asdict(version), "dimension": self.dimension, "rows": self.count},
+            **{"last": self.last, "reach": self.max_norm, "stretch": self.max_norm_error, "files": self._names},
+            **{"chunks": self._chunks, "stamp": self._stamp},
         }
-        write_text(self.folder / BOUND, json.dumps(bound))
+        write_text(self.folder / METADATA_FILE, json.dumps(metadata))
 
     def _hash(self, chunks: Iterable[int]) -> list[str]:
-        def of(chunk: int) -> str:
-            part = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
+        def digest_of(chunk: int) -> str:
+            part = slice(chunk * CHUNK_ROWS, (chunk + 1) * CHUNK_ROWS)
             digest = hashlib.sha256(np.ascontiguousarray(self._id_N2[part]))
             digest.update(np.ascontiguousarray(self._row_ND[part]))
             return digest.hexdigest()
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return list(pool.map(of, chunks))
+            return list(pool.map(digest_of, chunks))
 
-    def _stamp(self) -> list[list[int]]:
-        found = [(self.folder / name).stat() for name in self._names.values()]
-        return [[one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns] for one in found]
+    def _file_stamp(self) -> list[list[int]]:
+        statuses = [(self.folder / name).stat() for name in self._names.values()]
+        return [[status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns] for status in statuses]
 
 
 def _write_all(handle: int, values: np.ndarray, offset: int) -> None:
@@ -254,168 +255,176 @@ def _write_all(handle: int, values: np.ndarray, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-# Samples that came after the index and are searched beside it.
-MOST_LATE = 16384
+# Most samples newer than the index; they are searched separately.
+MAX_UNINDEXED = 16384
 # People whose templates are computed at once.
-PEOPLE = 2048
+TEMPLATE_BATCH = 2048
 
 
-class View:
-    """One revision as it is searched: the rows of a matrix and those that came after it."""
+class IndexSnapshot:
+    """One searchable revision: the rows of an index and the samples enrolled after it."""
 
-    def __init__(self, matrix: Matrix, late: SampleRows, *, cosine: bool, engine: Engine) -> None:
-        self._matrix, self._late = matrix, late
+    def __init__(self, index: MappedIndex, unindexed: SampleRows, *, cosine: bool, engine: Engine) -> None:
+        self._index, self._unindexed = index, unindexed
         self._cosine, self._engine = cosine, engine
-        self.count = matrix.count + len(late)
+        self.count = index.count + len(unindexed)
 
-    def nearest(self, query_PD: np.ndarray, t: int) -> Nearest:
-        """The t most similar samples of each probe, by exact scores."""
-        matrix = self._matrix
-        sound = {"max_norm": matrix.reach, "max_norm_error": matrix.stretch}
-        found = top_k_prevalidated(query_PD, matrix.rows.row_ND, t, cosine=self._cosine, engine=self._engine, **sound)
-        result = _named(*found, matrix.rows)
-        if len(self._late):
-            score_SPT, place_SPT = top_k(query_PD, self._late.row_ND, t, cosine=self._cosine, engine=self._engine)
-            result = joined([result, _named(score_SPT[0], place_SPT[0], self._late)], t)
+    def nearest(self, query_PD: np.ndarray, t: int) -> NearestSamples:
+        """Returns the t most similar samples of each probe, by exact scores."""
+        rows = self._index.rows
+        norms = {"max_norm": self._index.max_norm, "max_norm_error": self._index.max_norm_error}
+        score_PT, row_PT = top_k_prevalidated(
+            query_PD, rows.row_ND, t, cosine=self._cosine, engine=self._engine, **norms
+        )
+        result = _nearest_samples(score_PT, row_PT, rows)
+        if len(self._unindexed):
+            score_SPT, row_SPT = top_k(query_PD, self._unindexed.row_ND, t, cosine=self._cosine, engine=self._engine)
+            result = merge_nearest([result, _nearest_samples(score_SPT[0], row_SPT[0], self._unindexed)], t)
         return result
 
-    def crowded(self, query_D: np.ndarray, k: int) -> Nearest:
-        """The best samples of everybody who can be among the k best people."""
-        dimension = len(query_D)
+    def exhaustive_search(self, query_D: np.ndarray, k: int) -> NearestSamples:
+        """Returns the best samples of the k best people, by one pass over all rows."""
         if self._cosine:
-            slack = 2 * cosine_error_bound(dimension) + self._matrix.stretch
+            error = 2 * cosine_error_bound(len(query_D)) + self._index.max_norm_error
         else:
-            slack = inner_product_error_bound(dimension) * float(np.linalg.norm(query_D)) * max(self._matrix.reach, 1.0)
-        parts = [part for part in (self._matrix.rows, self._late) if len(part)]
-        found = [
-            best_of_everybody(query_D, part.row_ND, *part[:2], k, cosine=self._cosine, slack=1.01 * slack)
-            for part in parts
-        ]
-        return joined(found)
+            norms = float(np.linalg.norm(query_D)) * max(self._index.max_norm, 1.0)
+            error = inner_product_error_bound(len(query_D)) * norms
+        parts = [part for part in (self._index.rows, self._unindexed) if len(part)]
+        return merge_nearest(
+            [
+                exhaustive_search(query_D, part.row_ND, *part[:2], k, cosine=self._cosine, error=1.01 * error)
+                for part in parts
+            ]
+        )
 
 
-class Index:
-    """Both matrices in a gallery's folder; what changes them needs the gallery's lock."""
+class GalleryIndex:
+    """Indexes of samples and of templates in the folder of a gallery; changing them requires the writer lock."""
 
-    def __init__(self, folder: Path, truth: Truth, engine: Engine | None = None) -> None:
-        self._places = {False: folder / "index", True: folder / "templates"}
-        self._truth = truth
+    def __init__(self, folder: Path, store: SampleStore, engine: Engine | None = None) -> None:
+        self._folders = {False: folder / "index", True: folder / "templates"}
+        self._store = store
         self._engine = engine
-        self._open: dict[bool, Matrix | None] = {}
+        self._opened: dict[bool, MappedIndex | None] = {}
 
-    def view(self, state: State, *, templates: bool) -> View | None:
-        """What is searched at this state, at which the truth is being read; None where `follow` has to come first."""
+    def snapshot(self, state: GalleryState, *, templates: bool) -> IndexSnapshot | None:
+        """Returns the searchable snapshot of this state, or None if `sync` is needed first.
+
+        Call it within a read transaction at this state.
+        """
         self._engine = self._engine or open_engine()
-        if (matrix := self._fitting(state, templates)) is None:
-            self._open[templates] = Matrix.open(self._places[templates], self._truth.contract.dimension)
-            if (matrix := self._fitting(state, templates)) is None:
+        if (index := self._usable_index(state, templates)) is None:
+            self._opened[templates] = MappedIndex.open(self._folders[templates], self._store.model_spec.dimension)
+            if (index := self._usable_index(state, templates)) is None:
                 return None
-        late = [] if templates else list(self._truth.rows(matrix.last))
-        return View(matrix, self._joined(late), cosine=self._truth.contract.is_unit, engine=self._engine)
+        unindexed = [] if templates else list(self._store.rows(index.last))
+        return IndexSnapshot(
+            index, self._concatenate(unindexed), cosine=self._store.model_spec.is_unit, engine=self._engine
+        )
 
-    def follow(self, gone: Sequence[int] = (), *, templates: bool = False) -> None:
-        """Brings a matrix to the truth's revision: by the samples that came and those `gone` since, or built anew."""
-        state = self._truth.state()
-        wanted, folder = Binding.of(state), self._places[templates]
-        matrix = self._open.get(templates)
-        if matrix is None or not matrix.is_untouched():
-            matrix = Matrix.open(folder, self._truth.contract.dimension)
-        if matrix is None or matrix.binding != wanted:
+    def sync(self, removed: Sequence[int] = (), *, templates: bool = False) -> None:
+        """Updates an index to the revision of the database, given the ids `removed` since, or rebuilds it."""
+        version, folder = IndexVersion.of(self._store.state()), self._folders[templates]
+        dimension = self._store.model_spec.dimension
+        index = self._opened.get(templates)
+        if index is None or not index.is_current():
+            index = MappedIndex.open(folder, dimension)
+        if index is None or index.version != version:
             if templates:
-                self.follow()
-                batches = self._templates(self._open[False].rows)
-                matrix = Matrix.build(folder, wanted, self._truth.contract.dimension, batches)
-            elif not (matrix and self._can_change(matrix, wanted, gone) and self._change(matrix, wanted, gone)):
-                matrix = Matrix.build(folder, wanted, self._truth.contract.dimension, self._all(wanted))
-        matrix.tidy()
-        self._open[templates] = matrix
+                self.sync()
+                index = MappedIndex.build(folder, version, dimension, self._templates(self._opened[False].rows))
+            elif not (index and self._can_update(index, version, removed) and self._update(index, version, removed)):
+                index = MappedIndex.build(folder, version, dimension, self._all_samples(version))
+        index.remove_stale_files()
+        self._opened[templates] = index
 
     def rebuild(self) -> None:
-        """Builds the matrix of samples from the truth; that of templates goes, until it is asked for."""
-        self._open = {}
-        for folder in self._places.values():
-            clear(folder)
-        self.follow()
+        """Rebuilds the index of samples from the database; removes that of templates, which is rebuilt on demand."""
+        self._opened = {}
+        for folder in self._folders.values():
+            remove_index(folder)
+        self.sync()
 
-    def forget_templates(self) -> None:
-        """Removes the matrix of templates, for it holds what was removed."""
-        self._open.pop(True, None)
-        clear(self._places[True])
+    def drop_templates(self) -> None:
+        """Removes the index of templates, which contain removed samples."""
+        self._opened.pop(True, None)
+        remove_index(self._folders[True])
 
-    def defects(self) -> list[str]:
-        """What is wrong in the index of samples, all of which is read."""
-        matrix = Matrix.open(self._places[False], self._truth.contract.dimension)
-        if matrix is None:
+    def check_integrity(self) -> list[str]:
+        """Returns the defects of the index of samples after reading all of it."""
+        index = MappedIndex.open(self._folders[False], self._store.model_spec.dimension)
+        if index is None:
             return ["is missing or damaged"]
-        state = self._truth.state()
-        return matrix.defects(state.digest) if matrix.binding == Binding.of(state) else ["is of another revision"]
+        state = self._store.state()
+        if index.version != IndexVersion.of(state):
+            return ["is of another revision"]
+        return index.check_integrity(state.digest)
 
-    def _fitting(self, state: State, templates: bool) -> Matrix | None:
-        matrix, wanted = self._open.get(templates), Binding.of(state)
-        if matrix is None or not matrix.is_untouched():
+    def _usable_index(self, state: GalleryState, templates: bool) -> MappedIndex | None:
+        index, version = self._opened.get(templates), IndexVersion.of(state)
+        if index is None or not index.is_current():
             return None
-        if matrix.binding == wanted:
-            return matrix
-        is_late = not templates and 0 <= state.samples - matrix.count <= MOST_LATE
-        return matrix if is_late and self._can_change(matrix, wanted, ()) else None
+        if index.version == version:
+            return index
+        is_close = not templates and 0 <= state.samples - index.count <= MAX_UNINDEXED
+        return index if is_close and self._can_update(index, version, ()) else None
 
     @staticmethod
-    def _can_change(matrix: Matrix, wanted: Binding, gone: Sequence[int]) -> bool:
-        found = matrix.binding
-        is_before = found.gallery == wanted.gallery and found.revision < wanted.revision
-        # What an earlier removal took away is known to nobody any more.
-        return is_before and found.removals + bool(gone) == wanted.removals
+    def _can_update(index: MappedIndex, version: IndexVersion, removed: Sequence[int]) -> bool:
+        is_older = index.version.gallery == version.gallery and index.version.revision < version.revision
+        # The samples of earlier removals are unknown.
+        return is_older and index.version.removals + bool(removed) == version.removals
 
-    def _change(self, matrix: Matrix, wanted: Binding, gone: Sequence[int]) -> bool:
-        return matrix.change(np.array(gone, dtype=np.int64), self._truth.rows(matrix.last), wanted)
+    def _update(self, index: MappedIndex, version: IndexVersion, removed: Sequence[int]) -> bool:
+        return index.update(np.array(removed, dtype=np.int64), self._store.rows(index.last), version)
 
-    def _all(self, wanted: Binding) -> Iterator[SampleRows]:
-        """All samples. Raises UserError at their end where they are not those that were enrolled."""
+    def _all_samples(self, version: IndexVersion) -> Iterator[SampleRows]:
+        """Yields all samples. Raises UserError at the end if they differ from those enrolled."""
         digest = add_digest("0", 0)
-        for rows in self._truth.rows():
+        for rows in self._store.rows():
             digest = add_digest(digest, rows.digest())
             yield rows
-        if digest != wanted.digest:
+        if digest != version.digest:
             raise UserError(
-                f"{self._places[False].parent}: the database holds other embeddings than were enrolled; "
-                "facelt gallery verify says more; go back to a snapshot"
+                f"{self._folders[False].parent}: the embeddings in the database differ from those enrolled; "
+                "see facelt gallery verify, and restore a snapshot"
             )
 
-    def _joined(self, parts: Sequence[SampleRows]) -> SampleRows:
-        empty = np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, self._truth.contract.dimension), "<f4")
+    def _concatenate(self, parts: Sequence[SampleRows]) -> SampleRows:
+        empty = np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, self._store.model_spec.dimension), "<f4")
         return SampleRows(*map(np.concatenate, zip(empty, *parts, strict=True)))
 
     def _templates(self, rows: SampleRows) -> Iterator[SampleRows]:
-        """Each person's mean embedding, under the person's number; of unit length where these are."""
+        """Yields the mean embedding of each person with the id of the person, normalised for unit kinds."""
         order_N = np.argsort(rows.person_N, kind="stable")
         people, first_C = np.unique(rows.person_N[order_N], return_index=True)
         end_C = np.append(first_C[1:], len(order_N))
-        for start in range(0, len(people), PEOPLE):
-            chosen = slice(start, min(start + PEOPLE, len(people)))
+        for start in range(0, len(people), TEMPLATE_BATCH):
+            batch = slice(start, min(start + TEMPLATE_BATCH, len(people)))
             mean_CD = np.stack(
                 [
                     rows.row_ND[order_N[first:end]].mean(axis=0, dtype=np.float64)
-                    for first, end in zip(first_C[chosen], end_C[chosen], strict=True)
+                    for first, end in zip(first_C[batch], end_C[batch], strict=True)
                 ]
             )
-            length_C = np.linalg.norm(mean_CD, axis=1)
-            # Opposite samples have no mean direction: by their template such people are found by nobody.
-            kept_C = length_C >= LEAST_LENGTH
-            if self._truth.contract.is_unit:
-                mean_CD[kept_C] /= length_C[kept_C, None]
-            number_C = people[chosen][kept_C].astype(np.int64)
-            yield SampleRows(number_C, number_C, mean_CD[kept_C].astype(np.float32))
+            norm_C = np.linalg.norm(mean_CD, axis=1)
+            # Opposite samples have no mean direction: such a person has no template.
+            is_valid_C = norm_C >= MIN_NORM
+            if self._store.model_spec.is_unit:
+                mean_CD[is_valid_C] /= norm_C[is_valid_C, None]
+            id_C = people[batch][is_valid_C].astype(np.int64)
+            yield SampleRows(id_C, id_C, mean_CD[is_valid_C].astype(np.float32))
 
 
-def clear(folder: Path) -> None:
-    """Removes an index; it is derived."""
+def remove_index(folder: Path) -> None:
+    """Deletes the files of an index, which can be rebuilt from the database."""
     for path in folder.iterdir() if folder.is_dir() else ():
         path.unlink(missing_ok=True)
 
 
-def _named(score_PT: np.ndarray, place_PT: np.ndarray, rows: SampleRows) -> Nearest:
-    # Nothing found has the place -1, whatever row that is.
+def _nearest_samples(score_PT: np.ndarray, row_PT: np.ndarray, rows: SampleRows) -> NearestSamples:
+    # Unfilled entries of a search have row -1.
     if not len(rows):
-        return Nearest(score_PT, place_PT, place_PT)
-    sample_PT, person_PT = (np.where(place_PT >= 0, column[place_PT], -1) for column in rows[:2])
-    return Nearest(score_PT, sample_PT, person_PT)
+        return NearestSamples(score_PT, row_PT, row_PT)
+    sample_PT, person_PT = (np.where(row_PT >= 0, column[row_PT], -1) for column in rows[:2])
+    return NearestSamples(score_PT, sample_PT, person_PT)

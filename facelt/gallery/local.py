@@ -1,13 +1,9 @@
-"""One writer at a time, known to the second one by its process number.
+"""Gallery in a local folder: database, derived indexes and the writer lock.
 
-Methods for one thread at a time, in the process that opened what they use.
-
-A gallery in a folder of one machine: the truth, the indexes derived from it, and the one writer's lock.
-
-    gallery.sqlite     the truth; with -wal and -shm beside it while it is open
-    index/             the embeddings as they are searched, made from the truth
-    templates/         each person's mean embedding, made where somebody asks for it
-    writer.lock        held by who writes
+    gallery.sqlite     the database, with -wal and -shm files while it is open
+    index/             index of the samples, derived from the database
+    templates/         index of the mean embedding of each person, derived on demand
+    writer.lock        held by the writing process
 
 P probes, K people, M samples, D feature.
 """
@@ -24,17 +20,17 @@ from typing import Any
 import numpy as np
 
 from facelt.errors import UserError
-from facelt.gallery.backend import Candidate, Count, Found, Nearest, Removed, best_people
-from facelt.gallery.index import Index, View
-from facelt.gallery.model_spec import Contract
-from facelt.gallery.samples import Samples, checked, checked_rows
-from facelt.gallery.sqlite import NAME, Truth
+from facelt.gallery.backend import Candidate, GalleryCounts, NearestSamples, RemovalResult, SearchResult, rank_people
+from facelt.gallery.index import GalleryIndex, IndexSnapshot
+from facelt.gallery.model_spec import ModelSpec
+from facelt.gallery.samples import Samples, validated_embeddings, validated_samples
+from facelt.gallery.sqlite import DATABASE_FILE, SampleStore
 from facelt.search.engine import Engine
 from facelt.search.exact import BadRow, similarities
 
 
 class WriterLock:
-    """An advisory lock on a file that the system releases when its holder ends, however it ends."""
+    """Advisory file lock, released by the system when its holder exits or is killed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -42,15 +38,17 @@ class WriterLock:
 
     @property
     def is_held(self) -> bool:
-        """Whether this object holds it."""
+        """True if this object holds the lock."""
         return self._handle is not None
 
     def try_acquire(self) -> bool:
-        """Takes the lock if nobody else has it. Raises UserError where the file cannot be opened."""
+        """Takes the lock if it is free; returns whether it did. Raises UserError if the file cannot be opened."""
         try:
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be opened ({error.strerror}); only its owner can write") from error
+            raise UserError(
+                f"{self.path}: cannot be opened ({error.strerror}); only its owner can write to the gallery"
+            ) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -62,17 +60,17 @@ class WriterLock:
         return True
 
     def acquire(self) -> None:
-        """Takes the lock. Raises UserError, naming the other writer, where it is taken."""
+        """Takes the lock. Raises UserError naming the process that holds it."""
         if not self.try_acquire():
             raise UserError(
                 f"{self.path.parent}: process {self._holder()} is writing to this gallery; "
-                "try again when it has finished (identify can be used meanwhile)"
+                "try again when it has finished (identify works meanwhile)"
             )
 
     def release(self) -> None:
-        """Lets it go."""
+        """Releases the lock."""
         if self._handle is not None:
-            # A process that was forked meanwhile has the file open as well, and would keep the lock.
+            # Unlocked explicitly: a forked process has the file open as well and would keep the lock.
             fcntl.flock(self._handle, fcntl.LOCK_UN)
             os.close(self._handle)
             self._handle = None
@@ -85,62 +83,62 @@ class WriterLock:
         return text if text.isdigit() else "unknown"
 
 
-class Turns:
-    """Whose turn it is, and which process may have one: what SQLite keeps of an open file must not survive a fork."""
+class ThreadGuard:
+    """Serialises threads and refuses forked processes, in which an open SQLite connection must not be used."""
 
     def __init__(self) -> None:
         self._process, self._lock = os.getpid(), threading.RLock()
 
     @property
     def is_forked(self) -> bool:
-        """Whether this is another process than the one that made it."""
+        """True in another process than the one that created this object."""
         return os.getpid() != self._process
 
-    def take(self, what: object) -> threading.RLock:
-        """To be held in a `with` block. Raises UserError, naming `what`, in a forked process."""
+    def lock(self, path: Path) -> threading.RLock:
+        """Returns the lock for a `with` block. Raises UserError, naming `path`, in a forked process."""
         if self.is_forked:
-            raise UserError(f"{what}: was opened by process {self._process}; a forked process opens its own")
+            raise UserError(f"{path}: opened by process {self._process}; open it again in the forked process")
         return self._lock
 
 
-def alone(method: Callable) -> Callable:
-    """A method of an object with a `path` and its `turns`."""
+def synchronized(method: Callable) -> Callable:
+    """Decorates a method of an object with `path` and `guard`: one thread at a time, not in forked processes."""
 
     @wraps(method)
     def guarded(self: Any, *arguments: Any, **options: Any) -> Any:
-        with self.turns.take(self.path):
+        with self.guard.lock(self.path):
             return method(self, *arguments, **options)
 
     return guarded
 
 
-# How long a reader waits for a writer that is just changing the index.
-PATIENCE_SECONDS = 60.0
-PAUSE_SECONDS = 0.05
+# Time that a reader waits for a writer that is changing the index.
+WRITER_TIMEOUT_SECONDS = 60.0
+POLL_SECONDS = 0.05
 
 
 class LocalGallery:
-    """See Backend. With `write` it holds the writer's lock until it is closed, and first ends what a kill cut short."""
+    """See Backend. With `write`, holds the writer lock until closed and first completes any interrupted removal."""
 
     def __init__(self, path: str | Path, *, write: bool = False, engine: Engine | None = None) -> None:
         self.path = Path(path)
-        self.turns = Turns()
+        self.guard = ThreadGuard()
         self._lock = WriterLock(self.path / "writer.lock")
         self._writes = write
-        self._truth = Truth.open(self.path / NAME, write=write)
-        self._index = Index(self.path, self._truth, engine)
+        self._store = SampleStore.open(self.path / DATABASE_FILE, write=write)
+        self._index = GalleryIndex(self.path, self._store, engine)
         if write:
             try:
                 self._lock.acquire()
-                self._index.follow()
+                self._index.sync()
                 self._finish_removal()
             except BaseException:
                 self.close()
                 raise
 
     @classmethod
-    def create(cls, path: str | Path, contract: Contract) -> "LocalGallery":
-        """A new gallery, open for writing. Raises UserError where the folder holds anything."""
+    def create(cls, path: str | Path, model_spec: ModelSpec) -> "LocalGallery":
+        """Creates a gallery, open for writing. Raises UserError if the folder is not empty."""
         path = Path(path)
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -148,226 +146,236 @@ class LocalGallery:
                 raise UserError(f"{path}: is not empty; choose another folder or remove it")
             path.chmod(0o700)
         except OSError as error:
-            raise UserError(f"{path}: cannot be made ({error.strerror})") from error
-        Truth.create(path / NAME, contract).close()
+            raise UserError(f"{path}: cannot be created ({error.strerror})") from error
+        SampleStore.create(path / DATABASE_FILE, model_spec).close()
         return cls(path, write=True)
 
     @property
-    def contract(self) -> Contract:
-        return self._truth.contract
+    def model_spec(self) -> ModelSpec:
+        return self._store.model_spec
 
     def close(self) -> None:
-        if not self.turns.is_forked:
-            with self.turns.take(self.path):
-                self._truth.close()
+        if not self.guard.is_forked:
+            with self.guard.lock(self.path):
+                self._store.close()
                 self._lock.release()
 
-    @alone
+    @synchronized
     def upsert(self, samples: Samples) -> None:
         self._refuse_reader()
-        samples = checked(samples, self.contract)
+        samples = validated_samples(samples, self.model_spec)
         if not len(samples):
             return
-        with self._truth.changing():
-            gone = self._truth.put(samples)
-        if gone:
-            self._index.forget_templates()
-        self._index.follow(gone)
+        with self._store.write_transaction():
+            replaced = self._store.upsert(samples)
+        if replaced:
+            self._index.drop_templates()
+        self._index.sync(replaced)
 
-    @alone
-    def remove(self, people: Sequence[str] = (), keys: Sequence[str] = ()) -> Removed:
+    @synchronized
+    def remove(self, people: Sequence[str] = (), keys: Sequence[str] = ()) -> RemovalResult:
         self._refuse_reader()
         people, keys = list(dict.fromkeys(people)), list(dict.fromkeys(keys))
-        missing = self._truth.missing(people, keys)
-        with self._truth.changing():
-            gone = self._truth.remove(people, keys)
-        if gone:
-            self._index.forget_templates()
-            self._index.follow(gone)
-        return Removed(len(gone), *missing, self._finish_removal())
+        missing = self._store.missing(people, keys)
+        with self._store.write_transaction():
+            removed = self._store.remove(people, keys)
+        if removed:
+            self._index.drop_templates()
+            self._index.sync(removed)
+        return RemovalResult(len(removed), *missing, self._finish_removal())
 
-    @alone
+    @synchronized
     def search(
         self, probe_PD: np.ndarray, k: int, *, templates: bool = False, exact: bool = True, floor: float = -np.inf
-    ) -> Found:
-        probe_PD = checked_rows(probe_PD, self.contract)
+    ) -> SearchResult:
+        probe_PD = validated_embeddings(probe_PD, self.model_spec)
         started = time.monotonic()
         while True:
-            with self._truth.reading():
-                state = self._truth.state()
-                view = self._index.view(state, templates=templates)
-                found = None if view is None else self._search(view, probe_PD, min(k, state.people), templates, floor)
-            # An index is changed in place where samples are removed.
-            if found and self._truth.state().removals == state.removals:
-                return found
-            if found is None:
-                self._bring_up(templates, view is not None, started)
+            with self._store.read_transaction():
+                state = self._store.state()
+                snapshot = self._index.snapshot(state, templates=templates)
+                result = None
+                if snapshot is not None:
+                    result = self._search(snapshot, probe_PD, min(k, state.people), templates, floor)
+            # Removals change the index in place.
+            if result and self._store.state().removals == state.removals:
+                return result
+            if result is None:
+                self._repair_index(templates, snapshot is not None, started)
 
-    @alone
-    def count(self) -> Count:
-        state = self._truth.state()
-        return Count(state.people, state.samples)
+    @synchronized
+    def count(self) -> GalleryCounts:
+        state = self._store.state()
+        return GalleryCounts(state.people, state.samples)
 
-    @alone
+    @synchronized
     def people(self) -> Iterator[tuple[str, int]]:
-        return iter(self._truth.people())
+        return iter(self._store.people())
 
     def samples(self) -> Iterator[Samples]:
-        """Everything that is enrolled, a few thousand at a time."""
-        batches = self._truth.samples()
+        """Yields all samples, a few thousand at a time."""
+        batches = self._store.samples()
         while (batch := self._next(batches)) is not None:
             yield batch
 
-    @alone
+    @synchronized
     def snapshot(self, path: str | Path) -> None:
-        """See Backend. Removals are carried out in this copy as well, as long as it stays there."""
+        """See Backend. Later removals are applied to this copy as well, as long as it stays in place."""
         self._refuse_reader()
         path = Path(path)
         if path.absolute().is_relative_to(self.path.absolute()):
-            raise UserError(f"{path}: lies within the gallery; write the snapshot elsewhere")
+            raise UserError(f"{path}: is inside the gallery; write the snapshot elsewhere")
         try:
             path.mkdir(mode=0o700, parents=True)
         except OSError as error:
-            raise UserError(f"{path}: cannot be made ({error.strerror}); choose another folder") from error
-        self._truth.copy_to(path / NAME)
+            raise UserError(f"{path}: cannot be created ({error.strerror}); choose another folder") from error
+        self._store.copy_to(path / DATABASE_FILE)
 
-    @alone
+    @synchronized
     def setting(self, name: str) -> Any:
-        return self._truth.setting(name)
+        return self._store.setting(name)
 
-    @alone
+    @synchronized
     def set_setting(self, name: str, value: Any) -> None:
         self._refuse_reader()
-        with self._truth.changing():
-            self._truth.set_setting(name, value)
+        with self._store.write_transaction():
+            self._store.set_setting(name, value)
 
-    @alone
+    @synchronized
     def rebuild(self) -> None:
-        """Makes the index anew from the truth."""
+        """Rebuilds the index from the database."""
         self._refuse_reader()
         self._index.rebuild()
 
-    @alone
-    def defects(self) -> list[str]:
-        """All that is wrong with the files, every byte of which is read."""
-        wrong = [f"{self.path / NAME}: {text}" for text in self._truth.defects()]
-        if not wrong and self._truth.state().unscrubbed:
-            wrong.append(f"{self.path / NAME}: bytes of removed samples may be left; facelt gallery rebuild")
-        wrong += [f"{self.path / 'index'}: {text}; facelt gallery rebuild" for text in self._index.defects()]
-        for path in sorted(self.path.glob(f"{NAME}*")):
+    @synchronized
+    def check_integrity(self) -> list[str]:
+        """Returns all defects of the files after reading all of them."""
+        defects = [f"{self.path / DATABASE_FILE}: {text}" for text in self._store.check_integrity()]
+        if not defects and self._store.state().unscrubbed:
+            defects.append(
+                f"{self.path / DATABASE_FILE}: may hold bytes of removed samples; run facelt gallery rebuild"
+            )
+        defects += [
+            f"{self.path / 'index'}: {text}; run facelt gallery rebuild" for text in self._index.check_integrity()
+        ]
+        for path in sorted(self.path.glob(f"{DATABASE_FILE}*")):
             if path.stat().st_mode & 0o077:
-                wrong.append(f"{path}: others may read it; chmod 600")
-        return wrong
+                defects.append(f"{path}: is readable by other users; chmod 600")
+        return defects
 
-    @alone
-    def facts(self) -> dict[str, Any]:
-        """What `info` tells of the files."""
-        state = self._truth.state()
+    @synchronized
+    def info(self) -> dict[str, Any]:
+        """Returns the id, the revision and the snapshots of the gallery."""
+        state = self._store.state()
         return {
             "gallery": state.gallery,
             "revision": state.revision,
-            "snapshots": list(map(str, self._truth.snapshots())),
+            "snapshots": list(map(str, self._store.snapshots())),
         }
 
-    @alone
+    @synchronized
     def _next(self, batches: Iterator[Samples]) -> Samples | None:
         return next(batches, None)
 
-    def _search(self, view: View, probe_PD: np.ndarray, k: int, templates: bool, floor: float) -> Found | None:
-        """None where what was found is not what is enrolled: somebody else wrote to the index."""
+    def _search(
+        self, snapshot: IndexSnapshot, probe_PD: np.ndarray, k: int, templates: bool, floor: float
+    ) -> SearchResult | None:
+        """Searches a snapshot; returns None if the result contradicts the database: the index was changed."""
         try:
-            # Rows that a removal leaves behind are zeros, and a search may be on its way through them.
+            # A concurrent removal leaves zero rows behind.
             with np.errstate(divide="ignore", invalid="ignore"):
-                found, _ = best_people(
-                    lambda probe_U, t: view.nearest(probe_PD[probe_U], t),
+                ranked, _ = rank_people(
+                    lambda probe_U, t: snapshot.nearest(probe_PD[probe_U], t),
                     len(probe_PD),
                     k,
-                    samples=view.count,
+                    samples=snapshot.count,
                     floor=floor,
-                    crowded=lambda probe: view.crowded(probe_PD[probe], k),
+                    exhaustive=lambda probe: snapshot.exhaustive_search(probe_PD[probe], k),
                 )
         except BadRow as error:
             if error.side == "database":
                 return None
             raise
-        named = self._named_templates(found) if templates else self._named_samples(found, probe_PD)
-        return None if named is None else Found(named, True, view.count)
+        candidates = self._template_candidates(ranked) if templates else self._sample_candidates(ranked, probe_PD)
+        return None if candidates is None else SearchResult(candidates, True, snapshot.count)
 
-    def _named_samples(self, found: Sequence[Nearest], probe_PD: np.ndarray) -> list[list[Candidate]] | None:
-        sample_M = np.concatenate([one.sample_PT[0] for one in found]) if found else np.empty(0, np.int64)
-        score_M = np.concatenate([one.score_PT[0] for one in found]) if found else np.empty(0)
-        probe_M = np.repeat(np.arange(len(found)), [one.score_PT.shape[1] for one in found])
-        distinct, place_M = np.unique(sample_M, return_inverse=True)
-        known = self._truth.samples_of(distinct.tolist())
-        if len(known) != len(distinct):
+    def _sample_candidates(
+        self, ranked: Sequence[NearestSamples], probe_PD: np.ndarray
+    ) -> list[list[Candidate]] | None:
+        sample_M = np.concatenate([nearest.sample_PT[0] for nearest in ranked]) if ranked else np.empty(0, np.int64)
+        score_M = np.concatenate([nearest.score_PT[0] for nearest in ranked]) if ranked else np.empty(0)
+        probe_M = np.repeat(np.arange(len(ranked)), [nearest.score_PT.shape[1] for nearest in ranked])
+        distinct, index_M = np.unique(sample_M, return_inverse=True)
+        records = self._store.samples_by_id(distinct.tolist())
+        if len(records) != len(distinct):
             return None
-        rows = [known[number][2] for number in distinct.tolist()]
-        row_ND = np.frombuffer(b"".join(rows), "<f4").reshape(len(rows), self.contract.dimension)
-        # Equal rows score equally: other scores are of other rows.
-        if (similarities(probe_PD, probe_M, row_ND, place_M, cosine=self.contract.is_unit) != score_M).any():
+        rows = [records[sample_id][2] for sample_id in distinct.tolist()]
+        row_ND = np.frombuffer(b"".join(rows), "<f4").reshape(len(rows), self.model_spec.dimension)
+        # Equal rows have equal scores: another score means another row.
+        if (similarities(probe_PD, probe_M, row_ND, index_M, cosine=self.model_spec.is_unit) != score_M).any():
             return None
         return [
             [
-                Candidate(known[sample][0], score, known[sample][1])
-                for score, sample in zip(one.score_PT[0].tolist(), one.sample_PT[0].tolist(), strict=True)
+                Candidate(records[sample][0], score, records[sample][1])
+                for score, sample in zip(nearest.score_PT[0].tolist(), nearest.sample_PT[0].tolist(), strict=True)
             ]
-            for one in found
+            for nearest in ranked
         ]
 
-    def _named_templates(self, found: Sequence[Nearest]) -> list[list[Candidate]] | None:
-        numbers = sorted({number for one in found for number in one.person_PT[0].tolist()})
-        names = self._truth.names_of(numbers)
-        if len(names) != len(numbers):
+    def _template_candidates(self, ranked: Sequence[NearestSamples]) -> list[list[Candidate]] | None:
+        ids = sorted({person for nearest in ranked for person in nearest.person_PT[0].tolist()})
+        names = self._store.names_by_id(ids)
+        if len(names) != len(ids):
             return None
         return [
             [
                 Candidate(names[person], score, None)
-                for score, person in zip(one.score_PT[0].tolist(), one.person_PT[0].tolist(), strict=True)
+                for score, person in zip(nearest.score_PT[0].tolist(), nearest.person_PT[0].tolist(), strict=True)
             ]
-            for one in found
+            for nearest in ranked
         ]
 
-    def _bring_up(self, templates: bool, is_damaged: bool, started: float) -> None:
-        """Makes the index fit, or lets the writer do so for a while."""
-        if time.monotonic() - started > PATIENCE_SECONDS:
-            raise UserError(f"{self.path}: the index is out of date and its writer keeps it so; try again later")
+    def _repair_index(self, templates: bool, is_damaged: bool, started: float) -> None:
+        """Syncs or rebuilds the index, or waits for the writer to do so."""
+        if time.monotonic() - started > WRITER_TIMEOUT_SECONDS:
+            raise UserError(f"{self.path}: the index is out of date and its writer has not updated it; try again later")
         if not self._lock.is_held and not self._lock.try_acquire():
-            time.sleep(PAUSE_SECONDS)
+            time.sleep(POLL_SECONDS)
             return
         try:
             if is_damaged:
                 self._index.rebuild()
-            self._index.follow(templates=templates)
+            self._index.sync(templates=templates)
         finally:
             if not self._writes:
                 self._lock.release()
 
     def _finish_removal(self) -> list[str]:
-        """Carries a removal that is committed out in the snapshots and wipes it; returns what could not be done."""
-        if not self._truth.state().unscrubbed:
+        """Applies a committed removal to the snapshots and erases it; returns descriptions of unfinished steps."""
+        if not self._store.state().unscrubbed:
             return []
         unfinished = []
-        people, keys = self._truth.removing()
-        for path in self._truth.snapshots():
+        people, keys = self._store.removing()
+        for path in self._store.snapshots():
             try:
                 copy = LocalGallery(path, write=True)
                 try:
-                    if copy.facts()["gallery"] != self.facts()["gallery"]:
-                        raise UserError(f"{path}: is another gallery now")
+                    if copy.info()["gallery"] != self.info()["gallery"]:
+                        raise UserError(f"{path}: is a different gallery now")
                     unfinished += copy.remove(people, keys).unfinished
                 finally:
                     copy.close()
             except UserError as error:
                 unfinished.append(f"removed people may still be in a snapshot: {error}")
-        left = "bytes of removed samples may be left, which the next opening for writing wipes"
+        remaining = "bytes of removed samples may remain until the gallery is next opened for writing"
         try:
-            if not self._truth.scrub():
-                unfinished.append(f"{self.path}: a reader keeps the log from being emptied; {left}")
+            if not self._store.scrub():
+                unfinished.append(f"{self.path}: a reader prevents the log from being truncated; {remaining}")
         except UserError as error:
-            # It needs room for the whole file twice. Who is removed is found by nobody all the same.
-            unfinished.append(f"{error}; {left}")
+            # The rewrite needs space for a second copy. Removed people are not found in any case.
+            unfinished.append(f"{error}; {remaining}")
         return unfinished
 
     def _refuse_reader(self) -> None:
         if not self._writes:
-            raise UserError(f"{self.path}: is open for reading only")
+            raise UserError(f"{self.path}: is opened read-only")

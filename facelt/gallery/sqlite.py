@@ -1,6 +1,6 @@
-"""The SQLite file of a gallery: its tables, and a connection with the settings and the errors that fit it.
+"""SQLite database of a gallery: connection, schema, and the store of people and samples.
 
-What is enrolled: people and their samples, in one SQLite file. N samples, M some of them, D feature.
+N samples, M some of them, D feature.
 """
 
 import json
@@ -17,28 +17,28 @@ from typing import Any
 import numpy as np
 
 from facelt.errors import UserError
-from facelt.gallery.model_spec import Contract
+from facelt.gallery.model_spec import ModelSpec
 from facelt.gallery.samples import SampleRows, Samples, add_digest
 
 SCHEMA_VERSION = 1
-# "FLTG": what the file is, for whoever finds it.
+# "FLTG", the application id in the header of the file.
 APPLICATION = 0x464C5447
-# A row of 512 float32 takes just over half of SQLite's usual page, and every second half would be empty.
+# A row of 512 float32 takes just over half of SQLite's default page, which would waste the other half.
 PAGE_BYTES = 16384
 CACHE_KIB = 65536
-# How long a statement waits for another process.
-PATIENCE_SECONDS = 30
-# Of one statement; SQLite's own limit is 32766.
-PARAMETERS = 10_000
+# Time that a statement waits for another process.
+BUSY_TIMEOUT_SECONDS = 30
+# Parameters of one statement; SQLite's limit is 32766.
+MAX_PARAMETERS = 10_000
 
-# What to do about errors of SQLite's.
-HINTS = {
-    "locked": "; another process keeps it",
-    "unable to open": "; readers too need to write beside it: copy the gallery to a folder where that is allowed",
-    "malformed": "; it is damaged: go back to a snapshot",
+# Advice for SQLite errors, by a part of their message.
+ERROR_HINTS = {
+    "locked": "; another process holds a lock on it",
+    "unable to open": "; reading needs write access to its folder as well: copy the gallery to a writable folder",
+    "malformed": "; it is damaged: restore a snapshot",
 }
 
-TABLES = """
+SCHEMA_SQL = """
 CREATE TABLE people(
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     name TEXT NOT NULL UNIQUE
@@ -53,9 +53,9 @@ CREATE TABLE samples(
     embedding BLOB NOT NULL
 );
 CREATE INDEX samples_by_person ON samples(person);
--- JSON by name: the contract, thresholds.
+-- JSON by name: the model specification, thresholds.
 CREATE TABLE settings(name TEXT PRIMARY KEY, value TEXT NOT NULL);
--- One row: see truth.State.
+-- One row: see GalleryState.
 CREATE TABLE state(
     gallery TEXT NOT NULL,
     revision INTEGER NOT NULL,
@@ -65,14 +65,14 @@ CREATE TABLE state(
     samples INTEGER NOT NULL,
     unscrubbed INTEGER NOT NULL
 );
--- Copies that removals are carried out in as well, and what is still to be removed from them.
+-- Copies to which removals are applied as well, and removals that are still pending there.
 CREATE TABLE snapshots(path TEXT PRIMARY KEY);
 CREATE TABLE removing(person TEXT, key TEXT);
 """
 
 
 class Database:
-    """One connection, in autocommit mode outside `transaction`. Every error of SQLite's is raised as UserError."""
+    """Connection in autocommit mode outside `transaction`. SQLite errors are raised as UserError."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
@@ -80,119 +80,121 @@ class Database:
 
     @classmethod
     def create(cls, path: Path) -> "Database":
-        """A new file with empty tables, for its owner only, not to be opened again before `seal`."""
+        """Creates a file with empty tables, accessible to its owner only; it can be opened after `seal`."""
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         except FileExistsError:
             raise UserError(f"{path}: exists already; choose another folder or remove it") from None
         except OSError as error:
-            raise UserError(f"{path}: cannot be made ({error.strerror})") from error
-        made = cls(path, _connection(path))
-        made.run(f"PRAGMA page_size = {PAGE_BYTES}")
-        made._configure()
-        with made.transaction():
-            for statement in TABLES.split(";"):
-                made.run(statement)
-            made.run(f"PRAGMA application_id = {APPLICATION}")
-        return made
+            raise UserError(f"{path}: cannot be created ({error.strerror})") from error
+        database = cls(path, _connection(path))
+        database.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        database._configure()
+        with database.transaction():
+            for statement in SCHEMA_SQL.split(";"):
+                database.execute(statement)
+            database.execute(f"PRAGMA application_id = {APPLICATION}")
+        return database
 
     def seal(self) -> None:
-        """From now on it is complete."""
-        self.run(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        """Marks the creation as complete."""
+        self.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     @classmethod
     def open(cls, path: Path, *, write: bool) -> "Database":
-        """An existing one. Raises UserError where it is missing, damaged or of another version."""
+        """Opens an existing file. Raises UserError if it is missing, damaged or of another version."""
         if not path.is_file():
-            raise UserError(f"{path.parent}: there is no gallery here ({path.name} is missing); make one with create")
-        opened = cls(path, _connection(path))
+            raise UserError(f"{path.parent}: no gallery here ({path.name} is missing); create one with create")
+        database = cls(path, _connection(path))
         try:
-            found = opened.one("PRAGMA application_id")[0], opened.one("PRAGMA user_version")[0]
-            if found == (APPLICATION, 0):
-                raise UserError(f"{path}: its creation was cut short; remove the folder and create it again")
-            if found != (APPLICATION, SCHEMA_VERSION):
-                raise UserError(f"{path}: is of schema {found[1]}, this version reads galleries of {SCHEMA_VERSION}")
-            opened._configure()
+            header = database.fetch_one("PRAGMA application_id")[0], database.fetch_one("PRAGMA user_version")[0]
+            if header == (APPLICATION, 0):
+                raise UserError(f"{path}: its creation was interrupted; remove the folder and create it again")
+            if header != (APPLICATION, SCHEMA_VERSION):
+                raise UserError(f"{path}: has schema {header[1]}, this version reads schema {SCHEMA_VERSION}")
+            database._configure()
             if not write:
-                opened.run("PRAGMA query_only = ON")
+                database.execute("PRAGMA query_only = ON")
         except UserError:
-            opened.close()
+            database.close()
             raise
-        return opened
+        return database
 
     def close(self) -> None:
         self._connection.close()
 
     @contextmanager
     def transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
-        """Carried out as a whole, and on disk at its end, or not at all."""
-        self.run(begin)
+        """Runs the block as one transaction: durable at its end, or rolled back."""
+        self.execute(begin)
         try:
             yield
-            self.run("COMMIT")
+            self.execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:
                 self._connection.rollback()
             raise
 
-    def run(self, statement: str, values: Sequence[Any] = ()) -> list[tuple]:
-        """All rows that a statement gives."""
+    def execute(self, statement: str, values: Sequence[Any] = ()) -> list[tuple]:
+        """Runs a statement and returns all rows."""
         try:
             return self._connection.execute(statement, values).fetchall()
         except sqlite3.Error as error:
-            raise self._explained(error) from error
+            raise self._translate(error) from error
 
-    def run_many(self, statement: str, values: Iterable[Sequence[Any]]) -> None:
-        """The statement with each of these values."""
+    def execute_many(self, statement: str, values: Iterable[Sequence[Any]]) -> None:
+        """Runs a statement with each row of values."""
         try:
             self._connection.executemany(statement, values)
         except sqlite3.Error as error:
-            raise self._explained(error) from error
+            raise self._translate(error) from error
 
-    def one(self, statement: str, values: Sequence[Any] = ()) -> tuple | None:
-        """The first row; None without any."""
-        return next(iter(self.run(statement, values)), None)
+    def fetch_one(self, statement: str, values: Sequence[Any] = ()) -> tuple | None:
+        """Returns the first row of a statement, None if there is none."""
+        return next(iter(self.execute(statement, values)), None)
 
-    def among(self, statement: str, values: Sequence[Any]) -> list[tuple]:
-        """All rows of a statement with `IN ({})`, which takes any number of values."""
-        found: list[tuple] = []
-        for start in range(0, len(values), PARAMETERS):
-            part = values[start : start + PARAMETERS]
-            found += self.run(statement.format(",".join("?" * len(part))), part)
-        return found
+    def select_in(self, statement: str, values: Sequence[Any]) -> list[tuple]:
+        """Returns all rows of a statement with `IN ({})`, for any number of values."""
+        rows: list[tuple] = []
+        for start in range(0, len(values), MAX_PARAMETERS):
+            part = values[start : start + MAX_PARAMETERS]
+            rows += self.execute(statement.format(",".join("?" * len(part))), part)
+        return rows
 
     def _configure(self) -> None:
         for setting in (
             *("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"),
             *("trusted_schema = OFF", f"cache_size = -{CACHE_KIB}"),
         ):
-            self.run(f"PRAGMA {setting}")
+            self.execute(f"PRAGMA {setting}")
 
-    def _explained(self, error: sqlite3.Error) -> UserError:
-        hint = next((hint for text, hint in HINTS.items() if text in str(error)), "")
+    def _translate(self, error: sqlite3.Error) -> UserError:
+        hint = next((hint for text, hint in ERROR_HINTS.items() if text in str(error)), "")
         return UserError(f"{self.path}: {error}{hint}")
 
 
 def _connection(path: Path) -> sqlite3.Connection:
     try:
-        # Never a new file by opening; where a transaction begins and ends is said here, not guessed by Python.
+        # Opening never creates a file; transactions are explicit.
         uri = path.absolute().as_uri() + "?mode=rw"
-        return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=PATIENCE_SECONDS, check_same_thread=False)
+        return sqlite3.connect(
+            uri, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_SECONDS, check_same_thread=False
+        )
     except sqlite3.Error as error:
         raise UserError(f"{path}: cannot be opened ({error})") from error
 
 
-NAME = "gallery.sqlite"
-# Samples that are read at once.
-BATCH_ROWS = 4096
+DATABASE_FILE = "gallery.sqlite"
+# Samples read at once.
+READ_ROWS = 4096
 
 
 @dataclass(frozen=True)
-class State:
-    """Where a gallery stands; `gallery` is its number for life.
+class GalleryState:
+    """State of a gallery; `gallery` is its permanent id.
 
-    `revision` counts changes of what is enrolled, `removals` those that took samples away, `digest` is of all samples,
-    and `unscrubbed` tells that bytes of removed samples may still be somewhere.
+    `revision` counts changes, `removals` the changes that removed samples, `digest` covers all samples, and
+    `unscrubbed` is non-zero while bytes of removed samples may remain in a file.
     """
 
     gallery: str
@@ -204,228 +206,231 @@ class State:
     unscrubbed: int
 
 
-class Truth:
-    """An open gallery file. Whoever changes it holds the gallery's lock, and changes within `changing` blocks."""
+class SampleStore:
+    """People and samples in the database. Writers hold the lock of the gallery and use `write_transaction`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self.contract = Contract.of_dict(self.setting("contract"))
+        self.model_spec = ModelSpec.from_dict(self.setting("contract"))
 
     @classmethod
-    def create(cls, path: Path, contract: Contract) -> "Truth":
-        """A new one, empty. Raises UserError where the file exists."""
+    def create(cls, path: Path, model_spec: ModelSpec) -> "SampleStore":
+        """Creates an empty store. Raises UserError if the file exists."""
         database = Database.create(path)
         with database.transaction():
-            database.run("INSERT INTO state VALUES (?, 0, 0, ?, 0, 0, 0)", (uuid.uuid4().hex, f"{0:064x}"))
-            database.run("INSERT INTO settings VALUES ('contract', ?)", (json.dumps(contract.as_dict()),))
+            database.execute("INSERT INTO state VALUES (?, 0, 0, ?, 0, 0, 0)", (uuid.uuid4().hex, f"{0:064x}"))
+            database.execute("INSERT INTO settings VALUES ('contract', ?)", (json.dumps(model_spec.to_dict()),))
         database.seal()
         return cls(database)
 
     @classmethod
-    def open(cls, path: Path, *, write: bool) -> "Truth":
-        """An existing one. Raises UserError where it is missing, damaged or of another version."""
+    def open(cls, path: Path, *, write: bool) -> "SampleStore":
+        """Opens an existing store. Raises UserError if it is missing, damaged or of another version."""
         return cls(Database.open(path, write=write))
 
     def close(self) -> None:
         self._database.close()
 
-    def reading(self) -> AbstractContextManager[None]:
-        """A block in which everything is read at one revision."""
+    def read_transaction(self) -> AbstractContextManager[None]:
+        """Returns a context in which all reads see one revision."""
         return self._database.transaction("BEGIN")
 
-    def changing(self) -> AbstractContextManager[None]:
-        """A block that is carried out as a whole, and on disk after it, or not at all."""
+    def write_transaction(self) -> AbstractContextManager[None]:
+        """Returns a context whose changes are durable at its end, or rolled back."""
         return self._database.transaction()
 
-    def state(self) -> State:
-        return State(*self._database.one("SELECT * FROM state"))
+    def state(self) -> GalleryState:
+        return GalleryState(*self._database.fetch_one("SELECT * FROM state"))
 
     def setting(self, name: str) -> Any:
-        """The value under a name; None without one."""
-        row = self._database.one("SELECT value FROM settings WHERE name = ?", (name,))
+        """Returns the value of a setting, None if there is none."""
+        row = self._database.fetch_one("SELECT value FROM settings WHERE name = ?", (name,))
         return None if row is None else json.loads(row[0])
 
     def set_setting(self, name: str, value: Any) -> None:
-        self._database.run("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, json.dumps(value)))
+        self._database.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, json.dumps(value)))
 
     def rows(self, after: int = 0) -> Iterator[SampleRows]:
-        """All samples with greater numbers than `after`, in the order of these, BATCH_ROWS at a time."""
-        while found := self._database.run(
-            "SELECT id, person, embedding FROM samples WHERE id > ? ORDER BY id LIMIT ?", (after, BATCH_ROWS)
+        """Yields the samples with ids above `after` in order of id, READ_ROWS at a time."""
+        while records := self._database.execute(
+            "SELECT id, person, embedding FROM samples WHERE id > ? ORDER BY id LIMIT ?", (after, READ_ROWS)
         ):
-            yield self._rows(found)
-            after = found[-1][0]
+            yield self._rows(records)
+            after = records[-1][0]
 
-    def samples_of(self, sample_M: Sequence[int]) -> dict[int, tuple[str, str, bytes]]:
-        """Person's name, key and embedding of the samples of these numbers that exist."""
-        found = self._database.among(
+    def samples_by_id(self, sample_M: Sequence[int]) -> dict[int, tuple[str, str, bytes]]:
+        """Returns person, key and embedding of the samples with these ids that exist."""
+        records = self._database.select_in(
             "SELECT samples.id, name, key, embedding FROM samples JOIN people ON people.id = person "
             "WHERE samples.id IN ({})",
             sample_M,
         )
-        return {number: tuple(rest) for number, *rest in found}
+        return {sample_id: tuple(values) for sample_id, *values in records}
 
-    def names_of(self, person_M: Sequence[int]) -> dict[int, str]:
-        """The names of the people of these numbers that exist."""
-        return dict(self._database.among("SELECT id, name FROM people WHERE id IN ({})", person_M))
+    def names_by_id(self, person_M: Sequence[int]) -> dict[int, str]:
+        """Returns the names of the people with these ids that exist."""
+        return dict(self._database.select_in("SELECT id, name FROM people WHERE id IN ({})", person_M))
 
-    def numbers_of(self, names: Sequence[str]) -> dict[str, int]:
-        """The numbers of those of these people that are enrolled."""
-        return dict(self._database.among("SELECT name, id FROM people WHERE name IN ({})", names))
+    def ids_by_name(self, names: Sequence[str]) -> dict[str, int]:
+        """Returns the ids of the people with these names that are enrolled."""
+        return dict(self._database.select_in("SELECT name, id FROM people WHERE name IN ({})", names))
 
     def people(self) -> list[tuple[str, int]]:
-        """Everybody's name and number of samples, by name."""
-        return self._database.run(
+        """Returns the name and the number of samples of each person, sorted by name."""
+        return self._database.execute(
             "SELECT name, count(*) FROM people JOIN samples ON person = people.id GROUP BY people.id ORDER BY name"
         )
 
     def samples(self) -> Iterator[Samples]:
-        """Everything that was enrolled, BATCH_ROWS at a time."""
+        """Yields all samples, READ_ROWS at a time."""
         after = 0
-        while found := self._database.run(
+        while records := self._database.execute(
             "SELECT key, name, embedding, metadata, provenance, samples.id FROM samples "
             "JOIN people ON people.id = person WHERE samples.id > ? ORDER BY samples.id LIMIT ?",
-            (after, BATCH_ROWS),
+            (after, READ_ROWS),
         ):
-            keys, people, embeddings, *notes, numbers = zip(*found, strict=True)
-            yield Samples(keys, people, self._matrix(embeddings), *([json.loads(text) for text in n] for n in notes))
-            after = numbers[-1]
+            keys, people, embeddings, *columns, ids = zip(*records, strict=True)
+            objects = ([json.loads(text) for text in column] for column in columns)
+            yield Samples(keys, people, self._matrix(embeddings), *objects)
+            after = ids[-1]
 
-    def defects(self) -> list[str]:
-        """What is wrong in the file itself, of which everything is read."""
+    def check_integrity(self) -> list[str]:
+        """Returns the defects of the file after reading all of it."""
         try:
-            wrong = [text for (text,) in self._database.run("PRAGMA integrity_check") if text != "ok"]
-            refers = self._database.run("PRAGMA foreign_key_check")
-            wrong += [f"row {row} of {table} refers to nobody" for table, row, *_ in refers]
+            defects = [text for (text,) in self._database.execute("PRAGMA integrity_check") if text != "ok"]
+            dangling = self._database.execute("PRAGMA foreign_key_check")
+            defects += [f"row {row} of {table} refers to a missing person" for table, row, *_ in dangling]
             state, digest, samples = self.state(), 0, 0
             for rows in self.rows():
                 digest, samples = digest + rows.digest(), samples + len(rows)
-            (people,) = self._database.one("SELECT count(*) FROM people")
+            (people,) = self._database.fetch_one("SELECT count(*) FROM people")
         except (UserError, ValueError) as error:
-            return [f"cannot be read to its end: {error}"]
+            return [f"cannot be read completely: {error}"]
         if (people, samples) != (state.people, state.samples):
-            wrong.append(f"holds {people} people and {samples} samples, noted are {state.people} and {state.samples}")
+            defects.append(
+                f"holds {people} people and {samples} samples, recorded are {state.people} and {state.samples}"
+            )
         if add_digest("0", digest) != state.digest:
-            wrong.append("holds other embeddings than were enrolled: their digest is another")
-        return wrong
+            defects.append("the embeddings differ from those enrolled: their digest does not match")
+        return defects
 
-    def put(self, samples: Samples) -> list[int]:
-        """Enrols checked samples; one whose key exists takes the place of the old one.
-
-        Returns the numbers of the samples that were replaced.
-        """
+    def upsert(self, samples: Samples) -> list[int]:
+        """Enrols validated samples; a sample with an existing key replaces the old one. Returns the replaced ids."""
         database = self._database
-        gone = [number for (number,) in database.among("SELECT id FROM samples WHERE key IN ({})", samples.keys)]
-        self._delete(gone)
+        replaced = [
+            sample_id for (sample_id,) in database.select_in("SELECT id FROM samples WHERE key IN ({})", samples.keys)
+        ]
+        self._delete(replaced)
         distinct = list(dict.fromkeys(samples.people))
-        known = self.numbers_of(distinct)
-        database.run_many("INSERT INTO people(name) VALUES (?)", ((name,) for name in distinct if name not in known))
-        person_of = self.numbers_of(distinct)
-        (last,) = database.one("SELECT seq FROM sqlite_sequence WHERE name = 'samples'") or (0,)
+        existing = self.ids_by_name(distinct)
+        added = [(name,) for name in distinct if name not in existing]
+        database.execute_many("INSERT INTO people(name) VALUES (?)", added)
+        id_of = self.ids_by_name(distinct)
+        (last,) = database.fetch_one("SELECT seq FROM sqlite_sequence WHERE name = 'samples'") or (0,)
         sample_N = np.arange(last + 1, last + 1 + len(samples), dtype=np.int64)
-        person_N = np.array([person_of[name] for name in samples.people], dtype=np.int64)
+        person_N = np.array([id_of[name] for name in samples.people], dtype=np.int64)
         row_ND = np.ascontiguousarray(samples.embedding_ND, dtype="<f4")
         now = [datetime.now(UTC).isoformat(timespec="seconds")] * len(samples)
-        columns = sample_N.tolist(), samples.keys, person_N.tolist(), *samples.notes(), now, map(bytes, row_ND)
-        database.run_many("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?)", zip(*columns, strict=True))
-        self._note(len(distinct) - len(known), len(samples), SampleRows(sample_N, person_N, row_ND).digest())
-        self._revise(removed=bool(gone))
-        return gone
+        columns = sample_N.tolist(), samples.keys, person_N.tolist(), *samples.json_columns(), now, map(bytes, row_ND)
+        database.execute_many("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?)", zip(*columns, strict=True))
+        self._update_counts(len(added), len(samples), SampleRows(sample_N, person_N, row_ND).digest())
+        self._increment_revision(removed=bool(replaced))
+        return replaced
 
     def remove(self, people: Sequence[str], keys: Sequence[str]) -> list[int]:
-        """Takes all samples of people away, and samples by key; all are noted as `removing` until `scrub`.
+        """Deletes all samples of people, and samples by key, and records them as `removing` until `scrub`.
 
-        Whoever is not enrolled is noted too where there are snapshots: these may be older than a change of name, or
-        have been out of reach when somebody was removed. Returns the numbers of the samples that are gone.
+        If there are snapshots, names and keys that are not enrolled are recorded as well: a snapshot may be older than
+        a change of name, or may have been unreachable at an earlier removal. Returns the removed ids.
         """
         database = self._database
         of_people = "SELECT samples.id FROM samples JOIN people ON people.id = person WHERE name IN ({})"
-        found = database.among(of_people, people) + database.among("SELECT id FROM samples WHERE key IN ({})", keys)
-        gone = sorted({number for (number,) in found})
-        if gone or self.snapshots():
-            database.run_many("INSERT INTO removing VALUES (?, NULL)", ((name,) for name in people))
-            database.run_many("INSERT INTO removing VALUES (NULL, ?)", ((key,) for key in keys))
-            database.among("INSERT INTO removing SELECT NULL, key FROM samples WHERE id IN ({})", gone)
-            database.run("UPDATE state SET unscrubbed = 1")
-        if gone:
-            self._delete(gone)
-            self._revise(removed=True)
-        return gone
+        records = database.select_in(of_people, people)
+        records += database.select_in("SELECT id FROM samples WHERE key IN ({})", keys)
+        removed = sorted({sample_id for (sample_id,) in records})
+        if removed or self.snapshots():
+            database.execute_many("INSERT INTO removing VALUES (?, NULL)", ((name,) for name in people))
+            database.execute_many("INSERT INTO removing VALUES (NULL, ?)", ((key,) for key in keys))
+            database.select_in("INSERT INTO removing SELECT NULL, key FROM samples WHERE id IN ({})", removed)
+            database.execute("UPDATE state SET unscrubbed = 1")
+        if removed:
+            self._delete(removed)
+            self._increment_revision(removed=True)
+        return removed
 
     def missing(self, people: Sequence[str], keys: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Which of these people and keys are not enrolled."""
-        known = self.numbers_of(people)
-        known_keys = {key for (key,) in self._database.among("SELECT key FROM samples WHERE key IN ({})", keys)}
-        return [name for name in people if name not in known], [key for key in keys if key not in known_keys]
+        """Returns the people and the keys that are not enrolled."""
+        enrolled = self.ids_by_name(people)
+        enrolled_keys = {key for (key,) in self._database.select_in("SELECT key FROM samples WHERE key IN ({})", keys)}
+        return [name for name in people if name not in enrolled], [key for key in keys if key not in enrolled_keys]
 
     def snapshots(self) -> list[Path]:
-        """Copies that this gallery made."""
-        return [Path(path) for (path,) in self._database.run("SELECT path FROM snapshots ORDER BY path")]
+        """Returns the folders of the snapshots of this gallery."""
+        return [Path(path) for (path,) in self._database.execute("SELECT path FROM snapshots ORDER BY path")]
 
     def removing(self) -> tuple[list[str], list[str]]:
-        """People and keys whose removal is committed, and may have to be carried out in snapshots."""
-        found = self._database.run("SELECT person, key FROM removing")
-        return [person for person, _ in found if person is not None], [key for _, key in found if key is not None]
+        """Returns people and keys whose removal is committed here but may be pending in snapshots."""
+        records = self._database.execute("SELECT person, key FROM removing")
+        return [person for person, _ in records if person is not None], [key for _, key in records if key is not None]
 
     def copy_to(self, path: Path) -> None:
-        """Writes a database of the same content, noted before it is begun. Raises UserError where that is impossible.
-
-        Only the live content is copied.
-        """
-        with self.changing():
-            self._database.run("INSERT OR IGNORE INTO snapshots VALUES (?)", (str(path.parent.absolute()),))
+        """Copies the live content to a new database and records it as a snapshot first. Raises UserError on failure."""
+        with self.write_transaction():
+            self._database.execute("INSERT OR IGNORE INTO snapshots VALUES (?)", (str(path.parent.absolute()),))
         try:
-            # An empty file is taken, and keeps its mode.
+            # VACUUM INTO accepts an empty file and keeps its mode.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         except OSError as error:
-            raise UserError(f"{path}: cannot be made ({error.strerror})") from error
-        self._database.run("VACUUM INTO ?", (str(path),))
+            raise UserError(f"{path}: cannot be created ({error.strerror})") from error
+        self._database.execute("VACUUM INTO ?", (str(path),))
         copy = Database.open(path, write=True)
         with copy.transaction():
-            copy.run("DELETE FROM snapshots")
+            copy.execute("DELETE FROM snapshots")
         copy.close()
 
     def scrub(self) -> bool:
-        """Writes the file anew and empties the log, so that neither holds a byte of what was removed.
+        """Rewrites the file and truncates the log so that neither holds bytes of removed samples.
 
-        SQLite's secure_delete overwrites what is deleted, but not every copy that moving rows between pages has left,
-        of tables as of indexes: after 60 small removals 3 of 6,000 removed names and notes were still in the file.
-        False where a reader keeps the log from being emptied: this is to be called again then.
+        SQLite's secure_delete overwrites deleted rows, but not every copy left by moving rows between pages of tables
+        and indexes: after 60 small removals, 3 of 6,000 removed texts were still in the file. Returns False if a reader
+        prevents the truncation of the log; call it again then.
         """
-        self._database.run("DELETE FROM removing")
-        self._database.run("VACUUM")
-        (is_busy, *_) = self._database.one("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._database.execute("DELETE FROM removing")
+        self._database.execute("VACUUM")
+        (is_busy, *_) = self._database.fetch_one("PRAGMA wal_checkpoint(TRUNCATE)")
         if not is_busy:
-            self._database.run("UPDATE state SET unscrubbed = 0")
+            self._database.execute("UPDATE state SET unscrubbed = 0")
         return not is_busy
 
-    def _delete(self, numbers: Sequence[int]) -> None:
-        """Samples, and people who then have none."""
+    def _delete(self, ids: Sequence[int]) -> None:
+        """Deletes samples, and people without samples left."""
         database = self._database
-        for start in range(0, len(numbers), BATCH_ROWS):
-            part = numbers[start : start + BATCH_ROWS]
-            rows = self._rows(database.among("SELECT id, person, embedding FROM samples WHERE id IN ({})", part))
-            database.among("DELETE FROM samples WHERE id IN ({})", part)
-            empty = (
+        for start in range(0, len(ids), READ_ROWS):
+            part = ids[start : start + READ_ROWS]
+            rows = self._rows(database.select_in("SELECT id, person, embedding FROM samples WHERE id IN ({})", part))
+            database.select_in("DELETE FROM samples WHERE id IN ({})", part)
+            without_samples = (
                 "FROM people WHERE id IN ({}) AND NOT EXISTS (SELECT 1 FROM samples WHERE person = people.id)",
                 sorted(set(rows.person_N.tolist())),
             )
-            people = sum(count for (count,) in database.among("SELECT count(*) " + empty[0], empty[1]))
-            database.among("DELETE " + empty[0], empty[1])
-            self._note(-people, -len(rows), -rows.digest())
+            people = sum(
+                count for (count,) in database.select_in("SELECT count(*) " + without_samples[0], without_samples[1])
+            )
+            database.select_in("DELETE " + without_samples[0], without_samples[1])
+            self._update_counts(-people, -len(rows), -rows.digest())
 
-    def _note(self, people: int, samples: int, digest: int) -> None:
-        self._database.run(
+    def _update_counts(self, people: int, samples: int, digest: int) -> None:
+        self._database.execute(
             "UPDATE state SET people = people + ?, samples = samples + ?, digest = ?",
             (people, samples, add_digest(self.state().digest, digest)),
         )
 
-    def _revise(self, *, removed: bool) -> None:
-        self._database.run("UPDATE state SET revision = revision + 1, removals = removals + ?", (removed,))
+    def _increment_revision(self, *, removed: bool) -> None:
+        self._database.execute("UPDATE state SET revision = revision + 1, removals = removals + ?", (removed,))
 
-    def _rows(self, found: Sequence[tuple]) -> SampleRows:
-        sample_N, person_N, embeddings = zip(*found, strict=True)
+    def _rows(self, records: Sequence[tuple]) -> SampleRows:
+        sample_N, person_N, embeddings = zip(*records, strict=True)
         return SampleRows(np.array(sample_N), np.array(person_N), self._matrix(embeddings))
 
     def _matrix(self, embeddings: Sequence[bytes]) -> np.ndarray:
-        return np.frombuffer(b"".join(embeddings), "<f4").reshape(len(embeddings), self.contract.dimension)
+        return np.frombuffer(b"".join(embeddings), "<f4").reshape(len(embeddings), self.model_spec.dimension)

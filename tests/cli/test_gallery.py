@@ -57,7 +57,7 @@ def test_the_whole_way(facelt, made, tmp_path):
     with pytest.raises(UserError, match="no threshold"):
         facelt("identify", made, *searches)
     told = facelt("calibrate", made, "--nonmated", *searches, "--fpir", "0.05")
-    assert "for an FPIR of 0.05 among 40 samples; seen 0.0500" in told
+    assert "for FPIR 0.05 among 40 samples; seen 0.0500" in told
     answers = tmp_path / "answers.json"
     assert "10 of 200 probes known" in facelt("identify", made, *searches, "--out", answers)
     rows = json.loads(answers.read_text())
@@ -101,7 +101,7 @@ def test_another_model_is_refused_with_both_names(facelt, made, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("key,person,e0\na,p,1\n", "embeddings of 1 x 1 values: this gallery holds direct of 16"),
+        ("key,person,e0\na,p,1\n", "embeddings of shape 1 x 1: this gallery holds direct of 16"),
         ("key,person,{e}\na,p,{v}\nb,p,nan{w}\n", "'b': its embedding is not finite"),
         ("key,{e}\na,{v}\n", "sample 'a': the person ''"),
         ("key,person,{e}\na,p,{v}\na,q,{v}\n", "the key 'a' occurs more than once"),
@@ -136,7 +136,7 @@ def test_mistakes(facelt, made, tmp_path):
         facelt("calibrate", made, "--nonmated", *write_array(tmp_path, "p", some_samples(2, 1)), "--by", "reachability")
     (path,) = (made / "index").glob("rows-*")
     path.write_bytes(path.read_bytes()[::-1])
-    with pytest.raises(UserError, match="index: is missing or damaged; facelt gallery rebuild"):
+    with pytest.raises(UserError, match="index: is missing or damaged; run facelt gallery rebuild"):
         facelt("verify", made)
 
 

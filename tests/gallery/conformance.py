@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from facelt.errors import UserError
-from facelt.gallery.backend import Count
+from facelt.gallery.backend import GalleryCounts
 from facelt.gallery.local import LocalGallery
-from facelt.gallery.model_spec import Contract
+from facelt.gallery.model_spec import ModelSpec
 from facelt.gallery.samples import Samples
 from tests.gallery.conftest import DIMENSION, plain_people, same_people, some_samples
 
@@ -17,9 +17,9 @@ from tests.gallery.conftest import DIMENSION, plain_people, same_people, some_sa
 class Conformance:
     """Inherited by the test class of each backend."""
 
-    def test_an_empty_one_finds_nobody(self, backend, contract):
-        assert backend.contract == contract
-        assert backend.count() == Count(0, 0)
+    def test_an_empty_one_finds_nobody(self, backend, model_spec):
+        assert backend.model_spec == model_spec
+        assert backend.count() == GalleryCounts(0, 0)
         found = backend.search(np.ones((2, DIMENSION)), 3)
         assert found.candidates == [[], []]
         assert found.exact
@@ -62,7 +62,7 @@ class Conformance:
         backend.upsert(first)
         backend.upsert(Samples(["k0", "k9"], ["new", "person 1"], second.embedding_ND[:2]))
         assert dict(backend.people()) == {"new": 1, "person 0": 1, "person 1": 3, "person 2": 2}
-        assert backend.count() == Count(4, 7)
+        assert backend.count() == GalleryCounts(4, 7)
         (row,) = backend.search(second.embedding_ND[:1], 1).candidates
         assert (row[0].person, row[0].key) == ("new", "k0")
         (old,) = backend.search(first.embedding_ND[:1], 1).candidates
@@ -80,7 +80,7 @@ class Conformance:
         for templates in (False, True):
             found = backend.search(samples.embedding_ND, 4, templates=templates).candidates
             same_people(found, plain_people(left, samples.embedding_ND, 4, templates=templates))
-        assert backend.count() == Count(3, 8)
+        assert backend.count() == GalleryCounts(3, 8)
         assert backend.remove(people=["person 1"]).samples == 0
 
     def test_the_last_sample_takes_its_person_along(self, backend):
@@ -113,7 +113,7 @@ class Conformance:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda row_ND: row_ND * [[1], [0]], "sample 'k1'.*length zero"),
+            (lambda row_ND: row_ND * [[1], [0]], "sample 'k1'.*is zero"),
             (lambda row_ND: row_ND * [[1], [np.nan]], "sample 'k1'.*not finite"),
             (lambda row_ND: row_ND * [[np.inf], [1]], "sample 'k0'.*not finite"),
             (lambda row_ND: row_ND[:, 1:], "2 x 15"),
@@ -124,7 +124,7 @@ class Conformance:
         row_ND = change(some_samples(2, 1).embedding_ND)
         with pytest.raises(UserError, match=message):
             backend.upsert(Samples(["k0", "k1"], ["a", "b"], row_ND))
-        assert backend.count() == Count(0, 0)
+        assert backend.count() == GalleryCounts(0, 0)
         with pytest.raises(UserError):
             backend.search(row_ND, 1)
 
@@ -146,13 +146,13 @@ class Conformance:
         backend.set_setting("threshold", {"value": 0.25, "name": "'\""})
         assert backend.setting("threshold") == {"value": 0.25, "name": "'\""}
 
-    def test_a_snapshot_is_a_gallery_of_the_same(self, backend, contract, tmp_path):
+    def test_a_snapshot_is_a_gallery_of_the_same(self, backend, model_spec, tmp_path):
         samples = some_samples(9, 3)
         notes = [{"age": i} for i in range(9)]
         backend.upsert(Samples(samples.keys, samples.people, samples.embedding_ND, notes, [{"from": "x"}] * 9))
         backend.snapshot(tmp_path / "copy")
         copy = LocalGallery(tmp_path / "copy")
-        assert copy.contract == contract
+        assert copy.model_spec == model_spec
         assert copy.count() == backend.count()
         kept = {
             key: (who, note)
@@ -165,7 +165,7 @@ class Conformance:
         with pytest.raises(UserError, match="copy"):
             backend.snapshot(tmp_path / "copy")
 
-    def test_another_model_is_refused_with_both_names(self, contract):
-        other = Contract("iresnet50/plain", "cd" * 32, "meta", DIMENSION)
+    def test_another_model_is_refused_with_both_names(self, model_spec):
+        other = ModelSpec("iresnet50/plain", "cd" * 32, "meta", DIMENSION)
         with pytest.raises(UserError, match=r"meta of 16 by 'iresnet50/plain'.*direct of 16 by 'resnet10/oltr'"):
-            contract.refuse_other(other, "store")
+            model_spec.refuse_other(other, "store")

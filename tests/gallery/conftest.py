@@ -7,21 +7,21 @@ import numpy as np
 import pytest
 
 from facelt.gallery.local import LocalGallery
-from facelt.gallery.model_spec import Contract
+from facelt.gallery.model_spec import ModelSpec
 from facelt.gallery.samples import Samples
 
 DIMENSION = 16
 
 
 @pytest.fixture(scope="session")
-def contract() -> Contract:
-    return Contract("resnet10/oltr", "ab" * 32, "direct", DIMENSION)
+def model_spec() -> ModelSpec:
+    return ModelSpec("resnet10/oltr", "ab" * 32, "direct", DIMENSION)
 
 
 @pytest.fixture
-def gallery(tmp_path, contract):
+def gallery(tmp_path, model_spec):
     """An empty one in a folder, open for writing."""
-    made = LocalGallery.create(tmp_path / "gallery", contract)
+    made = LocalGallery.create(tmp_path / "gallery", model_spec)
     yield made
     made.close()
 

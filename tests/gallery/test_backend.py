@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facelt.gallery import backend
-from facelt.gallery.backend import best_people
-from facelt.gallery.index import View
+from facelt.gallery.backend import rank_people
+from facelt.gallery.index import IndexSnapshot
 from facelt.gallery.samples import SampleRows
 from facelt.search.factory import open_engine
 
@@ -18,7 +18,7 @@ class Rows:
     def __init__(self, rows: SampleRows) -> None:
         self.rows, self.count = rows, len(rows)
         length_N = np.linalg.norm(rows.row_ND.astype(np.float64), axis=1)
-        self.reach, self.stretch = length_N.max(initial=0), np.abs(length_N - 1).max(initial=0)
+        self.max_norm, self.max_norm_error = length_N.max(initial=0), np.abs(length_N - 1).max(initial=0)
 
 
 @settings(max_examples=60, deadline=None)
@@ -49,18 +49,18 @@ def test_equals_a_plain_search(seed, samples, late, persons, k, most, cosine, fl
         for part in (slice(0, samples), slice(samples, None))
     ]
     probe_PD = random.standard_normal((3, 6)).astype(np.float32)
-    view = View(Rows(parts[0]), parts[1], cosine=cosine, engine=open_engine("faiss"))
+    view = IndexSnapshot(Rows(parts[0]), parts[1], cosine=cosine, engine=open_engine("faiss"))
     k = min(k, len(set(person_N.tolist())))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backend, "MOST", most)
-        patch.setattr(backend, "BLOCK_ROWS", 16)
-        found, is_exact = best_people(
+        patch.setattr(backend, "MAX_NEAREST_SAMPLES", most)
+        patch.setattr(backend, "SCORE_BLOCK_ROWS", 16)
+        found, is_exact = rank_people(
             lambda probe_U, t: view.nearest(probe_PD[probe_U], t),
             3,
             k,
             samples=view.count,
             floor=floor,
-            crowded=lambda probe: view.crowded(probe_PD[probe], k),
+            exhaustive=lambda probe: view.exhaustive_search(probe_PD[probe], k),
         )
     assert is_exact
     q, g = probe_PD.astype(np.float64), row_ND.astype(np.float64)
@@ -80,10 +80,12 @@ def test_equals_a_plain_search(seed, samples, late, persons, k, most, cosine, fl
 
 
 def test_without_a_way_through_a_crowd_the_answer_is_not_sure(monkeypatch):
-    monkeypatch.setattr(backend, "MOST", 4)
+    monkeypatch.setattr(backend, "MAX_NEAREST_SAMPLES", 4)
     rows = SampleRows(np.arange(1, 11), np.array([1] * 9 + [2]), np.ones((10, 3), np.float32))
-    view = View(Rows(rows), SampleRows(*(column[:0] for column in rows)), cosine=True, engine=open_engine("faiss"))
+    view = IndexSnapshot(
+        Rows(rows), SampleRows(*(column[:0] for column in rows)), cosine=True, engine=open_engine("faiss")
+    )
     probe_PD = np.ones((1, 3), np.float32)
-    found, is_exact = best_people(lambda probe_U, t: view.nearest(probe_PD[probe_U], t), 1, 2, samples=10)
+    found, is_exact = rank_people(lambda probe_U, t: view.nearest(probe_PD[probe_U], t), 1, 2, samples=10)
     assert not is_exact
     assert found[0].person_PT.tolist() == [[1]]

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binom
 
 from facelt.errors import UserError
-from facelt.gallery.gallery import Calibration, Gallery, calibrated
+from facelt.gallery.gallery import Calibration, Gallery, calibrate_threshold
 from facelt.gallery.samples import Samples
 from tests.gallery.conftest import DIMENSION, some_samples
 
@@ -15,7 +15,7 @@ TERMS = {"compared": 1000, "templates": False, "by": "similarity"}
 @pytest.mark.parametrize("rate", [0.01, 0.05, 0.5])
 def test_no_more_than_the_share_reaches_the_threshold(rate):
     score_N = np.random.default_rng(0).random(1000)
-    made = calibrated(score_N, np.arange(1000), rate, **TERMS)
+    made = calibrate_threshold(score_N, np.arange(1000), rate, **TERMS)
     ordered_N = np.sort(score_N)[::-1]
     allowed = round(rate * 1000)
     assert ordered_N[allowed] < made.threshold <= ordered_N[allowed - 1]
@@ -28,14 +28,14 @@ def test_no_more_than_the_share_reaches_the_threshold(rate):
 
 
 def test_ties_do_not_let_more_through():
-    made = calibrated(np.array([0.5] * 30 + [0.1] * 70), np.arange(100), 0.1, **TERMS)
+    made = calibrate_threshold(np.array([0.5] * 30 + [0.1] * 70), np.arange(100), 0.1, **TERMS)
     assert made.threshold > 0.5
     assert made.fpir == 0
 
 
 def test_limits_of_independent_searches_are_those_of_a_share():
     score_N = np.random.default_rng(1).random(400)
-    made = calibrated(score_N, np.arange(400), 0.1, **TERMS)
+    made = calibrate_threshold(score_N, np.arange(400), 0.1, **TERMS)
     # Within a percent point of the exact ones (Clopper and Pearson), which are a little wide.
     assert binom.cdf(40, 400, made.fpir_high) == pytest.approx(0.025, abs=0.012)
     assert binom.sf(39, 400, made.fpir_low) == pytest.approx(0.025, abs=0.012)
@@ -44,39 +44,41 @@ def test_limits_of_independent_searches_are_those_of_a_share():
 def test_searches_of_one_person_are_alike():
     """Whether a person resembles somebody decides all of their searches."""
     score_I = np.random.default_rng(2).random(50)
-    alone = calibrated(np.repeat(score_I, 10), np.arange(500), 0.1, **TERMS)
-    alike = calibrated(np.repeat(score_I, 10), np.repeat(np.arange(50), 10), 0.1, **TERMS)
+    alone = calibrate_threshold(np.repeat(score_I, 10), np.arange(500), 0.1, **TERMS)
+    alike = calibrate_threshold(np.repeat(score_I, 10), np.repeat(np.arange(50), 10), 0.1, **TERMS)
     assert alike.threshold == alone.threshold
     assert alike.fpir_high - alike.fpir_low > 2 * (alone.fpir_high - alone.fpir_low)
 
 
 def test_one_person_says_nothing_about_others():
-    made = calibrated(np.random.default_rng(0).random(100), np.zeros(100), 0.1, **TERMS)
+    made = calibrate_threshold(np.random.default_rng(0).random(100), np.zeros(100), 0.1, **TERMS)
     assert (made.fpir_low, made.threshold_high) == (None, None)
-    assert Calibration.of_dict(made.as_dict()) == made
+    assert Calibration.from_dict(made.to_dict()) == made
 
 
 @pytest.mark.parametrize(("rate", "message"), [(0.001, "needs 1,000 searches"), (0, "between 0 and 1"), (2, "between")])
 def test_rates_that_cannot_be_seen(rate, message):
     with pytest.raises(UserError, match=message):
-        calibrated(np.arange(100.0), np.arange(100), rate, **TERMS)
+        calibrate_threshold(np.arange(100.0), np.arange(100), rate, **TERMS)
 
 
 def test_a_grown_gallery_is_warned_of_when_the_rate_must_have_left_its_limits():
-    made = calibrated(np.random.default_rng(0).random(2000), np.arange(2000), 0.01, **TERMS)
+    made = calibrate_threshold(np.random.default_rng(0).random(2000), np.arange(2000), 0.01, **TERMS)
     assert made.warning(1000) is None
     assert made.warning(500) is None
     # So many comparisons that 1 - (1 - 0.01)^n is the upper limit.
     limit = 1000 * np.log1p(-made.fpir_high) / np.log1p(-made.fpir)
     assert made.warning(int(limit)) is None
     assert "1,000 rows and the gallery has" in made.warning(int(limit) + 1)
-    reach = calibrated(np.random.default_rng(0).random(2000), np.arange(2000), 0.01, **{**TERMS, "by": "reachability"})
+    reach = calibrate_threshold(
+        np.random.default_rng(0).random(2000), np.arange(2000), 0.01, **{**TERMS, "by": "reachability"}
+    )
     assert reach.warning(10**9) is None
 
 
 @pytest.fixture
-def enrolled(tmp_path, contract):
-    with Gallery.create(tmp_path / "gallery", contract) as gallery:
+def enrolled(tmp_path, model_spec):
+    with Gallery.create(tmp_path / "gallery", model_spec) as gallery:
         gallery.enroll(some_samples(60, 20))
         yield gallery
 
@@ -92,10 +94,10 @@ def test_a_calibrated_gallery_lets_strangers_through_that_often(enrolled, templa
     assert (made.compared, made.searches, made.identities) == (20 if templates else 60, 400, 200)
     found = enrolled.identify(probe_PD, templates=templates)
     assert found.threshold == made.threshold
-    assert sum(answer.is_known for answer in found.answers) == 20
+    assert sum(answer.is_known for answer in found.probes) == 20
     assert found.warning is None
     known = enrolled.identify(some_samples(60, 20).embedding_ND, top=1, templates=False, threshold=0.9)
-    assert [answer.candidates[0].person for answer in known.answers] == some_samples(60, 20).people
+    assert [answer.candidates[0].person for answer in known.probes] == some_samples(60, 20).people
     # The threshold for samples is none for templates.
     assert enrolled.calibration(templates=not templates) is None
     with pytest.raises(UserError, match="no threshold for such searches"):
@@ -105,11 +107,11 @@ def test_a_calibrated_gallery_lets_strangers_through_that_often(enrolled, templa
 def test_candidates_below_the_threshold_are_nobody(enrolled):
     samples = some_samples(60, 20)
     found = enrolled.identify(samples.embedding_ND[:1], top=20, threshold=0.3)
-    (answer,) = found.answers
+    (answer,) = found.probes
     all_of_them = enrolled.backend.search(samples.embedding_ND[:1], 20).candidates[0]
     assert answer.candidates == [one for one in all_of_them if one.score >= 0.3]
     assert 1 < len(answer.candidates) < 20
-    (nobody,) = enrolled.identify(samples.embedding_ND[:1], threshold=1.1).answers
+    (nobody,) = enrolled.identify(samples.embedding_ND[:1], threshold=1.1).probes
     assert (nobody.is_known, nobody.candidates, nobody.best) == (False, [], all_of_them[0])
 
 
@@ -136,33 +138,34 @@ def test_a_threshold_of_reachability(enrolled):
     assert made.by == "reachability"
     assert reachability_P[89] < made.threshold <= reachability_P[90]
     found = enrolled.identify(probe_PD, top=3, reachability_P=reachability_P)
-    assert [answer.is_known for answer in found.answers] == [False] * 90 + [True] * 10
-    assert len(found.answers[-1].candidates) == 3
-    with pytest.raises(UserError, match="the probes have none"):
+    assert [answer.is_known for answer in found.probes] == [False] * 90 + [True] * 10
+    assert len(found.probes[-1].candidates) == 3
+    with pytest.raises(UserError, match="which the probes lack"):
         enrolled.identify(probe_PD)
 
 
-def test_an_empty_gallery_has_no_threshold(tmp_path, contract):
+def test_an_empty_gallery_has_no_threshold(tmp_path, model_spec):
     with (
-        Gallery.create(tmp_path / "gallery", contract) as gallery,
-        pytest.raises(UserError, match="nobody is enrolled"),
+        Gallery.create(tmp_path / "gallery", model_spec) as gallery,
+        pytest.raises(UserError, match="the gallery is empty"),
     ):
         gallery.calibrate(*strangers(100), 0.1)
 
 
-def test_enrolling_goes_on_part_by_part(tmp_path, contract, monkeypatch):
+def test_enrolling_goes_on_part_by_part(tmp_path, model_spec, monkeypatch):
     monkeypatch.setattr("facelt.gallery.gallery.ENROL_ROWS", 7)
-    parts = []
-    with Gallery.create(tmp_path / "gallery", contract) as gallery:
+    done = []
+    with Gallery.create(tmp_path / "gallery", model_spec) as gallery:
         samples = some_samples(20, 4)
-        assert gallery.enroll(Samples(samples.keys, samples.people, samples.embedding_ND), parts.append) == 20
-        assert parts == [7, 7, 6]
+        samples = Samples(samples.keys, samples.people, samples.embedding_ND)
+        assert gallery.enroll(samples, lambda label, count, total: done.append((count, total))) == 20
+        assert done == [(7, 20), (14, 20), (20, 20)]
         assert gallery.count() == (4, 20)
 
 
 @pytest.mark.parametrize(("rate", "advised"), [(0.01, 3000), (0.1, 300), (0.07, 429)])
 def test_the_advised_number_of_searches_is_the_least_that_suffices(rate, advised):
     for count in (advised - 1, advised):
-        made = calibrated(np.arange(float(count)), np.arange(count), rate, **TERMS)
+        made = calibrate_threshold(np.arange(float(count)), np.arange(count), rate, **TERMS)
         assert made.advised_searches == advised
         assert made.supported == (count == advised)

@@ -6,7 +6,7 @@ import signal
 import numpy as np
 import pytest
 
-from facelt.gallery.index import View
+from facelt.gallery.index import IndexSnapshot
 from facelt.gallery.local import LocalGallery
 from facelt.search.exact import BadRow
 from tests.gallery.conftest import some_samples
@@ -43,7 +43,7 @@ def test_a_reader_beside_a_busy_writer(gallery):
         reader = LocalGallery(gallery.path)
         revisions = set()
         for _ in range(SEARCHES):
-            revisions.add(reader.facts()["revision"])
+            revisions.add(reader.info()["revision"])
             found = reader.search(STEADY.embedding_ND, 3)
             assert [row[0].key for row in found.candidates] == STEADY.keys
             assert [row[0].person for row in found.candidates] == people
@@ -59,15 +59,15 @@ def test_a_reader_beside_a_busy_writer(gallery):
 
 def test_a_search_that_meets_the_zeros_of_a_removal_is_made_again(gallery, monkeypatch):
     gallery.upsert(some_samples(20, 20))
-    whole, calls = View.nearest, []
+    whole, calls = IndexSnapshot.nearest, []
 
     def met_zeros(self, query_PD, t):
         calls.append(t)
         if len(calls) == 1:
-            raise BadRow("database", 7, "has length zero")
+            raise BadRow("database", 7, "has is zero")
         return whole(self, query_PD, t)
 
-    monkeypatch.setattr(View, "nearest", met_zeros)
+    monkeypatch.setattr(IndexSnapshot, "nearest", met_zeros)
     found = gallery.search(some_samples(20, 20).embedding_ND[:3], 1)
     assert [row[0].key for row in found.candidates] == ["k0", "k1", "k2"]
     assert len(calls) > 1
@@ -77,8 +77,8 @@ def test_a_probe_that_cannot_be_scored_is_still_told(gallery, monkeypatch):
     gallery.upsert(some_samples(20, 20))
 
     def bad(self, query_PD, t):
-        raise BadRow("query", 0, "has length zero")
+        raise BadRow("query", 0, "has is zero")
 
-    monkeypatch.setattr(View, "nearest", bad)
+    monkeypatch.setattr(IndexSnapshot, "nearest", bad)
     with pytest.raises(BadRow, match="row 0 of the query"):
         gallery.search(some_samples(1, 1).embedding_ND, 1)

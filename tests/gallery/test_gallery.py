@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from facelt.errors import UserError
-from facelt.gallery.backend import Count
+from facelt.gallery.backend import GalleryCounts
 from facelt.gallery.gallery import Gallery
-from facelt.gallery.index import View
+from facelt.gallery.index import IndexSnapshot
 from facelt.gallery.local import LocalGallery
 from facelt.gallery.samples import Samples
 from tests.gallery.conftest import DIMENSION, some_samples
@@ -36,7 +36,7 @@ def test_the_example_runs(tmp_path, monkeypatch):
         ({"key": "k0"}, "key 'k0' occurs more than once"),
         ({"value": np.nan}, "sample 'k9': its embedding is not finite"),
         ({"person": ""}, "person ''"),
-        ({"note": {"x": {1}}}, "sample 'k9': its metadata cannot be kept"),
+        ({"note": {"x": {1}}}, "sample 'k9': its metadata cannot be stored"),
     ],
 )
 def test_a_mistake_near_the_end_enrols_nobody(opened, monkeypatch, row, message):
@@ -47,7 +47,7 @@ def test_a_mistake_near_the_end_enrols_nobody(opened, monkeypatch, row, message)
     samples.embedding_ND[9] *= row.get("value", 1)
     with pytest.raises(UserError, match=message):
         opened.enroll(Samples(keys, people, samples.embedding_ND, notes))
-    assert opened.count() == Count(0, 0)
+    assert opened.count() == GalleryCounts(0, 0)
 
 
 def test_a_bad_probe_is_named_by_its_place_among_all(opened, monkeypatch):
@@ -66,7 +66,7 @@ def test_arguments_that_cannot_be_meant(opened):
     probe_PD = some_samples(2, 1).embedding_ND
     with pytest.raises(ValueError, match="top is 0"):
         opened.identify(probe_PD, threshold=0.5, top=0)
-    with pytest.raises(UserError, match="threshold is nan"):
+    with pytest.raises(UserError, match="threshold is NaN"):
         opened.identify(probe_PD, threshold=float("nan"))
     with pytest.raises(ValueError, match="reachability_P has 1 entries for 2 probes"):
         opened.identify(probe_PD, threshold=0.5, reachability_P=np.ones(1))
@@ -85,15 +85,15 @@ def test_people_below_the_threshold_cost_no_further_search(opened, monkeypatch):
     people = ["crowd"] * 8 + [f"person {i}" for i in range(20)]
     opened.enroll(Samples([f"k{i}" for i in range(28)], people, np.concatenate([crowd_ND, other_ND])))
     searches = []
-    nearest = View.nearest
-    monkeypatch.setattr(View, "nearest", lambda *arguments: searches.append(arguments) or nearest(*arguments))
-    (answer,) = opened.identify(centre_D[None], threshold=0.5, top=2).answers
+    nearest = IndexSnapshot.nearest
+    monkeypatch.setattr(IndexSnapshot, "nearest", lambda *arguments: searches.append(arguments) or nearest(*arguments))
+    (answer,) = opened.identify(centre_D[None], threshold=0.5, top=2).probes
     assert [one.person for one in answer.candidates] == ["crowd"]
     assert len(searches) == 2
-    (answer,) = opened.identify(other_ND[:1], threshold=0.99, top=2).answers
+    (answer,) = opened.identify(other_ND[:1], threshold=0.99, top=2).probes
     assert [one.person for one in answer.candidates] == ["person 0"]
     assert len(searches) == 3
-    (answer,) = opened.identify(centre_D[None], threshold=-1, top=2).answers
+    (answer,) = opened.identify(centre_D[None], threshold=-1, top=2).probes
     assert len(answer.candidates) == 2
     assert len(searches) == 5
 
@@ -108,14 +108,14 @@ def test_threads_share_one(opened):
         elif number % 8 == 4:
             assert opened.remove(keys=[f"k{150 + number}"]).samples == 1
         found = opened.identify(samples.embedding_ND[:20], threshold=0.99)
-        return [answer.candidates[0].key for answer in found.answers], opened.count().samples >= 190
+        return [answer.candidates[0].key for answer in found.probes], opened.count().samples >= 190
 
     with ThreadPoolExecutor(8) as pool:
         for keys, is_whole in pool.map(work, range(48)):
             assert keys == samples.keys[:20]
             assert is_whole
     assert opened.count().samples == 200 + 6 * 5 - 6
-    assert not opened.backend.defects()
+    assert not opened.backend.check_integrity()
 
 
 def test_threads_with_a_reader_each(gallery):
@@ -124,7 +124,7 @@ def test_threads_with_a_reader_each(gallery):
 
     def work(_):
         with Gallery.open(gallery.path) as reader:
-            return [one.candidates[0].key for one in reader.identify(samples.embedding_ND, threshold=0.99).answers]
+            return [one.candidates[0].key for one in reader.identify(samples.embedding_ND, threshold=0.99).probes]
 
     with ThreadPoolExecutor(8) as pool:
         assert all(keys == samples.keys for keys in pool.map(work, range(32)))
@@ -154,7 +154,7 @@ def test_a_forked_process_is_told_to_open_its_own(gallery):
         with os.fdopen(reading) as said:
             assert (
                 said.read()
-                == f"{gallery.path}: was opened by process {os.getpid()}; a forked process opens its own own: 10"
+                == f"{gallery.path}: opened by process {os.getpid()}; open it again in the forked process own: 10"
             )
         # The child's close let nothing go, and its life keeps nothing.
         gallery.upsert(some_samples(3, 3, prefix="more"))

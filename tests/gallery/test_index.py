@@ -84,10 +84,10 @@ def test_a_harmed_index_is_built_anew(filled, harm):
     filled.close()
     harm(filled)
     reader = LocalGallery(filled.path)
-    assert reader.defects()
+    assert reader.check_integrity()
     probe_PD = SAMPLES.embedding_ND + 0.1
     same_people(reader.search(probe_PD, 10).candidates, plain_people(SAMPLES, probe_PD, 10))
-    assert not reader.defects()
+    assert not reader.check_integrity()
     reader.close()
 
 
@@ -106,7 +106,7 @@ def test_rows_that_are_not_those_enrolled_are_never_an_answer(filled, monkeypatc
     path.write_bytes(rows.tobytes())
     reader = LocalGallery(filled.path)
     with monkeypatch.context() as patch:
-        patch.setattr(index.Matrix, "is_untouched", lambda self: True)
+        patch.setattr(index.MappedIndex, "is_current", lambda self: True)
         same_people(reader.search(SAMPLES.embedding_ND, 2).candidates, plain_people(SAMPLES, SAMPLES.embedding_ND, 2))
     reader.close()
 
@@ -127,7 +127,7 @@ def test_changes_are_made_in_place(filled):
     random = np.random.default_rng(1)
     enrolled = dict(zip(SAMPLES.keys, zip(SAMPLES.people, SAMPLES.embedding_ND, strict=True), strict=True))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index, "CHUNK", 8)
+        patch.setattr(index, "CHUNK_ROWS", 8)
         filled.rebuild()
         name = rows_file(filled).name
         for step in range(12):
@@ -139,14 +139,14 @@ def test_changes_are_made_in_place(filled):
                 gone = random.choice(list(enrolled), 5, replace=False).tolist()
                 filled.remove(keys=gone)
                 enrolled = {key: one for key, one in enrolled.items() if key not in gone}
-            assert not filled.defects()
+            assert not filled.check_integrity()
         assert rows_file(filled).name == name
         people, rows = zip(*enrolled.values(), strict=True)
         left = Samples(list(enrolled), people, np.stack(rows))
         same_people(filled.search(SAMPLES.embedding_ND, 4).candidates, plain_people(left, SAMPLES.embedding_ND, 4))
         filled.remove(keys=list(enrolled))
         assert filled.search(SAMPLES.embedding_ND, 4).candidates == [[]] * 50
-        assert not filled.defects()
+        assert not filled.check_integrity()
 
 
 def test_what_a_killed_writer_left_is_cleared(filled):
@@ -166,9 +166,9 @@ def test_harm_to_the_truth_is_named_and_nothing_is_answered_from_it(filled):
     path.write_bytes(content.replace(needle.tobytes(), needle[::-1].tobytes()))
     path.chmod(0o644)
     reader = LocalGallery(filled.path)
-    found = "\n".join(reader.defects())
-    assert "other embeddings than were enrolled" in found
-    assert "others may read it" in found
-    with pytest.raises(UserError, match="other embeddings than were enrolled"):
+    found = "\n".join(reader.check_integrity())
+    assert "differ from those enrolled" in found
+    assert "is readable by other users" in found
+    with pytest.raises(UserError, match="differ from those enrolled"):
         reader.search(SAMPLES.embedding_ND[20:21], 1)
     reader.close()

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from facelt.errors import UserError
-from facelt.gallery.backend import Count
+from facelt.gallery.backend import GalleryCounts
 from facelt.gallery.local import LocalGallery
-from facelt.gallery.model_spec import Contract
+from facelt.gallery.model_spec import ModelSpec
 from facelt.gallery.samples import Samples
 from tests.gallery.conformance import Conformance
 from tests.gallery.conftest import DIMENSION, some_samples
@@ -35,10 +35,10 @@ class TestLocalGallery(Conformance):
         return gallery
 
 
-def test_only_the_owner_reads_the_files(tmp_path, contract):
+def test_only_the_owner_reads_the_files(tmp_path, model_spec):
     before = os.umask(0)
     try:
-        made = LocalGallery.create(tmp_path / "new" / "gallery", contract)
+        made = LocalGallery.create(tmp_path / "new" / "gallery", model_spec)
         made.upsert(some_samples(5, 2))
         made.snapshot(tmp_path / "copy")
         files = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "bound.json"]
@@ -62,14 +62,14 @@ def test_the_second_writer_is_told_who_the_first_is_and_readers_read(gallery):
 
 def test_a_reader_sees_what_the_writer_commits(gallery):
     samples = some_samples(40, 8)
-    gallery.upsert(samples.part(slice(0, 10)))
+    gallery.upsert(samples.select(slice(0, 10)))
     reader = LocalGallery(gallery.path)
     assert reader.search(samples.embedding_ND[:1], 1).compared == 10
-    gallery.upsert(samples.part(slice(10, 40)))
+    gallery.upsert(samples.select(slice(10, 40)))
     assert reader.search(samples.embedding_ND[25:26], 1).candidates[0][0].key == "k25"
     gallery.remove(keys=["k25"])
     assert reader.search(samples.embedding_ND[25:26], 1).candidates[0][0].key != "k25"
-    assert reader.count() == Count(8, 39)
+    assert reader.count() == GalleryCounts(8, 39)
     for forbidden in (
         lambda: reader.upsert(samples),
         lambda: reader.remove(keys=["k1"]),
@@ -77,7 +77,7 @@ def test_a_reader_sees_what_the_writer_commits(gallery):
         lambda: reader.snapshot(gallery.path.with_name("copy")),
         reader.rebuild,
     ):
-        with pytest.raises(UserError, match="reading only"):
+        with pytest.raises(UserError, match="read-only"):
             forbidden()
     reader.close()
 
@@ -85,10 +85,10 @@ def test_a_reader_sees_what_the_writer_commits(gallery):
 def test_a_reader_searches_what_the_index_has_not_got_yet(gallery, monkeypatch):
     """A writer that is between its commit and its index, and keeps the lock."""
     samples = some_samples(30, 5)
-    gallery.upsert(samples.part(slice(0, 20)))
+    gallery.upsert(samples.select(slice(0, 20)))
     with monkeypatch.context() as patch:
-        patch.setattr(gallery._index, "follow", lambda *args, **options: None)
-        gallery.upsert(samples.part(slice(20, 30)))
+        patch.setattr(gallery._index, "sync", lambda *args, **options: None)
+        gallery.upsert(samples.select(slice(20, 30)))
     reader = LocalGallery(gallery.path)
     found = reader.search(samples.embedding_ND, 2)
     assert [row[0].key for row in found.candidates] == samples.keys
@@ -100,9 +100,9 @@ def test_a_reader_waits_for_a_writer_that_removes_and_then_says_so(gallery, monk
     samples = some_samples(10, 5)
     gallery.upsert(samples)
     with monkeypatch.context() as patch:
-        patch.setattr(gallery._index, "follow", lambda *args, **options: None)
+        patch.setattr(gallery._index, "sync", lambda *args, **options: None)
         gallery.remove(keys=["k3"])
-    monkeypatch.setattr("facelt.gallery.local.PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("facelt.gallery.local.WRITER_TIMEOUT_SECONDS", 0.1)
     reader = LocalGallery(gallery.path)
     with pytest.raises(UserError, match="out of date"):
         reader.search(samples.embedding_ND, 1)
@@ -111,7 +111,7 @@ def test_a_reader_waits_for_a_writer_that_removes_and_then_says_so(gallery, monk
 
 @pytest.mark.parametrize("kind", ["meta", "meta_unit"])
 def test_each_kind_is_compared_in_its_own_way(tmp_path, kind):
-    made = LocalGallery.create(tmp_path / "g", Contract("m", "0" * 64, kind, 2))
+    made = LocalGallery.create(tmp_path / "g", ModelSpec("m", "0" * 64, kind, 2))
     made.upsert(Samples(["long", "near"], ["long", "near"], np.array([[0.6, 0.6], [0.1, 0.0]])))
     (row,) = made.search(np.array([[0.5, 0.1]]), 2).candidates
     # Inner products 0.36 and 0.05, cosines 0.83 and 0.98.
@@ -134,18 +134,18 @@ def test_people_whose_samples_cancel_have_no_template(gallery):
     assert [one.person for one in row] == ["one"]
 
 
-def test_folders_that_are_no_gallery(tmp_path, contract):
-    with pytest.raises(UserError, match="there is no gallery here"):
+def test_folders_that_are_no_gallery(tmp_path, model_spec):
+    with pytest.raises(UserError, match="no gallery here"):
         LocalGallery(tmp_path / "absent")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "photo.jpg").touch()
     with pytest.raises(UserError, match="is not empty"):
-        LocalGallery.create(tmp_path / "other", contract)
+        LocalGallery.create(tmp_path / "other", model_spec)
     (tmp_path / "other" / "gallery.sqlite").write_bytes(b"not a database at all" * 100)
     with pytest.raises(UserError, match=r"gallery\.sqlite: file is not a database"):
         LocalGallery(tmp_path / "other")
 
 
 def test_a_snapshot_within_the_gallery_is_refused(gallery):
-    with pytest.raises(UserError, match="lies within the gallery"):
+    with pytest.raises(UserError, match="is inside the gallery"):
         gallery.snapshot(gallery.path / "index" / "copy")

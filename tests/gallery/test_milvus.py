@@ -42,8 +42,8 @@ def where(uri):
 
 
 @pytest.fixture
-def backend(where, contract):
-    made = MilvusGallery.create(where, contract)
+def backend(where, model_spec):
+    made = MilvusGallery.create(where, model_spec)
     yield made
     made.close()
 
@@ -52,16 +52,16 @@ class TestMilvusGallery(Conformance):
     """On a server."""
 
 
-def test_it_is_opened_by_its_name(where, contract):
-    with Gallery.create(f"milvus:{where}", contract) as made:
+def test_it_is_opened_by_its_name(where, model_spec):
+    with Gallery.create(f"milvus:{where}", model_spec) as made:
         made.enroll(some_samples(5, 2))
     with Gallery.open(f"milvus:{where}", write=True) as opened:
-        assert opened.contract == contract
+        assert opened.model_spec == model_spec
         assert opened.count() == (2, 5)
         found = opened.identify(some_samples(5, 2).embedding_ND, threshold=0.9)
-        assert [answer.candidates[0].key for answer in found.answers] == [f"k{i}" for i in range(5)]
+        assert [answer.candidates[0].key for answer in found.probes] == [f"k{i}" for i in range(5)]
     with pytest.raises(UserError, match="exists already"):
-        Gallery.create(f"milvus:{where}", contract)
+        Gallery.create(f"milvus:{where}", model_spec)
 
 
 def test_another_process_goes_on_with_it(tmp_path):
@@ -84,7 +84,7 @@ def test_another_process_goes_on_with_it(tmp_path):
         assert not done.stderr
 
 
-def test_a_server_that_is_not_there_is_one_line(contract, capfd):
+def test_a_server_that_is_not_there_is_one_line(model_spec, capfd):
     with pytest.raises(UserError, match=r"milvus:http://127\.0\.0\.1:1: .* server unavailable"):
         Gallery.open("milvus:http://127.0.0.1:1")
     assert "Traceback" not in capfd.readouterr().err
@@ -102,7 +102,7 @@ def test_people_below_the_floor_need_not_be_looked_for(backend):
             assert len(some) >= max(1, sum(one.score >= floor for one in everybody))
 
 
-def test_names_that_are_none(uri, contract):
+def test_names_that_are_none(uri, model_spec):
     with pytest.raises(UserError, match="there is no gallery 'facelt_test_absent' here"):
         MilvusGallery(f"{uri}#facelt_test_absent")
     with pytest.raises(UserError, match="cannot be the name of a collection"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from facelt.gallery.gallery import Gallery
-from facelt.gallery.model_spec import Contract
+from facelt.gallery.model_spec import ModelSpec
 from facelt.gallery.samples import Samples
 
 # Some distractors are planted images of the very people: at a low rate the threshold would be theirs.
@@ -36,8 +36,8 @@ def test_who_is_known_is_who_a_plain_search_knows(faces, templates, tmp_path):
     distractor_GD = arrays["megaface"]
     people = [*identity_N[first_N], *(f"distractor {row}" for row in range(len(distractor_GD)))]
     row_GD = np.concatenate([arrays["facescrub"][first_N], distractor_GD])
-    contract = Contract("mobilefacenet", "0" * 64, "direct", row_GD.shape[1])
-    with Gallery.create(tmp_path / "gallery", contract) as gallery:
+    model_spec = ModelSpec("mobilefacenet", "0" * 64, "direct", row_GD.shape[1])
+    with Gallery.create(tmp_path / "gallery", model_spec) as gallery:
         gallery.enroll(Samples([f"s{row}" for row in range(len(row_GD))], people, row_GD))
         nonmated = arrays["facescrub"][~is_enrolled_N], identity_N[~is_enrolled_N].tolist()
         made = gallery.calibrate(*nonmated, RATE, templates=templates)
@@ -57,7 +57,7 @@ def test_who_is_known_is_who_a_plain_search_knows(faces, templates, tmp_path):
         str(owners[best]) if score >= made.threshold else None
         for best, score in zip(score_PG.argmax(axis=1), score_PG.max(axis=1), strict=True)
     ]
-    answers = [answer.candidates[0].person if answer.is_known else None for answer in found.answers]
+    answers = [answer.candidates[0].person if answer.is_known else None for answer in found.probes]
     assert answers == expected
     right = np.mean([name == who for name, who in zip(answers, identity_N[mated_N], strict=True)])
     assert right > 0.3

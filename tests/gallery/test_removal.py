@@ -26,7 +26,7 @@ def named(gallery):
     notes = [{"note": f"note-{random.integers(2**62):020d}"} for _ in range(400)]
     samples = Samples(keys, people, row_ND, notes)
     for start in range(0, 400, 50):
-        gallery.upsert(samples.part(slice(start, start + 50)))
+        gallery.upsert(samples.select(slice(start, start + 50)))
     return samples
 
 
@@ -56,7 +56,7 @@ def test_no_byte_is_left_in_any_file(gallery, named, tmp_path):
 def test_a_removal_that_was_cut_short_is_ended_by_the_next_writer(gallery, named, tmp_path, monkeypatch):
     gallery.snapshot(tmp_path / "copy")
     monkeypatch.setattr(gallery, "_finish_removal", list)
-    monkeypatch.setattr(gallery._index, "follow", lambda *args: None)
+    monkeypatch.setattr(gallery._index, "sync", lambda *args: None)
     gallery.remove(keys=named.keys[:3])
     gallery.close()
     holding = bytes_in(tmp_path)
@@ -132,7 +132,7 @@ def test_no_byte_is_left_after_many_small_changes(gallery, tmp_path):
 def test_a_disk_that_is_too_full_to_wipe_is_told_and_the_gallery_goes_on(gallery, tmp_path, monkeypatch):
     samples = some_samples(6, 3)
     gallery.upsert(samples)
-    run = Database.run
+    run = Database.execute
 
     def full(self, statement, values=()):
         if statement == "VACUUM":
@@ -140,44 +140,44 @@ def test_a_disk_that_is_too_full_to_wipe_is_told_and_the_gallery_goes_on(gallery
         return run(self, statement, values)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Database, "run", full)
+        patch.setattr(Database, "execute", full)
         (told,) = gallery.remove(people=["person 1"]).unfinished
-        assert "disk is full; bytes of removed samples may be left" in told
+        assert "disk is full; bytes of removed samples may remain" in told
         gallery.close()
         again = LocalGallery(gallery.path, write=True)
         again.upsert(some_samples(2, 1, seed=5, prefix="new"))
         assert again.search(samples.embedding_ND[1:2], 1).candidates[0][0].key != "k1"
-        assert any("bytes of removed samples may be left" in text for text in again.defects())
+        assert any("bytes of removed samples may remain" in text for text in again.check_integrity())
         again.close()
     LocalGallery(gallery.path, write=True).close()
     assert not bytes_in(tmp_path)(stored(samples.embedding_ND[1]))
 
 
-def test_snapshots_that_cannot_be_reached_are_named(gallery, contract, tmp_path):
+def test_snapshots_that_cannot_be_reached_are_named(gallery, model_spec, tmp_path):
     gallery.upsert(some_samples(6, 3))
     for name in ("gone", "other"):
         gallery.snapshot(tmp_path / name)
     for name in ("gone", "other"):
         (tmp_path / name).rename(tmp_path / f"{name}-moved")
-    LocalGallery.create(tmp_path / "other", contract).close()
+    LocalGallery.create(tmp_path / "other", model_spec).close()
     removed = gallery.remove(people=["person 1"])
     assert removed.samples == 2
     assert len(removed.unfinished) == 2
-    assert "gone: there is no gallery here" in removed.unfinished[0]
-    assert "other: is another gallery now" in removed.unfinished[1]
+    assert "gone: no gallery here" in removed.unfinished[0]
+    assert "other: is a different gallery now" in removed.unfinished[1]
 
 
 def test_a_reader_in_the_middle_delays_the_wiping_which_is_said(gallery, tmp_path, monkeypatch):
     samples = some_samples(6, 3)
     gallery.upsert(samples)
     reader = LocalGallery(gallery.path)
-    gallery._truth._database.run("PRAGMA busy_timeout = 50")
-    with reader._truth.reading():
+    gallery._store._database.execute("PRAGMA busy_timeout = 50")
+    with reader._store.read_transaction():
         reader.count()
         removed = gallery.remove(people=["person 1"])
-        assert "keeps the log" in removed.unfinished[0]
+        assert "prevents the log" in removed.unfinished[0]
     reader.close()
-    assert gallery._truth.state().unscrubbed
+    assert gallery._store.state().unscrubbed
     gallery.close()
     LocalGallery(gallery.path, write=True).close()
     assert not bytes_in(tmp_path)(stored(samples.embedding_ND[1]))
@@ -185,6 +185,6 @@ def test_a_reader_in_the_middle_delays_the_wiping_which_is_said(gallery, tmp_pat
 
 def test_the_database_refuses_samples_of_nobody(gallery):
     gallery.upsert(some_samples(2, 1))
-    with pytest.raises(UserError, match="FOREIGN KEY"), gallery._truth.changing():
-        gallery._truth._database.run("DELETE FROM people")
+    with pytest.raises(UserError, match="FOREIGN KEY"), gallery._store.write_transaction():
+        gallery._store._database.execute("DELETE FROM people")
     assert gallery.count().samples == 2
