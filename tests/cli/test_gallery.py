@@ -57,7 +57,7 @@ def test_the_whole_way(facelt, made, tmp_path):
     with pytest.raises(UserError, match="no threshold"):
         facelt("identify", made, *searches)
     told = facelt("calibrate", made, "--nonmated", *searches, "--fpir", "0.05")
-    assert "for FPIR 0.05 among 40 samples; seen 0.0500" in told
+    assert "for an FPIR of 0.05 among 40 samples; measured FPIR 0.0500" in told
     answers = tmp_path / "answers.json"
     assert "10 of 200 probes known" in facelt("identify", made, *searches, "--out", answers)
     rows = json.loads(answers.read_text())
@@ -67,7 +67,7 @@ def test_the_whole_way(facelt, made, tmp_path):
     assert "direct of 16 by 'foreign'" in info
     assert "people: 10\nsamples: 40" in info
     assert "person 9: 4" in info
-    assert "sound" in facelt("verify", made)
+    assert "no defects" in facelt("verify", made)
     facelt("rebuild", made)
     facelt("snapshot", made, tmp_path / "copy")
     assert "samples removed: 4" in facelt("remove", made, "--person", "person 9")
@@ -92,9 +92,9 @@ def test_names_are_no_formulas_and_no_terminal_codes(facelt, made, tmp_path):
 
 def test_another_model_is_refused_with_both_names(facelt, made, tmp_path):
     probes = write_array(tmp_path, "probes", some_samples(2, 1))
-    with pytest.raises(UserError, match="--model says 'other'; this gallery is pinned to direct of 16 by 'foreign'"):
+    with pytest.raises(UserError, match="--model is 'other'; this gallery is pinned to direct of 16 by 'foreign'"):
         facelt("enroll", made, *probes[:-1], "other")
-    with pytest.raises(UserError, match="does not say which model made it"):
+    with pytest.raises(UserError, match="does not name its model"):
         facelt("identify", made, *probes[:-2], "--threshold", "0.5")
 
 
@@ -122,7 +122,7 @@ def test_info_names_snapshots(facelt, made, tmp_path):
 
 
 def test_mistakes(facelt, made, tmp_path):
-    with pytest.raises(UserError, match="give one of --like, --checkpoint and --model"):
+    with pytest.raises(UserError, match="pass exactly one of --like, --checkpoint and --model"):
         facelt("create", tmp_path / "new")
     with pytest.raises(UserError, match="64 hex digits"):
         facelt("create", tmp_path / "new", *MODEL, "--dimension", "4")
@@ -130,7 +130,7 @@ def test_mistakes(facelt, made, tmp_path):
         facelt("create", made, *MODEL, "--weights-sha256", SHA256, "--dimension", "4")
     with pytest.raises(UserError, match="images need --checkpoint"):
         facelt("enroll", made, tmp_path)
-    with pytest.raises(UserError, match="give --person or --sample"):
+    with pytest.raises(UserError, match="pass --person or --sample"):
         facelt("remove", made)
     with pytest.raises(UserError, match="has no reachability"):
         facelt("calibrate", made, "--nonmated", *write_array(tmp_path, "p", some_samples(2, 1)), "--by", "reachability")
@@ -166,7 +166,7 @@ def test_images_are_embedded_on_the_way(facelt, finished_run, tiny_faces, tmp_pa
     with out.open(newline="") as file:
         assert {(row["probe"], row["sample"]) for row in csv.DictReader(file)} >= {("1", "1"), ("42", "42")}
     told = facelt("calibrate", where, "--nonmated", *_strangers(finished_run, tmp_path), "--fpir", "0.5")
-    assert "threshold of similarity" in told
+    assert "similarity threshold" in told
     _foreign(tmp_path)
     with pytest.raises(UserError, match=r"holds meta of 16 by 'foreign/x'.*pinned to meta of 16 by 'resnet10/oltr'"):
         facelt("enroll", where, tmp_path / "foreign")
