@@ -1,18 +1,19 @@
-"""MegaFace's whole evaluation at full size beside `faiss.knn` on the same two searches, and its memory.
+"""Benchmark of MegaFace's evaluation at full size: time and memory, compared with `faiss.knn` on the same searches.
 
 python benchmarks/megaface.py --folder DIR [--distractors 1000000] [--training 887500] [--matrix-distractors 100000]
 
-DIR keeps made-up lists and stores (about 2 GB at full size; unit vectors with identities in them), written once. Prints
-one JSON object a line. Programs run one after another, each a process of its own with OMP_NUM_THREADS as given; memory
-is the most anonymous memory (RssAnon) that was seen, sampled every 20 ms: pages of memory-mapped files do not count.
+DIR holds synthetic lists and stores (about 2 GB at full size; unit vectors with identities), which are written once.
+Prints one JSON object per line. Programs run one after another, each in a separate process with the given OMP_NUM_THREADS;
+memory is the peak anonymous memory (RssAnon), sampled every 20 ms, so that pages of memory-mapped files
+do not count.
 
 - evaluation: `facelt megaface` from the files to the report: search, ranks 1 to 20, all sizes, pseudo-shots, groups.
-- faiss.knn: the two searches alone (20 nearest distractors, 5 nearest training rows, which decides a shot band), over
-  float32 rows of length one that lie in memory before the clock starts.
-- full matrix: the formula P x G as scripts write it down, scores sorted in whole rows, at --matrix-distractors; beside
-  it the search of the evaluation for the same figures.
+- faiss.knn: the two searches alone (20 nearest distractors, 5 nearest training rows, which determine a shot band), over
+  float32 unit vectors that are in memory before the clock starts.
+- full matrix: all P x G scores at once, sorted by row, at --matrix-distractors; then the search of the evaluation for
+  the same rates.
 
-P probes, G distractors, D feature, N rows.
+P probes, G distractors, D feature, N rows, T rows of a table.
 """
 
 import argparse
@@ -32,10 +33,11 @@ CHUNK, TABLE = 1 << 14, 4096
 RANKS, SHOTS = 20, 5
 
 
-class MadeUp:
-    """Unit vectors with identities in them, drawn chunk by chunk: a centre for each identity, images around it.
+class SyntheticVectors:
+    """Random unit vectors around a centre for each identity, drawn chunk by chunk.
 
-    A centre is the sum of four rows of one table, so that strangers are as unevenly similar as networks make them.
+    A centre is the sum of four rows of one table, which makes similarities of different identities as uneven as those
+    of networks.
     """
 
     def __init__(self, seed: int) -> None:
@@ -43,16 +45,16 @@ class MadeUp:
         self.random = np.random.default_rng(seed)
 
     def images(self, identity_N: np.ndarray) -> np.ndarray:
-        """One image of each identity, float32 [N,D], at a cosine of 0.5 to 0.9 from its centre."""
-        bits_N = _scattered(identity_N.astype(np.uint64))
-        centre_ND = sum(self.table_TD[(bits_N >> np.uint64(16 * place)) % np.uint64(TABLE)] for place in range(4))
+        """Returns one image of each identity, float32 [N,D], with a cosine of 0.5 to 0.9 to its centre."""
+        bits_N = _mix_bits(identity_N.astype(np.uint64))
+        centre_ND = sum(self.table_TD[(bits_N >> np.uint64(16 * word)) % np.uint64(TABLE)] for word in range(4))
         noise_ND = self.random.standard_normal(centre_ND.shape, dtype=np.float32)
         spread_N1 = self.random.uniform(0.4, 1.6, (len(noise_ND), 1)).astype(np.float32)
         return _unit(_unit(centre_ND) + spread_N1 * _unit(noise_ND))
 
 
-def _scattered(number_N: np.ndarray) -> np.ndarray:
-    """64 bits for each number that look random (the finaliser of SplitMix64: Steele, Lea, Flood, OOPSLA 2014)."""
+def _mix_bits(number_N: np.ndarray) -> np.ndarray:
+    """Returns 64 pseudo-random bits for each number: SplitMix64's finaliser (Steele, Lea, Flood, OOPSLA 2014)."""
     number_N = (number_N + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     number_N = (number_N ^ (number_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     number_N = (number_N ^ (number_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -64,29 +66,29 @@ def _unit(rows_ND: np.ndarray) -> np.ndarray:
 
 
 def write_suite(folder: Path, distractors: int, training: int) -> None:
-    """The lists and stores below `folder`, once."""
+    """Writes the lists and stores below `folder`, unless they are complete."""
     if (folder / "complete").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     identity_P = random.integers(0, PROBE_IDENTITIES, PROBES + NOISY_PROBES)
     probes = [f"Person_{identity:02}/Person_{identity:02}_{n}.jpg" for n, identity in enumerate(identity_P)]
-    _write_store(folder / "probes", probes, identity_P, MadeUp(1))
-    # Training identities are numbered from 40: half of the probes' identities are known, by one to many images.
+    _write_store(folder / "probes", probes, identity_P, SyntheticVectors(1))
+    # Training identities are numbered from 40: half of the probe identities occur in training, with one to many images.
     share_C = random.permutation(1 / (1 + np.arange(TRAINING_IDENTITIES)) ** 0.7)
     identity_N = 40 + random.choice(TRAINING_IDENTITIES, training, p=share_C / share_C.sum())
-    _write_store(folder / "train", [f"{n:07}.jpg" for n in range(training)], identity_N, MadeUp(2))
+    _write_store(folder / "train", [f"{n:07}.jpg" for n in range(training)], identity_N, SyntheticVectors(2))
     paths = [f"{n % 1000:03}/{n % 690_000:08}@N0{n % 8}/{n:010}_{n % 3}.jpg" for n in range(distractors)]
     identity_G = 1_000_000 + np.arange(distractors) % 690_000
-    _write_store(folder / "distractors", paths, identity_G, MadeUp(3))
+    _write_store(folder / "distractors", paths, identity_G, SyntheticVectors(3))
     _write_lists(folder, probes, [paths[row] for row in random.permutation(distractors)])
     (folder / "complete").touch()
 
 
-def _write_store(path: Path, keys: list[str], identity_N: np.ndarray, source: MadeUp) -> None:
+def _write_store(path: Path, keys: list[str], identity_N: np.ndarray, source: SyntheticVectors) -> None:
     from facelt.store.store import StoreWriter
 
-    writer = StoreWriter(path, keys, identity_N.tolist(), {"direct": DIM}, {"model": "made up"})
+    writer = StoreWriter(path, keys, identity_N.tolist(), {"direct": DIM}, {"model": "synthetic"})
     for start in range(writer.rows_done, len(keys), CHUNK):
         writer.write(start, {"direct": source.images(identity_N[start : start + CHUNK])})
     writer.finish()
@@ -108,32 +110,32 @@ def _write_lists(folder: Path, probes: list[str], distractors: list[str]) -> Non
 
 
 def run_evaluation(folder: Path, engine: str) -> dict:
-    """The whole evaluation of the suite in `folder` by one engine."""
+    """Runs the whole evaluation of the suite in `folder` with one engine."""
     from eval_megaface.config import MegafaceConfig
     from eval_megaface.evaluate import evaluate_megaface
 
     suite = {"root": folder, "facescrub_list": "facescrub.json", "megaface_lists": "lists"}
     suite |= {f"{name}_noises": f"{name}_noises.txt" for name in ("facescrub", "megaface")}
     suite |= {name: f"{name}.txt" for name in ("actors", "actresses")}
-    models = {"made_up": {name: folder / name for name in ("probes", "distractors", "train")}}
-    # A fresh folder: nothing of an earlier run is gone on with.
+    models = {"synthetic": {name: folder / name for name in ("probes", "distractors", "train")}}
+    # A new folder, so that no cached result of an earlier run is used.
     out = tempfile.mkdtemp(prefix="report-", dir=folder)
     config = {"out": out, "suite": suite, "models": models, "search": {"engine": engine}}
     started = time.perf_counter()
-    report = evaluate_megaface(MegafaceConfig.model_validate(config)).json_values()
+    report = evaluate_megaface(MegafaceConfig.model_validate(config))
     seconds = time.perf_counter() - started
-    figures = {figure["name"]: figure for figure in report["rows"][0]["figures"]}
-    counts = {name: figures[name]["probes"] for name in ("many", "few", "one", "zero")}
+    figures = {figure.name: figure for figure in report.rows[0].figures}
+    counts = {name: figures[name].probes for name in ("many", "few", "one", "zero")}
     return {
         "seconds": seconds,
-        "rank1": figures["full"]["rate"],
+        "rank1": figures["full"].rate,
         "probes": counts,
-        "curve": report["curves"][0]["rate"],
+        "curve": report.curves[0].rate,
     }
 
 
 def run_knn(folder: Path) -> dict:
-    """`faiss.knn` for the same two searches."""
+    """Runs `faiss.knn` for the same two searches."""
     import faiss
 
     probe_PD = _rows(folder / "probes", PROBES)
@@ -148,7 +150,7 @@ def run_knn(folder: Path) -> dict:
 
 
 def run_matrix(folder: Path, distractors: int) -> dict:
-    """Every probe against every distractor as one matrix, float32, each pair ranked by a count over its row."""
+    """Scores all probes against all distractors as one float32 matrix, and ranks each pair by a count over its row."""
     probe_PD, row_GD = _rows(folder / "probes", PROBES), _rows(folder / "distractors", distractors)
     person_P = np.array([key.partition("/")[0] for key in _keys(folder / "probes")[:PROBES]])
     started = time.perf_counter()
@@ -163,7 +165,7 @@ def run_matrix(folder: Path, distractors: int) -> dict:
 
 
 def run_search(folder: Path, distractors: int) -> dict:
-    """What `full matrix` computes, by facelt's search."""
+    """Computes the rates of `run_matrix` with facelt's search."""
     from facelt.identification.rank import hit_ranks, mate_pairs, probe_hits
     from facelt.search.search import open_search
 
@@ -179,7 +181,7 @@ def run_search(folder: Path, distractors: int) -> dict:
 
 
 def _rows(store: Path, rows: int | None = None) -> np.ndarray:
-    """Rows of a store as float32 of length one, in memory."""
+    """Returns rows of a store as float32 unit vectors, in memory."""
     row_ND = np.load(store / "direct.npy", mmap_mode="r")[:rows].astype(np.float32)
     row_ND /= np.linalg.norm(row_ND, axis=1, keepdims=True)
     return row_ND
@@ -191,8 +193,8 @@ def _keys(store: Path) -> list[str]:
     return EmbeddingStore.open(store).keys
 
 
-def measured(program: str, arguments: argparse.Namespace) -> dict:
-    """What one program says of itself, run in a process of its own, and the most anonymous memory it had."""
+def run_program(program: str, arguments: argparse.Namespace) -> dict:
+    """Runs one program in a separate process; returns its result and its peak anonymous memory."""
     command = [sys.executable, __file__, "--program", program, "--folder", str(arguments.folder)]
     command += ["--matrix-distractors", str(arguments.matrix_distractors)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -202,8 +204,8 @@ def measured(program: str, arguments: argparse.Namespace) -> dict:
             time.sleep(0.02)
         if process.returncode:
             raise SystemExit(f"{program} stopped with exit code {process.returncode}")
-        said = json.loads(process.stdout.read())
-    return {"program": program, **said, "peak_anonymous_mb": peak_kb / 1024}
+        result = json.loads(process.stdout.read())
+    return {"program": program, **result, "peak_anonymous_mb": peak_kb / 1024}
 
 
 def _anonymous_kb(pid: int) -> int:
@@ -231,7 +233,7 @@ def main() -> None:
     best: dict[str, float] = {}
     for _ in range(arguments.rounds):
         for program in PROGRAMS:
-            result = measured(program, arguments)
+            result = run_program(program, arguments)
             print(json.dumps(result), flush=True)
             best[program] = min(best.get(program, float("inf")), result["seconds"])
     knn = best["faiss.knn"]
@@ -243,7 +245,7 @@ PROGRAMS = {
     "faiss.knn": lambda arguments: run_knn(arguments.folder),
     "evaluation, torch": lambda arguments: run_evaluation(arguments.folder, "torch"),
     "full matrix": lambda arguments: run_matrix(arguments.folder, arguments.matrix_distractors),
-    "the same by facelt's search": lambda arguments: run_search(arguments.folder, arguments.matrix_distractors),
+    "the same with facelt's search": lambda arguments: run_search(arguments.folder, arguments.matrix_distractors),
 }
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ class NoiseConfig(StrictModel):
     seed: int = Field(0, ge=0, lt=2**63)
 
 
-class PseudoShotsConfig(StrictModel):
+class MegafaceShotsConfig(StrictModel):
     """Pseudo-shots: the number of training embeddings more similar to a probe than `threshold`.
 
     `reference` is the model whose `direct` similarities count for all models, by its name or its `train` store; by
@@ -112,7 +112,7 @@ class MegafaceConfig(StrictModel):
     kinds: Literal["all"] | tuple[EmbeddingKind, ...] = "all"
     ranks: Annotated[tuple[Annotated[int, Field(ge=1, le=MAX_RANK)], ...], Field(min_length=1)] = (1,)
     noise: NoiseConfig = NoiseConfig()
-    shots: PseudoShotsConfig = PseudoShotsConfig()
+    shots: MegafaceShotsConfig = MegafaceShotsConfig()
     interval: IntervalConfig = IntervalConfig()
     search: SearchConfig = SearchConfig()
     verification: bool = False

@@ -18,7 +18,7 @@ from eval_megaface.protocol import (
     assign_shot_bands,
     cmc_curve,
     find_hits,
-    rate_rows,
+    report_rows,
     size_curve,
 )
 from eval_megaface.sources import (
@@ -71,7 +71,7 @@ def evaluate_megaface(config: MegafaceConfig, progress: ProgressFn = no_progress
     for variant in variants:
         hits = find_hits(context, variant, progress)
         groups = _probe_groups(suite, bands.get(variant.model, {}))
-        rows += [variant.labels | row for row in rate_rows(suite, groups, hits, config.ranks, config.interval)]
+        rows += [variant.labels | row for row in report_rows(suite, groups, hits, config.ranks, config.interval)]
         curves.append(variant.labels | size_curve(suite, hits, config.interval))
         cmc.append(variant.labels | cmc_curve(suite, hits))
         if search.is_first:

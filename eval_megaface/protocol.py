@@ -174,7 +174,7 @@ def name_bad_rows(
         raise UserError(f"{source.path}: {kind} of {images[error.row]!r} {error.reason}") from error
 
 
-def rate_rows(
+def report_rows(
     suite: Suite, groups: Sequence[ProbeGroup], hits: Hits, ranks: Sequence[int], interval: IntervalConfig
 ) -> list[dict[str, Any]]:
     """Returns the report's rows: the rates of all groups among the most distractors, at each of `ranks`."""

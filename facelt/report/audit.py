@@ -237,8 +237,8 @@ def _det_plot(grouping: AuditGrouping) -> Plot | None:
     drawn = []
     for index, curve in enumerate(curves):
         group = large[tuple(curve.group)]
-        own, fmr = group.own_threshold, group.rates["fmr"]
-        points = [(own.wanted, own.fnmr if own.supported else None)] if own else []
+        threshold, fmr = group.own_threshold, group.rates["fmr"]
+        points = [(threshold.wanted, threshold.fnmr if threshold.supported else None)] if threshold else []
         style = Style(PALETTE[index % len(PALETTE)], index % len(MARKERS))
         supported_from = 30 / fmr.trials if fmr and fmr.trials else None
         drawn.append(TradeoffCurve(group_name(curve.group), curve.fmr, curve.fnmr, points, supported_from, style))

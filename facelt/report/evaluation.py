@@ -54,10 +54,11 @@ def print_evaluation(report: EvaluationReport, console: "Console | None" = None)
     if experts := report.experts:
         console.print()
         _print(console, f"{experts.images:,} images by expert, compared with the ensemble", _experts(experts))
-        gained, lost = f"{experts.some_right:,}", f"{experts.none_right:,}"
-        console.print(
-            f"ensemble wrong, some expert right: {gained}; ensemble right, no expert right: {lost}", highlight=False
+        line = (
+            f"ensemble wrong, some expert right: {experts.some_right:,}; "
+            f"ensemble right, no expert right: {experts.none_right:,}"
         )
+        console.print(line, highlight=False)
     if rejection := report.open:
         method = f"{rejection.method}, threshold {rejection.threshold:.6g} ({rejection.threshold_from})"
         console.print()

@@ -85,7 +85,7 @@ def _short_count(number: int) -> str:
 def _threshold_table(rates: ThresholdTable) -> "Table":
     """Returns one row per model, kind and score, one column per false-alarm rate; a star marks uncertain rates."""
     title = f"{rates.title}: {rates.rate} in % at {rates.alarm}"
-    columns = [*map(rate_name, rates.wanted), "seconds"]
+    columns = [*map(rate_name, rates.alarm_rates), "seconds"]
     table = make_table("model\nkind", columns, title=title, label_width=_LABEL_WIDTH)
     table.min_width = len(title) + 2
     for row in rates.rows:

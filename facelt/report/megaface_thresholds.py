@@ -54,21 +54,21 @@ class ThresholdRow:
 
 @dataclass(frozen=True)
 class ThresholdTable:
-    """Values of `rate` at each of the rates `wanted` of `alarm`."""
+    """Values of `rate` at each of the `alarm_rates`."""
 
     title: str
     rate: str
     alarm: str
-    wanted: tuple[float, ...]
+    alarm_rates: tuple[float, ...]
     rows: tuple[ThresholdRow, ...]
 
     @property
     def reasons(self) -> tuple[str, ...]:
         """Distinct reasons for missing values; they depend on the number of trials, which all rows share."""
         missing = (
-            f"{self.alarm} {rate_name(wanted)}: {cell.reason}"
+            f"{self.alarm} {rate_name(alarm_rate)}: {cell.reason}"
             for row in self.rows
-            for wanted, cell in zip(self.wanted, row.cells, strict=True)
+            for alarm_rate, cell in zip(self.alarm_rates, row.cells, strict=True)
             if cell.rate is None
         )
         return tuple(dict.fromkeys(missing))
@@ -125,8 +125,8 @@ def _table(
             style = Style(style.colour, (style.look + 2) % len(MARKERS))
         return ThresholdRow(rates.model, rates.kind, score, tuple(map(cell, rates.points)), rates.seconds, style)
 
-    wanted = tuple(point.wanted for rates in section.rates[:1] for point in rates.points)
-    return ThresholdTable(title, rate, alarm, wanted, tuple(map(row, section.rates)))
+    alarm_rates = tuple(point.wanted for rates in section.rates[:1] for point in rates.points)
+    return ThresholdTable(title, rate, alarm, alarm_rates, tuple(map(row, section.rates)))
 
 
 def threshold_csv_tables(report: MegafaceReport) -> dict[str, Table]:
