@@ -3,9 +3,9 @@
 python benchmarks/megaface.py --folder DIR [--distractors 1000000] [--training 887500] [--matrix-distractors 100000]
 
 DIR holds synthetic lists and stores (about 2 GB at full size; unit vectors with identities), which are written once.
-Prints one JSON object per line. Programs run one after another, each in a separate process with the given OMP_NUM_THREADS;
-memory is the peak anonymous memory (RssAnon), sampled every 20 ms, so that pages of memory-mapped files
-do not count.
+Prints one JSON object per line. Programs run one after another, each in a separate process with the given
+OMP_NUM_THREADS; memory is the peak anonymous memory (RssAnon), sampled every 20 ms: pages of memory-mapped files do not
+count.
 
 - evaluation: `facelt megaface` from the files to the report: search, ranks 1 to 20, all sizes, pseudo-shots, groups.
 - faiss.knn: the two searches alone (20 nearest distractors, 5 nearest training rows, which determine a shot band), over
@@ -26,11 +26,14 @@ from pathlib import Path
 
 import numpy as np
 
+from recordio_tools.deterministic_random import splitmix64
+
 PROBES, PROBE_IDENTITIES, DIM = 3_530, 80, 512
 TRAINING_IDENTITIES = 74_500
 NOISY_PROBES, NOISY_DISTRACTORS = 24, 719
 CHUNK, TABLE = 1 << 14, 4096
 RANKS, SHOTS = 20, 5
+GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)  # increment of SplitMix64
 
 
 class SyntheticVectors:
@@ -46,19 +49,11 @@ class SyntheticVectors:
 
     def images(self, identity_N: np.ndarray) -> np.ndarray:
         """Returns one image of each identity, float32 [N,D], with a cosine of 0.5 to 0.9 to its centre."""
-        bits_N = _mix_bits(identity_N.astype(np.uint64))
+        bits_N = splitmix64(identity_N.astype(np.uint64) * GOLDEN_GAMMA)
         centre_ND = sum(self.table_TD[(bits_N >> np.uint64(16 * word)) % np.uint64(TABLE)] for word in range(4))
         noise_ND = self.random.standard_normal(centre_ND.shape, dtype=np.float32)
         spread_N1 = self.random.uniform(0.4, 1.6, (len(noise_ND), 1)).astype(np.float32)
         return _unit(_unit(centre_ND) + spread_N1 * _unit(noise_ND))
-
-
-def _mix_bits(number_N: np.ndarray) -> np.ndarray:
-    """Returns 64 pseudo-random bits for each number: SplitMix64's finaliser (Steele, Lea, Flood, OOPSLA 2014)."""
-    number_N = (number_N + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    number_N = (number_N ^ (number_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    number_N = (number_N ^ (number_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return number_N ^ (number_N >> np.uint64(31))
 
 
 def _unit(rows_ND: np.ndarray) -> np.ndarray:
