@@ -1,10 +1,9 @@
-"""Images a second of the loading path, by the number of workers, beside what the machine's cores can decode; and of
-images that stay in memory once decoded.
+"""Loader throughput: images per second by the number of workers, of decoding alone, and of cached images.
 
 python benchmarks/loader.py FILE.rec [--side PIXELS] [--images 8192] [--batch 128] [--rounds 5]
 
-`--side` packs the first 512 images anew at that size, as JPEG, and reads those. Prints one JSON object a line. Every
-figure is the best of rounds in which all programs take turns; a ratio is of two such figures.
+`--side` repacks the first 512 images at that size, as JPEG, and reads those. Prints one JSON object per line: the best
+of several rounds, in which all programs take turns, and ratios of these.
 """
 
 import argparse
@@ -34,47 +33,46 @@ REPACKED = 512
 
 
 def open_dataset(path: Path) -> RecordDataset:
-    """The file's images, all of the first one's size."""
+    """Opens a record whose images all have the size of the first one."""
     dataset = RecordDataset(path, transform=ExpectSize((1, 1)))
     dataset.transform = ExpectSize(decode_image(dataset.read_encoded(0)).shape[:2])
     return dataset
 
 
 def repack(dataset: RecordDataset, side: int, path: Path) -> Path:
-    """Some images at side x side pixels, as JPEG of quality 95."""
+    """Writes the first images at side x side pixels, as JPEG of quality 95."""
     with FaceRecordWriter(path, image_size=(side, side)) as writer:
         for index in range(min(REPACKED, len(dataset))):
-            image_HW3 = cv2.resize(
-                decode_image(dataset.read_encoded(index)), (side, side), interpolation=cv2.INTER_CUBIC
-            )
+            image_HW3 = decode_image(dataset.read_encoded(index))
+            image_HW3 = cv2.resize(image_HW3, (side, side), interpolation=cv2.INTER_CUBIC)
             payload = cv2.imencode(".jpg", image_HW3[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, 95))[1]
             writer.write(0, payload.tobytes())
     return path
 
 
 def decode_all(dataset: RecordDataset, images: int) -> None:
-    """Decoding alone, without batches and without another process."""
+    """Decodes images without batches or other processes."""
     prepare_opencv()
     for index in range(images):
         decode_image(dataset.read_encoded(index % len(dataset)))
 
 
 def read(loader: Loader | CachedLoader, epochs: int) -> int:
-    """Reads whole epochs; returns how many images."""
+    """Reads whole epochs; returns the number of images."""
     return sum(len(batch) for epoch in range(epochs) for batch in loader.batches(epoch))
 
 
 @contextmanager
 def programs(dataset: RecordDataset, images: int, batch: int) -> Iterator[dict[str, Callable[[], int]]]:
-    """What takes turns, by name; each returns how many images it has read."""
+    """Yields the programs to measure by name; each returns the number of images it has read."""
     batch = min(batch, len(dataset))
     epochs = max(1, images // len(dataset))
     members = np.arange(min(images, len(dataset)))
     sampler = InstanceSampler(dataset.labels, batch, seed=0, members=members)
     loaders = {f"{workers} workers": Loader(dataset, sampler, workers=workers) for workers in WORKERS}
-    everything = Loader(dataset, SequentialSampler(len(dataset), batch, members), workers=0)
-    resident = DeviceImageCache(dataset, members, torch.device("cpu"), lambda: everything.batches(0))
-    loaders["resident"] = CachedLoader(resident, sampler)
+    sequential = Loader(dataset, SequentialSampler(len(dataset), batch, members), workers=0)
+    cache = DeviceImageCache(dataset, members, torch.device("cpu"), lambda: sequential.batches(0))
+    loaders["cached"] = CachedLoader(cache, sampler)
     with get_context("fork").Pool(2) as pool:
 
         def decode(processes: int) -> int:
@@ -89,13 +87,13 @@ def programs(dataset: RecordDataset, images: int, batch: int) -> Iterator[dict[s
         loader.close()
 
 
-def take_turns(entrants: dict[str, Callable[[], int]], rounds: int) -> dict[str, float]:
-    """Images a second of each, the best round."""
-    best = dict.fromkeys(entrants, 0.0)
-    for program in entrants.values():
+def measure(programs_by_name: dict[str, Callable[[], int]], rounds: int) -> dict[str, float]:
+    """Returns the images per second of each program in its best round, after one to warm up."""
+    best = dict.fromkeys(programs_by_name, 0.0)
+    for program in programs_by_name.values():
         program()
     for _ in range(rounds):
-        for name, program in entrants.items():
+        for name, program in programs_by_name.items():
             started = time.perf_counter()
             images = program()
             best[name] = max(best[name], images / (time.perf_counter() - started))
@@ -114,16 +112,17 @@ def main() -> None:
         dataset = open_dataset(arguments.record)
         if arguments.side:
             dataset = open_dataset(repack(dataset, arguments.side, Path(folder) / "train.rec"))
-        with programs(dataset, arguments.images, arguments.batch) as entrants:
-            speed = take_turns(entrants, arguments.rounds)
-    for name, figure in speed.items():
-        print(json.dumps({"images": "{} x {}".format(*dataset.image_size), "program": name, "images_per_s": figure}))
-    for one, other in (
+        with programs(dataset, arguments.images, arguments.batch) as programs_by_name:
+            speeds = measure(programs_by_name, arguments.rounds)
+    for name, speed in speeds.items():
+        print(json.dumps({"images": "{} x {}".format(*dataset.image_size), "program": name, "images_per_s": speed}))
+    for numerator, denominator in (
         ("decoding alone, 2 processes", "decoding alone, 1 processes"),
         ("2 workers", "1 workers"),
-        ("resident", "2 workers"),
+        ("cached", "2 workers"),
     ):
-        print(json.dumps({"ratio": f"{one} / {other}", "value": speed[one] / speed[other]}))
+        ratio = speeds[numerator] / speeds[denominator]
+        print(json.dumps({"ratio": f"{numerator} / {denominator}", "value": ratio}))
 
 
 if __name__ == "__main__":

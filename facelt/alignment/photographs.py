@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from facelt.data.decode import UndecodableImage, check_header, decode_image
+from facelt.data.decode import BadImageError, check_header, decode_image
 from facelt.errors import UserError
 from recordio_tools.lists import has_labels, read_labelled_list, read_path_list
 
@@ -80,23 +80,23 @@ def find_photographs(source: Path, *, root: Path | None = None, people: str = "f
 def read_photograph(place: Path, max_pixels: int) -> np.ndarray:
     """uint8 RGB [H,W,3], upright as its EXIF orientation says.
 
-    Raises UndecodableImage with the reason: no regular file, unreadable, no image, one of another format, damaged, cut
+    Raises BadImageError with the reason: no regular file, unreadable, no image, one of another format, damaged, cut
     short, animated, or more than `max_pixels` by its header, before anything of that size is allocated.
     """
     try:
         status = place.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise UndecodableImage("is no regular file")
+            raise BadImageError("is no regular file")
         if status.st_size > LARGEST_PER_PIXEL * max_pixels + (1 << 20):
-            raise UndecodableImage(f"{status.st_size} bytes, more than any image of {max_pixels} pixels has")
+            raise BadImageError(f"{status.st_size} bytes, more than any image of {max_pixels} pixels has")
         payload = place.read_bytes()
     except OSError as error:
-        raise UndecodableImage(f"cannot be read ({error.strerror})") from error
+        raise BadImageError(f"cannot be read ({error.strerror})") from error
     if name := unsupported_format(payload):
-        raise UndecodableImage(f"is {name}, which is not read; convert it to PNG or JPEG")
+        raise BadImageError(f"is {name}, which is not read; convert it to PNG or JPEG")
     check_header(payload, max_pixels)
     if is_animated(payload):
-        raise UndecodableImage("an animated image; a photograph has one frame")
+        raise BadImageError("an animated image; a photograph has one frame")
     return decode_image(payload, max_pixels)
 
 

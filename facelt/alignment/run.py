@@ -28,7 +28,7 @@ import numpy as np
 from facelt.alignment.align import SIZE, AlignedFace, Detector, align_faces
 from facelt.alignment.detectors import open_detector
 from facelt.alignment.photographs import Photograph, read_photograph, refuse_nameless
-from facelt.data.decode import UndecodableImage, prepare_opencv
+from facelt.data.decode import BadImageError, prepare_opencv
 from facelt.errors import UserError
 from facelt.utils.tables import csv_lines
 from recordio_tools.atomic_io import atomic_folder
@@ -92,7 +92,7 @@ def look(detector: Detector, terms: Terms, photograph: Photograph) -> Found | Fa
     """The faces of one photograph."""
     try:
         faces = align_faces(read_photograph(photograph.place, terms.max_pixels), detector)
-    except UndecodableImage as error:
+    except BadImageError as error:
         return Failure(photograph, "unusable", str(error))
     if not faces:
         return Failure(photograph, "no face", f"no face with a score of {detector.min_score:g} or more")

@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from facelt.data.batch import BadImage, FilledBatch, Sample, SampleRequest, SampleRequests
-from facelt.data.decode import UndecodableImage, decode_image
+from facelt.data.decode import BadImageError, decode_image
 from facelt.data.transforms import ImageTransform
 from recordio_tools.image_header import DEFAULT_MAX_PIXELS
 
@@ -37,7 +37,7 @@ class ImageDataset(Dataset, ABC):
 
     @abstractmethod
     def read_image(self, index: int) -> np.ndarray:
-        """Returns the image before the transform, uint8 [H,W,3] RGB. Raises UndecodableImage."""
+        """Returns the image before the transform, uint8 [H,W,3] RGB. Raises BadImageError."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -46,7 +46,7 @@ class ImageDataset(Dataset, ABC):
         index, seed = request
         try:
             image_HW3 = self.transform(self.read_image(index), seed)
-        except UndecodableImage as error:
+        except BadImageError as error:
             return BadImage(self.image_name(index), str(error))
         return Sample(image_HW3, int(self.labels[index]), index, seed)
 
@@ -82,7 +82,7 @@ class EncodedImageDataset(ImageDataset):
 
     @abstractmethod
     def read_encoded(self, index: int) -> bytes | memoryview:
-        """Returns the encoded image. Raises UndecodableImage if it cannot be read."""
+        """Returns the encoded image. Raises BadImageError if it cannot be read."""
 
     def read_image(self, index: int) -> np.ndarray:
         return decode_image(self.read_encoded(index), self.max_pixels)

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 
 from facelt.config.registry import register_data_kind
 from facelt.data.dataset import EncodedImageDataset
-from facelt.data.decode import UndecodableImage
+from facelt.data.decode import BadImageError
 from facelt.data.kind import Channels, DataKind, Split, TrainingData
 from facelt.data.transforms import CenterCrop, ImageTransform, RandomCropJitter
 from facelt.errors import UserError
@@ -148,11 +148,11 @@ class ImageFileDataset(EncodedImageDataset):
     def read_encoded(self, index: int) -> bytes:
         path = LAYOUTS[self.layout](self.paths[index])
         if path is None:
-            raise UndecodableImage(f"the path does not fit the layout {self.layout} of the other files of the list")
+            raise BadImageError(f"the path does not fit the layout {self.layout} of the other files of the list")
         try:
             return (self.root / path).read_bytes()
         except OSError as error:
-            raise UndecodableImage(f"cannot read {self.root / path}: {error.strerror}") from error
+            raise BadImageError(f"cannot read {self.root / path}: {error.strerror}") from error
 
 
 class ListDataset(ImageFileDataset):

@@ -60,13 +60,13 @@ class TrainingData:
         return digest.hexdigest()
 
 
-SAME_LABELS = "a class is the label of the same number in the data, which has no other names"
-RELABELLED = "a class is the label below at its place, as the manifest renames it; -1 where it has no image"
+SAME_LABELS = "class c is label c of the data"
+RELABELLED = "class c is label labels[c] of the record, relabelled by the manifest; -1 if it has no image"
 
 
 @dataclass(frozen=True)
 class ClassMap:
-    """The label in the data that each class of a model stands for, int64 [C], and what these labels are, in words."""
+    """The label in the data of each class of a model, int64 [C], and a sentence on their meaning."""
 
     label_C: np.ndarray
     meaning: str
@@ -117,7 +117,7 @@ class DataKind(StrictModel, ABC):
         return [names.get(label) or str(label) for label in range(data.num_classes)]
 
     def class_map(self, num_classes: int) -> ClassMap:
-        """Returns the labels that the classes stand for. Raises UserError."""
+        """Returns the label in the data of each class. Raises UserError."""
         return ClassMap(np.arange(num_classes), SAME_LABELS)
 
     def preprocessing(self, *, flip: bool = False, augment: PadCropRotate | None = None) -> Preprocessing:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from facelt.config.registry import register_data_kind
 from facelt.data.dataset import EncodedImageDataset
-from facelt.data.decode import UndecodableImage
+from facelt.data.decode import BadImageError
 from facelt.data.kind import RELABELLED, ClassMap, DataKind, Split, TrainingData
 from facelt.data.samplers import train_validation_split
 from facelt.data.transforms import ExpectSize, ImageTransform
@@ -170,7 +170,7 @@ class RecordDataset(EncodedImageDataset):
         try:
             return self._record.read(int(self.keys[index])).payload
         except RecordIOError as error:
-            raise UndecodableImage(str(error)) from error
+            raise BadImageError(str(error)) from error
 
 
 def _select(path: Path, manifest_path: Path, key_N: np.ndarray, label_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

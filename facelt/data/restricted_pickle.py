@@ -22,7 +22,7 @@ MAX_OPCODES = 1 << 20
 
 
 class _Opcode(NamedTuple):
-    """How an opcode's argument is read, and how it changes the stack.
+    """Argument and stack effect of an opcode.
 
     The argument is a number of `number` bytes; or a length of `length` bytes and that much data; or some `lines`. The
     opcode pops `pops` values (None: all down to the mark), then pushes `pushes` values, which are text if `is_text`.

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from torchvision.transforms import v2
 
 from facelt.data.batch import Batch
-from facelt.data.decode import UndecodableImage
+from facelt.data.decode import BadImageError
 from facelt.errors import UserError
 
 ImageTransform = Callable[[np.ndarray, int], np.ndarray]
@@ -32,7 +32,7 @@ class ExpectSize:
     def __call__(self, image_HW3: np.ndarray, seed: int) -> np.ndarray:
         if image_HW3.shape[:2] != self.image_size:
             actual, expected = ("{} x {}".format(*size) for size in (image_HW3.shape[:2], self.image_size))
-            raise UndecodableImage(f"the image is {actual} pixels (height x width), expected {expected}")
+            raise BadImageError(f"the image is {actual} pixels (height x width), expected {expected}")
         return image_HW3
 
 

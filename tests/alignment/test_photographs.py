@@ -18,7 +18,7 @@ from facelt.alignment.photographs import (
     unsupported_format,
 )
 from facelt.data import decode
-from facelt.data.decode import UndecodableImage
+from facelt.data.decode import BadImageError
 from facelt.errors import UserError
 from tests.alignment.drawing import draw, encode, turned
 
@@ -38,7 +38,7 @@ UPRIGHT = {
 
 def reason(place: Path, payload: bytes, max_pixels: int = 10**6) -> str:
     place.write_bytes(payload)
-    with pytest.raises(UndecodableImage) as error:
+    with pytest.raises(BadImageError) as error:
         read_photograph(place, max_pixels)
     return str(error.value)
 
@@ -123,7 +123,7 @@ def test_a_file_that_is_too_long_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "read_bytes", lambda *_: pytest.fail("it was read"))
     with (tmp_path / "photo").open("wb") as file:
         file.truncate(10**10)
-    with pytest.raises(UndecodableImage, match="10000000000 bytes, more than any image of 1000000 pixels"):
+    with pytest.raises(BadImageError, match="10000000000 bytes, more than any image of 1000000 pixels"):
         read_photograph(tmp_path / "photo", 10**6)
 
 
@@ -137,10 +137,10 @@ def test_a_cut_image_is_refused(tmp_path, kind):
 def test_what_is_no_image_is_refused(tmp_path):
     assert reason(tmp_path / "photo", b"") == "empty, not an image"
     assert reason(tmp_path / "photo", b"<html>").startswith("not a JPEG")
-    with pytest.raises(UndecodableImage, match="No such file"):
+    with pytest.raises(BadImageError, match="No such file"):
         read_photograph(tmp_path / "absent", 10**6)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UndecodableImage, match="is no regular file"):
+    with pytest.raises(BadImageError, match="is no regular file"):
         read_photograph(tmp_path / "pipe", 10**6)
 
 

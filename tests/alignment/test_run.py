@@ -77,7 +77,7 @@ def test_the_tables_say_where_faces_were_and_why_there_are_none(align, photos, t
         row["source"]: (row["identity"], row["kind"], row["reason"]) for row in table(tmp_path / "out/failures.csv")
     }
     assert reasons["Bob/1.png"] == ("Bob", "no face", "no face with a score of 0.5 or more")
-    assert reasons["Cid/1.png"] == ("Cid", "unusable", "damaged or cut short")
+    assert reasons["Cid/1.png"] == ("Cid", "unusable", "damaged or truncated")
     assert len(reasons) == 2
 
 
@@ -211,7 +211,7 @@ def test_the_command_counts_and_names_failures(cli, drawn, photos, tmp_path):
     assert (code, out.splitlines()[1:2]) == (0, ["failures to enrol: 2 (1 no face, 1 unusable)"])
     assert out.endswith(f"written: {tmp_path / 'out'}\n")
     assert error == (
-        "no face: Bob/1.png: no face with a score of 0.5 or more\nunusable: Cid/1.png: damaged or cut short\n"
+        "no face: Bob/1.png: no face with a score of 0.5 or more\nunusable: Cid/1.png: damaged or truncated\n"
     )
     words = ("--out", tmp_path / "small", "--detector", drawn, "--max-pixels", 31_999)
     code, out, error = cli("align", photos, *words)

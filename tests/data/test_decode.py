@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from facelt.data import decode as decode_module
-from facelt.data.decode import UndecodableImage, decode_image
+from facelt.data.decode import BadImageError, decode_image
 from recordio_tools.image_header import image_size
 
 SUFFIXES = (".jpg", ".png", ".webp", ".bmp")
@@ -88,13 +88,13 @@ def giant(suffix: str, encode) -> bytes:
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_giant_never_reaches_the_decoder(monkeypatch, encode, suffix):
     monkeypatch.setattr(decode_module.cv2, "imdecode", lambda *_: pytest.fail("the decoder saw it"))
-    with pytest.raises(UndecodableImage, match=r"^(16384 x 16384|60000 x 60000) pixels"):
+    with pytest.raises(BadImageError, match=r"^(16384 x 16384|60000 x 60000) pixels"):
         decode_image(giant(suffix, encode))
 
 
 def test_the_limit_itself_is_allowed(encode):
     assert decode_image(encode(10, 12), max_pixels=120).shape == (10, 12, 3)
-    with pytest.raises(UndecodableImage, match="10 x 12 pixels, above the limit of 119"):
+    with pytest.raises(BadImageError, match="10 x 12 pixels, above the limit of 119"):
         decode_image(encode(10, 12), max_pixels=119)
 
 
@@ -111,7 +111,7 @@ def test_the_limit_itself_is_allowed(encode):
     ],
 )
 def test_what_is_no_image_is_refused(payload, message):
-    with pytest.raises(UndecodableImage, match=message):
+    with pytest.raises(BadImageError, match=message):
         decode_image(payload)
 
 
@@ -119,7 +119,7 @@ def test_what_is_no_image_is_refused(payload, message):
 @given(suffix=st.sampled_from(SUFFIXES), share=st.floats(0, 0.999))
 def test_a_cut_image_is_refused(encode, suffix, share):
     payload = encode(24, 24, suffix=suffix)
-    with pytest.raises(UndecodableImage):
+    with pytest.raises(BadImageError):
         decode_image(payload[: int(len(payload) * share)])
 
 
@@ -128,7 +128,7 @@ def test_a_cut_image_is_refused(encode, suffix, share):
 def test_damage_gives_an_image_within_the_limit_or_a_reason(encode, suffix, place, value):
     payload = bytearray(encode(24, 24, suffix=suffix))
     payload[int(len(payload) * place)] = value
-    with contextlib.suppress(UndecodableImage):  # no other exception may come out
+    with contextlib.suppress(BadImageError):  # no other exception may come out
         assert decode_image(bytes(payload), max_pixels=10_000).size <= 30_000
 
 

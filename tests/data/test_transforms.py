@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from facelt.data.decode import UndecodableImage
+from facelt.data.decode import BadImageError
 from facelt.data.transforms import CenterCrop, ExpectSize, RandomCropJitter, Resize
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -49,7 +49,7 @@ def test_centre_crop_takes_the_middle():
 
 def test_expected_size_passes_untouched_and_refuses_others():
     assert ExpectSize((40, 60))(IMAGE, 0) is IMAGE
-    with pytest.raises(UndecodableImage, match=r"40 x 60 pixels .* 60 x 40"):
+    with pytest.raises(BadImageError, match=r"40 x 60 pixels .* 60 x 40"):
         ExpectSize((60, 40))(IMAGE, 0)
 
 
