@@ -66,11 +66,11 @@ class FeatureSet:
         )
 
 
-def open_features(config: FeaturesConfig, kind: str, noise: str, *, whole: bool = True) -> FeatureSet:
+def open_features(config: FeaturesConfig, kind: str, noise: str, *, lazy: bool = False) -> FeatureSet:
     """Opens the configured embeddings, without the images on the noise list unless `noise` is `raw`.
 
-    With `whole`, all embeddings of a tree are read and unusable ones are listed in `defects`; otherwise they are read
-    when sliced, and the first unusable one raises an error.
+    All embeddings of a tree are read and unusable ones are listed in `defects`. With `lazy` they are read when sliced,
+    and the first unusable one raises an error.
 
     Raises UserError naming the file: neither store nor tree, a listed image that is absent, a kind that is not there.
     """
@@ -79,7 +79,7 @@ def open_features(config: FeaturesConfig, kind: str, noise: str, *, whole: bool 
         names = read_noise_names(config.noises)
         noisy = frozenset(name if "/" in name else PurePosixPath(name).stem for name in names)
     if config.path.is_dir() and not (config.path / _STORE_META).is_file():
-        return _open_tree(config, kind, noisy, whole)
+        return _open_tree(config, kind, noisy, lazy)
     return _open_store(config, kind, noisy)
 
 
@@ -104,7 +104,7 @@ def _open_store(config: FeaturesConfig, kind: str, noisy: frozenset[str]) -> Fea
     return replace(features.subset(kept), removed=len(listed) - len(kept))
 
 
-def _open_tree(config: FeaturesConfig, kind: str, noisy: frozenset[str], whole: bool) -> FeatureSet:
+def _open_tree(config: FeaturesConfig, kind: str, noisy: frozenset[str], lazy: bool) -> FeatureSet:
     """Opens a tree of .bin files: kind `direct` only, compared by cosine."""
     if config.algorithm is None or config.list is None:
         raise UserError(
@@ -116,11 +116,11 @@ def _open_tree(config: FeaturesConfig, kind: str, noisy: frozenset[str], whole: 
     listed = read_image_list(config.list)
     keys = [key for key in listed if not _is_noisy(key, noisy)]
     defects: dict[int, str] = {}
-    if whole:
+    if lazy:
+        rows, identities = FeatureTree(config.path, config.algorithm, keys), [""] * len(keys)
+    else:
         rows, defects = _read_tree(config.path, config.algorithm, keys)
         identities = [probe_identity(key, config.list) for key in keys]
-    else:
-        rows, identities = FeatureTree(config.path, config.algorithm, keys), [""] * len(keys)
     provenance = {
         **{"path": str(config.path), "format": "bin", "algorithm": config.algorithm},
         "sha256": {"values in the list's order": _hash_values(rows)},

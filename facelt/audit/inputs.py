@@ -116,7 +116,7 @@ def _open_scores(config: AuditConfig) -> AuditInputs:
 
 def _open_gallery(gallery_config: FeaturesConfig, features: FeatureSet, config: AuditConfig) -> FeatureSet:
     """Opens distractors; raises UserError if their dimension differs from that of the features."""
-    gallery = open_features(gallery_config, config.kind, config.noise, whole=False)
+    gallery = open_features(gallery_config, config.kind, config.noise, lazy=True)
     if features.rows.shape[1] != gallery.rows.shape[1]:
         raise UserError(
             f"{gallery.path}: embeddings have {gallery.rows.shape[1]} values, those in {features.path} "

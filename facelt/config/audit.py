@@ -70,7 +70,7 @@ class ThresholdConfig(StrictModel):
         return self.model_copy(update={"fmr": 1e-3, "fpir": 1e-2})
 
 
-class PseudoShotsConfig(StrictModel):
+class AuditShotsConfig(StrictModel):
     """Pseudo-shots of an image: training embeddings in the store `train` with a similarity above `threshold`."""
 
     train: Path | None = None
@@ -124,7 +124,7 @@ class AuditConfig(StrictModel):
     noise: Literal["drop", "raw"] = "drop"
     allow_missing: int = Field(0, ge=0)
     threshold: ThresholdConfig = ThresholdConfig()
-    shots: PseudoShotsConfig = PseudoShotsConfig()
+    shots: AuditShotsConfig = AuditShotsConfig()
     statistics: StatisticsConfig = StatisticsConfig()
     provenance: ProvenanceConfig = ProvenanceConfig()
     fail_if: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""A small face set with known groups, as a store, and what goes with it."""
+"""A small face set with known groups as a store, with distractors and attributes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ class Faces:
         """A CSV file of attributes; by default group and age by identity."""
         if text is None:
             people = sorted(set(self.identities))
-            rows = [f"{person},{'a' if place % 2 else 'b'},{20 + 3 * place}" for place, person in enumerate(people)]
+            rows = [f"{person},{'a' if index % 2 else 'b'},{20 + 3 * index}" for index, person in enumerate(people)]
             text = "\n".join(["identity,group,age", *rows]) + "\n"
         path = self.folder / name
         path.write_text(text, encoding="utf-8")

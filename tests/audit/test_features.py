@@ -12,8 +12,8 @@ from facelt.errors import UserError
 from tests.feature_files import write_feature
 
 
-def opened(noise="drop", kind="direct", whole=True, **config):
-    return open_features(FeaturesConfig(**config), kind, noise, whole=whole)
+def opened(noise="drop", kind="direct", lazy=False, **config):
+    return open_features(FeaturesConfig(**config), kind, noise, lazy=lazy)
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def tree(faces):
     return {"path": root, "algorithm": "toy", "list": listed}
 
 
-def test_a_list_chooses_the_images_of_a_store_and_their_order(faces):
+def test_a_list_selects_and_orders_the_images_of_a_store(faces):
     listed = faces.folder / "list.json"
     listed.write_text(json.dumps({"path": faces.keys[9:3:-2]}))
     features = opened(path=faces.store(), list=listed)
@@ -38,17 +38,17 @@ def test_a_list_chooses_the_images_of_a_store_and_their_order(faces):
         opened(path=faces.store(), list=listed)
 
 
-def test_noise_is_named_by_path_or_by_stem_and_stays_chosen(faces):
+def test_noise_lists_match_paths_or_stems(faces):
     noises = faces.folder / "noises.txt"
     noises.write_text("0001\tPerson_01/4.jpg\n7.png\n")
     features = opened(path=faces.store(), noises=noises)
     assert features.removed == 2
-    assert features.keys == [key for place, key in enumerate(faces.keys) if place not in (4, 7)]
+    assert features.keys == [key for index, key in enumerate(faces.keys) if index not in (4, 7)]
     subset = features.subset([5, 0])
     np.testing.assert_array_equal(subset.rows[0:2], faces.value_ND[[6, 0]])
 
 
-def test_what_a_store_says_of_itself_is_written_down(faces):
+def test_columns_and_provenance_of_a_store(faces):
     store = faces.store(attributes={"age": ["30"] * 64})
     features = opened(path=store)
     assert features.columns == {"age": ["30"] * 64}
@@ -58,18 +58,18 @@ def test_what_a_store_says_of_itself_is_written_down(faces):
     )
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_a_tree_holds_what_was_written(faces, tree, whole):
-    features = opened(**tree, whole=whole)
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_tree_holds_what_was_written(faces, tree, lazy):
+    features = opened(**tree, lazy=lazy)
     np.testing.assert_array_equal(features.rows[0:64], faces.value_ND)
     assert (features.keys, features.cosine, features.defects) == (faces.keys, True, {})
     digest = hashlib.sha256(faces.value_ND.astype("<f4").tobytes()).hexdigest()
     assert digest in features.provenance["sha256"].values()
-    if whole:
+    if not lazy:
         assert features.identities == faces.identities
 
 
-def test_damaged_files_of_a_tree_are_reasons_or_an_error(faces, tree):
+def test_damaged_files_of_a_tree_are_defects_or_an_error(faces, tree):
     write_feature(tree["path"] / f"{faces.keys[2]}_toy.bin", np.ones(5))
     (tree["path"] / f"{faces.keys[3]}_toy.bin").write_bytes(b"short")
     (tree["path"] / f"{faces.keys[4]}_toy.bin").unlink()
@@ -80,10 +80,10 @@ def test_damaged_files_of_a_tree_are_reasons_or_an_error(faces, tree):
         4: "no such file",
     }
     with pytest.raises(UserError, match="1 of 64 features"):
-        opened(**tree, whole=False)
+        opened(**tree, lazy=True)
     write_feature(tree["path"] / f"{faces.keys[4]}_toy.bin", np.ones(12))
     with pytest.raises(UserError, match=r"Person_00/2.jpg_toy.bin: holds 5 values, the other features 12"):
-        opened(**tree, whole=False)
+        opened(**tree, lazy=True)
 
 
 def test_a_tree_holds_no_other_kind(tree):

@@ -17,7 +17,7 @@ def embeddings(faces):
 
 @pytest.fixture
 def gallery(faces):
-    return open_features(FeaturesConfig(path=faces.gallery()), "direct", "drop", whole=False)
+    return open_features(FeaturesConfig(path=faces.gallery()), "direct", "drop", lazy=True)
 
 
 @pytest.mark.parametrize("among", ["distractors", "others"])

@@ -1,4 +1,4 @@
-"""The public MobileFaceNet on real faces: figures that were computed elsewhere, with what an audit says of them."""
+"""Audit of the public MobileFaceNet on real faces against independently computed figures."""
 
 import csv
 import itertools
@@ -41,7 +41,7 @@ def finished(real_data, tmp_path_factory, root):
     """The finished process of an audit and its report's folder."""
     folder = tmp_path_factory.mktemp("real")
     faces = np.load(real_data / "faces/embeddings.npz", allow_pickle=False)
-    probes, strangers = (faces[f"{name}_paths"].tolist() for name in ("facescrub", "megaface"))
+    probes, distractors = (faces[f"{name}_paths"].tolist() for name in ("facescrub", "megaface"))
     people = [path.partition("/")[0] for path in probes]
     suite = real_data / "faces/megaface"
     labels = [str(label) for label in faces["train_labels"]]
@@ -53,7 +53,7 @@ def finished(real_data, tmp_path_factory, root):
             "noises": str(suite / "facescrub_noises.txt"),
         },
         "gallery": {
-            "path": store(folder / "gallery", strangers, ["stranger"] * len(strangers), faces["megaface"]),
+            "path": store(folder / "gallery", distractors, ["distractor"] * len(distractors), faces["megaface"]),
             "noises": str(suite / "megaface_noises.txt"),
         },
         "attributes": {
@@ -61,7 +61,7 @@ def finished(real_data, tmp_path_factory, root):
             "actresses": str(suite / "facescrub_actresses.txt"),
         },
         "shots": {
-            "train": store(folder / "train", [str(place) for place in range(len(labels))], labels, faces["train"]),
+            "train": store(folder / "train", [str(index) for index in range(len(labels))], labels, faces["train"]),
             "threshold": 0.4,
         },
         "training": {"record": str(real_data / "faces/train/train.rec")},
@@ -86,17 +86,17 @@ def expected(real_data):
 
 
 def exact_p(folder, gap):
-    """The share of all 3,432 ways to part the 14 people into 7 and 7 that make a gap as large, by plain loops."""
+    """The fraction of all 3,432 splits of the 14 people into 7 and 7 with a gap at least as large, by plain loops."""
     faces = np.load(folder / "embeddings.npz", allow_pickle=False)
-    noisy, noisy_strangers = (
+    noisy, noisy_distractors = (
         {line for line in (folder / "megaface" / name).read_text().splitlines() if not line.startswith("#")}
         for name in ("facescrub_noises.txt", "megaface_noises.txt")
     )
-    probes = [place for place, path in enumerate(faces["facescrub_paths"]) if path.partition("/")[2] not in noisy]
-    strangers = [place for place, path in enumerate(faces["megaface_paths"]) if path not in noisy_strangers]
-    probe, stranger = faces["facescrub"][probes].astype(np.float64), faces["megaface"][strangers].astype(np.float64)
-    probe, stranger = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (probe, stranger))
-    best = (probe @ stranger.T).max(axis=1)
+    probes = [index for index, path in enumerate(faces["facescrub_paths"]) if path.partition("/")[2] not in noisy]
+    distractors = [index for index, path in enumerate(faces["megaface_paths"]) if path not in noisy_distractors]
+    probe, distractor = faces["facescrub"][probes].astype(np.float64), faces["megaface"][distractors].astype(np.float64)
+    probe, distractor = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (probe, distractor))
+    best = (probe @ distractor.T).max(axis=1)
     people = np.array([path.partition("/")[0] for path in faces["facescrub_paths"][probes]])
     hits, pairs = [], []
     for person in np.unique(people):
@@ -107,7 +107,7 @@ def exact_p(folder, gap):
     hits, pairs = np.array(hits), np.array(pairs)
     gaps = []
     for chosen in itertools.combinations(range(14), 7):
-        rest = [place for place in range(14) if place not in chosen]
+        rest = [index for index in range(14) if index not in chosen]
         first, second = (hits[list(part)].sum() / pairs[list(part)].sum() for part in (chosen, rest))
         gaps.append(abs(first - second))
     return np.mean(np.array(gaps) >= gap - 1e-9)
@@ -118,7 +118,7 @@ def rank_one(report, by):
     return {group["group"][0]: group["rates"]["rank1"] for group in grouping["groups"]}
 
 
-def test_without_torch_the_audit_ends_with_the_condition_that_holds(finished):
+def test_without_torch_the_audit_exits_with_the_met_condition(finished):
     done, folder = finished
     assert done.returncode == 3, done.stderr
     assert done.stderr.splitlines()[-1] == ("failed: gap(rank1, by=gender) > 0.05: gap(rank1, by=gender) is 0.08698")
@@ -126,21 +126,21 @@ def test_without_torch_the_audit_ends_with_the_condition_that_holds(finished):
     assert "Traceback" not in done.stderr
 
 
-def test_rank_one_of_everyone_of_men_and_of_women(report, expected):
+def test_rank1_overall_and_by_gender(report, expected):
     everyone, gender = report["overall"]["rank1"], rank_one(report, ["gender"])
-    found = [everyone, gender["male"], gender["female"]]
-    assert [round(one["rate"], 4) for one in found] == [0.8302, 0.8712, 0.7842]
-    for one, name in zip(found, ("rank1", "male", "female"), strict=True):
+    result = [everyone, gender["male"], gender["female"]]
+    assert [round(one["rate"], 4) for one in result] == [0.8302, 0.8712, 0.7842]
+    for one, name in zip(result, ("rank1", "male", "female"), strict=True):
         assert (one["rate"], one["trials"]) == (pytest.approx(expected[name]["rate"]), expected[name]["pairs"])
         assert one["low"] < one["rate"] < one["high"]
     assert (everyone["identities"], gender["male"]["identities"], gender["female"]["identities"]) == (14, 7, 7)
 
 
-def test_rank_one_by_training_shots(report, expected):
-    found = rank_one(report, ["shots"])
+def test_rank1_by_pseudo_shots(report, expected):
+    result = rank_one(report, ["shots"])
     for band in ("many", "few", "one", "zero"):
-        assert found[band]["rate"] == pytest.approx(expected[band]["rate"])
-        assert found[band]["trials"] == expected[band]["pairs"]
+        assert result[band]["rate"] == pytest.approx(expected[band]["rate"])
+        assert result[band]["trials"] == expected[band]["pairs"]
 
 
 def test_the_gap_of_fourteen_people_is_not_significant_and_the_report_says_so(finished, report, real_data):

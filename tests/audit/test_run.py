@@ -1,4 +1,4 @@
-"""Whole audits: every figure of the report against plain counting, and what cannot be audited."""
+"""Whole audits: figures of the report against plain counting, and input errors."""
 
 import itertools
 import json
@@ -22,7 +22,7 @@ def rates(report, grouping=0):
     return {" & ".join(group["group"]): group["rates"] for group in report["groupings"][grouping]["groups"]}
 
 
-def test_pair_errors_by_group_are_those_of_a_plain_count(faces, settings):
+def test_pair_errors_by_group_equal_a_plain_count(faces, settings):
     report = run(settings())
     threshold = report["thresholds"]["pairs"]
     score = faces.value_ND.astype(np.float64) @ faces.value_ND.astype(np.float64).T
@@ -35,9 +35,9 @@ def test_pair_errors_by_group_are_those_of_a_plain_count(faces, settings):
             cell = count.setdefault((*key, mated), [0, 0])
             cell[0] += match != mated
             cell[1] += 1
-    for name, found in rates(report).items():
-        assert [found["fmr"]["events"], found["fmr"]["trials"]] == count[name, name, False]
-        assert [found["fnmr"]["events"], found["fnmr"]["trials"]] == count[name, name, True]
+    for name, result in rates(report).items():
+        assert [result["fmr"]["events"], result["fmr"]["trials"]] == count[name, name, False]
+        assert [result["fnmr"]["events"], result["fnmr"]["trials"]] == count[name, name, True]
     assert [report["overall"]["fmr"]["events"], threshold["trials"]] == count["all", "all", False]
     across = {(*one["left"], *one["right"]): [one["events"], one["trials"]] for one in report["groupings"][0]["across"]}
     assert across["a", "b"] == count["a", "b", False]
@@ -47,17 +47,17 @@ def test_pair_errors_by_group_are_those_of_a_plain_count(faces, settings):
     assert (non_mated >= threshold["score"] - 1e-4).mean() > 0.019
 
 
-def test_a_gap_that_was_made_is_found(settings):
+def test_a_constructed_gap_is_detected(settings):
     report = run(settings(fail_if=["gap(fnmr) > 0.05", "gap(fnmr, by=group) > 0.99"]))
-    found = {one["metric"]: one for one in report["groupings"][0]["contrasts"]}
-    assert (found["fnmr"]["first"], found["fnmr"]["second"]) == (["b"], ["a"])
-    assert found["fnmr"]["adjusted_p"] < 0.05
-    assert found["fnmr"]["low"] > 0
+    result = {one["metric"]: one for one in report["groupings"][0]["contrasts"]}
+    assert (result["fnmr"]["first"], result["fnmr"]["second"]) == (["b"], ["a"])
+    assert result["fnmr"]["adjusted_p"] < 0.05
+    assert result["fnmr"]["low"] > 0
     assert [condition["failed"] for condition in report["conditions"]] == [True, False]
     gap = next(
         one for one in report["groupings"][0]["disparities"] if (one["figure"], one["metric"]) == ("gap", "fnmr")
     )
-    assert gap["value"] == pytest.approx(found["fnmr"]["difference"])
+    assert gap["value"] == pytest.approx(result["fnmr"]["difference"])
     assert gap["low"] < gap["value"] < gap["high"]
 
 
@@ -91,7 +91,7 @@ def test_failures_to_enrol_are_counted_by_group_or_refused(faces, settings):
     assert report["overall"]["fnmr"]["trials"] == 14 * 6 + 3 + 1
 
 
-def test_a_tree_gives_what_the_store_gives(faces, settings, tmp_path):
+def test_a_tree_and_a_store_give_the_same_figures(faces, settings, tmp_path):
     tree, listed = tmp_path / "tree", tmp_path / "list.json"
     for key, row_D in zip(faces.keys, faces.value_ND, strict=True):
         person, name = key.split("/")
@@ -208,14 +208,14 @@ def test_unknown_attributes_are_a_group_and_a_note(faces, settings):
         ({"gallery": {"path": "absent"}}, "absent: no such embedding store"),
     ],
 )
-def test_what_cannot_be_audited_is_one_line(settings, changes, what):
+def test_input_errors_are_one_line(settings, changes, what):
     with pytest.raises(UserError) as error:
         run_audit(settings(**changes))
     assert what in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_condition_that_decides_nothing_does_not_cost_the_audit(settings):
+def test_an_undecidable_condition_is_reported_as_such(settings):
     report = run(settings(fail_if=["gap(speed) > 1", "gap(fnmr) > 0.05"]))
     unknown, known = report["conditions"]
     assert "has no metric 'speed'" in unknown["undecided"]

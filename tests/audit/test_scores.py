@@ -1,4 +1,4 @@
-"""Scores files: pairs as they are listed, and one line for each way they can be wrong."""
+"""Scores files: reading, and one-line errors for each kind of mistake."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def write(tmp_path):
     return to
 
 
-def test_pairs_are_read_in_order_and_handed_on_in_blocks(write, monkeypatch):
+def test_pairs_are_read_in_order_and_yielded_in_blocks(write, monkeypatch):
     monkeypatch.setattr(tables, "CHUNK", 2)
     monkeypatch.setattr(audited_set, "PAIR_BLOCK", 3)
     pairs = read_scores(write(GOOD))
@@ -52,7 +52,7 @@ def test_a_mistake_is_named_by_line_and_column(write, line, what):
     assert str(error.value).endswith(what)
 
 
-def test_pairs_of_one_kind_alone_are_no_audit(write):
+def test_pairs_of_one_kind_only_are_refused(write):
     with pytest.raises(UserError, match=r"has no mated pair \(label 1\)"):
         read_scores(write("id1,id2,score,label\nx,y,1,0\n"))
     with pytest.raises(UserError, match=r"has no non-mated pair \(label 0\)"):

@@ -1,4 +1,4 @@
-"""Coverage: intervals hold on made-up people, wrong ones are found out, and the printed table is what was measured."""
+"""Coverage of intervals on simulated people, detection of wrong intervals, and the stored table."""
 
 import re
 
@@ -21,21 +21,21 @@ from facelt.stats.intervals import MEASURED_COVERAGE, measured_coverage
 
 @pytest.mark.parametrize("identities", [7, 30])
 def test_search_intervals_hold(identities):
-    found = measure_coverage(SEARCH_WORLDS[3], identities, draws=400, seed=1)
+    result = measure_coverage(SEARCH_WORLDS[3], identities, draws=400, seed=1)
     # Four standard errors of 400 draws at 95% are 4.4 points.
-    assert 0.905 < found["search"] < 0.985
-    assert found["search_difference"] > 0.905
-    assert found["paired_difference"] > 0.885
+    assert 0.905 < result["search"] < 0.985
+    assert result["search_difference"] > 0.905
+    assert result["paired_difference"] > 0.885
 
 
 def test_pair_intervals_hold():
-    found = measure_coverage(PAIR_WORLDS[3], 14, draws=400, seed=2)
-    assert 0.9 < found["pair"] < 0.985
-    assert 0.9 < found["pair_across"] < 0.985
-    assert found["pair_difference"] > 0.905
+    result = measure_coverage(PAIR_WORLDS[3], 14, draws=400, seed=2)
+    assert 0.9 < result["pair"] < 0.985
+    assert 0.9 < result["pair_across"] < 0.985
+    assert result["pair_difference"] > 0.905
 
 
-def test_too_narrow_intervals_are_found_out(monkeypatch):
+def test_too_narrow_intervals_are_detected(monkeypatch):
     # Percentiles of few identities are too narrow; so, by far, are limits that take all pairs to be independent.
     assert measure_coverage(SEARCH_WORLDS[3], 7, draws=300, seed=3, replicates=200)["search_percentile"] < 0.88
 
@@ -64,7 +64,7 @@ def test_worlds_have_the_rates_they_name():
     assert 0.1 < np.var(error_I / trial_I) / (0.3 * 0.7) < 0.13
 
 
-def test_pairs_touch_both_people():
+def test_pair_counts_are_symmetric():
     error_II, trial_II = PairWorld(-1.0, 0.5, 0.5, even_images).draw(np.random.default_rng(0), 6)
     np.testing.assert_array_equal(error_II, error_II.T)
     assert not np.diag(trial_II).any()
@@ -74,11 +74,11 @@ def test_pairs_touch_both_people():
 @pytest.mark.parametrize("kind", ["search", "pair"])
 def test_the_table_is_what_is_measured(kind):
     worlds = SEARCH_WORLDS if kind == "search" else PAIR_WORLDS
-    found = np.mean([measure_coverage(one, 14, draws=120, seed=9)[kind] for one in worlds])
-    assert measured_coverage(kind, 14).mean == pytest.approx(found, abs=0.04)
+    result = np.mean([measure_coverage(one, 14, draws=120, seed=9)[kind] for one in worlds])
+    assert measured_coverage(kind, 14).mean == pytest.approx(result, abs=0.04)
 
 
-def test_the_table_in_the_handbook_is_the_one_in_the_code(root):
+def test_the_table_in_the_docs_is_the_one_in_the_code(root):
     text = (root / "docs/auditing.md").read_text()
     for kind, meaning in KINDS.items():
         (row,) = re.findall(rf"^\| {re.escape(meaning)} \|(.*)\|$", text, re.MULTILINE)
@@ -86,11 +86,11 @@ def test_the_table_in_the_handbook_is_the_one_in_the_code(root):
         assert shown == [tuple(round(100 * share, 1) for share in MEASURED_COVERAGE[kind][n]) for n in (7, 14, 30, 80)]
 
 
-def test_looked_up_between_and_beyond_what_was_measured():
+def test_lookup_interpolates_and_extends_the_table():
     for kind, row in MEASURED_COVERAGE.items():
         for n, (mean, lowest) in row.items():
-            found = measured_coverage(kind, n)
-            assert (found.mean, found.lowest) == pytest.approx((mean, lowest))
+            result = measured_coverage(kind, n)
+            assert (result.mean, result.lowest) == pytest.approx((mean, lowest))
         between = measured_coverage(kind, 20)
         assert min(row[14][0], row[30][0]) <= between.mean <= max(row[14][0], row[30][0])
         assert measured_coverage(kind, 5000).mean == pytest.approx(row[80][0])

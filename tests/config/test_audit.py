@@ -16,7 +16,7 @@ def test_every_audit_loads(root):
         assert config.threshold.fmr == 0.001
 
 
-def test_rates_apply_where_no_threshold_is_named():
+def test_default_rates_apply_without_a_threshold():
     config = load_config(None, AuditConfig, ["out=x", "scores=y", "by=[[a]]", "threshold.store=z"])
     assert (config.threshold.wanted.fmr, config.threshold.wanted.fpir) == (1e-3, 1e-2)
     named = config.model_copy(update={"threshold": config.threshold.model_copy(update={"fpir": 0.1})})
@@ -37,7 +37,7 @@ def test_rates_apply_where_no_threshold_is_named():
         (["threshold.fmr=1.5"], "threshold.fmr: "),
     ],
 )
-def test_what_cannot_be_meant_is_refused_by_its_key(changes, what):
+def test_contradictions_are_refused_by_key(changes, what):
     with pytest.raises(UserError) as error:
         load_config(None, AuditConfig, ["out=x", "scores=y", "by=[[a]]", *changes])
     assert str(error.value).startswith("command line: ")

@@ -20,8 +20,8 @@ def released(golden):
 
 def test_shot_accuracy_equals_the_released_code(released):
     counts = np.bincount(released["train_labels"])
-    found = shot_accuracy(counts, released["labels"], released["preds"], "released")
-    assert (found.overall, found.many, found.medium, found.few) == tuple(
+    result = shot_accuracy(counts, released["labels"], released["preds"], "released")
+    assert (result.overall, result.many, result.medium, result.few) == tuple(
         float(released[name]) for name in ("overall", "many", "medium", "few")
     )
 
@@ -46,21 +46,21 @@ def test_a_band_is_the_mean_of_its_classes_and_overall_counts_images():
     # Class 0: 1 of 1 right; class 1: 1 of 3; class 2: 0 of 1, rejected; class 3: never tested; one open image.
     labels = [0, 1, 1, 1, 2, -1]
     predictions = [0, 1, 0, 3, -1, 2]
-    found = shot_accuracy(counts, labels, predictions, "paper")
-    assert found.many == (1 + 1 / 3) / 2
-    assert found.medium == 0
-    assert found.few is None
-    assert found.overall == 2 / 5
-    assert found.classes == {"many": 2, "medium": 1, "few": 0}
-    assert found.images == {"many": 4, "medium": 1, "few": 0}
+    result = shot_accuracy(counts, labels, predictions, "paper")
+    assert result.many == (1 + 1 / 3) / 2
+    assert result.medium == 0
+    assert result.few is None
+    assert result.overall == 2 / 5
+    assert result.classes == {"many": 2, "medium": 1, "few": 0}
+    assert result.images == {"many": 4, "medium": 1, "few": 0}
 
 
-def test_nothing_known_gives_none_without_a_warning():
+def test_no_known_image_gives_none_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for labels, predictions in (([], []), ([-1, -1], [0, -1])):
-            found = shot_accuracy([5, 200], labels, predictions, "released")
-            assert (found.overall, found.many, found.medium, found.few) == (None, None, None, None)
+            result = shot_accuracy([5, 200], labels, predictions, "released")
+            assert (result.overall, result.many, result.medium, result.few) == (None, None, None, None)
             assert closed_macro_f(labels, predictions) is None
             assert open_set_f_measure(labels, predictions, "paper") is None
 
@@ -74,7 +74,7 @@ def test_the_two_forms_differ_by_rejected_known_images():
     assert open_set_f_measure([0, 1], [1, -1], "released") == 0
 
 
-def test_the_paper_form_rises_when_wrong_answers_are_rejected():
+def test_the_paper_form_rises_when_wrong_predictions_are_rejected():
     labels, wrong, rejected = [0, 0, 0, -1], [0, 1, 1, -1], [0, -1, -1, -1]
     assert open_set_f_measure(labels, rejected, "paper") > open_set_f_measure(labels, wrong, "paper")
     assert open_set_f_measure(labels, rejected, "released") == open_set_f_measure(labels, wrong, "released")
@@ -97,24 +97,24 @@ def test_shot_accuracy_equals_counting_by_hand(counts, data, convention):
             many = count > 100 if convention == "paper" else count >= 100
             few = count < 20 if convention == "paper" else count <= 20
             bands["many" if many else "few" if few else "medium"].append(answers.count(label) / len(answers))
-    found = shot_accuracy(counts, labels, predictions, convention)
+    result = shot_accuracy(counts, labels, predictions, convention)
     for band, accuracies in bands.items():
         expected = sum(accuracies) / len(accuracies) if accuracies else None
-        assert getattr(found, band) == (None if expected is None else pytest.approx(expected))
-        assert found.classes[band] == len(accuracies)
+        assert getattr(result, band) == (None if expected is None else pytest.approx(expected))
+        assert result.classes[band] == len(accuracies)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(-1, 4), st.integers(-1, 4)), min_size=1, max_size=30))
 def test_macro_f_is_the_mean_over_the_classes_that_occur(pairs):
     known = [(label, prediction) for label, prediction in pairs if label != -1]
-    found = closed_macro_f([p[0] for p in pairs], [p[1] for p in pairs])
+    result = closed_macro_f([p[0] for p in pairs], [p[1] for p in pairs])
     if not known:
-        assert found is None
+        assert result is None
         return
     classes = {value for pair in known for value in pair}
     f1 = [2 * known.count((c, c)) / sum(pair.count(c) for pair in known) for c in classes]
-    assert found == pytest.approx(sum(f1) / len(f1))
+    assert result == pytest.approx(sum(f1) / len(f1))
 
 
 @pytest.mark.parametrize(

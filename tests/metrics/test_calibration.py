@@ -1,4 +1,4 @@
-"""Calibration error against bins that are gone through one by one."""
+"""Expected calibration error against a loop over bins."""
 
 import itertools
 import warnings
@@ -21,7 +21,7 @@ def plain(confidences, right, bins=15):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_it_is_the_plain_sum_over_bins(seed):
+def test_equals_a_plain_sum_over_bins(seed):
     random = np.random.default_rng(seed)
     # Half of them exactly on an edge, both ends among them.
     confidences = np.concatenate([random.random(60), np.linspace(0, 1, 16)[random.integers(0, 16, 60)], [0.0, 1.0]])
@@ -30,7 +30,7 @@ def test_it_is_the_plain_sum_over_bins(seed):
     assert expected_calibration_error(confidences, right) == pytest.approx(expected, abs=1e-12)
 
 
-def test_sure_and_right_is_calibrated_and_sure_and_wrong_is_not():
+def test_confident_and_correct_is_calibrated_confident_and_wrong_is_not():
     assert expected_calibration_error([1.0, 1.0], [True, True]) == 0
     assert expected_calibration_error([1.0, 1.0], [False, False]) == 1
     assert expected_calibration_error([0.5, 0.5], [True, False]) == 0
@@ -38,7 +38,7 @@ def test_sure_and_right_is_calibrated_and_sure_and_wrong_is_not():
     assert expected_calibration_error([0.9, 0.1], [False, True]) == pytest.approx(0.9)
 
 
-def test_no_image_has_no_error_and_other_input_is_refused():
+def test_no_image_gives_none_and_invalid_input_is_refused():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert expected_calibration_error([], []) is None

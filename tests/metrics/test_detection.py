@@ -32,23 +32,23 @@ def average_precision(positive, negative):
 @settings(max_examples=60, deadline=None)
 @given(TIED, TIED)
 def test_areas_equal_counting_pairs_and_thresholds(known, open_images):
-    found = detection_metrics(np.array(known), np.array(open_images))
-    assert found.auroc == pytest.approx(np.mean([beats(k, o) for k in known for o in open_images]))
-    assert found.aupr_known_positive == pytest.approx(average_precision(known, open_images))
+    result = detection_metrics(np.array(known), np.array(open_images))
+    assert result.auroc == pytest.approx(np.mean([beats(k, o) for k in known for o in open_images]))
+    assert result.aupr_known_positive == pytest.approx(average_precision(known, open_images))
     rejected = [-score for score in open_images], [-score for score in known]
-    assert found.aupr_open_positive == pytest.approx(average_precision(*rejected))
-    assert found.reason is None
+    assert result.aupr_open_positive == pytest.approx(average_precision(*rejected))
+    assert result.reason is None
 
 
 @settings(max_examples=60, deadline=None)
 @given(TIED, TIED)
-def test_thresholds_gone_through_one_by_one(known, open_images):
-    found = detection_metrics(np.array(known), np.array(open_images))
+def test_equals_an_evaluation_of_every_threshold(known, open_images):
+    result = detection_metrics(np.array(known), np.array(open_images))
     tpr, fpr = next((tpr, fpr) for tpr, fpr in rates(known, open_images) if tpr >= 0.95 - 1e-12)
-    assert found.fpr_at_95_tpr == pytest.approx(fpr)
-    assert found.detection_error_at_95_tpr == pytest.approx(0.5 * (1 - tpr) + 0.5 * fpr)
+    assert result.fpr_at_95_tpr == pytest.approx(fpr)
+    assert result.detection_error_at_95_tpr == pytest.approx(0.5 * (1 - tpr) + 0.5 * fpr)
     errors = [0.5 * (1 - tpr) + 0.5 * fpr for tpr, fpr in rates(known, open_images)]
-    assert found.detection_error_minimum == pytest.approx(min(errors))
+    assert result.detection_error_minimum == pytest.approx(min(errors))
     threshold = threshold_at_tpr(np.array(known))
     assert np.mean([score >= threshold for score in known]) == pytest.approx(tpr)
     assert np.mean([score >= threshold for score in open_images]) <= fpr
@@ -58,10 +58,10 @@ def test_the_error_of_the_tables_is_half_of_fpr_and_of_5_percent():
     # 1000 known and 1000 open images, of which 822 score above the 95 % threshold: the row of ODIN's and OLTR's tables.
     known = np.concatenate([np.full(950, 0.9), np.full(50, 0.1)])
     open_images = np.concatenate([np.full(822, 0.95), np.full(178, 0.5)])
-    found = detection_metrics(known, open_images)
-    assert found.fpr_at_95_tpr == pytest.approx(0.822)
-    assert found.detection_error_at_95_tpr == pytest.approx(0.436)
-    assert found.detection_error_minimum == pytest.approx(0.436)
+    result = detection_metrics(known, open_images)
+    assert result.fpr_at_95_tpr == pytest.approx(0.822)
+    assert result.detection_error_at_95_tpr == pytest.approx(0.436)
+    assert result.detection_error_minimum == pytest.approx(0.436)
 
 
 def test_95_percent_is_counted_exactly():
@@ -72,10 +72,10 @@ def test_95_percent_is_counted_exactly():
     assert threshold_at_tpr(np.array([])) is None
 
 
-def test_scores_of_one_value_tell_nothing():
-    found = detection_metrics(np.full(4, 0.5), np.full(6, 0.5))
-    assert (found.auroc, found.fpr_at_95_tpr, found.detection_error_minimum) == (0.5, 1.0, 0.5)
-    assert (found.aupr_known_positive, found.aupr_open_positive) == (0.4, 0.6)
+def test_constant_scores_are_uninformative():
+    result = detection_metrics(np.full(4, 0.5), np.full(6, 0.5))
+    assert (result.auroc, result.fpr_at_95_tpr, result.detection_error_minimum) == (0.5, 1.0, 0.5)
+    assert (result.aupr_known_positive, result.aupr_open_positive) == (0.4, 0.6)
 
 
 def test_perfect_and_reversed_scores():
@@ -99,7 +99,7 @@ def test_without_known_or_open_images_there_is_a_reason_instead():
         assert oscr_curve([0.5], [True], []) is None
 
 
-def test_a_score_that_is_no_number_is_refused():
+def test_a_score_that_is_not_finite_is_refused():
     with pytest.raises(ValueError, match="finite"):
         detection_metrics(np.array([0.5, np.nan]), np.array([0.5]))
     with pytest.raises(ValueError, match="finite"):
@@ -108,11 +108,11 @@ def test_a_score_that_is_no_number_is_refused():
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(-2, 3), st.booleans()), min_size=1, max_size=25), TIED)
-def test_oscr_is_that_of_every_threshold_and_its_area_that_of_counting_pairs(known, open_images):
+def test_oscr_equals_every_threshold_and_its_area_counted_pairs(known, open_images):
     scores, right = [score / 4 for score, _ in known], [answer for _, answer in known]
-    found = oscr_curve(scores, right, open_images)
+    result = oscr_curve(scores, right, open_images)
     pairs = [answer * beats(score, other) for score, answer in zip(scores, right, strict=True) for other in open_images]
-    assert found.area == pytest.approx(np.mean(pairs))
+    assert result.area == pytest.approx(np.mean(pairs))
     thresholds = [np.inf, *sorted({*scores, *open_images}, reverse=True)]
     expected = {
         (
@@ -121,5 +121,5 @@ def test_oscr_is_that_of_every_threshold_and_its_area_that_of_counting_pairs(kno
         )
         for t in thresholds
     }
-    assert {tuple(point) for point in np.round([*zip(found.fpr_T, found.rate_T, strict=True)], 9)} == expected
-    assert (found.fpr_T[-1], found.rate_T[-1]) == (1, np.mean(right))
+    assert {tuple(point) for point in np.round([*zip(result.fpr_T, result.rate_T, strict=True)], 9)} == expected
+    assert (result.fpr_T[-1], result.rate_T[-1]) == (1, np.mean(right))

@@ -1,4 +1,4 @@
-"""Counts of what averaging wins and loses, beside a plain loop over images."""
+"""Expert counts against a plain loop over images."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from facelt.errors import UserError
 from facelt.metrics.classification import expert_counts
 
 
-def test_the_counts_are_those_of_a_plain_loop():
+def test_equals_a_plain_loop():
     random = np.random.default_rng(0)
     label_N = random.integers(-1, 4, 500)
     expert_KN = np.where(random.random((3, 500)) < 0.6, label_N, random.integers(0, 4, (3, 500)))
@@ -21,25 +21,25 @@ def test_the_counts_are_those_of_a_plain_loop():
         average_right += average == label
         some += average != label and label in experts
         none += average == label and label not in experts
-        for place, expert in enumerate(experts):
-            right[place] += expert == label
-            lost[place] += expert == label and average != label
-            won[place] += expert != label and average == label
-    found = expert_counts(label_N, expert_KN, average_N)
-    assert (found.images, found.average_right, found.some_right, found.none_right) == (
+        for index, expert in enumerate(experts):
+            right[index] += expert == label
+            lost[index] += expert == label and average != label
+            won[index] += expert != label and average == label
+    result = expert_counts(label_N, expert_KN, average_N)
+    assert (result.images, result.average_right, result.some_right, result.none_right) == (
         images,
         average_right,
         some,
         none,
     )
-    assert (list(found.right), list(found.lost), list(found.won)) == (right, lost, won)
+    assert (list(result.right), list(result.lost), list(result.won)) == (right, lost, won)
     assert min(*lost, *won, some, none) > 0
 
 
 def test_no_image_counts_nothing():
     none_N = np.empty(0, np.int64)
-    found = expert_counts(none_N, [none_N, none_N], none_N)
-    assert (found.images, found.right, found.lost, found.some_right) == (0, (0, 0), (0, 0), 0)
+    result = expert_counts(none_N, [none_N, none_N], none_N)
+    assert (result.images, result.right, result.lost, result.some_right) == (0, (0, 0), (0, 0), 0)
 
 
 def test_wrong_vectors_are_refused():

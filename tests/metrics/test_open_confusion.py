@@ -1,4 +1,4 @@
-"""Bands and the open world against counting image by image; the macro-F with an unknown class; accuracy by class."""
+"""Open-set confusion against counting image by image; macro F1 with an unknown class; counts by class."""
 
 from collections import Counter
 
@@ -21,45 +21,45 @@ def columns(pairs):
 
 @settings(max_examples=40, deadline=None)
 @given(PAIRS, st.sampled_from(["paper", "released"]))
-def test_every_image_is_counted_once_where_it_belongs(pairs, convention):
+def test_every_image_is_counted_in_one_cell(pairs, convention):
     bands = {"paper": "many many medium medium few few", "released": "many many many few few few"}[convention].split()
     expected = Counter(
         ("open" if label < 0 else bands[label],
          "rejected" if answer < 0 else "right" if answer == label else bands[answer])
         for label, answer in pairs
     )  # fmt: skip
-    found = open_confusion(COUNTS, *columns(pairs), convention)
+    result = open_confusion(COUNTS, *columns(pairs), convention)
     for row, true in enumerate(CONFUSION_ROWS):
-        assert found[row].tolist() == [expected[true, answer] for answer in CONFUSION_COLUMNS]
+        assert result[row].tolist() == [expected[true, answer] for answer in CONFUSION_COLUMNS]
 
 
-def test_rows_agree_with_the_accuracies_of_the_same_answers(golden):
+def test_agrees_with_the_shot_accuracy_of_the_same_predictions(golden):
     with np.load(golden / "oltr_metrics.npz", allow_pickle=False) as file:
         counts, label_N, answer_N = np.bincount(file["train_labels"]), file["labels"], file["preds"]
-    found = open_confusion(counts, label_N, answer_N, "released")
+    result = open_confusion(counts, label_N, answer_N, "released")
     accuracy = shot_accuracy(counts, label_N, answer_N, "released")
-    assert dict(zip(CONFUSION_ROWS, found.sum(1).tolist(), strict=True)) == {
+    assert dict(zip(CONFUSION_ROWS, result.sum(1).tolist(), strict=True)) == {
         **accuracy.images,
         "open": int((label_N < 0).sum()),
     }
-    assert found[:, 0].sum() / found[:3].sum() == pytest.approx(accuracy.overall)
+    assert result[:, 0].sum() / result[:3].sum() == pytest.approx(accuracy.overall)
 
 
 @settings(max_examples=40, deadline=None)
 @given(PAIRS)
 def test_macro_f_with_the_unknown_class_is_the_mean_over_the_classes_that_occur(pairs):
-    found = open_macro_f(*columns(pairs))
+    result = open_macro_f(*columns(pairs))
     if all(label >= 0 for label, _ in pairs):
-        assert found is None
+        assert result is None
     else:
         classes = {value for pair in pairs for value in pair}
         f1 = [2 * pairs.count((c, c)) / sum(pair.count(c) for pair in pairs) for c in classes]
-        assert found == pytest.approx(sum(f1) / len(f1))
+        assert result == pytest.approx(sum(f1) / len(f1))
 
 
 @settings(max_examples=40, deadline=None)
 @given(PAIRS)
-def test_counts_of_each_class_are_those_of_a_loop(pairs):
+def test_class_counts_equal_a_loop(pairs):
     images_C, right_C = per_class_counts(*columns(pairs), 6)
     assert images_C.tolist() == [sum(label == number for label, _ in pairs) for number in range(6)]
     assert right_C.tolist() == [sum(label == answer == number for label, answer in pairs) for number in range(6)]

@@ -17,17 +17,17 @@ LIMITS = {"paper": (lambda n: n > 100, lambda n: n < 20), "released": (lambda n:
 )
 def test_every_figure_is_a_plain_count(counts, picks):
     labels = [pick for pick in picks if pick < len(counts)]
-    found = split_stats(np.array(counts), np.array(labels, dtype=np.int64))
+    result = split_stats(np.array(counts), np.array(labels, dtype=np.int64))
     images = Counter(label for label in labels if label >= 0)
-    assert (found["images"], found["open_images"]) == (len(labels), labels.count(-1))
-    assert found["classes"] == len(images)
-    assert found["largest"] == max(images.values(), default=None)
-    assert found["smallest"] == min(images.values(), default=None)
+    assert (result["images"], result["open_images"]) == (len(labels), labels.count(-1))
+    assert result["classes"] == len(images)
+    assert result["largest"] == max(images.values(), default=None)
+    assert result["smallest"] == min(images.values(), default=None)
     for convention, (is_many, is_few) in LIMITS.items():
         bands = {"many": [], "medium": [], "few": []}
         for label, count in images.items():
             shots = counts[label]
             bands["many" if is_many(shots) else "few" if is_few(shots) else "medium"].append(count)
-        assert found["shots"][convention] == {
+        assert result["shots"][convention] == {
             band: {"classes": len(members), "images": sum(members)} for band, members in bands.items()
         }

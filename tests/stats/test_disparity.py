@@ -1,4 +1,4 @@
-"""Disparities: by hand, against double loops, and what is said where nothing can be divided."""
+"""Disparity measures by hand and against double loops; bounds and notes if a group has no error."""
 
 from math import prod
 
@@ -59,25 +59,25 @@ def test_by_hand():
     assert disparity.garbe(fmr, fnmr, 0.5) == pytest.approx(0.5 * 0.6 + 0.5 / 3)
 
 
-def test_ends_of_the_gini_coefficient():
+def test_gini_range():
     assert disparity.gini([0.2, 0.2, 0.2]) == pytest.approx(0)
     assert disparity.gini([0.0, 0.0, 0.0, 0.3]) == pytest.approx(1)
 
 
-def test_many_replicates_at_once():
+def test_replicates_are_vectorised():
     rate_RG = np.random.default_rng(0).uniform(0.01, 0.9, (5, 4))
     for figure in (disparity.gap, disparity.ratio, disparity.max_over_geometric_mean, disparity.gini):
         np.testing.assert_allclose(figure(rate_RG), [float(figure(rate_G)) for rate_G in rate_RG])
 
 
-def test_zero_error_bound_is_where_no_error_is_that_unlikely_for_wilson():
+def test_zero_error_bound_solves_wilsons_equation():
     # Wilson's limit p solves (p - 0)^2 = z^2 p (1 - p) / n.
     p = zero_error_bound(100, 0.95)
     assert p**2 == pytest.approx(1.959963985**2 * p * (1 - p) / 100)
     assert zero_error_bound(1000) == pytest.approx(3.84 / 1000, rel=0.01)
 
 
-def test_counts_with_errors_give_the_figure_itself():
+def test_counts_with_errors_give_the_measure_of_the_rates():
     false_match = GroupErrors(("f", "m"), [1, 8], [100, 200])
     false_non_match = GroupErrors(("f", "m"), [10, 40], [100, 200])
     assert from_counts("ratio", false_match).value == pytest.approx(4)
@@ -93,13 +93,13 @@ def test_counts_with_errors_give_the_figure_itself():
 def test_a_group_without_errors_gives_a_bound():
     errors = GroupErrors(("f", "m", "x"), [0, 50, 100], [1000, 1000, 1000], kind="false match")
     upper = 3.8415 / 1003.8415
-    found = from_counts("ratio", errors)
-    assert found.at_least
-    assert found.value == pytest.approx(0.1 / upper, rel=1e-4)
-    assert "no false match in f" in found.note
-    found = from_counts("max_over_geometric_mean", errors)
-    assert found.at_least
-    assert found.value == pytest.approx(0.1 / (upper * 0.05 * 0.1) ** (1 / 3), rel=1e-4)
+    result = from_counts("ratio", errors)
+    assert result.at_least
+    assert result.value == pytest.approx(0.1 / upper, rel=1e-4)
+    assert "no false match in f" in result.note
+    result = from_counts("max_over_geometric_mean", errors)
+    assert result.at_least
+    assert result.value == pytest.approx(0.1 / (upper * 0.05 * 0.1) ** (1 / 3), rel=1e-4)
     # With clustered trials fewer independent ones stand behind the bound, which is then weaker.
     clustered = GroupErrors(
         ("f", "m", "x"), [0, 50, 100], [1000, 1000, 1000], upper_G=zero_error_bound(50) * np.ones(3)
@@ -108,14 +108,14 @@ def test_a_group_without_errors_gives_a_bound():
     assert from_counts("gap", errors).value == pytest.approx(0.1)
     assert not from_counts("gap", errors).at_least
     fnmr = GroupErrors(("f", "m", "x"), [100, 100, 200], [1000, 1000, 1000])
-    found = from_counts("inequity", errors, fnmr, alpha=0.25)
-    assert found.at_least
-    assert found.value == pytest.approx((0.1 / upper) ** 0.25 * 2**0.75, rel=1e-4)
+    result = from_counts("inequity", errors, fnmr, alpha=0.25)
+    assert result.at_least
+    assert result.value == pytest.approx((0.1 / upper) ** 0.25 * 2**0.75, rel=1e-4)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.floats(0, 1))
-def test_the_bound_lies_below_whatever_the_unseen_rate_may_be(share):
+def test_the_bound_is_below_the_value_for_any_true_rate(share):
     # A group with few trials: its upper bound lies above the other groups' rates.
     errors = GroupErrors(("a", "b", "c"), [0, 3, 4], [20, 100, 100])
     unseen = max(share * float(zero_error_bound(20)), 1e-9)
@@ -126,7 +126,7 @@ def test_the_bound_lies_below_whatever_the_unseen_rate_may_be(share):
         assert 1 <= from_counts(name, errors).value <= figure([unseen, 0.03, 0.04]) * (1 + 1e-12)
 
 
-def test_no_figure_where_there_is_none():
+def test_undefined_disparities_have_a_note():
     nothing = GroupErrors(("f", "m"), [0, 0], [10, 10], kind="false match")
     some = GroupErrors(("f", "m"), [1, 2], [10, 10])
     assert from_counts("ratio", nothing).value is None

@@ -25,10 +25,10 @@ ESTIMATES = [
         ("fdr(both) < -1", ("fdr", "both", (), "<", -1.0)),
     ],
 )
-def test_reads(text, wanted):
-    found = parse_fail_condition(text)
-    assert (found.figure, found.metric, found.by, found.op, found.limit) == wanted
-    assert found.text == text.strip()
+def test_parses(text, wanted):
+    result = parse_fail_condition(text)
+    assert (result.figure, result.metric, result.by, result.op, result.limit) == wanted
+    assert result.text == text.strip()
 
 
 @pytest.mark.parametrize(
@@ -47,26 +47,26 @@ def test_reads(text, wanted):
         "__import__('os').system('true') > 0",
     ],
 )
-def test_refuses_other_forms(text):
+def test_other_forms_are_refused(text):
     with pytest.raises(UserError, match=r"write it as gap\(rank1\) > 0.05"):
         parse_fail_condition(text)
 
 
 @pytest.mark.parametrize("limit", ["nan", "inf", "five", "0,05", "1__0"])
-def test_refuses_what_is_no_number(limit):
+def test_a_limit_that_is_not_a_number_is_refused(limit):
     with pytest.raises(UserError, match="is not a number"):
         parse_fail_condition(f"gap(rank1) > {limit}")
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=40))
-def test_any_text_is_read_or_refused(text):
+def test_any_text_is_parsed_or_refused(text):
     message = ""
     try:
-        found = parse_fail_condition(text)
+        result = parse_fail_condition(text)
     except UserError as error:
-        found, message = None, str(error)
-    assert isinstance(found, FailCondition) or message.startswith("cannot read the condition")
+        result, message = None, str(error)
+    assert isinstance(result, FailCondition) or message.startswith("cannot read the condition")
     assert "\n" not in message
 
 
@@ -74,10 +74,10 @@ def test_any_text_is_read_or_refused(text):
 @given(st.sampled_from(sorted(_OPERATORS)), st.floats(-10, 10), st.floats(-10, 10))
 def test_compares_as_the_operator_does(op, value, limit):
     compared = {">": value > limit, ">=": value >= limit, "<": value < limit, "<=": value <= limit}[op]
-    found = parse_fail_condition(f"gap(rank1) {op} {limit!r}").reasons(
+    result = parse_fail_condition(f"gap(rank1) {op} {limit!r}").reasons(
         [DisparityEstimate("gap", "rank1", ("g",), value)]
     )
-    assert bool(found) == compared
+    assert bool(result) == compared
 
 
 def test_reasons_name_the_figure_and_its_value():
@@ -97,7 +97,7 @@ def test_a_lower_bound_above_the_limit_is_a_reason(text):
     assert parse_fail_condition(text).reasons(ESTIMATES)[0].endswith("is at least 3.5")
 
 
-def test_a_lower_bound_is_surely_not_below_a_smaller_limit():
+def test_a_lower_bound_decides_only_one_side():
     assert parse_fail_condition("ratio(fmr) > 4").op == ">"
     with pytest.raises(UserError, match=r"is at least 3\.5 and may be more, a group has no error"):
         parse_fail_condition("ratio(fmr) > 4").reasons(ESTIMATES)
@@ -115,6 +115,6 @@ def test_a_lower_bound_is_surely_not_below_a_smaller_limit():
         ("garbe(both) > 0", r"cannot be decided: garbe\(both, by=gender\) has no value, no group has a false match"),
     ],
 )
-def test_what_the_report_lacks_is_no_pass(text, words):
+def test_what_the_report_lacks_does_not_pass(text, words):
     with pytest.raises(UserError, match=words):
         parse_fail_condition(text).reasons(ESTIMATES)

@@ -1,4 +1,4 @@
-"""Tables by group: against counting by hand, with small and empty groups shown, and the contrasts drawn from them."""
+"""Rate tables by group against counting by hand, with small and empty groups; contrasts of their rows."""
 
 from functools import partial
 from itertools import combinations
@@ -52,9 +52,9 @@ def test_searches_by_hand(units):
     assert (men.rate, men.low, men.trials, men.small) == (0, 0, 6, False)
     assert (unknown.group, unknown.rate, unknown.low, unknown.small) == (("(unknown)",), 1.0, None, True)
     assert table.large() == (1, 2)
-    found = DISPARITY_MEASURES["ratio"].from_counts(table.errors("miss"))
-    assert found.at_least
-    assert found.value == max(1, women.rate / min(men.high, women.rate))
+    result = DISPARITY_MEASURES["ratio"].from_counts(table.errors("miss"))
+    assert result.at_least
+    assert result.value == max(1, women.rate / min(men.high, women.rate))
     both = search_table("miss", *counts, units, units.grouping(["gender", "age"]), **OPTIONS)
     assert [(row.group, row.events, row.trials) for row in both.rows] == [
         (("(unknown)", "old"), 1, 1),
@@ -102,7 +102,7 @@ def test_a_group_without_pairs_is_shown(units, pairs):
     assert (row.trials, row.identities, row.small) == (0, 0, True)
 
 
-def test_distractors_are_compared_with_and_are_no_group_of_their_own():
+def test_distractors_are_compared_but_form_no_group():
     units = Units.from_columns(
         ["a", "b", "c", "d", "(distractors)"],
         {"gender": ["f", "f", "m", "m", "(distractors)"]},
@@ -141,9 +141,9 @@ def test_contrasts_of_searches():
     counts = by_unit(units, miss), by_unit(units, np.ones(450))
     table = search_table("miss", *counts, units, units.grouping(["g"]), **OPTIONS)
     sums = table.counts.error_FI.sum(axis=0), table.counts.trial_FI.sum(axis=0)
-    found = pairwise_contrasts(table, partial(permutation_test, *sums, permutations=400, seed=0))
-    assert [(one.first, one.second) for one in found][:2] == [(("c",), ("a",)), (("c",), ("b",))]
-    largest, _, smallest = holm_adjust_contrasts(found)
+    result = pairwise_contrasts(table, partial(permutation_test, *sums, permutations=400, seed=0))
+    assert [(one.first, one.second) for one in result][:2] == [(("c",), ("a",)), (("c",), ("b",))]
+    largest, _, smallest = holm_adjust_contrasts(result)
     rates = [miss[group == g].mean() for g in "abc"]
     assert largest.difference == pytest.approx(rates[2] - rates[0])
     assert largest.ratio == pytest.approx(rates[2] / rates[0])

@@ -1,4 +1,4 @@
-"""Groups of images: intersections, what is unknown, and the units counts are kept of."""
+"""Groups of images: intersections, unknown values, and units."""
 
 import numpy as np
 import pytest

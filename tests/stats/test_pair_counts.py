@@ -1,4 +1,4 @@
-"""Counts of pairs: against loops over pairs, however the blocks fall, with people in one group or in several."""
+"""Pair counts against loops over pairs, for any blocks, with identities in one group or in several."""
 
 from itertools import combinations
 
@@ -44,7 +44,7 @@ def test_equal_a_loop_over_pairs(world, by, kind):
     grouping = counts.units.grouping(by)
     name_N = list(zip(*(np.where(np.array(columns[c]) == "", UNKNOWN, columns[c]).tolist() for c in by), strict=True))
     for t, threshold in enumerate(THRESHOLDS):
-        found = getattr(counts, kind)(t).clustered_counts(counts.units, grouping)
+        result = getattr(counts, kind)(t).clustered_counts(counts.units, grouping)
         for f, (a, b) in enumerate(group_pairs(grouping)):
             wanted = {grouping.names[a], grouping.names[b]}
             chosen = [
@@ -53,48 +53,48 @@ def test_equal_a_loop_over_pairs(world, by, kind):
                 if mated[m] == (kind == "mated") and {name_N[left[m]], name_N[right[m]]} == wanted
             ]
             wrong = [m for m in chosen if (score[m] >= threshold) != mated[m]]
-            assert (found.error_F[f], found.trial_F[f]) == (len(wrong), len(chosen))
+            assert (result.error_F[f], result.trial_F[f]) == (len(wrong), len(chosen))
             for i, person in enumerate(counts.units.identities):
-                for part, count_FI in ((chosen, found.trial_FI), (wrong, found.error_FI)):
+                for part, count_FI in ((chosen, result.trial_FI), (wrong, result.error_FI)):
                     own = [m for m in part if person in (identity_N[left[m]], identity_N[right[m]])]
                     assert count_FI[f, i] == len(own)
 
 
-def test_however_the_blocks_fall(world):
+def test_block_boundaries_do_not_matter(world):
     one, many = counted(world, blocks=1), counted(world, blocks=50)
     for t in range(len(THRESHOLDS)):
         np.testing.assert_array_equal(one.non_mated(t).error_UU, many.non_mated(t).error_UU)
         np.testing.assert_array_equal(one.mated(t).trial_UU.toarray(), many.mated(t).trial_UU.toarray())
 
 
-def test_leaving_a_person_out_takes_their_pairs_of_both_sides(world):
+def test_leaving_an_identity_out_removes_its_pairs_of_both_sides(world):
     identity_N, columns, (score, mated, left, right) = world
     counts = counted(world, blocks=1)
     grouping = counts.units.grouping(["gender"])
     counts = counts.non_mated(0).clustered_counts(counts.units, grouping)
-    found = rate_intervals(counts, level=0.95)
+    result = rate_intervals(counts, level=0.95)
     own = within_group_pairs(grouping)[0]
     gender_N = np.array(columns["gender"])
     inside = ~mated & (gender_N[left] == "f") & (gender_N[right] == "f")
     without = np.array(identity_N) != "p00"
     kept = inside & without[left] & without[right]
     rate, rest = (score[inside] >= 0.3).mean(), (score[kept] >= 0.3).mean()
-    assert found.rate_F[own] == pytest.approx(rate)
-    assert abs(found.influence_FI[own, 0]) == pytest.approx(abs(rest - rate))
+    assert result.rate_F[own] == pytest.approx(rate)
+    assert abs(result.influence_FI[own, 0]) == pytest.approx(abs(rest - rate))
 
 
-def test_distractors_belong_to_nobody():
+def test_distractors_belong_to_no_identity():
     identity_N = ["a", "a", "b", "b", "(distractors)", "(distractors)"]
     gender_N = ["f", "f", "m", "m", "(distractors)", "(distractors)"]
     units = Units.from_columns(identity_N, {"gender": gender_N}, fixed_N=np.array([False] * 4 + [True] * 2))
     counts = PairCounter(units, [0.5])
     counts.add([0.9, 0.1, 0.6, 0.2, 0.8], [False] * 5, [0, 1, 2, 3, 0], [4, 5, 4, 5, 5])
     grouping = units.grouping(["gender"])
-    found = counts.non_mated(0).clustered_counts(units, grouping)
+    result = counts.non_mated(0).clustered_counts(units, grouping)
     f = group_pairs(grouping).index((0, 1))
     assert grouping.labels[:2] == ("(distractors)", "f")
-    assert (found.error_F[f], found.trial_F[f]) == (2, 3)
-    assert found.trial_FI[f].sum() == 3  # each pair touches its probe's identity alone
+    assert (result.error_F[f], result.trial_F[f]) == (2, 3)
+    assert result.trial_FI[f].sum() == 3  # each pair involves its probe's identity only
 
 
 def test_bad_input():

@@ -1,4 +1,4 @@
-"""Permutation tests: against all orders counted out, under no difference, and under one that cannot be missed."""
+"""Permutation tests against full enumeration, under the null hypothesis, and under a large difference."""
 
 from itertools import combinations, product
 
@@ -17,7 +17,7 @@ from facelt.stats.permutation import (
 OPTIONS = {"permutations": 4000, "seed": 0}
 
 
-def test_gap_equals_all_divisions_counted_out():
+def test_gap_equals_an_enumeration():
     error, trial = np.array([9, 7, 8, 2, 1, 4, 3]), np.array([10, 20, 10, 10, 9, 10, 20])
 
     def gap(first):
@@ -28,13 +28,13 @@ def test_gap_equals_all_divisions_counted_out():
 
     seen = gap((0, 1, 2))
     divisions = [gap(first) for first in combinations(range(7), 3)]
-    found = permutation_test(error, trial, np.array([0, 0, 0, 1, 1, 1, 1]), **OPTIONS)
-    assert found.statistic == pytest.approx(seen)
-    assert found.p == pytest.approx(np.mean([d >= seen - 1e-12 for d in divisions]), abs=0.01)
-    assert found.null_median == pytest.approx(np.quantile(divisions, 0.5), abs=0.01)
+    result = permutation_test(error, trial, np.array([0, 0, 0, 1, 1, 1, 1]), **OPTIONS)
+    assert result.statistic == pytest.approx(seen)
+    assert result.p == pytest.approx(np.mean([d >= seen - 1e-12 for d in divisions]), abs=0.01)
+    assert result.null_median == pytest.approx(np.quantile(divisions, 0.5), abs=0.01)
 
 
-def test_pair_gap_equals_all_divisions_counted_out():
+def test_nonmated_gap_equals_an_enumeration():
     random = np.random.default_rng(0)
     trial = np.triu(random.integers(5, 20, (7, 7)), 1)
     error = random.binomial(trial, np.where(np.add.outer(np.arange(7), np.arange(7)) < 6, 0.6, 0.2))
@@ -49,21 +49,21 @@ def test_pair_gap_equals_all_divisions_counted_out():
         return abs(rates[0] - rates[1])
 
     seen = gap((0, 1, 2))
-    found = nonmated_permutation_test(error, trial, np.array([0, 0, 0, 1, 1, 1, 1]), **OPTIONS)
-    assert found.statistic == pytest.approx(seen)
+    result = nonmated_permutation_test(error, trial, np.array([0, 0, 0, 1, 1, 1, 1]), **OPTIONS)
+    assert result.statistic == pytest.approx(seen)
     wanted = np.mean([gap(first) >= seen - 1e-12 for first in combinations(range(7), 3)])
-    assert found.p == pytest.approx(wanted, abs=0.012)
+    assert result.p == pytest.approx(wanted, abs=0.012)
 
 
-def test_swaps_equal_all_signs_counted_out():
+def test_paired_test_equals_an_enumeration():
     first, second, trial = np.array([3, 5, 2, 4, 6]), np.array([2, 1, 2, 5, 1]), np.array([9, 9, 9, 9, 9])
     sums = [
         abs(sum(s * (a - b) for s, a, b in zip(signs, first, second, strict=True)))
         for signs in product((-1, 1), repeat=5)
     ]
-    found = paired_permutation_test(first, second, trial, **OPTIONS)
-    assert found.statistic == pytest.approx(9 / 45)
-    assert found.p == pytest.approx(np.mean([s >= 9 for s in sums]), abs=0.02)
+    result = paired_permutation_test(first, second, trial, **OPTIONS)
+    assert result.statistic == pytest.approx(9 / 45)
+    assert result.p == pytest.approx(np.mean([s >= 9 for s in sums]), abs=0.02)
 
 
 def test_p_values_are_uniform_without_a_difference():
@@ -79,17 +79,17 @@ def test_p_values_are_uniform_without_a_difference():
 
 def test_other_figures_and_the_smallest_p():
     error, trial = np.repeat([40, 1], 12), np.full(24, 50)
-    found = permutation_test(error, trial, np.repeat([0, 1], 12), permutations=500, seed=1, figure=disparity.ratio)
-    assert found.statistic == pytest.approx(40)
-    assert found.p == pytest.approx(1 / 501)
-    assert found.null_high < 10
+    result = permutation_test(error, trial, np.repeat([0, 1], 12), permutations=500, seed=1, figure=disparity.ratio)
+    assert result.statistic == pytest.approx(40)
+    assert result.p == pytest.approx(1 / 501)
+    assert result.null_high < 10
 
 
-def test_identities_outside_and_without_trials_take_no_part():
+def test_identities_without_group_or_trials_are_left_out():
     error, trial = np.array([1, 5, 0, 9]), np.array([10, 10, 0, 10])
-    found = permutation_test(error, trial, np.array([0, 1, 0, -1]), **OPTIONS)
-    assert found.statistic == pytest.approx(0.4)
-    assert found.p == 1
+    result = permutation_test(error, trial, np.array([0, 1, 0, -1]), **OPTIONS)
+    assert result.statistic == pytest.approx(0.4)
+    assert result.p == 1
     assert permutation_test(error, trial, np.array([0, 0, 1, -1]), **OPTIONS) is None
     assert nonmated_permutation_test(np.zeros((3, 3)), 1 - np.eye(3), np.array([0, 0, 1]), **OPTIONS) is None
     assert paired_permutation_test(np.zeros(2), np.zeros(2), np.zeros(2), **OPTIONS) is None

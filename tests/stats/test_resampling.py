@@ -1,4 +1,4 @@
-"""Replicates: against loops over drawn people and their pairs, and limits against known distributions."""
+"""Bootstrap replicates against loops over drawn identities and pairs; limits against known distributions."""
 
 from itertools import combinations
 
@@ -12,7 +12,7 @@ from facelt.stats.resampling import bias_corrected_limits, identity_weights, rep
 
 @pytest.fixture(scope="module")
 def world():
-    """7 people and a crowd of distractors, age by image; every pair once."""
+    """7 people and a group of distractors, age by image; every pair once."""
     random = np.random.default_rng(1)
     person_N = np.concatenate([np.repeat(np.arange(7), 4), np.full(5, 7)])
     identity_N = [f"p{i}" if i < 7 else "(crowd)" for i in person_N]
@@ -31,10 +31,10 @@ def test_pair_rates_equal_a_loop_over_weighted_pairs(world, kind):
     units, counts, person_N, age_N, (score, mated, left, right) = world
     grouping = units.grouping(["age"])
     weight_RI = identity_weights(np.zeros(len(units.identities)), replicates=6, seed=2)
-    found = replicate_pair_rates(getattr(counts, kind)(0), units, grouping, weight_RI)
-    place = {name: i for i, name in enumerate(units.identities)}
-    for weight_I, found_F in zip(weight_RI, found, strict=True):
-        weight = {p: weight_I[place[f"p{p}"]] for p in range(7)} | {7: 1.0}
+    result = replicate_pair_rates(getattr(counts, kind)(0), units, grouping, weight_RI)
+    index = {name: i for i, name in enumerate(units.identities)}
+    for weight_I, found_F in zip(weight_RI, result, strict=True):
+        weight = {p: weight_I[index[f"p{p}"]] for p in range(7)} | {7: 1.0}
         for f, (a, b) in enumerate(group_pairs(grouping)):
             wanted, errors, trials = {grouping.labels[a], grouping.labels[b]}, 0.0, 0.0
             for m in range(len(score)):
@@ -71,7 +71,7 @@ def test_search_rates():
     assert np.isnan(rate_RF[1, 0])
 
 
-def test_limits_of_an_unbiased_figure_are_the_percentiles_and_a_bias_is_taken_out():
+def test_limits_of_an_unbiased_figure_are_percentiles_and_bias_is_corrected():
     value_R = np.random.default_rng(0).normal(3, 1, 200_000)
     z = stats.norm.ppf(0.95)
     assert bias_corrected_limits(value_R, 3, level=0.9) == pytest.approx((3 - z, 3 + z), abs=0.02)
@@ -82,7 +82,7 @@ def test_limits_of_an_unbiased_figure_are_the_percentiles_and_a_bias_is_taken_ou
     assert bias_corrected_limits(np.r_[value_R, np.nan], 3, level=0.9)[0] == pytest.approx(3 - z, abs=0.02)
 
 
-def test_no_limits_where_replicates_say_nothing():
+def test_uninformative_replicates_give_no_limits():
     assert np.isnan(bias_corrected_limits(np.full(4, np.nan), 0.2, level=0.9)).all()
     assert np.isnan(bias_corrected_limits(np.array([0.3, 0.4]), 0.2, level=0.9)).all()
     assert bias_corrected_limits(np.full(9, 0.2), 0.2, level=0.9) == (0.2, 0.2)

@@ -1,4 +1,4 @@
-"""Identity bootstrap: against a plain loop, against the binomial law, and where there is nothing to resample."""
+"""Identity bootstrap against a plain loop and the binomial distribution, and without identities to resample."""
 
 import numpy as np
 import pytest
@@ -37,13 +37,13 @@ def test_equal_identities_give_the_binomial_interval():
     assert high[0] == pytest.approx(0.75 + spread, abs=0.006)
 
 
-def test_clusters_are_wider_than_their_pairs():
+def test_clustered_intervals_are_wider():
     hits, pairs = np.tile([0, 50], 20), np.full(40, 50)
     low, high = bootstrap_rates(hits, pairs, replicates=500, level=0.95, seed=0)
     assert high[0] - low[0] > 0.25  # 2,000 independent pairs would give 0.04
 
 
-def test_same_seed_same_interval_other_seed_another():
+def test_the_seed_determines_the_interval():
     random = np.random.default_rng(0)
     pairs = random.integers(1, 30, 40)
     hits = random.binomial(pairs, 0.7)
