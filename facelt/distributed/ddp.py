@@ -1,7 +1,7 @@
 """DistributedDataParallel and batch norm over ranks. W ranks, b images of this rank, B of all ranks."""
 
-import warnings
 from collections.abc import Sequence
+from inspect import signature
 
 import torch
 import torch.distributed as dist
@@ -10,8 +10,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from facelt.distributed.comm import all_reduce, is_distributed, world_size
 
-# Batch norm needs two images to have a variance.
+# Batch norm needs two images for a variance.
 MIN_BATCH = 2
+# torch 2.14 renamed the option. The new one still syncs buffers once at the start, where they are equal on all ranks.
+_SYNC_BUFFERS = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in signature(DistributedDataParallel).parameters
+)
 
 
 def wrap_ddp(network: nn.Module, device: torch.device) -> DistributedDataParallel | None:
@@ -27,14 +33,11 @@ def wrap_ddp(network: nn.Module, device: torch.device) -> DistributedDataParalle
         nn.SyncBatchNorm.convert_sync_batchnorm(network)
     if not any(parameter.requires_grad for parameter in network.parameters()):
         return None
-    with warnings.catch_warnings():
-        # Deprecated in newer versions of torch; older ones lack the new name.
-        warnings.simplefilter("ignore", FutureWarning)
-        replicas = DistributedDataParallel(
-            network, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
-        )
-    replicas.register_comm_hook(None, _sum_gradients)
-    return replicas
+    ddp = DistributedDataParallel(
+        network, device_ids=[device] if device.type == "cuda" else None, **{_SYNC_BUFFERS: False}
+    )
+    ddp.register_comm_hook(None, _sum_gradients)
+    return ddp
 
 
 def _sum_gradients(_: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:

@@ -71,6 +71,7 @@ def test_torchrun_m_facelt_train_trains_on_two_processes(recipe, tmp_path):
     result = torchrun("-m", "facelt.train", *short_recipe(recipe, tmp_path))
     assert (result.returncode, result.stdout) == (0, f"finished: {tmp_path / 'run'}\n"), result.stderr
     assert result.stderr.count("plain: epoch 1/1  validation_accuracy") == 1
+    assert "FutureWarning" not in result.stderr
     # The same run by the other entry: nothing is left to do.
     result = torchrun("-m", "facelt", "train", *short_recipe(recipe, tmp_path), "--resume")
     assert (result.returncode, result.stdout) == (0, f"finished: {tmp_path / 'run'}\n"), result.stderr
