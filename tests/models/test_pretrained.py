@@ -228,7 +228,7 @@ def test_unreadable_and_hostile_files_are_refused(name, write, message, tmp_path
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    damage=st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=6)), max_size=4), fraction=st.floats(0, 1)
+    damage=st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=6)), max_size=4), length=st.floats(0, 1)
 )
 def test_a_damaged_file_is_refused_in_one_line(damage, length, tmp_path):
     network = tiny()
