@@ -27,7 +27,7 @@ from facelt.distributed.comm import (
     world_size,
 )
 
-MIN_NORM = 1e-12
+NORM_EPS = 1e-12
 # On a CPU a block of a batch of 64 stays in the cache; a GPU needs larger ones to be busy.
 BLOCK_COLUMNS = {"cpu": 1 << 12, "cuda": 1 << 16}
 
@@ -101,7 +101,7 @@ class _Factors(NamedTuple):
     def of(cls, vector_BD: torch.Tensor, weights: ClassWeights) -> "_Factors":
         inverse_norm_C = None
         if weights.normalize:
-            inverse_norm_C = torch.linalg.vector_norm(weights.weight_CD, dim=1).clamp_min_(MIN_NORM).reciprocal_()
+            inverse_norm_C = torch.linalg.vector_norm(weights.weight_CD, dim=1).clamp_min_(NORM_EPS).reciprocal_()
         return cls(vector_BD, weights.weight_CD, weights.bias_C, inverse_norm_C)
 
     def logits(self) -> torch.Tensor:

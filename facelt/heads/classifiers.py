@@ -16,7 +16,7 @@ from torch import nn
 from facelt.config.registry import register_head
 from facelt.distributed.class_shards import ClassRange, ClassSample, sharded_entries
 from facelt.distributed.comm import BatchSplit, sum_grad_over_ranks
-from facelt.distributed.logits import MIN_NORM, ClassifierLogits, ClassWeights, GatheredFeatures
+from facelt.distributed.logits import NORM_EPS, ClassifierLogits, ClassWeights, GatheredFeatures
 from facelt.errors import UserError
 
 # The derivative of acos is infinite at 1 and -1.
@@ -130,7 +130,7 @@ class CosineHead(Head):
         return ClassifierLogits(scale * vector_BD, ClassWeights(self.weight, normalize=True), self.classes, batch_split)
 
     def forward(self, feature: GatheredFeatures) -> ClassifierLogits:
-        return self.scaled_logits(F.normalize(feature.global_BD, dim=1, eps=MIN_NORM), feature.batch_split)
+        return self.scaled_logits(F.normalize(feature.global_BD, dim=1, eps=NORM_EPS), feature.batch_split)
 
     def training_logits(self, feature: GatheredFeatures, label_b: torch.Tensor, step: int = 0) -> ClassifierLogits:
         logits = self(feature)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from facelt.distributed.comm import sum_grad_over_ranks
-from facelt.distributed.logits import MIN_NORM, ClassifierLogits, GatheredFeatures
+from facelt.distributed.logits import NORM_EPS, ClassifierLogits, GatheredFeatures
 from facelt.heads.classifiers import CosineHead, LinearHead
 from facelt.heads.memory import IdentityMemory
 
@@ -29,7 +29,7 @@ class HeadVariant:
         """Returns vectors of the same direction and length n^p / (1 + n^p), which is below 1."""
         norm_B1 = torch.linalg.vector_norm(vector_BD, dim=1, keepdim=True)
         power_B1 = norm_B1.pow(self.squash_power)
-        return vector_BD / norm_B1.clamp_min(MIN_NORM) * (power_B1 / (1 + power_B1))
+        return vector_BD / norm_B1.clamp_min(NORM_EPS) * (power_B1 / (1 + power_B1))
 
 
 HEAD_VARIANTS: dict[str, HeadVariant] = {

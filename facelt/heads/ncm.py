@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from facelt.distributed.logits import MIN_NORM, ClassifierLogits, ClassWeights, GatheredFeatures
+from facelt.distributed.logits import NORM_EPS, ClassifierLogits, ClassWeights, GatheredFeatures
 from facelt.heads.classifiers import Head
 from facelt.heads.memory import IdentityMemory
 
@@ -46,9 +46,9 @@ class NcmHead(Head):
 
     def forward(self, feature: GatheredFeatures) -> ClassifierLogits:
         mean_CD, filled_C = self.memory.centroid_CD, self.memory.filled_C
-        unit_BD = F.normalize(feature.global_BD, dim=1, eps=MIN_NORM)
+        unit_BD = F.normalize(feature.global_BD, dim=1, eps=NORM_EPS)
         if self.distance == "cosine":
-            weight_CD = F.normalize(mean_CD, dim=1, eps=MIN_NORM)
+            weight_CD = F.normalize(mean_CD, dim=1, eps=NORM_EPS)
             bias_C = torch.where(filled_C, 0.0, _LOWEST_COSINE).to(mean_CD.dtype)
         else:
             unit_BD, weight_CD = 2 * unit_BD, mean_CD
@@ -57,5 +57,5 @@ class NcmHead(Head):
 
 
 def _normalized(feature: GatheredFeatures) -> GatheredFeatures:
-    local_bD = F.normalize(feature.local_bD, dim=1, eps=MIN_NORM)
-    return replace(feature, local_bD=local_bD, global_BD=F.normalize(feature.global_BD, dim=1, eps=MIN_NORM))
+    local_bD = F.normalize(feature.local_bD, dim=1, eps=NORM_EPS)
+    return replace(feature, local_bD=local_bD, global_BD=F.normalize(feature.global_BD, dim=1, eps=NORM_EPS))

@@ -19,7 +19,7 @@ from torch import nn
 
 from facelt.config.registry import register_method
 from facelt.config.train import SecondStageSettings
-from facelt.distributed.logits import MIN_NORM, ClassifierLogits, ClassWeights, GatheredFeatures, ShardedLogits
+from facelt.distributed.logits import NORM_EPS, ClassifierLogits, ClassWeights, GatheredFeatures, ShardedLogits
 from facelt.heads.classifiers import LinearHead, WeightScalingHead, load_head
 from facelt.heads.ncm import NcmHead
 from facelt.methods.base import Method, PostHoc, SamplerSpec, StepContext, StepOutput, TrainBatch
@@ -101,7 +101,7 @@ class TauNorm(PostHoc):
 
     def logits(self, image_B3HW: torch.Tensor) -> ClassifierLogits:
         feature = GatheredFeatures.gather(self.features(image_B3HW))
-        norm_C1 = torch.linalg.vector_norm(self.head.weight, dim=1, keepdim=True).clamp_min(MIN_NORM)
+        norm_C1 = torch.linalg.vector_norm(self.head.weight, dim=1, keepdim=True).clamp_min(NORM_EPS)
         rows = ClassWeights(self.head.weight / norm_C1.pow(self.tau))
         return ClassifierLogits(feature.global_BD, rows, self.head.classes, feature.batch_split)
 

@@ -29,7 +29,7 @@ from torch import nn
 
 from facelt.config.registry import register_method
 from facelt.config.train import MethodSettings, SecondStageSettings
-from facelt.distributed.logits import MIN_NORM, ClassifierLogits, GatheredFeatures, ReplicatedLogits
+from facelt.distributed.logits import NORM_EPS, ClassifierLogits, GatheredFeatures, ReplicatedLogits
 from facelt.heads.classifiers import LinearHead, load_head
 from facelt.heads.ncm import NcmHead
 from facelt.losses.experts import distillation_kl
@@ -191,7 +191,7 @@ class Selector(nn.Module):
 
     def forward(self, feature_BD: torch.Tensor, linear_BC: torch.Tensor) -> torch.Tensor:
         """Above 0 where the linear classifier is wrong and the nearest mean right, [B]."""
-        seen_BH = F.leaky_relu(self.look(F.normalize(feature_BD, dim=1, eps=MIN_NORM)), SLOPE)
+        seen_BH = F.leaky_relu(self.look(F.normalize(feature_BD, dim=1, eps=NORM_EPS)), SLOPE)
         top_BK = linear_BC.topk(self.top, dim=1).values
         return self.decide(torch.cat([seen_BH, top_BK], dim=1)).squeeze(1)
 

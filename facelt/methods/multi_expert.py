@@ -29,7 +29,7 @@ from facelt.config.registry import CLASS_WEIGHTS, HEADS, LOSSES, SamplerName, re
 from facelt.config.train import MethodSettings
 from facelt.distributed.class_shards import ClassRange
 from facelt.distributed.logits import (
-    MIN_NORM,
+    NORM_EPS,
     ClassifierLogits,
     ClassWeights,
     GatheredFeatures,
@@ -113,7 +113,7 @@ def mean_logits(experts: Sequence[ClassifierLogits]) -> ClassifierLogits:
 
 def _lengthened(rows: ClassWeights) -> torch.Tensor:
     """The rows [C, D] as they are multiplied: unit rows have the length 1."""
-    return F.normalize(rows.weight_CD, dim=1, eps=MIN_NORM) if rows.normalize else rows.weight_CD
+    return F.normalize(rows.weight_CD, dim=1, eps=NORM_EPS) if rows.normalize else rows.weight_CD
 
 
 def whole_logits(experts: Sequence[ClassifierLogits]) -> torch.Tensor:
