@@ -64,11 +64,14 @@ def run_audit(config: AuditConfig, progress: ProgressFn = no_progress) -> AuditR
         "notes": list(config.notes),
         "provenance": config.provenance.model_dump(),
         "statistics": {**config.statistics.model_dump(), "min_identities": config.min_identities},
-        **{"subject": None, "thresholds": {}, "overall": {}, "det": None, "groupings": []},
-        **{"against": None, "training": None},
+        "subject": None,
+        "thresholds": {},
+        "overall": {},
+        "det": None,
+        "groupings": [],
+        "against": None,
+        "training": training_section(config, progress) if config.training.record else None,
     }
-    if config.training.record is not None:
-        report["training"] = training_section(config, progress)
     results: dict[tuple[str, ...], GroupingResult] = {}
     estimates: dict[tuple[str, ...], list[DisparityEstimate]] = {}
     if config.embeddings is not None or config.scores is not None:

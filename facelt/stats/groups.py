@@ -36,11 +36,6 @@ class Grouping:
     def __len__(self) -> int:
         return len(self.names)
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Names of the groups as text, such as `female & 30-39`."""
-        return tuple(" & ".join(name) for name in self.names)
-
     def membership(self) -> np.ndarray:
         """Returns the 0/1 membership of units in groups, float64 [U,G]; counts by unit times it are counts by group."""
         return (self.group_U[:, None] == np.arange(len(self))).astype(np.float64)

@@ -56,8 +56,6 @@ class RateIntervals:
     rate_F: np.ndarray
     low_F: np.ndarray
     high_F: np.ndarray
-    error_F: np.ndarray
-    trial_F: np.ndarray
     identities_F: np.ndarray
     effective_F: np.ndarray
     dof_F: np.ndarray
@@ -147,9 +145,7 @@ def rate_intervals(counts: ClusteredCounts, *, level: float) -> RateIntervals:
     dof_F = _degrees_of_freedom(counts.trial_FI, influence_FI, identities_F)
     low_F, high_F = wilson_limits(rate_F, effective_F, stdtrit(dof_F, 0.5 + level / 2))
     low_F[~known_F], high_F[~known_F] = np.nan, np.nan
-    return RateIntervals(
-        rate_F, low_F, high_F, counts.error_F, counts.trial_F, identities_F, effective_F, dof_F, influence_FI, level
-    )
+    return RateIntervals(rate_F, low_F, high_F, identities_F, effective_F, dof_F, influence_FI, level)
 
 
 def wilson_limits(rate_F: np.ndarray, trial_F: np.ndarray, quantile_F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -28,10 +28,16 @@ def test_units_are_an_identity_and_its_values():
 def test_groupings_and_their_intersections():
     units = Units.from_columns(IDENTITY, COLUMNS)
     gender = units.grouping(["gender"])
-    assert gender.labels == (UNKNOWN, "f", "m")
+    assert gender.names == ((UNKNOWN,), ("f",), ("m",))
     both = units.grouping(["gender", "age"])
-    assert both.labels == ("(unknown) & old", "(unknown) & young", "f & old", "f & young", "m & old")
-    assert [both.labels[both.group_U[u]] for u in units.unit_N[:4]] == ["f & young", "f & old", "f & old", "m & old"]
+    assert [" & ".join(name) for name in both.names] == [
+        *("(unknown) & old", "(unknown) & young", "f & old", "f & young", "m & old")
+    ]
+    assert [both.names[both.group_U[u]] for u in units.unit_N[:4]] == [
+        ("f", "young"),
+        *[("f", "old")] * 2,
+        ("m", "old"),
+    ]
     np.testing.assert_array_equal(units.identity_groups(gender), [1, 2, 0])
     assert units.identity_groups(both) is None
 

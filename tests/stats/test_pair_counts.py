@@ -92,7 +92,7 @@ def test_distractors_belong_to_no_identity():
     grouping = units.grouping(["gender"])
     result = counts.non_mated(0).clustered_counts(units, grouping)
     f = group_pairs(grouping).index((0, 1))
-    assert grouping.labels[:2] == ("(distractors)", "f")
+    assert grouping.names[:2] == (("(distractors)",), ("f",))
     assert (result.error_F[f], result.trial_F[f]) == (2, 3)
     assert result.trial_FI[f].sum() == 3  # each pair involves its probe's identity only
 

@@ -33,17 +33,17 @@ def test_pair_rates_equal_a_loop_over_weighted_pairs(world, kind):
     weight_RI = identity_weights(np.zeros(len(units.identities)), replicates=6, seed=2)
     result = replicate_pair_rates(getattr(counts, kind)(0), units, grouping, weight_RI)
     index = {name: i for i, name in enumerate(units.identities)}
-    for weight_I, found_F in zip(weight_RI, result, strict=True):
+    for weight_I, rate_F in zip(weight_RI, result, strict=True):
         weight = {p: weight_I[index[f"p{p}"]] for p in range(7)} | {7: 1.0}
         for f, (a, b) in enumerate(group_pairs(grouping)):
-            wanted, errors, trials = {grouping.labels[a], grouping.labels[b]}, 0.0, 0.0
+            wanted, errors, trials = {*grouping.names[a], *grouping.names[b]}, 0.0, 0.0
             for m in range(len(score)):
                 if mated[m] == (kind == "mated") and {age_N[left[m]], age_N[right[m]]} == wanted:
                     ends = weight[person_N[left[m]]], weight[person_N[right[m]]]
                     w = ends[0] if mated[m] else ends[0] * ends[1]
                     trials += w
                     errors += w * ((score[m] >= 0.5) != mated[m])
-            assert (np.isnan(found_F[f]) and not trials) or found_F[f] == pytest.approx(errors / trials)
+            assert (np.isnan(rate_F[f]) and not trials) or rate_F[f] == pytest.approx(errors / trials)
 
 
 def test_weights_keep_each_stratum_and_spread_as_a_mean_does():
