@@ -168,7 +168,7 @@ def _rate_plot(
         description=f"Dot plot of the {metric.long} by {' and '.join(grouping.by)}: {spoken}. "
         f"All: {small_percent(overall.rate)} percent.",
     )  # fmt: skip
-    caption = f"Dots are rates, lines their {100 * level:g} % intervals; the dashed line is the rate of all groups."
+    caption = f"Dots are rates, lines their {100 * level:g} % intervals; the dashed line is the rate over all people."
     if any(rate.small for rate in rates.values()):
         caption += " * too few people to be compared."
     data = tuple(

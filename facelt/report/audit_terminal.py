@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from facelt.report.audit_schema import AgainstGrouping, AuditGrouping, AuditRate, AuditReport, TrainingGrouping
-from facelt.report.audit_text import METRICS, group_name, largest_gaps, threshold_text
+from facelt.report.audit_text import METRICS, capitalized, group_name, largest_gaps, threshold_text
 from facelt.report.formatting import small_percent, small_percent_interval
 from facelt.report.terminal import label, make_table
 from facelt.utils.text import sanitize, shorten
@@ -26,7 +26,7 @@ def print_audit(report: AuditReport, console: "Console | None" = None) -> None:
     for grouping in report.groupings:
         console.print(_rates(grouping, report))
         for sentence in largest_gaps(grouping, report.statistics.level) if "shots" not in grouping.by else ():
-            console.print(Text(sanitize(sentence)))
+            console.print(Text(sanitize(capitalized(sentence))))
     for grouping in report.against.groupings if report.against else ():
         console.print(_against(grouping))
     for grouping in report.training.groupings if report.training else ():

@@ -87,7 +87,6 @@ def _threshold_table(rates: ThresholdTable) -> "Table":
     title = f"{rates.title}: {rates.rate} in % at {rates.alarm}"
     columns = [*map(rate_name, rates.alarm_rates), "seconds"]
     table = make_table("model\nkind", columns, title=title, label_width=_LABEL_WIDTH)
-    table.min_width = len(title) + 2
     for row in rates.rows:
         name = label(row.model, row.kind, *([row.score] if row.score else []))
         table.add_row(name, *map(_threshold_cell, row.cells), f"{row.seconds:.1f}")

@@ -10,8 +10,16 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 
+_MAX_TITLE = 78
+
+
 def make_table(
-    first_column: str, columns: Iterable[str], *, title: str = "", label_width: int | None = None, cell_width=None
+    first_column: str,
+    columns: Iterable[str],
+    *,
+    title: str = "",
+    label_width: int | None = None,
+    cell_width: int | None = None,
 ) -> "Table":
     """Returns an empty rich table: a column of labels, then right-aligned columns of numbers.
 
@@ -23,7 +31,8 @@ def make_table(
 
     heading = Text(sanitize(title), style="bold") if title else None
     # A table narrower than its title would wrap it.
-    table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    min_width = len(title) + 2 if len(title) < _MAX_TITLE else None
+    table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), min_width=min_width)
     table.add_column(first_column, max_width=label_width, overflow="fold")
     for column in columns:
         table.add_column(Text(column), justify="right", max_width=cell_width, overflow="fold")

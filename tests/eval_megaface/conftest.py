@@ -1,4 +1,4 @@
-"""A small suite in MegaFace's layout and stores to go with it, all made here."""
+"""A small synthetic suite in MegaFace's layout, with stores."""
 
 import json
 from dataclasses import dataclass
@@ -119,7 +119,7 @@ def small(tmp_path):
 
 @pytest.fixture
 def second(small, write_store):
-    """A second model beside the first, with three kinds; `meta` is shorter than one, so that inner products differ."""
+    """A second model with three kinds; `meta` is shorter than one, so that inner products differ from cosines."""
     random = np.random.default_rng(9)
     arrays = {}
     for name, keys in (("probes", small.probes), ("distractors", small.distractors)):

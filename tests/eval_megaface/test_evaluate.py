@@ -51,23 +51,23 @@ def test_real_embeddings(real_data, real_config, mode, threshold):
     expected = json.loads((real_data / "faces/megaface/expected.json").read_text())["modes"][mode][threshold]
     first, tenth = report["rows"]
     assert (first["rank"], first["distractors"], tenth["rank"]) == (1, 6757, 10)
-    found = figures_of(first)
-    assert found["full"]["rate"] == pytest.approx(expected["rank1"]["rate"], abs=1e-4)
-    assert found["full"]["pairs"] == report["suite"]["pairs"] == expected["rank1"]["pairs"]
+    result = figures_of(first)
+    assert result["full"]["rate"] == pytest.approx(expected["rank1"]["rate"], abs=1e-4)
+    assert result["full"]["pairs"] == report["suite"]["pairs"] == expected["rank1"]["pairs"]
     assert figures_of(tenth)["full"]["rate"] == pytest.approx(expected["rank10"], abs=1e-4)
     for name in ("male", "female", "many", "few", "one", "zero"):
-        assert found[name]["pairs"] == expected[name]["pairs"]
+        assert result[name]["pairs"] == expected[name]["pairs"]
         if expected[name]["rate"] is None:
-            assert found[name]["rate"] is found[name]["low"] is found[name]["high"] is None
+            assert result[name]["rate"] is result[name]["low"] is result[name]["high"] is None
         else:
-            assert found[name]["rate"] == pytest.approx(expected[name]["rate"], abs=1e-4)
-            if found[name]["identities"] > 1:
-                assert found[name]["low"] <= found[name]["rate"] <= found[name]["high"]
-        assert found[name]["probes"] == expected[name].get("probes", found[name]["probes"])
+            assert result[name]["rate"] == pytest.approx(expected[name]["rate"], abs=1e-4)
+            if result[name]["identities"] > 1:
+                assert result[name]["low"] <= result[name]["rate"] <= result[name]["high"]
+        assert result[name]["probes"] == expected[name].get("probes", result[name]["probes"])
     (curve,) = report["curves"]
     assert curve["sizes"] == [10, 100, 1000, 6757]
     assert curve["rate"] == sorted(curve["rate"], reverse=True)
-    assert curve["rate"][-1] == found["full"]["rate"]
+    assert curve["rate"][-1] == result["full"]["rate"]
     noise = report["suite"]["noise"]
     assert (noise["probes_removed"], noise["distractors_removed"]) == ((7, 25) if mode == "drop" else (0, 0))
 
@@ -133,10 +133,10 @@ def test_sets_are_averaged(small, write_list):
 
 def test_an_empty_group_has_no_rate(small):
     report = small.run("shots.threshold=1.0")
-    found = figures_of(report["rows"][0])
-    assert found["zero"]["probes"] == 8
+    result = figures_of(report["rows"][0])
+    assert result["zero"]["probes"] == 8
     for name in ("many", "few", "one"):
-        assert {key: found[name][key] for key in ("rate", "low", "high", "pairs", "probes", "identities")} == {
+        assert {key: result[name][key] for key in ("rate", "low", "high", "pairs", "probes", "identities")} == {
             "rate": None,
             "low": None,
             "high": None,
@@ -144,8 +144,8 @@ def test_an_empty_group_has_no_rate(small):
             "probes": 0,
             "identities": 0,
         }
-    assert found["female"]["rate"] is not None
-    assert found["female"]["low"] is None  # one woman cannot tell how women differ
+    assert result["female"]["rate"] is not None
+    assert result["female"]["low"] is None  # one identity gives no interval
 
 
 def test_no_pair_at_all(small, write_list):

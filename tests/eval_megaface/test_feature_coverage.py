@@ -38,9 +38,9 @@ def test_scan_equals_a_plain_look(seed, rows, dimension, dtype):
     assert len(set(hash_N.tolist())) == len(set(content))
     first = {}
     plain = {row: first[key] for row, key in enumerate(content) if first.setdefault(key, row) != row}
-    found = find_repeats(hash_N, value_ND, row_N)
-    finite = {row: other for row, other in plain.items() if finite_N[row]}
-    assert {row: other for row, other in found.items() if finite_N[row]} == finite
+    result = find_repeats(hash_N, value_ND, row_N)
+    finite = {row: second for row, second in plain.items() if finite_N[row]}
+    assert {row: second for row, second in result.items() if finite_N[row]} == finite
 
 
 def test_equal_hashes_alone_are_no_repeat():
@@ -84,15 +84,15 @@ def test_all_damage_is_listed_at_once(small, tree):
     names = damage(small)
     with pytest.raises(UserError) as caught:
         run(small, models=tree)
-    said = str(caught.value)
+    text = str(caught.value)
     for name, reason in zip(
         names, ("missing", "21 bytes", "5 values, the other features 6", "not finite", "zero"), strict=True
     ):
-        assert repr(name) in said
-        assert reason in said
-    assert "5 of 28 listed images" in said
-    assert said.endswith("--allow-missing 5")
-    assert "\n" not in said
+        assert repr(name) in text
+        assert reason in text
+    assert "5 of 28 listed images" in text
+    assert text.endswith("--allow-missing 5")
+    assert "\n" not in text
 
 
 def test_what_is_allowed_is_left_out_for_every_model(small, tree):
@@ -141,9 +141,9 @@ def test_repeated_embeddings_are_told_and_kept(small, write_store):
 
 def test_store_and_tree_inspect_alike(small, tree):
     store = StoreSource(small.root / "distractors").inspect("direct", small.distractors)
-    other = TreeSource(small.root / "tree_distractors", "x").inspect("direct", small.distractors)
-    assert store.fingerprint == other.fingerprint
-    assert store.unusable == other.unusable == {}
+    second = TreeSource(small.root / "tree_distractors", "x").inspect("direct", small.distractors)
+    assert store.fingerprint == second.fingerprint
+    assert store.unusable == second.unusable == {}
     missing = StoreSource(small.root / "distractors").inspect("direct", [*small.distractors[:3], "a/b.jpg"])
     assert missing.unusable == {"a/b.jpg": "missing"}
     assert missing.fingerprint != store.fingerprint

@@ -1,4 +1,4 @@
-"""Stores and trees answer alike; what is missing is counted and named."""
+"""Stores and trees give equal embeddings; missing images are counted and named."""
 
 import numpy as np
 import pytest

@@ -56,8 +56,8 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("place", [".", "mf_json_{size}_{set}"])
 def test_finding_lists(folder, place):
-    found = find_distractor_lists(place, folder, None, None)
-    assert {key: path.name for key, path in found.items()} == {
+    result = find_distractor_lists(place, folder, None, None)
+    assert {key: path.name for key, path in result.items()} == {
         (10, 1): "mf_json_10_1",
         (10, 2): "mf_json_10_2",
         (100, 1): "mf_json_100_1",

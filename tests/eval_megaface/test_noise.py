@@ -12,10 +12,10 @@ def test_forms(tmp_path):
     path.write_text("# comment\nA B/Ann_Lee_3.png\n\n12\t011/0001@N01/5_0.jpg\nBob._2.png\n")
     assert read_noise_list(path, stems=True) == {"Ann_Lee_3", "5_0", "Bob._2"}
     assert read_noise_list(path, stems=False) == {"A B/Ann_Lee_3.png", "011/0001@N01/5_0.jpg", "Bob._2.png"}
-    found = noisy_probes(
+    result = noisy_probes(
         ["Ann/Ann_Lee_3.jpg", "Ann/Ann_Lee_30.jpg", "Bob./Bob._2.png"], frozenset({"Ann_Lee_3", "Bob._2"})
     )
-    assert found.tolist() == [True, False, True]
+    assert result.tolist() == [True, False, True]
 
 
 def test_unreadable(tmp_path):

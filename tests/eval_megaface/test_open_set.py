@@ -22,10 +22,10 @@ def test_real_embeddings(real_config):
     for half in section["halves"]:
         assert half["gallery"] == 6732 + half["enrolled"]
         assert half["enrolled"] + half["mated"] + half["nonmated"] == 607
-    (one,) = section["rates"]
-    assert (one["model"], one["kind"], one["score"]) == ("mobile", "direct", "similarity")
-    tenth, hundredth, thousandth = one["points"]
-    # From the whole matrix of scores in a program of its own.
+    (entry,) = section["rates"]
+    assert (entry["model"], entry["kind"], entry["score"]) == ("mobile", "direct", "similarity")
+    tenth, hundredth, thousandth = entry["points"]
+    # From the whole matrix of scores, by a separate program.
     assert (tenth["wanted"], tenth["fnir"]) == (0.1, pytest.approx(0.1781, abs=5e-5))
     assert (hundredth["wanted"], hundredth["fnir"]) == (0.01, pytest.approx(0.2472, abs=5e-5))
     assert (thousandth["wanted"], thousandth["fnir"], thousandth["fpir"]) == (0.001, None, None)
@@ -39,7 +39,7 @@ def test_real_embeddings(real_config):
             assert half["false_positives"] == pytest.approx(half["fpir"] * searches["nonmated"])
         assert point["fnir"] == np.mean([half["fnir"] for half in point["halves"]])
     assert section["smallest_fpir"] == 30 / 292
-    assert one["curve"]["fpir"] == sorted(one["curve"]["fpir"])
+    assert entry["curve"]["fpir"] == sorted(entry["curve"]["fpir"])
     assert report["verification"] is None
 
 
@@ -49,11 +49,11 @@ def plain_by_reachability(half, probe_PD, distractor_GD, reachability_P, identit
     score_PG = probe_PD.astype(np.float64) @ candidate_GD.T
     allowed = int(wanted * len(half.nonmated_N))
     too_many = np.sort(reachability_P[half.nonmated_N])[::-1][allowed]
-    found = 0
+    hits = 0
     for probe in half.mated_M:
         (mate,) = np.flatnonzero(identity_P[half.enrolled_E] == identity_P[probe])
-        found += bool(score_PG[probe, mate] >= score_PG[probe].max() and reachability_P[probe] > too_many)
-    return 1 - found / len(half.mated_M)
+        hits += bool(score_PG[probe, mate] >= score_PG[probe].max() and reachability_P[probe] > too_many)
+    return 1 - hits / len(half.mated_M)
 
 
 def add_reachability(folder, keys, value_ND, reachability_N):
@@ -73,7 +73,7 @@ def test_reachability_where_the_store_has_it(real_config, real_data, tmp_path):
     real_config["models"]["mobile"] |= {"probes": tmp_path / "familiar"}
     changes = {"noise": {"mode": "raw"}, "open_set": {"seed": 4}}
     section = evaluate_megaface(MegafaceConfig.model_validate(real_config | changes)).json_values()["open_set"]
-    assert [one["score"] for one in section["rates"]] == ["similarity", "reachability"]
+    assert [entry["score"] for entry in section["rates"]] == ["similarity", "reachability"]
     _, identity_P = np.unique([path.split("/")[0] for path in paths], return_inverse=True)
     halves = open_set_searches(probe_PD, identity_P, distractor_GD, seed=4, cosine=True).halves
     for point in section["rates"][1]["points"][:2]:
@@ -113,7 +113,7 @@ def test_a_reachability_that_is_not_finite_is_refused_before_the_search(small, f
 
 def test_replaced_probes_have_no_reachability(small, familiar):
     report = small.run("open_set={}", "noise.mode=insightface", models=familiar(np.arange(9)))
-    assert [one["score"] for one in report["open_set"]["rates"]] == ["similarity"]
+    assert [entry["score"] for entry in report["open_set"]["rates"]] == ["similarity"]
     assert (
         "plain: replaced probes have no reachability, so open-set search by reachability is not measured."
         in report["notes"]
@@ -138,14 +138,14 @@ def test_a_single_identity_cannot_be_a_stranger(small, write_list):
 @pytest.fixture
 def searches(monkeypatch):
     """Notes how deep the run's engine searches."""
-    made, plain = [], Search.top_k
+    calls, plain = [], Search.top_k
 
     def noted(self, query_PD, database_GD, k, prefixes, **named):
-        made.append(k)
+        calls.append(k)
         return plain(self, query_PD, database_GD, k, prefixes, **named)
 
     monkeypatch.setattr(Search, "top_k", noted)
-    return made
+    return calls
 
 
 def test_searches_by_the_runs_engine_and_never_twice(small, searches):
@@ -154,8 +154,8 @@ def test_searches_by_the_runs_engine_and_never_twice(small, searches):
     first = small.run("open_set={}")
     assert small.run("open_set={}")["open_set"] == first["open_set"]
     assert searches == [20, 1]
-    other = small.run("open_set.seed=1", "open_set.rank=3")["open_set"]
-    assert (other["seed"], other["rank"]) == (1, 3)
+    second = small.run("open_set.seed=1", "open_set.rank=3")["open_set"]
+    assert (second["seed"], second["rank"]) == (1, 3)
     assert searches == [20, 1, 3]
 
 

@@ -1,4 +1,4 @@
-"""A run goes on where it stopped, and never with a part that belongs to other inputs."""
+"""Result cache: an interrupted run resumes, and never with a result of other inputs."""
 
 import json
 import os
@@ -16,17 +16,17 @@ from facelt.search.search import Search
 
 @pytest.fixture
 def searches(monkeypatch):
-    """Notes which searches are made."""
-    made = []
+    """Records the searches."""
+    calls = []
     for name in ("top_k", "count_above"):
         plain = getattr(Search, name)
 
         def counted(self, *arguments, plain=plain, name=name, **named):
-            made.append(name)
+            calls.append(name)
             return plain(self, *arguments, **named)
 
         monkeypatch.setattr(Search, name, counted)
-    return made
+    return calls
 
 
 def test_a_second_run_searches_nothing(small, searches):
@@ -38,15 +38,15 @@ def test_a_second_run_searches_nothing(small, searches):
     assert searches == ["count_above", "top_k"]
 
 
-def test_a_run_that_was_stopped_goes_on(small, searches, monkeypatch):
-    whole = small.run(out=str(small.root / "whole"))
+def test_an_interrupted_run_resumes(small, searches, monkeypatch):
+    complete = small.run(out=str(small.root / "whole"))
     searches.clear()
     with monkeypatch.context() as patch:
         patch.setattr(protocol, "hit_ranks", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             small.run()
     assert searches == ["count_above", "top_k"]
-    assert small.run() | {"title": ""} == whole | {"title": ""}
+    assert small.run() | {"title": ""} == complete | {"title": ""}
     assert searches == ["count_above", "top_k", "top_k"]
 
 
@@ -110,8 +110,8 @@ def test_two_processes_equal_one(small, root, tmp_path):
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("report: ") == 1
-    one, two = (json.loads((tmp_path / out / "report.json").read_text()) for out in ("one", "two"))
-    for report in (one, two):
+    single, split = (json.loads((tmp_path / out / "report.json").read_text()) for out in ("one", "two"))
+    for report in (single, split):
         for rate in (*report["verification"]["rates"], *report["open_set"]["rates"]):
             del rate["seconds"]
-    assert one == two
+    assert single == split

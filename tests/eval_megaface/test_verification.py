@@ -1,4 +1,4 @@
-"""Verification: equal to figures computed elsewhere and to plain loops, said to be unsupported, and resumed."""
+"""Verification: equal to independent results and to plain loops, unsupported rates are marked, passes are cached."""
 
 import itertools
 
@@ -12,43 +12,43 @@ from eval_megaface.evaluate import evaluate_megaface
 
 @pytest.fixture
 def passes(monkeypatch):
-    """Counts the passes that are made."""
-    made, plain = [], thresholds_module.verification_rates
+    """Records the passes."""
+    calls, plain = [], thresholds_module.verification_rates
 
     def counted(*arguments, **named):
-        made.append(named["cosine"])
+        calls.append(named["cosine"])
         return plain(*arguments, **named)
 
     monkeypatch.setattr(thresholds_module, "verification_rates", counted)
-    return made
+    return calls
 
 
 def tars(section):
-    return [[point["tar"] for point in one["points"]] for one in section["rates"]]
+    return [[point["tar"] for point in entry["points"]] for entry in section["rates"]]
 
 
 def test_real_embeddings(real_config):
     report = evaluate_megaface(MegafaceConfig.model_validate(real_config | {"verification": True})).json_values()
     section = report["verification"]
     assert (section["mated"], section["nonmated"]) == (26202 // 2, 607 * 6732)
-    (one,) = section["rates"]
-    assert (one["model"], one["kind"]) == ("mobile", "direct")
-    found = {point["wanted"]: point for point in one["points"]}
-    assert list(found) == [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
-    # From the whole matrix of scores, sorted, in a program of its own.
+    (entry,) = section["rates"]
+    assert (entry["model"], entry["kind"]) == ("mobile", "direct")
+    result = {point["wanted"]: point for point in entry["points"]}
+    assert list(result) == [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
+    # From the whole matrix of sorted scores, by a separate program.
     for far, tar in {1e-5: 0.7400, 1e-4: 0.8227, 1e-3: 0.8968, 1e-2: 0.9499, 1e-1: 0.9879}.items():
-        assert found[far]["tar"] == pytest.approx(tar, abs=5e-5)
-        assert found[far]["supported"]
-        assert found[far]["fmr"] <= far
-        assert found[far]["fmr"] == found[far]["false_matches"] / section["nonmated"]
+        assert result[far]["tar"] == pytest.approx(tar, abs=5e-5)
+        assert result[far]["supported"]
+        assert result[far]["fmr"] <= far
+        assert result[far]["fmr"] == result[far]["false_matches"] / section["nonmated"]
     # Four false matches are allowed: a figure, but an uncertain one.
-    assert (found[1e-6]["supported"], found[1e-6]["false_matches"]) == (False, 4)
+    assert (result[1e-6]["supported"], result[1e-6]["false_matches"]) == (False, 4)
     assert section["smallest_far"] == 30 / section["nonmated"]
-    thresholds = [point["threshold"] for point in one["points"]]
+    thresholds = [point["threshold"] for point in entry["points"]]
     assert thresholds == sorted(thresholds, reverse=True)
-    assert one["det"]["fmr"] == sorted(one["det"]["fmr"])
-    assert one["det"]["fnmr"] == sorted(one["det"]["fnmr"], reverse=True)
-    assert one["seconds"] > 0
+    assert entry["det"]["fmr"] == sorted(entry["det"]["fmr"])
+    assert entry["det"]["fnmr"] == sorted(entry["det"]["fnmr"], reverse=True)
+    assert entry["seconds"] > 0
     assert report["open_set"] is None
 
 
@@ -67,15 +67,15 @@ def plain_tar(probe_PD, identities, distractor_GD, far):
 def test_every_kind_equals_plain_loops(small, second):
     models, arrays = second
     section = small.run("noise.mode=raw", "verification=true", models=models)["verification"]
-    assert [(one["model"], one["kind"]) for one in section["rates"]] == [
+    assert [(entry["model"], entry["kind"]) for entry in section["rates"]] == [
         ("plain", "direct"), ("second", "direct"), ("second", "meta"), ("second", "meta_unit"),
     ]  # fmt: skip
     identities = [path.split("/")[0] for path in small.probes]
     values = [(small.probe_PD, small.distractor_GD)]
     values += [(arrays["probes"][kind], arrays["distractors"][kind]) for kind in ("direct", "meta", "meta_unit")]
-    for found, (probe_PD, distractor_GD) in zip(tars(section), values, strict=True):
+    for result, (probe_PD, distractor_GD) in zip(tars(section), values, strict=True):
         expected = [plain_tar(probe_PD, identities, distractor_GD, far) for far in 10.0 ** np.arange(-6, 0)]
-        assert found == pytest.approx(expected)
+        assert result == pytest.approx(expected)
     points = section["rates"][0]["points"]
     assert points[0]["reason"] == "a rate of 1e-06 needs 1,000,000 non-mated comparisons; there are 270"
     assert [point["supported"] for point in points] == [False] * 6
@@ -117,7 +117,7 @@ def test_a_pass_is_not_made_again(small, passes):
 
 def test_an_interrupted_run_keeps_what_was_finished(small, second, passes, monkeypatch):
     models, _ = second
-    whole = small.run("verification=true", models=models, out=str(small.root / "whole"))["verification"]
+    complete = small.run("verification=true", models=models, out=str(small.root / "whole"))["verification"]
     passes.clear()
     plain = thresholds_module.verification_rates
 
@@ -132,6 +132,6 @@ def test_an_interrupted_run_keeps_what_was_finished(small, second, passes, monke
             small.run("verification=true", models=models)
     passes.clear()
     resumed = small.run("verification=true", models=models)["verification"]
-    assert tars(resumed) == tars(whole)
+    assert tars(resumed) == tars(complete)
     # Cosines of the unit kinds, of which the last was not reached, and inner products of `meta`.
     assert passes == [False, True]

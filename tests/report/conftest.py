@@ -43,7 +43,7 @@ _REPORT = {
         "bands": {"many": ">= 5", "few": "2..4", "one": "1", "zero": "0"},
     },
     "interval": {"level": 0.95, "method": "identity bootstrap", "replicates": 2000, "seed": 0},
-    "rows": [row(*one) for one in _SERIES],
+    "rows": [row(*entry) for entry in _SERIES],
     "curves": [
         {
             "model": model, "kind": kind, "rank": 1, "sizes": [10, 1000, 6757],
@@ -77,9 +77,9 @@ def hostile(report):
     for part in (*report["rows"], *report["curves"], *report["cmc"]):
         part["model"] = names[part["model"]]
         part["kind"] = part["kind"] + odd
-    for one in report["rows"]:
-        one["figures"][-1] |= {"group": script, "name": formula}
-        one["figures"].append({**one["figures"][-1], "name": odd + script})
+    for entry in report["rows"]:
+        entry["figures"][-1] |= {"group": script, "name": formula}
+        entry["figures"].append({**entry["figures"][-1], "name": odd + script})
     report["models"] = {script: {script: [script]}, formula: {"deep": {"deeper": script}}}
     report["suite"]["files"] = {script: formula}
     report["shots"]["reference"] = script

@@ -1,4 +1,4 @@
-"""The audit's report: what stands in the page and the tables, and that a name from data can do no harm there."""
+"""Audit report: content of the page and the tables; names from data are harmless."""
 
 import csv
 import json

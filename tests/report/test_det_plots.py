@@ -16,14 +16,14 @@ def texts(svg):
 
 def lines(svg, colour):
     """Points of each stroked path of `colour`, with its opacity; marks, which are filled, are left out."""
-    found = []
+    result = []
     for path in ElementTree.fromstring(svg).iter("path"):
         style = path.get("style", "")
         if f"stroke: {colour}" in style and "fill: none" in style:
             numbers = [float(number) for number in re.findall(r"-?\d+\.?\d*", path.get("d", ""))]
             opacity = float((re.search(r"stroke-opacity: ([\d.]+)", style) or [0, 1])[1])
-            found.append((list(zip(numbers[::2], numbers[1::2], strict=True)), opacity))
-    return found
+            result.append((list(zip(numbers[::2], numbers[1::2], strict=True)), opacity))
+    return result
 
 
 def curve(**changes):

@@ -141,9 +141,9 @@ def rows(path) -> list[list[str]]:
 
 def test_files_of_the_open_set(report, tmp_path):
     curve = np.linspace(0, 1, 10_001)
-    other = {**report, "model": {**report["model"], "name": "=other"}}
+    second = {**report, "model": {**report["model"], "name": "=other"}}
     confusion, oscr = write_open(
-        tmp_path / "new", [EvaluationReport.build(report), EvaluationReport.build(other)], [(curve, curve / 2), None]
+        tmp_path / "new", [EvaluationReport.build(report), EvaluationReport.build(second)], [(curve, curve / 2), None]
     )
     assert rows(confusion)[4] == ["run/oltr", "open", "0", "123456", "0", "7", "89"]
     assert {row[0] for row in rows(confusion)[1:]} == {"run/oltr", "'=other"}

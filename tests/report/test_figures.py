@@ -16,16 +16,16 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def shapes(path, colour):
     """Points of each filled path of that colour in an SVG file, as arrays of (x, y)."""
-    found = []
-    for one in ElementTree.parse(path).iter(f"{SVG}path"):
-        if f"fill: {colour}" in one.get("style", ""):
-            numbers = [float(number) for number in re.findall(r"-?\d+\.?\d*", one.get("d", ""))]
-            found.append(np.array(numbers).reshape(-1, 2))
-    return found
+    result = []
+    for entry in ElementTree.parse(path).iter(f"{SVG}path"):
+        if f"fill: {colour}" in entry.get("style", ""):
+            numbers = [float(number) for number in re.findall(r"-?\d+\.?\d*", entry.get("d", ""))]
+            result.append(np.array(numbers).reshape(-1, 2))
+    return result
 
 
 def texts(path):
-    return ["".join(one.itertext()) for one in ElementTree.parse(path).iter(f"{SVG}text")]
+    return ["".join(entry.itertext()) for entry in ElementTree.parse(path).iter(f"{SVG}text")]
 
 
 def test_bars_are_as_high_as_their_gains_and_the_key_says_the_means(tmp_path):
@@ -39,7 +39,7 @@ def test_bars_are_as_high_as_their_gains_and_the_key_says_the_means(tmp_path):
         *bars, _ = shapes(svg, GROUP_COLOURS[group])
         heights = [float(np.ptp(bar[:, 1])) for bar in bars]
         scale[group] = [height / abs(gain) for height, gain in zip(heights, gains, strict=True)]
-    together = [one for ratios in scale.values() for one in ratios]
+    together = [entry for ratios in scale.values() for entry in ratios]
     assert together == pytest.approx([together[0]] * 5, rel=1e-3)
     assert len(shapes(svg, GROUP_COLOURS["medium"])) == 0
     words = texts(svg)
@@ -53,13 +53,15 @@ def test_every_point_is_drawn_in_its_place_with_its_groups_colour(tmp_path):
     draw_points(place_N2, group_N, tmp_path / "tsne")
     for group, count in (("many", 20), ("few", 12), (OPEN, 8)):
         used = [
-            (float(one.get("x")), -float(one.get("y")))
-            for one in ElementTree.parse(tmp_path / "tsne.svg").iter(f"{SVG}use")
-            if f"fill: {GROUP_COLOURS[group]}" in one.get("style", "")
+            (float(entry.get("x")), -float(entry.get("y")))
+            for entry in ElementTree.parse(tmp_path / "tsne.svg").iter(f"{SVG}use")
+            if f"fill: {GROUP_COLOURS[group]}" in entry.get("style", "")
         ][:count]
         # Up to a scale that is the same on both axes, and a shift.
-        drawn, given = (places - places.mean(0) for places in (np.array(used), place_N2[group_N == group]))
-        np.testing.assert_allclose(drawn, given * (np.ptp(drawn) / np.ptp(given)), atol=0.01 * np.ptp(drawn))
+        drawn, expected_points = (places - places.mean(0) for places in (np.array(used), place_N2[group_N == group]))
+        np.testing.assert_allclose(
+            drawn, expected_points * (np.ptp(drawn) / np.ptp(expected_points)), atol=0.01 * np.ptp(drawn)
+        )
         assert f"{group} ({count})" in texts(tmp_path / "tsne.svg")
 
 

@@ -35,15 +35,15 @@ def test_equal_names_of_two_attributes_stay_apart(report):
 
 def test_a_row_holds_none_where_it_has_no_such_figure(report):
     report["rows"][1]["figures"] = report["rows"][1]["figures"][:1]
-    found = rows(report)
-    assert [cell and round(cell.rate, 4) for cell in found[1].cells] == [*[None] * 4, 0.8402, *[None] * 3]
+    result = rows(report)
+    assert [cell and round(cell.rate, 4) for cell in result[1].cells] == [*[None] * 4, 0.8402, *[None] * 3]
 
 
 def test_the_headline_is_the_smallest_rank_among_the_most_distractors(report):
     plain = report["rows"][0]
     report["rows"] = [{**plain, "distractors": 10}, {**plain, "rank": 10}, plain, {**plain, "distractors": 1000}]
-    (found,) = headline_rows(rows(report))
-    assert (found.rank, found.distractors) == (1, 6732)
+    (result,) = headline_rows(rows(report))
+    assert (result.rank, result.distractors) == (1, 6732)
 
 
 def test_counts_are_named_by_model_or_by_row_where_they_differ(report):

@@ -49,7 +49,7 @@ def measured(report):
             for model, kind in (("plain", "direct"), ("oltr", "meta"))
         ],
     }  # fmt: skip
-    found = [fnir(0.1, 0.1781, [(0.4072, 0.099, 0.107, 29), (0.4254, 0.098, 0.249, 31)]), fnir(0.001, None, (), FEW)]
+    result = [fnir(0.1, 0.1781, [(0.4072, 0.099, 0.107, 29), (0.4254, 0.098, 0.249, 31)]), fnir(0.001, None, (), FEW)]
     curve = {"fpir": [0.003, 0.1, 1.0], "fnir": [0.28, 0.18, 0.14]}
     report["open_set"] = {
         "rank": 5, "seed": 3, "enrolment": "one image drawn with the seed", "distractors": 6732,
@@ -59,7 +59,7 @@ def measured(report):
             {"enrolled": 8, "gallery": 6740, "mated": 284, "nonmated": 315},
         ],
         "rates": [
-            {"model": "oltr", "kind": "meta", "score": score, "points": found, "curve": curve, "seconds": 3.21}
+            {"model": "oltr", "kind": "meta", "score": score, "points": result, "curve": curve, "seconds": 3.21}
             for score in ("similarity", "reachability")
         ],
     }  # fmt: skip
@@ -67,7 +67,7 @@ def measured(report):
 
 
 def page_text(path):
-    """What a reader sees, and the source."""
+    """Returns the visible text of a page, and its source."""
     from html.parser import HTMLParser
 
     texts, parser, source = [], HTMLParser(), path.read_text(encoding="utf-8")
@@ -181,11 +181,11 @@ def test_a_report_without_them_says_nothing_of_them(report, tmp_path):
 
 
 def test_nothing_enough_for_a_figure_is_still_a_page(measured, tmp_path):
-    for one in measured["verification"]["rates"]:
-        one["points"] = [tar(0.1, None, None, None, False, NEEDS)]
-        one["det"] = {"threshold": [], "fmr": [], "fnmr": []}
-    for one in measured["open_set"]["rates"]:
-        one["points"], one["curve"] = [fnir(0.1, None, (), FEW)], {"fpir": [], "fnir": []}
+    for entry in measured["verification"]["rates"]:
+        entry["points"] = [tar(0.1, None, None, None, False, NEEDS)]
+        entry["det"] = {"threshold": [], "fmr": [], "fnmr": []}
+    for entry in measured["open_set"]["rates"]:
+        entry["points"], entry["curve"] = [fnir(0.1, None, (), FEW)], {"fpir": [], "fnir": []}
     measured["verification"]["smallest_far"] = measured["open_set"]["smallest_fpir"] = None
     _, source = page_text(write(measured, tmp_path))
     assert source.count("no curve: too few trials") == 2
@@ -194,8 +194,8 @@ def test_nothing_enough_for_a_figure_is_still_a_page(measured, tmp_path):
 def test_hostile_names_run_nowhere(measured, tmp_path):
     script = '<script>alert("x")</script>\x1b[31m'
     for name in ("verification", "open_set"):
-        for one in measured[name]["rates"]:
-            one["model"] = script
+        for entry in measured[name]["rates"]:
+            entry["model"] = script
     measured["open_set"]["rates"][0]["score"] = measured["open_set"]["rates"][0]["points"][1]["reason"] = script
     path = write(measured, tmp_path)
     text, source = page_text(path)

@@ -1,4 +1,4 @@
-"""Plots: what is drawn is what was measured, and what stands in the page is safe and can be read aloud."""
+"""Plots: shapes equal the data; the SVG is safe and readable by screen readers."""
 
 import re
 from xml.etree import ElementTree
@@ -16,12 +16,12 @@ def texts(svg):
 
 def shapes(svg, colour):
     """Points of each drawn path that has `colour`, as lists of (x, y)."""
-    found = []
+    result = []
     for path in ElementTree.fromstring(svg).iter("path"):
         if colour in path.get("style", ""):
             numbers = [float(number) for number in re.findall(r"-?\d+\.?\d*", path.get("d", ""))]
-            found.append(list(zip(numbers[::2], numbers[1::2], strict=True)))
-    return found
+            result.append(list(zip(numbers[::2], numbers[1::2], strict=True)))
+    return result
 
 
 def test_bars_are_as_high_as_their_rates_and_a_gap_is_a_dash():

@@ -33,6 +33,6 @@ def test_the_text_of_a_table():
 @given(st.lists(st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\x00")), min_size=1))
 def test_every_name_comes_back_and_none_runs(names):
     text = csv_text(Table(["name"], [[name] for name in names]))
-    found = [row[0] for row in csv.reader(io.StringIO(text, newline=""))][1:]
-    assert not any(cell.startswith(tuple(FORMULA_STARTS)) for cell in found)
-    assert [cell[1:] if cell.startswith("'") else cell for cell in found] == names
+    result = [row[0] for row in csv.reader(io.StringIO(text, newline=""))][1:]
+    assert not any(cell.startswith(tuple(FORMULA_STARTS)) for cell in result)
+    assert [cell[1:] if cell.startswith("'") else cell for cell in result] == names

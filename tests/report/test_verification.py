@@ -13,8 +13,8 @@ from facelt.report.verification import print_verification
 
 def point(wanted, tar, supported=True, reason=None, **changes) -> dict:
     limits = None if tar is None else [max(tar - 0.0121, 0), min(tar + 0.0121, 1)]
-    known = {"tar_limits": limits, "far": wanted, "far_limits": [0, 1], "score": 0.5, "false_matches": 3}
-    return {"wanted": wanted, "tar": tar, "supported": supported, "reason": reason, **known, **changes}
+    defaults = {"tar_limits": limits, "far": wanted, "far_limits": [0, 1], "score": 0.5, "false_matches": 3}
+    return {"wanted": wanted, "tar": tar, "supported": supported, "reason": reason, **defaults, **changes}
 
 
 REPORT = {
@@ -59,10 +59,10 @@ def test_figures_stand_in_their_rows_and_columns():
     header = next(line for line in text.splitlines() if "FAR 0.001" in line)
     assert header.split() == ["accuracy", "FAR", "0.0001", "FAR", "0.001", "FAR", "0.01", "FAR", "0.1"]
     lines = text.splitlines()
-    place = next(number for number, line in enumerate(lines) if line.split()[:1] == ["lfw"])
-    assert lines[place].split() == ["lfw", "99.52", EN_DASH, "97.12*", "98.77", "99.00"]
-    assert lines[place + 1].split() == ["6,000", "pairs", "±", "0.34", f"95.9{EN_DASH}98.3", f"97.6{EN_DASH}100.0"]
-    assert "50.00" in lines[place + 2]
+    position = next(number for number, line in enumerate(lines) if line.split()[:1] == ["lfw"])
+    assert lines[position].split() == ["lfw", "99.52", EN_DASH, "97.12*", "98.77", "99.00"]
+    assert lines[position + 1].split() == ["6,000", "pairs", "±", "0.34", f"95.9{EN_DASH}98.3", f"97.6{EN_DASH}100.0"]
+    assert "50.00" in lines[position + 2]
     assert "95 % limits" in text
     assert "* uncertain: too few non-mated pairs for 30 errors at this rate." in text
     assert f"{EN_DASH} lfw: a rate of 0.0001 needs 10,000 non-mated comparisons" in text
@@ -72,8 +72,8 @@ def test_figures_stand_in_their_rows_and_columns():
 def test_what_is_not_known_is_not_said():
     report = copy.deepcopy(REPORT)
     report["source"] = {"name": "elsewhere.npz", "kind": None, "flip_averaged": None}
-    for one in report["sets"]:
-        one["points"] = one["points"][2:]
+    for entry in report["sets"]:
+        entry["points"] = entry["points"][2:]
     text = printed(report)
     assert text.startswith("elsewhere.npz; in %\n")
     assert "uncertain" not in text

@@ -57,10 +57,10 @@ def test_the_tables_hold_every_figure(report, tmp_path):
     figures = read_csv(folder / "figures.csv")
     expected = [(row, figure) for row in report["rows"] for figure in row["figures"]]
     assert len(figures) == len(expected)
-    for found, (row, figure) in zip(figures, expected, strict=True):
-        assert (found["model"], found["kind"], found["name"]) == (row["model"], row["kind"], figure["name"])
-        assert found["rate"] == ("" if figure["rate"] is None else repr(figure["rate"]))
-        assert int(found["pairs"]) == figure["pairs"]
+    for result, (row, figure) in zip(figures, expected, strict=True):
+        assert (result["model"], result["kind"], result["name"]) == (row["model"], row["kind"], figure["name"])
+        assert result["rate"] == ("" if figure["rate"] is None else repr(figure["rate"]))
+        assert int(result["pairs"]) == figure["pairs"]
     sizes = read_csv(folder / "rate_by_size.csv")
     assert [float(line["rate"]) for line in sizes] == [rate for curve in report["curves"] for rate in curve["rate"]]
     assert len(read_csv(folder / "cmc.csv")) == 60
