@@ -49,9 +49,9 @@ def commands() -> list[str]:
 def loaded_by(program: str) -> str:
     """Runs a program in a fresh interpreter; returns the line that lists the heavy packages it loaded."""
     program += REPORT.format(heavy=HEAVY)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()[-1].strip()
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()[-1].strip()
 
 
 def test_importing_the_packages_loads_nothing_heavy():
@@ -84,18 +84,18 @@ def test_every_help_of_the_record_tools_loads_nothing_heavy():
 )
 def test_help_of_every_entry(entry):
     command = [sys.executable, "-X", "importtime", *entry.split(), "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
-    assert done.returncode == 0
-    assert "--help" in done.stdout
-    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert result.returncode == 0
+    assert "--help" in result.stdout
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in result.stderr.splitlines()}
     assert "typer" in imported
     assert not imported & set(HEAVY)
 
 
 def test_facelt_lists_exactly_the_commands_that_exist():
-    done = subprocess.run([sys.executable, "-m", "facelt", "--help"], capture_output=True, text=True, cwd=ROOT)
-    # A name stands at the beginning of its row; the rows that go on with a description are indented further.
-    listed = set(re.findall(r"^[^\w\n]{1,3}(\w+)  ", done.stdout.split("Commands")[1], re.MULTILINE))
+    result = subprocess.run([sys.executable, "-m", "facelt", "--help"], capture_output=True, text=True, cwd=ROOT)
+    # Names start a row; continued descriptions are indented further.
+    listed = set(re.findall(r"^[^\w\n]{1,3}(\w+)  ", result.stdout.split("Commands")[1], re.MULTILINE))
     files = {path.stem for path in (ROOT / "facelt" / "cli").glob("[a-z]*.py")} - {"main", "gallery_inputs"}
     assert listed == set(commands()) == files | {"megaface"}
     assert listed <= PROMISED

@@ -116,7 +116,7 @@ def alone(accumulating) -> list[tuple]:
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_accumulate_like_one_process(accumulating, alone, rank_pool, world):
     together = rank_pool.run(run_with_lost_image, world, accumulating(world))
-    # All make equally many micro-batches, and put together each has the images of one process's.
+    # All ranks make the same micro-batches; together each holds the images of the single process's.
     for rank_steps in together:
         assert [step[:3] for step in rank_steps] == [step[:3] for step in alone]
     for shares, whole in zip(zip(*together, strict=True), alone, strict=True):

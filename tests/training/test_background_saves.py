@@ -132,7 +132,7 @@ def test_resume_from_background_saves_is_bit_exact_on_two_ranks(
     recipe, finished_run, rank_pool, tmp_path, metrics, assert_same_weights
 ):
     stage = {**recipe(tmp_path)["stages"][1], "init_from": str(finished_run / "plain")}
-    # Saves put the ranks' running statistics together, which rounds: both runs save at the same steps.
+    # A save averages the ranks' running statistics, which rounds, so both runs save at the same steps.
     straight, broken = (recipe(tmp_path / name, stages=[stage], checkpoint_every=2) for name in ("straight", "broken"))
     rank_pool.run(run_twice, 2, straight, {**broken, "checkpoint_async": True})
     assert metrics(tmp_path / "broken") == metrics(tmp_path / "straight")
@@ -158,7 +158,7 @@ def save_with_one_full_disk(folder) -> str:
 
 
 def test_all_ranks_stop_when_one_cannot_save(rank_pool, tmp_path):
-    said = rank_pool.run(save_with_one_full_disk, 2, tmp_path / "checkpoints")
-    assert len(set(said)) == 1
-    assert "step-00000010: cannot read or write the checkpoint (No space left on device)" in said[0]
+    messages = rank_pool.run(save_with_one_full_disk, 2, tmp_path / "checkpoints")
+    assert len(set(messages)) == 1
+    assert "step-00000010: cannot read or write the checkpoint (No space left on device)" in messages[0]
     assert not list((tmp_path / "checkpoints").iterdir())

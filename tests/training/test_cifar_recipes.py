@@ -21,7 +21,7 @@ from tests.data.cifar_folder import write_cifar
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "cifar100_lt"
 RECIPES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-# Epochs of one step, so many that what begins late in a stage begins.
+# One-step epochs, enough of them to reach what starts late in a stage.
 EPOCHS, BATCH = 5, 32
 WIDTHS = (16, 16, 16)
 

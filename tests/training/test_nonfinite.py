@@ -58,7 +58,7 @@ def test_a_step_without_an_update_is_skipped_and_its_images_are_listed(
     assert norm in ("nan", "inf")
     assert len(set(facts["images"])) == 8
     assert all(name.startswith("train.rec:") for name in facts["images"])
-    # A name a line, for those who search for one.
+    # One name per line, for grep.
     assert all(f'\n  "{name}"' in path.read_text() for name in facts["images"])
     assert f"skipped step 1 of 3 allowed; its images: {path}" in capsys.readouterr().err
 
@@ -79,12 +79,12 @@ def test_too_many_stop_the_run_and_keep_the_last_checkpoint(train, plain_stage, 
     assert (facts["epoch"], facts["step"], facts["nonfinite_steps"]) == (1, 2, 1)
     assert all(torch.equal(tensors[f"method.{name}"], value) for name, value in states[6].items())
     assert not (tmp_path / "run/plain/model.safetensors").exists()
-    # The count goes on where it was: another such step is one too many again.
+    # The count is restored: one more such step is too many again.
     with monkeypatch.context() as patch:
         spoil(patch, {1})
         with pytest.raises(UserError, match="epoch 1, step 3: the loss"):
             train(tmp_path / "run", resume=True, **settings)
-    # The steps were bad by chance alone here, so going on from the checkpoint works.
+    # These steps were spoiled by the test only, so resuming from the checkpoint works.
     train(tmp_path / "run", resume=True, **settings)
     assert (tmp_path / "run/plain/model.safetensors").exists()
 
@@ -113,7 +113,7 @@ def test_all_ranks_skip_a_step_that_is_nonfinite_on_one(recipe, plain_stage, ran
     values = recipe(tmp_path / "run", stages=plain_stage(), max_nonfinite_steps=1)
     with pytest.raises(AssertionError) as caught:
         rank_pool.run(run_spoiled_on_one_rank, 2, values)
-    # Both ranks stopped alike.
+    # Both ranks raised the same error.
     assert str(caught.value).count("UserError: stage plain, epoch 1, step 1: the loss") == 2
     facts = json.loads((tmp_path / "run/nonfinite/plain-0-2.json").read_text())
     assert len(set(facts["images"])) == 8

@@ -19,7 +19,7 @@ def step_of(method: str):
     return METHODS[method], "step"
 
 
-# What is going on when the signal comes, and how many of it have been before.
+# The function during which the signal arrives, and its number of earlier calls.
 MOMENTS = {
     "a step": (*step_of("classify"), 1),
     "the last step of a stage": (*step_of("classify"), 7),
@@ -68,7 +68,7 @@ def test_a_signal_while_data_opens_writes_nothing(train, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-# Of two ranks one is signalled; what is going on there, and the kind of the signal.
+# Moments at which one of two ranks receives a signal, and the signal.
 OF_RANKS = {
     "the memory pass": signal.SIGTERM,
     "validation": signal.SIGINT,
@@ -106,7 +106,7 @@ def run_all_signalled(straight: dict, stopped: dict[str, dict]) -> None:
 def test_resume_after_a_signal_to_one_of_two_ranks_is_bit_exact(
     recipe, rank_pool, tmp_path, metrics, assert_same_weights, in_background
 ):
-    # Saves put the ranks' running statistics together, which rounds: after every step they do it alike in all runs.
+    # A save averages the ranks' running statistics, which rounds; saving after every step rounds equally in all runs.
     settings = {"checkpoint_every": 1, "checkpoint_async": in_background}
     stopped = {moment: recipe(tmp_path / moment.replace(" ", "_"), **settings) for moment in OF_RANKS}
     rank_pool.run(run_all_signalled, 2, recipe(tmp_path / "straight", **settings), stopped)

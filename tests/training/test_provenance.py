@@ -58,7 +58,7 @@ def test_checkpoints_of_other_data_are_refused_by_name(train, plain_stage, selec
     settings = {"stages": plain_stage(), "data": selected(RENAMED)}
     with pytest.raises(interrupt("classify", 2)):
         train(tmp_path / "run", **settings)
-    # The same file name, so the configuration says nothing of it.
+    # The file name stays, so the configuration does not change.
     for renamed, rows, expected in (
         (RENAMED, slice(1, None), ["data fingerprint"]),
         ({2: 0, 0: 1, 3: 2, 1: 4}, slice(None), ["data fingerprint", "class map"]),
@@ -79,7 +79,7 @@ def test_a_card_names_the_classes_and_the_weights(train, plain_stage, selected, 
     card = json.loads((folder / "card.json").read_text())
     assert card["classes"]["labels"] == [4, 0, 3, -1, 1]
     assert card["weights_sha256"] == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    # Without a manifest there are no other names to tell.
+    # Without a manifest the classes have no other labels.
     classes = json.loads((finished_run / "oltr/card.json").read_text())["classes"]
     assert classes.keys() == {"meaning", "sha256"}
     assert "no other names" in classes["meaning"]

@@ -32,7 +32,7 @@ class Runs:
         self.recipe, self.folder = recipe, folder
 
     def values(self, name: str, **changes) -> dict:
-        # Without batch norm at work large steps diverge.
+        # With frozen batch norm large steps diverge.
         changes = {"optim": {"lr": 0.01, "batch": 8}, "checkpoint_every": 2, **changes}
         return self.recipe(self.folder / name, **changes)
 

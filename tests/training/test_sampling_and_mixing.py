@@ -107,7 +107,7 @@ def test_the_bag_of_tricks_trains_and_resumes(root, cifar, tmp_path, monkeypatch
     assert all(torch.equal(weight, states["mixup"]["head.weight"]) for weight, _ in seen)
     changed_B = torch.cat([changed for _, changed in seen])
     assert 0.2 < changed_B.float().mean() < 0.9
-    # The head goes on: a fresh one would be far off.
+    # The head is trained further: a new one would be far off.
     for earlier, later in (("mixup", "drs"), ("drs", "finetune")):
         before, after = states[earlier]["head.weight"], states[later]["head.weight"]
         assert 0 < (after - before).norm() < 0.2 * before.norm()
