@@ -22,7 +22,7 @@ def write(tmp_path):
 
 
 def test_pairs_are_read_in_order_and_yielded_in_blocks(write, monkeypatch):
-    monkeypatch.setattr(tables, "CHUNK", 2)
+    monkeypatch.setattr(tables, "_CHUNK_ROWS", 2)
     monkeypatch.setattr(audited_set, "PAIR_BLOCK", 3)
     pairs = read_scores(write(GOOD))
     assert pairs.identities == ["x", "y", "z"]
