@@ -1,10 +1,7 @@
-"""How hard the synthetic faces are, all constants in one place.
+"""Identities and nuisance factors of synthetic faces, drawn from a seed.
 
-Random streams named by what they draw, so that a number depends on (seed, identity, image) and nothing else.
-
-What makes a synthetic person: shape, colour and texture, drawn from (seed, index).
-
-What changes between two pictures of the same person: pose, light, expression, occlusion and the camera.
+An identity (shape, colour, texture) depends on (seed, identity) alone, the nuisance of a picture (pose, light,
+expression, occlusion, camera) on (seed, identity, image) and the difficulty.
 """
 
 from dataclasses import dataclass, replace
@@ -17,15 +14,15 @@ from facelt.errors import UserError
 
 @dataclass(frozen=True)
 class Difficulty:
-    """Spread of every nuisance; identity's own spread stays as `identity.py` has it, so these alone set the difficulty.
+    """Spread of every nuisance factor; the spread of identities is fixed, so these values alone set the difficulty.
 
-    The demo wants rank-1 between 50% and 95% against about a thousand distractors after a minute or two of training a
-    small network, and identity to be read from shape and texture, not from mean colour: backdrop, clothes and light
-    move colour more than faces differ in it. As measured with 400 training identities and 12,000 pictures seen at
+    They are chosen for the demo: rank-1 between 50% and 95% against about a thousand distractors after one or two
+    minutes of training a small network, and identity visible in shape and texture, not in mean colour, which backdrop,
+    clothes and light change more than faces differ in it. Measured with 400 training identities and 12,000 pictures at
     half size, a narrow nine-layer residual network reached rank-1 of 67% against 1,000 distractors (48% with spreads
-    about a third larger), nearest 8x8 thumbnails 6%. Raise the spreads, or the shares of covered and grey images, to
-    make the task harder. Angles are in degrees, lengths in pixels of a 112-pixel crop, shares in [0, 1]; a spread is
-    a standard deviation unless its comment says otherwise.
+    about a third larger), nearest neighbours of 8x8 thumbnails 6%. Larger spreads, or more covered and grey images,
+    make the task harder. Angles are in degrees, lengths in pixels of a 112-pixel crop, shares in [0, 1]; a spread is a
+    standard deviation unless its comment says otherwise.
     """
 
     # pose
@@ -35,7 +32,7 @@ class Difficulty:
     shift: float = 0.6
     scale: float = 0.012
     # light
-    side_light: float = 0.22  # how far the light's direction leaves the camera's
+    side_light: float = 0.22  # deviation of the light's direction from the camera's
     gain: float = 0.06  # of the logarithm
     gamma: float = 0.06  # of the logarithm
     colour_cast: float = 0.03  # of each channel's logarithm
@@ -54,9 +51,9 @@ class Difficulty:
     jpeg_lowest: int = 65  # quality, uniform from here to 95
 
     def scaled(self, factor: float) -> "Difficulty":
-        """The same mixture with every spread and share times `factor` (0: a studio portrait); shares stay below 1/5."""
+        """Returns every spread and share multiplied by `factor` (0: a studio portrait); shares stay below 1/5."""
         if not 0.0 <= factor <= 4.0:
-            raise UserError(f"synthetic faces: a difficulty's factor lies in 0..4, not {factor!r}")
+            raise UserError(f"synthetic faces: the factor of a difficulty must be in 0..4, not {factor!r}")
         values = {name: value * factor for name, value in vars(self).items() if name != "jpeg_lowest"}
         values |= {name: min(value, 0.2) for name, value in values.items() if name.endswith("_share")}
         return replace(self, jpeg_lowest=round(95 - (95 - self.jpeg_lowest) * min(factor, 2.0)), **values)
@@ -66,8 +63,8 @@ DEMO = Difficulty()
 STUDIO = DEMO.scaled(0.0)
 
 
-class Purpose(IntEnum):
-    """What a stream is for: purposes share no numbers, so a change in one drawing leaves the others as they are."""
+class StreamId(IntEnum):
+    """Independent random streams: a change in the draws of one does not affect the others."""
 
     IDENTITY = 1
     NUISANCE = 2
@@ -76,29 +73,29 @@ class Purpose(IntEnum):
     SUITE = 5
 
 
-def stream(seed: int, purpose: Purpose, *place: int) -> np.random.Generator:
-    """A generator of its own for one purpose at one place (an identity, an image of it).
+def random_stream(seed: int, purpose: StreamId, *indices: int) -> np.random.Generator:
+    """Returns the random generator of one stream for the given indices (an identity, an image of it).
 
-    Raises UserError where the seed or an index is no whole number from 0.
+    Raises UserError if the seed or an index is not a whole number of at least 0.
     """
-    for name, value in [("seed", seed), *(("index", index) for index in place)]:
+    for name, value in [("seed", seed), *(("index", index) for index in indices)]:
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
-            raise UserError(f"synthetic faces: {name} must be a whole number from 0, not {value!r}")
-    # The length keeps (seed, a) and (seed, a, 0) apart: SeedSequence ignores trailing zeros.
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, purpose, len(place), *place, 1])))
+            raise UserError(f"synthetic faces: {name} must be a whole number of at least 0, not {value!r}")
+    # The length distinguishes (seed, a) from (seed, a, 0): SeedSequence ignores trailing zeros.
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, purpose, len(indices), *indices, 1])))
 
 
 GENDERS = ("female", "male")
-FIELD_SIDE = 9  # cells along one side of the coarse skin texture
+SKIN_FIELD_SIDE = 9  # cells per side of the coarse skin texture
 HAIR_STYLES = ("swept", "fringe", "parted", "receding", "shaved")
 
 
 @dataclass(frozen=True, eq=False)
 class IdentityParameters:
-    """One synthetic person. Lengths are pixels of a 112-pixel crop, colours RGB in 0..255, angles radians.
+    """Parameters of a synthetic person. Lengths are pixels of a 112-pixel crop, colours RGB in 0..255, angles radians.
 
-    `gender` is a label of the drawing, no claim about people: it moves the means of hair length, jaw width, brow
-    thickness, beard and lip colour, and the two groups overlap in every one of them.
+    `gender` is a label of the drawing, not a claim about people: it shifts the means of hair length, jaw width, brow
+    thickness, beard and lip colour, and the two groups overlap in each of them.
     """
 
     gender: str
@@ -151,13 +148,13 @@ class IdentityParameters:
 
 
 def draw_identity(seed: int, index: int) -> IdentityParameters:
-    """The person number `index` of a seed: the same every time, independent of every other index."""
-    rng = stream(seed, Purpose.IDENTITY, index)
-    male = bool(rng.random() < 0.5)
-    side = 1.0 if male else -1.0
+    """Returns person number `index` of a seed, independent of every other index."""
+    rng = random_stream(seed, StreamId.IDENTITY, index)
+    is_male = bool(rng.random() < 0.5)
+    side = 1.0 if is_male else -1.0
     skin, hair, iris, lips = _colours(rng, side)
     return IdentityParameters(
-        gender=GENDERS[male],
+        gender=GENDERS[is_male],
         skin=skin,
         hair=hair,
         iris=iris,
@@ -170,53 +167,53 @@ def draw_identity(seed: int, index: int) -> IdentityParameters:
     )
 
 
-def _around(rng: np.random.Generator, mean: float, spread: float) -> float:
-    """A normal number cut at two spreads: every face stays drawable."""
+def _clipped_normal(rng: np.random.Generator, mean: float, spread: float) -> float:
+    """A normal variate clipped at two standard deviations, so that every face can be drawn."""
     return float(mean + spread * np.clip(rng.standard_normal(), -2.0, 2.0))
 
 
 def _outline(rng: np.random.Generator, side: float) -> dict:
     return {
-        "cheek_width": _around(rng, 36.5, 2.8),
-        "jaw_width": _around(rng, 0.68 + 0.06 * side, 0.085),
-        "jaw_square": _around(rng, 0.80 - 0.07 * side, 0.14),
-        "chin": _around(rng, 43.0 + 1.0 * side, 3.2),
-        "forehead": _around(rng, 43.0, 2.5),
-        "ear_size": _around(rng, 8.5, 2.2),
+        "cheek_width": _clipped_normal(rng, 36.5, 2.8),
+        "jaw_width": _clipped_normal(rng, 0.68 + 0.06 * side, 0.085),
+        "jaw_square": _clipped_normal(rng, 0.80 - 0.07 * side, 0.14),
+        "chin": _clipped_normal(rng, 43.0 + 1.0 * side, 3.2),
+        "forehead": _clipped_normal(rng, 43.0, 2.5),
+        "ear_size": _clipped_normal(rng, 8.5, 2.2),
     }
 
 
 def _eyes(rng: np.random.Generator, side: float) -> dict:
     return {
-        "eye_distance": _around(rng, 16.8, 1.8),
-        "eye_height": _around(rng, -8.5, 2.0),
-        "eye_width": _around(rng, 7.4, 1.15),
-        "eye_open": _around(rng, 3.5 - 0.2 * side, 0.85),
-        "eye_tilt": _around(rng, 0.03, 0.15),
-        "lid_fold": _around(rng, 0.5, 0.3),
-        "brow_gap": _around(rng, 8.2 - 0.8 * side, 1.8),
-        "brow_thickness": max(0.7, _around(rng, 2.3 + 0.55 * side, 0.85)),
-        "brow_length": _around(rng, 10.0, 1.5),
-        "brow_arch": _around(rng, 2.2 - 0.5 * side, 1.7),
-        "brow_tilt": _around(rng, 0.0, 0.17),
+        "eye_distance": _clipped_normal(rng, 16.8, 1.8),
+        "eye_height": _clipped_normal(rng, -8.5, 2.0),
+        "eye_width": _clipped_normal(rng, 7.4, 1.15),
+        "eye_open": _clipped_normal(rng, 3.5 - 0.2 * side, 0.85),
+        "eye_tilt": _clipped_normal(rng, 0.03, 0.15),
+        "lid_fold": _clipped_normal(rng, 0.5, 0.3),
+        "brow_gap": _clipped_normal(rng, 8.2 - 0.8 * side, 1.8),
+        "brow_thickness": max(0.7, _clipped_normal(rng, 2.3 + 0.55 * side, 0.85)),
+        "brow_length": _clipped_normal(rng, 10.0, 1.5),
+        "brow_arch": _clipped_normal(rng, 2.2 - 0.5 * side, 1.7),
+        "brow_tilt": _clipped_normal(rng, 0.0, 0.17),
     }
 
 
 def _nose_and_mouth(rng: np.random.Generator, side: float) -> dict:
     return {
-        "nose_length": _around(rng, 18.5, 2.9),
-        "nose_width": _around(rng, 7.0 + 0.4 * side, 1.7),
-        "nose_bridge": _around(rng, 2.6, 0.9),
-        "mouth_height": _around(rng, 23.5, 2.1),
-        "mouth_width": _around(rng, 12.0 + 0.4 * side, 2.2),
-        "lip_upper": max(0.6, _around(rng, 2.4 - 0.3 * side, 0.95)),
-        "lip_lower": max(0.8, _around(rng, 3.3 - 0.3 * side, 1.2)),
-        "lip_bow": _around(rng, 0.9, 0.5),
+        "nose_length": _clipped_normal(rng, 18.5, 2.9),
+        "nose_width": _clipped_normal(rng, 7.0 + 0.4 * side, 1.7),
+        "nose_bridge": _clipped_normal(rng, 2.6, 0.9),
+        "mouth_height": _clipped_normal(rng, 23.5, 2.1),
+        "mouth_width": _clipped_normal(rng, 12.0 + 0.4 * side, 2.2),
+        "lip_upper": max(0.6, _clipped_normal(rng, 2.4 - 0.3 * side, 0.95)),
+        "lip_lower": max(0.8, _clipped_normal(rng, 3.3 - 0.3 * side, 1.2)),
+        "lip_bow": _clipped_normal(rng, 0.9, 0.5),
     }
 
 
 def _colours(rng: np.random.Generator, side: float) -> tuple[np.ndarray, ...]:
-    """Skin from deep to light, hair from black to grey and blond, iris from brown to blue, lips a redder skin."""
+    """Skin from dark to light, hair from black to grey and blond, iris from brown to blue, lips a redder skin."""
     depth, warmth = rng.beta(1.6, 1.2), rng.normal(0.0, 5.0)
     skin = (1 - depth) * np.array([112, 72, 52.0]) + depth * np.array([236, 196, 172.0]) + [warmth, 0, -warmth]
     tones = np.array([[28, 24, 24], [62, 42, 30], [104, 70, 44], [168, 130, 82], [142, 66, 36], [150, 148, 146.0]])
@@ -230,10 +227,11 @@ def _colours(rng: np.random.Generator, side: float) -> tuple[np.ndarray, ...]:
 
 
 def _texture(rng: np.random.Generator, side: float) -> dict:
-    freckled = rng.random() < 0.3
+    has_freckles = rng.random() < 0.3
     return {
-        "skin_field": np.clip(rng.standard_normal((FIELD_SIDE, FIELD_SIDE)), -2.0, 2.0).astype(np.float32) / 2.0,
-        "freckles": _spots(rng, int(rng.integers(25, 70)) if freckled else 0, 0.5, 0.9, (-0.35, 0.45)),
+        "skin_field": np.clip(rng.standard_normal((SKIN_FIELD_SIDE, SKIN_FIELD_SIDE)), -2.0, 2.0).astype(np.float32)
+        / 2.0,
+        "freckles": _spots(rng, int(rng.integers(25, 70)) if has_freckles else 0, 0.5, 0.9, (-0.35, 0.45)),
         "moles": _spots(rng, int(rng.integers(0, 4)), 0.9, 1.6, (-0.75, 0.8)),
         "age_lines": float(rng.beta(1.2, 2.5)),
         "beard": float(rng.uniform(0.15, 0.9)) if rng.random() < 0.24 + 0.24 * side else 0.0,
@@ -243,7 +241,7 @@ def _texture(rng: np.random.Generator, side: float) -> dict:
 def _spots(
     rng: np.random.Generator, count: int, smallest: float, largest: float, height: tuple[float, float]
 ) -> np.ndarray:
-    """`count` spots (x, y, radius in pixels) on the unit face, whose outline lies at -1 and 1."""
+    """Spots (x, y, radius in pixels) on the unit face, [count, 3]; its outline is at -1 and 1."""
     return np.stack(
         [rng.uniform(-0.7, 0.7, count), rng.uniform(*height, count), rng.uniform(smallest, largest, count)], axis=1
     )
@@ -256,8 +254,8 @@ def _hair(rng: np.random.Generator, side: float) -> dict:
     return {
         "hair_style": style,
         "hair_length": 0.0 if style == "shaved" else length,
-        "hair_volume": _around(rng, 6.0, 2.4),
-        "hair_line": _around(rng, -30.0, 4.0),
+        "hair_volume": _clipped_normal(rng, 6.0, 2.4),
+        "hair_line": _clipped_normal(rng, -30.0, 4.0),
         "hair_parting": float(rng.uniform(-0.7, 0.7)),
         "hair_wave": float(rng.beta(1.0, 1.8)) * 2.4,
         "hair_phase": float(rng.uniform(0.0, 2 * np.pi)),
@@ -266,14 +264,14 @@ def _hair(rng: np.random.Generator, side: float) -> dict:
 
 @dataclass(frozen=True, eq=False)
 class Nuisance:
-    """One picture's circumstances. Angles are radians, lengths pixels of a 112-pixel crop, colours RGB in 0..255."""
+    """Nuisance factors of a picture. Angles are radians, lengths pixels of a 112-pixel crop, colours RGB in 0..255."""
 
     yaw: float
     pitch: float
     roll: float
     shift: tuple[float, float]
     scale: float
-    light: tuple[float, float]  # side and height of the light; 0 is the camera's
+    light: tuple[float, float]  # horizontal and vertical direction; 0 is the camera's
     gain: float
     gamma: float
     cast: np.ndarray  # [3], factor of each channel
@@ -290,29 +288,33 @@ class Nuisance:
     clothes: np.ndarray
     blur: float
     noise: float
-    pixel_seed: tuple[int, int, int]  # names the stream of the sensor's noise
+    pixel_seed: tuple[int, int, int]  # of the sensor noise
     jpeg_quality: int
 
 
 def draw_nuisance(seed: int, identity_index: int, image_index: int, difficulty: Difficulty = DEMO) -> Nuisance:
-    """The circumstances of picture `image_index` of a person: the same every time, whatever else is drawn."""
-    rng = stream(seed, Purpose.NUISANCE, identity_index, image_index)
-    turn, light = _bounded(rng, 3), _bounded(rng, 4)
-    face = _bounded(rng, 3) * difficulty.expression
-    shift, cast, gaze = _bounded(rng, 2) * difficulty.shift, _bounded(rng, 3) * difficulty.colour_cast, _bounded(rng, 2)
+    """Returns the nuisance factors of picture `image_index` of a person, independent of every other picture."""
+    rng = random_stream(seed, StreamId.NUISANCE, identity_index, image_index)
+    turn, light = _clipped_normals(rng, 3), _clipped_normals(rng, 4)
+    face = _clipped_normals(rng, 3) * difficulty.expression
+    shift, cast, gaze = (
+        _clipped_normals(rng, 2) * difficulty.shift,
+        _clipped_normals(rng, 3) * difficulty.colour_cast,
+        _clipped_normals(rng, 2),
+    )
     return Nuisance(
         yaw=np.deg2rad(difficulty.yaw) * turn[0],
         pitch=np.deg2rad(difficulty.pitch) * turn[1],
         roll=np.deg2rad(difficulty.roll) * turn[2],
         shift=(float(shift[0]), float(shift[1])),
-        scale=float(np.exp(difficulty.scale * _bounded(rng, 1)[0])),
+        scale=float(np.exp(difficulty.scale * _clipped_normals(rng, 1)[0])),
         light=(float(difficulty.side_light * light[0]), float(difficulty.side_light * 0.6 * light[1])),
         gain=float(np.exp(difficulty.gain * light[2])),
         gamma=float(np.exp(difficulty.gamma * light[3])),
         cast=np.exp(cast - cast.mean()),
         saturation=0.0
         if rng.random() < difficulty.grey_share
-        else float(np.exp(difficulty.saturation * _bounded(rng, 1)[0])),
+        else float(np.exp(difficulty.saturation * _clipped_normals(rng, 1)[0])),
         smile=float(np.clip(0.15 * difficulty.expression + 0.5 * face[0], -1, 1)),
         mouth_open=float(np.clip(0.6 * face[1] - 0.25, 0, 1)),
         brow_raise=float(np.clip(0.5 * face[2], -1, 1)),
@@ -330,15 +332,15 @@ def draw_nuisance(seed: int, identity_index: int, image_index: int, difficulty: 
     )
 
 
-def _bounded(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Normal numbers cut at two and a half spreads: no picture is beyond what the drawing can show."""
+def _clipped_normals(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Normal variates clipped at 2.5 standard deviations, the limit of what can be drawn."""
     return np.clip(rng.standard_normal(count), -2.5, 2.5)
 
 
 def _occlusion(rng: np.random.Generator, difficulty: Difficulty) -> str:
-    at, below = rng.random(), 0.0
+    draw, cumulative = rng.random(), 0.0
     for name in ("glasses", "sunglasses", "bar", "hand"):
-        below += getattr(difficulty, f"{name}_share")
-        if at < below:
+        cumulative += getattr(difficulty, f"{name}_share")
+        if draw < cumulative:
             return name
     return ""

@@ -85,7 +85,7 @@ def test_counts_are_head_heavy_and_seeded():
     ("change", "named"),
     [
         ({"identities": 0}, "identities"),
-        ({"images_per_identity": [1, 2]}, "names 2 counts for 3"),
+        ({"images_per_identity": [1, 2]}, "has 2 counts for 3"),
         ({"images_per_identity": [1, 0, 2]}, "images_per_identity"),
         ({"images_per_identity": 200.0}, "mean"),
         ({"seed": -1}, "seed"),

@@ -24,7 +24,7 @@ def test_columns_and_lines_are_those_of_the_file(write):
 
 
 def test_a_long_table_comes_in_chunks(write, monkeypatch):
-    monkeypatch.setattr(tables, "CHUNK", 2)
+    monkeypatch.setattr(tables, "_CHUNK_ROWS", 2)
     path = write("x\n" + "\n".join(str(number) for number in range(5)))
     assert [list(part.columns["x"]) for part in read_chunks(path)] == [[], ["0", "1"], ["2", "3"], ["4"]]
     assert read_table(path).columns == {"x": list("01234")}
