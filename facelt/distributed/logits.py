@@ -51,12 +51,12 @@ def in_float32(step: Callable[..., Any]) -> Callable[..., Any]:
     def run(ctx, *inputs):
         device = next(value.device for value in inputs if isinstance(value, torch.Tensor))
         with torch.autocast(device.type, enabled=False):
-            return step(ctx, *map(as_float32, inputs))
+            return step(ctx, *map(_as_float32, inputs))
 
     return run
 
 
-def as_float32(value: Any) -> Any:
+def _as_float32(value: Any) -> Any:
     """Returns a half-precision tensor as float32, anything else unchanged."""
     is_half = isinstance(value, torch.Tensor) and value.dtype in (torch.float16, torch.bfloat16)
     return value.float() if is_half else value
@@ -73,7 +73,7 @@ class GatheredFeatures:
     @classmethod
     def gather(cls, feature_bD: torch.Tensor, batch_split: BatchSplit | None = None) -> "GatheredFeatures":
         """Gathers the features of all ranks, and the sizes unless given; half precision becomes float32."""
-        feature_bD = as_float32(feature_bD)
+        feature_bD = _as_float32(feature_bD)
         batch_split = batch_split or BatchSplit.gather_sizes(len(feature_bD), feature_bD.device)
         return cls(feature_bD, gather_batch(feature_bD, batch_split), batch_split)
 
@@ -209,7 +209,7 @@ class _TargetLogits(NamedTuple):
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Mean softmax cross-entropy of the global batch; each rank's gradient is that of its own classes."""
+    """Mean softmax cross-entropy of the global batch; each rank computes the gradient of its classes."""
 
     @staticmethod
     @in_float32

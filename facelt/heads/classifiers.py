@@ -40,7 +40,7 @@ class Head(nn.Module, ABC):
 
 @torch.no_grad()
 def load_head(head: nn.Module, state: Mapping[str, torch.Tensor], prefix: str = "head.") -> None:
-    """Copies a head from the full state of an earlier stage; each rank takes the rows of its own classes.
+    """Copies a head from the full state of an earlier stage; each rank takes the rows of its classes.
 
     Raises UserError, with nothing changed, if that stage has no head of the same shape.
     """

@@ -18,7 +18,7 @@ class _DiscriminativeCentroids(torch.autograd.Function):
 
     With d = f - c_y, the sum of squared distances of an image to the other centroids is
     C |f|^2 + sum |c|^2 - 2 f . sum c - |d|^2. No B x C or B x C x D tensor is needed, and ranks exchange one vector and
-    one number per image. Each rank's gradient is that of its own centroids' terms.
+    one number per image. Each rank computes the gradient of its centroids' terms.
     """
 
     @staticmethod

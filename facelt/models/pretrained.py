@@ -55,11 +55,11 @@ def matching_state(network: Network, path: str | Path) -> tuple[dict[str, Tensor
     state = read_state_dict(path)
     source = dict(zip(_network_names(list(state)), state, strict=True))
     expected = network.state_dict()
-    given = {name: state[source[name]] for name in source if _part_of(name) in NETWORK_PARTS}
-    matching = {name: value for name, value in given.items() if name in expected}
+    loaded = {name: state[source[name]] for name in source if _part_of(name) in NETWORK_PARTS}
+    matching = {name: value for name, value in loaded.items() if name in expected}
     present = {"backbone", *map(_part_of, matching)}
     for part in filter(present.__contains__, NETWORK_PARTS):
-        mismatch = state_mismatch(_entries_of(part, expected), _entries_of(part, given))
+        mismatch = state_mismatch(_entries_of(part, expected), _entries_of(part, loaded))
         if mismatch:
             raise UserError(f"{path}: the weights do not fit this network: {mismatch}; choose the model they belong to")
     for name, value in matching.items():
@@ -85,20 +85,20 @@ def load_stage_weights(network: Network, state_dict: Mapping[str, Tensor]) -> tu
     return tuple(name for name in expected if name not in matching)
 
 
-def state_mismatch(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+def state_mismatch(expected: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> str:
     """Returns a phrase on the first entry that is missing, of another shape or unexpected; "" if all entries match.
 
     `num_batches_tracked` may be missing: files older than PyTorch 0.4.1 do not have it, and it is not used.
     """
-    fitting = sum(name in given and _fits(value, given[name]) for name, value in expected.items())
+    fitting = sum(name in loaded and _fits(value, loaded[name]) for name, value in expected.items())
     total = f"({fitting} of {len(expected)} entries match)"
     for name, value in expected.items():
-        if name not in given:
+        if name not in loaded:
             if not name.endswith(".num_batches_tracked"):
                 return f"{name} is missing {total}"
-        elif not _fits(value, given[name]):
-            return f"{name} is {_describe(given[name])}, expected {_describe(value)} {total}"
-    extra = next((name for name in given if name not in expected), None)
+        elif not _fits(value, loaded[name]):
+            return f"{name} is {_describe(loaded[name])}, expected {_describe(value)} {total}"
+    extra = next((name for name in loaded if name not in expected), None)
     return "" if extra is None else f"unexpected entry {extra[:80]!r} {total}"
 
 
@@ -173,9 +173,9 @@ def _entries_of(part: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if _part_of(name) == part}
 
 
-def _fits(expected: Tensor, given: Tensor) -> bool:
+def _fits(expected: Tensor, loaded: Tensor) -> bool:
     """Returns whether the values can be copied: same shape, and both floating-point or both integer."""
-    return expected.shape == given.shape and expected.is_floating_point() == given.is_floating_point()
+    return expected.shape == loaded.shape and expected.is_floating_point() == loaded.is_floating_point()
 
 
 def _describe(tensor: Tensor) -> str:
