@@ -1,4 +1,4 @@
-"""A small CIFAR as torchvision keeps it: pickles such as Python 2 wrote, opcode by opcode."""
+"""Small CIFAR folders in torchvision's layout, with pickles as written by Python 2."""
 
 import struct
 from pathlib import Path
@@ -11,7 +11,7 @@ BATCHES[100] = ("cifar-100-python", ["train"], "test", "fine_labels")
 
 
 def python2_pickle(value: Any) -> bytes:
-    """The pickle, protocol 2, of Python 2's str (bytes here), int, list, dict and numpy's array of bytes."""
+    """Returns the Python 2 pickle (protocol 2) of str (bytes here), int, list, dict and NumPy arrays of bytes."""
     return b"\x80\x02" + _opcodes(value) + b"."
 
 
@@ -26,17 +26,17 @@ def _opcodes(value: Any) -> bytes:
         case dict():
             return b"}(" + b"".join(_opcodes(part) for item in value.items() for part in item) + b"u"
         case np.ndarray():
-            made = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
-            kind = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+            prefix = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+            dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
             shape = b"".join(map(_opcodes, value.shape)) + b"\x86"
-            return made + b"(K\x01" + shape + kind + b"\x89" + _opcodes(value.tobytes()) + b"tb"
+            return prefix + b"(K\x01" + shape + dtype + b"\x89" + _opcodes(value.tobytes()) + b"tb"
     raise TypeError(value)
 
 
 def write_cifar(root: Path, classes: int, per_class: int, test_per_class: int = 1) -> dict[str, tuple]:
-    """Writes both splits below `root`; returns {"train": (uint8 [N,32,32,3], labels), "test": ...} in the files' order.
+    """Writes both splits below `root`; returns {"train": (uint8 [N,32,32,3], labels), "test": ...} in file order.
 
-    Images are coarse coloured fields, alike within a class.
+    Images are coarse coloured patches, similar within a class.
     """
     folder, train, test, key = BATCHES[classes]
     (root / folder).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Small files that the data tests read: encoded images and a .rec of faces."""
+"""Fixtures of the data tests: encoded images and a .rec of faces."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from recordio_tools.writer import FaceRecordWriter
 
 
 def _encode(height: int, width: int, seed: int = 0, suffix: str = ".png") -> bytes:
-    """A smooth random picture, so that JPEG loses little and every image differs."""
+    """Returns a smooth random image, so that JPEG loses little and all images differ."""
     noise = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return cv2.imencode(suffix, cv2.resize(noise, (width, height), interpolation=cv2.INTER_LINEAR))[1].tobytes()
 
@@ -27,7 +27,7 @@ def face_rec(tmp_path: Path) -> Path:
     """24 images, 16 x 16, of 5 identities (9, 7, 5, 2, 1 images); keys 1..24. Key 4 is no image, key 20 is 16 x 12."""
     path = tmp_path / "train.rec"
     with FaceRecordWriter(path, image_size=(16, 16)) as writer:
-        for place, label in enumerate(np.repeat(np.arange(5), (9, 7, 5, 2, 1)), start=1):
-            payload = b"no image" if place == 4 else _encode(16, 12 if place == 20 else 16, seed=place)
+        for key, label in enumerate(np.repeat(np.arange(5), (9, 7, 5, 2, 1)), start=1):
+            payload = b"no image" if key == 4 else _encode(16, 12 if key == 20 else 16, seed=key)
             writer.write(int(label), payload)
     return path

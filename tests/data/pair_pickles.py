@@ -1,4 +1,4 @@
-"""Pickles word by word: verification sets as Python 2 wrote them, protocols 0 and 2, and hostile ones."""
+"""Pickles opcode by opcode: verification sets as written by Python 2 (protocols 0 and 2), and hostile ones."""
 
 import struct
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ import numpy as np
 
 
 def python2_set(images: Sequence[bytes | np.ndarray], answers: Sequence[bool], protocol: int) -> bytes:
-    """The pickle of the tuple (images, answers)."""
+    """Returns the pickle of the tuple (images, answers)."""
     if protocol == 0:
         return b"(" + _protocol0(list(images)) + _protocol0(list(answers)) + b"tp0\n."
     return b"\x80\x02" + _protocol2(list(images)) + _protocol2(list(answers)) + b"\x86q\x00."
 
 
 def doubled(times: int) -> bytes:
-    """Words that make a tuple of twice a tuple of twice a tuple: a few bytes each, and 2^times numbers in all."""
+    """Returns opcodes of a tuple that holds a tuple twice, and so on: 6 bytes per level, 2^times numbers in all."""
     return b"K\x01q\x00" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(times))
 
 
@@ -28,10 +28,10 @@ def _protocol0(value: Any) -> bytes:
         case list():
             return b"(lp2\n" + b"".join(_protocol0(item) + b"a" for item in value)
         case np.ndarray():
-            made = b"cnumpy.core.multiarray\n_reconstruct\np3\n(cnumpy\nndarray\np4\n(I0\ntp5\nS'b'\np6\ntp7\nRp8\n"
-            kind = b"cnumpy\ndtype\np9\n(S'u1'\np10\nI0\nI1\ntp11\nRp12\n(I3\nS'|'\np13\nNNNI-1\nI-1\nI0\ntp14\nb"
+            prefix = b"cnumpy.core.multiarray\n_reconstruct\np3\n(cnumpy\nndarray\np4\n(I0\ntp5\nS'b'\np6\ntp7\nRp8\n"
+            dtype = b"cnumpy\ndtype\np9\n(S'u1'\np10\nI0\nI1\ntp11\nRp12\n(I3\nS'|'\np13\nNNNI-1\nI-1\nI0\ntp14\nb"
             shape = b"(I%d\ntp15\n" % len(value)
-            return made + b"(I1\n" + shape + kind + b"I00\n" + _protocol0(value.tobytes()) + b"tp16\nb"
+            return prefix + b"(I1\n" + shape + dtype + b"I00\n" + _protocol0(value.tobytes()) + b"tp16\nb"
     raise TypeError(value)
 
 
@@ -44,8 +44,8 @@ def _protocol2(value: Any) -> bytes:
         case list():
             return b"]q\x02(" + b"".join(map(_protocol2, value)) + b"e"
         case np.ndarray():
-            made = b"cnumpy.core.multiarray\n_reconstruct\nq\x03cnumpy\nndarray\nq\x04K\x00\x85U\x01b\x87Rq\x07"
-            kind = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+            prefix = b"cnumpy.core.multiarray\n_reconstruct\nq\x03cnumpy\nndarray\nq\x04K\x00\x85U\x01b\x87Rq\x07"
+            dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
             shape = b"M" + struct.pack("<H", len(value)) + b"\x85"
-            return made + b"(K\x01" + shape + kind + b"\x89" + _protocol2(value.tobytes()) + b"tb"
+            return prefix + b"(K\x01" + shape + dtype + b"\x89" + _protocol2(value.tobytes()) + b"tb"
     raise TypeError(value)

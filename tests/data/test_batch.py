@@ -1,4 +1,4 @@
-"""Batches: what is kept, what is named, and the empty one."""
+"""Batches: images kept, bad images named, and the empty batch."""
 
 import numpy as np
 import pytest
@@ -36,9 +36,9 @@ def test_a_batch_without_an_image_keeps_its_shape(bad):
 
 def test_a_batch_moves_as_a_whole():
     batch = filled(1, BadImage("a", "b")).batch(torch.zeros((1, 2, 3, 3), dtype=torch.uint8))
-    there = batch.to("meta")
-    assert {there.image_BHW3.device.type, there.label_B.device.type, there.seed_B.device.type} == {"meta"}
-    assert there.bad_images == batch.bad_images
+    moved = batch.to("meta")
+    assert {moved.image_BHW3.device.type, moved.label_B.device.type, moved.seed_B.device.type} == {"meta"}
+    assert moved.bad_images == batch.bad_images
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs CUDA")

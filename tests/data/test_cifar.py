@@ -1,4 +1,4 @@
-"""CIFAR: the published files, which of their images a long-tailed set takes, and what is refused."""
+"""CIFAR: the published files, the images of a long-tailed set, and refused files."""
 
 import os
 import pickle
@@ -31,7 +31,7 @@ CIFAR10 = {
 
 
 def labelled(classes: int, count: int, seed: int = 0) -> SimpleNamespace:
-    """As much of a dataset as the selection looks at."""
+    """Returns a stand-in with the attributes of a dataset that the selection uses."""
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(classes), count))
     return SimpleNamespace(labels=labels, num_classes=classes)
 
@@ -55,12 +55,12 @@ def test_the_counts_are_the_published_ones(classes):
 def test_the_images_are_those_of_the_code_that_all_papers_copied():
     dataset = labelled(10, 40, seed=3)
     np.random.seed(0)
-    kept = []
+    members = []
     for label in range(10):
         places = np.where(dataset.labels == label)[0]
         np.random.shuffle(places)
-        kept += places[: int(40 * (1 / 20) ** (label / 9))].tolist()
-    assert long_tailed_members(dataset, "exponential", 20).tolist() == kept
+        members += places[: int(40 * (1 / 20) ** (label / 9))].tolist()
+    assert long_tailed_members(dataset, "exponential", 20).tolist() == members
 
 
 @given(
@@ -95,13 +95,13 @@ def test_pixels_labels_and_names_are_the_files(tmp_path, classes):
 
 def test_the_small_files_are_what_python_2_wrote():
     rows = np.random.default_rng(1).integers(0, 256, (2, 5), dtype=np.uint8)
-    found = pickle.loads(python2_pickle({b"data": rows, b"labels": [3, 400], b"batch_label": b"x"}), encoding="latin1")
-    assert np.array_equal(found.pop("data"), rows)
-    assert found == {"labels": [3, 400], "batch_label": "x"}
+    values = pickle.loads(python2_pickle({b"data": rows, b"labels": [3, 400], b"batch_label": b"x"}), encoding="latin1")
+    assert np.array_equal(values.pop("data"), rows)
+    assert values == {"labels": [3, 400], "batch_label": "x"}
 
 
 @pytest.mark.parametrize("protocol", [3, 4])
-def test_files_written_anew_by_python_3_are_read_too(tmp_path, protocol):
+def test_files_rewritten_by_python_3_are_read_too(tmp_path, protocol):
     rows = np.random.default_rng(1).integers(0, 256, (3, 3072), dtype=np.uint8)
     path = tmp_path / "train"
     path.write_bytes(pickle.dumps({"data": rows, "fine_labels": [4, 2, 9]}, protocol=protocol))
@@ -111,7 +111,7 @@ def test_files_written_anew_by_python_3_are_read_too(tmp_path, protocol):
 
 
 class Runs:
-    """A pickle of this calls whatever it is made with."""
+    """Object whose pickle calls a function when loaded."""
 
     def __init__(self, *call):
         self.call = call
@@ -201,10 +201,10 @@ def test_of_a_record_the_first_images_of_each_class_stay(tmp_path, encode):
     counts = [9, 8, 7, 6, 5, 4, 4, 3, 3, 3]
     write_record(tmp_path / "train.rec", counts, encode)
     dataset = open_cifar(tmp_path, 10, "train")
-    kept = long_tailed_members(dataset, "exponential", 9)
+    members = long_tailed_members(dataset, "exponential", 9)
     starts = np.cumsum([0, *counts])
-    expected = [starts[c] + place for c in range(10) for place in range(int(9 * (1 / 9) ** (c / 9) + 1e-9))]
-    assert kept.tolist() == expected
+    expected = [starts[c] + position for c in range(10) for position in range(int(9 * (1 / 9) ** (c / 9) + 1e-9))]
+    assert members.tolist() == expected
     with pytest.raises(
         UserError,
         match=r"data\.imbalance: 2 \(exponential\) needs 7 images of class 3, which has 6; set at least 3,",

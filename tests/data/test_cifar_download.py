@@ -1,4 +1,4 @@
-"""Fetching CIFAR: from an address on this machine in place of the published one."""
+"""CIFAR download, from a local server instead of the published address."""
 
 import hashlib
 import tarfile
@@ -21,12 +21,12 @@ def md5(path: Path) -> str:
 
 class _Silent(SimpleHTTPRequestHandler):
     def log_message(self, *_) -> None:
-        """Nothing: what was asked for is not of interest."""
+        """Logs nothing."""
 
 
 @pytest.fixture
 def address(tmp_path, monkeypatch):
-    """Where the files of the test's folder can be fetched."""
+    """Serves the files of the test's folder; returns the URL."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Silent, directory=tmp_path)) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
@@ -36,7 +36,7 @@ def address(tmp_path, monkeypatch):
 
 @pytest.fixture
 def published(tmp_path, monkeypatch, address) -> dict:
-    """A small archive where torchvision looks for CIFAR-10; returns what is in it."""
+    """Publishes a small archive at torchvision's address of CIFAR-10; returns its contents."""
     source = tmp_path / "source"
     splits = write_cifar(source, 10, per_class=2)
     archive = tmp_path / "published.tar.gz"
@@ -57,7 +57,7 @@ def test_what_is_missing_is_fetched_and_what_is_there_is_not(published, tmp_path
         assert open_cifar(root, 10, split).labels.tolist() == label_N.tolist()
     monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:1/nowhere")
     download_cifar(root, 10)
-    # A damaged file is laid anew from the archive, which lies beside it.
+    # A damaged file is extracted again from the archive in the same folder.
     (root / CIFAR10.base_folder / "test_batch").write_bytes(b"damaged")
     download_cifar(root, 10)
     assert len(open_cifar(root, 10, "test")) == 10

@@ -1,4 +1,4 @@
-"""Header sizes against the decoder, pixels against the encoder, and every kind of unusable bytes."""
+"""Decoding: header sizes against OpenCV, pixels against the encoder, and unusable bytes of every kind."""
 
 import contextlib
 import io
@@ -71,11 +71,11 @@ def test_exif_orientation_turns_the_image_upright():
 
 
 def giant(suffix: str, encode) -> bytes:
-    """A small file whose header claims 60,000 x 60,000 (WebP: 16,384 x 16,384) pixels."""
+    """Returns a small file with a header of 60,000 x 60,000 (WebP: 16,384 x 16,384) pixels."""
     payload = bytearray(encode(8, 8, suffix=suffix))
     if suffix == ".jpg":
-        place = payload.index(b"\xff\xc0") + 5
-        payload[place : place + 4] = (60000).to_bytes(2, "big") * 2
+        position = payload.index(b"\xff\xc0") + 5
+        payload[position : position + 4] = (60000).to_bytes(2, "big") * 2
     elif suffix == ".png":
         payload[16:24] = (60000).to_bytes(4, "big") * 2
     elif suffix == ".bmp":
@@ -124,10 +124,10 @@ def test_a_cut_image_is_refused(encode, suffix, share):
 
 
 @settings(max_examples=100, deadline=None)
-@given(suffix=st.sampled_from(SUFFIXES), place=st.floats(0, 0.999), value=st.integers(0, 255))
-def test_damage_gives_an_image_within_the_limit_or_a_reason(encode, suffix, place, value):
+@given(suffix=st.sampled_from(SUFFIXES), position=st.floats(0, 0.999), value=st.integers(0, 255))
+def test_damage_gives_an_image_within_the_limit_or_a_reason(encode, suffix, position, value):
     payload = bytearray(encode(24, 24, suffix=suffix))
-    payload[int(len(payload) * place)] = value
+    payload[int(len(payload) * position)] = value
     with contextlib.suppress(BadImageError):  # no other exception may come out
         assert decode_image(bytes(payload), max_pixels=10_000).size <= 30_000
 

@@ -1,4 +1,4 @@
-"""Resident images: the batches a loader gives, whatever is asked of them; and too many are refused before any work."""
+"""Cached images: the same batches as a Loader, and too many images are refused before any work."""
 
 import numpy as np
 import pytest
@@ -40,10 +40,10 @@ def test_batches_are_those_of_a_loader(dataset, images, name, world):
     sampler = SAMPLERS[name](dataset.labels, 5, 1, members=MEMBERS)
     for rank in range(world):
         streamed = Loader(dataset, sampler, rank=rank, world=world)
-        kept = CachedLoader(images, sampler, rank=rank, world=world)
-        assert kept.steps_per_epoch == streamed.steps_per_epoch
+        cached = CachedLoader(images, sampler, rank=rank, world=world)
+        assert cached.steps_per_epoch == streamed.steps_per_epoch
         for epoch, start in ((0, 0), (3, 2)):
-            assert as_lists(kept.batches(epoch, start)) == as_lists(streamed.batches(epoch, start))
+            assert as_lists(cached.batches(epoch, start)) == as_lists(streamed.batches(epoch, start))
 
 
 def test_unusable_images_are_named_where_they_are_drawn(dataset, images):

@@ -1,4 +1,4 @@
-"""The loader: the same batches whatever the workers, the shares of ranks, and the rest of an interrupted epoch."""
+"""Loader: batches independent of workers, shards of ranks, and the rest of an interrupted epoch."""
 
 import multiprocessing
 import signal
@@ -107,8 +107,8 @@ def test_ranks_share_each_global_batch(face_rec, world):
     ranks = [as_lists(Loader(dataset, sampler, rank=rank, world=world).batches(0)) for rank in range(world)]
     assert [len(batches) for batches in ranks] == [4] * world
     for step, (index, label, seed, image, bad) in enumerate(whole):
-        shares = [batches[step] for batches in ranks]
-        joined = [[value for share in shares for value in share[column]] for column in range(5)]
+        shards = [batches[step] for batches in ranks]
+        joined = [[value for shard in shards for value in shard[column]] for column in range(5)]
         assert joined == [index, label, seed, image, list(bad)]
 
 

@@ -1,4 +1,4 @@
-"""Over- and under-sampling: how often each class and each image comes, against plain counting."""
+"""Over- and under-sampling: frequencies of classes and images against plain counting."""
 
 from collections import Counter
 
@@ -41,8 +41,8 @@ def test_whole_batches_are_the_front_of_the_list(labels, batch, seed):
     for name in ("oversample", "undersample"):
         whole = SAMPLERS[name](np.array(labels), 1, seed, epochs=3).epoch_indices(2)
         if len(whole) >= batch:
-            found = SAMPLERS[name](np.array(labels), batch, seed, epochs=3).epoch_indices(2)
-            assert found.tolist() == whole[: len(whole) // batch * batch].tolist()
+            part = SAMPLERS[name](np.array(labels), batch, seed, epochs=3).epoch_indices(2)
+            assert part.tolist() == whole[: len(whole) // batch * batch].tolist()
 
 
 def test_undersampling_shows_every_image_over_the_epochs():

@@ -1,4 +1,4 @@
-"""The reader of plain pickles: what it takes as pickle does, and that nothing else runs, is reached or fills memory."""
+"""Restricted unpickling: plain values are read as by pickle; nothing is executed, and memory stays bounded."""
 
 import os
 import pickle
@@ -42,17 +42,17 @@ def test_plain_values_are_read_as_pickle_reads_them(value, protocol):
         np.array([True, False, True]),
     ],
 )
-def test_arrays_of_bytes_and_of_truth_values_are_read(array, protocol):
-    found = read(pickle.dumps(array, protocol))
-    assert isinstance(found, PickledArray)
-    assert found.value.dtype == array.dtype
-    assert np.array_equal(found.value, array)
+def test_arrays_of_bytes_and_of_booleans_are_read(array, protocol):
+    result = read(pickle.dumps(array, protocol))
+    assert isinstance(result, PickledArray)
+    assert result.value.dtype == array.dtype
+    assert np.array_equal(result.value, array)
     scalars = read(pickle.dumps([np.True_, np.False_], protocol))
     assert scalars == [True, False]
 
 
 class Runs:
-    """A pickle of this calls whatever it is made with."""
+    """Object whose pickle calls a function when loaded."""
 
     def __init__(self, *call):
         self.call = call
@@ -88,7 +88,7 @@ RECONSTRUCT = b"cnumpy.core.multiarray\n_reconstruct\n"
         (b"c__builtin__\neval\n(S'1'\ntR.", "__builtin__.eval is not allowed"),
         (b"\x8c\x02os\x8c\x06system\x93.", "os.system is not allowed"),
         (b"\x8c\x05numpy\x8c\x12ndarray.__reduce__\x93.", "numpy.ndarray.__reduce__ is not allowed"),
-        # Older words for making an object, and references to what lies outside the file.
+        # Older opcodes that make objects, and references to objects outside the file.
         (b"(inumpy\nndarray\n.", "the opcode b'i'"),
         (b"(cnumpy\nndarray\no.", "the opcode b'o'"),
         (b"cnumpy\nndarray\n)\x81.", r"the opcode b'\\x81'"),
@@ -96,13 +96,13 @@ RECONSTRUCT = b"cnumpy.core.multiarray\n_reconstruct\n"
         (b"S'x'\nQ.", "the opcode b'Q'"),
         (b"Px\n.", "the opcode b'P'"),
         (b"\x97.", r"the opcode b'\\x97'"),
-        # Names that are admitted, used otherwise.
+        # Allowed globals in unexpected uses.
         (b"cnumpy\nndarray\n(K\x05tR.", "calls a class that only names a type"),
         (RECONSTRUCT + b"(cnumpy\ndtype\nK\x00U\x01btR.", "an array has an unknown class"),
         (RECONSTRUCT + b"}U\x0c__defaults__K\x01sb.", "sets the state of a global"),
         (b"cnumpy\ndtype\n(U\x02O8K\x00K\x01tR.", "an array has the type 'O8', expected u1 or b1"),
         (b"](" + doubled(60) + b"cnumpy\ndtype\n(h\x3ctRe.", r"an array has the type \(+\.\.\..*, expected u1 or b1"),
-        # The hash of such a key takes for ever.
+        # Hashing such a key takes forever.
         (b"](" + doubled(60) + b"}h\x3cK\x01se.", "a dictionary has keys that are not text"),
         (b"](" + doubled(60) + b"}(h\x3cK\x01ue.", "a dictionary has keys that are not text"),
         (b"](" + doubled(60) + b"(h\x3cK\x01de.", "a dictionary has keys that are not text"),
@@ -111,18 +111,18 @@ RECONSTRUCT = b"cnumpy.core.multiarray\n_reconstruct\n"
         (b"cnumpy.core.numeric\n_frombuffer\n(S'abc'\nK\x01(K\x03tS'C'\ntR.", "an array is not made of bytes"),
     ],
 )
-def test_other_names_words_and_uses_are_refused(payload, reason):
+def test_other_globals_opcodes_and_uses_are_refused(payload, reason):
     with pytest.raises(pickle.UnpicklingError, match=reason):
         read(payload)
 
 
-def test_a_kind_of_array_that_is_not_asked_for_is_refused():
+def test_an_array_type_that_is_not_allowed_is_refused():
     with pytest.raises(pickle.UnpicklingError, match="an array has the type 'b1', expected u1"):
         read(pickle.dumps(np.array([True])), dtypes=("u1",))
 
 
 def peak_of(payload: bytes) -> tuple[Exception | None, int]:
-    """What reading ends with, and the most memory it held."""
+    """Returns the error, if any, and the peak memory of reading."""
     tracemalloc.start()
     error = None
     try:
@@ -154,8 +154,8 @@ def test_a_length_beyond_the_end_is_refused_before_memory_is_taken(payload):
 @pytest.mark.parametrize(
     "payload", [b"\x80\x02Nr\xff\xff\xff\x1f.", b"Np536870911\n.", b"\x80\x02N" * 300 + b"r\x00\x04\x00\x00."]
 )
-def test_a_far_place_in_the_memo_is_refused_before_memory_is_taken(payload):
-    # pickle's reader in C reserves 2^33 bytes for it.
+def test_a_large_memo_index_is_refused_before_memory_is_taken(payload):
+    # pickle's C reader allocates 2^33 bytes for the first.
     error, peak = peak_of(payload)
     assert re.fullmatch(r"the memo index \d+ is too large", str(error))
     assert peak < 2**20
@@ -164,7 +164,7 @@ def test_a_far_place_in_the_memo_is_refused_before_memory_is_taken(payload):
 @pytest.mark.parametrize(
     "payload",
     [
-        # The reader in C skips K at the end of the first frame, and whatever is left of a frame that holds another.
+        # The C reader drops the rest of a frame at an opcode that crosses its end, or at another frame.
         b"\x80\x04\x95\x02" + bytes(7) + b"NK" + b"\x01.",
         b"\x80\x04\x95\x0c" + bytes(7) + b"N\x95\x02" + bytes(7) + b"N.N.",
     ],
@@ -187,7 +187,7 @@ def test_values_that_do_not_exist_are_refused(payload):
         read(payload)
 
 
-def test_one_text_cannot_be_encoded_over_and_over():
+def test_a_text_cannot_be_encoded_repeatedly():
     text, often = b"X" + (65535).to_bytes(4, "little") + b"a" * 65535, b"h\x00h\x01R" * 5000
     payload = b"\x80\x02(c_codecs\nencode\nq\x00" + text + b"X\x06\x00\x00\x00latin1\x86q\x01" + often + b"t."
     error, peak = peak_of(payload)
@@ -199,12 +199,12 @@ def test_one_text_cannot_be_the_bytes_of_many_arrays():
     text = b"X" + (65535).to_bytes(4, "little") + b"a" * 65535 + b"q\x00"
     names = RECONSTRUCT + b"q\x01cnumpy\nndarray\nq\x02cnumpy\ndtype\n(U\x02u1K\x00K\x01tRq\x03"
     array = b"h\x01(h\x02K\x00tR(K\x01(M\xff\xfft" + b"h\x03\x89h\x00tb"
-    one = read(b"\x80\x02](" + text + names + array + b"e.")[-1]
-    assert one.value.tobytes() == b"a" * 65535
+    single = read(b"\x80\x02](" + text + names + array + b"e.")[-1]
+    assert single.value.tobytes() == b"a" * 65535
     error, peak = peak_of(b"\x80\x02](" + text + names + array * 500 + b"e.")
     assert "makes more bytes than the file has" in str(error)
     assert peak < 2**22
 
 
-def test_an_array_that_is_given_nothing_is_empty_as_numpys_is():
+def test_an_array_without_state_is_empty_as_in_numpy():
     assert read(RECONSTRUCT + b"(cnumpy\nndarray\nK\x00tR.").value.shape == (0,)

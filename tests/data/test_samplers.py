@@ -1,4 +1,4 @@
-"""Samplers against a restatement by plain loops, and the properties their users count on."""
+"""Samplers against plain loops, and the properties that users rely on."""
 
 from collections import Counter
 
@@ -16,7 +16,7 @@ QUICK = settings(max_examples=60, deadline=None)
 
 
 def plain_hash(*words: int) -> int:
-    """SplitMix64's finaliser over each word, with Python's integers."""
+    """Returns SplitMix64 over each word, in Python integers."""
     state = 0
     for word in words:
         state = ((state ^ (word % 2**64)) + 0x9E3779B97F4A7C15) % 2**64
@@ -27,7 +27,7 @@ def plain_hash(*words: int) -> int:
 
 
 def plain_class_aware(labels, batch, seed, per_class, epochs) -> list[int]:
-    """All draws of the first epochs: walk the class cycle, keep one cycle of images for each class."""
+    """Returns all images of the first epochs: walks the class cycle with one image cycle for each class."""
     images = [[i for i, label in enumerate(labels) if label == c] for c in sorted({c for c in labels if c >= 0})]
     total = sum(map(len, images)) // batch * batch * epochs
     waiting, rounds, draws, cycle = [[] for _ in images], [0] * len(images), [], 0
@@ -56,8 +56,8 @@ def test_class_aware_equals_the_plain_loop(labels, batch, seed, per_class):
     if sum(label >= 0 for label in labels) < batch:
         return
     sampler = ClassAwareSampler(np.array(labels), batch, seed, per_class=per_class)
-    found = [index for epoch in range(3) for index in sampler.epoch_indices(epoch).tolist()]
-    assert found == plain_class_aware(labels, batch, seed, per_class, epochs=3)
+    result = [index for epoch in range(3) for index in sampler.epoch_indices(epoch).tolist()]
+    assert result == plain_class_aware(labels, batch, seed, per_class, epochs=3)
 
 
 @QUICK
@@ -70,8 +70,8 @@ def test_class_aware_visits_classes_equally_and_images_before_repeats(labels, se
     assert set(drawn) <= set(known)
     assert max(drawn.values()) - min(drawn.get(label, 0) for label in known) <= 2
     for label in drawn:
-        seen = Counter(index for index in draws.tolist() if labels[index] == label)
-        counts = [seen.get(index, 0) for index, other in enumerate(labels) if other == label]
+        shown = Counter(index for index in draws.tolist() if labels[index] == label)
+        counts = [shown.get(index, 0) for index, difference in enumerate(labels) if difference == label]
         assert max(counts) - min(counts) <= 1
 
 
@@ -96,7 +96,7 @@ def test_instance_order_is_uniform():
     assert max(first.values()) < 480
 
 
-# Images an epoch lists of classes of 20, 9, 3 and 1.
+# Images in an epoch for classes of 20, 9, 3 and 1.
 LISTED = dict.fromkeys(SAMPLERS, 33) | {"oversample": 80, "undersample": 4}
 
 

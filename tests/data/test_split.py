@@ -1,4 +1,4 @@
-"""The training/validation split: every image once, no class lost, the fraction as asked for."""
+"""The training/validation split: every image once, no class lost, the requested fraction."""
 
 import numpy as np
 import pytest

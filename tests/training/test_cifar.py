@@ -21,7 +21,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 @pytest.fixture(scope="module")
 def cifar(tmp_path_factory):
-    """A folder of CIFAR-10 with 12 training and 3 test images a class, and what it holds."""
+    """Returns a folder of CIFAR-10 with 12 training and 3 test images per class, and its contents."""
     root = tmp_path_factory.mktemp("cifar")
     return root, write_cifar(root, 10, per_class=12, test_per_class=3)
 
@@ -46,7 +46,7 @@ def test_the_splits_and_the_counts(cifar, section):
 def test_training_images_are_moved_mirrored_and_normalised_and_others_only_normalised(cifar, section):
     _, splits = cifar
     image_BHW3 = torch.from_numpy(splits["train"][0][:6])
-    # The lowest bit mirrors; the 16 above it say how far down, the next 16 how far right, in nine steps from -4.
+    # Bit 0 mirrors; the next 16 bits are the offset down and 16 more the offset right, in nine steps from -4.
     draws = [
         (down << 17 | up << 1 | flip, up, down, flip) for up, down, flip in ((0, 0, 0), (65535, 0, 1), (0, 65535, 0))
     ]
@@ -55,33 +55,33 @@ def test_training_images_are_moved_mirrored_and_normalised_and_others_only_norma
     batch = Batch(image_BHW3, torch.zeros(6), torch.arange(6), seed_B)
     preprocessing = CifarData.model_validate(section).open(seed=0).preprocessing
     trained, evaluated = preprocessing.for_training(batch), preprocessing.for_evaluation(batch)
-    for place, (_, y, x, flip) in enumerate(draws):
-        pixels_3HW = image_BHW3[place].permute(2, 0, 1)
+    for index, (_, y, x, flip) in enumerate(draws):
+        pixels_3HW = image_BHW3[index].permute(2, 0, 1)
         plain = functional.normalize(pixels_3HW / 255, MEAN, STD)
-        torch.testing.assert_close(evaluated[place], plain, atol=1e-5, rtol=0)
+        torch.testing.assert_close(evaluated[index], plain, atol=1e-5, rtol=0)
         corner = (y * 9 // 65536, x * 9 // 65536)
         moved = functional.crop(functional.pad(pixels_3HW, [4] * 4), *corner, 32, 32)
         moved = functional.horizontal_flip(moved) if flip else moved
-        torch.testing.assert_close(trained[place], functional.normalize(moved / 255, MEAN, STD), atol=1e-5, rtol=0)
+        torch.testing.assert_close(trained[index], functional.normalize(moved / 255, MEAN, STD), atol=1e-5, rtol=0)
 
 
 def test_a_run_is_equal_with_cached_and_streamed_images(section, train, plain_stage, tmp_path, assert_same_weights):
     changes = {"stages": plain_stage(epochs=2, embedding="none"), "optim": {"lr": 0.05, "batch": 16}}
-    kept = train(tmp_path / "kept", data={**section, "rotation": 15}, **changes)
+    cached = train(tmp_path / "kept", data={**section, "rotation": 15}, **changes)
     read = train(tmp_path / "read", data={**section, "rotation": 15, "cache_on_device": False}, **changes)
     still = train(tmp_path / "frozen", data={**section, "pad": 0}, **changes)
     weights = "plain/model.safetensors"
-    assert_same_weights(kept / weights, read / weights)
+    assert_same_weights(cached / weights, read / weights)
     with pytest.raises(AssertionError):
-        assert_same_weights(kept / weights, still / weights)
-    done = CliRunner().invoke(app, ["evaluate", "--checkpoint", str(kept), "--split", "test", "--json"])
+        assert_same_weights(cached / weights, still / weights)
+    done = CliRunner().invoke(app, ["evaluate", "--checkpoint", str(cached), "--split", "test", "--json"])
     assert done.exit_code == 0, done.exception
     assert sum(json.loads(done.stdout)["images"].values()) == 30
 
 
 @pytest.fixture
 def unknown(tmp_path):
-    """Seven images of other sizes, in folders and beside them; in the order of their paths."""
+    """Returns a folder of seven images of different sizes, some in subfolders, and their pixels in path order."""
     random, images = np.random.default_rng(5), []
     for number, path in enumerate(["a/1.png", "a/2.png", "b c/0.png", "x.png", "y.png", "z 1.png", "z.png"]):
         pixels = random.integers(0, 256, ((32, 32, 3), (64, 40, 3))[number % 2], dtype=np.uint8)
@@ -94,15 +94,15 @@ def unknown(tmp_path):
 def test_unknown_images_are_splits_and_the_first_of_all_are_for_tuning(cifar, section, unknown):
     folder, images = unknown
     data = CifarData.model_validate({**section, "open_set": str(folder), "tuning": 2}).open(seed=0)
-    found = {name: split.members.tolist() for name, split in data.evaluation.items()}
-    assert found == {"test": [*range(2, 30)], "test_tuning": [0, 1], "open": [*range(2, 7)], "open_tuning": [0, 1]}
+    members = {name: split.members.tolist() for name, split in data.evaluation.items()}
+    assert members == {"test": [*range(2, 30)], "test_tuning": [0, 1], "open": [*range(2, 7)], "open_tuning": [0, 1]}
     for name in ("open", "open_tuning"):
         split = data.evaluation[name]
         assert set(split.labels.tolist()) == {-1}
         for index in split.members.tolist():
             sample = split.dataset[SampleRequest(index, 0)]
             assert sample.image_HW3.shape == (32, 32, 3)
-            # Those that have the size already are as they are; others keep their mean colour.
+            # Images of CIFAR's size are unchanged; resized ones keep their mean colour.
             if images[index].shape == (32, 32, 3):
                 assert np.array_equal(sample.image_HW3, images[index])
             else:

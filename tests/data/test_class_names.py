@@ -1,4 +1,4 @@
-"""Names of classes from folders of lists, from identities.csv and from classes.txt."""
+"""Class names from folders of lists, identities.csv and classes.txt."""
 
 import shutil
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from facelt.data.records import RecordData
 from facelt.errors import UserError
 
 
-def test_folders_below_what_all_share():
+def test_folder_names_below_the_common_folder():
     assert folder_names(["train/a/1.jpg", "train/b/c/2.jpg"]) == ["a", "b/c"]
     assert folder_names(["a/b/1.jpg", "a/b/c/2.jpg"]) == ["", "c"]
     assert folder_names(["ab/1.jpg", "ac/2.jpg"]) == ["ab", "ac"]
@@ -30,13 +30,13 @@ def test_a_class_of_a_list_is_called_by_its_folder_if_it_has_one_alone():
     paths = ["t/cat/1.jpg", "t/cat/2.jpg", "t/dog/1.jpg", "t/wolf/1.jpg", "t/owl/1.jpg"]
     config = ListData.model_construct(kind="list")
     assert config.class_names(data_of([0, 0, 1, 1, 3], 4, paths)) == ["cat", "1", "2", "owl"]
-    # All in one folder: no name tells anything.
+    # All images lie in one folder, so folders do not tell classes apart.
     assert config.class_names(data_of([0, 1], 2, ["a/1.jpg", "a/2.jpg"])) == ["0", "1"]
 
 
 @pytest.fixture
 def record(tiny_faces, tmp_path):
-    """A copy of the record, and its configuration."""
+    """Returns a copy of the record and its configuration."""
     path = shutil.copytree(tiny_faces.parent, tmp_path / "faces") / "train.rec"
     return path, RecordData(kind="record", train=path, image_size=(32, 32))
 

@@ -1,4 +1,4 @@
-"""What the device does with a batch: plain numpy beside it, and the compiled kernel beside the plain expression."""
+"""Normalisation and flips against plain NumPy, and the compiled kernel against the plain expression."""
 
 import shutil
 
@@ -12,7 +12,7 @@ from facelt.data.transforms import flip_mask, normalise_images
 from facelt.errors import UserError
 
 
-def test_to_float_is_the_plain_formula():
+def test_normalisation_is_the_plain_formula():
     image_BHW3 = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (3, 4, 5, 3), dtype=np.uint8))
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
     plain = ((image_BHW3.numpy() / 255 - np.array(mean)) / np.array(std)).transpose(0, 3, 1, 2)
@@ -25,7 +25,7 @@ def test_to_float_is_the_plain_formula():
     assert result.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_to_float_of_face_models_and_of_nothing():
+def test_normalisation_of_face_models_and_of_an_empty_batch():
     ends = torch.tensor([0, 255], dtype=torch.uint8).reshape(1, 1, 2, 1).expand(1, 1, 2, 3)
     assert normalise_images(ends, [0.5] * 3, [0.5] * 3).flatten().tolist() == [-1.0, 1.0] * 3
     assert normalise_images(torch.empty((0, 4, 5, 3), dtype=torch.uint8), [0.5] * 3, [0.5] * 3).shape == (0, 3, 4, 5)
@@ -50,7 +50,7 @@ def test_the_compiled_kernel_is_one_and_gives_the_same_for_any_batch():
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     metrics.reset()
     for size in (9, 4, 7, 1, 0):
-        # Clones, as on a device: what has been moved there is no view of anything.
+        # Clones, since batches on a device are no views.
         part = (image_BHW3[:size].clone(), mean, std, seed_B[:size].clone())
         fused, plain = normalise_images(*part, fused=True), normalise_images(*part)
         torch.testing.assert_close(fused, plain, rtol=0, atol=1e-6)

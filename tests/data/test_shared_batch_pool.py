@@ -1,4 +1,4 @@
-"""Shared memory lent out: what is lent stays, what is let go comes back, and the next task always has a place."""
+"""Shared batch pool: lent batches stay unchanged, released slots come back, and the next task always has a slot."""
 
 import gc
 
@@ -28,15 +28,15 @@ def test_what_is_lent_is_the_slot_until_any_view_of_it_is_gone():
     assert pool.acquire() == slot
 
 
-def test_who_holds_more_than_two_gets_copies_and_tasks_go_on():
+def test_more_than_two_held_batches_are_copies_and_tasks_continue():
     pool = SharedBatchPool(3, 1, (2, 2))
     held = [pool.get(fill(pool, value)) for value in range(20)]
     assert [int(image.unique()) for image in held] == list(range(20))
-    assert sum(any(image.data_ptr() == own.data_ptr() for own in pool.image_SBHW3) for image in held) == 2
+    assert sum(any(image.data_ptr() == slot.data_ptr() for slot in pool.image_SBHW3) for image in held) == 2
     assert len({pool.acquire() for _ in range(3)}) == 3
 
 
-def test_tasks_given_up_leave_their_pool():
+def test_reset_frees_the_slots_of_abandoned_tasks():
     pool = SharedBatchPool(2, 1, (2, 2))
     first = {pool.acquire() for _ in range(4)}
     pool.reset()

@@ -1,4 +1,4 @@
-"""`facelt dataset`: the published lists and subsets counted, without a single image."""
+"""`facelt dataset`: statistics of the published lists and subsets, without images."""
 
 import json
 import tarfile
@@ -12,15 +12,15 @@ from facelt.cli.main import app
 
 @pytest.fixture(scope="module")
 def lists(real_data, tmp_path_factory) -> Path:
-    """The published lists; no image is there."""
+    """Returns the folder of the published lists, without images."""
     folder = tmp_path_factory.mktemp("lists")
     with tarfile.open(real_data / "lists.tar.xz") as archive:
         archive.extractall(folder, filter="data")
     return next(folder.rglob("Places_LT_train.txt")).parent
 
 
-def ask(config: Path, **settings: object) -> dict:
-    """What the command says of a recipe whose `data` has been changed."""
+def stats_of(config: Path, **settings: object) -> dict:
+    """Returns the JSON of the command for a recipe with changed `data` settings."""
     words = [word for key, value in settings.items() for word in ("--set", f"data.{key}={value}")]
     done = CliRunner().invoke(app, ["dataset", "--config", str(config), "--json", *words])
     if done.exit_code:
@@ -35,13 +35,13 @@ def bands(split: dict, what: str, convention: str = "paper") -> list[int]:
 def test_places_lt_is_as_published(lists, root):
     names = {split: lists / f"Places_LT_{list_}.txt" for split, list_ in (("train", "train"), ("validation", "val"))}
     names |= {"test": lists / "Places_LT_test.txt", "open_set": lists / "Places_LT_open.txt"}
-    found = ask(root / "configs/places_lt.yaml", **names)
-    assert (found["kind"], found["classes"], list(found["splits"])) == (
+    stats = stats_of(root / "configs/places_lt.yaml", **names)
+    assert (stats["kind"], stats["classes"], list(stats["splits"])) == (
         "list",
         365,
         ["train", "validation", "test", "open"],
     )
-    train, validation, test, open_ = found["splits"].values()
+    train, validation, test, open_ = stats["splits"].values()
     assert (train["images"], train["classes"], train["largest"], train["smallest"]) == (62_500, 365, 4980, 5)
     assert (bands(train, "classes"), bands(train, "images")) == ([131, 163, 71], [52_762, 8_934, 804])
     assert sum(bands(train, "classes", "released")) == 365
@@ -53,20 +53,20 @@ def test_places_lt_is_as_published(lists, root):
 
 
 def test_the_published_lists_of_imagenet_lt_and_inaturalist_are_as_stated(lists, root):
-    """Their training lists are not at hand; the others stand in, to tell how many classes there are."""
+    """The training lists are not available; other lists replace them to set the number of classes."""
     names = {"test": lists / "ImageNet_LT_test.txt", "open_set": lists / "ImageNet_LT_open.txt"}
     validation = lists / "ImageNet_LT_val.txt"
-    found = ask(root / "configs/imagenet_lt.yaml", train=validation, validation=validation, **names)["splits"]
-    assert (found["validation"]["images"], found["validation"]["classes"]) == (20_000, 1000)
-    assert (found["validation"]["largest"], found["validation"]["smallest"]) == (20, 20)
-    assert (found["test"]["images"], found["test"]["classes"]) == (50_000, 1000)
-    assert (found["open"]["images"], found["open"]["open_images"]) == (18_000, 18_000)
+    stats = stats_of(root / "configs/imagenet_lt.yaml", train=validation, validation=validation, **names)["splits"]
+    assert (stats["validation"]["images"], stats["validation"]["classes"]) == (20_000, 1000)
+    assert (stats["validation"]["largest"], stats["validation"]["smallest"]) == (20, 20)
+    assert (stats["test"]["images"], stats["test"]["classes"]) == (50_000, 1000)
+    assert (stats["open"]["images"], stats["open"]["open_images"]) == (18_000, 18_000)
     # Twenty images are few by the released code and medium by the paper.
-    assert bands(found["train"], "classes") == [0, 1000, 0]
-    assert bands(found["train"], "classes", "released") == [0, 0, 1000]
+    assert bands(stats["train"], "classes") == [0, 1000, 0]
+    assert bands(stats["train"], "classes", "released") == [0, 0, 1000]
     names = dict.fromkeys(("train", "test"), lists / "iNaturalist18_val.txt")
-    found = ask(root / "configs/inaturalist18.yaml", **names)["splits"]["test"]
-    assert (found["images"], found["classes"], found["largest"], found["smallest"]) == (24_426, 8142, 3, 3)
+    stats = stats_of(root / "configs/inaturalist18.yaml", **names)["splits"]["test"]
+    assert (stats["images"], stats["classes"], stats["largest"], stats["smallest"]) == (24_426, 8142, 3, 3)
 
 
 # METHODS: images and shot bands of CIFAR-100-LT.
@@ -82,19 +82,19 @@ CIFAR100 = {
 @pytest.mark.parametrize("imbalance", CIFAR100)
 def test_cifar_100_lt_is_as_published(real_data, root, imbalance):
     config = root / "configs/cifar100_lt/base.yaml"
-    found = ask(config, root=real_data / "cifar100_lt", imbalance=imbalance)
+    stats = stats_of(config, root=real_data / "cifar100_lt", imbalance=imbalance)
     images, classes = CIFAR100[imbalance]
-    assert (found["kind"], found["classes"], list(found["splits"])) == ("cifar", 100, ["train", "test"])
-    assert found["splits"]["train"]["images"] == images
-    assert bands(found["splits"]["train"], "classes") == classes
-    assert bands(found["splits"]["test"], "classes") == classes
-    assert bands(found["splits"]["test"], "images") == [100 * count for count in classes]
+    assert (stats["kind"], stats["classes"], list(stats["splits"])) == ("cifar", 100, ["train", "test"])
+    assert stats["splits"]["train"]["images"] == images
+    assert bands(stats["splits"]["train"], "classes") == classes
+    assert bands(stats["splits"]["test"], "classes") == classes
+    assert bands(stats["splits"]["test"], "images") == [100 * count for count in classes]
 
 
 def test_a_record_is_counted_as_it_is_split(tiny_faces, root):
-    found = ask(root / "configs/demo.yaml", train=tiny_faces, image_size="[32, 32]", validation_fraction=0.2)
-    train, validation = found["splits"]["train"], found["splits"]["validation"]
-    assert (found["kind"], found["classes"]) == ("record", 6)
+    stats = stats_of(root / "configs/demo.yaml", train=tiny_faces, image_size="[32, 32]", validation_fraction=0.2)
+    train, validation = stats["splits"]["train"], stats["splits"]["validation"]
+    assert (stats["kind"], stats["classes"]) == ("record", 6)
     assert train["images"] + validation["images"] == 42
     assert (train["classes"], train["smallest"]) == (5, 1)
 
@@ -127,5 +127,5 @@ def test_lists_that_mix_known_and_open_images_are_refused(tmp_path, root, train,
     (tmp_path / "open.txt").write_text(open_)
     lists = {"train": tmp_path / "train.txt", "open_set": tmp_path / "open.txt", "validation": "null", "test": "null"}
     with pytest.raises(Exception, match=message) as caught:
-        ask(root / "configs/places_lt.yaml", num_classes=3, **lists)
+        stats_of(root / "configs/places_lt.yaml", num_classes=3, **lists)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Files of pairs: pickles of both Pythons and all protocols, lists, and one line for each that is wrong."""
+"""Verification pairs: pickles of Python 2 and 3 in all protocols, lists, and one-line errors."""
 
 import os
 import pickle
@@ -12,7 +12,7 @@ from facelt.data.pairs import read_pairs
 from facelt.errors import UserError
 from tests.data.pair_pickles import doubled, python2_set
 
-# Every byte there is, quotes and line ends among them, and one image twice.
+# All byte values, with quotes and line ends, and one image twice.
 IMAGES = [bytes(range(256)), b"\xff\xd8'\n\\x00\"", b"three", b"four", b"three", b"six"]
 ANSWERS = [True, False, True]
 
@@ -37,8 +37,8 @@ def arrays() -> list[np.ndarray]:
 @pytest.mark.parametrize("images", [IMAGES, arrays()], ids=["bytes", "arrays"])
 def test_what_python_2_wrote_is_read(tmp_path, images, protocol):
     payload = python2_set(images, ANSWERS, protocol)
-    found, answers = pickle.loads(payload, encoding="latin1")
-    as_bytes = [one.encode("latin-1") if isinstance(one, str) else one.tobytes() for one in found]
+    images_read, answers = pickle.loads(payload, encoding="latin1")
+    as_bytes = [image.encode("latin-1") if isinstance(image, str) else image.tobytes() for image in images_read]
     assert (as_bytes, answers) == (IMAGES, ANSWERS)
     assert_read(tmp_path / "lfw.bin", payload)
 
@@ -52,21 +52,21 @@ def test_what_python_3_wrote_is_read(tmp_path, protocol):
 
 
 def bytearray_array(image: bytes) -> np.ndarray:
-    """One that may be written to, which protocol 5 keeps in another way."""
+    """Returns a writable array, which protocol 5 stores as a bytearray."""
     return np.frombuffer(bytearray(image), np.uint8)
 
 
 def test_the_shared_sets_are_read(real_data):
     folder = real_data / "verification"
     pairs = read_pairs(folder / "lfw600_bytes.bin")
-    with np.load(folder / "lfw600_embeddings.npz") as known:
-        embedding_ND, same_P = known["embeddings"], known["issame"]
+    with np.load(folder / "lfw600_embeddings.npz") as archive:
+        embedding_ND, same_P = archive["embeddings"], archive["issame"]
     assert pairs.same_P.tolist() == same_P.tolist()
-    # Equal images have equal embeddings there, and no others have.
+    # Only equal images have equal embeddings there.
     rows = [row.tobytes() for row in embedding_ND]
     assert len(pairs.images) == len(set(rows)) == 1154
-    assert [rows[place] for place in pairs.first_U[pairs.left_P]] == rows[0::2]
-    assert [rows[place] for place in pairs.first_U[pairs.right_P]] == rows[1::2]
+    assert [rows[index] for index in pairs.first_U[pairs.left_P]] == rows[0::2]
+    assert [rows[index] for index in pairs.first_U[pairs.right_P]] == rows[1::2]
     few = read_pairs(folder / "lfw40_ndarray.bin")
     assert (len(few.images), len(few.same_P), int(few.same_P.sum())) == (79, 40, 23)
     for image in (pairs.images[0], pairs.images[-1], *few.images[:3]):
@@ -74,7 +74,7 @@ def test_the_shared_sets_are_read(real_data):
 
 
 class Runs:
-    """A pickle of this makes a folder."""
+    """Object whose pickle makes a folder when loaded."""
 
     def __init__(self, canary) -> None:
         self.canary = canary
@@ -85,8 +85,8 @@ class Runs:
 
 def test_no_set_makes_anything_run(tmp_path):
     path, canary = tmp_path / "lfw.bin", tmp_path / "canary"
-    for place in (([Runs(canary), b"2"], [True]), ([b"1", b"2"], [Runs(canary)]), Runs(canary)):
-        path.write_bytes(pickle.dumps(place))
+    for index in (([Runs(canary), b"2"], [True]), ([b"1", b"2"], [Runs(canary)]), Runs(canary)):
+        path.write_bytes(pickle.dumps(index))
         with pytest.raises(UserError, match=r"lfw\.bin: not a verification set \(posix\.mkdir is not allowed in a ver"):
             read_pairs(path)
         assert not canary.exists()
@@ -95,7 +95,7 @@ def test_no_set_makes_anything_run(tmp_path):
 
 
 GOOD = python2_set(IMAGES, ANSWERS, 2)
-# As numpy makes an array before it gives it anything.
+# An array before its state is set.
 NO_VALUE = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00tR"
 
 
@@ -136,7 +136,7 @@ def test_what_is_no_set_is_named_in_one_line(tmp_path, payload, reason):
 
 @pytest.mark.parametrize("nested", [doubled(60), b"]" * 50_000 + b"a" * 49_999], ids=["doubled", "deep"])
 def test_what_is_endless_when_written_out_is_named_in_short(tmp_path, nested):
-    # Whatever it is, it stands among the images, and is the first answer.
+    # The value is one of the images, and the first label.
     (tmp_path / "lfw.bin").write_bytes(b"\x80\x03](" + nested + b"q\xffe](h\xffe\x86.")
     with pytest.raises(UserError, match=r"lfw\.bin: pair 0 has the label [(\[]{7}.*, expected True or False") as caught:
         read_pairs(tmp_path / "lfw.bin")

@@ -1,4 +1,4 @@
-"""Datasets of .rec files, on a file written here and on real faces."""
+"""Record datasets, on a small file and on real faces."""
 
 import pickle
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Datasets of image files: lists, both layouts of Places-LT, folders, and mistakes in them."""
+"""Datasets of image files: lists, the layouts of Places-LT and ImageNet, folders, and malformed lists."""
 
 import tarfile
 from pathlib import Path
@@ -110,8 +110,8 @@ def test_a_missing_or_binary_list_is_refused(tree):
     ],
 )
 def test_both_layouts_of_places_serve_the_published_list(tmp_path, encode, layout, places):
-    for number, place in enumerate(places):
-        put(tmp_path, place, encode(8, 8, seed=number))
+    for number, path_ in enumerate(places):
+        put(tmp_path, path_, encode(8, 8, seed=number))
     text = "".join(f"{path} {label}\n" for label, path in enumerate(LISTED))
     dataset = ListDataset(listed(tmp_path / "root", text), tmp_path, transform=CROP)
     assert dataset.layout == layout
