@@ -156,12 +156,12 @@ def sample_command(
     from recordio_tools.long_tail import draw_selection
     from recordio_tools.selection import pack_selection, write_selection
 
-    given = {"images": images, "power": power, "alpha": alpha, "imbalance": imbalance, "max": maximum, "min": minimum}
+    options = {"images": images, "power": power, "alpha": alpha, "imbalance": imbalance, "max": maximum, "min": minimum}
     with progress_bars(not as_json) as progress:
         faces = FaceRecord(record_path(source), progress=progress)
     with faces:
         selection, profile_values = draw_selection(
-            faces.image_keys, faces.labels, profile.value, seed, identities, given
+            faces.image_keys, faces.labels, profile.value, seed, identities, options
         )
         if pack:
             with progress_bars(not as_json) as progress:
@@ -201,8 +201,8 @@ def lists_command(
 
     if not source.exists():
         raise RecordIOError(f"{source}: no such folder or list")
-    given = {"images": images, "power": power, "alpha": alpha, "imbalance": imbalance, "max": maximum, "min": minimum}
-    statistics = write_lists(source, out, profile.value, seed, HeldOut(validation, test), identities, given)
+    options = {"images": images, "power": power, "alpha": alpha, "imbalance": imbalance, "max": maximum, "min": minimum}
+    statistics = write_lists(source, out, profile.value, seed, HeldOut(validation, test), identities, options)
     if as_json:
         show(statistics, as_json)
         return

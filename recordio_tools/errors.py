@@ -4,7 +4,7 @@
 class UserError(Exception):
     """Wrong or unusable input: a file, a key, a value or a record.
 
-    The message is one line that names it and says what to do. Commands print it and exit with code 1.
+    The message is one line that names it and the remedy. Commands print it and exit with code 1.
     """
 
 

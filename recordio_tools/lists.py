@@ -177,7 +177,7 @@ def write_lists(
     seed: int,
     held_out: HeldOut = HeldOut(),  # noqa: B008, it cannot change
     identities: int | None = None,
-    given: dict[str, float | None] | None = None,
+    options: dict[str, float | None] | None = None,
 ) -> dict:
     """Writes train.txt, and validation.txt and test.txt if images are held out, with lines `path label`.
 
@@ -193,7 +193,7 @@ def write_lists(
     rank_N = rank_within_label(key_N, label_N, seed, HELD_OUT_STREAM)
     rest_N = rank_N >= sum(held_out)
     _check_training_images(label_N, rest_N, names, held_out)
-    selection, profile_values = draw_selection(key_N[rest_N], label_N[rest_N], profile, seed, identities, given or {})
+    selection, profile_values = draw_selection(key_N[rest_N], label_N[rest_N], profile, seed, identities, options or {})
     kept_K = np.unique(selection.labels)
     new_C = np.full(len(names), -1)
     new_C[kept_K] = np.arange(len(kept_K))
@@ -234,13 +234,13 @@ def _read_source(source: Path) -> _Source:
 
 def _check_selectable(source: Path, paths: list[str], label_N: np.ndarray) -> None:
     """Raises RecordIOError at a label of the open set and at an image that is listed twice."""
-    seen: set[str] = set()
+    previous: set[str] = set()
     for line, (path, label) in enumerate(zip(paths, label_N.tolist(), strict=True), start=1):
         if label < 0:
             raise RecordIOError(f"{source}, line {line}: expected a label of at least 0, found {label}")
-        if path in seen:
+        if path in previous:
             raise RecordIOError(f"{source}, line {line}: {path} is listed twice")
-        seen.add(path)
+        previous.add(path)
 
 
 def _check_training_images(label_N: np.ndarray, rest_N: np.ndarray, names: list[str], held_out: HeldOut) -> None:

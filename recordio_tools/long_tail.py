@@ -188,9 +188,9 @@ def _sample_falling(profile: Callable, keys, labels, seed: int, imbalance: float
     present = np.flatnonzero(counts_C)
     if identities is not None and not 1 <= identities <= len(present):
         raise RecordIOError(f"{identities} identities cannot be kept: the source has {len(present)} with images")
-    kept = present[:identities]
+    label_K = present[:identities]
     maximum = int(counts_C.max()) if maximum is None else maximum
-    return _take(keys, labels, counts_C, kept, profile(len(kept), imbalance, maximum), seed)
+    return _take(keys, labels, counts_C, label_K, profile(len(label_K), imbalance, maximum), seed)
 
 
 def exponential_counts(identities: int, imbalance: float, maximum: int) -> np.ndarray:
@@ -212,16 +212,16 @@ def _falling_counts(share_C: list[Fraction], imbalance: float, maximum: int) -> 
     return np.array([int(maximum / ratio + _ROUNDING_SLACK) for ratio in ratios], np.int64)
 
 
-def _take(keys, labels, counts_C, kept, wanted, seed: int) -> Selection:
-    """The first images of each label in `kept`, as many as `wanted` states, in the order of the hash."""
-    if (short := counts_C[kept] < wanted).any():
-        label, has, needs = kept[short][0], counts_C[kept][short][0], wanted[short][0]
+def _take(keys, labels, counts_C, label_K, count_K, seed: int) -> Selection:
+    """The first `count_K` images of the labels `label_K`, in the order of the hash."""
+    if (short_K := counts_C[label_K] < count_K).any():
+        label, has, needs = label_K[short_K][0], counts_C[label_K][short_K][0], count_K[short_K][0]
         raise RecordIOError(
             f"identity {label} has {has} images, the profile needs {needs}: lower --max or --identities"
         )
-    wanted_C = np.zeros(len(counts_C), np.int64)
-    wanted_C[kept] = wanted
-    drawn = np.flatnonzero(rank_within_label(keys, labels, seed) < wanted_C[labels])
+    count_C = np.zeros(len(counts_C), np.int64)
+    count_C[label_K] = count_K
+    drawn = np.flatnonzero(rank_within_label(keys, labels, seed) < count_C[labels])
     if not len(drawn):
         raise RecordIOError("the profile leaves no image: raise --max")
     return _selection(keys[drawn], labels[drawn])
@@ -250,29 +250,29 @@ def draw_selection(
     profile: str,
     seed: int,
     identities: int | None,
-    given: dict[str, float | None],
+    options: dict[str, float | None],
 ) -> tuple[Selection, dict]:
     """Returns the selection from the images `keys`, `labels` (int64 [N]), and its profile with all parameters.
 
-    `given` holds options by name, None for those not set. Raises RecordIOError for an option of another profile, a
-    missing --images, and a source with too few images.
+    `options` are those of the command line by name, None if not set. Raises RecordIOError for an option of another
+    profile, a missing --images, and a source with too few images.
     """
-    options = dict(_PROFILE_DEFAULTS[profile])
-    for name, value in given.items():
-        if value is not None and name not in options:
-            raise RecordIOError(f"--{name} does not apply to --profile {profile}, which takes --{', --'.join(options)}")
+    values = dict(_PROFILE_DEFAULTS[profile])
+    for name, value in options.items():
+        if value is not None and name not in values:
+            raise RecordIOError(f"--{name} does not apply to --profile {profile}, which takes --{', --'.join(values)}")
         if value is not None:
-            options[name] = value
+            values[name] = value
     if profile == "proportional":
-        if options["images"] is None:
+        if values["images"] is None:
             raise RecordIOError("--images is required: the number of images to draw (887500 for MS1M-LT)")
-        selection = sample_proportional(keys, labels, options["images"], seed, options["power"], identities)
+        selection = sample_proportional(keys, labels, values["images"], seed, values["power"], identities)
     elif profile == "pareto":
-        bounds = (options["alpha"], options["max"], options["min"])
+        bounds = (values["alpha"], values["max"], values["min"])
         selection = sample_pareto(keys, labels, seed, *bounds, identities)
     else:
-        if options["max"] is None:
-            options["max"] = int(np.bincount(labels).max(initial=0))
+        if values["max"] is None:
+            values["max"] = int(np.bincount(labels).max(initial=0))
         falling = sample_exponential if profile == "exponential" else sample_step
-        selection = falling(keys, labels, seed, options["imbalance"], options["max"], identities)
-    return selection, {"name": profile, "seed": seed, **options, "identities": identities}
+        selection = falling(keys, labels, seed, values["imbalance"], values["max"], identities)
+    return selection, {"name": profile, "seed": seed, **values, "identities": identities}

@@ -194,9 +194,9 @@ def _index_issues(
         yield Issue(None, offset, "the index does not hold this record")
     # Writers of face sets store the key as the id of the header too. If most records of a file do, a different id means
     # that the index swaps records.
-    other = records["id"].astype(np.int64) != records["key"]
-    if np.count_nonzero(other) * 2 < len(other):
-        for row in np.flatnonzero(other & (records["key"] >= 0)):
+    differs_R = records["id"].astype(np.int64) != records["key"]
+    if np.count_nonzero(differs_R) * 2 < len(differs_R):
+        for row in np.flatnonzero(differs_R & (records["key"] >= 0)):
             reason = f"its key is {records['key'][row]} in the index, its id {records['id'][row]} in the header"
             yield Issue(int(records["key"][row]), int(records["offset"][row]), reason)
 

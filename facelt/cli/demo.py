@@ -1,4 +1,4 @@
-"""`facelt demo`: the whole way, from record file to report, on faces that nobody has to download."""
+"""`facelt demo`: the whole pipeline on synthetic faces, from a record file to the MegaFace report."""
 
 import os
 import shlex
@@ -13,45 +13,46 @@ import typer
 
 from facelt.errors import UserError
 
-CHECKOUT = Path(__file__).resolve().parent.parent.parent
-MARKER = ".facelt-demo"
+_CHECKOUT = Path(__file__).resolve().parent.parent.parent
+_MARKER = ".facelt-demo"
 
-# 112 pixels a side would show more, and take three times as long on two cores.
-SIZE = 64
-TRAINING_IDENTITIES, IMAGES_EACH = 500, 16.0
-SELECTED_IMAGES, SELECTED_IDENTITIES = 3200, 400
-PROBE_IDENTITIES, IMAGES_PER_PROBE = 24, 10
-DISTRACTORS = (10, 100, 1000)
+# Images of 112 pixels would take three times as long on two cores.
+_SIZE = 64
+_TRAINING_IDENTITIES, _IMAGES_EACH = 500, 16.0
+_SELECTED_IMAGES, _SELECTED_IDENTITIES = 3200, 400
+_PROBE_IDENTITIES, _IMAGES_PER_PROBE = 24, 10
+_DISTRACTORS = (10, 100, 1000)
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="The folder for everything the demo makes.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same numbers.")] = 0,
+    out: Annotated[Path, typer.Option(help="Output folder for everything.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Random seed; it determines all results.")] = 0,
 ) -> None:
-    """Make synthetic faces, sample a long tail, train plain and OLTR, and measure both as MegaFace does."""
+    """Draw synthetic faces, sample a long-tailed set, train a plain model and OLTR, and evaluate both like MegaFace."""
     started = time.perf_counter()
-    if not (CHECKOUT / "configs" / "demo.yaml").is_file():
-        raise UserError(f"{CHECKOUT / 'configs' / 'demo.yaml'}: is absent; run the demo in a checkout of the project")
-    _fresh(out)
-    _make_faces(out, seed)
-    # One thread adds in one order: the numbers are the same however many cores there are.
+    if not (_CHECKOUT / "configs" / "demo.yaml").is_file():
+        raise UserError(
+            f"{_CHECKOUT / 'configs' / 'demo.yaml'}: no such file; run the demo in a checkout of the project"
+        )
+    _clear(out)
+    _write_faces(out, seed)
+    # With one thread sums have one order, so results do not depend on the number of cores.
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
     for command in commands(out, seed):
         print(f"\n$ {shlex.join(command)}", flush=True)
-        done = subprocess.run([sys.executable, *command[1:]], env=environment, check=False)
-        if done.returncode:
-            raise UserError(f"the command above failed with exit code {done.returncode}")
+        result = subprocess.run([sys.executable, *command[1:]], env=environment, check=False)
+        if result.returncode:
+            raise UserError(f"the command above failed with exit code {result.returncode}")
     print(f"\nAll faces here are synthetic drawings. {time.perf_counter() - started:.0f} s.")
     print(f"Open {out / 'report' / 'report.html'}")
 
 
 def commands(out: Path, seed: int) -> list[list[str]]:
-    """What a user would type, in order, once the faces are there."""
-    # Relative in the checkout, as a user would type it there.
-    root = Path() if Path.cwd() == CHECKOUT else CHECKOUT
+    """Returns the commands that a user would type after the faces are written, in order."""
+    root = Path() if Path.cwd() == _CHECKOUT else _CHECKOUT
     selection, run, suite = out / "long_tail", out / "run", out / "suite"
     sample = ["sample", out / "faces" / "train.rec", "--out", selection, "--pack", "--seed", seed]
-    sample += ["--images", SELECTED_IMAGES, "--identities", SELECTED_IDENTITIES]
+    sample += ["--images", _SELECTED_IMAGES, "--identities", _SELECTED_IDENTITIES]
     train = ["--config", root / "configs" / "demo.yaml"]
     for setting in (f"out={run}", f"seed={seed}", f"data.train={selection / 'train.rec'}"):
         train += ["--set", setting]
@@ -75,32 +76,32 @@ def commands(out: Path, seed: int) -> list[list[str]]:
     return [["python", *(str(word) for word in line)] for line in lines]
 
 
-def _fresh(out: Path) -> None:
-    """An empty folder that is the demo's own; an earlier demo's is removed, anything else refused."""
+def _clear(out: Path) -> None:
+    """Makes an empty folder; removes that of an earlier demo, refuses any other."""
     if out.exists():
-        if not (out / MARKER).is_file():
-            raise UserError(f"{out}: exists and is no earlier demo's folder; choose another with --out")
+        if not (out / _MARKER).is_file():
+            raise UserError(f"{out}: exists and was not made by the demo; choose another folder with --out")
         shutil.rmtree(out)
     out.mkdir(parents=True)
-    (out / MARKER).touch()
+    (out / _MARKER).touch()
 
 
-def _make_faces(out: Path, seed: int) -> None:
+def _write_faces(out: Path, seed: int) -> None:
     from facelt.synthetic.datasets import write_suite, write_training_record
 
     print("drawing synthetic faces ...", flush=True)
     training = write_training_record(
-        out / "faces", identities=TRAINING_IDENTITIES, images_per_identity=IMAGES_EACH, seed=seed, size=SIZE
+        out / "faces", identities=_TRAINING_IDENTITIES, images_per_identity=_IMAGES_EACH, seed=seed, size=_SIZE
     )
     suite = write_suite(
         out / "suite",
-        probe_identities=PROBE_IDENTITIES,
-        images_per_probe=IMAGES_PER_PROBE,
-        distractors=max(DISTRACTORS),
-        sizes=DISTRACTORS,
+        probe_identities=_PROBE_IDENTITIES,
+        images_per_probe=_IMAGES_PER_PROBE,
+        distractors=max(_DISTRACTORS),
+        sizes=_DISTRACTORS,
         seed=seed,
         first_identity=training.next_identity,
-        size=SIZE,
+        size=_SIZE,
     )
     print(f"{training.images} training images of {training.identities} identities, {suite.probes} probes, ", end="")
     print(f"{suite.distractors} distractors: {out}", flush=True)

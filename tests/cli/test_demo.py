@@ -13,13 +13,13 @@ from facelt.errors import UserError
 @pytest.fixture
 def small_demo(monkeypatch):
     for name, value in {
-        "TRAINING_IDENTITIES": 24,
-        "IMAGES_EACH": 9.0,
-        "SELECTED_IMAGES": 130,
-        "SELECTED_IDENTITIES": 20,
-        "PROBE_IDENTITIES": 4,
-        "IMAGES_PER_PROBE": 4,
-        "DISTRACTORS": (10, 40),
+        "_TRAINING_IDENTITIES": 24,
+        "_IMAGES_EACH": 9.0,
+        "_SELECTED_IMAGES": 130,
+        "_SELECTED_IDENTITIES": 20,
+        "_PROBE_IDENTITIES": 4,
+        "_IMAGES_PER_PROBE": 4,
+        "_DISTRACTORS": (10, 40),
     }.items():
         monkeypatch.setattr(demo_module, name, value)
 
@@ -45,7 +45,7 @@ def test_the_demo_measures_both_models(small_demo, tmp_path, capfd):
 def test_a_folder_that_is_not_the_demos_is_left_alone(tmp_path):
     kept = tmp_path / "mine.txt"
     kept.write_text("keep")
-    with pytest.raises(UserError, match="no earlier demo"):
+    with pytest.raises(UserError, match="was not made by the demo"):
         demo(tmp_path)
     assert kept.read_text() == "keep"
 

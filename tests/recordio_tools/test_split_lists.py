@@ -48,7 +48,7 @@ def counts(path: Path) -> list[int]:
     ],
 )
 def test_training_follows_the_profile_and_the_rest_is_even(tree, tmp_path, profile, options, expected):
-    statistics = write_lists(tree, tmp_path / "out", profile, 3, HeldOut(2, 3), given=options)
+    statistics = write_lists(tree, tmp_path / "out", profile, 3, HeldOut(2, 3), options=options)
     listed = {split: rows(tmp_path / "out" / f"{split}.txt") for split in ("train", "validation", "test")}
     assert sorted(counts(tmp_path / "out/train.txt"), reverse=True) == sorted(expected.tolist(), reverse=True)
     assert (counts(tmp_path / "out/validation.txt"), counts(tmp_path / "out/test.txt")) == ([2] * 4, [3] * 4)
@@ -65,7 +65,7 @@ def test_training_follows_the_profile_and_the_rest_is_even(tree, tmp_path, profi
 
 
 def test_the_training_side_reads_what_is_written(tree, tmp_path):
-    write_lists(tree, tmp_path / "out", "step", 0, HeldOut(1), given={"max": 4, "imbalance": 2.0})
+    write_lists(tree, tmp_path / "out", "step", 0, HeldOut(1), options={"max": 4, "imbalance": 2.0})
     for split in ("train", "validation"):
         paths, label_N = read_labelled_list(tmp_path / "out" / f"{split}.txt", num_classes=4)
         assert list(zip(paths, label_N.tolist(), strict=True)) == rows(tmp_path / "out" / f"{split}.txt")
@@ -109,7 +109,7 @@ def test_seeds_differ_and_a_larger_part_for_validation_leaves_the_smaller_one_in
     def names(seed: int, validation: int, split: str) -> set[str]:
         out = tmp_path / f"{seed} {validation}"
         if not out.exists():
-            write_lists(tree, out, "step", seed, HeldOut(validation), given={"max": 9, "imbalance": 3.0})
+            write_lists(tree, out, "step", seed, HeldOut(validation), options={"max": 9, "imbalance": 3.0})
         return {name for name, _ in rows(out / f"{split}.txt")}
 
     assert names(1, 2, "validation") < names(1, 5, "validation")
@@ -164,7 +164,7 @@ def test_a_write_that_fails_leaves_nothing(tree, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=r"cannot write .*: No space left on device"):
-        write_lists(tree, tmp_path / "out", "step", 0, given={"max": 5})
+        write_lists(tree, tmp_path / "out", "step", 0, options={"max": 5})
     assert [path.name for path in tmp_path.iterdir()] == ["tree"]
 
 
