@@ -21,7 +21,7 @@ from facelt.distributed.launch import Interrupted, all_gather_str, stop_requeste
 from facelt.errors import UserError
 from facelt.inference.model import TrainedModel
 from facelt.methods.base import Method, TrainBatch
-from facelt.methods.multi_expert import Experts
+from facelt.methods.multi_expert import MultiExpertMethod
 from facelt.openset.rejection import ModelOutputs, OpenSetScorer
 from recordio_tools.progress import ProgressFn, no_progress, track
 
@@ -109,7 +109,7 @@ def predict(
     method, loader = predictor.method, predictor.loader
     if unknown := set(fields) - set(get_args(Field)):
         raise ValueError(f"unknown fields {sorted(unknown)}")
-    if "expert_predictions" in fields and not isinstance(method, Experts):
+    if "expert_predictions" in fields and not isinstance(method, MultiExpertMethod):
         raise UserError(f"{type(method).__name__} has no experts: train a method with several, such as independent")
     batches = iterate_split(split, loader)
     if title:

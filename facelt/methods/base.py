@@ -1,14 +1,12 @@
-"""What a training method is: it owns forward and loss, and the trainer knows it by nothing else.
+"""Interface of training methods: forward pass, loss, samplers, parameter groups, embeddings.
 
-B batch, D feature, C identities.
-
-Methods on the features of a trained network, which stays as it is.
+B batch, b images of this rank, D feature, C identities.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -16,11 +14,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from facelt.distributed.comm import rank
-from facelt.distributed.logits import ShardedLogits
+from facelt.distributed.logits import GatheredFeatures, ShardedLogits
 from facelt.errors import UserError
 from facelt.models.network import Network
 
-Shots = Literal["many", "medium", "few"]
+ShotBand = Literal["many", "medium", "few"]
 
 
 class TrainBatch(NamedTuple):
@@ -32,20 +30,20 @@ class TrainBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """A sampler the method wants its batches from, by its name in the table of samplers.
+    """Request for a sampler by its registered name.
 
-    `shots` keeps to the images of many-, medium- or few-shot classes. Streams of another `draw` have an order and
-    augmentations of their own.
+    `shots` restricts it to the images of many-, medium- or few-shot classes. Samplers of one method that differ in
+    `draw` have independent orders and augmentations.
     """
 
     sampler: str
-    shots: Shots | None = None
+    shots: ShotBand | None = None
     draw: int = 0
 
 
 @dataclass(frozen=True)
 class StepContext:
-    """Where a stage stands: the epoch and its total, the step of the epoch and its total, all from 0."""
+    """Position in a stage: epoch of `epochs`, step of the `steps` per epoch, both from 0."""
 
     epoch: int
     epochs: int
@@ -54,18 +52,18 @@ class StepContext:
 
     @property
     def epoch_fraction(self) -> float:
-        """How much of the stage's epochs is over."""
+        """Finished epochs as a fraction of the stage's epochs."""
         return self.epoch / self.epochs if self.epochs else 1.0
 
     @property
     def global_step(self) -> int:
-        """Steps taken since the stage began."""
+        """Steps since the stage began."""
         return self.epoch * self.steps + self.step
 
     def generator(self, device: torch.device | str, same_on_all_ranks: bool = False) -> torch.Generator:
-        """What this step draws from on this rank: equal for equal seeds, steps and ranks, and of no other state.
+        """Returns a random generator seeded by the run's seed, the step and the rank, without other state.
 
-        With `same_on_all_ranks` it is the same on every rank, for what each of them computes of the whole batch.
+        With `same_on_all_ranks` every rank gets the same generator, for computations on the global batch.
         """
         source = (0, 3) if same_on_all_ranks else (rank(), 2)
         entropy = (torch.initial_seed(), self.global_step, *source)
@@ -75,7 +73,7 @@ class StepContext:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """A step's loss, its parts by name for the log, and what is to happen once the optimiser has moved."""
+    """Loss of a step, its parts by name for the log, and a function to call after the optimiser step."""
 
     loss: torch.Tensor
     parts: Mapping[str, torch.Tensor] = field(default_factory=dict)
@@ -84,33 +82,34 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings by kind, each [B, D], and the reachability [B] where the method has a memory."""
+    """Embeddings by kind, each [B, D], and the reachability [B] if the method has a memory."""
 
     by_kind: Mapping[str, torch.Tensor]
     reachability_B: torch.Tensor | None = None
 
 
 class Method(nn.Module, ABC):
-    """A network and what is trained on it.
+    """Base class of methods: a network, and one or more classifiers trained on it.
 
-    `kinds` names the embeddings `embed` returns. With `bf16` the network runs in bfloat16 where that is safe; what
-    follows it always runs in float32. `replicas` runs the network in training where several ranks train it together;
-    it is no part of the state, nor are `teachers` and a teacher's `validation`, the figures of its handed-on epoch.
+    Methods are built as (config, network, num_classes, counts_C), where `counts_C` int64 [C] are the training images of
+    each class, or None for a trained model that is only used. A method with a single classifier names it `head`.
 
-    Methods are built as (config, network, num_classes, counts_C): the training images of each class, int64 [C], or
-    None where a trained model is only used, which must not need them.
+    `kinds` are the embeddings that `embed` returns. With `bf16` the network runs in bfloat16, everything after it in
+    float32. `replicas` is the DDP-wrapped network when several ranks train; `validation` are the figures of a teacher's
+    saved epoch. Neither these nor `teachers` are part of the state dict.
     """
 
     kinds: tuple[str, ...] = ("direct",)
-    # Whether it trains a network of several branches.
-    branched: bool = False
+    # The method trains a network of several branches.
+    is_branched: bool = False
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        if self.branched and network.branches == 1:
-            raise UserError(f"branches: {type(self).__name__} trains several; say how many, and what they share")
-        if network.branches > 1 and not self.branched:
-            raise UserError(f"branches: {type(self).__name__} trains a network of one; leave the key out")
+        name = type(self).__name__
+        if self.is_branched and network.branches == 1:
+            raise UserError(f"branches: {name} needs a multi-branch network; set branches.count and branches.split")
+        if network.branches > 1 and not self.is_branched:
+            raise UserError(f"branches: {name} trains a single-branch network; remove the key")
         self.network = network
         self.bf16 = False
         self.replicas: Callable[..., torch.Tensor] | None = None
@@ -122,100 +121,106 @@ class Method(nn.Module, ABC):
         """D, the length of an embedding."""
         return self.network.dim
 
-    @abstractmethod
     def sampler_specs(self) -> Sequence[SamplerSpec]:
-        """The samplers the method wants, one batch from each a step."""
+        """Returns the samplers that the method trains with; each gives one batch per step."""
+        return (SamplerSpec("instance"),)
 
-    @abstractmethod
     def parameter_groups(self) -> Mapping[str, list[nn.Parameter]]:
-        """Parameters by part: `network`, `head`, and `memory` for what has an optimiser of its own."""
+        """Returns the parameters by the learning-rate multiplier that applies: `network`, `head`, `memory`."""
+        network = list(self.network.parameters())
+        in_network = {id(parameter) for parameter in network}
+        return {"network": network, "head": [value for value in self.parameters() if id(value) not in in_network]}
 
     @abstractmethod
     def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
-        """Loss of one step."""
+        """Returns the loss of one step, of the global batch and equal on all ranks."""
 
-    @abstractmethod
     def logits(self, image_B3HW: torch.Tensor) -> ShardedLogits:
-        """Closed-set logits of images."""
+        """Returns the closed-set logits of images."""
+        return self.head(self.gathered_features(image_B3HW))
 
     def logits_and_reachability(self, image_B3HW: torch.Tensor) -> tuple[ShardedLogits, torch.Tensor | None]:
-        """The same logits, and this rank's images' reachability [b] where the method has a memory."""
+        """Returns the logits, and the reachability [b] of this rank's images if the method has a memory."""
         return self.logits(image_B3HW), None
 
     def load_stage(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Takes what it can use from an earlier stage's method; the network is already loaded."""
+        """Initialises classifiers from an earlier stage's state; the network has been loaded before."""
 
     def set_teachers(self, teachers: Sequence["Method"]) -> None:
-        """Takes the stage's teachers, as many as the configuration wants: trained methods in evaluation mode, whose
-        weights stand still.
-        """
+        """Sets the stage's teachers: trained methods in evaluation mode with frozen weights."""
         self.teachers = tuple(teachers)
 
     def begin_epoch(self, context: StepContext, validation: Mapping[str, float]) -> None:
-        """Called before each epoch with the last validation's figures, by name."""
+        """Is called before each epoch, also a resumed one, with the last validation's figures by name."""
 
     def end_epoch(self) -> None:
-        """Called once an epoch's steps are over, before the method is validated or saved."""
+        """Is called after the steps of an epoch, before validation and checkpoint."""
 
     @property
     def needs_dataset_pass(self) -> bool:
-        """Whether `observe` is to see the training set, asked before each epoch and after each pass.
+        """The method needs a pass of `observe` over the training set.
 
-        A stage without epochs is asked as well. What a pass leaves that is no part of the state is gone in a resumed
-        run, which is asked anew. All ranks must answer alike.
+        It is read before each epoch, after each pass, and in stages without epochs; all ranks must agree. What a pass
+        stores outside the state dict is lost on resume, and the pass is then repeated.
         """
         return False
 
     def observe(self, batch: TrainBatch) -> None:
-        """One batch of the pass over the training set, in evaluation mode."""
-        raise TypeError(f"{type(self).__name__} asks for no pass over the training set")
+        """Processes one batch of the pass over the training set, in evaluation mode."""
+        raise TypeError(f"{type(self).__name__} needs no pass over the training set")
 
     def end_dataset_pass(self) -> None:
-        """The end of that pass."""
-        raise TypeError(f"{type(self).__name__} asks for no pass over the training set")
+        """Is called after the last batch of the pass."""
+        raise TypeError(f"{type(self).__name__} needs no pass over the training set")
 
     @property
     def tunable_values(self) -> Sequence[float]:
-        """Values of the one number that is chosen on the validation images once the stage is over."""
+        """Values of the one hyperparameter that is tuned on the validation images at the end of the stage."""
         return ()
 
     def set_value(self, value: float) -> None:
-        """Answers with that value from here on."""
-        raise TypeError(f"{type(self).__name__} has no settings")
+        """Sets that hyperparameter."""
+        raise TypeError(f"{type(self).__name__} has no tunable value")
 
     def diagnostics(self) -> Mapping[str, float]:
-        """Figures worth a line in the log at an epoch's end."""
+        """Returns figures for the log at the end of an epoch."""
         return {}
 
     def embed(self, image_B3HW: torch.Tensor) -> Embeddings:
-        """Embeddings of images and their mirror images: the feature is the mean of both."""
+        """Returns the embeddings of images from the mean feature of each image and its mirror image."""
         feature_BD = (self.features(image_B3HW) + self.features(image_B3HW.flip(-1))) / 2
         return self.embed_features(feature_BD)
 
     def embed_features(self, feature_BD: torch.Tensor) -> Embeddings:
-        """Embeddings of features; the plain one is the feature's direction."""
+        """Returns the embeddings of features; `direct` is the feature at unit length."""
         return Embeddings({"direct": F.normalize(feature_BD, dim=1)})
 
     def features(self, *image_B3HW: torch.Tensor) -> torch.Tensor:
-        """Direct features [B, D], never in half precision; several inputs are for a network of several branches."""
+        """Returns features [B, D], never in half precision; a multi-branch network takes one input for all branches or
+        one per branch, and returns [B, K, D].
+        """
         run = self.replicas if self.training and self.replicas is not None else self.network
         with torch.autocast(image_B3HW[0].device.type, torch.bfloat16, enabled=self.bf16):
             feature_BD = run(*image_B3HW)
         return feature_BD.float() if feature_BD.dtype == torch.bfloat16 else feature_BD
 
+    def gathered_features(self, *image_B3HW: torch.Tensor) -> GatheredFeatures:
+        """Returns the features of this rank's images and those of all ranks."""
+        return GatheredFeatures.gather(self.features(*image_B3HW))
+
 
 class FrozenBackboneMethod(Method):
-    """No weight of the network moves and none of its running statistics, so what was made of its features stays valid.
+    """Base class of methods on a frozen network, weights and running statistics included.
 
-    All that is learned belongs to the head.
+    Values computed from its features therefore stay valid. All trained parameters belong to the head.
     """
 
     def __init__(self, network: Network) -> None:
         super().__init__(network)
         network.requires_grad_(False)
 
-    def train(self, mode: bool = True) -> "FrozenBackboneMethod":
-        """The network stays in evaluation mode."""
+    def train(self, mode: bool = True) -> Self:
+        """Sets the training mode of everything but the network, which stays in evaluation mode."""
         super().train(mode)
         self.network.eval()
         return self
@@ -223,17 +228,12 @@ class FrozenBackboneMethod(Method):
     def sampler_specs(self) -> Sequence[SamplerSpec]:
         return (SamplerSpec("class_aware"),)
 
-    def parameter_groups(self) -> Mapping[str, list[nn.Parameter]]:
-        network = list(self.network.parameters())
-        owned = {id(parameter) for parameter in network}
-        return {"network": network, "head": [value for value in self.parameters() if id(value) not in owned]}
 
-
-class PostHoc(FrozenBackboneMethod):
-    """Fitted by a pass over the training set, or by nothing but what it starts from: it takes no steps."""
+class PostHocMethod(FrozenBackboneMethod):
+    """Base class of methods without training steps, fitted by passes over the training set or not at all."""
 
     def sampler_specs(self) -> Sequence[SamplerSpec]:
         return (SamplerSpec("instance"),)
 
     def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
-        raise TypeError(f"{type(self).__name__} takes no steps: a stage of it has epochs: 0")
+        raise TypeError(f"{type(self).__name__} takes no steps: set epochs: 0 in its stage")

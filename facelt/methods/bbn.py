@@ -1,13 +1,12 @@
-"""BBN: from the data as they are to rare classes, in two branches (Zhou et al., CVPR 2020).
+"""BBN: bilateral-branch network with cumulative learning (Zhou et al., CVPR 2020).
 
 b images of this rank, D feature of a branch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from facelt.config.registry import register_method
 from facelt.config.train import MethodSettings
@@ -15,50 +14,43 @@ from facelt.distributed.logits import GatheredFeatures, ShardedLogits
 from facelt.errors import UserError
 from facelt.heads.classifiers import LinearHead
 from facelt.methods.base import Embeddings, Method, SamplerSpec, StepContext, StepOutput, TrainBatch
-from facelt.methods.multi_expert import equal_batches
+from facelt.methods.multi_expert import truncate_to_shortest
 from facelt.models.network import Network
 
 
-class BbnSettings(MethodSettings):
-    """BBN: from the images as they come to rare classes, over the epochs, in a network of two `branches`."""
-
-
-@register_method("bbn", BbnSettings)
+@register_method("bbn", MethodSettings)
 class Bbn(Method):
-    """Image pairs, one of each stream, mixed by features and by losses.
+    """Pairs of images from two samplers, mixed by features and by losses.
 
-    The conventional branch sees images as they come, the other one classes the more often the rarer they are. With
-    a = 1 - ((T - 1) / Tmax)^2 in epoch T, counted from 1, one linear classifier reads 2 [a f_c, (1 - a) f_r] and the
-    loss is a CE(y_c) + (1 - a) CE(y_r). Tmax are the epochs of the stage, so a is 1 in the first epoch and never 0.
-    A trained model gives the same image to both branches and reads [f_c, f_r] as they are. Released code.
+    The conventional branch sees instance-balanced batches, the rebalancing branch batches of a reversed sampler, in
+    which rare classes are more frequent. With a = 1 - ((T - 1) / Tmax)^2 in epoch T, counted from 1, one linear
+    classifier reads 2 [a f_c, (1 - a) f_r], and the loss is a CE(y_c) + (1 - a) CE(y_r). Tmax is the number of epochs
+    of the stage: a is 1 in the first epoch and never 0. At inference both branches see the same image and the
+    classifier reads [f_c, f_r]. Source: the authors' released code.
     """
 
-    branched = True
+    is_branched = True
 
     def __init__(
-        self, config: BbnSettings, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+        self, config: MethodSettings, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
     ) -> None:
         super().__init__(network)
         if network.branches != 2:
             raise UserError(
-                f"branches: bbn has two, not {network.branches}; give its stage branches: "
-                "{count: 2, split: last_block}"
+                f"branches: bbn needs 2 branches, not {network.branches}; set branches: {{count: 2, split: last_block}}"
             )
         self.head = LinearHead(self.dim, num_classes)
 
     @property
     def dim(self) -> int:
-        """Both branches' features, one behind the other."""
+        """D of the concatenated features of both branches."""
         return 2 * self.network.dim
 
     def sampler_specs(self) -> Sequence[SamplerSpec]:
         return SamplerSpec("instance"), SamplerSpec("reversed", draw=1)
 
-    def parameter_groups(self) -> Mapping[str, list[nn.Parameter]]:
-        return {"network": list(self.network.parameters()), "head": list(self.head.parameters())}
-
     def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
-        (image_c, label_c), (image_r, label_r) = equal_batches(batches)
+        (image_c, label_c), (image_r, label_r) = truncate_to_shortest(batches)
         share = 1 - context.epoch_fraction**2
         feature_b2D = self.features(image_c, image_r)
         weight_21 = feature_b2D.new_tensor([[share], [1 - share]])

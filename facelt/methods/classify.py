@@ -1,14 +1,6 @@
-"""The loss of a classifier's logits, with the class weights of the moment.
+"""Single-classifier training: plain, margin, re-weighted and metric losses, mixup, Partial FC.
 
-b images of this rank, C classes.
-
-Mixing: steps on blends of two images, which answer for both labels.
-
-b images of this rank, C classes.
-
-A classifier on the feature, trained by one loss; by cross-entropy it is the plain model.
-
-B images of all ranks, W ranks, D feature.
+B images of all ranks, b of this rank, W ranks, C classes, D feature.
 """
 
 import math
@@ -33,48 +25,48 @@ from facelt.config.registry import (
 )
 from facelt.config.train import MethodSettings, StageConfig
 from facelt.distributed.comm import gather_replicated
-from facelt.distributed.logits import ClassifierLogits, GatheredFeatures, ShardedLogits
+from facelt.distributed.logits import ClassifierLogits, GatheredFeatures
 from facelt.heads.classifiers import CombinedMargin, load_head
 from facelt.losses.classification import ClassWeightsConfig, LogitLoss, LossConfig
 from facelt.losses.metric import MetricLossConfig
 from facelt.methods.base import Method, SamplerSpec, StepContext, StepOutput, TrainBatch
-from facelt.methods.cam_sampling import ForegroundMoves, ForegroundSettings
+from facelt.methods.cam_sampling import ForegroundSettings, ForegroundTransform
 from facelt.models.network import Network
 
 
-def check_scale(loss: LossConfig, head: str, scale: float) -> None:
-    """ValueError unless the margins of LDAM are of the size of the logits they are taken off."""
+def check_ldam_scale(loss: LossConfig, head: str, scale: float) -> None:
+    """Raises ValueError unless the scale of an LDAM loss is that of the cosine head."""
     if loss.name == "ldam" and (head != "cosine" or loss.scale != scale):
-        found = f"scale {scale:g}" if head == "cosine" else f"the head {head}"
-        raise ValueError(f"loss.scale: ldam's {loss.scale:g} is of a cosine head with that scale, here is {found}")
+        actual = f"scale {scale:g}" if head == "cosine" else f"head {head}"
+        raise ValueError(f"loss.scale: ldam's {loss.scale:g} needs a cosine head with the same scale, not {actual}")
 
 
 class ClassificationLoss(nn.Module):
-    """Plain cross-entropy stays split over the ranks; every rank computes another loss whole, from all classes' logits.
+    """Loss of a classifier's logits, optionally with class weights.
 
-    Class weights count from their share of the stage's epochs on. Without `counts_C` nothing but the plain
-    cross-entropy can be trained.
+    Plain cross-entropy stays class-sharded; any other loss is computed on every rank from the logits of all classes.
+    Class weights apply from their `start` on. Without `counts_C` only plain cross-entropy can be trained.
     """
 
     weight_C: torch.Tensor | None
 
     def __init__(self, loss: LossConfig, weights: ClassWeightsConfig | None, counts_C: torch.Tensor | None) -> None:
         super().__init__()
-        self.plain = loss.name == "softmax" and weights is None
+        self.is_plain = loss.name == "softmax" and weights is None
         self.loss: LogitLoss | None = None
         weight_C = None
-        if counts_C is not None and not self.plain:
+        if counts_C is not None and not self.is_plain:
             self.loss = LOSSES[loss.name](counts_C, **loss.options)
             weight_C = None if weights is None else CLASS_WEIGHTS[weights.name](counts_C, **weights.options)
         self.register_buffer("weight_C", weight_C, persistent=False)
         self.start = 0.0 if weights is None else weights.start
 
     def forward(self, logits: ClassifierLogits, label_b: torch.Tensor, context: StepContext) -> torch.Tensor:
-        """The loss of the global batch, a scalar, the same on every rank."""
-        if self.plain:
+        """Returns the loss of the global batch, a scalar, equal on all ranks."""
+        if self.is_plain:
             return logits.cross_entropy(label_b)
         if self.loss is None:
-            raise RuntimeError("a method built without the counts of the classes is used, not trained")
+            raise RuntimeError("training needs the class counts; this method was built without them")
         weight_C = self.weight_C if context.epoch_fraction >= self.start else None
         full_BC = logits.full_BC
         generator = context.generator(full_BC.device, same_on_all_ranks=True)
@@ -83,34 +75,34 @@ class ClassificationLoss(nn.Module):
 
 @dataclass(frozen=True)
 class Blend:
-    """Each image with the share `lam` and its partner with the rest, and the labels that answer for these shares."""
+    """Partners and labels of a blended batch: each image with weight `lam`, its partner with 1 - `lam`."""
 
     lam: float
     partner_b: torch.Tensor
     label_b: torch.Tensor
     partner_label_b: torch.Tensor
 
-    def of(self, value_b: torch.Tensor) -> torch.Tensor:
-        """Images or features, [b, ...], blended."""
+    def mix(self, value_b: torch.Tensor) -> torch.Tensor:
+        """Returns blended images or features, [b, ...]."""
         return self.lam * value_b + (1 - self.lam) * value_b[self.partner_b]
 
     def loss(self, loss_of: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """lam L(label) + (1 - lam) L(partner's label), whatever the loss L of labels [b] is."""
+        """Returns lam L(label) + (1 - lam) L(partner label) for a loss L of labels [b]."""
         return self.lam * loss_of(self.label_b) + (1 - self.lam) * loss_of(self.partner_label_b)
 
 
 class MixupSettings(NamedSettings):
-    """The first image's share of a blend is drawn from Beta(alpha, alpha)."""
+    """The weight of the first image is drawn from Beta(alpha, alpha)."""
 
     alpha: float = Field(1.0, gt=0)
 
 
 @register_mixing("input", MixupSettings)
 class Mixup(nn.Module):
-    """Input mixup (Zhang et al., ICLR 2018): images blended, one share a step drawn from Beta(alpha, alpha).
+    """Input mixup (Zhang et al., ICLR 2018), with one weight per step drawn from Beta(alpha, alpha).
 
-    The share is the same on all ranks. Partners are an order of the rank's own images, drawn by each for itself, so
-    with other numbers of ranks, or of micro-batches, other images meet.
+    The weight is the same on all ranks. Partners are a permutation of the rank's own images; they depend on the number
+    of ranks and micro-batches.
     """
 
     on_features = False
@@ -120,19 +112,19 @@ class Mixup(nn.Module):
         self.alpha = alpha
 
     def draw(self, label_b: torch.Tensor, context: StepContext, generator: torch.Generator) -> Blend:
-        """The step's blend; the partners are drawn from a generator of the CPU."""
-        lam = self._share(context)
+        """Returns the blend of a step; `generator` is on the CPU."""
+        lam = self._sample_lam(context)
         partner_b = torch.randperm(len(label_b), generator=generator).to(label_b.device)
         return Blend(lam, partner_b, *self.labels(lam, label_b, label_b[partner_b]))
 
     def labels(
         self, lam: float, label_b: torch.Tensor, partner_label_b: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which labels answer for lam and for 1 - lam."""
+        """Returns the labels weighted by lam and by 1 - lam."""
         return label_b, partner_label_b
 
-    def _share(self, context: StepContext) -> float:
-        # Beta takes no generator.
+    def _sample_lam(self, context: StepContext) -> float:
+        # torch.distributions takes no generator.
         with torch.random.fork_rng(devices=[]):
             seed = torch.randint(2**63 - 1, (), generator=context.generator("cpu", same_on_all_ranks=True))
             torch.default_generator.manual_seed(seed.item())
@@ -141,13 +133,13 @@ class Mixup(nn.Module):
 
 @register_mixing("manifold", MixupSettings)
 class ManifoldMixup(Mixup):
-    """Manifold mixup (Verma et al., ICML 2019) at one place, the feature that the head reads."""
+    """Manifold mixup (Verma et al., ICML 2019) of the feature before the head."""
 
     on_features = True
 
 
 class RemixSettings(MixupSettings):
-    """The label is the rarer class if the other has `kappa` times its images and less than `tau` of the blend."""
+    """The label is the rarer class alone if the other has `kappa` times its images and a weight below `tau`."""
 
     kappa: float = Field(3.0, gt=1)
     tau: float = Field(0.5, ge=0, le=1)
@@ -155,10 +147,10 @@ class RemixSettings(MixupSettings):
 
 @register_mixing("remix", RemixSettings)
 class Remix(Mixup):
-    """Input mixup whose labels favour the rare class (Chou et al., ECCV 2020 workshop, equation 10).
+    """Input mixup whose labels favour the rarer class (Chou et al., ECCV 2020 workshop, equation 10).
 
-    Where one image's class has at least `kappa` times the training images of the other's, and less than `tau` of the
-    blend, the other's label answers for all of it.
+    If the class of one image has at least `kappa` times the training images of the other, and its weight is below
+    `tau`, the label of the blend is the other class alone.
     """
 
     counts_C: torch.Tensor | None
@@ -173,30 +165,28 @@ class Remix(Mixup):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         count_b, partner_count_b = self.counts_C[label_b], self.counts_C[partner_label_b]
         partner_only_b = (count_b >= self.kappa * partner_count_b) & (lam < self.tau)
-        own_only_b = (partner_count_b >= self.kappa * count_b) & (1 - lam < self.tau)
+        first_only_b = (partner_count_b >= self.kappa * count_b) & (1 - lam < self.tau)
         return (
             torch.where(partner_only_b, partner_label_b, label_b),
-            torch.where(own_only_b, label_b, partner_label_b),
+            torch.where(first_only_b, label_b, partner_label_b),
         )
 
 
 class ClassifySettings(MethodSettings):
-    """A classifier on the feature; by cross-entropy it is the plain model.
+    """A classifier on the feature; the defaults give the plain cross-entropy model.
 
-    The `loss` on the logits may be another, with class `weights`, and a `metric_loss` on the features beside it. All
-    but plain cross-entropy ask for the logits of all classes at once: they are for the linear and the cosine head, and
-    for thousands of classes. `ldam` takes cosines at its own scale, `sigmoid_focal` a linear head.
+    `loss` is the loss of the logits, with optional class `weights`; `metric_loss` adds a loss of the features. All but
+    plain cross-entropy need the logits of all classes on every rank: they require the linear or the cosine head and are
+    meant for thousands of classes. `ldam` requires the cosine head at the same scale, `sigmoid_focal` the linear head.
 
-    `scale` multiplies the cosines of the heads `cosine` (16 by default) and `margin` (64); with `learn_scale` that of
-    `cosine` is learned from there on. `margins` are those of the head `margin`: cos(m1 theta + m2) - m3, so (1, 0.5, 0)
-    is ArcFace and (1, 0, 0.4) CosFace. Below a `sample_rate` of 1 these two heads train on the batch's own identities
-    and a draw of the others, that share in all (Partial FC). With `keep_head` the head goes on from the stage it starts
-    from, instead of anew.
+    `scale` multiplies the cosines of the heads `cosine` (default 16) and `margin` (64); `learn_scale` makes that of
+    `cosine` a parameter. `margins` belong to the head `margin`, cos(m1 theta + m2) - m3: (1, 0.5, 0) is ArcFace,
+    (1, 0, 0.4) CosFace. With `sample_rate` < 1 these two heads train on the identities of the batch and a sample of the
+    others, this fraction in total (Partial FC). `keep_head` loads the head of the stage in `init_from`.
 
-    `mix` trains on blends of two images. `move_foreground` asks for one of the `teachers`, a linear classifier on the
-    averaged map, which says what is foreground.
-
-    With `shots` it is an expert: trained on the images of many-, medium- or few-shot classes alone.
+    `mix` trains on blends of two images. `move_foreground` needs one teacher, a linear classifier on the averaged map,
+    whose activation map locates the foreground. With `shots` the method is an expert, trained only on the images of
+    many-, medium- or few-shot classes.
     """
 
     sampler: SamplerName = "instance"
@@ -221,17 +211,17 @@ class ClassifySettings(MethodSettings):
         is_map_read = stage.embedding == "none" and getattr(stage.method, "head", "linear") == "linear"
         if self.move_foreground is not None and not is_map_read:
             return (
-                "has no linear classifier on the averaged map, which move_foreground asks for: give that stage "
+                "has no linear classifier on the averaged map, which move_foreground needs: give that stage "
                 "embedding: none and the method classify with head: linear"
             )
         return None
 
     @model_validator(mode="after")
-    def _blends_have_a_loss(self) -> "ClassifySettings":
+    def _loss_supports_mixing(self) -> "ClassifySettings":
         if self.mix is not None and self.metric_loss is not None:
-            raise ValueError("mix: a blend has no one class, which metric_loss asks for; use one of the two")
+            raise ValueError("mix: a blended image has two classes, but metric_loss needs one; use one of the two keys")
         if self.mix is not None and self.sample_rate < 1:
-            raise ValueError("mix: a blend has two classes, and sample_rate keeps but one of them; drop sample_rate")
+            raise ValueError("mix: a blended image has two classes, sample_rate keeps only one; remove sample_rate")
         return self
 
     @model_validator(mode="after")
@@ -240,41 +230,39 @@ class ClassifySettings(MethodSettings):
             return self
         key = "loss" if self.weights is None else "weights"
         if self.head == "margin":
-            raise ValueError(f"{key}: the head margin has a loss of its own; use the head linear or cosine")
+            raise ValueError(f"{key}: the head margin supports only plain cross-entropy; use the head linear or cosine")
         if self.sample_rate < 1:
-            raise ValueError(f"{key}: only plain cross-entropy does with a sample of the classes; drop sample_rate")
+            raise ValueError(f"{key}: sample_rate < 1 requires plain cross-entropy; remove sample_rate")
         if self.loss.name == "sigmoid_focal" and self.head != "linear":
-            raise ValueError(f"loss: sigmoid_focal starts from the bias of the head linear; {self.head} has none")
+            raise ValueError(f"loss: sigmoid_focal needs the bias of the head linear; {self.head} has none")
         if self.loss.name == "ldam" and (self.head != "cosine" or self.scale != self.loss.scale):
             raise ValueError(
-                f"loss: ldam takes its margins off cosines times {self.loss.scale:g}; write head: cosine and "
-                f"scale: {self.loss.scale:g}"
+                f"loss: ldam needs cosines times {self.loss.scale:g}; set head: cosine and scale: {self.loss.scale:g}"
             )
         return self
 
     @model_validator(mode="after")
     def _options_fit_the_head(self) -> "ClassifySettings":
         if self.scale is not None and self.head == "linear":
-            raise ValueError("scale: the head linear has none; it belongs to cosine and margin")
+            raise ValueError("scale: the head linear has no scale; it applies to cosine and margin")
         if self.learn_scale and (self.head != "cosine" or self.loss.name == "ldam"):
-            raise ValueError("learn_scale: only the head cosine learns its scale, and not with ldam, which is at one")
+            raise ValueError("learn_scale: only the head cosine learns its scale, and ldam needs a fixed one")
         if self.margins is not None and self.head != "margin":
-            raise ValueError(f"margins: the head {self.head} has none; they belong to the head margin")
+            raise ValueError(f"margins: the head {self.head} has no margins; they apply to the head margin")
         if self.sample_rate < 1 and self.head == "linear":
-            raise ValueError("sample_rate: the head linear trains all identities; below 1 is for cosine and margin")
+            raise ValueError("sample_rate: the head linear trains all identities; < 1 applies to cosine and margin")
         return self
 
 
 @register_method("classify", ClassifySettings)
 class Classify(Method):
-    """One head, one loss on its logits, and one on the features if asked for; the images may be blends, or moved.
+    """One head with a loss of its logits, optionally a metric loss, mixing and foreground transforms.
 
-    What a step with plain cross-entropy hands to the collectives on each rank, as bytes of the whole that is gathered
-    or summed: with B images of all ranks and P = W * the most of one rank, 4 P D + 8 P + 12 B + 8 W forward (features,
-    labels, maximum, sum and own logit, the ranks' numbers of images) and 4 P D back, for every head and any number of
-    identities. Where identities are sampled the labels travel twice, 8 P more. Another loss gathers the logits of all
-    classes instead of the 12 B. A metric loss gathers features and labels once more, 4 P D + 8 P.
-    A blend has two losses of the same logits.
+    Communication per step and rank with plain cross-entropy, in bytes of the gathered or reduced tensors, with P = W *
+    the largest number of images on one rank: 4 P D + 8 P + 12 B + 8 W forward (features, labels, maximum, sum and
+    target logit, batch sizes) and 4 P D backward, for every head and number of identities. Sampled identities send the
+    labels twice, 8 P more. Another loss gathers the logits of all classes instead of the 12 B. A metric loss gathers
+    features and labels again, 4 P D + 8 P. A blended batch has two losses of the same logits.
     """
 
     def __init__(
@@ -292,41 +280,38 @@ class Classify(Method):
             options["sample_rate"] = config.sample_rate
         self.head = HEADS[config.head](network.dim, num_classes, **options)
         if config.loss.name == "sigmoid_focal":
-            # Every sigmoid starts at 1 / C, so that the many wrong classes do not drown the own one.
+            # All sigmoids start at 1 / C, so that the sum over the other classes does not dominate.
             nn.init.constant_(self.head.bias, -math.log(max(num_classes - 1, 1)))
-        self.objective = ClassificationLoss(config.loss, config.weights, counts_C)
+        self.classification_loss = ClassificationLoss(config.loss, config.weights, counts_C)
         self.metric_loss = config.metric_loss
         self.mixing = None if config.mix is None else MIXINGS[config.mix.name](counts_C, **config.mix.options)
-        moves = config.move_foreground
-        self.moves = None if moves is None else ForegroundMoves(counts_C, moves.threshold)
+        foreground = config.move_foreground
+        self.foreground_transform = None if foreground is None else ForegroundTransform(counts_C, foreground.threshold)
 
     def sampler_specs(self) -> Sequence[SamplerSpec]:
         return (SamplerSpec(self.sampler, self.shots),)
 
-    def parameter_groups(self) -> Mapping[str, list[nn.Parameter]]:
-        return {"network": list(self.network.parameters()), "head": list(self.head.parameters())}
-
     def load_stage(self, state: Mapping[str, torch.Tensor]) -> None:
-        """With `keep_head` the head goes on where the earlier stage's ended; otherwise it starts anew."""
+        """Loads the head if `keep_head` is set."""
         if self.keep_head:
             load_head(self.head, state)
 
     def set_teachers(self, teachers: Sequence[Method]) -> None:
-        """With `move_foreground`, from the one teacher that says what is foreground."""
+        """Sets the teacher of `move_foreground`."""
         super().set_teachers(teachers)
-        if self.moves is not None:
-            self.moves.set_teacher(teachers[0])
+        if self.foreground_transform is not None:
+            self.foreground_transform.set_teacher(teachers[0])
 
     def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
         (batch,) = batches
         generator = context.generator("cpu")
-        if self.moves is not None:
-            batch = self.moves(batch, self.teachers[0], generator)
+        if self.foreground_transform is not None:
+            batch = self.foreground_transform(batch, self.teachers[0], generator)
         if self.mixing is not None:
             return self._mixed_step(self.mixing.draw(batch.label_B, context, generator), batch, context)
-        feature = GatheredFeatures.gather(self.features(batch.image_B3HW))
+        feature = self.gathered_features(batch.image_B3HW)
         logits = self.head.training_logits(feature, batch.label_B, context.global_step)
-        loss = self.objective(logits, batch.label_B, context)
+        loss = self.classification_loss(logits, batch.label_B, context)
         if self.metric_loss is None:
             return StepOutput(loss)
         global_BD = gather_replicated(feature.local_bD, feature.batch_split)
@@ -337,11 +322,8 @@ class Classify(Method):
 
     def _mixed_step(self, blend: Blend, batch: TrainBatch, context: StepContext) -> StepOutput:
         if self.mixing.on_features:
-            feature = GatheredFeatures.gather(blend.of(self.features(batch.image_B3HW)))
+            feature = GatheredFeatures.gather(blend.mix(self.features(batch.image_B3HW)))
         else:
-            feature = GatheredFeatures.gather(self.features(blend.of(batch.image_B3HW)))
+            feature = self.gathered_features(blend.mix(batch.image_B3HW))
         logits = self.head.training_logits(feature, blend.label_b, context.global_step)
-        return StepOutput(blend.loss(lambda label_b: self.objective(logits, label_b, context)))
-
-    def logits(self, image_B3HW: torch.Tensor) -> ShardedLogits:
-        return self.head(GatheredFeatures.gather(self.features(image_B3HW)))
+        return StepOutput(blend.loss(lambda label_b: self.classification_loss(logits, label_b, context)))

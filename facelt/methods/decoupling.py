@@ -1,12 +1,8 @@
-"""Learnable weight scaling (Kang et al., Decoupling Representation and Classifier, ICLR 2020).
+"""Classifiers of decoupled training: learnable weight scaling, tau-normalisation, nearest class mean.
 
-Tau-normalisation of a linear classifier (Kang et al., Decoupling Representation and Classifier, ICLR 2020).
+Source: Kang et al., Decoupling Representation and Classifier for Long-Tailed Recognition, ICLR 2020.
 
 D feature, C identities of this rank's range.
-
-The nearest class mean (Kang et al., Decoupling Representation and Classifier, ICLR 2020).
-
-b images of this rank, D feature.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,30 +11,26 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
 
 from facelt.config.registry import register_method
 from facelt.config.train import SecondStageSettings
-from facelt.distributed.logits import NORM_EPS, ClassifierLogits, ClassWeights, GatheredFeatures, ShardedLogits
+from facelt.distributed.logits import NORM_EPS, ClassifierLogits, ClassWeights, GatheredFeatures
 from facelt.heads.classifiers import LinearHead, WeightScalingHead, load_head
 from facelt.heads.ncm import NcmHead
-from facelt.methods.base import Method, PostHoc, SamplerSpec, StepContext, StepOutput, TrainBatch
+from facelt.methods.base import Method, PostHocMethod, SamplerSpec, StepContext, StepOutput, TrainBatch
 from facelt.models.network import Network
 
 
-class LwsSettings(SecondStageSettings):
-    """Learnable weight scaling: one factor a class on the earlier stage's linear classifier, on class-aware batches."""
-
-
-@register_method("lws", LwsSettings)
+@register_method("lws", SecondStageSettings)
 class Lws(Method):
-    """The earlier stage's linear classifier with a learned factor for each class, by cross-entropy.
+    """Learnable weight scaling: the earlier stage's linear classifier with one learned factor per class.
 
-    In the paper the network's weights are frozen and its running statistics move: the stage says so by `freeze`.
+    It trains on class-aware batches by cross-entropy. The paper freezes the weights of the network but updates its
+    running statistics, which is `freeze: [backbone, ...]` in the stage.
     """
 
     def __init__(
-        self, config: LwsSettings, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
+        self, config: SecondStageSettings, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
     ) -> None:
         super().__init__(network)
         self.head = WeightScalingHead(network.dim, num_classes)
@@ -46,38 +38,29 @@ class Lws(Method):
     def sampler_specs(self) -> Sequence[SamplerSpec]:
         return (SamplerSpec("class_aware"),)
 
-    def parameter_groups(self) -> Mapping[str, list[nn.Parameter]]:
-        return {"network": list(self.network.parameters()), "head": list(self.head.parameters())}
-
     def load_stage(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Raises UserError where the earlier stage has no linear head."""
+        """Loads the linear head. Raises UserError if the earlier stage has none."""
         load_head(self.head.linear, state)
 
     def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
         (batch,) = batches
-        logits = self.head(GatheredFeatures.gather(self.features(batch.image_B3HW)))
+        logits = self.head(self.gathered_features(batch.image_B3HW))
         return StepOutput(logits.cross_entropy(batch.label_B))
 
-    def logits(self, image_B3HW: torch.Tensor) -> ShardedLogits:
-        return self.head(GatheredFeatures.gather(self.features(image_B3HW)))
 
-
-GRID = tuple(step / 10 for step in range(21))
+_TAUS = tuple(step / 10 for step in range(21))
 
 
 class TauNormSettings(SecondStageSettings):
-    """The earlier stage's linear classifier, its rows divided by the tau-th power of their length, without bias.
-
-    Where there are validation images tau is chosen on them, of 0, 0.1, ... 2; otherwise it is `tau`.
-    """
+    """`tau` is the exponent of the norms; if there are validation images, it is tuned on them over 0, 0.1, ... 2."""
 
     post_hoc: ClassVar[bool] = True
     tau: float = Field(1.0, ge=0)
 
 
 @register_method("tau_norm", TauNormSettings)
-class TauNorm(PostHoc):
-    """z_c = w_c f / |w_c|^tau with the rows of the earlier stage's linear head, whose bias is dropped."""
+class TauNorm(PostHocMethod):
+    """z_c = w_c f / |w_c|^tau with the weights w of the earlier stage's linear head; its bias is dropped."""
 
     tau: torch.Tensor
 
@@ -89,25 +72,25 @@ class TauNorm(PostHoc):
         self.register_buffer("tau", torch.tensor(config.tau))
 
     def load_stage(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Raises UserError where the earlier stage has no linear head."""
+        """Loads the linear head. Raises UserError if the earlier stage has none."""
         load_head(self.head, state)
 
     @property
     def tunable_values(self) -> Sequence[float]:
-        return GRID
+        return _TAUS
 
     def set_value(self, value: float) -> None:
         self.tau.fill_(value)
 
     def logits(self, image_B3HW: torch.Tensor) -> ClassifierLogits:
-        feature = GatheredFeatures.gather(self.features(image_B3HW))
+        feature = self.gathered_features(image_B3HW)
         norm_C1 = torch.linalg.vector_norm(self.head.weight, dim=1, keepdim=True).clamp_min(NORM_EPS)
-        rows = ClassWeights(self.head.weight / norm_C1.pow(self.tau))
-        return ClassifierLogits(feature.global_BD, rows, self.head.classes, feature.batch_split)
+        weights = ClassWeights(self.head.weight / norm_C1.pow(self.tau))
+        return ClassifierLogits(feature.global_BD, weights, self.head.classes, feature.batch_split)
 
 
 class NcmSettings(SecondStageSettings):
-    """The nearest class mean of unit features; with `centre` the training images' mean is taken off them first."""
+    """Distance to the class means; with `centre` the mean of the training features is subtracted first."""
 
     post_hoc: ClassVar[bool] = True
     distance: Literal["euclidean", "cosine"] = "euclidean"
@@ -115,10 +98,10 @@ class NcmSettings(SecondStageSettings):
 
 
 @register_method("ncm", NcmSettings)
-class Ncm(PostHoc):
-    """Features less their mean over the training images, at length 1, go to the class whose mean of such is nearest.
+class Ncm(PostHocMethod):
+    """Nearest class mean of centred features at unit length.
 
-    That mean is taken in a first pass, the classes' in a second. Class means are not brought to length 1 again.
+    The first pass computes the mean of the training features, the second the class means, which are not normalised.
     """
 
     mean_D: torch.Tensor
@@ -129,7 +112,7 @@ class Ncm(PostHoc):
         super().__init__(network)
         self.head = NcmHead(network.dim, num_classes, distance=config.distance)
         self.register_buffer("mean_D", torch.zeros(network.dim))
-        self._wants_mean = config.centre
+        self._needs_mean = config.centre
         self._sum_D = torch.zeros(network.dim, dtype=torch.float64)
         self._images = 0
 
@@ -138,22 +121,22 @@ class Ncm(PostHoc):
         return not self.head.memory.is_filled
 
     def observe(self, batch: TrainBatch) -> None:
-        feature = GatheredFeatures.gather(self.features(batch.image_B3HW))
-        if self._wants_mean:
+        feature = self.gathered_features(batch.image_B3HW)
+        if self._needs_mean:
             self._sum_D = self._sum_D.to(feature.global_BD.device) + feature.global_BD.double().sum(dim=0)
             self._images += feature.batch_split.total
         else:
             self.head.accumulate(self._centred(feature), batch.label_B)
 
     def end_dataset_pass(self) -> None:
-        if self._wants_mean:
+        if self._needs_mean:
             self.mean_D.copy_(self._sum_D / self._images)
-            self._wants_mean = False
+            self._needs_mean = False
         else:
             self.head.finish()
 
     def logits(self, image_B3HW: torch.Tensor) -> ClassifierLogits:
-        return self.head(self._centred(GatheredFeatures.gather(self.features(image_B3HW))))
+        return self.head(self._centred(self.gathered_features(image_B3HW)))
 
     def _centred(self, feature: GatheredFeatures) -> GatheredFeatures:
         return replace(feature, local_bD=feature.local_bD - self.mean_D, global_BD=feature.global_BD - self.mean_D)

@@ -1,26 +1,7 @@
-"""Classifier weights of classes that have few images (Gidaris and Komodakis, CVPR 2018, section 3.2).
+"""Few-shot methods: few-shot learning without forgetting, model regression, MetaModelNet.
 
-E exemplars, D feature, C classes.
-
-Few-shot learning without forgetting (Gidaris and Komodakis, Dynamic Few-Shot Visual Learning, CVPR 2018).
-
-B images of all ranks, Q queries, D feature, C classes.
-
-A linear classifier fitted to features that stand still.
-
-N images, D feature, C classes, E = D + 1 weights of a class, the last one its bias.
-
-Learning what a classifier of few images would become with many.
-
-B images of all ranks, D feature, C classes, E = D + 1 weights of a class, U classes that are learned from.
-
-Model regression (Wang and Hebert, Learning to Learn, ECCV 2016): one network for any few images.
-
-B images of all ranks, C classes, E weights of a class, U classes that are learned from.
-
-MetaModelNet (Wang, Ramanan and Hebert, Learning to Model the Tail, NIPS 2017): a chain of doublings.
-
-B images of all ranks, C classes, E weights of a class, U classes that are learned from.
+B images of all ranks, N of a feature bank, E exemplars or D + 1 weights of a class with the bias last, Q queries, D
+feature, C classes, U classes learned from.
 """
 
 from abc import abstractmethod
@@ -34,28 +15,28 @@ from torch import nn
 from facelt.config.registry import register_method
 from facelt.config.train import SecondStageSettings
 from facelt.distributed.class_shards import ClassRange
-from facelt.distributed.logits import ClassifierLogits, ClassWeights, GatheredFeatures
+from facelt.distributed.logits import ClassifierLogits, ClassWeights
 from facelt.errors import UserError
 from facelt.heads.memory import FeatureBank, count_previous
 from facelt.methods.base import FrozenBackboneMethod, StepContext, StepOutput, TrainBatch
 from facelt.models.network import Network
 
-# The query layer begins as the identity plus noise of this size, as in the released code.
-NOISE = 0.001
+# The query layer starts as the identity plus noise of this standard deviation, as in the released code.
+_NOISE = 0.001
 
 
 class WeightGenerator(nn.Module):
     """w = phi_avg * mean_i f_i + phi_att * mean_i sum_b attention(phi_q f_i, key_b) w_b over exemplars i of a class.
 
-    Exemplars and base weights have length 1. The attention is the softmax over the base classes of scale times cosine;
-    phi_avg and phi_att are one factor a dimension.
+    Exemplars and base weights are normalised. The attention is the softmax over the base classes of scale * cosine;
+    phi_avg and phi_att have one factor per dimension. Source: Gidaris and Komodakis, CVPR 2018, section 3.2.
     """
 
     def __init__(self, dim: int, num_classes: int, scale: float) -> None:
         super().__init__()
         self.query = nn.Linear(dim, dim)
         with torch.no_grad():
-            self.query.weight.copy_(torch.eye(dim) + NOISE * torch.randn(dim, dim))
+            self.query.weight.copy_(torch.eye(dim) + _NOISE * torch.randn(dim, dim))
             self.query.bias.zero_()
         self.key_CD = nn.Parameter(torch.randn(num_classes, dim) * (2 / dim) ** 0.5)
         self.scale = nn.Parameter(torch.tensor([scale]))
@@ -65,7 +46,7 @@ class WeightGenerator(nn.Module):
     def forward(
         self, exemplar_ED: torch.Tensor, label_E: torch.Tensor, weight_CD: torch.Tensor, base_C: torch.Tensor
     ) -> torch.Tensor:
-        """Weights [C, D], 0 for a class without exemplars; `base_C` says which rows of `weight_CD` may be read."""
+        """Returns weights [C, D], 0 for classes without exemplars; only rows of `weight_CD` in `base_C` are used."""
         exemplar_ED = F.normalize(exemplar_ED)
         query_ED = F.normalize(self.query(exemplar_ED))
         score_EC = self.scale * query_ED @ F.normalize(self.key_CD).t()
@@ -76,7 +57,7 @@ class WeightGenerator(nn.Module):
 
 
 class FslwfSettings(SecondStageSettings):
-    """Few-shot learning without forgetting: rare classes' weights are generated from their images.
+    """Split into base and novel classes, and the training episodes.
 
     Novel classes have fewer than `novel_below` training images; the others are base classes. Each step treats the
     fraction `novel_fraction` of its base classes as novel, with `dropout` on the features. `scale` is the initial scale
@@ -92,15 +73,15 @@ class FslwfSettings(SecondStageSettings):
 
 @register_method("fslwf", FslwfSettings)
 class Fslwf(FrozenBackboneMethod):
-    """A cosine classifier whose weights of novel classes are generated from their training images.
+    """Few-shot learning without forgetting (Gidaris and Komodakis, Dynamic Few-Shot Visual Learning, CVPR 2018).
 
-    Each step is an episode made of a class-aware batch: some of its base classes are pretended to be novel, the first
-    half of their images are the exemplars of which their weights are generated, without help from these classes, and
-    all other images of base classes are the queries. Images of novel classes take no part. Every rank computes the
-    whole episode. The method's bias, one number for all classes, changes no answer and is left out.
+    A cosine classifier, in which the weights of novel classes are generated from their training images. Each step is an
+    episode from a class-aware batch: some of its base classes are treated as novel; the first half of their images are
+    the exemplars from which their weights are generated, without attention to these classes; all other images of base
+    classes are queries. Images of novel classes are ignored. Every rank computes the whole episode. The bias of the
+    paper, one number for all classes, does not affect predictions and is omitted.
 
-    The base and novel classes of long-tailed sets are not stated by OLTR, which compares with this method; few-shot
-    classes are the novel ones here unless told otherwise.
+    OLTR compares with this method without stating base and novel classes; by default few-shot classes are novel here.
     """
 
     novel_C: torch.Tensor
@@ -125,7 +106,7 @@ class Fslwf(FrozenBackboneMethod):
         self._bank = FeatureBank()
 
     def load_stage(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Raises UserError where the earlier stage has no cosine head."""
+        """Loads the cosine head. Raises UserError if the earlier stage has none."""
         weight = state.get("head.weight")
         if weight is None or "head.bias" in state or tuple(weight.shape) != tuple(self.weight_CD.shape):
             raise UserError("init_from: the earlier stage has no cosine head of these classes; give it head: cosine")
@@ -139,7 +120,7 @@ class Fslwf(FrozenBackboneMethod):
         return not self._bank.is_closed
 
     def observe(self, batch: TrainBatch) -> None:
-        self._bank.add(GatheredFeatures.gather(self.features(batch.image_B3HW)), batch.label_B, self.novel_C)
+        self._bank.add(self.gathered_features(batch.image_B3HW), batch.label_B, self.novel_C)
 
     def end_dataset_pass(self) -> None:
         self._bank.close()
@@ -147,108 +128,109 @@ class Fslwf(FrozenBackboneMethod):
 
     @torch.no_grad()
     def end_epoch(self) -> None:
-        """The novel classes' weights, from all their training images, by the generator as it is now."""
+        """Generates the weights of the novel classes from all their training images."""
         bank = self._bank
         self.generated_CD.copy_(self.generator(bank.feature_ND, bank.label_N, self.weight_CD, ~self.novel_C))
 
     def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
         (batch,) = batches
-        feature = GatheredFeatures.gather(self.features(batch.image_B3HW))
+        feature = self.gathered_features(batch.image_B3HW)
         label_B = feature.batch_split.gather(batch.label_B)
         generator = context.generator(label_B.device, same_on_all_ranks=True)
         kept_BD = torch.rand(feature.global_BD.shape, generator=generator, device=label_B.device) >= self.config.dropout
         feature_BD = feature.global_BD * kept_BD / (1 - self.config.dropout)
-        pretended_C = self._pretended(label_B, generator)
-        exemplar_B = pretended_C[label_B] & _first_half(label_B)
+        pseudo_novel_C = self._sample_pseudo_novel(label_B, generator)
+        exemplar_B = pseudo_novel_C[label_B] & _first_half(label_B)
         query_B = ~self.novel_C[label_B] & ~exemplar_B
         if not query_B.any():
             return StepOutput(0 * self.weight_CD.sum())
         generated_CD = self.generator(
-            feature_BD[exemplar_B], label_B[exemplar_B], self.weight_CD, ~self.novel_C & ~pretended_C
+            feature_BD[exemplar_B], label_B[exemplar_B], self.weight_CD, ~self.novel_C & ~pseudo_novel_C
         )
-        weight_CD = torch.where(pretended_C[:, None], generated_CD, self.weight_CD)
+        weight_CD = torch.where(pseudo_novel_C[:, None], generated_CD, self.weight_CD)
         cosine_QC = F.normalize(feature_BD[query_B]) @ F.normalize(weight_CD).t()
         logit_QC = (self.scale * cosine_QC).masked_fill(self.novel_C, -torch.inf)
         return StepOutput(F.cross_entropy(logit_QC, label_B[query_B]))
 
     def logits(self, image_B3HW: torch.Tensor) -> ClassifierLogits:
-        feature = GatheredFeatures.gather(self.features(image_B3HW))
+        feature = self.gathered_features(image_B3HW)
         weight_CD = torch.where(self.novel_C[:, None], self.generated_CD, self.weight_CD)
         classes = ClassRange.local(len(weight_CD))
-        rows = ClassWeights(weight_CD[classes.first : classes.stop], normalize=True)
-        return ClassifierLogits(self.scale * F.normalize(feature.global_BD), rows, classes, feature.batch_split)
+        weights = ClassWeights(weight_CD[classes.first : classes.stop], normalize=True)
+        return ClassifierLogits(self.scale * F.normalize(feature.global_BD), weights, classes, feature.batch_split)
 
-    def _pretended(self, label_B: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Which classes are pretended to be novel, bool [C]: some of the base classes with two images in the batch."""
+    def _sample_pseudo_novel(self, label_B: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Samples classes to treat as novel, bool [C], among base classes with two or more images in the batch."""
         count_C = torch.bincount(label_B, minlength=len(self.novel_C))
-        (able_U,) = ((count_C > 1) & ~self.novel_C).nonzero(as_tuple=True)
-        order_U = torch.randperm(len(able_U), generator=generator, device=label_B.device)
-        pretended_C = torch.zeros_like(self.novel_C)
-        pretended_C[able_U[order_U[: int(self.config.novel_fraction * len(able_U))]]] = True
-        return pretended_C
+        (candidate_U,) = ((count_C > 1) & ~self.novel_C).nonzero(as_tuple=True)
+        order_U = torch.randperm(len(candidate_U), generator=generator, device=label_B.device)
+        pseudo_novel_C = torch.zeros_like(self.novel_C)
+        pseudo_novel_C[candidate_U[order_U[: int(self.config.novel_fraction * len(candidate_U))]]] = True
+        return pseudo_novel_C
 
 
 def _first_half(label_B: torch.Tensor) -> torch.Tensor:
-    """Which images are among the first half of their class's in the batch, rounded down."""
+    """Returns a mask of the first half, rounded down, of the images of each class."""
     return count_previous(label_B) < torch.bincount(label_B)[label_B] // 2
 
 
-# Past gradients that a step of the solver looks back at.
-HISTORY = 10
+_LBFGS_HISTORY = 10
 
 
 def softmax_regression(
     feature_ND: torch.Tensor, label_N: torch.Tensor, num_classes: int, *, decay: float, steps: int
 ) -> torch.Tensor:
-    """Weights [C, E] that minimise cross-entropy + decay / 2 * |w|^2, in so many steps of L-BFGS from 0.
+    """Returns weights [C, E] that minimise cross-entropy + decay / 2 * |w|^2, by `steps` L-BFGS steps from 0.
 
-    Every class counts alike, however many images it has: the cross-entropy is the mean of the classes' means.
+    The cross-entropy is the mean of the class means: all classes have equal weight.
     """
-    row_NE = with_one(feature_ND)
+    row_NE = append_one(feature_ND)
     count_C = torch.bincount(label_N, minlength=num_classes)
-    share_N = 1 / (count_C[label_N] * (count_C > 0).sum())
+    weight_N = 1 / (count_C[label_N] * (count_C > 0).sum())
     weight_CE = row_NE.new_zeros(num_classes, row_NE.shape[1], requires_grad=True)
-    solver = torch.optim.LBFGS([weight_CE], max_iter=steps, history_size=HISTORY, line_search_fn="strong_wolfe")
+    options = {"max_iter": steps, "history_size": _LBFGS_HISTORY, "line_search_fn": "strong_wolfe"}
+    optimiser = torch.optim.LBFGS([weight_CE], **options)
 
     def loss() -> torch.Tensor:
-        solver.zero_grad()
-        term_N = F.cross_entropy(row_NE @ weight_CE.t(), label_N, reduction="none")
-        value = (share_N * term_N).sum() + decay / 2 * weight_CE.square().sum()
+        optimiser.zero_grad()
+        loss_N = F.cross_entropy(row_NE @ weight_CE.t(), label_N, reduction="none")
+        value = (weight_N * loss_N).sum() + decay / 2 * weight_CE.square().sum()
         value.backward()
         return value
 
-    solver.step(loss)
+    optimiser.step(loss)
     return weight_CE.detach()
 
 
-def with_one(feature_ND: torch.Tensor) -> torch.Tensor:
-    """Features with a 1 behind them, [N, E]."""
+def append_one(feature_ND: torch.Tensor) -> torch.Tensor:
+    """Returns the features with a trailing 1, [N, E]."""
     return F.pad(feature_ND, (0, 1), value=1.0)
 
 
-class _ShotRegressionSettings(SecondStageSettings):
-    """From classifiers of few images to those of many: 1, 2, 4, ... images in so many `levels`.
+class ShotRegressionSettings(SecondStageSettings):
+    """`levels` is the number of few-shot levels: 1, 2, 4, ... images per class.
 
-    Classifiers are fitted on the features by softmax regression with `decay` in `fit_steps` steps. The loss is the
-    squared distance of the weights plus `answer_weight` times that of the answers.
+    Classifiers are fitted by softmax regression with weight decay `decay` in `fit_steps` steps. The loss is the squared
+    distance of the weights plus `classification_weight` times the classification loss.
     """
 
     levels: int = Field(5, ge=1, le=16)
     decay: float = Field(1e-3, gt=0)
     fit_steps: int = Field(30, ge=1)
-    answer_weight: float = Field(1.0, ge=0)
+    classification_weight: float = Field(1.0, ge=0)
 
 
 class ShotRegression(FrozenBackboneMethod):
-    """A regression from weights fitted to 2^level images of a class to those fitted to all, for every level.
+    """Base class: regression from classifiers fitted to 2^level images per class to those fitted to all images.
 
-    All classifiers are softmax regressions on the features, fitted alike: `many` to all training images, the few-shot
-    ones to 2^level of each class. A step draws such images anew, fits, and learns from the classes that have at least
-    twice as many: |grown - many|^2 over the mean of |many|^2, plus the loss of the answers to the batch, in which
-    grown weights stand for these classes and `many` for the others. A class with fewer than 2^levels images answers
-    by weights fitted to the largest 2^level of them and grown; the others by `many`. Every rank computes the whole.
+    All classifiers are softmax regressions on the features: the many-shot one is fitted to all training images, the
+    few-shot ones to 2^level images per class. A step samples such images, fits them, and trains on the classes with at
+    least twice as many images: |predicted - many|^2 / |many|^2 plus the classification loss of the batch with predicted
+    weights for these classes and many-shot weights for the others. At inference, a class with fewer than 2^levels
+    images uses weights predicted from the largest 2^level of its images, the others their many-shot weights. Every rank
+    computes everything.
 
-    The papers' settings for long-tailed sets are not published: fits, episodes and scaling are our own.
+    The settings of the papers for long-tailed sets are not published: fits, episodes and scaling are our own.
     """
 
     many_CE: torch.Tensor
@@ -258,7 +240,7 @@ class ShotRegression(FrozenBackboneMethod):
 
     def __init__(
         self,
-        config: _ShotRegressionSettings,
+        config: ShotRegressionSettings,
         network: Network,
         num_classes: int,
         counts_C: torch.Tensor | None,
@@ -268,83 +250,82 @@ class ShotRegression(FrozenBackboneMethod):
         self.length = network.dim + 1
         if counts_C is not None and counts_C.max() < 2**config.levels:
             raise UserError(
-                f"levels: the last of {config.levels} learns from classes of {2**config.levels} training images, and "
-                f"the largest has {int(counts_C.max())}; lower levels"
+                f"levels: {config.levels} levels need classes of {2**config.levels} training images, but the largest "
+                f"class has {int(counts_C.max())}; lower levels"
             )
         counts_C = torch.zeros(num_classes, dtype=torch.int64) if counts_C is None else counts_C.clone()
         self.register_buffer("count_C", counts_C, persistent=False)
         level_C = counts_C.clamp_min(1).double().log2().floor().long().clamp_max(config.levels)
-        # Without images there is nothing to grow from.
+        # Classes without images have no few-shot weights.
         self.register_buffer("level_C", torch.where(counts_C > 0, level_C, config.levels))
         self.register_buffer("many_CE", torch.zeros(num_classes, self.length))
         self.register_buffer("few_CE", torch.zeros(num_classes, self.length))
         self._bank = FeatureBank()
 
     @abstractmethod
-    def grow(self, weight_UE: torch.Tensor, level: int) -> torch.Tensor:
-        """What weights fitted to 2^level images would be with many."""
+    def predict_weights(self, weight_UE: torch.Tensor, level: int) -> torch.Tensor:
+        """Returns the many-shot weights predicted from weights fitted to 2^level images."""
 
     @abstractmethod
     def level(self, context: StepContext, generator: torch.Generator) -> int:
-        """The level to learn from in this step."""
+        """Returns the level to train in this step."""
 
     @abstractmethod
-    def answer_loss(self, logit_BC: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
-        """The loss of the answers, a scalar."""
+    def classification_loss(self, logit_BC: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
+        """Returns the classification loss, a scalar."""
 
     @property
     def needs_dataset_pass(self) -> bool:
         return not self._bank.is_closed
 
     def observe(self, batch: TrainBatch) -> None:
-        self._bank.add(GatheredFeatures.gather(self.features(batch.image_B3HW)), batch.label_B)
+        self._bank.add(self.gathered_features(batch.image_B3HW), batch.label_B)
 
     def end_dataset_pass(self) -> None:
-        """A resumed stage has its classifiers already."""
+        """Fits the classifiers; a resumed stage has loaded them."""
         self._bank.close()
         if self.many_CE.any():
             return
         self.many_CE.copy_(self._fit(self._bank.feature_ND, self._bank.label_N))
         generator = torch.Generator(self.many_CE.device).manual_seed(torch.initial_seed())
         for level in range(self.config.levels):
-            at_C1 = (self.level_C == level)[:, None]
-            if at_C1.any():
-                self.few_CE.copy_(
-                    torch.where(at_C1, self._fit(*self._bank.sample_per_class(2**level, generator)), self.few_CE)
-                )
+            is_level_C1 = (self.level_C == level)[:, None]
+            if is_level_C1.any():
+                fitted_CE = self._fit(*self._bank.sample_per_class(2**level, generator))
+                self.few_CE.copy_(torch.where(is_level_C1, fitted_CE, self.few_CE))
 
     def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
         (batch,) = batches
-        feature = GatheredFeatures.gather(self.features(batch.image_B3HW))
+        feature = self.gathered_features(batch.image_B3HW)
         label_B = feature.batch_split.gather(batch.label_B)
         generator = context.generator(label_B.device, same_on_all_ranks=True)
         level = self.level(context, generator)
         few_CE = self._fit(*self._bank.sample_per_class(2**level, generator))
         enough_C = self.count_C >= 2 ** (level + 1)
-        grown_UE, many_UE = self.grow(few_CE[enough_C], level), self.many_CE[enough_C]
-        regression = (grown_UE - many_UE).square().sum() / many_UE.square().sum()
-        weight_CE = self.many_CE.masked_scatter(enough_C[:, None], grown_UE)
-        answers = self.answer_loss(with_one(feature.global_BD) @ weight_CE.t(), label_B)
-        parts = {"regression_loss": regression.detach(), "answer_loss": answers.detach()}
-        # Fewer images are harder to learn from: losses of different levels are not to be compared.
+        predicted_UE, many_UE = self.predict_weights(few_CE[enough_C], level), self.many_CE[enough_C]
+        regression = (predicted_UE - many_UE).square().sum() / many_UE.square().sum()
+        weight_CE = self.many_CE.masked_scatter(enough_C[:, None], predicted_UE)
+        classification = self.classification_loss(append_one(feature.global_BD) @ weight_CE.t(), label_B)
+        parts = {"regression_loss": regression.detach(), "classification_loss": classification.detach()}
+        # Losses of different levels are not comparable: fewer images are harder to learn from.
         parts["level"] = regression.new_tensor(level)
-        return StepOutput(regression + self.config.answer_weight * answers, parts)
+        return StepOutput(regression + self.config.classification_weight * classification, parts)
 
     def logits(self, image_B3HW: torch.Tensor) -> ClassifierLogits:
-        feature = GatheredFeatures.gather(self.features(image_B3HW))
+        feature = self.gathered_features(image_B3HW)
         weight_CE = self.weights()
         classes = ClassRange.local(len(weight_CE))
-        own_CE = weight_CE[classes.first : classes.stop]
+        local_CE = weight_CE[classes.first : classes.stop]
         return ClassifierLogits(
-            feature.global_BD, ClassWeights(own_CE[:, :-1], own_CE[:, -1]), classes, feature.batch_split
+            feature.global_BD, ClassWeights(local_CE[:, :-1], local_CE[:, -1]), classes, feature.batch_split
         )
 
     def weights(self) -> torch.Tensor:
-        """The classifier that answers, [C, E]."""
+        """Returns the weights of the classifier used for prediction, [C, E]."""
         weight_CE = self.many_CE
         for level in range(self.config.levels):
-            at_C1 = (self.level_C == level)[:, None]
-            weight_CE = torch.where(at_C1, self.grow(self.few_CE, level), weight_CE)
+            is_level_C1 = (self.level_C == level)[:, None]
+            weight_CE = torch.where(is_level_C1, self.predict_weights(self.few_CE, level), weight_CE)
         return weight_CE
 
     def _fit(self, feature_ND: torch.Tensor, label_N: torch.Tensor) -> torch.Tensor:
@@ -352,15 +333,19 @@ class ShotRegression(FrozenBackboneMethod):
         return softmax_regression(feature_ND, label_N, len(self.many_CE), **settings)
 
 
-class ModelRegressionSettings(_ShotRegressionSettings):
-    """One network of `hidden` numbers a layer maps the weights of any few images to those of many; hinge loss."""
+class ModelRegressionSettings(ShotRegressionSettings):
+    """`hidden` is the width of the regression network."""
 
     hidden: int = Field(256, ge=1)
 
 
 @register_method("model_regression", ModelRegressionSettings)
 class ModelRegression(ShotRegression):
-    """A perceptron of two hidden layers; each step draws its level, the answers' loss is the hinge over all classes."""
+    """Model regression (Wang and Hebert, Learning to Learn, ECCV 2016): one network for all levels.
+
+    It is a perceptron with two hidden layers. Each step samples a level; the classification loss is the multi-class
+    hinge loss.
+    """
 
     def __init__(
         self, config: ModelRegressionSettings, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
@@ -374,18 +359,18 @@ class ModelRegression(ShotRegression):
             nn.Linear(config.hidden, self.length),
         )
 
-    def grow(self, weight_UE: torch.Tensor, level: int) -> torch.Tensor:
+    def predict_weights(self, weight_UE: torch.Tensor, level: int) -> torch.Tensor:
         return self.transform(weight_UE)
 
     def level(self, context: StepContext, generator: torch.Generator) -> int:
         return int(torch.randint(self.config.levels, (), generator=generator, device=generator.device))
 
-    def answer_loss(self, logit_BC: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
+    def classification_loss(self, logit_BC: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
         return F.multi_margin_loss(logit_BC, label_B)
 
 
-class Doubling(nn.Module):
-    """From weights of k images to those of 2 k: a residual block that begins as the identity."""
+class ResidualBlock(nn.Module):
+    """Maps weights of k images to weights of 2 k images; initially the identity."""
 
     def __init__(self, length: int) -> None:
         super().__init__()
@@ -398,38 +383,39 @@ class Doubling(nn.Module):
         return weight_UE + self.second(F.leaky_relu(self.first(F.leaky_relu(weight_UE))))
 
 
-class MetaModelNetSettings(_ShotRegressionSettings):
-    """A chain of residual blocks, each doubling the images the weights are as if of; cross-entropy."""
+class MetaModelNetSettings(ShotRegressionSettings):
+    """`levels` is also the number of residual blocks."""
 
     levels: int = Field(7, ge=1, le=16)
 
 
 @register_method("meta_model_net", MetaModelNetSettings)
 class MetaModelNet(ShotRegression):
-    """Weights of 2^i images go through the blocks i, i + 1, ... to the last one, which leads to many.
+    """MetaModelNet (Wang, Ramanan and Hebert, Learning to Model the Tail, NIPS 2017): a chain of residual blocks.
 
-    The blocks are trained one after another, from the last to the first, each for an equal part of the stage; those
-    behind it stand still. The answers' loss is cross-entropy.
+    Each block maps weights of k images to those of 2 k; weights of 2^i images pass through the blocks i, i + 1, ... The
+    blocks are trained from the last to the first, each for an equal part of the stage, with the later blocks frozen.
+    The classification loss is cross-entropy.
     """
 
     def __init__(
         self, config: MetaModelNetSettings, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
     ) -> None:
         super().__init__(config, network, num_classes, counts_C)
-        self.blocks = nn.ModuleList(Doubling(self.length) for _ in range(config.levels))
+        self.blocks = nn.ModuleList(ResidualBlock(self.length) for _ in range(config.levels))
 
-    def grow(self, weight_UE: torch.Tensor, level: int) -> torch.Tensor:
+    def predict_weights(self, weight_UE: torch.Tensor, level: int) -> torch.Tensor:
         for block in self.blocks[level:]:
             weight_UE = block(weight_UE)
         return weight_UE
 
     def level(self, context: StepContext, generator: torch.Generator) -> int:
-        """The block whose turn it is; the others get no gradient."""
-        over = context.global_step * len(self.blocks) // (context.epochs * context.steps)
-        active = len(self.blocks) - 1 - over
-        for place, block in enumerate(self.blocks):
-            block.requires_grad_(place == active)
+        """Returns the level of the block to train and freezes the others."""
+        finished = context.global_step * len(self.blocks) // (context.epochs * context.steps)
+        active = len(self.blocks) - 1 - finished
+        for index, block in enumerate(self.blocks):
+            block.requires_grad_(index == active)
         return active
 
-    def answer_loss(self, logit_BC: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
+    def classification_loss(self, logit_BC: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logit_BC, label_B)

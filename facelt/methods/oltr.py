@@ -1,4 +1,4 @@
-"""OLTR's second stage: dynamic meta-embedding over an identity memory (CVPR 2019, section 3.2).
+"""OLTR: dynamic meta-embedding over an identity memory (Liu et al., CVPR 2019, section 3.2).
 
 B images of all ranks, W ranks, D feature.
 """
@@ -24,11 +24,11 @@ from facelt.models.network import Network
 
 
 class DynamicMetaSettings(MethodSettings):
-    """OLTR: dynamic meta-embedding over an identity memory.
+    """Memory, head and centroids loss of OLTR.
 
-    `variant` settles what paper and released code say differently: loss weight 0.1 or 0.01, squash n^2 / (1 + n^2)
-    or n / (1 + n), reachability 1 or 10 over the distance, centroids loss on the meta-embedding or on the direct
-    feature, its weight on the centroids' gradient or not.
+    `variant` selects the paper or the released code where they differ (paper / released): weight of the centroids loss
+    0.1 / 0.01, applied to the gradient of the centroids / not applied; centroids loss on the meta-embedding / on the
+    direct feature; squash n^2 / (1 + n^2) / n / (1 + n); reachability 1 / 10 over the distance.
     """
 
     sampler: SamplerName = "class_aware"
@@ -49,15 +49,15 @@ class DynamicMetaSettings(MethodSettings):
 class DynamicMeta(Method):
     """Cross-entropy on the meta-embedding plus the discriminative centroids loss.
 
-    What a step hands to the collectives on each rank, as bytes of the whole that is gathered or summed: with B images
-    of all ranks and P = W * the most of one rank,
+    Communication per step and rank, in bytes of the gathered or reduced tensors, with P = W * the largest number of
+    images on one rank:
 
-    - 16 P D forward: features, nearest centroids, read-out, meta-embeddings; 12 P D back, the nearest having none;
-    - 24 P for labels, 32 P with `tracking`; 12 W B for each rank's nearest; 24 B for maxima, sums and own terms
-      forward, 4 B back; 4 D for the sum of all centroids; 8 W for the ranks' numbers of images and 16 for the log;
-    - 4 D (D + 1) back for the selector, which every rank holds whole.
+    - 16 P D forward: features, nearest centroids, read-out, meta-embeddings; 12 P D backward, without the nearest;
+    - 24 P for labels (32 P with `tracking`); 12 W B for the nearest centroid of each rank; 24 B for maxima, sums and
+      target terms forward, 4 B backward; 4 D for the sum of all centroids; 8 W for batch sizes and 16 for the log;
+    - 4 D (D + 1) backward for the replicated selector.
 
-    Nothing grows with the number of identities.
+    It does not grow with the number of identities.
     """
 
     kinds = ("direct", "meta", "meta_unit")
@@ -87,7 +87,7 @@ class DynamicMeta(Method):
 
     @property
     def memory(self) -> IdentityMemory:
-        """The centroids, which belong to the head."""
+        """The identity centroids."""
         return self.head.memory
 
     def sampler_specs(self) -> Sequence[SamplerSpec]:
@@ -100,7 +100,7 @@ class DynamicMeta(Method):
         return {"network": list(self.network.parameters()), "head": head, "memory": memory}
 
     def load_stage(self, state: Mapping[str, torch.Tensor]) -> None:
-        """The hallucinator starts as the earlier stage's linear classifier, as in the released code."""
+        """Initialises the hallucinator with the earlier stage's linear classifier, as in the released code."""
         if self.head.hallucinator is None or "head.weight" not in state or "head.bias" not in state:
             return
         weight, bias = self.head.hallucinator.weight, self.head.hallucinator.bias
@@ -115,14 +115,14 @@ class DynamicMeta(Method):
         return not self.memory.is_filled
 
     def observe(self, batch: TrainBatch) -> None:
-        self.memory.accumulate(GatheredFeatures.gather(self.features(batch.image_B3HW)), batch.label_B)
+        self.memory.accumulate(self.gathered_features(batch.image_B3HW), batch.label_B)
 
     def end_dataset_pass(self) -> None:
         self.memory.finish()
 
     def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
         (batch,) = batches
-        feature = GatheredFeatures.gather(self.features(batch.image_B3HW))
+        feature = self.gathered_features(batch.image_B3HW)
         logits, embedding = self.head(feature)
         cross_entropy = logits.cross_entropy(batch.label_B)
         centroids = discriminative_centroids_loss(
@@ -155,7 +155,7 @@ class DynamicMeta(Method):
         return self.logits_and_reachability(image_B3HW)[0]
 
     def logits_and_reachability(self, image_B3HW: torch.Tensor) -> tuple[ShardedLogits, torch.Tensor]:
-        logits, embedding = self.head(GatheredFeatures.gather(self.features(image_B3HW)))
+        logits, embedding = self.head(self.gathered_features(image_B3HW))
         return logits, embedding.reachability_b
 
     def embed_features(self, feature_BD: torch.Tensor) -> Embeddings:
@@ -170,7 +170,7 @@ class DynamicMeta(Method):
         )
 
     def diagnostics(self) -> Mapping[str, float]:
-        """The mean length of the centroids: beside the features' it shows a memory that shrinks or lags."""
+        """Returns the mean norm of the centroids; far below `feature_norm` the memory shrinks or lags."""
         length_C = torch.linalg.vector_norm(self.memory.centroid_CD.detach(), dim=1)
         filled_C = self.memory.filled_C
         sums = torch.stack([length_C[filled_C].sum(), filled_C.sum().to(length_C.dtype)])

@@ -1,16 +1,15 @@
-"""ResLT: branches for ever rarer classes whose answers add up (Cui et al., TPAMI 2022).
+"""ResLT: residual branches for successively rarer classes (Cui et al., TPAMI 2022).
 
 b images of this rank, B of all ranks, K branches, C classes, D feature of a branch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import nn
 
 from facelt.config.registry import register_method
 from facelt.config.train import MethodSettings
@@ -18,15 +17,15 @@ from facelt.distributed.logits import ClassWeights, GatheredFeatures, ShardedLog
 from facelt.errors import UserError
 from facelt.heads.classifiers import LinearHead
 from facelt.losses.experts import reslt_loss
-from facelt.methods.base import Embeddings, Method, SamplerSpec, StepContext, StepOutput, TrainBatch
-from facelt.methods.multi_expert import by_branch, whole_logits
+from facelt.methods.base import Embeddings, Method, StepContext, StepOutput, TrainBatch
+from facelt.methods.multi_expert import split_branches, stack_full_logits
 from facelt.models.network import Network
 
 
 class ResltSettings(MethodSettings):
-    """ResLT: one of the `branches` for all classes and one from each rank of `starts` on, most images first, from 0.
+    """Classes are ranked by training images, most first: one branch covers all, one the ranks from each of `starts` on.
 
-    `alpha` weighs the branches' own cross-entropies, the rest is that of their sum.
+    `alpha` weights the cross-entropies of the branches, 1 - alpha that of their sum. Ranks start at 0.
     """
 
     starts: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
@@ -35,20 +34,18 @@ class ResltSettings(MethodSettings):
     @model_validator(mode="after")
     def _starts_ascend(self) -> "ResltSettings":
         if list(self.starts) != sorted(set(self.starts)):
-            raise ValueError(f"starts: {list(self.starts)} must ascend, every branch is for rarer classes")
+            raise ValueError(f"starts: {list(self.starts)} must be in ascending order")
         return self
 
 
 @register_method("reslt", ResltSettings)
 class Reslt(Method):
-    """One linear classifier reads every branch; the model's logits are the sum of what it reads.
+    """One linear classifier for all branches; the logits of the model are the sum over the branches.
 
-    The first branch answers for all classes, each further one for those from a rank of `starts` on, classes ordered by
-    their training images, most first; of classes with equally many the one with the lower label comes first. Released
-    code, whose order of such classes is left to chance.
+    Classes with equally many training images are ranked by label; their order is random in the released code.
     """
 
-    branched = True
+    is_branched = True
 
     def __init__(
         self, config: ResltSettings, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
@@ -56,31 +53,25 @@ class Reslt(Method):
         super().__init__(network)
         if network.branches != 1 + len(config.starts):
             raise UserError(
-                f"branches: {network.branches} do not fit starts: {list(config.starts)}; reslt has one branch for all "
-                "classes and one for each start"
+                f"branches: {network.branches} does not fit starts: {list(config.starts)}; reslt needs one branch for "
+                "all classes and one per start"
             )
         if config.starts[-1] >= num_classes:
-            raise UserError(f"starts: {config.starts[-1]} is no rank among {num_classes} classes; they begin at 0")
-        self.individual = config.alpha
+            raise UserError(f"starts: {config.starts[-1]} is not a rank of {num_classes} classes; ranks start at 0")
+        self.branch_weight = config.alpha
         self.head = LinearHead(network.dim, num_classes)
-        member_KC = None if counts_C is None else members(counts_C, config.starts)
+        member_KC = None if counts_C is None else _branch_classes(counts_C, config.starts)
         self.register_buffer("member_KC", member_KC, persistent=False)
-
-    def sampler_specs(self) -> Sequence[SamplerSpec]:
-        return (SamplerSpec("instance"),)
-
-    def parameter_groups(self) -> Mapping[str, list[nn.Parameter]]:
-        return {"network": list(self.network.parameters()), "head": list(self.head.parameters())}
 
     def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
         (batch,) = batches
-        feature = GatheredFeatures.gather(self.features(batch.image_B3HW))
-        branch_KBC = whole_logits([self.head(branch) for branch in by_branch(feature)])
+        feature = self.gathered_features(batch.image_B3HW)
+        branch_KBC = stack_full_logits([self.head(branch) for branch in split_branches(feature)])
         label_B = feature.batch_split.gather(batch.label_B)
-        return StepOutput(reslt_loss(branch_KBC, label_B, self.member_KC, branch_weight=self.individual))
+        return StepOutput(reslt_loss(branch_KBC, label_B, self.member_KC, branch_weight=self.branch_weight))
 
     def logits(self, image_B3HW: torch.Tensor) -> ShardedLogits:
-        # The sum of K linear answers is one on the sum of the features, with K times the bias.
+        # The sum of the logits of K branches equals the logits of the summed features with K times the bias.
         logits = self.head(GatheredFeatures.gather(self.features(image_B3HW).sum(dim=1)))
         return replace(logits, weights=ClassWeights(self.head.weight, self.network.branches * self.head.bias))
 
@@ -88,8 +79,8 @@ class Reslt(Method):
         return Embeddings({"direct": F.normalize(feature_BD.sum(dim=1), dim=1)})
 
 
-def members(counts_C: torch.Tensor, starts: Sequence[int]) -> torch.Tensor:
-    """Which classes each branch answers for, bool [K, C]: all, then those from each start's rank on."""
+def _branch_classes(counts_C: torch.Tensor, starts: Sequence[int]) -> torch.Tensor:
+    """Returns the classes of each branch, bool [K, C]: all, then those from the rank of each start on."""
     order_C = counts_C.argsort(descending=True, stable=True)
     rank_C = order_C.argsort()
     return torch.stack([rank_C >= start for start in (0, *starts)])

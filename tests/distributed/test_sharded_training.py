@@ -6,10 +6,10 @@ import torch.distributed as dist
 from torch import nn
 
 from facelt.config.registry import METHODS
+from facelt.config.train import MethodSettings
 from facelt.distributed.class_shards import ClassRange
 from facelt.distributed.comm import is_distributed, rank, world_size
 from facelt.methods.base import StepContext, TrainBatch
-from facelt.methods.bbn import BbnSettings
 from facelt.methods.classify import ClassifySettings
 from facelt.methods.lfme import LfmeSettings
 from facelt.methods.multi_expert import IndependentSettings, RideRouterSettings, RideSettings
@@ -45,7 +45,7 @@ RECIPES = {
     "mean probabilities": IndependentSettings(
         name="independent", head="linear", loss={"name": "softmax"}, weights=None, average="probabilities"
     ),
-    "bbn": BbnSettings(name="bbn"),
+    "bbn": MethodSettings(name="bbn"),
     "reslt": ResltSettings(name="reslt", starts=(3, 6), alpha=0.8),
     "lfme": LfmeSettings(name="lfme"),
 }

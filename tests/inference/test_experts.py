@@ -81,7 +81,7 @@ def test_the_router_leaves_the_student_as_it_is_and_counts_its_experts(experts_r
     counted = [line["experts_per_image"] for line in lines if "experts_per_image" in line]
     assert len(counted) == 1
     assert 1 <= counted[0] <= 3
-    asked = [line["experts_asked"] for line in lines if "experts_asked" in line]
+    asked = [line["experts_used"] for line in lines if "experts_used" in line]
     assert len(asked) > 0
     assert all(1 <= count <= 3 for count in asked)
 

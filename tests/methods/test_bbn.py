@@ -10,16 +10,16 @@ import torch
 from torch import nn
 
 from facelt.config.registry import METHODS
+from facelt.config.train import MethodSettings
 from facelt.errors import UserError
 from facelt.methods.base import SamplerSpec, StepContext, TrainBatch
-from facelt.methods.bbn import BbnSettings
 from tests.methods.small_branches import branched_network
 
 CLASSES, DIM, PAIRS, EPOCHS = 5, 4, 6, 10
 
 
 def bbn(branches: int = 2) -> nn.Module:
-    method = METHODS["bbn"](BbnSettings(name="bbn"), branched_network(branches, DIM), CLASSES).double().eval()
+    method = METHODS["bbn"](MethodSettings(name="bbn"), branched_network(branches, DIM), CLASSES).double().eval()
     nn.init.normal_(method.head.bias)
     return method
 
@@ -97,7 +97,7 @@ def test_images_without_a_partner_are_left_out(batches):
 
 
 def test_another_number_of_branches_is_refused():
-    with pytest.raises(UserError, match="branches: bbn has two, not 3"):
+    with pytest.raises(UserError, match="branches: bbn needs 2 branches, not 3"):
         bbn(branches=3)
-    with pytest.raises(UserError, match="branches: Bbn trains several"):
+    with pytest.raises(UserError, match="branches: Bbn needs a multi-branch network"):
         bbn(branches=1)

@@ -12,7 +12,7 @@ import torch
 from facelt.config.registry import METHODS
 from facelt.errors import UserError
 from facelt.methods.base import TrainBatch
-from facelt.methods.cam_sampling import ForegroundMoves, generated_shares, move, sources
+from facelt.methods.cam_sampling import ForegroundTransform, generated_fractions, sampling_maps, transform_foreground
 from facelt.methods.classify import ClassifySettings
 from facelt.methods.oltr import DynamicMetaSettings
 from facelt.models.network import build_network
@@ -75,7 +75,9 @@ def test_moves_are_the_plain_ones(kind):
     draw_5B = random.random((5, 12)).astype(np.float32)
     draw_5B[0] = kind
     shown = torch.from_numpy(shown_BHW)
-    found_B3HW = move(torch.from_numpy(image_B3HW), shown, sources(shown, torch.from_numpy(draw_5B))).numpy()
+    found_B3HW = transform_foreground(
+        torch.from_numpy(image_B3HW), shown, sampling_maps(shown, torch.from_numpy(draw_5B))
+    ).numpy()
     for image, (image_3HW, shown_HW, found_3HW) in enumerate(zip(image_B3HW, shown_BHW, found_B3HW, strict=True)):
         plain_3HW = plain_move(image_3HW, shown_HW, draw_5B[:, image].astype(np.float64))
         np.testing.assert_allclose(found_3HW, plain_3HW, atol=1e-4)
@@ -87,16 +89,16 @@ def test_a_shift_reaches_every_place_in_the_frame_and_none_outside():
     shown_BHW[:, 3:6, 9:13] = True
     draw_5B = torch.rand(5, 4000, generator=torch.Generator().manual_seed(0))
     draw_5B[0] = 0.5
-    shift_B2 = sources(shown_BHW, draw_5B)[:, :, 2].negative().long()
+    shift_B2 = sampling_maps(shown_BHW, draw_5B)[:, :, 2].negative().long()
     assert set(shift_B2[:, 0].tolist()) == set(range(-9, 2))
     assert set(shift_B2[:, 1].tolist()) == set(range(-3, 6))
 
 
 def test_generated_images_bring_every_class_to_one_size():
-    share_C = generated_shares(COUNTS, threshold=None)
-    assert share_C.tolist() == pytest.approx([2 / 42, 22 / 42, 32 / 42, 1, 40 / 42])
+    fraction_C = generated_fractions(COUNTS, threshold=None)
+    assert fraction_C.tolist() == pytest.approx([2 / 42, 22 / 42, 32 / 42, 1, 40 / 42])
     # At most as many as the threshold, and none for classes that reach it.
-    assert generated_shares(COUNTS, threshold=20).tolist() == pytest.approx([0, 0, 20 / 30, 1, 20 / 22])
+    assert generated_fractions(COUNTS, threshold=20).tolist() == pytest.approx([0, 0, 20 / 30, 1, 20 / 22])
 
 
 @pytest.fixture
@@ -108,7 +110,7 @@ def teacher():
 
 @pytest.fixture
 def moves(teacher):
-    moves = ForegroundMoves(COUNTS, threshold=None)
+    moves = ForegroundTransform(COUNTS, threshold=None)
     moves.set_teacher(teacher)
     return moves
 
@@ -133,7 +135,9 @@ def test_chosen_images_move_by_their_own_classs_activation(moves, teacher):
                 (activation_hw - activation_hw.min())[None, None], (64, 64), mode="bilinear"
             )
             shown_1HW = raised[0] >= 0.75 * raised.mean()
-            expected[place] = move(image_13HW, shown_1HW, sources(shown_1HW, draw_6B[1:, place : place + 1]))[0]
+            expected[place] = transform_foreground(
+                image_13HW, shown_1HW, sampling_maps(shown_1HW, draw_6B[1:, place : place + 1])
+            )[0]
             chosen += 1
     assert 0 < chosen < 24
     assert torch.allclose(found.image_B3HW, expected, atol=1e-4)
@@ -142,7 +146,7 @@ def test_chosen_images_move_by_their_own_classs_activation(moves, teacher):
 
 
 def test_nothing_is_chosen_where_nothing_is_generated(teacher):
-    moves = ForegroundMoves(COUNTS, threshold=2)
+    moves = ForegroundTransform(COUNTS, threshold=2)
     moves.set_teacher(teacher)
     inputs = batch()
     assert moves(inputs, teacher, torch.Generator().manual_seed(5)) is inputs
@@ -150,7 +154,7 @@ def test_nothing_is_chosen_where_nothing_is_generated(teacher):
 
 def test_it_is_no_part_of_the_state_and_is_built_without_counts(moves):
     assert not moves.state_dict()
-    assert not ForegroundMoves(None, threshold=None).state_dict()
+    assert not ForegroundTransform(None, threshold=None).state_dict()
 
 
 @pytest.mark.parametrize(
@@ -163,5 +167,5 @@ def test_it_is_no_part_of_the_state_and_is_built_without_counts(moves):
 )
 def test_a_teacher_without_such_maps_is_refused(name, embedding, config):
     network = build_network("resnet10", image_size=(32, 32), attention=False, embedding=embedding, dim=8)
-    with pytest.raises(UserError, match="teachers: move_foreground asks for a linear classifier on the averaged map"):
-        ForegroundMoves(COUNTS, threshold=None).set_teacher(METHODS[name](config, network, 5))
+    with pytest.raises(UserError, match="teachers: move_foreground needs a linear classifier on the averaged map"):
+        ForegroundTransform(COUNTS, threshold=None).set_teacher(METHODS[name](config, network, 5))

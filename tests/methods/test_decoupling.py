@@ -7,9 +7,9 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from facelt.config.train import TrainConfig
+from facelt.config.train import SecondStageSettings, TrainConfig
 from facelt.errors import UserError
-from facelt.methods.decoupling import Lws, LwsSettings, Ncm, NcmSettings, TauNorm, TauNormSettings
+from facelt.methods.decoupling import Lws, Ncm, NcmSettings, TauNorm, TauNormSettings
 from facelt.training.run import run
 from tests.methods.small import CLASSES, COUNTS, DIM, FIRST, linear_head, look_over, reborn, small_network, training_set
 
@@ -100,7 +100,7 @@ def test_tau_is_tried_from_nought_to_two_and_one_where_nothing_is_tried():
 
 
 def lws():
-    method = Lws(LwsSettings(name="lws"), small_network(), CLASSES)
+    method = Lws(SecondStageSettings(name="lws"), small_network(), CLASSES)
     method.load_stage(linear_head())
     return method
 

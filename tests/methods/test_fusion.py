@@ -10,11 +10,17 @@ from facelt.config.registry import METHODS
 from facelt.config.train import TrainConfig
 from facelt.errors import UserError
 from facelt.methods.base import StepContext
-from facelt.methods.fusion import FusionAsmSettings, FusionLlwSettings, FusionSettings, even_cross_entropy, to_range_of
+from facelt.methods.fusion import (
+    FusionAsmSettings,
+    FusionSettings,
+    LinearAndNcmSettings,
+    balanced_binary_cross_entropy,
+    match_range,
+)
 from facelt.training.run import run
 from tests.methods.small import CLASSES, FIRST, linear_head, look_over, reborn, small_network, training_set
 
-CONFIGS = {"fusion": FusionSettings, "fusion_asm": FusionAsmSettings, "fusion_llw": FusionLlwSettings}
+CONFIGS = {"fusion": FusionSettings, "fusion_asm": FusionAsmSettings, "fusion_llw": LinearAndNcmSettings}
 
 
 def build(name, **config):
@@ -85,7 +91,7 @@ def test_only_the_mixture_has_a_weight_to_try():
 
 
 def test_the_range_of_one_class_is_a_point():
-    assert to_range_of(torch.tensor([[3.0]]), torch.tensor([[0.2]])).tolist() == [[3.0]]
+    assert match_range(torch.tensor([[3.0]]), torch.tensor([[0.2]])).tolist() == [[3.0]]
 
 
 def test_llw_weighs_every_class_of_both_and_learns_that_alone():
@@ -116,7 +122,7 @@ def test_llw_weighs_every_class_of_both_and_learns_that_alone():
 def test_llws_numbers_begin_as_normal_ones():
     torch.manual_seed(3)
     network = small_network()
-    drawn = METHODS["fusion_llw"](FusionLlwSettings(name="fusion_llw"), network, 5000)
+    drawn = METHODS["fusion_llw"](LinearAndNcmSettings(name="fusion_llw"), network, 5000)
     for value in (*drawn.weight_2C.detach(), *drawn.offset_2C.detach()):
         assert abs(value.mean()) < 0.1
         assert value.std().item() == pytest.approx(1, abs=0.1)
@@ -182,7 +188,7 @@ def test_asms_count_begins_with_each_epoch_and_goes_on_within_it():
 
 def test_a_batch_with_nothing_to_hand_over_has_a_finite_loss():
     score_B = torch.tensor([0.0, 2.0], requires_grad=True)
-    loss = even_cross_entropy(score_B, torch.tensor([False, False]))
+    loss = balanced_binary_cross_entropy(score_B, torch.tensor([False, False]))
     assert loss.item() == pytest.approx((math.log(2) + math.log1p(math.exp(2))) / 4)
     loss.backward()
     assert score_B.grad.isfinite().all()

@@ -13,7 +13,7 @@ from facelt.config.registry import METHODS
 from facelt.errors import UserError
 from facelt.methods.base import StepContext, TrainBatch
 from facelt.methods.classify import ClassifySettings
-from facelt.methods.lfme import LfmeSettings, floors
+from facelt.methods.lfme import LfmeSettings, weight_floors
 from tests.methods.small import look_over, small_network
 
 # Two classes of many shots, two of medium, two of few.
@@ -140,7 +140,7 @@ def test_images_that_are_all_alike_to_the_expert_count_fully():
 def test_floors_are_those_of_imagenet_lt():
     """12, 53 and 230 images a class on average; a class without images has no part in its group's mean."""
     counts = torch.tensor([200, 260, 50, 56, 10, 14, 0])
-    found = floors(counts, torch.tensor([0, 0, 1, 1, 2, 2, 2])).tolist()
+    found = weight_floors(counts, torch.tensor([0, 0, 1, 1, 2, 2, 2])).tolist()
     assert found == pytest.approx([12 / 230] * 2 + [12 / 53] * 2 + [1, 1, 1])
 
 
@@ -233,7 +233,7 @@ def test_a_student_is_used_without_counts_and_teachers():
     ],
 )
 def test_other_teachers_than_one_for_each_group_are_refused(teachers, found):
-    with pytest.raises(UserError, match=f"teachers: .* many, medium, few; here they are of the shots: {found}$"):
+    with pytest.raises(UserError, match=f"teachers: .* many, medium, few; the given ones have shots: {found}$"):
         lfme(teachers)
 
 
@@ -245,10 +245,10 @@ def test_a_group_without_images_needs_no_expert():
 
 def test_experts_of_other_data_are_refused():
     method = lfme()
-    with pytest.raises(UserError, match="teachers: the expert of few shots knows 9 classes, the data have 6"):
+    with pytest.raises(UserError, match="teachers: the few-shot expert has 9 classes, the data 6"):
         method.set_teachers([expert("many"), expert("medium"), expert("few", classes=9)])
 
 
 def test_margins_of_another_scale_are_refused():
-    with pytest.raises(ValueError, match="ldam's 30 is of a cosine head with that scale"):
+    with pytest.raises(ValueError, match="ldam's 30 needs a cosine head with the same scale"):
         LfmeSettings(name="lfme", loss={"name": "ldam"})

@@ -163,8 +163,11 @@ def test_mixing_is_of_training_alone(inputs):
         ({"mix": {"name": "cutmix"}}, "is not allowed; allowed: input, manifold, remix"),
         ({"mix": {"name": "input", "kappa": 3}}, "unknown key"),
         ({"mix": {"name": "input", "alpha": 0}}, "greater than 0"),
-        ({"mix": {"name": "input"}, "metric_loss": {"name": "lifted"}}, "mix: a blend has no one class"),
-        ({"mix": {"name": "input"}, "head": "cosine", "sample_rate": 0.5}, "mix: a blend has two classes"),
+        (
+            {"mix": {"name": "input"}, "metric_loss": {"name": "lifted"}},
+            "mix: a blended image has two classes",
+        ),
+        ({"mix": {"name": "input"}, "head": "cosine", "sample_rate": 0.5}, "mix: a blended image has two classes"),
     ],
 )
 def test_what_cannot_be_mixed_is_refused(config, message):

@@ -8,7 +8,7 @@ from facelt.config.registry import METHODS
 from facelt.errors import UserError
 from facelt.methods.base import TrainBatch
 from facelt.methods.classify import ClassifySettings
-from facelt.methods.multi_expert import Experts, IndependentSettings, RideSettings, equal_batches
+from facelt.methods.multi_expert import IndependentSettings, MultiExpertMethod, RideSettings, truncate_to_shortest
 from facelt.models.branched import BranchSpec
 from facelt.models.network import build_network
 
@@ -16,7 +16,7 @@ CLASSES, DIM, EXPERTS = 6, 16, 3
 COUNTS = torch.tensor([40, 30, 20, 10, 5, 1])
 
 
-class Asked(Experts):
+class Asked(MultiExpertMethod):
     """Experts that are asked and not trained."""
 
     step = None
@@ -74,16 +74,16 @@ def test_products_of_embeddings_are_the_mean_of_the_experts_cosines():
 
 def test_batches_are_cut_to_the_shortest():
     long, short = (TrainBatch(images(size), torch.arange(size)) for size in (5, 3))
-    cut = equal_batches([long, short])
+    cut = truncate_to_shortest([long, short])
     assert [len(batch.image_B3HW) for batch in cut] == [3, 3]
     assert all(batch.label_B.tolist() == [0, 1, 2] for batch in cut)
 
 
 def test_a_network_of_one_and_methods_of_one_are_refused():
     plain = build_network("resnet10", image_size=(32, 32), attention=False, embedding="none")
-    with pytest.raises(UserError, match="branches: Ride trains several"):
+    with pytest.raises(UserError, match="branches: Ride needs a multi-branch network"):
         METHODS["ride"](RideSettings(name="ride"), plain, CLASSES)
-    with pytest.raises(UserError, match="branches: Classify trains a network of one"):
+    with pytest.raises(UserError, match="branches: Classify trains a single-branch network"):
         METHODS["classify"](ClassifySettings(name="classify"), build_experts("linear").network, CLASSES)
 
 
@@ -92,6 +92,6 @@ def test_a_network_of_one_and_methods_of_one_are_refused():
     [(RideSettings, {"scale": 16}), (IndependentSettings, {"head": "linear"}), (IndependentSettings, {"scale": 64})],
 )
 def test_margins_of_another_scale_are_refused(config, values):
-    with pytest.raises(ValueError, match="ldam's 30 is of a cosine head with that scale"):
+    with pytest.raises(ValueError, match="ldam's 30 needs a cosine head with the same scale"):
         config(name="any", **values)
     config(name="any", **values, loss={"name": "softmax"})

@@ -7,21 +7,22 @@ import torch
 import torch.distributed as dist
 
 from facelt.config.registry import METHODS
+from facelt.config.train import SecondStageSettings
 from facelt.distributed.class_shards import sharded_entries
 from facelt.distributed.comm import rank, world_size
 from facelt.methods.base import Method, StepContext, TrainBatch
-from facelt.methods.decoupling import LwsSettings, NcmSettings, TauNormSettings
+from facelt.methods.decoupling import NcmSettings, TauNormSettings
 from facelt.methods.few_shot import FslwfSettings, MetaModelNetSettings, ModelRegressionSettings
-from facelt.methods.fusion import FusionAsmSettings, FusionKtSettings, FusionLlwSettings, FusionSettings
+from facelt.methods.fusion import FusionAsmSettings, FusionKtSettings, FusionSettings, LinearAndNcmSettings
 from tests.distributed.ranks import run_ranks
 from tests.methods.small import CLASSES, COUNTS, linear_head, small_network, training_set
 
 CONFIGS = [
     NcmSettings(name="ncm"),
     TauNormSettings(name="tau_norm"),
-    LwsSettings(name="lws"),
+    SecondStageSettings(name="lws"),
     FusionSettings(name="fusion", rule="softmax_sum"),
-    FusionLlwSettings(name="fusion_llw"),
+    LinearAndNcmSettings(name="fusion_llw"),
     FusionAsmSettings(name="fusion_asm"),
     FusionKtSettings(name="fusion_kt"),
     FslwfSettings(name="fslwf", novel_below=4),

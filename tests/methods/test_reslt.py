@@ -79,12 +79,12 @@ def test_the_answer_is_the_sum_of_the_branches(inputs):
 
 @pytest.mark.parametrize("starts", [[4], [1, 2, 4]])
 def test_a_branch_too_many_or_too_few_is_refused(starts):
-    with pytest.raises(UserError, match="branches: 3 do not fit starts: "):
+    with pytest.raises(UserError, match="branches: 3 does not fit starts: "):
         reslt(starts=starts)
 
 
 def test_a_start_behind_the_last_class_is_refused():
-    with pytest.raises(UserError, match="starts: 6 is no rank among 6 classes"):
+    with pytest.raises(UserError, match="starts: 6 is not a rank of 6 classes"):
         reslt(starts=[2, 6])
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from facelt.config.registry import METHODS
 from facelt.errors import UserError
 from facelt.methods.base import StepContext, TrainBatch
-from facelt.methods.multi_expert import RideRouterSettings, RideSettings, experts_asked, would_help
+from facelt.methods.multi_expert import RideRouterSettings, RideSettings, later_experts_help, num_experts_used
 from facelt.models.branched import BranchSpec
 from facelt.models.network import build_network
 
@@ -42,7 +42,7 @@ def inputs():
 
 def test_a_later_expert_would_help_where_the_mean_so_far_is_wrong():
     cases = torch.cartesian_prod(*[torch.tensor([False, True])] * 4).T
-    found = would_help(cases)
+    found = later_experts_help(cases)
     for image in range(cases.shape[1]):
         right = cases[:, image].tolist()
         expected = [not right[j] and any(right[j + 1 :]) for j in range(3)]
@@ -54,7 +54,7 @@ def test_experts_are_asked_until_one_suffices():
         asked = 1
         while asked <= 3 and case[asked - 1] > 0:
             asked += 1
-        assert experts_asked(case[:, None]).tolist() == [asked]
+        assert num_experts_used(case[:, None]).tolist() == [asked]
 
 
 def answers_by_hand(method, image_3HW):
@@ -85,7 +85,7 @@ def test_the_loss_is_a_weighed_cross_entropy_of_the_decisions(method, inputs):
                 losses.append(-100 * math.log(share) if helped else -math.log(1 - share))
     output = method.step([inputs], FIRST)
     assert output.loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-3)
-    assert output.parts["experts_asked"].item() == pytest.approx(sum(asked) / len(asked))
+    assert output.parts["experts_used"].item() == pytest.approx(sum(asked) / len(asked))
 
 
 def test_an_image_is_answered_by_the_mean_of_the_experts_it_is_shown_to(method, inputs):

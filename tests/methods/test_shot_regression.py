@@ -60,7 +60,8 @@ def test_a_class_answers_from_the_level_its_images_reach(name):
     assert method.level_C.tolist() == [3, 2, 2, 1, 1, 3]
     with torch.no_grad():
         asked = torch.cat([method.network(image), torch.ones(4, 1)], dim=1)
-        grown = [method.many_CE[0], *(method.grow(method.few_CE[c : c + 1], method.level_C[c])[0] for c in range(1, 5))]
+        grown = [method.predict_weights(method.few_CE[c : c + 1], method.level_C[c])[0] for c in range(1, 5)]
+        grown.insert(0, method.many_CE[0])
         expected = torch.stack([asked @ row for row in [*grown, method.many_CE[5]]], dim=1)
         seen = method.network(data.image_B3HW)
     assert torch.allclose(method.logits(image).local_BC, expected, atol=1e-4)
@@ -74,7 +75,7 @@ def test_a_class_answers_from_the_level_its_images_reach(name):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_step_is_the_regression_of_weights_and_the_loss_of_the_answers(name):
-    method, data = filled(name, answer_weight=0.7), training_set()
+    method, data = filled(name, classification_weight=0.7), training_set()
     method.train()
     output = method.step([data], FIRST)
     generator = FIRST.generator("cpu", same_on_all_ranks=True)
@@ -85,7 +86,7 @@ def test_a_step_is_the_regression_of_weights_and_the_loss_of_the_answers(name):
         learned = [c for c, count in enumerate(COUNTS) if count >= 2 * 2**level]
         rows, apart, size = method.many_CE.clone(), 0.0, 0.0
         for c in learned:
-            rows[c] = method.grow(few[c : c + 1], level)[0]
+            rows[c] = method.predict_weights(few[c : c + 1], level)[0]
             apart += (rows[c] - method.many_CE[c]).square().sum().item()
             size += method.many_CE[c].square().sum().item()
         answers = (torch.cat([method.network(data.image_B3HW), torch.ones(26, 1)], dim=1) @ rows.T).tolist()
@@ -97,7 +98,7 @@ def test_a_step_is_the_regression_of_weights_and_the_loss_of_the_answers(name):
             terms.append(np.log(np.exp(np.array(row) - row[label]).sum()))
     assert 0 < len(learned) < CLASSES
     assert output.parts["regression_loss"].item() == pytest.approx(apart / size, rel=1e-3)
-    assert output.parts["answer_loss"].item() == pytest.approx(np.mean(terms), rel=1e-3)
+    assert output.parts["classification_loss"].item() == pytest.approx(np.mean(terms), rel=1e-3)
     assert output.loss.item() == pytest.approx(apart / size + 0.7 * np.mean(terms), rel=1e-3)
     output.loss.backward()
     assert all(value.grad is None for value in method.network.parameters())
@@ -127,7 +128,7 @@ def test_blocks_are_trained_from_the_last_to_the_first_and_the_others_stand_stil
 
 def test_a_chain_begins_as_the_identity():
     method, weight = build("meta_model_net"), torch.randn(4, DIM + 1)
-    assert torch.equal(method.grow(weight, 0), weight)
+    assert torch.equal(method.predict_weights(weight, 0), weight)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -144,5 +145,5 @@ def test_a_resumed_stage_takes_the_features_again_and_keeps_its_classifiers(name
 
 
 def test_more_levels_than_the_largest_class_has_images_for_are_refused():
-    with pytest.raises(UserError, match="levels: the last of 4 learns from classes of 16 training images"):
+    with pytest.raises(UserError, match="levels: 4 levels need classes of 16 training images"):
         build("model_regression", levels=4)

@@ -15,7 +15,7 @@ from facelt.distributed.comm import rank, world_size
 from facelt.heads.classifiers import load_head
 from facelt.inference.model import build_method, load_model
 from facelt.methods.base import StepContext, TrainBatch
-from facelt.methods.cam_sampling import ForegroundMoves
+from facelt.methods.cam_sampling import ForegroundTransform
 from facelt.methods.classify import Classify, ClassifySettings
 from facelt.models.network import build_network
 from facelt.models.pretrained import load_stage_weights
@@ -92,7 +92,7 @@ def bag_of_tricks(root, cifar, out) -> TrainConfig:
 
 def test_the_bag_of_tricks_trains_and_resumes(root, cifar, tmp_path, monkeypatch, interrupt, assert_same_weights):
     seen = []
-    forward = ForegroundMoves.forward
+    forward = ForegroundTransform.forward
 
     def watched(self, batch, teacher, generator):
         moved = forward(self, batch, teacher, generator)
@@ -100,7 +100,7 @@ def test_the_bag_of_tricks_trains_and_resumes(root, cifar, tmp_path, monkeypatch
         return moved
 
     with monkeypatch.context() as patch:
-        patch.setattr(ForegroundMoves, "forward", watched)
+        patch.setattr(ForegroundTransform, "forward", watched)
         straight = run(bag_of_tricks(root, cifar, tmp_path / "straight"))
     states = {stage: load_file(straight / stage / "model.safetensors") for stage in ("mixup", "drs", "finetune")}
     assert len(seen) == 4
@@ -155,7 +155,7 @@ def ranks_step() -> dict:
         "rows": method.moves.weight_CD,
         "own_rows": teacher.head.weight,
         "loss": output.loss.detach(),
-        "feature": blend.of(method.features(moved.image_B3HW).detach()),
+        "feature": blend.mix(method.features(moved.image_B3HW).detach()),
         "labels": (blend.label_b, blend.partner_label_b),
         "bias": method.head.bias.grad,
     }

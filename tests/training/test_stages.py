@@ -130,8 +130,8 @@ def test_a_missing_teacher_is_named(train, taught, recipe, finished_run, tmp_pat
 @pytest.mark.parametrize(
     ("method", "teacher", "reason"),
     [
-        ({"name": "lfme"}, {}, "is no expert: lfme learns from stages of the method classify with shots"),
-        ({"name": "lfme"}, {"method": {"name": "dynamic_meta"}}, "is no expert"),
+        ({"name": "lfme"}, {}, "is not an expert: lfme needs stages of the method classify with shots"),
+        ({"name": "lfme"}, {"method": {"name": "dynamic_meta"}}, "is not an expert"),
         ({"name": "classify", "move_foreground": {}}, {}, "has no linear classifier on the averaged map"),
         (
             {"name": "classify", "move_foreground": {}},
@@ -150,7 +150,7 @@ def test_an_unsuitable_teacher_is_refused_before_training(recipe, tmp_path, meth
 def test_an_unsuitable_teacher_of_another_run_is_refused_before_training(train, finished_run, tmp_path):
     teacher = str(finished_run / "plain")
     stage = {"name": "second", "method": {"name": "lfme"}, "epochs": 1, "teachers": [teacher]}
-    with pytest.raises(UserError, match=f"'second' has the teacher '{teacher}', which is no expert"):
+    with pytest.raises(UserError, match=f"'second' has the teacher '{teacher}', which is not an expert"):
         train(tmp_path / "run", stages=[stage])
     assert not (tmp_path / "run").exists()
 
