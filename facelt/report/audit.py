@@ -1,9 +1,6 @@
 """Audit report: CSV tables, plots of rates and error trade-offs by group, HTML page."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from facelt.report import audit_text
 from facelt.report.audit_schema import (
@@ -15,15 +12,11 @@ from facelt.report.audit_schema import (
     DisparityEntry,
 )
 from facelt.report.audit_text import DISPARITY_NAMES, METRICS, group_name
-from facelt.report.drawing import GRID, MARKERS, MUTED, PALETTE, Plot, Series, Style, inline_figure
+from facelt.report.drawing import MARKERS, PALETTE, Plot, Series, Style
 from facelt.report.formatting import small_percent, small_percent_interval
 from facelt.report.html_page import markup, render
-from facelt.report.plots import ROUND_PERCENTAGES, WIDTH, TradeoffCurve, det_plot
+from facelt.report.plots import TradeoffCurve, det_plot, dot_plot
 from facelt.utils.tables import Table
-from facelt.utils.text import sanitize, shorten
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 # More DET curves than this are not distinguishable.
 _MAX_CURVES = 8
@@ -163,8 +156,12 @@ def _rate_plot(
         return None
     metric = METRICS[name]
     spoken = "; ".join(f"{group} {_spoken_rate(rate)}" for group, rate in rates.items())
-    svg = _dot_plot(
-        list(rates.values()), list(rates), overall.rate, x_label=f"{metric.long}, {metric.short} (%)",
+    columns = zip(*((row.rate, row.low, row.high) for row in rates.values()), strict=True)
+    rate_low_high = ([None if value is None else 100 * value for value in column] for column in columns)
+    series = Series(metric.short, *rate_low_high, style=_STYLE)
+    svg = dot_plot(
+        [series], list(rates), x_label=f"{metric.long}, {metric.short} (%)", fit_small_rates=True,
+        reference=None if overall.rate is None else 100 * overall.rate,
         description=f"Dot plot of the {metric.long} by {' and '.join(grouping.by)}: {spoken}. "
         f"All: {small_percent(overall.rate)} percent.",
     )  # fmt: skip
@@ -176,57 +173,13 @@ def _rate_plot(
          f"{rate.events:,.0f} of {rate.trials:,.0f}")
         for group, rate in rates.items()
     )  # fmt: skip
-    series = (Series(metric.short, [100 * rate.rate for rate in rates.values()], style=_STYLE),)
     header = ("", f"{metric.short} (%)", "interval (%)", f"of {metric.trials}")
-    return Plot(audit_text.capitalized(metric.long), caption, markup(svg), series, header, data)
+    return Plot(audit_text.capitalized(metric.long), caption, markup(svg), (series,), header, data)
 
 
 def _spoken_rate(rate: AuditRate) -> str:
     ends = small_percent_interval(rate.low, rate.high)
     return f"{small_percent(rate.rate)} percent" + (f", interval {ends}" if ends else "")
-
-
-def _dot_plot(
-    rates: Sequence[AuditRate], names: Sequence[str], overall: float | None, *, x_label: str, description: str
-) -> str:
-    """Returns one line per group; the axis is logarithmic if rates are small and none is 0."""
-    rate, low, high = (_percents([getattr(row, key) for row in rates]) for key in ("rate", "low", "high"))
-    values = np.concatenate([rate, low, high])
-    values = values[~np.isnan(values)]
-    log = bool(values.min() > 0 and values.max() < 10 and values.max() > 8 * values.min())
-    with inline_figure(WIDTH, 0.8 + 0.36 * len(names), description) as page:
-        axes, position = page.axes, np.arange(len(names), dtype=float)
-        if log:
-            axes.set_xscale("log")
-        axes.hlines(position, low, high, color=_STYLE.colour, lw=1.8)
-        axes.plot(rate, position, color=_STYLE.colour, linestyle="none", marker=MARKERS[0], markersize=6)
-        if overall is not None and (overall > 0 or not log):
-            axes.axvline(100 * overall, color=MUTED, lw=1, linestyle=(0, (4, 3)))
-            values = np.append(values, 100 * overall)
-        axes.set_yticks(position, [shorten(name) for name in names])
-        axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.tick_params(axis="y", length=0)
-        _set_rate_axis(axes, float(values.min()), float(values.max()), log)
-        axes.set_xlabel(sanitize(x_label))
-        axes.grid(axis="x", color=GRID, lw=0.8)
-    return page.svg
-
-
-def _set_rate_axis(axes: "Axes", low: float, high: float, log: bool) -> None:
-    if not log:
-        margin = max(0.06 * (high - low), 0.05 * high, 1e-6)
-        axes.set_xlim(max(low - margin, -0.02 * high), min(high + margin, 101))
-        return
-    low, high = low / 1.3, high * 1.3
-    decades_only = high / low > 100
-    ticks = [tick for tick in ROUND_PERCENTAGES if low <= tick <= high and (not decades_only or f"{tick:e}"[0] == "1")]
-    axes.set_xlim(low, high)
-    axes.set_xticks(ticks, [small_percent(tick / 100) if tick < 1 else f"{tick:g}" for tick in ticks])
-    axes.set_xticks([], minor=True)
-
-
-def _percents(rates: Sequence[float | None]) -> np.ndarray:
-    return np.array([np.nan if rate is None else 100 * rate for rate in rates])
 
 
 def _det_plot(grouping: AuditGrouping) -> Plot | None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from facelt.report.drawing import GRID, Plot, Series, Style, inline_figure
-from facelt.report.formatting import percent
+from facelt.report.drawing import GRID, MUTED, Plot, Series, Style, inline_figure
+from facelt.report.formatting import percent, small_percent
 from facelt.report.html_page import markup
 from facelt.utils.text import sanitize, shorten
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Inches of 72 units; small enough that text stays readable on a phone.
 WIDTH, HEIGHT = 6.2, 3.9
+# Round percentages at which a logarithmic axis may be labelled.
+_ROUND_PERCENTAGES = tuple(float(f"{digit}e{power}") for power in range(-9, 3) for digit in (1, 2, 5))
 
 
 def line_plot(series: Sequence[Series], *, x_label: str, y_label: str, description: str, log_x: bool = False) -> str:
@@ -82,8 +84,20 @@ def bar_plot(series: Sequence[Series], categories: Sequence[str], *, y_label: st
     return page.svg
 
 
-def dot_plot(series: Sequence[Series], categories: Sequence[str], *, x_label: str, description: str) -> str:
-    """Returns a dot plot: one line per category, one dot per series with its interval as a bar."""
+def dot_plot(
+    series: Sequence[Series],
+    categories: Sequence[str],
+    *,
+    x_label: str,
+    description: str,
+    reference: float | None = None,
+    fit_small_rates: bool = False,
+) -> str:
+    """Returns a dot plot: one line per category, one dot per series with its interval as a bar.
+
+    `reference` is a rate drawn as a dashed line. With `fit_small_rates` the axis is not kept at 5 points or wider, and
+    is logarithmic if rates are small and none is 0.
+    """
     row = max(0.36, 0.17 * len(series) + 0.12)
     with inline_figure(WIDTH, 0.8 + row * max(len(categories), 1), description) as page:
         axes = page.axes
@@ -103,10 +117,42 @@ def dot_plot(series: Sequence[Series], categories: Sequence[str], *, x_label: st
         axes.set_yticks(position, [shorten(name) for name in categories])
         axes.set_ylim(len(categories) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
-        _set_rate_limits(axes.set_xlim, series, from_zero=False)
+        if fit_small_rates:
+            reference = _fit_small_rates(axes, _drawn_values(series), reference)
+        else:
+            _set_rate_limits(axes.set_xlim, series, from_zero=False)
+        if reference is not None:
+            axes.axvline(reference, color=MUTED, lw=1, linestyle=(0, (4, 3)))
         axes.set_xlabel(sanitize(x_label))
         axes.grid(axis="x", color=GRID, lw=0.8)
     return page.svg
+
+
+def _fit_small_rates(axes: "Axes", values: np.ndarray, reference: float | None) -> float | None:
+    """Fits the x axis to the values and the reference; returns the reference, None if the axis has no room for it."""
+    log = bool(values.min() > 0 and values.max() < 10 and values.max() > 8 * values.min())
+    if reference is not None and (reference > 0 or not log):
+        values = np.append(values, reference)
+    else:
+        reference = None
+    low, high = float(values.min()), float(values.max())
+    if not log:
+        margin = max(0.06 * (high - low), 0.05 * high, 1e-6)
+        axes.set_xlim(max(low - margin, -0.02 * high), min(high + margin, 101))
+        return reference
+    low, high = low / 1.3, high * 1.3
+    decades_only = high / low > 100
+    ticks = [tick for tick in _ROUND_PERCENTAGES if low <= tick <= high and (not decades_only or f"{tick:e}"[0] == "1")]
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    axes.set_xticks(ticks, [small_percent(tick / 100) if tick < 1 else f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    return reference
+
+
+def _drawn_values(series: Sequence[Series]) -> np.ndarray:
+    values = np.concatenate([_numbers([*line.rate, *line.low, *line.high]) for line in series] or [np.empty(0)])
+    return values[~np.isnan(values)]
 
 
 def _numbers(values: Sequence[float | None]) -> np.ndarray:
@@ -115,8 +161,7 @@ def _numbers(values: Sequence[float | None]) -> np.ndarray:
 
 def _set_rate_limits(set_limits: Callable, series: Sequence[Series], *, from_zero: bool) -> None:
     """Sets the limits of a percent axis: 0 to 100, or around the values with at least 5 points."""
-    drawn = np.concatenate([_numbers([*line.rate, *line.low, *line.high]) for line in series] or [np.empty(0)])
-    drawn = drawn[~np.isnan(drawn)]
+    drawn = _drawn_values(series)
     if from_zero or not drawn.size:
         set_limits(0, 100)
         return
@@ -137,10 +182,6 @@ def _set_x_ticks(axes: "Axes", ticks: list[float], log_x: bool) -> None:
     axes.set_xticks(shown, [f"{x:,.0f}" for x in shown])
     if len(ticks) == 1:
         axes.set_xlim(ticks[0] * 0.5, ticks[0] * 2)
-
-
-# Round percentages at which a logarithmic axis may be labelled.
-ROUND_PERCENTAGES = tuple(float(f"{digit}e{power}") for power in range(-9, 3) for digit in (1, 2, 5))
 
 
 @dataclass(frozen=True)
@@ -244,7 +285,7 @@ def _set_rate_axis(axis: "Axis", set_limits: Callable, values: Sequence[float]) 
     low, high = min(low, high / 2) / 1.15, high * 1.15
     set_limits(low, high)
     decades = math.log10(high / low)
-    shown = [tick for tick in ROUND_PERCENTAGES if low <= tick <= high and (decades < 2.2 or f"{tick:e}"[0] == "1")]
+    shown = [tick for tick in _ROUND_PERCENTAGES if low <= tick <= high and (decades < 2.2 or f"{tick:e}"[0] == "1")]
     if len(shown) < 3:
         from matplotlib.ticker import MaxNLocator
 

@@ -136,7 +136,7 @@ class EvaluationReport(ReportModel, _Accuracies, _EvaluatedSplit):
     experts: ExpertSummary | None
 
 
-class EmbeddingSource(ReportPart):
+class VerificationSource(ReportPart):
     """Model or file that the embeddings come from; a file of embeddings has no kind."""
 
     name: str
@@ -178,6 +178,6 @@ class VerificationReport(ReportModel):
     """Report of `facelt verify`."""
 
     schema_name: Literal["facelt.verification/1"] = Field("facelt.verification/1", alias="schema")
-    source: EmbeddingSource
+    source: VerificationSource
     level: float
     sets: list[PairSetResult]

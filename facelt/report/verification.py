@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from facelt.report.formatting import EN_DASH, percent, percent_interval
-from facelt.report.schema import EmbeddingSource, PairPoint, VerificationReport
+from facelt.report.schema import PairPoint, VerificationReport, VerificationSource
 from facelt.report.terminal import label, make_table
 from facelt.utils.text import sanitize, shorten
 
@@ -31,7 +31,7 @@ def print_verification(report: VerificationReport, console: "Console | None" = N
     console.print(Text("\n".join(map(sanitize, _legend(report))), style="dim"), highlight=False)
 
 
-def _title(source: EmbeddingSource) -> str:
+def _title(source: VerificationSource) -> str:
     if source.kind is None:
         return f"{source.name}; in %"
     flip = "image and mirror image averaged" if source.flip_averaged else "without mirror images"
