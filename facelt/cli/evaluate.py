@@ -75,7 +75,7 @@ def evaluate(
             typer.echo(json_line(report.json_values()))
         else:
             print_evaluation(report)
-    written = [] if per_class is None else [write_table(per_class, *evaluations[0].classes())]
+    written = [] if per_class is None else [write_table(per_class, *evaluations[0].class_table())]
     if out is not None and open_ is not None:
         reports, curves = [one.report() for one in evaluations], [one.oscr for one in evaluations]
         written += write_open(out, reports, [(curve.fpr_T, curve.rate_T) if curve else None for curve in curves])

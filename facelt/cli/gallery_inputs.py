@@ -131,6 +131,5 @@ def model_spec_of_checkpoint(path: Path, kind: str) -> ModelSpec:
     from facelt.inference.model import load_model
 
     model = load_model(path, resolve_device("cpu"))
-    if kind not in model.method.kinds:
-        raise UserError(f"{path}: makes no embeddings of kind {kind!r}, only {', '.join(model.method.kinds)}")
+    model.require_kind(kind)
     return model_spec_of_model(model, kind)

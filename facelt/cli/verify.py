@@ -52,10 +52,9 @@ def verify(
         set_openmp_wait_policy(device)
         from facelt.distributed.launch import resolve_device
         from facelt.inference.model import load_model
-        from facelt.inference.verification import require_kind
 
         model = load_model(checkpoint, resolve_device(device))
-        require_kind(model, kind)
+        model.require_kind(kind)
         source = {"name": str(checkpoint), "weights_sha256": model.weights_sha256, "kind": kind, "flip_averaged": flip}
         found = list(_of_model(model, sets, root, kind, flip, batch, workers))
     report = VerificationReport.build({"source": source, "level": PAIR_LEVEL, "sets": found})
@@ -68,15 +67,14 @@ def verify(
 def _of_model(
     model: Any, sets: list[Path], root: Path | None, kind: str, flip: bool, batch: int, workers: int
 ) -> Iterator[dict[str, Any]]:
-    from facelt.inference.verification import embed_verification_set, open_verification_set
+    from facelt.data.batch import BadImageTracker
+    from facelt.inference.predict import Predictor
+    from facelt.inference.verification import NO_BAD_IMAGES, embed_verification_set, open_verification_set
 
     # All are opened before the first takes its time.
     for one in [open_verification_set(path, model.config, root) for path in sets]:
-        device = next(model.method.parameters()).device
-        embedding_UD = embed_verification_set(
-            model.method, one, model.config, kind=kind, mirrored=flip, batch=batch, workers=workers, device=device
-        )
-        yield _measured(one.path, embedding_UD, one.pairs, kind)
+        predictor = Predictor.of(model, batch, workers, BadImageTracker(0, NO_BAD_IMAGES))
+        yield _measured(one.path, embed_verification_set(predictor, one, kind, flip=flip), one.pairs, kind)
 
 
 def _of_embeddings(path: Path, sets: list[Path]) -> dict[str, Any]:

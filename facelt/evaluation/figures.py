@@ -84,9 +84,7 @@ def embed_in_plane(source: FigureModel, split: str, *, kind: str, images: int, s
     Equal seeds draw the same images and lay them out alike. Raises UserError: a kind that the method has not, or too
     few images.
     """
-    if kind not in source.method.kinds:
-        stage, kinds = source.model.card["stage"], ", ".join(source.method.kinds)
-        raise UserError(f"--kind {kind}: the stage {stage} embeds no such kind; it has: {kinds}")
+    source.model.require_kind(kind)
     splits = [source.split(split)]
     splits += [source.data.evaluation["open"]] if split != "open" and "open" in source.data.evaluation else []
     total = sum(len(one.members) for one in splits)

@@ -1,9 +1,9 @@
-"""Figures over one thing that varies, as OLTR's Figure 8 has them: the threshold, the open classes, the imbalance.
+"""Sweeps over the rejection threshold, the number of unknown classes, or the imbalance of training (OLTR, Figure 8).
 
-Shapes: N images.
+N images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ _STEPS = 20
 
 @dataclass(frozen=True)
 class Sweep:
-    """`rows` are (model, x, FIGURES) for each model and each x ascending; accuracies are those with rejection."""
+    """Rows (model, x, SWEEP_METRICS), for each model by ascending x; accuracies are those after rejection."""
 
     x_name: str
     rows: list[list]
@@ -32,59 +32,63 @@ class Sweep:
 
 
 def sweep_threshold(evaluations: Sequence[Evaluation], images: UnknownImages | None, seed: int) -> Sweep:
-    """Every threshold from 0 to 1 where probabilities are held against it, else those that reject 0 to 100 % of the
-    images in equal steps.
-    """
+    """Sweeps the threshold: from 0 to 1 for probabilities, else over quantiles of the images' scores."""
     rows = []
-    for one in evaluations:
+    for evaluation in evaluations:
         thresholds = np.linspace(0, 1, _STEPS + 1)
-        if OPENSET_SCORERS[one.rejection.method].threshold is None:
-            thresholds = np.unique(
-                np.quantile(np.concatenate([one.known.decision_score_N, one.unknown.decision_score_N]), thresholds)
-            )
-        rows += [_row(one.name, float(threshold), one.figures_at(threshold)) for threshold in thresholds]
+        if OPENSET_SCORERS[evaluation.rejection.method].threshold is None:
+            scores = [part.decision_score_N for part in (evaluation.known, evaluation.unknown)]
+            thresholds = np.unique(np.quantile(np.concatenate(scores), thresholds))
+        rows += [_row(evaluation.name, float(threshold), evaluation.metrics_at(threshold)) for threshold in thresholds]
     return Sweep("threshold", rows)
 
 
 def sweep_open_classes(evaluations: Sequence[Evaluation], images: UnknownImages | None, seed: int) -> Sweep:
-    """More and more open classes, in an order drawn from the seed; all of them in the end.
+    """Sweeps the number of unknown classes, which are added in a random order of the seed.
 
-    Raises UserError where the images are not known to be of several classes.
+    Raises UserError if the images are not known to be of several classes.
     """
-    class_N = images.class_N[images.split.members]
-    classes = np.unique(class_N.astype(str))
+    classes = np.unique(images.class_N[images.split.members].astype(str))
     if len(classes) < 2:
         raise UserError(
-            "--sweep open-classes: the names of the open images tell no classes; lay them out as a folder a class, and "
-            "name that with --open-images"
+            "--sweep open-classes: the names of the unknown images do not give their classes; put each class in a "
+            "folder, and name the parent folder with --open-images"
         )
     order = np.random.default_rng(seed).permutation(classes)
     rows = []
-    for one in evaluations:
+    for evaluation in evaluations:
+        unknown, threshold = evaluation.unknown, evaluation.rejection.threshold
+        class_N = images.class_N[unknown.index_N].astype(str)
         for number in np.unique(np.linspace(1, len(order), _STEPS).round().astype(int)).tolist():
-            some_N = np.isin(images.class_N[one.unknown.index_N].astype(str), order[:number])
-            part = one.with_unknown(one.unknown.subset(some_N))
-            rows.append(_row(one.name, number, part.figures_at(one.rejection.threshold)))
+            part = evaluation.with_unknown(unknown.subset(np.isin(class_N, order[:number])))
+            rows.append(_row(evaluation.name, number, part.metrics_at(threshold)))
     return Sweep("open_classes", rows)
 
 
 def sweep_longtailness(evaluations: Sequence[Evaluation], images: UnknownImages | None, seed: int) -> Sweep:
-    """Models whose training data had different imbalance: the images of the largest class over the smallest.
+    """Compares models by the imbalance of their training data, the size of the largest class over the smallest.
 
-    A line joins models of one method. Raises UserError for a single model.
+    Rows of one method have one name. Raises UserError for a single model.
     """
     if len(evaluations) < 2:
         raise UserError("--sweep longtailness: compares models; give --checkpoint several times")
     rows = []
-    for one in evaluations:
-        counts = one.counts_C[one.counts_C > 0]
-        figures = one.report().json_values() if one.rejection is None else one.figures_at(one.rejection.threshold)
-        rows.append(_row(one.model.card["stage"], float(counts.max() / counts.min()), figures))
+    for evaluation in evaluations:
+        counts = evaluation.counts_C[evaluation.counts_C > 0]
+        if evaluation.rejection is None:
+            metrics = evaluation.report().json_values()
+        else:
+            metrics = evaluation.metrics_at(evaluation.rejection.threshold)
+        rows.append(_row(evaluation.model.card["stage"], float(counts.max() / counts.min()), metrics))
     return Sweep("imbalance", sorted(rows, key=lambda row: row[:2]))
 
 
-def _row(name: str, x: float, figures: dict) -> list:
-    return [name, x, *(figures.get(figure) for figure in SWEEP_METRICS)]
+def _row(name: str, x: float, metrics: dict) -> list:
+    return [name, x, *(metrics.get(metric) for metric in SWEEP_METRICS)]
 
 
-SWEEPS = {"threshold": sweep_threshold, "open-classes": sweep_open_classes, "longtailness": sweep_longtailness}
+SWEEPS: dict[str, Callable[[Sequence[Evaluation], UnknownImages | None, int], Sweep]] = {
+    "threshold": sweep_threshold,
+    "open-classes": sweep_open_classes,
+    "longtailness": sweep_longtailness,
+}

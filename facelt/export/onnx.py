@@ -228,9 +228,7 @@ def export_onnx(model: TrainedModel, path: Path, kind: str = "direct", mirrored:
 
     Raises UserError: a kind the model does not make, a graph that is too large or answers otherwise, a full disk.
     """
-    if kind not in model.method.kinds:
-        made = ", ".join(found for found in model.method.kinds if found in GRAPHS)
-        raise UserError(f"--kind {kind}: stage {model.card['stage']} makes none; choose {made}")
+    model.require_kind(kind)
     graph = GRAPHS[kind](model, mirrored).eval()
     proto = _written_down(graph, model.config.data.image_size)
     card = {

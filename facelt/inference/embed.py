@@ -48,7 +48,7 @@ def embed_images(
             "training_images": model.card.get("training_images"),
             "data_fingerprint": model.card.get("data_fingerprint"),
         },
-        "preprocessing": {**model.card["preprocessing"], **source.preparation, "flip_averaged": True},
+        "preprocessing": {**model.card["preprocessing"], **source.preprocessing, "flip_averaged": True},
         "left_out": dict(left_out),
     }
     group = WorkerGroup.from_env()
@@ -108,8 +108,7 @@ def compute_embeddings(
 
     Raises UserError for a kind that the model does not make and for an unusable image, which `setting` does not allow.
     """
-    if kind not in model.method.kinds:
-        raise UserError(f"the model makes no embedding of kind {kind!r}, only {', '.join(model.method.kinds)}")
+    model.require_kind(kind)
     predictor = Predictor.of(model, batch, workers, BadImageTracker(0, setting))
     result = predict_all(predictor, Split(source.dataset, source.members), (kind, "embedding_reachability"))
     reachability_N = result.embedding_reachability_N

@@ -283,7 +283,7 @@ class Trainer:
             validation=state.best if keep_best else state.validation,
             bad_images=state.bad_images.reasons,
         )
-        write_card(card, self.folder.card(name))
+        write_card(self.folder.card(name), card)
         self.checkpoints.remove()
 
     def _save(self) -> None:

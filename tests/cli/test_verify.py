@@ -85,7 +85,7 @@ def test_options_that_do_not_go_together(refused, finished_run, tiny_pairs, tmp_
     assert both in refused("--set", tiny_pairs, "--checkpoint", finished_run, "--embeddings", "x.npz")
     assert "--set: name the pairs" in refused("--checkpoint", finished_run)
     plain = refused("--set", tiny_pairs, "--checkpoint", finished_run / "plain", "--kind", "meta")
-    assert "--kind meta: the stage plain of" in plain
+    assert "stage plain makes no embedding of kind 'meta'" in plain
     np.save(tmp_path / "rows.npy", np.ones((38, 3)))
     assert "--set: .npy embeddings need the one set they are of" in refused("--embeddings", tmp_path / "rows.npy")
     for more in (("--kind", "meta"), ("--no-flip",), ("--root", tmp_path)):

@@ -359,7 +359,7 @@ def test_what_a_model_lacks_is_named(evaluate, trained, finished_run, lists, tmp
     words = ("--open-images", lists / "flat.txt", "--open-root", lists / "images", "--sweep", "open-classes")
     code, _, error = evaluate("--checkpoint", trained(), "--open", "threshold", *words, "--out", tmp_path / "out")
     assert code == 1
-    assert "the names of the open images tell no classes" in error
+    assert "the names of the unknown images do not give their classes" in error
 
 
 @pytest.fixture(scope="module")

@@ -149,7 +149,9 @@ def test_fewer_points_are_drawn_by_the_seed_from_both_sets(figures, listed_run):
     # 15 test images and 4 of the open set: ten of them are eight and two.
     assert [sum(name in lists[split] for name in drawn[0]) for split in ("test", "open")] == [8, 2]
     figures("tsne", "--checkpoint", run, "--images", 3, fails="--images: t-SNE lays out 5 images or more")
-    figures("tsne", "--checkpoint", run / "plain", "--kind", "meta", fails="embeds no such kind; it has: direct")
+    figures(
+        "tsne", "--checkpoint", run / "plain", "--kind", "meta", fails="makes no embedding of kind 'meta', only direct"
+    )
 
 
 def test_the_plane_keeps_apart_what_is_apart():

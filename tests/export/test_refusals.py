@@ -54,7 +54,12 @@ def test_a_model_whose_embeddings_are_no_directions_is_refused_without_a_warning
 
 
 def test_a_kind_that_the_model_does_not_make_is_refused(build_model, tmp_path):
-    refused(build_model({"name": "classify"}), tmp_path / "model.onnx", "stage only makes none; choose direct", "meta")
+    refused(
+        build_model({"name": "classify"}),
+        tmp_path / "model.onnx",
+        "stage only makes no embedding of kind 'meta', only direct",
+        "meta",
+    )
 
 
 def test_what_one_file_cannot_hold_is_refused_before_any_work(build_model, tmp_path, monkeypatch):

@@ -145,7 +145,7 @@ def test_a_list_needs_a_root_and_a_manifest_a_record(model, folder, tmp_path):
     (tmp_path / "list.txt").write_text("a/0.png\n")
     with pytest.raises(UserError, match="a list needs --root"):
         open_image_source(tmp_path / "list.txt", model.config)
-    with pytest.raises(UserError, match="selects records of a"):
+    with pytest.raises(UserError, match="only applies to \.rec files"):
         open_image_source(folder, model.config, manifest=tmp_path / "manifest.csv")
     with pytest.raises(UserError, match="no such file or folder"):
         open_image_source(tmp_path / "absent.txt", model.config, root=folder)

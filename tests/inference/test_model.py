@@ -117,7 +117,7 @@ def test_a_card_without_preprocessing_is_refused(model_folder):
 @pytest.mark.parametrize("text", ["5", '{"plain": 1}', '[["plain"]]', "[5]"])
 def test_a_run_whose_list_of_stages_is_none_is_refused(tmp_path, text):
     (tmp_path / "stages.json").write_text(text)
-    with pytest.raises(UserError, match=r"neither a run nor a stage's folder .*nor a list stages\.json"):
+    with pytest.raises(UserError, match=r"neither a run nor a stage's folder .*no list stages\.json"):
         find_model_folder(tmp_path)
 
 

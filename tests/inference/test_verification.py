@@ -9,20 +9,26 @@ import pytest
 import torch
 
 from facelt.config.train import TrainConfig
+from facelt.data.batch import BadImageTracker
 from facelt.errors import UserError
 from facelt.inference.model import load_model
-from facelt.inference.verification import ValidationSets, embed_verification_set, open_verification_set, require_kind
+from facelt.inference.predict import EvalLoaderConfig, Predictor
+from facelt.inference.verification import NO_BAD_IMAGES, ValidationSets, embed_verification_set, open_verification_set
 from facelt.methods.base import Method
 from tests.training.rank_pool import RankPool
 
 CPU = torch.device("cpu")
 
 
+def predictor(method, config, batch: int) -> Predictor:
+    loader = EvalLoaderConfig(batch, 0, CPU, BadImageTracker(0, NO_BAD_IMAGES))
+    return Predictor(method, config.data.preprocessing(), loader)
+
+
 def embedded(model, path, kind="direct", mirrored=True) -> np.ndarray:
     """Embeddings in the order of the file, [2P,D]."""
     found = open_verification_set(path, model.config)
-    how = {"kind": kind, "mirrored": mirrored, "batch": 8, "workers": 0, "device": CPU}
-    embedding_UD = embed_verification_set(model.method, found, model.config, **how)
+    embedding_UD = embed_verification_set(predictor(model.method, model.config, 8), found, kind, flip=mirrored)
     assert embedding_UD.dtype == np.float32
     assert len(embedding_UD) == len(found.pairs.images) == len(set(found.pairs.images))
     return embedding_UD[np.stack([found.pairs.left_P, found.pairs.right_P], axis=1).reshape(-1)]
@@ -74,11 +80,11 @@ def test_every_kind_is_the_models_own(model, tiny_pairs):
 
 
 def test_a_kind_the_model_does_not_make_is_refused(finished_run, model):
-    require_kind(model, "meta")
+    model.require_kind("meta")
     plain = load_model(finished_run / "plain", CPU)
-    require_kind(plain, "direct")
-    with pytest.raises(UserError, match=r"--kind meta: the stage plain of .*/plain makes direct alone"):
-        require_kind(plain, "meta")
+    plain.require_kind("direct")
+    with pytest.raises(UserError, match=r"/plain: stage plain makes no embedding of kind 'meta', only direct"):
+        plain.require_kind("meta")
 
 
 def test_the_shared_sets_pass_a_network_of_their_size(recipe, real_data, tmp_path):
@@ -88,10 +94,9 @@ def test_the_shared_sets_pass_a_network_of_their_size(recipe, real_data, tmp_pat
     config = TrainConfig.model_validate(values | {"data": values["data"] | {"image_size": [112, 112]}})
     torch.manual_seed(0)
     method = build_method(config, config.stages[0], 3).train()
-    how = {"kind": "direct", "mirrored": True, "batch": 64, "workers": 0, "device": CPU}
     for name, images in (("lfw600_bytes.bin", 1154), ("lfw40_ndarray.bin", 79)):
         found = open_verification_set(real_data / "verification" / name, config)
-        assert embed_verification_set(method, found, config, **how).shape == (images, 16)
+        assert embed_verification_set(predictor(method, config, 64), found, "direct").shape == (images, 16)
     assert method.training
     assert isinstance(method, Method)
 
@@ -190,12 +195,12 @@ def test_a_list_lies_beside_its_images_or_below_root(model, tiny_pairs, tmp_path
     assert np.abs(embedded(model, tmp_path / "tiny.txt") - expected).max() < 1e-6
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists" / "tiny.txt").write_text("\n".join(lines))
-    how = {"kind": "direct", "mirrored": True, "batch": 8, "workers": 0, "device": CPU}
+    eight = predictor(model.method, model.config, 8)
     found = open_verification_set(tmp_path / "lists" / "tiny.txt", model.config, root=tmp_path)
-    assert np.abs(embed_verification_set(model.method, found, model.config, **how) - expected).max() < 1e-6
+    assert np.abs(embed_verification_set(eight, found, "direct") - expected).max() < 1e-6
     found = open_verification_set(tmp_path / "lists" / "tiny.txt", model.config)
     with pytest.raises(UserError, match=r"a verification set allows 0: faces/0\.png: cannot read .*lists/faces/0\.png"):
-        embed_verification_set(model.method, found, model.config, **how)
+        embed_verification_set(eight, found, "direct")
 
 
 def measured_by_a_rank(values: dict, folder: str) -> tuple[dict, int]:
