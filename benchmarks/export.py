@@ -1,11 +1,11 @@
-"""Exported graphs in onnxruntime: sizes, latencies beside the plain graph's, and how far they are from torch.
+"""Exported graphs in onnxruntime: file sizes, latencies relative to the plain graph, and parity with torch.
 
 python benchmarks/export.py [--backbone iresnet50] [--identities 74500] [--rounds 7] [--folder FOLDER]
 
-Prints one JSON object a line. The network has random weights and the memory random centroids. A ratio is of the best
-rounds of two graphs that take turns in one run. Asks for 4 GB of memory with the given numbers.
+Prints one JSON object per line. Network and centroids are random. Graphs are timed in turn, and a ratio compares their
+best rounds. Needs 4 GB of memory with the default numbers.
 
-N images, C identities.
+N images, C classes.
 """
 
 import argparse
@@ -27,7 +27,7 @@ BATCHES = (1, 7, 64)
 
 @torch.no_grad()
 def random_model(backbone: str, identities: int) -> TrainedModel:
-    """A face model with memory and attention, its statistics those of a few batches."""
+    """Returns a face model with memory and attention, and batch-norm statistics of a few batches."""
     stage = {"name": "oltr", "method": {"name": "dynamic_meta"}, "epochs": 1, "attention": True}
     values = {"out": "unused", "data": {"kind": "record", "train": "unused.rec"}, "model": {"backbone": backbone}}
     config = TrainConfig.model_validate({**values, "stages": [stage]})
@@ -40,7 +40,7 @@ def random_model(backbone: str, identities: int) -> TrainedModel:
 
 
 def latencies(sessions: dict[str, onnxruntime.InferenceSession], batch: int, rounds: int) -> dict[str, float]:
-    """Best milliseconds an image of each graph; they take turns."""
+    """Returns the best milliseconds per image of each graph, timed in turn."""
     best = dict.fromkeys(sessions, float("inf"))
     shape = sessions["direct"].get_inputs()[0].shape
     data_N3HW = torch.rand(batch, *shape[1:]).mul(2).sub(1).numpy()
@@ -70,19 +70,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         sessions = {}
-        for name, (kind, mirrored) in GRAPHS.items():
+        for name, (kind, flip) in GRAPHS.items():
             path = folder / f"{name.replace(', ', '-').replace(' ', '-')}.onnx"
             started = time.perf_counter()
-            export_onnx(model, path, kind, mirrored)
+            export_onnx(model, path, kind, flip)
             taken = time.perf_counter() - started
             size = path.stat().st_size / 1e6
             print(json.dumps({"graph": name, "megabytes": size, "export_and_check_s": taken}), flush=True)
             sessions[name] = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         for batch in BATCHES:
             image_NHW3 = torch.randint(256, (batch, *model.config.data.image_size, 3), dtype=torch.uint8)
-            for name, (kind, mirrored) in GRAPHS.items():
+            for name, (kind, flip) in GRAPHS.items():
                 found = compare_outputs(
-                    onnx_outputs(sessions[name], image_NHW3), reference_outputs(model, image_NHW3, kind, mirrored)
+                    onnx_outputs(sessions[name], image_NHW3), reference_outputs(model, image_NHW3, kind, flip)
                 )
                 print(json.dumps({"graph": name, "batch": batch, **found._asdict()}), flush=True)
         for batch in (1, 64):

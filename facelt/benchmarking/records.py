@@ -1,9 +1,4 @@
-"""What a benchmark run left: one line of JSON each, in a file that only grows.
-
-Figures that others published, from a file beside the table they stand in.
-
-Where a figure was made: the machine, torch's version and the commit of the sources.
-"""
+"""Benchmark records, published results, and the environment of a run."""
 
 import hashlib
 import json
@@ -24,11 +19,11 @@ from facelt.errors import UserError
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 
 _NEUTRAL_KEYS = RESUME_MAY_CHANGE | {"out", "seed", "device", "data.root", "data.download"}
-"""Keys that do not make it another recipe: where files lie, which seed, on which machine."""
+"""Keys that do not change a recipe: paths, seed, machine."""
 
 
-class _Origin(StrictModel):
-    """Which recipe, with which `settings` of the user beside it, of which sources. `config` is a digest of both."""
+class _RunInfo(StrictModel):
+    """Recipe, `settings` that the user changed, seed and environment. `config` is the digest of the configuration."""
 
     suite: str
     recipe: str
@@ -41,11 +36,10 @@ class _Origin(StrictModel):
     commit: str
 
 
-class RunRecord(_Origin):
-    """A whole run: accuracy on the test split, overall and by shots of the paper's convention, as fractions.
+class RunRecord(_RunInfo):
+    """A complete run: accuracy on the test split, overall and by shot bands of the paper's convention, as fractions.
 
-    `chosen` says which epoch was tested; `minutes` of training and testing are unknown (None) where a sitting was
-    killed.
+    `chosen` is the tested epoch in words; `minutes` of training and testing are None if a session was killed.
     """
 
     kind: Literal["run"] = "run"
@@ -57,8 +51,8 @@ class RunRecord(_Origin):
     minutes: float | None = Field(ge=0)
 
 
-class SmokeRecord(_Origin):
-    """A shortened run that went well: `losses` of each stage at its beginning and its end. No result of the recipe."""
+class SmokeRecord(_RunInfo):
+    """A smoke test that passed: first and last loss of each stage. It is no result of the recipe."""
 
     kind: Literal["smoke"] = "smoke"
     losses: dict[str, tuple[float, float]]
@@ -69,7 +63,7 @@ _LINE = TypeAdapter(Annotated[BenchmarkRecord, Field(discriminator="kind")])
 
 
 def read_records(path: Path) -> list[BenchmarkRecord]:
-    """Every record of the file in its order; none where the file is absent. Raises UserError naming a bad line."""
+    """Reads all records in order; none if the file does not exist. Raises UserError naming an invalid line."""
     if not path.exists():
         return []
     try:
@@ -81,13 +75,13 @@ def read_records(path: Path) -> list[BenchmarkRecord]:
         try:
             records.append(_LINE.validate_json(line))
         except ValidationError as error:
-            where = ".".join(map(str, error.errors()[0]["loc"])) or "the line"
-            raise UserError(f"{path}, line {number}: {where}: {error.errors()[0]['msg']}; mend or remove it") from None
+            key = ".".join(map(str, error.errors()[0]["loc"])) or "the line"
+            raise UserError(f"{path}, line {number}: {key}: {error.errors()[0]['msg']}; fix or remove it") from None
     return records
 
 
 def append_record(path: Path, record: BenchmarkRecord) -> None:
-    """Adds a line in one piece, so that several runs may do so at a time. Raises UserError."""
+    """Appends a line in one write, so that several runs can append at a time. Raises UserError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
@@ -97,9 +91,9 @@ def append_record(path: Path, record: BenchmarkRecord) -> None:
 
 
 def config_digest(config: TrainConfig) -> str:
-    """Twelve hexadecimal digits, the same wherever the files lie and whatever the seed.
+    """Returns twelve hexadecimal digits that do not depend on paths, seed and machine.
 
-    Keys at their defaults do not count: a key that is new in a later version leaves the digest as it was.
+    Keys with default values are left out, so that a key added in a later version does not change the digest.
     """
     values = config.model_dump(mode="json", exclude_defaults=True)
     for key in _NEUTRAL_KEYS:
@@ -110,7 +104,7 @@ def config_digest(config: TrainConfig) -> str:
 
 
 def changed_settings(settings: Sequence[str]) -> tuple[str, ...]:
-    """The settings that make it another recipe, sorted."""
+    """Returns the settings that change the recipe, sorted."""
     return tuple(sorted(setting for setting in settings if not matches_any(setting.partition("=")[0], _NEUTRAL_KEYS)))
 
 
@@ -126,9 +120,9 @@ PUBLISHED_SOURCES = {
 
 
 class PublishedMethod(StrictModel):
-    """Top-1 accuracies in % of one method on one suite, by imbalance, from one kind of source.
+    """Top-1 accuracy in % of a method on a suite, by imbalance, from one kind of source.
 
-    `recipe` is ours that they stand beside, if there is one; `selection` says how their epoch was chosen, if we know.
+    `recipe` is the corresponding recipe of this project, if any; `selection` is the choice of epoch, if known.
     """
 
     suite: str
@@ -140,13 +134,13 @@ class PublishedMethod(StrictModel):
 
 
 class Published(StrictModel):
-    """The whole file."""
+    """Schema of the file of published results."""
 
     figures: tuple[PublishedMethod, ...]
 
 
 def read_published(path: Path) -> tuple[PublishedMethod, ...]:
-    """The figures of a file. Raises UserError naming the key at fault."""
+    """Reads published results. Raises UserError naming the invalid key."""
     return load_config(path, Published).figures
 
 
@@ -154,7 +148,7 @@ _SOURCE_FOLDERS = ("facelt", "recordio_tools", "configs")
 
 
 def machine_name(device: str) -> str:
-    """The GPU's name, or the processor's with its number of cores."""
+    """Returns the name of the GPU, or of the processor with its number of cores."""
     if device == "cuda":
         import torch
 
@@ -168,10 +162,10 @@ def machine_name(device: str) -> str:
 
 
 def source_commit(checkout: Path) -> str:
-    """The commit's first ten digits, with `+changes` where the sources differ from it; `unknown` without git."""
+    """Returns ten digits of the commit, with `+changes` for modified sources; `unknown` without git."""
 
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(checkout), *words]
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(checkout), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:

@@ -1,11 +1,4 @@
-"""How long a run took in all, over every time it was taken up.
-
-The recipes of the suites: configs/SUITE/RECIPE.yaml, beside the base.yaml that a suite's recipes share.
-
-One run of a recipe: trained by the trainer, tested on the test split, recorded.
-
-A recipe shortened to what a CPU does in minutes: it says that everything works, and nothing about accuracy.
-"""
+"""Benchmark runs: recipes of the suites, training and testing, run time, and smoke tests."""
 
 import difflib
 import json
@@ -28,26 +21,26 @@ from recordio_tools.atomic_io import write_text
 
 @contextmanager
 def timed_session(path: Path) -> Iterator[None]:
-    """Adds the block's seconds to those in the file, also where it ends by a mistake or by a signal.
+    """Appends the seconds of the block to the file, also after an exception or a signal.
 
-    A process that is killed cannot: the file then says that a sitting was never closed, and the sum stays unknown.
+    A killed process leaves an unfinished session (null) in the file, and the total stays unknown.
     """
-    earlier = _read(path)
+    earlier = _read_sessions(path)
     write_text(path, json.dumps([*earlier, None]))
-    began = time.perf_counter()
+    start = time.perf_counter()
     try:
         yield
     finally:
-        write_text(path, json.dumps([*earlier, time.perf_counter() - began]))
+        write_text(path, json.dumps([*earlier, time.perf_counter() - start]))
 
 
 def total_minutes(path: Path) -> float | None:
-    """The sum of all sittings; None where one of them was never closed."""
-    seconds = _read(path)
+    """Returns the minutes of all sessions; None if one of them was killed."""
+    seconds = _read_sessions(path)
     return None if None in seconds else sum(seconds) / 60
 
 
-def _read(path: Path) -> list[float | None]:
+def _read_sessions(path: Path) -> list[float | None]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
@@ -56,7 +49,7 @@ _BASE_FILE = "base.yaml"
 
 @dataclass(frozen=True)
 class Recipe:
-    """A file and the names it goes by."""
+    """A recipe, configs/SUITE/NAME.yaml; the recipes of a suite share its base.yaml."""
 
     suite: str
     name: str
@@ -64,12 +57,12 @@ class Recipe:
 
     @property
     def title(self) -> str:
-        """How a user calls it: SUITE/RECIPE."""
+        """SUITE/NAME, as on the command line."""
         return f"{self.suite}/{self.name}"
 
 
 def all_recipes(configs: Path) -> list[Recipe]:
-    """Every recipe of every suite, by name; a folder without a base.yaml is no suite."""
+    """Returns the recipes of all suites, sorted by name; a suite is a folder with a base.yaml."""
     suites = sorted(base.parent for base in configs.glob(f"*/{_BASE_FILE}"))
     return [
         Recipe(suite.name, path.stem, path)
@@ -80,28 +73,28 @@ def all_recipes(configs: Path) -> list[Recipe]:
 
 
 def find_recipe(configs: Path, title: str) -> Recipe:
-    """The recipe of that name. Raises UserError with the nearest names where there is none."""
-    known = {recipe.title: recipe for recipe in all_recipes(configs)}
-    if title in known:
-        return known[title]
-    # A name without its suite, or one that is slightly off.
-    near = [name for name in known if name.endswith(f"/{title}")] or difflib.get_close_matches(title, known, n=3)
-    meant = f"did you mean {', '.join(near)}?" if near else f"there are: {', '.join(known) or 'none'}"
-    raise UserError(f"{title}: no such recipe; {meant}")
+    """Returns a recipe by its title. Raises UserError with the nearest titles."""
+    recipes = {recipe.title: recipe for recipe in all_recipes(configs)}
+    if title in recipes:
+        return recipes[title]
+    # The suite is missing, or the name is misspelt.
+    near = [name for name in recipes if name.endswith(f"/{title}")] or difflib.get_close_matches(title, recipes, n=3)
+    hint = f"did you mean {', '.join(near)}?" if near else f"there are: {', '.join(recipes) or 'none'}"
+    raise UserError(f"{title}: no such recipe; {hint}")
 
 
 def imbalance_of(config: TrainConfig) -> float | None:
-    """The largest class over the smallest, of data that are made so; None of others."""
+    """Returns the size of the largest class over the smallest for synthetic imbalance, else None."""
     return getattr(config.data, "imbalance", None)
 
 
-RESULT_FILE, _SESSIONS_FILE = "result.json", "sittings.json"
+RESULT_FILE, _SESSIONS_FILE = "result.json", "sessions.json"
 _OWN_OPTIONS = {"out": "--out", "seed": "--seeds", "device": "--device", "data.imbalance": "--imbalance"}
 
 
 @dataclass(frozen=True)
 class BenchmarkRun:
-    """A recipe as a user wants it run; the seed is given to each run."""
+    """A recipe with the user's settings; it is run once per seed."""
 
     recipe: Recipe
     settings: tuple[str, ...]
@@ -111,21 +104,22 @@ class BenchmarkRun:
     commit: str
 
     def config(self, seed: int) -> TrainConfig:
-        """The configuration of the run with that seed, each in a folder of its own. Raises UserError."""
+        """Returns the configuration for a seed; each run has a separate folder. Raises UserError."""
         for setting in self.settings:
             key = setting.partition("=")[0]
             if key in _OWN_OPTIONS:
-                raise UserError(f"--set {setting}: give {_OWN_OPTIONS[key]} instead")
-        own = [f"seed={seed}"]
-        own += [] if self.device is None else [f"device={self.device}"]
-        own += [] if self.imbalance is None else [f"data.imbalance={self.imbalance}"]
-        config = load_config(self.recipe.path, TrainConfig, [*self.settings, *own])
-        folder = f"{_words(imbalance_of(config))}_{config_digest(config)}"
+                raise UserError(f"--set {setting}: use {_OWN_OPTIONS[key]} instead")
+        overrides = [*self.settings, f"seed={seed}"]
+        overrides += [] if self.device is None else [f"device={self.device}"]
+        overrides += [] if self.imbalance is None else [f"data.imbalance={self.imbalance}"]
+        config = load_config(self.recipe.path, TrainConfig, overrides)
+        imbalance = imbalance_of(config)
+        folder = f"{'data' if imbalance is None else f'if{imbalance:g}'}_{config_digest(config)}"
         out = self.out / self.recipe.suite / self.recipe.name / folder / f"seed{seed}"
         return config.model_copy(update={"out": out})
 
-    def origin(self, config: TrainConfig) -> dict:
-        """What every record of the run says of where it comes from."""
+    def info(self, config: TrainConfig) -> dict:
+        """Returns the fields that all records of the run share."""
         return {
             "suite": self.recipe.suite,
             "recipe": self.recipe.name,
@@ -140,27 +134,27 @@ class BenchmarkRun:
 
 
 def require_fresh(configs: Sequence[TrainConfig]) -> None:
-    """Raises UserError where one of the folders holds a run already."""
+    """Raises UserError if one of the folders already holds a run."""
     for config in configs:
         if (config.out / "config.yaml").exists():
-            raise UserError(f"{config.out}: already holds a run; add --resume to go on, or choose another --out")
+            raise UserError(f"{config.out}: already holds a run; add --resume to continue it, or choose another --out")
 
 
 def read_result(config: TrainConfig) -> RunRecord | None:
-    """The record of a run that is over; None while it is not. Raises UserError where it cannot be read."""
+    """Reads the record of a finished run; None for other runs. Raises UserError if it cannot be read."""
     path = config.out / RESULT_FILE
     if not path.exists():
         return None
     try:
         return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise UserError(f"{path}: no record of a run; remove it and add --resume to test the model again") from None
+        raise UserError(f"{path}: not a benchmark record; remove it and add --resume to test the model again") from None
 
 
-def run_benchmark(trial: BenchmarkRun, config: TrainConfig) -> RunRecord:
-    """Trains, or goes on with what is in the folder; then tests the model that the last stage hands on.
+def run_benchmark(benchmark: BenchmarkRun, config: TrainConfig) -> RunRecord:
+    """Trains the recipe, or continues the run in the folder, and tests the model of the last stage.
 
-    Raises UserError, and Interrupted, with the state saved, once a signal asks for it.
+    Raises UserError; raises Interrupted, with a checkpoint saved, after SIGTERM or SIGINT.
     """
     from facelt.training.run import run
 
@@ -168,7 +162,7 @@ def run_benchmark(trial: BenchmarkRun, config: TrainConfig) -> RunRecord:
         run(config, resume=True)
         accuracy, chosen = evaluate_on_test(config)
     record = RunRecord(
-        **trial.origin(config),
+        **benchmark.info(config),
         overall=accuracy.overall,
         many=accuracy.many,
         medium=accuracy.medium,
@@ -181,7 +175,7 @@ def run_benchmark(trial: BenchmarkRun, config: TrainConfig) -> RunRecord:
 
 
 def evaluate_on_test(config: TrainConfig):
-    """The accuracy of the finished run on its test split, and which epoch's weights these are."""
+    """Returns the test accuracy of a finished run, and its epoch in words."""
     from facelt.distributed.launch import resolve_device
     from facelt.evaluation.evaluate import closed_set_accuracy
     from facelt.inference.model import load_model
@@ -192,27 +186,23 @@ def evaluate_on_test(config: TrainConfig):
     return closed_set_accuracy(model, "test", "paper", batch=512, workers=config.data.workers), chosen
 
 
-def _words(imbalance: float | None) -> str:
-    return "data" if imbalance is None else f"if{imbalance:g}"
-
-
 _SMOKE_EPOCHS = 1
 
 
-def shorten_recipe(config: TrainConfig, out: Path, most: int = _SMOKE_EPOCHS) -> TrainConfig:
-    """The same run with so few epochs a stage, warm-up in proportion, the network in bfloat16, every step logged."""
+def shorten_recipe(config: TrainConfig, out: Path) -> TrainConfig:
+    """Returns a smoke test's configuration: one epoch per stage, proportional warm-up, bfloat16, all steps logged."""
     values = config.model_dump()
     for stage in values["stages"]:
-        epochs = min(stage["epochs"], most)
+        epochs = min(stage["epochs"], _SMOKE_EPOCHS)
         stage["schedule"]["warmup_epochs"] *= epochs / max(stage["epochs"], 1)
         stage["epochs"] = epochs
     return TrainConfig.model_validate({**values, "out": out, "precision": "bf16", "log_every": 1})
 
 
-def run_smoke(trial: BenchmarkRun, config: TrainConfig, say: Callable[[str], None]) -> SmokeRecord:
-    """Trains the shortened recipe in a folder that goes again, says each stage's losses, and tests it once.
+def run_smoke_test(benchmark: BenchmarkRun, config: TrainConfig, echo: Callable[[str], None]) -> SmokeRecord:
+    """Trains the shortened recipe in a temporary folder, tests it once, and prints the losses of each stage by `echo`.
 
-    Raises UserError where a loss was not finite or did not fall; Interrupted as training does.
+    Raises UserError if a loss is not finite or does not decrease; Interrupted as training does.
     """
     from facelt.training.run import run
 
@@ -225,33 +215,32 @@ def run_smoke(trial: BenchmarkRun, config: TrainConfig, say: Callable[[str], Non
     for stage in short.stages:
         if stage.name in losses:
             first, last = losses[stage.name]
-            say(f"{stage.name}: loss {first:.4f} at its beginning, {last:.4f} at its end")
+            echo(f"{stage.name}: loss {first:.4f} at the start, {last:.4f} at the end")
         else:
-            say(f"{stage.name}: no steps, no loss")
+            echo(f"{stage.name}: no steps, no loss")
     if skipped:
-        raise UserError(f"{trial.recipe.title}: a loss or gradient was not finite ({skipped[0]})")
+        raise UserError(f"{benchmark.recipe.title}: a loss or gradient was not finite ({skipped[0]})")
     for stage, (first, last) in losses.items():
         if not (math.isfinite(first) and math.isfinite(last) and last < first):
-            fall = f"the loss of the stage {stage} does not fall ({first:g} to {last:g})"
-            raise UserError(f"{trial.recipe.title}: {fall}")
-    return SmokeRecord(**trial.origin(config), losses=losses)
+            problem = f"the loss of the stage {stage} does not decrease ({first:g} to {last:g})"
+            raise UserError(f"{benchmark.recipe.title}: {problem}")
+    return SmokeRecord(**benchmark.info(config), losses=losses)
 
 
 def first_and_last_losses(run: Path) -> dict[str, tuple[float, float]]:
-    """Of each stage that took steps the mean loss of its first and of its last quarter: single batches differ.
+    """Returns the mean loss of the first and the last quarter of each stage's steps.
 
-    Where a stage's steps are of several levels, by the figure `level`, it is the mean of each level's: every level is a
-    task of its own.
+    If steps have several levels, by the logged `level`, these are means over the levels, which are separate tasks.
     """
     by_level: dict[str, dict[float, list[float]]] = {}
     for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        figures = json.loads(line)
-        if "loss" in figures:
-            levels = by_level.setdefault(figures["stage"], {})
-            levels.setdefault(figures.get("level", 0.0), []).append(figures["loss"])
-    found = {}
+        values = json.loads(line)
+        if "loss" in values:
+            levels = by_level.setdefault(values["stage"], {})
+            levels.setdefault(values.get("level", 0.0), []).append(values["loss"])
+    losses_by_stage = {}
     for stage, levels in by_level.items():
         quarters = [(losses, max(len(losses) // 4, 1)) for losses in levels.values()]
         first = fmean(fmean(losses[:quarter]) for losses, quarter in quarters)
-        found[stage] = (first, fmean(fmean(losses[-quarter:]) for losses, quarter in quarters))
-    return found
+        losses_by_stage[stage] = (first, fmean(fmean(losses[-quarter:]) for losses, quarter in quarters))
+    return losses_by_stage

@@ -1,4 +1,4 @@
-"""From records to the rows of the table: runs of one recipe with one configuration make a row."""
+"""Benchmark table: a row for each recipe and configuration, from records and published results."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ _BANDS = ("many", "medium", "few")
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A recipe as it stands in the table whether it was run or not."""
+    """A recipe and an imbalance that the table lists even without a run."""
 
     suite: str
     recipe: str
@@ -24,22 +24,21 @@ class PlannedRun:
 
 
 def planned_recipes(configs: Path) -> list[PlannedRun]:
-    """Every recipe of every suite at the imbalance it names. Raises UserError where one is no recipe."""
+    """Returns the recipes of all suites at their imbalance. Raises UserError for an invalid recipe."""
     return [
-        PlannedRun(one.suite, one.name, imbalance_of(load_config(one.path, TrainConfig)))
-        for one in all_recipes(configs)
+        PlannedRun(recipe.suite, recipe.name, imbalance_of(load_config(recipe.path, TrainConfig)))
+        for recipe in all_recipes(configs)
     ]
 
 
-def plan_runs(recipes: Iterable[PlannedRun], published: Iterable[PublishedMethod]) -> list[PlannedRun]:
-    """Each recipe at its own imbalance, and at those of published figures."""
-    recipes = list(recipes)
-    known = {(one.suite, one.recipe) for one in recipes}
+def plan_runs(recipes: Sequence[PlannedRun], published: Iterable[PublishedMethod]) -> list[PlannedRun]:
+    """Returns each recipe at its own imbalance and at those of published results."""
+    titles = {(recipe.suite, recipe.recipe) for recipe in recipes}
     at_published = [
-        PlannedRun(one.suite, one.recipe, imbalance)
-        for one in published
-        if one.recipe is not None and (one.suite, one.recipe) in known
-        for imbalance in one.accuracy
+        PlannedRun(method.suite, method.recipe, imbalance)
+        for method in published
+        if (method.suite, method.recipe) in titles
+        for imbalance in method.accuracy
     ]
     return list(dict.fromkeys([*recipes, *at_published]))
 
@@ -47,10 +46,9 @@ def plan_runs(recipes: Iterable[PlannedRun], published: Iterable[PublishedMethod
 def build_rows(
     records: Sequence[BenchmarkRecord], planned: Iterable[PlannedRun], published: Sequence[PublishedMethod]
 ) -> list[BenchmarkRow]:
-    """A row for every configuration that was run, and for every planned recipe that was not.
+    """Returns a row for each configuration that was run, and for each planned run without records.
 
-    Of two records of one configuration and seed the later counts. The published figures stand beside the recipe as it
-    is, not beside one with settings of the user's own.
+    The last record of a configuration and seed counts. Published results are only listed with unchanged recipes.
     """
     runs: dict[tuple, dict[int, RunRecord]] = {}
     smokes: dict[tuple, SmokeRecord] = {}
@@ -60,21 +58,24 @@ def build_rows(
             smokes[key] = record
         else:
             runs.setdefault((*key, record.config), {})[record.seed] = record
-    found = [_run_row(list(by_seed.values()), published) for by_seed in runs.values()]
+    rows = [_run_row(list(by_seed.values()), published) for by_seed in runs.values()]
     done = {key[:4] for key in runs}
-    wanted = [(one.suite, one.recipe, one.imbalance, ()) for one in planned]
-    missing = [key for key in dict.fromkeys([*wanted, *smokes]) if key not in done]
-    found += [_missing_row(key, smokes.get(key), published) for key in missing]
-    return sorted(found, key=lambda row: (row.suite, -(row.imbalance or 0), row.recipe, row.settings))
+    planned_keys = [(run.suite, run.recipe, run.imbalance, ()) for run in planned]
+    missing = [key for key in dict.fromkeys([*planned_keys, *smokes]) if key not in done]
+    rows += [_missing_row(key, smokes.get(key), published) for key in missing]
+    return sorted(rows, key=lambda row: (row.suite, -(row.imbalance or 0), row.recipe, row.settings))
 
 
-def unmatched_figures(
+def unmatched_results(
     recipes: Iterable[PlannedRun], published: Iterable[PublishedMethod]
 ) -> list[tuple[str, PublishedResult]]:
-    """(suite, figure) of every published figure without a recipe of ours."""
-    known = {(one.suite, one.recipe) for one in recipes}
+    """Returns (suite, result) for each published result without a recipe."""
+    titles = {(recipe.suite, recipe.recipe) for recipe in recipes}
     return [
-        (one.suite, figure) for one in published if (one.suite, one.recipe) not in known for figure in _figures(one)
+        (method.suite, result)
+        for method in published
+        if (method.suite, method.recipe) not in titles
+        for result in _results(method)
     ]
 
 
@@ -88,13 +89,13 @@ def _run_row(records: list[RunRecord], published: Sequence[PublishedMethod]) -> 
         imbalance=first.imbalance,
         settings=first.settings,
         seeds=tuple(record.seed for record in records),
-        overall=_figure([record.overall for record in records]),
-        bands={band: _figure([getattr(record, band) for record in records]) for band in _BANDS},
+        overall=_mean_and_std([record.overall for record in records]),
+        bands={band: _mean_and_std([getattr(record, band) for record in records]) for band in _BANDS},
         minutes=None if None in times else statistics.fmean(times),
-        machines=_each(f"{record.machine}, torch {record.torch}" for record in records),
-        commits=_each(record.commit for record in records),
-        chosen=_each(record.chosen for record in records),
-        published=_beside(first.suite, first.recipe, first.imbalance, first.settings, published),
+        machines=_distinct(f"{record.machine}, torch {record.torch}" for record in records),
+        commits=_distinct(record.commit for record in records),
+        chosen=_distinct(record.chosen for record in records),
+        published=_published_results(first.suite, first.recipe, first.imbalance, first.settings, published),
     )
 
 
@@ -106,32 +107,35 @@ def _missing_row(key: tuple, smoke: SmokeRecord | None, published: Sequence[Publ
         imbalance=imbalance,
         settings=settings,
         smoke=None if smoke is None else smoke.commit,
-        published=_beside(suite, recipe, imbalance, settings, published),
+        published=_published_results(suite, recipe, imbalance, settings, published),
     )
 
 
-def _figure(values: list[float | None]) -> MeanStd | None:
-    """Mean and sample standard deviation, which one value alone has not."""
+def _mean_and_std(values: list[float | None]) -> MeanStd | None:
     if None in values:
         return None
     return MeanStd(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
-def _beside(
+def _published_results(
     suite: str, recipe: str, imbalance: float | None, settings: tuple, published: Sequence[PublishedMethod]
 ) -> tuple[PublishedResult, ...]:
-    if settings:
-        return ()
-    own = [one for one in published if (one.suite, one.recipe) == (suite, recipe)]
-    return tuple(figure for one in own for figure in _figures(one) if figure.imbalance == imbalance)
+    """Published results of an unchanged recipe at this imbalance."""
+    return tuple(
+        result
+        for method in published
+        if not settings and (method.suite, method.recipe) == (suite, recipe)
+        for result in _results(method)
+        if result.imbalance == imbalance
+    )
 
 
-def _figures(one: PublishedMethod) -> list[PublishedResult]:
+def _results(method: PublishedMethod) -> list[PublishedResult]:
     return [
-        PublishedResult(one.method, imbalance, accuracy, one.source, one.selection)
-        for imbalance, accuracy in one.accuracy.items()
+        PublishedResult(method.method, imbalance, accuracy, method.source, method.selection)
+        for imbalance, accuracy in method.accuracy.items()
     ]
 
 
-def _each(values: Iterable[str]) -> tuple[str, ...]:
+def _distinct(values: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(values))

@@ -1,37 +1,41 @@
-"""`facelt bench`: a recipe of a suite with several seeds, and the table of results in docs/benchmarks.md."""
+"""`facelt bench`: benchmark runs of a recipe over seeds, and the results in docs/benchmarks.md."""
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from facelt.errors import UserError
 from facelt.utils.cli import set_openmp_wait_policy
 
+if TYPE_CHECKING:
+    from facelt.benchmarking.run import BenchmarkRun
+
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
-RECORDS, PUBLISHED, PAGE = "benchmarks.jsonl", "published.yaml", "benchmarks.md"
+_RECORDS, _PUBLISHED, _PAGE = "benchmarks.jsonl", "published.yaml", "benchmarks.md"
 
 
 def bench(
-    name: Annotated[str | None, typer.Argument(help="SUITE/RECIPE; without it only the table is written.")] = None,
-    seeds: Annotated[str, typer.Option(help="One run each: 0,1,2.")] = "0",
-    imbalance: Annotated[float | None, typer.Option(min=1, help="Largest class over the smallest.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda, where not the recipe's.")] = None,
+    name: Annotated[str | None, typer.Argument(help="SUITE/RECIPE; without it, only the table is written.")] = None,
+    seeds: Annotated[str, typer.Option(help="One run per seed: 0,1,2.")] = "0",
+    imbalance: Annotated[float | None, typer.Option(min=1, help="Size of the largest class over the smallest.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default that of the recipe.")] = None,
     set_: Annotated[list[str], typer.Option("--set", help="Override a key of the recipe.")] = [],  # noqa: B006
-    out: Annotated[Path, typer.Option(help="The folder for the runs.")] = Path("runs/bench"),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is missing.")] = False,
-    smoke: Annotated[bool, typer.Option("--smoke", help="One epoch a stage on the CPU: does it work?")] = False,
-    commit: Annotated[str | None, typer.Option(help="Of the sources, for a copy without git.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs/bench"),
+    resume: Annotated[bool, typer.Option("--resume", help="Keep finished runs and continue interrupted ones.")] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Only test the recipe: one epoch per stage, on the CPU.")
+    ] = False,
+    commit: Annotated[str | None, typer.Option(help="Commit of the sources, for a copy without git.")] = None,
 ) -> None:
-    """Train a recipe, test it, record the figures, and write the table of all of them.
+    """Train and test a recipe, record the results, and write the table of all results.
 
-    Runs lie in OUT/SUITE/RECIPE; with --resume finished ones are kept and broken ones go on. Each run adds a line to
-    docs/benchmarks.jsonl, and docs/benchmarks.md is written from that file alone.
+    Runs are written to OUT/SUITE/RECIPE. Each run adds a line to docs/benchmarks.jsonl, the source of docs/benchmarks.md.
     """
     docs, configs = CHECKOUT / "docs", CHECKOUT / "configs"
     if not configs.is_dir():
-        raise UserError(f"{configs}: is absent; run the benchmarks in a checkout of the project")
+        raise UserError(f"{configs}: does not exist; run the benchmarks in a checkout of the project")
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError("bench: runs in one process; under torchrun use facelt train")
     if name is not None:
@@ -39,62 +43,62 @@ def bench(
         from facelt.benchmarking.records import source_commit
         from facelt.benchmarking.run import BenchmarkRun, find_recipe
 
-        recipe = find_recipe(configs, name)
-        where = "cpu" if smoke else device
-        trial = BenchmarkRun(recipe, tuple(set_), imbalance, where, out, commit or source_commit(CHECKOUT))
-        chosen = _seeds(seeds)
+        recipe, device = find_recipe(configs, name), "cpu" if smoke else device
+        benchmark = BenchmarkRun(recipe, tuple(set_), imbalance, device, out, commit or source_commit(CHECKOUT))
         if smoke:
-            _smoke(trial, chosen[0], docs / RECORDS)
-        elif not _runs(trial, chosen, docs / RECORDS, resume):
+            _run_smoke_test(benchmark, _parse_seeds(seeds)[0], docs / _RECORDS)
+        elif not _run_seeds(benchmark, _parse_seeds(seeds), docs / _RECORDS, resume):
             return
     typer.echo(f"table: {_write_page(docs, configs)}")
 
 
-def _seeds(text: str) -> list[int]:
+def _parse_seeds(text: str) -> list[int]:
     parts = text.split(",")
     if not all(part.isascii() and part.isdecimal() for part in parts):
-        raise UserError(f"--seeds {text}: expected numbers with commas between them, such as 0,1,2")
+        raise UserError(f"--seeds {text}: expected numbers separated by commas, such as 0,1,2")
     return list(dict.fromkeys(map(int, parts)))
 
 
-def _smoke(trial, seed: int, records: Path) -> None:
+def _run_smoke_test(benchmark: "BenchmarkRun", seed: int, records: Path) -> None:
     from facelt.benchmarking.records import append_record
-    from facelt.benchmarking.run import run_smoke
+    from facelt.benchmarking.run import run_smoke_test
 
-    append_record(records, run_smoke(trial, trial.config(seed), typer.echo))
-    typer.echo(f"{trial.recipe.title}: smoke test passed; the full recipe was not run")
+    append_record(records, run_smoke_test(benchmark, benchmark.config(seed), typer.echo))
+    typer.echo(f"{benchmark.recipe.title}: smoke test passed; the full recipe was not run")
 
 
-def _runs(trial, seeds: list[int], records: Path, resume: bool) -> bool:
-    """One run a seed; False where a signal stopped them."""
+def _run_seeds(benchmark: "BenchmarkRun", seeds: list[int], records: Path, resume: bool) -> bool:
+    """Runs the recipe once per seed; returns False if it was interrupted."""
     from facelt.benchmarking.records import append_record, read_records
     from facelt.benchmarking.run import read_result, require_fresh, run_benchmark
     from facelt.distributed.launch import Interrupted
 
-    configs = [trial.config(seed) for seed in seeds]
+    configs = [benchmark.config(seed) for seed in seeds]
     if not resume:
         require_fresh(configs)
     known = read_records(records)
     for config in configs:
         record = read_result(config)
         try:
-            record = record or run_benchmark(trial, config)
+            record = record or run_benchmark(benchmark, config)
         except Interrupted:
-            typer.echo(f"stopped as asked, the state is saved: {config.out}; go on with --resume")
+            typer.echo(f"interrupted; checkpoint saved in {config.out}, continue with --resume")
             return False
         if record not in known:
             append_record(records, record)
-        typer.echo(f"{trial.recipe.title}, seed {config.seed}: {100 * record.overall:.2f}% of the test images")
+        typer.echo(
+            f"{benchmark.recipe.title}, seed {config.seed}: accuracy {100 * record.overall:.2f}% on the test split"
+        )
     return True
 
 
 def _write_page(docs: Path, configs: Path) -> Path:
     from facelt.benchmarking.records import PUBLISHED_SOURCES, read_published, read_records
-    from facelt.benchmarking.table import build_rows, plan_runs, planned_recipes, unmatched_figures
+    from facelt.benchmarking.table import build_rows, plan_runs, planned_recipes, unmatched_results
     from facelt.report.benchmarks import benchmarks_page
     from recordio_tools.atomic_io import write_text
 
-    recipes, published = planned_recipes(configs), read_published(docs / PUBLISHED)
-    found = build_rows(read_records(docs / RECORDS), plan_runs(recipes, published), published)
-    write_text(docs / PAGE, benchmarks_page(found, unmatched_figures(recipes, published), PUBLISHED_SOURCES))
-    return docs / PAGE
+    recipes, published = planned_recipes(configs), read_published(docs / _PUBLISHED)
+    rows = build_rows(read_records(docs / _RECORDS), plan_runs(recipes, published), published)
+    write_text(docs / _PAGE, benchmarks_page(rows, unmatched_results(recipes, published), PUBLISHED_SOURCES))
+    return docs / _PAGE

@@ -1,4 +1,4 @@
-"""`facelt embed`: images to an embedding store, with a trained model."""
+"""`facelt embed`: embedding of images into a store."""
 
 import os
 from pathlib import Path
@@ -11,26 +11,30 @@ from facelt.utils.cli import set_openmp_wait_policy
 
 
 def embed(
-    checkpoint: Annotated[Path, typer.Option(help="A run's folder, or a stage's folder in it.")],
-    images: Annotated[Path, typer.Option(help="A .rec, a folder of images, a list of paths (with --root), or one.")],
-    out: Annotated[Path, typer.Option(help="The embedding store to write.")],
-    root: Annotated[Path | None, typer.Option(help="The folder the paths of a list lie in.")] = None,
-    manifest: Annotated[Path | None, typer.Option(help="A selection of the .rec, as `sample` writes one.")] = None,
-    batch: Annotated[int, typer.Option(min=1)] = 128,
-    workers: Annotated[int, typer.Option(min=0)] = 1,
+    checkpoint: Annotated[Path, typer.Option(help="Run folder, or a stage's folder in it.")],
+    images: Annotated[Path, typer.Option(help="A .rec, a folder, a list of paths (with --root), or one image.")],
+    out: Annotated[Path, typer.Option(help="Embedding store to write.")],
+    root: Annotated[Path | None, typer.Option(help="Folder of a list's paths.")] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="Selection of a .rec's images, as written by `recordio_tools sample`.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 128,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    dtype: Annotated[Literal["float16", "float32"], typer.Option(help="How embeddings are stored.")] = "float16",
-    max_bad_images: Annotated[int, typer.Option(min=0, help="Leave out up to this many unusable images.")] = 0,
-    align: Annotated[str | None, typer.Option(help="For photographs: yunet:FILE.onnx or insightface:ROOT.")] = None,
-    faces: Annotated[Literal["largest", "all"], typer.Option(help="With --align: of each photograph.")] = "largest",
-    people: Annotated[Literal["folder", "file"], typer.Option(help="With --align: what names a person.")] = "folder",
-    min_score: Annotated[float | None, typer.Option(min=0, max=1, help="With --align: a face's least score.")] = None,
+    dtype: Annotated[Literal["float16", "float32"], typer.Option(help="Type of the stored embeddings.")] = "float16",
+    max_bad_images: Annotated[int, typer.Option(min=0, help="Unusable images to leave out before giving up.")] = 0,
+    align: Annotated[str | None, typer.Option(help="Align photographs by yunet:FILE.onnx or insightface:ROOT.")] = None,
+    faces: Annotated[
+        Literal["largest", "all"], typer.Option(help="With --align: faces to embed of each photograph.")
+    ] = "largest",
+    people: Annotated[Literal["folder", "file"], typer.Option(help="With --align: names of identities.")] = "folder",
+    min_score: Annotated[float | None, typer.Option(min=0, max=1, help="With --align: lowest detection score.")] = None,
 ) -> None:
-    """Embed images: every kind the model makes, flip-averaged; an interrupted run goes on where it stopped.
+    """Embed images: every kind of embedding the model makes, flip-averaged. An interrupted run is resumed.
 
-    Under torchrun every process takes a share of the images, all into one store. With --align photographs are aligned
-    on the way, as `facelt align` does; those without a face are told and left out; the store has each face's quality.
-    Every process of torchrun looks for the faces of all of them: for large sets run `facelt align --workers` first.
+    Under torchrun the processes share the images and write one store. With --align, photographs are aligned first, as
+    by `facelt align`; those without a face are listed and left out, and the store has the quality of each face. Every
+    process of torchrun detects the faces of all photographs: for large sets run `facelt align --workers` first.
     """
     set_openmp_wait_policy(device)
     from facelt.alignment.photographs import find_photographs
@@ -42,22 +46,22 @@ def embed(
     from facelt.store.store import META_FILE, read_meta
     from recordio_tools.progress import progress_bars
 
-    first = os.environ.get("RANK", "0") == "0"
+    is_leader = os.environ.get("RANK", "0") == "0"
     model = load_model(checkpoint, resolve_device(device))
     left_out: dict[str, str] = {}
     if align is None:
         source = open_image_source(images, model.config, root=root, manifest=manifest)
     else:
         if manifest is not None:
-            raise UserError(f"--manifest {manifest}: selects records of a .rec, and --align takes photographs")
+            raise UserError(f"--manifest {manifest}: only applies to .rec files, and --align takes photographs")
         terms = Terms(align, min_score, faces == "all", model.config.data.max_pixels)
         photographs = find_photographs(images, root=root, people=people)
-        with progress_bars(first) as progress:
+        with progress_bars(is_leader) as progress:
             source, failed = open_photograph_source(photographs, terms, model.config.data.image_size, workers, progress)
         left_out = {failure.photograph.name: failure.reason for failure in failed}
-    for name, reason in left_out.items() if first else ():
+    for name, reason in left_out.items() if is_leader else ():
         typer.echo(f"left out {name}: {reason}", err=True)
-    with progress_bars(first) as progress:
+    with progress_bars(is_leader) as progress:
         embed_images(
             model,
             source,
@@ -69,10 +73,10 @@ def embed(
             left_out=left_out,
             progress=progress,
         )
-    if first:
+    if is_leader:
         meta = read_meta(out / META_FILE)
         for name, reason in meta["left_out"].items():
             if name not in left_out:
                 typer.echo(f"left out {name}: {reason}", err=True)
-        lost = f", {len(meta['left_out'])} left out" if meta["left_out"] else ""
-        typer.echo(f"{meta['rows']} images embedded{lost} ({', '.join(meta['kinds'])}): {out}")
+        omitted = f", {len(meta['left_out'])} left out" if meta["left_out"] else ""
+        typer.echo(f"{meta['rows']} images embedded{omitted} ({', '.join(meta['kinds'])}): {out}")

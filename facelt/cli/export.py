@@ -1,4 +1,4 @@
-"""`facelt export`: a trained model in a file that other tools load."""
+"""`facelt export`: export of a trained model as ONNX or safetensors."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,25 +10,29 @@ from facelt.utils.cli import set_openmp_wait_policy
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Option(help="A run's folder, or a stage's folder in it.")],
-    format_: Annotated[Literal["onnx", "safetensors"], typer.Option("--format", help="A graph, or weights alone.")],
+    checkpoint: Annotated[Path, typer.Option(help="Run folder, or a stage's folder in it.")],
+    format_: Annotated[Literal["onnx", "safetensors"], typer.Option("--format", help="A graph, or only weights.")],
     kind: Annotated[
         Literal["direct", "meta"],
-        typer.Option(help="onnx: which embedding. meta has the memory in the graph and reachability as second output."),
+        typer.Option(help="onnx: kind of embedding; meta includes the memory and has reachability as a second output."),
     ] = "direct",
-    mirror: Annotated[
-        bool, typer.Option(help="onnx: average each image with its mirror image, as facelt embed does.")
+    flip: Annotated[
+        bool, typer.Option(help="onnx: average each image with its mirror image, as in facelt embed.")
     ] = True,
     out: Annotated[
-        Path | None, typer.Option(help="The file to write; by default KIND.onnx or network.safetensors in the stage.")
+        Path | None,
+        typer.Option(
+            help="File to write; by default export/KIND.onnx or export/network.safetensors in the stage's folder."
+        ),
     ] = None,
 ) -> None:
-    """Write a model as ONNX, which insightface loads, or its network as safetensors with a JSON card beside it.
+    """Export a model as ONNX, which insightface loads, or its network as safetensors with a JSON card.
 
-    The graph reads `data` [N,3,H,W], RGB, (x - 127.5) / 127.5. Before it gets its name it is compared with the model.
+    The input of the graph is `data` [N,3,H,W], RGB, (x - 127.5) / 127.5. Its outputs are compared with the model's
+    before the file is moved into place.
     """
-    if format_ == "safetensors" and (kind != "direct" or not mirror):
-        raise UserError("--kind, --no-mirror: only of an ONNX file; weights are the network's, however they are used")
+    if format_ == "safetensors" and (kind != "direct" or not flip):
+        raise UserError("--kind, --no-flip: only apply to ONNX; safetensors holds the weights of the network")
     if out is not None and out.suffix != f".{format_}":
         raise UserError(f"--out {out}: must end in .{format_}")
     set_openmp_wait_policy("cpu")
@@ -48,14 +52,16 @@ def export(
 
     path = out or folder / "export" / f"{kind}.onnx"
     model = load_model(folder, torch.device("cpu"))
-    found = export_onnx(model, path, kind, mirror)
+    parity = export_onnx(model, path, kind, flip)
     typer.echo(
-        f"exported: {path} ({kind}, {_megabytes(path)}); beside the model its largest difference is "
-        f"{found.difference:.1e}, the smallest cosine {found.cosine:.7f}"
+        f"exported: {path} ({kind}, {_megabytes(path)}); compared with the model: largest difference "
+        f"{parity.difference:.1e}, smallest cosine {parity.cosine:.7f}"
     )
     if kind == "direct" and not is_insightface_compatible(model.config.data.image_size):
         height, width = model.config.data.image_size
-        typer.echo(f"note: insightface takes no recognition model of {height}x{width}; it wants 112x112", err=True)
+        typer.echo(
+            f"note: insightface does not load recognition models of {height}x{width}; it expects 112x112", err=True
+        )
 
 
 def _megabytes(path: Path) -> str:

@@ -1,120 +1,120 @@
-"""`facelt figures`: the paper's figures of a trained model, as pictures and as the numbers they are drawn from."""
+"""`facelt figures`: the paper's figures of a trained model, as pictures and CSV tables."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from facelt.errors import UserError
 from facelt.utils.cli import set_openmp_wait_policy
 
-IMAGES = {"tsne": 2000, "concepts": 6}
+if TYPE_CHECKING:
+    from facelt.evaluation.figures import FigureModel
+    from facelt.utils.tables import Table
+
+_IMAGES = {"tsne": 2000, "concepts": 6}
 
 
 def figures(
-    figure: Annotated[Literal["tsne", "gain", "concepts"], typer.Argument(help="Which one.")],
-    checkpoint: Annotated[Path, typer.Option(help="A run's folder, or a stage's folder in it.")],
-    out: Annotated[Path, typer.Option(help="The folder for the pictures and their CSV file.")],
-    against: Annotated[Path | None, typer.Option(help="gain: the model to compare with, the plain one.")] = None,
-    split: Annotated[Literal["validation", "test", "open"], typer.Option(help="Which images.")] = "test",
-    kind: Annotated[Literal["direct", "meta", "meta_unit"], typer.Option(help="tsne: which embedding.")] = "direct",
-    images: Annotated[int | None, typer.Option(min=1, help="tsne, concepts: how many, drawn at random.")] = None,
+    figure: Annotated[Literal["tsne", "gain", "concepts"], typer.Argument(help="Figure to draw.")],
+    checkpoint: Annotated[Path, typer.Option(help="Run folder, or a stage's folder in it.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures and their CSV file.")],
+    against: Annotated[Path | None, typer.Option(help="gain: the baseline model.")] = None,
+    split: Annotated[Literal["validation", "test", "open"], typer.Option(help="Split to draw.")] = "test",
+    kind: Annotated[Literal["direct", "meta", "meta_unit"], typer.Option(help="tsne: kind of embedding.")] = "direct",
+    images: Annotated[int | None, typer.Option(min=1, help="tsne, concepts: number of images, sampled.")] = None,
     threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="gain: reject below this probability; the open set joins.")
+        float | None, typer.Option(min=0, max=1, help="gain: reject below this probability, and add the open set.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed draws the same images.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the sample.")] = 0,
     convention: Annotated[
-        Literal["paper", "released"], typer.Option(help="Shots: many > 100, few < 20, or >= 100 and <= 20.")
+        Literal["paper", "released"],
+        typer.Option(help="Shot bands: many > 100 and few < 20 (paper), or >= 100 and <= 20."),
     ] = "paper",
-    batch: Annotated[int, typer.Option(min=1)] = 128,
-    workers: Annotated[int, typer.Option(min=0)] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 128,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
 ) -> None:
-    """Draw a figure: features by t-SNE, the gain in F1 of each class, or the concepts that images call up.
+    """Draw features by t-SNE, the gain in F1 of each class, or the top concepts of images in the memory.
 
-    OLTR's Figures 3, 6 and 7. Each is an SVG, a PNG and a CSV file in the folder.
+    Figures 3, 6 and 7 of OLTR. Each is written as SVG, PNG and CSV.
     """
     if (against is None) == (figure == "gain"):
-        raise UserError("--against: the model that gain compares with; the other figures are of one model")
+        raise UserError("--against: gain needs the model to compare with; the other figures show one model")
     set_openmp_wait_policy(device)
     from facelt.distributed.launch import resolve_device
     from facelt.evaluation.figures import FigureModel
     from facelt.inference.model import load_model
+    from facelt.utils.tables import csv_text
+    from recordio_tools.atomic_io import write_text
 
-    place = resolve_device(device)
-    source, *others = (
-        FigureModel.of(load_model(path, place), batch, workers) for path in (checkpoint, against) if path is not None
-    )
+    paths = [path for path in (checkpoint, against) if path is not None]
+    models = [FigureModel.of(load_model(path, resolve_device(device)), batch, workers) for path in paths]
     if figure == "tsne":
-        table = _tsne(source, split, convention, out / figure, kind=kind, images=images or IMAGES[figure], seed=seed)
+        table = _tsne(models[0], split, convention, out / figure, kind, images or _IMAGES[figure], seed)
     elif figure == "gain":
-        table = _gain(source, others[0], split, convention, out / figure, threshold)
+        table = _gain(*models, split, convention, out / figure, threshold)
     else:
-        table = _concepts(source, split, out / figure, images=images or IMAGES[figure], seed=seed)
-    _write(table, out / f"{figure}.csv")
+        table = _concepts(models[0], split, out / figure, images or _IMAGES[figure], seed)
+    write_text(out / f"{figure}.csv", csv_text(table), "choose another folder with --out")
     typer.echo(f"drawn: {out / figure}.png, .svg and .csv")
 
 
-def _groups(labels, source, convention: str) -> list[str]:
-    """The shot band of each label in words, or that it is of the open set."""
-    from facelt.metrics.classification import SHOT_BANDS
-    from facelt.report.figures import OPEN
-
-    band_C = source.bands(convention)
-    return [OPEN if label < 0 else SHOT_BANDS[band_C[label]] for label in labels]
-
-
-def _tsne(source, split: str, convention: str, path: Path, *, kind: str, images: int, seed: int):
+def _tsne(model: "FigureModel", split: str, convention: str, path: Path, kind: str, images: int, seed: int) -> "Table":
     from facelt.evaluation.figures import embed_in_plane
     from facelt.report.figures import draw_points
     from facelt.utils.tables import Table
 
-    found = embed_in_plane(source, split, kind=kind, images=images, seed=seed)
-    group_N = _groups(found.label_N, source, convention)
-    draw_points(found.position_N2, group_N, path)
-    rows = zip(found.names, found.label_N.tolist(), group_N, *found.position_N2.T.tolist(), strict=True)
+    layout = embed_in_plane(model, split, kind=kind, images=images, seed=seed)
+    group_N = _groups(layout.label_N, model, convention)
+    draw_points(layout.position_N2, group_N, path)
+    rows = zip(layout.names, layout.label_N.tolist(), group_N, *layout.position_N2.T.tolist(), strict=True)
     return Table(("image", "label", "group", "x", "y"), list(rows))
 
 
-def _gain(source, other, split: str, convention: str, path: Path, threshold: float | None):
+def _gain(
+    model: "FigureModel", baseline: "FigureModel", split: str, convention: str, path: Path, threshold: float | None
+) -> "Table":
     from facelt.evaluation.figures import f1_gains
     from facelt.report.figures import draw_gains
     from facelt.utils.tables import Table
 
-    found = f1_gains(source, other, split, threshold)
-    group_K = _groups(found.class_K, source, convention)
-    draw_gains(found.gain_K, group_K, found.count_K, path, other=other.model.card["stage"])
-    columns = (found.f1_K, found.other_f1_K, found.gain_K)
-    figures_K = [[None if value != value else value for value in column.tolist()] for column in columns]
-    rows = zip(found.class_K.tolist(), group_K, found.count_K.tolist(), *figures_K, strict=True)
+    gains = f1_gains(model, baseline, split, threshold)
+    group_K = _groups(gains.class_K, model, convention)
+    draw_gains(gains.gain_K, group_K, gains.count_K, path, other=baseline.model.card["stage"])
+    columns = (gains.f1_K, gains.baseline_f1_K, gains.gain_K)
+    values_K = [[None if value != value else value for value in column.tolist()] for column in columns]
+    rows = zip(gains.class_K.tolist(), group_K, gains.count_K.tolist(), *values_K, strict=True)
     return Table(("class", "group", "training_images", "f1", "f1_against", "gain"), list(rows))
 
 
-def _concepts(source, split: str, path: Path, *, images: int, seed: int):
+def _concepts(model: "FigureModel", split: str, path: Path, images: int, seed: int) -> "Table":
     from facelt.evaluation.figures import top_concepts
     from facelt.report.figures import draw_concepts
     from facelt.utils.tables import Table
 
-    called = top_concepts(source, split, images=images, seed=seed)
-    if not called:
+    results = top_concepts(model, split, images=images, seed=seed)
+    if not results:
         raise UserError(f"--split {split}: none of its images could be read")
     lines, rows = [], []
-    for one in called:
+    for result in results:
         pictures = []
-        for place, concept in enumerate(one.concepts, start=1):
-            picture, distance = concept.nearest or (None, None)
-            pictures.append((picture and picture.image_HW3, f"{concept.coefficient:.3f} {concept.name}"))
-            nearest = (picture and picture.name, distance)
-            called_by = (one.picture.name, one.label, one.name)
-            rows.append((*called_by, place, concept.label, concept.name, concept.coefficient, *nearest))
-        lines.append(((one.picture.image_HW3, one.name), pictures))
+        for rank, concept in enumerate(result.concepts, start=1):
+            image, distance = concept.nearest or (None, None)
+            pictures.append((image and image.image_HW3, f"{concept.coefficient:.3f} {concept.name}"))
+            nearest = (image and image.name, distance)
+            values = (rank, concept.label, concept.name, concept.coefficient, *nearest)
+            rows.append((result.image.name, result.label, result.name, *values))
+        lines.append(((result.image.image_HW3, result.name), pictures))
     draw_concepts(lines, path)
     header = ("image", "label", "name", "place", "class", "class_name", "coefficient", "nearest_image", "distance")
     return Table(header, rows)
 
 
-def _write(table, path: Path) -> None:
-    from facelt.utils.tables import csv_text
-    from recordio_tools.atomic_io import write_text
+def _groups(labels: list[int], model: "FigureModel", convention: str) -> list[str]:
+    """Returns the shot band of each label in words; `open set` for -1."""
+    from facelt.metrics.classification import SHOT_BANDS
+    from facelt.report.figures import OPEN
 
-    write_text(path, csv_text(table), "choose another folder with --out")
+    band_C = model.bands(convention)
+    return [OPEN if label < 0 else SHOT_BANDS[band_C[label]] for label in labels]

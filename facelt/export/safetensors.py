@@ -1,7 +1,4 @@
-"""What an exported file says of itself.
-
-The network alone, as safetensors, and a JSON card beside it that says how to build it and what it reads.
-"""
+"""Safetensors export: the weights of the network, and a JSON card."""
 
 import hashlib
 import json
@@ -18,7 +15,7 @@ INPUT_FORMAT = "RGB, (x - 127.5) / 127.5 for pixels x of 0 to 255"
 
 
 def model_origin(model: TrainedModel) -> dict[str, Any]:
-    """The model a file was made from: the digest of its weights, its stage and its network."""
+    """Returns the provenance of an exported file: the digest of the model's weights, its stage and its network."""
     stage = next(stage for stage in model.config.stages if stage.name == model.card["stage"])
     return {
         "model_sha256": model.weights_sha256,
@@ -38,20 +35,20 @@ NETWORK_SCHEMA = "facelt.network/1"
 
 
 def export_network(model: TrainedModel, path: Path) -> Path:
-    """Writes the network's weights without head and memory, then the card PATH.json; returns the card's path.
+    """Writes the network's weights, without head and memory, then the card PATH.json; returns the card's path.
 
-    A plain IResNet has arcface_torch's names, so that its own class loads them; any other network has facelt's. The
-    card's `weights_sha256` is the file's, so that a card beside other weights is known.
+    A plain IResNet is written with arcface_torch's names, which arcface_torch loads; other networks keep facelt's. The
+    card's `weights_sha256` is the digest of the file, so that a card of other weights is detected.
 
-    Raises UserError where the disk refuses.
+    Raises UserError if the disk refuses.
     """
     network = model.method.network
     arcface = arcface_state_dict(network)
     state = network.state_dict() if arcface is None else arcface
-    advice = "choose another place with --out"
+    advice = "choose another path with --out"
     content = save({name: value.contiguous() for name, value in state.items()})
     with atomic_replace(path, advice) as temporary:
-        # Not by safetensors itself, whose files no one else may read.
+        # safetensors itself creates files that other users cannot read.
         temporary.write_bytes(content)
     card = {
         "schema": NETWORK_SCHEMA,
@@ -61,6 +58,6 @@ def export_network(model: TrainedModel, path: Path) -> Path:
         "mirror_averaged": True,
         **model_origin(model),
     }
-    place = path.with_suffix(".json")
-    write_text(place, json.dumps(card, indent=1, sort_keys=True) + "\n", advice)
-    return place
+    card_path = path.with_suffix(".json")
+    write_text(card_path, json.dumps(card, indent=1, sort_keys=True) + "\n", advice)
+    return card_path

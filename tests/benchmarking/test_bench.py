@@ -53,7 +53,7 @@ def test_seeds_are_run_recorded_and_in_the_table(bench, records, page, tmp_path,
     monkeypatch.setattr("facelt.evaluation.evaluate.predict_all", recorded)
     said = bench("tiny/softmax", "--seeds", "0,1", "--set", "log_every=2")
     assert len(seen) == 2
-    assert f"tiny/softmax, seed 0: {100 * seen[0]:.2f}% of the test images" in said
+    assert f"tiny/softmax, seed 0: accuracy {100 * seen[0]:.2f}% on the test split" in said
     found = records()
     assert [(one.suite, one.recipe, one.imbalance, one.seed) for one in found] == [
         ("tiny", "softmax", 4, 0),
@@ -98,9 +98,9 @@ def test_a_run_that_broke_goes_on_and_finished_ones_stay(bench, records, page, m
     assert [one.seed for one in found] == [0, 1, 2]
     assert "| 0, 1, 2 |" in page()
     # The broken sitting was closed, so both count.
-    sittings = [json.loads(path.read_text()) for path in sorted((tmp_path / "runs").rglob("sittings.json"))]
-    assert [len(one) for one in sittings] == [1, 2, 1]
-    assert found[1].minutes == pytest.approx(sum(sittings[1]) / 60)
+    sessions = [json.loads(path.read_text()) for path in sorted((tmp_path / "runs").rglob("sessions.json"))]
+    assert [len(one) for one in sessions] == [1, 2, 1]
+    assert found[1].minutes == pytest.approx(sum(sessions[1]) / 60)
     bench("tiny/softmax", "--seeds", "0,1,2", "--resume")
     assert records() == found
 
@@ -151,7 +151,7 @@ def test_a_smoke_test_is_said_and_is_no_result(bench, records, page, tmp_path):
 @pytest.mark.parametrize("last", [2.5, 2.6, math.nan])
 def test_a_smoke_test_whose_loss_does_not_fall_fails(bench, records, monkeypatch, last):
     monkeypatch.setattr("facelt.benchmarking.run.first_and_last_losses", lambda config: {"plain": (2.5, last)})
-    bench("tiny/softmax", "--smoke", fails=f"the loss of the stage plain does not fall (2.5 to {last:g})")
+    bench("tiny/softmax", "--smoke", fails=f"the loss of the stage plain does not decrease (2.5 to {last:g})")
     assert records() == []
 
 
@@ -190,8 +190,8 @@ def test_a_smoke_test_with_a_step_that_is_not_finite_fails(bench, records):
     [
         (("tiny/sotfmax",), "did you mean tiny/softmax, tiny/slow?"),
         (("tiny/softmax", "--seeds", "0,x"), "--seeds 0,x: expected numbers"),
-        (("tiny/softmax", "--set", "seed=3"), "--set seed=3: give --seeds instead"),
-        (("tiny/softmax", "--set", "data.imbalance=3"), "give --imbalance instead"),
+        (("tiny/softmax", "--set", "seed=3"), "--set seed=3: use --seeds instead"),
+        (("tiny/softmax", "--set", "data.imbalance=3"), "use --imbalance instead"),
         (("tiny/softmax", "--set", "optim.lrr=3"), "did you mean 'lr'?"),
         (("tiny/softmax", "--set", "data.root=/absent"), "/absent"),
     ],

@@ -89,8 +89,8 @@ def test_a_name_that_is_no_recipe_gets_the_nearest(checkout, name, meant):
     assert str(error.value).endswith(meant)
 
 
-def test_sittings_add_up_and_one_that_was_killed_leaves_the_sum_unknown(tmp_path, monkeypatch):
-    path = tmp_path / "sittings.json"
+def test_sessions_add_up_and_a_killed_one_leaves_the_total_unknown(tmp_path, monkeypatch):
+    path = tmp_path / "sessions.json"
     clock = iter((0.0, 30.0, 100.0, 190.0, 500.0, 600.0))
     monkeypatch.setattr("facelt.benchmarking.run.time.perf_counter", lambda: next(clock))
     with timed_session(path):

@@ -12,7 +12,7 @@ from facelt.benchmarking.records import (
     read_published,
     read_records,
 )
-from facelt.benchmarking.table import PlannedRun, build_rows, plan_runs, planned_recipes, unmatched_figures
+from facelt.benchmarking.table import PlannedRun, build_rows, plan_runs, planned_recipes, unmatched_results
 from facelt.errors import UserError
 from facelt.report.benchmarks import (
     BenchmarkRow,
@@ -91,9 +91,9 @@ def test_a_smoke_test_never_becomes_a_result():
 
 
 def test_published_figures_without_a_recipe_are_kept_apart():
-    ((suite, figure),) = unmatched_figures([PlannedRun("s", "r", 100)], [CE, NOBODYS])
+    ((suite, figure),) = unmatched_results([PlannedRun("s", "r", 100)], [CE, NOBODYS])
     assert (suite, figure) == ("s", PublishedResult("<Other>", 100, 51.5, "M", "best on test"))
-    assert len(unmatched_figures([], [CE])) == 2
+    assert len(unmatched_results([], [CE])) == 2
 
 
 def test_the_page_says_what_the_rows_hold():
@@ -165,7 +165,7 @@ def test_the_page_in_the_docs_is_what_its_records_make(root):
     recipes, published = planned_recipes(configs), read_published(docs / "published.yaml")
     found = build_rows(read_records(docs / "benchmarks.jsonl"), plan_runs(recipes, published), published)
     assert (docs / "benchmarks.md").read_text() == benchmarks_page(
-        found, unmatched_figures(recipes, published), PUBLISHED_SOURCES
+        found, unmatched_results(recipes, published), PUBLISHED_SOURCES
     )
 
 

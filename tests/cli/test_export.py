@@ -1,4 +1,4 @@
-"""`facelt export` as a user meets it."""
+"""`facelt export` on the command line."""
 
 import json
 import shutil
@@ -28,10 +28,10 @@ def test_a_run_becomes_a_graph_and_the_words_say_how_far_it_is_from_the_model(ex
 
 
 def test_sizes_that_insightface_does_not_take_are_noted(export, finished_run, tmp_path):
-    words = ("--checkpoint", finished_run / "plain", "--format", "onnx", "--no-mirror", "--out", tmp_path / "a.onnx")
+    words = ("--checkpoint", finished_run / "plain", "--format", "onnx", "--no-flip", "--out", tmp_path / "a.onnx")
     code, _, error = export(*words)
     assert code == 0
-    assert error.endswith("note: insightface takes no recognition model of 32x32; it wants 112x112\n")
+    assert error.endswith("note: insightface does not load recognition models of 32x32; it expects 112x112\n")
 
 
 def test_weights_lie_in_the_stages_folder_where_no_place_is_named(export, finished_run, tmp_path):
@@ -48,8 +48,8 @@ def test_weights_lie_in_the_stages_folder_where_no_place_is_named(export, finish
     [
         (("--format", "onnx", "--out", "face.safetensors"), "--out face.safetensors: must end in .onnx"),
         (("--format", "safetensors", "--out", "face.onnx"), "--out face.onnx: must end in .safetensors"),
-        (("--format", "safetensors", "--kind", "meta"), "only of an ONNX file"),
-        (("--format", "safetensors", "--no-mirror"), "only of an ONNX file"),
+        (("--format", "safetensors", "--kind", "meta"), "only apply to ONNX"),
+        (("--format", "safetensors", "--no-flip"), "only apply to ONNX"),
         (("--format", "onnx", "--checkpoint", "absent"), "absent: neither a run nor a stage's folder"),
     ],
 )

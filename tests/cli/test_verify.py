@@ -80,18 +80,18 @@ def test_embeddings_need_no_torch(tmp_path):
 
 
 def test_options_that_do_not_go_together(refused, finished_run, tiny_pairs, tmp_path):
-    both = "name either a model with --checkpoint or embeddings made elsewhere with --embeddings"
+    both = "give either a model with --checkpoint or computed embeddings with --embeddings"
     assert both in refused("--set", tiny_pairs)
     assert both in refused("--set", tiny_pairs, "--checkpoint", finished_run, "--embeddings", "x.npz")
-    assert "--set: name the pairs" in refused("--checkpoint", finished_run)
+    assert "--set: give the pairs" in refused("--checkpoint", finished_run)
     plain = refused("--set", tiny_pairs, "--checkpoint", finished_run / "plain", "--kind", "meta")
     assert "stage plain makes no embedding of kind 'meta'" in plain
     np.save(tmp_path / "rows.npy", np.ones((38, 3)))
-    assert "--set: .npy embeddings need the one set they are of" in refused("--embeddings", tmp_path / "rows.npy")
+    assert "--set: give exactly one set with .npy embeddings" in refused("--embeddings", tmp_path / "rows.npy")
     for more in (("--kind", "meta"), ("--no-flip",), ("--root", tmp_path)):
-        assert "--kind, --no-flip, --root: only with --checkpoint" in refused("--embeddings", "absent.npz", *more)
+        assert "--kind, --no-flip, --root: only apply with --checkpoint" in refused("--embeddings", "absent.npz", *more)
     few = refused("--embeddings", tmp_path / "rows.npy", "--set", tiny_pairs)
-    assert "rows.npy: 38 embeddings for 20 pairs; a pair has two" in few
+    assert "rows.npy: 38 embeddings for 20 pairs, expected two per pair" in few
 
 
 def test_files_that_are_wrong_are_named(refused, finished_run, tiny_pairs, tmp_path):

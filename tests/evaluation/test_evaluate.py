@@ -330,10 +330,10 @@ def test_open_images_from_elsewhere(report, trained, lists):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--threshold", 0.5), "--threshold: belongs to an open-set method; name one with --open"),
-        (("--open-images", "x"), "--open-images: belongs to an open-set method"),
-        (("--sweep", "threshold", "--out", "x"), "--sweep threshold: varies what an open-set method does"),
-        (("--open", "threshold", "--sweep", "threshold"), "--sweep threshold: needs --out"),
+        (("--threshold", 0.5), "--threshold: applies to open-set methods only; choose one with --open"),
+        (("--open-images", "x"), "--open-images: applies to open-set methods only"),
+        (("--sweep", "threshold", "--out", "x"), "--sweep threshold: applies to open-set methods only"),
+        (("--open", "threshold", "--sweep", "threshold"), "--sweep threshold: set --out"),
         (("--out", "x"), "--out: there is nothing to write into it"),
         (("--sweep", "longtailness", "--out", "x"), "--sweep longtailness: compares models"),
         (("--open", "threshold", "--open-images", "absent.txt"), "absent.txt: no such file or folder"),
@@ -350,7 +350,7 @@ def test_what_a_model_lacks_is_named(evaluate, trained, finished_run, lists, tmp
     code, _, error = evaluate("--checkpoint", trained() / "plain", "--open", "reachability")
     assert (code, error) == (
         1,
-        "error: reachability: this model has no memory to measure it by; choose another open-set method\n",
+        "error: reachability: this model has no memory; choose another open-set method\n",
     )
     code, _, error = evaluate("--checkpoint", finished_run, "--open", "threshold")
     assert code == 1

@@ -112,8 +112,8 @@ def test_gains_are_those_of_each_class(figures, listed_run, threshold):
 
 def test_gains_need_two_models_of_the_same_classes(figures, listed_run, finished_run):
     run, _, _ = listed_run
-    figures("gain", "--checkpoint", run, fails="--against: the model that gain compares with")
-    figures("tsne", "--checkpoint", run, "--against", run, fails="--against: the model that gain compares with")
+    figures("gain", "--checkpoint", run, fails="--against: gain needs the model to compare with")
+    figures("tsne", "--checkpoint", run, "--against", run, fails="--against: gain needs the model to compare with")
     words = ("--checkpoint", run, "--against", finished_run)
     figures("gain", *words, fails="trained on other classes")
     words = ("--checkpoint", finished_run, "--against", finished_run, "--split", "validation")
@@ -148,7 +148,7 @@ def test_fewer_points_are_drawn_by_the_seed_from_both_sets(figures, listed_run):
     assert drawn[0] == drawn[1] != drawn[2]
     # 15 test images and 4 of the open set: ten of them are eight and two.
     assert [sum(name in lists[split] for name in drawn[0]) for split in ("test", "open")] == [8, 2]
-    figures("tsne", "--checkpoint", run, "--images", 3, fails="--images: t-SNE lays out 5 images or more")
+    figures("tsne", "--checkpoint", run, "--images", 3, fails="--images: t-SNE needs at least 5 images")
     figures(
         "tsne", "--checkpoint", run / "plain", "--kind", "meta", fails="makes no embedding of kind 'meta', only direct"
     )
@@ -199,7 +199,7 @@ def test_concepts_of_the_open_set_are_shown_and_its_names_stay_text(figures, lis
 
 def test_only_a_model_with_a_memory_has_concepts(figures, listed_run):
     run, _, _ = listed_run
-    figures("concepts", "--checkpoint", run / "plain", fails="the stage plain reads from no memory")
+    figures("concepts", "--checkpoint", run / "plain", fails="stage plain has no memory")
 
 
 def test_an_image_beyond_the_limit_of_pixels_is_not_decoded(figures, train, recipe, listed_run, tmp_path):

@@ -49,7 +49,7 @@ def test_direct_is_the_models_at_every_batch_size(case, build_model, pixels, tmp
 
 def test_without_the_mirror_image_it_is_the_plain_feature_and_says_so(build_model, pixels, tmp_path):
     model = build_model({"name": "classify"}, data=OTHER_SCALE)
-    export_onnx(model, tmp_path / "plain.onnx", mirrored=False)
+    export_onnx(model, tmp_path / "plain.onnx", flip=False)
     with torch.no_grad():
         feature_ND = model.method.network(by_hand(model, pixels(7)))
         averaged_ND = model.method.embed(by_hand(model, pixels(7))).by_kind["direct"]

@@ -50,7 +50,7 @@ def test_a_model_whose_embeddings_are_no_directions_is_refused_without_a_warning
     model.method.network.embedding.features.running_mean.zero_()
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
-        refused(model, tmp_path / "model.onnx", "the model itself gives direct embeddings that are not finite or have")
+        refused(model, tmp_path / "model.onnx", "the model's direct embeddings are not finite or have norm 0")
 
 
 def test_a_kind_that_the_model_does_not_make_is_refused(build_model, tmp_path):
