@@ -189,13 +189,12 @@ def evaluate_on_test(config: TrainConfig):
 _SMOKE_EPOCHS = 1
 
 
-def shorten_recipe(config: TrainConfig, out: Path) -> TrainConfig:
-    """Returns a smoke test's configuration: one epoch per stage, proportional warm-up, bfloat16, all steps logged."""
+def shorten_recipe(config: TrainConfig, out: Path, epochs: int = _SMOKE_EPOCHS) -> TrainConfig:
+    """Returns a smoke test's configuration: few epochs per stage, proportional warm-up, bfloat16, all steps logged."""
     values = config.model_dump()
     for stage in values["stages"]:
-        epochs = min(stage["epochs"], _SMOKE_EPOCHS)
-        stage["schedule"]["warmup_epochs"] *= epochs / max(stage["epochs"], 1)
-        stage["epochs"] = epochs
+        stage["schedule"]["warmup_epochs"] *= min(stage["epochs"], epochs) / max(stage["epochs"], 1)
+        stage["epochs"] = min(stage["epochs"], epochs)
     return TrainConfig.model_validate({**values, "out": out, "precision": "bf16", "log_every": 1})
 
 

@@ -31,7 +31,7 @@ def bench(
 ) -> None:
     """Train and test a recipe, record the results, and write the table of all results.
 
-    Runs are written to OUT/SUITE/RECIPE. Each run adds a line to docs/benchmarks.jsonl, the source of docs/benchmarks.md.
+    Runs are written to OUT/SUITE/RECIPE. Each adds a line to docs/benchmarks.jsonl, the source of docs/benchmarks.md.
     """
     docs, configs = CHECKOUT / "docs", CHECKOUT / "configs"
     if not configs.is_dir():

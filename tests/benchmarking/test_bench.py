@@ -122,7 +122,7 @@ def test_a_run_asked_to_stop_says_how_to_go_on_and_records_nothing(bench, record
 
     with monkeypatch.context() as patch:
         patch.setattr("facelt.training.run.run", stops)
-        assert "go on with --resume" in bench("tiny/softmax")
+        assert "continue with --resume" in bench("tiny/softmax")
     assert records() == []
 
 
