@@ -102,8 +102,8 @@ def test_loss_and_gradients_equal_a_plain_computation_on_the_sample(head):
     found = torch.autograd.grad(loss, (feature, model.weight))
     assert found[1].is_sparse
     assert found[1].coalesce().indices()[0].tolist() == drawn
-    for one, other in zip(found, torch.autograd.grad(expected, (feature, model.weight)), strict=True):
-        torch.testing.assert_close(one.to_dense(), other)
+    for left, right in zip(found, torch.autograd.grad(expected, (feature, model.weight)), strict=True):
+        torch.testing.assert_close(left.to_dense(), right)
     assert model(GatheredFeatures.gather(feature)).local_BC.shape == (BATCH, CLASSES)
 
 
@@ -113,8 +113,8 @@ def test_a_rate_of_one_is_the_full_head(head):
     full = head(DIM, CLASSES)
     every = head(DIM, CLASSES, sample_rate=1.0)
     almost = head(DIM, CLASSES, sample_rate=1 - 1e-9)
-    for other in (every, almost):
-        other.load_state_dict(full.state_dict())
+    for copy in (every, almost):
+        copy.load_state_dict(full.state_dict())
     feature, label = batch()
     losses = []
     for model in (full, every, almost):

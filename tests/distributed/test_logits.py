@@ -24,30 +24,30 @@ def randoms(*sizes: tuple[int, ...]) -> list[torch.Tensor]:
     return [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes]
 
 
-@pytest.mark.parametrize("unit", [False, True], ids=["rows", "directions"])
-@pytest.mark.parametrize("harder", [None, lambda logit_K: logit_K.sin() - 0.5], ids=["plain", "margin"])
-def test_cross_entropy_and_its_gradients_equal_those_of_the_full_matrix(size, unit, harder):
+@pytest.mark.parametrize("normalize", [False, True], ids=["rows", "directions"])
+@pytest.mark.parametrize("margin", [None, lambda logit_K: logit_K.sin() - 0.5], ids=["plain", "margin"])
+def test_cross_entropy_and_its_gradients_equal_those_of_the_full_matrix(size, normalize, margin):
     vector, weight = randoms((BATCH, DIM), (CLASSES, DIM))
     label = torch.tensor([10, 0, 3, 3, 4, 7])
     logits = ClassifierLogits(
-        vector, ClassWeights(weight, normalize=unit), ClassRange.local(CLASSES), BatchSplit((BATCH,)), harder
+        vector, ClassWeights(weight, normalize=normalize), ClassRange.local(CLASSES), BatchSplit((BATCH,)), margin
     )
-    column = vector @ (F.normalize(weight, dim=1) if unit else weight).T
-    own = column.gather(1, label[:, None])
-    column = column.scatter(1, label[:, None], own if harder is None else harder(own))
+    column = vector @ (F.normalize(weight, dim=1) if normalize else weight).T
+    target = column.gather(1, label[:, None])
+    column = column.scatter(1, label[:, None], target if margin is None else margin(target))
     expected = F.cross_entropy(column, label)
     result = logits.cross_entropy(label)
     torch.testing.assert_close(result, expected)
-    for one, other in zip(*(torch.autograd.grad(loss, (vector, weight)) for loss in (result, expected)), strict=True):
-        torch.testing.assert_close(one, other)
+    for left, right in zip(*(torch.autograd.grad(loss, (vector, weight)) for loss in (result, expected)), strict=True):
+        torch.testing.assert_close(left, right)
 
 
 def test_only_required_gradients_are_computed(size):
     vector, weight = randoms((BATCH, DIM), (CLASSES, DIM))
     label = torch.zeros(BATCH, dtype=torch.int64)
-    for one, other in ((vector, weight.detach()), (vector.detach(), weight)):
+    for left, right in ((vector, weight.detach()), (vector.detach(), weight)):
         logits = ClassifierLogits(
-            one, ClassWeights(other, normalize=True), ClassRange.local(CLASSES), BatchSplit((BATCH,))
+            left, ClassWeights(right, normalize=True), ClassRange.local(CLASSES), BatchSplit((BATCH,))
         )
         logits.cross_entropy(label).backward()
     assert vector.grad.any()
@@ -61,8 +61,8 @@ def test_backward_can_be_called_twice(size):
     label = torch.arange(BATCH)
     loss = logits.cross_entropy(label) + logits.softmax_readout(value.detach()).square().sum() + logits.local_BC.sum()
     factors = (vector, weight, bias)
-    for one, other in zip(*(torch.autograd.grad(loss, factors, retain_graph=True) for _ in range(2)), strict=True):
-        assert torch.equal(one, other)
+    for left, right in zip(*(torch.autograd.grad(loss, factors, retain_graph=True) for _ in range(2)), strict=True):
+        assert torch.equal(left, right)
 
 
 def test_the_nearest_is_the_first_of_equals(size):

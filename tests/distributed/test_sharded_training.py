@@ -73,7 +73,7 @@ class TinyBranches(TinyNetwork):
 
     def forward(self, *images):
         maps = [super(TinyBranches, self).forward(image) for image in images]
-        return torch.stack([tail(maps[place % len(maps)]) for place, tail in enumerate(self.tails)], dim=1)
+        return torch.stack([tail(maps[index % len(maps)]) for index, tail in enumerate(self.tails)], dim=1)
 
 
 def full_state(method) -> dict[str, torch.Tensor]:

@@ -78,10 +78,10 @@ def test_variants_equal_the_expanded_formula(variant, scale, squash):
     weighting = torch.randn(5, 7, dtype=torch.float64)
     actual = torch.autograd.grad((logits.local_BC * weighting).sum(), [x, *head.parameters()], allow_unused=True)
     plain = torch.autograd.grad((expected * weighting).sum(), [x, *head.parameters()], allow_unused=True)
-    for one, other in zip(actual, plain, strict=True):
-        assert (one is None) == (other is None)
-        if one is not None:
-            torch.testing.assert_close(one, other)
+    for left, right in zip(actual, plain, strict=True):
+        assert (left is None) == (right is None)
+        if left is not None:
+            torch.testing.assert_close(left, right)
     length = embedding.meta_bD.norm(dim=1)
     assert (length < 1).all()
     torch.testing.assert_close(length, squash(embedding.vector.local_bD.norm(dim=1)))

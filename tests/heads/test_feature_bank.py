@@ -11,8 +11,8 @@ LABELS = torch.tensor([2, 0, 2, 2, 1, 0, 2])
 def bank(keep_C=None):
     """Each row's only value is its position."""
     kept = FeatureBank()
-    for places in torch.arange(7.0)[:, None].split(3):
-        kept.add(GatheredFeatures.gather(places), LABELS[places[:, 0].long()], keep_C)
+    for indices in torch.arange(7.0)[:, None].split(3):
+        kept.add(GatheredFeatures.gather(indices), LABELS[indices[:, 0].long()], keep_C)
     assert not kept.is_closed
     kept.close()
     assert kept.is_closed
@@ -30,17 +30,17 @@ def test_features_of_all_or_of_the_selected_classes_are_kept_in_order():
 
 def test_a_sample_of_each_class_is_drawn_without_replacement_and_depends_on_the_seed():
     kept = bank()
-    seen = set()
+    drawn_positions = set()
     for seed in range(30):
         feature, label = kept.sample_per_class(2, torch.Generator().manual_seed(seed))
-        places = feature[:, 0].long()
-        assert len(places.unique()) == len(places)
-        assert torch.equal(LABELS[places], label)
+        indices = feature[:, 0].long()
+        assert len(indices.unique()) == len(indices)
+        assert torch.equal(LABELS[indices], label)
         assert label.bincount().tolist() == [2, 1, 2]
         again, _ = kept.sample_per_class(2, torch.Generator().manual_seed(seed))
         assert torch.equal(again, feature)
-        seen |= set(places.tolist())
-    assert seen == set(range(7))
+        drawn_positions |= set(indices.tolist())
+    assert drawn_positions == set(range(7))
 
 
 def test_count_previous():

@@ -36,7 +36,9 @@ def plain(name: str, row: np.ndarray, own: int, counts: list[int], out: np.ndarr
         shifted[own] -= 10 * 0.3 * min(counts) ** 0.25 / counts[own] ** 0.25
         return -math.log(softmax(shifted)[own])
     if name == "seql":
-        return -math.log(math.exp(row[own]) / sum(math.exp(z) for z, gone in zip(row, out, strict=True) if not gone))
+        return -math.log(
+            math.exp(row[own]) / sum(math.exp(z) for z, is_excluded in zip(row, out, strict=True) if not is_excluded)
+        )
     return -math.log(counts[own] * math.exp(row[own]) / sum(n * math.exp(z) for n, z in zip(counts, row, strict=True)))
 
 

@@ -41,12 +41,12 @@ def lifted(features: np.ndarray, labels: list[int], margin: float) -> float:
 def range_loss(features: np.ndarray, labels: list[int], margin: float, inter_weight: float) -> float:
     intra, centers = 0.0, []
     for label in sorted(set(labels)):
-        own = [feature for feature, other in zip(features, labels, strict=True) if other == label]
+        own = [feature for feature, image_label in zip(features, labels, strict=True) if image_label == label]
         widest = sorted((distance(a, b) for a, b in itertools.combinations(own, 2)), reverse=True)[:2]
         intra += len(widest) / sum(1 / d for d in widest) if widest else 0.0
         centers.append(sum(own) / len(own))
-    apart = [distance(a, b) for a, b in itertools.combinations(centers, 2)]
-    return intra + inter_weight * (max(0.0, margin - min(apart)) if apart else 0.0)
+    distances = [distance(a, b) for a, b in itertools.combinations(centers, 2)]
+    return intra + inter_weight * (max(0.0, margin - min(distances)) if distances else 0.0)
 
 
 PLAIN = {

@@ -32,10 +32,10 @@ def plain_network(network, branch):
     plain = build_network("resnet10", image_size=IMAGE, attention=True, embedding="fc_relu", dim=16)
     own = {}
     for name, value in network.state_dict().items():
-        part, place, rest = name.split(".", 2)
-        if place == "branches":
-            place, rest = rest.split(".", 1)
-        if place in ("trunk", str(branch)):
+        part, owner, rest = name.split(".", 2)
+        if owner == "branches":
+            owner, rest = rest.split(".", 1)
+        if owner in ("trunk", str(branch)):
             own[f"{part}.{rest}"] = value
     plain.load_state_dict(own)
     return plain
@@ -74,8 +74,12 @@ def test_a_branchs_gradient_stays_in_its_branch_and_the_trunk(split, shared):
     (network(images())[:, 1] * torch.randn(4, 16)).sum().backward()
     learning = [name for name, p in network.named_parameters() if p.grad is not None and p.grad.any()]
     assert any(name.startswith("backbone.trunk.") for name in learning) == shared
-    places = {name.removeprefix("backbone.branches.") for name in learning if not name.startswith("backbone.trunk.")}
-    assert {place.removeprefix("attention.").removeprefix("embedding.").partition(".")[0] for place in places} == {"1"}
+    branch_names = {
+        name.removeprefix("backbone.branches.") for name in learning if not name.startswith("backbone.trunk.")
+    }
+    assert {name.removeprefix("attention.").removeprefix("embedding.").partition(".")[0] for name in branch_names} == {
+        "1"
+    }
 
 
 def test_branches_start_with_different_weights():

@@ -31,18 +31,18 @@ def test_a_batch_norm_branch_normalises_the_last_map_and_pools_it(images):
     deviation_C = (map_BChw.var(dim=(0, 2, 3), unbiased=False) + 1e-5).sqrt()
     feature_BKD = network(images)
     assert feature_BKD.shape == (4, 3, network.dim) == (4, 3, 512)
-    for place, branch in enumerate(network.backbone.branches):
+    for index, branch in enumerate(network.backbone.branches):
         # Normalising is affine in each channel, so it may follow the pooling.
         expected_BC = branch.weight * (map_BChw.mean(dim=(2, 3)) - mean_C) / deviation_C + branch.bias
-        torch.testing.assert_close(feature_BKD[:, place], expected_BC, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(feature_BKD[:, index], expected_BC, rtol=1e-4, atol=1e-4)
 
 
 def test_a_convolution_branch_is_a_matrix_on_every_position(images):
     network = build("conv", count=2).train()
     pooled_BC = network.backbone.trunk(images).mean(dim=(2, 3))
     feature_BKD = network(images)
-    for place, branch in enumerate(network.backbone.branches):
-        torch.testing.assert_close(feature_BKD[:, place], pooled_BC @ branch.weight[:, :, 0, 0].T, rtol=1e-4, atol=1e-5)
+    for index, branch in enumerate(network.backbone.branches):
+        torch.testing.assert_close(feature_BKD[:, index], pooled_BC @ branch.weight[:, :, 0, 0].T, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("split", LIGHT_BRANCHES)

@@ -100,18 +100,18 @@ def test_every_iresnet_has_arcface_torchs_names_and_shapes(name, blocks):
     assert result == expected
 
 
-@pytest.mark.parametrize(("name", "theirs"), [("resnet50", resnet50), ("resnet152", resnet152)])
-def test_every_resnet_has_torchvisions_names_and_shapes(name, theirs):
+@pytest.mark.parametrize(("name", "reference"), [("resnet50", resnet50), ("resnet152", resnet152)])
+def test_every_resnet_has_torchvisions_names_and_shapes(name, reference):
     with torch.device("meta"):
-        expected = {k: v.shape for k, v in theirs(weights=None).state_dict().items() if not k.startswith("fc.")}
+        expected = {k: v.shape for k, v in reference(weights=None).state_dict().items() if not k.startswith("fc.")}
         result = {k: v.shape for k, v in BACKBONES[name].build().state_dict().items()}
     assert result == expected
 
 
 def test_torchvision_weights_load_without_their_classifier(tmp_path):
-    theirs = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=7).eval()
+    reference = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=7).eval()
     # Files older than PyTorch 0.4.1 have no batch counters.
-    state = {k: v for k, v in theirs.state_dict().items() if not k.endswith("num_batches_tracked")}
+    state = {k: v for k, v in reference.state_dict().items() if not k.endswith("num_batches_tracked")}
     network = tiny(embedding="fc_relu", attention=True)
     summary = load_pretrained(network, saved(state, tmp_path / "resnet10.pth"))
     assert summary.ignored == ("fc.weight", "fc.bias")
@@ -119,9 +119,9 @@ def test_torchvision_weights_load_without_their_classifier(tmp_path):
     left = {name for name in summary.initial if not name.endswith("num_batches_tracked")}
     assert left == {k for k in network.state_dict() if k.startswith(("attention.", "embedding."))}
     image = torch.randn(2, 3, 32, 32)
-    theirs.fc = torch.nn.Identity()
+    reference.fc = torch.nn.Identity()
     with torch.inference_mode():
-        torch.testing.assert_close(network.backbone.eval()(image).mean((2, 3)), theirs(image))
+        torch.testing.assert_close(network.backbone.eval()(image).mean((2, 3)), reference(image))
 
 
 def test_own_weights_of_half_precision_load(tmp_path):
