@@ -10,7 +10,7 @@ from facelt.cli.evaluate import evaluate
 from facelt.config import registry
 from facelt.config.audit import AuditConfig, EmbeddingKind, TrainingConfig
 from facelt.config.registry import METHODS, SAMPLERS, Registry
-from facelt.config.train import LrMultipliers, Part
+from facelt.config.train import LrMultipliers, PartName
 from facelt.data.cifar import CIFAR_FILES, PROFILES, CifarData
 from facelt.evaluation.sweeps import SWEEPS
 from facelt.heads.dynamic_meta import HEAD_VARIANTS
@@ -57,7 +57,7 @@ def test_a_registry_finds_its_implementations_by_itself(name):
     [
         (HEAD_VARIANTS, allowed(DynamicMetaSettings, "variant")),
         (typing.get_args(UpdateRule), allowed(DynamicMetaSettings, "centroid_update")),
-        ((*NETWORK_PARTS, "head"), set(typing.get_args(Part))),
+        ((*NETWORK_PARTS, "head"), set(typing.get_args(PartName))),
         (EMBEDDING_KINDS, set(typing.get_args(EmbeddingKind))),
         (STORE_DTYPES, option(embed, "dtype")),
         (SHOT_CONVENTIONS, option(evaluate, "convention")),

@@ -32,21 +32,21 @@ def _line(detail: dict[str, Any]) -> str:
     return f"{prefix}{value}{message[:1].lower()}{message[1:]}"
 
 
-Schema = TypeVar("Schema", bound=BaseModel)
-MAX_BASES = 8
+_Schema = TypeVar("_Schema", bound=BaseModel)
+_MAX_BASES = 8
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe loader that refuses a key given twice, where YAML would keep the last one silently."""
+    """YAML's safe loader, which refuses duplicate keys."""
 
 
 def _strict_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict:
-    seen = set()
+    keys = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-        seen.add(key)
+        if key in keys:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} occurs twice", key_node.start_mark)
+        keys.add(key)
     return loader.construct_mapping(node, deep=True)
 
 
@@ -54,8 +54,8 @@ _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _s
 
 
 def load_config(
-    path: Path | None, schema: type[Schema], overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None
-) -> Schema:
+    path: Path | None, schema: type[_Schema], overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None
+) -> _Schema:
     """Returns the validated configuration in a YAML file.
 
     Raises UserError: a missing or malformed file, an unknown key, a value out of range; the message names the key, what
@@ -64,7 +64,7 @@ def load_config(
     return validate_config(read_values(path, overrides, options), schema, path)
 
 
-def validate_config(values: dict[str, Any], schema: type[Schema], path: Path | None = None) -> Schema:
+def validate_config(values: dict[str, Any], schema: type[_Schema], path: Path | None = None) -> _Schema:
     """Returns the validated configuration of values read from `path`. Raises UserError as `load_config` does."""
     try:
         return schema.model_validate(values)
@@ -91,8 +91,8 @@ def read_values(
 
 
 def _read(path: Path, depth: int) -> dict[str, Any]:
-    if depth > MAX_BASES:
-        raise UserError(f"{path}: more than {MAX_BASES} levels of `base:`; does a file name itself?")
+    if depth > _MAX_BASES:
+        raise UserError(f"{path}: more than {_MAX_BASES} levels of `base:`; does a file name itself?")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except OSError as error:
@@ -128,28 +128,21 @@ def _apply(values: dict[str, Any], override: str) -> None:
         value = yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError:
         raise UserError(f"--set {override}: the value is not valid YAML") from None
-    place: Any = values
+    section: Any = values
     for key in keys[:-1]:
-        place = _step(place, key, override)
-    if isinstance(place, list):
-        place[_position(place, keys[-1], override)] = value
-    elif isinstance(place, dict):
-        place[keys[-1]] = value
-    else:
-        raise UserError(f"--set {override}: {keys[-1]!r} lies below a plain value")
+        index = _index(section, key, override)
+        if isinstance(section, dict) and section.get(key) is None:
+            section[key] = {}
+        section = section[index]
+    section[_index(section, keys[-1], override)] = value
 
 
-def _step(place: Any, key: str, override: str) -> Any:
-    if isinstance(place, list):
-        return place[_position(place, key, override)]
-    if isinstance(place, dict):
-        if place.get(key) is None:
-            place[key] = {}
-        return place[key]
-    raise UserError(f"--set {override}: {key!r} lies below a plain value")
-
-
-def _position(place: list, key: str, override: str) -> int:
-    if not key.isdecimal() or int(key) >= len(place):
-        raise UserError(f"--set {override}: {key!r} is not a position in a list of {len(place)}")
+def _index(section: Any, key: str, override: str) -> str | int:
+    """Returns the key of a mapping, or the position in a list. Raises UserError."""
+    if isinstance(section, dict):
+        return key
+    if not isinstance(section, list):
+        raise UserError(f"--set {override}: the key before {key!r} is not a section")
+    if not key.isdecimal() or int(key) >= len(section):
+        raise UserError(f"--set {override}: {key!r} is not an index of a list of {len(section)}")
     return int(key)

@@ -1,4 +1,4 @@
-"""The whole recipe of a training run: data, model, optimiser, and a list of stages."""
+"""Training configuration: data, model, optimiser, and a list of stages."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from facelt.config.base import NamedSettings, StrictModel
 from facelt.config.registry import BACKBONES, DATA_KINDS, EMBEDDINGS, METHODS
 
-Part = Literal["backbone", "attention", "embedding", "head"]
+PartName = Literal["backbone", "attention", "embedding", "head"]
 
 RESUME_MAY_CHANGE = frozenset(
     {
@@ -17,24 +17,24 @@ RESUME_MAY_CHANGE = frozenset(
         *("keep_checkpoints", "max_nonfinite_steps", "timeout_minutes", "validation.sets"),
     }
 )
-"""Keys that say how a run goes about its work: with other values it trains the same model, and may go on with them."""
+"""Keys that do not affect the trained model: a run may be resumed with other values."""
 
 
 def matches_any(key: str, keys: Collection[str]) -> bool:
-    """Whether a dotted key, or a section it lies in, is one of `keys`."""
-    return any(f"{key}.".startswith(f"{one}.") for one in keys)
+    """Checks if a dotted key, or a section that contains it, is in `keys`."""
+    return any(f"{key}.".startswith(f"{other}.") for other in keys)
 
 
 def is_external_ref(name: str) -> bool:
-    """Whether a stage's name is the FOLDER/STAGE of another run."""
+    """Checks if a stage reference is the FOLDER/STAGE of another run."""
     return "/" in name
 
 
-Share = Annotated[float, Field(ge=0, le=1)]
+_Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class ModelConfig(StrictModel):
-    """The network all stages share; `pretrained` is a file of weights (torchvision's or arcface_torch's names)."""
+    """Network of all stages; `pretrained` is a weights file with the names of torchvision or arcface_torch."""
 
     backbone: Annotated[str, BACKBONES.name_choice()] = "resnet50"
     dim: int = Field(512, ge=1)
@@ -42,10 +42,9 @@ class ModelConfig(StrictModel):
 
 
 class OptimConfig(StrictModel):
-    """Stochastic gradient descent. `lr` is the head's; a stage gives the other parts a share of it.
+    """Stochastic gradient descent; each stage multiplies `lr` for its parts by `lr_mult`.
 
-    `batch` images make an update; they pass through the network in `accumulate` micro-batches, so that only one of
-    these needs room in memory.
+    A step uses `batch` images of all processes, in `accumulate` micro-batches that limit the memory use.
     """
 
     lr: float = Field(0.1, gt=0)
@@ -58,21 +57,21 @@ class OptimConfig(StrictModel):
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> "OptimConfig":
         if self.nesterov and not self.momentum:
-            raise ValueError("nesterov: looks ahead along the momentum, which is 0; raise momentum or leave it out")
+            raise ValueError("nesterov: needs momentum > 0; raise momentum or remove nesterov")
         return self
 
     @model_validator(mode="after")
     def _micro_batches_have_two_images(self) -> "OptimConfig":
         if self.batch < 2 * self.accumulate:
             raise ValueError(
-                f"batch: {self.batch} images are too few for accumulate: {self.accumulate}, two images for each "
-                "micro-batch; raise batch or lower accumulate"
+                f"batch: {self.batch} is too small for accumulate: {self.accumulate}; a micro-batch needs 2 images, "
+                "raise batch or lower accumulate"
             )
         return self
 
 
 class LrMultipliers(StrictModel):
-    """Each part's learning rate as a share of `optim.lr`; 0 freezes nothing, it only stands still."""
+    """Multipliers of `optim.lr`; 0 keeps the weights but still updates batch-norm statistics."""
 
     network: float = Field(1.0, ge=0)
     head: float = Field(1.0, ge=0)
@@ -80,24 +79,24 @@ class LrMultipliers(StrictModel):
 
 
 class ScheduleConfig(StrictModel):
-    """The learning rate over the epochs of a stage.
+    """Learning rate schedule of a stage, after a linear warm-up.
 
-    `step`: x `factor` after every `every` epochs; `multistep`: x `factor` at each of the shares `at` of the stage's
-    epochs, so that a shortened stage keeps its shape; `cosine`: to 0; `constant`.
+    `step` multiplies by `gamma` every `step_size` epochs, `multistep` at `milestones`, fractions of the stage's epochs;
+    `cosine` decays to 0; `constant`.
     """
 
     name: Literal["step", "multistep", "cosine", "constant"] = "step"
     step_size: int = Field(10, ge=1)
-    milestones: tuple[Share, ...] = (0.8, 0.9)
+    milestones: tuple[_Fraction, ...] = (0.8, 0.9)
     gamma: float = Field(0.1, gt=0, le=1)
     warmup_epochs: float = Field(0.0, ge=0)
 
 
 class BranchesConfig(StrictModel):
-    """A network of `count` branches behind layers they share: up to and including `split`, or none.
+    """A network of `count` branches that share the layers up to and including `split`.
 
-    `last_block` shares all but the last residual block; `batch_norm` and `conv` share all, and a branch is that one
-    layer on the last map. The layers behind a layer have `width` times their channels.
+    `last_block` shares all but the last residual block; `batch_norm` and `conv` share everything, and a branch is one
+    such layer on the last feature map. Branched layers have `width` times their channels.
     """
 
     count: int = Field(3, ge=2)
@@ -107,25 +106,25 @@ class BranchesConfig(StrictModel):
     @model_validator(mode="after")
     def _width_is_of_whole_layers(self) -> "BranchesConfig":
         if self.width != 1 and not self.split.startswith("layer"):
-            raise ValueError(f"width: narrows the layers behind a layer; with the split {self.split} leave it out")
+            raise ValueError(f"width: applies only to splits at a layer, not to {self.split}; remove it")
         return self
 
 
 class MethodSettings(NamedSettings):
-    """Settings of a method, which a stage chooses by their `name`."""
+    """Base class of the settings of methods."""
 
     @property
     def num_teachers(self) -> range:
-        """How many trained stages the method learns from: none, but for those that say so."""
+        """Allowed numbers of teachers, by default 0 only."""
         return range(1)
 
     def teacher_error(self, stage: "StageConfig") -> str | None:
-        """What is wrong with a teacher from this stage of the same run; None where it will do."""
+        """Returns the reason why a model trained by that stage cannot be a teacher, as a clause, or None."""
         return None
 
 
 class SecondStageSettings(MethodSettings):
-    """A method on a model that an earlier stage trained; a `post_hoc` one is fitted without steps."""
+    """Settings of a method that needs the model of an earlier stage; `post_hoc` methods take no training steps."""
 
     post_hoc: ClassVar[bool] = False
 
@@ -134,14 +133,13 @@ MethodConfig = Annotated[MethodSettings, METHODS.choice()]
 
 
 class StageConfig(StrictModel):
-    """One stage: a method, how long, which parts learn how fast, what is frozen, and where it starts from.
+    """One stage: method, initial weights, teachers, network parts, optimiser and schedule.
 
-    `attention: true` is OLTR's modulated attention, `spatial` the plain one it is compared with. `start` names an
-    earlier stage of the same run, or the FOLDER/STAGE of another; `teachers` are stages named alike, whose trained
-    models the method may ask and never changes. `optim` stands for the run's in this stage. Frozen parts
-    keep their weights; with `batch_norm: frozen` the whole network keeps its running statistics and normalises by them.
-    Methods of several experts ask for `branches`. A method that is fitted without steps has `epochs: 0`. `keep` is the
-    epoch handed on: the best by validation accuracy (the last one where there is no validation) or the last.
+    `init_from` is an earlier stage of the run, or FOLDER/STAGE of another run; so are `teachers`, whose trained models
+    are frozen. `attention: true` is OLTR's modulated attention, `spatial` its spatial attention alone. `optim` replaces
+    the run's. `freeze` keeps the weights of parts; `batch_norm: frozen` keeps the running statistics of the network and
+    normalises by them. Multi-expert methods need `branches`. Methods without training steps need `epochs: 0`. `keep` is
+    the saved epoch: the best by validation accuracy (the last one without validation data), or the last.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
@@ -155,17 +153,17 @@ class StageConfig(StrictModel):
     optim: OptimConfig | None = None
     lr_mult: LrMultipliers = LrMultipliers()
     schedule: ScheduleConfig = ScheduleConfig()
-    freeze: tuple[Part, ...] = ()
+    freeze: tuple[PartName, ...] = ()
     batch_norm: Literal["train", "frozen"] = "train"
     keep: Literal["best", "last"] = "best"
 
     @model_validator(mode="after")
     def _has_what_the_method_needs(self) -> "StageConfig":
-        wanted = self.method.num_teachers
-        if len(self.teachers) not in wanted:
-            number = str(wanted[0]) if len(wanted) == 1 else f"{wanted[0]} to {wanted[-1]}"
-            named = f"learns from {number} of them, {len(self.teachers)} are named"
-            raise ValueError(f"teachers: {self.method.name} as it is set {named}")
+        allowed = self.method.num_teachers
+        if len(self.teachers) not in allowed:
+            number = str(allowed[0]) if len(allowed) == 1 else f"{allowed[0]} to {allowed[-1]}"
+            given = len(self.teachers)
+            raise ValueError(f"teachers: {self.method.name} with these settings needs {number}, {given} given")
         if isinstance(self.method, SecondStageSettings):
             if self.init_from is None:
                 raise ValueError(f"init_from: {self.method.name} needs a trained model; name its stage")
@@ -175,24 +173,25 @@ class StageConfig(StrictModel):
 
 
 class ValidationConfig(StrictModel):
-    """What each validation measures beside accuracy: `sets` of pairs for verification, .bin files or lists, by name.
+    """Verification during training: `sets` of pairs by name, .bin files or lists.
 
-    The network's 10-fold accuracy on each, flip-averaged, is logged as `verification_<name>`. No epoch is chosen by it.
+    The flip-averaged 10-fold accuracy on each is logged as `verification_<name>`; it does not select the best epoch.
     """
 
     sets: dict[Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")], Path] = Field(default_factory=dict)
 
 
 class TrainConfig(StrictModel):
-    """What `facelt train` runs. `precision: bf16` is the network's alone; heads, memory and losses stay in float32.
+    """Configuration of `facelt train`.
 
-    `optim.batch` is the global batch, whatever the number of processes. A checkpoint is written every
-    `checkpoint_every` steps and at each epoch's end; the newest `keep_checkpoints` stay until the stage is finished.
-    With `checkpoint_async` training goes on while it is written, from a copy in host memory.
+    `precision: bf16` applies to the network; heads, memory and losses stay in float32. `optim.batch` is the global
+    batch of all processes. A checkpoint is written every `checkpoint_every` steps and after each epoch; the newest
+    `keep_checkpoints` are kept until the stage is finished. `checkpoint_async` writes them in the background, from a
+    copy in host memory.
 
-    A step whose loss or gradient is not finite is skipped and its images are listed in the folder `nonfinite` of the
-    run; where a stage has more than `max_nonfinite_steps` of them it stops. A process that waits longer than
-    `timeout_minutes` for another takes it for lost and stops.
+    A step with a non-finite loss or gradient is skipped and its images are listed in the run's folder `nonfinite`; more
+    than `max_nonfinite_steps` such steps stop the stage. A process stops if it waits for another one for more than
+    `timeout_minutes`.
     """
 
     out: Path
@@ -212,11 +211,11 @@ class TrainConfig(StrictModel):
     timeout_minutes: float = Field(10, gt=0, le=7 * 24 * 60)
 
     @model_validator(mode="after")
-    def _stages_follow_each_other(self) -> "TrainConfig":
+    def _stage_references_exist(self) -> "TrainConfig":
         earlier: dict[str, StageConfig] = {}
         for stage in self.stages:
             if stage.name in earlier:
-                raise ValueError(f"stages: the name {stage.name!r} is given twice")
+                raise ValueError(f"stages: the name {stage.name!r} occurs twice")
             allowed = ", ".join([*earlier, "the FOLDER/STAGE of another run"])
             if stage.init_from is not None and stage.init_from not in earlier and not is_external_ref(stage.init_from):
                 raise ValueError(f"stages: {stage.name!r} starts from {stage.init_from!r}; allowed: {allowed}")

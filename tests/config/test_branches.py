@@ -22,8 +22,8 @@ def test_every_place_to_split_is_one_of_a_network(split):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"split": "none", "width": 0.75}, "width: narrows the layers behind a layer; with the split none"),
-        ({"split": "last_block", "width": 0.5}, "with the split last_block leave it out"),
+        ({"split": "none", "width": 0.75}, "width: applies only to splits at a layer, not to none"),
+        ({"split": "last_block", "width": 0.5}, "applies only to splits at a layer, not to last_block"),
         ({"count": 1}, "greater than or equal to 2"),
         ({"split": "layer2", "width": 0.25}, "greater than or equal to 0.5"),
     ],

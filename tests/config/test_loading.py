@@ -92,7 +92,7 @@ def test_values_out_of_range_name_the_key(tmp_path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("seed: 1\nseed: 2\n", "given twice"),
+        ("seed: 1\nseed: 2\n", "occurs twice"),
         ("seed: [", "not valid YAML"),
         ("- 1\n", "expected a mapping"),
         ("base: config.yaml\n", "does a file name itself"),

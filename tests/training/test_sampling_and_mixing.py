@@ -122,10 +122,10 @@ def test_the_bag_of_tricks_trains_and_resumes(root, cifar, tmp_path, monkeypatch
 
 def test_foregrounds_need_one_teacher(finished_run, train, plain_stage, tmp_path):
     stages = plain_stage(method={"name": "classify", "move_foreground": {}})
-    with pytest.raises(ValidationError, match="teachers: classify as it is set learns from 1 of them, 0 are named"):
+    with pytest.raises(ValidationError, match="teachers: classify with these settings needs 1, 0 given"):
         train(tmp_path / "none", stages=stages)
     stages = plain_stage(teachers=[str(finished_run / "plain")])
-    with pytest.raises(ValidationError, match="teachers: classify as it is set learns from 0 of them, 1 are named"):
+    with pytest.raises(ValidationError, match="teachers: classify with these settings needs 0, 1 given"):
         train(tmp_path / "one", stages=stages)
 
 

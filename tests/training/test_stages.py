@@ -115,7 +115,7 @@ def test_teachers_are_frozen_and_loaded_from_the_named_stages(train, taught, fin
 
 
 def test_a_method_without_teachers_refuses_one(train, finished_run, tmp_path):
-    with pytest.raises(ValidationError, match="teachers: classify as it is set learns from 0 of them, 1 are named"):
+    with pytest.raises(ValidationError, match="teachers: classify with these settings needs 0, 1 given"):
         train(tmp_path / "asked", stages=[second(finished_run, teachers=[str(finished_run / "plain")])])
 
 

@@ -143,7 +143,7 @@ def refusal(recipe, tmp_path):
         ("optim.lr=0", "optim.lr: 0: input should be greater than 0"),
         ("optim.lr=.inf", "optim.lr"),
         ("optim.batch=1", "optim.batch: 1: input should be greater than or equal to 2"),
-        ("optim.accumulate=5", "optim: batch: 8 images are too few for accumulate: 5, two images for each micro-batch"),
+        ("optim.accumulate=5", "optim: batch: 8 is too small for accumulate: 5; a micro-batch needs 2 images"),
         ("model.backbone=resnet51", "did you mean 'resnet50'?"),
         ("data.kind=records", "did you mean 'record'?"),
         ("data.root=x", "data.root: unknown key; allowed: cache_on_device, flip, fused, image_size, kind"),
@@ -152,7 +152,7 @@ def refusal(recipe, tmp_path):
         ("stages=[]", "stages"),
         ("stages.1.init_from=plane", "'oltr' starts from 'plane'; allowed: plain"),
         ("stages.0.init_from=oltr", "'plain' starts from 'oltr'"),
-        ("stages.1.name=plain", "the name 'plain' is given twice"),
+        ("stages.1.name=plain", "the name 'plain' occurs twice"),
         ("stages.1.name=../x", "stages.1.name"),
         (
             "stages.0.freeze=[heads]",
