@@ -64,6 +64,15 @@ def test_the_digest_is_of_what_is_trained_not_of_where(digest):
     assert len({digest(), *others}) == 4
 
 
+def test_measured_records_belong_to_the_present_recipes(root):
+    """A renamed configuration key changes the digest of a recipe: the records follow."""
+    for record in read_records(root / "docs" / "benchmarks.jsonl"):
+        if record.kind == "run":
+            overrides = [*record.settings, f"data.imbalance={record.imbalance}"]
+            recipe = find_recipe(root / "configs", f"{record.suite}/{record.recipe}")
+            assert config_digest(load_config(recipe.path, TrainConfig, overrides)) == record.config
+
+
 def test_settings_that_make_no_other_recipe_are_left_out():
     given = ["optim.lr=1", "data.root=/x", "data.pad=2", "log_every=3", "validation.sets.lfw=lfw.bin"]
     assert changed_settings(given) == ("data.pad=2", "optim.lr=1")
