@@ -64,7 +64,8 @@ def evaluate(
     from facelt.evaluation.evaluate import OpenSetOptions, evaluate_model
     from facelt.evaluation.sweeps import SWEEPS
     from facelt.inference.model import load_model
-    from facelt.report.evaluation import print_evaluation, write_open, write_sweep, write_table
+    from facelt.report.evaluation import print_evaluation
+    from facelt.report.write import write_open, write_sweep, write_table
     from facelt.utils.json_values import json_line
     from recordio_tools.progress import progress_bars
 

@@ -1,22 +1,12 @@
-"""Evaluation report on the terminal, and its files: CSV tables and sweep plots.
+"""Evaluation report on the terminal: accuracies by shot band, open-set metrics, confusion, experts."""
 
-T points of a curve.
-"""
-
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from facelt.report.figures import draw_sweep
 from facelt.report.schema import EvaluationReport, ExpertSummary, OpenEvaluation
 from facelt.report.terminal import make_table
-from facelt.utils.tables import Table as CsvTable
-from facelt.utils.tables import csv_text
 from facelt.utils.text import sanitize
-from recordio_tools.atomic_io import write_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,8 +28,6 @@ OPEN_SET_METRICS = MappingProxyType(
         "oscr": "OSCR, area",
     }
 )
-# A point per image would make the file of a curve too large.
-MAX_CURVE_POINTS = 500
 
 
 def print_evaluation(report: EvaluationReport, console: "Console | None" = None) -> None:
@@ -116,47 +104,3 @@ def _counts(counts: Iterable[int]) -> list[str]:
 
 def _percent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{100 * fraction:.2f}"
-
-
-def write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence]) -> Path:
-    """Writes one CSV table and returns its path. Raises UserError if it cannot be written."""
-    write_text(path, csv_text(CsvTable(header, rows)), "choose another place for it")
-    return path
-
-
-def write_open(
-    out: Path, reports: Sequence[EvaluationReport], curves: Sequence[tuple[np.ndarray, np.ndarray] | None]
-) -> list[Path]:
-    """Writes confusion.csv and oscr.csv; returns their paths.
-
-    `curves` holds each report's OSCR curve: (share of open images accepted [T], share of known images right [T]).
-    """
-    names = [report.model.name for report in reports]
-    confusions = [
-        [name, true, *row.values()]
-        for name, report in zip(names, reports, strict=True)
-        for true, row in report.open.confusion.items()
-    ]
-    points = [
-        [name, *point]
-        for name, curve in zip(names, curves, strict=True)
-        if curve is not None
-        for point in zip(*(_thinned(side_T) for side_T in curve), strict=True)
-    ]
-    answers = ("right", *(f"named_{band}" for band in _BANDS), "rejected")
-    return [
-        write_table(out / "confusion.csv", ("model", "true", *answers), confusions),
-        write_table(out / "oscr.csv", ("model", "open_accepted", "known_right"), points),
-    ]
-
-
-def _thinned(value_T: np.ndarray) -> list[float]:
-    points = min(len(value_T), MAX_CURVE_POINTS)
-    return value_T[np.unique(np.linspace(0, len(value_T) - 1, points).round().astype(int))].tolist()
-
-
-def write_sweep(out: Path, name: str, header: Sequence[str], rows: Sequence[Sequence]) -> list[Path]:
-    """Writes a sweep's table and plot as name.csv, name.svg and name.png; returns their paths."""
-    table = write_table(out / f"{name}.csv", header, rows)
-    draw_sweep(CsvTable(header, rows), out / name)
-    return [table, *(out / f"{name}{suffix}" for suffix in (".svg", ".png"))]

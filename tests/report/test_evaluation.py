@@ -10,15 +10,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from facelt.report.evaluation import (
-    MAX_CURVE_POINTS,
-    OPEN_SET_METRICS,
-    print_evaluation,
-    write_open,
-    write_sweep,
-    write_table,
-)
+from facelt.report.evaluation import OPEN_SET_METRICS, print_evaluation
 from facelt.report.schema import EvaluationReport
+from facelt.report.write import MAX_CURVE_POINTS, write_open, write_sweep, write_table
 from facelt.utils.json_values import json_line
 
 BANDS = {"many": 1_234, "medium": 56_789, "few": 123_456}
