@@ -23,7 +23,7 @@ from facelt.distributed.launch import run_on_rank0
 from facelt.errors import UserError
 from recordio_tools.long_tail import exponential_counts, step_counts
 
-CIFAR_SIDE = 32
+_SIDE = 32
 
 
 @register_data_kind("cifar")
@@ -53,7 +53,7 @@ class CifarData(DataKind):
 
     @property
     def image_size(self) -> tuple[int, int]:
-        return CIFAR_SIDE, CIFAR_SIDE
+        return _SIDE, _SIDE
 
     def open(self, seed: int) -> TrainingData:
         if self.download:
@@ -96,7 +96,7 @@ class CifarData(DataKind):
         return splits
 
 
-class CifarFiles(NamedTuple):
+class _CifarFiles(NamedTuple):
     """Layout of one of the two sets in torchvision: its folder, the files of both splits, and the key of the labels."""
 
     folder: str
@@ -106,8 +106,8 @@ class CifarFiles(NamedTuple):
 
 
 CIFAR_FILES = {
-    10: CifarFiles("cifar-10-batches-py", tuple(f"data_batch_{i}" for i in range(1, 6)), ("test_batch",), "labels"),
-    100: CifarFiles("cifar-100-python", ("train",), ("test",), "fine_labels"),
+    10: _CifarFiles("cifar-10-batches-py", tuple(f"data_batch_{i}" for i in range(1, 6)), ("test_batch",), "labels"),
+    100: _CifarFiles("cifar-100-python", ("train",), ("test",), "fine_labels"),
 }
 
 
@@ -120,13 +120,13 @@ def read_cifar_file(path: Path, label_key: str, num_classes: int) -> tuple[np.nd
     values = read_restricted_pickle(path, what="CIFAR file", encoding="latin1")
     values = values if isinstance(values, dict) else {}
     pixels, labels = values.get("data"), values.get(label_key)
-    if not isinstance(pixels, PickledArray) or pixels.value.size % (3 * CIFAR_SIDE**2):
+    if not isinstance(pixels, PickledArray) or pixels.value.size % (3 * _SIDE**2):
         raise UserError(f"{path}: not a CIFAR file (data is not an array of images); download it again")
     if not isinstance(labels, list) or not all(isinstance(label, int) for label in labels):
         raise UserError(f"{path}: not a CIFAR file ({label_key} is not a list of numbers); download it again")
     if not all(0 <= label < num_classes for label in labels):
         raise UserError(f"{path}: labels outside 0..{num_classes - 1}; download it again")
-    image_N3HW = pixels.value.reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE)
+    image_N3HW = pixels.value.reshape(-1, 3, _SIDE, _SIDE)
     if len(labels) != len(image_N3HW):
         raise UserError(f"{path}: {len(image_N3HW)} images but {len(labels)} labels; download it again")
     return np.ascontiguousarray(image_N3HW.transpose(0, 2, 3, 1)), np.array(labels, dtype=np.int64)
@@ -165,7 +165,7 @@ def open_cifar(root: Path, classes: int, split: str) -> RecordDataset | CifarDat
 
     Raises UserError if there is neither, or the number of classes differs.
     """
-    transform = ExpectSize((CIFAR_SIDE, CIFAR_SIDE))
+    transform = ExpectSize((_SIDE, _SIDE))
     record = Path(root) / f"{split}.rec"
     if not record.is_file():
         folder = CIFAR_FILES[classes].folder

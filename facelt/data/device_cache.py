@@ -17,7 +17,7 @@ from facelt.data.loader import ShardedSampler
 from facelt.data.samplers import Sampler
 from facelt.errors import UserError
 
-MAX_MEMORY_FRACTION = 0.5
+_MAX_MEMORY_FRACTION = 0.5
 """Largest fraction of the device's free memory that the cache may take; the network needs the rest."""
 
 _MEMINFO = Path("/proc/meminfo")
@@ -29,7 +29,7 @@ class DeviceImageCache:
     `read` returns batches that together hold every member once, in order. Only for datasets without random
     augmentation. Every rank caches all members, since its shard of a batch may hold any of them.
 
-    Raises UserError, before decoding anything, if they would take more than MAX_MEMORY_FRACTION of the free memory,
+    Raises UserError, before decoding anything, if they would take more than half of the free memory,
     which `ranks` processes share.
     """
 
@@ -112,10 +112,10 @@ def free_memory(device: torch.device) -> int:
 
 def _check_memory(shape: tuple[int, ...], device: torch.device, ranks: int) -> None:
     needed, free = math.prod(shape) * ranks, free_memory(device)
-    if needed > MAX_MEMORY_FRACTION * free:
+    if needed > _MAX_MEMORY_FRACTION * free:
         copies = f" in each of {ranks} processes" if ranks > 1 else ""
         raise UserError(
             f"data.cache_on_device: {shape[0]} images of {shape[1]} x {shape[2]} pixels{copies} need "
-            f"{needed / 1e9:.2f} GB, more than {MAX_MEMORY_FRACTION:.0%} of the {free / 1e9:.2f} GB free on {device}; "
+            f"{needed / 1e9:.2f} GB, more than {_MAX_MEMORY_FRACTION:.0%} of the {free / 1e9:.2f} GB free on {device}; "
             "set data.cache_on_device=false"
         )

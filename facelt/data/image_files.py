@@ -22,9 +22,9 @@ from facelt.errors import UserError
 from recordio_tools.image_header import DEFAULT_MAX_PIXELS
 from recordio_tools.lists import IMAGE_SUFFIXES, read_labelled_list, read_path_list
 
-Side = Annotated[int, Field(ge=1, le=4096)]
-JitterStrength = Annotated[float, Field(ge=0)]
-HueShift = Annotated[float, Field(ge=0, le=0.5)]
+_Side = Annotated[int, Field(ge=1, le=4096)]
+_JitterStrength = Annotated[float, Field(ge=0)]
+_HueShift = Annotated[float, Field(ge=0, le=0.5)]
 
 
 @register_data_kind("list")
@@ -42,9 +42,9 @@ class ListData(DataKind):
     test: Path | None = None
     open_set: Path | None = None
     open_set_root: Path | None = None
-    crop: Side = 224
-    resize: Side = 256
-    jitter: tuple[JitterStrength, JitterStrength, JitterStrength, HueShift] = (0.4, 0.4, 0.4, 0.0)
+    crop: _Side = 224
+    resize: _Side = 256
+    jitter: tuple[_JitterStrength, _JitterStrength, _JitterStrength, _HueShift] = (0.4, 0.4, 0.4, 0.0)
     mean: Channels = (0.485, 0.456, 0.406)
     std: Channels = (0.229, 0.224, 0.225)
     num_classes: int | None = Field(None, ge=1)
@@ -121,7 +121,7 @@ def folder_names(paths: Sequence[str]) -> list[str]:
 class ImageFileDataset(EncodedImageDataset):
     """Image files below `root`, named by their relative paths; a file that cannot be read is a bad image.
 
-    `layout` names the rule of `LAYOUTS` that turns a listed path into the path to open. `is_labelled` if the labels
+    `layout` names the rule that turns a listed path into the path to open. `is_labelled` if the labels
     come from a list.
     """
 
@@ -146,7 +146,7 @@ class ImageFileDataset(EncodedImageDataset):
         return self.paths[index]
 
     def read_encoded(self, index: int) -> bytes:
-        path = LAYOUTS[self.layout](self.paths[index])
+        path = _LAYOUTS[self.layout](self.paths[index])
         if path is None:
             raise BadImageError(f"the path does not fit the layout {self.layout} of the other files of the list")
         try:
@@ -233,7 +233,7 @@ class ImageFolderDataset(ImageFileDataset):
         super().__init__(root, paths, labels.astype(np.int64), len(self.identities), transform, max_pixels)
 
 
-Layout = Callable[[str], str | None]
+_Layout = Callable[[str], str | None]
 """Listed relative path -> relative path to open; None if the rule does not apply."""
 
 _PROBES = 16
@@ -270,7 +270,7 @@ def _val_flat(path: str) -> str | None:
     return f"val/{parts[-1]}" if parts[0] == "val" and len(parts) == 3 else None
 
 
-LAYOUTS: dict[str, Layout] = {
+_LAYOUTS: dict[str, _Layout] = {
     "as listed": _as_listed,
     "train/<scene>-<kind>": _train_hyphen,
     "train/<scene>/<kind>": _train_folders,
@@ -290,7 +290,7 @@ def find_layout(root: Path, paths: Sequence[str]) -> str | None:
     probes = [paths[len(paths) * i // _PROBES] for i in range(_PROBES)] if len(paths) > _PROBES else list(paths)
     counts = {
         name: sum((mapped := layout(path)) is not None and (root / mapped).is_file() for path in probes)
-        for name, layout in LAYOUTS.items()
+        for name, layout in _LAYOUTS.items()
     }
     best = max(counts, key=counts.__getitem__)
     return best if counts[best] else None

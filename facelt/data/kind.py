@@ -60,7 +60,7 @@ class TrainingData:
         return digest.hexdigest()
 
 
-SAME_LABELS = "class c is label c of the data"
+_SAME_LABELS = "class c is label c of the data"
 RELABELLED = "class c is label labels[c] of the record, relabelled by the manifest; -1 if it has no image"
 
 
@@ -77,7 +77,7 @@ class ClassMap:
 
     def card(self) -> dict[str, Any]:
         """Returns the entry of a model card; the labels are left out if they are the classes."""
-        labels = {} if self.meaning == SAME_LABELS else {"labels": self.label_C.tolist()}
+        labels = {} if self.meaning == _SAME_LABELS else {"labels": self.label_C.tolist()}
         return {"meaning": self.meaning, "sha256": self.sha256, **labels}
 
 
@@ -118,7 +118,7 @@ class DataKind(StrictModel, ABC):
 
     def class_map(self, num_classes: int) -> ClassMap:
         """Returns the label in the data of each class. Raises UserError."""
-        return ClassMap(np.arange(num_classes), SAME_LABELS)
+        return ClassMap(np.arange(num_classes), _SAME_LABELS)
 
     def preprocessing(self, *, flip: bool = False, augment: PadCropRotate | None = None) -> Preprocessing:
         """Returns the preprocessing of batches on the device."""

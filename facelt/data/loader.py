@@ -21,15 +21,15 @@ from facelt.data.decode import prepare_opencv
 from facelt.data.samplers import Sampler
 from facelt.errors import UserError
 
-LENT = 2
+_MAX_HELD = 2
 """Batches the consumer may hold: the current one, and the previous one until the next has arrived."""
 
-PREFETCH = 2
+_PREFETCH = 2
 """Batches each worker decodes ahead."""
 
 
 class SharedBatchPool:
-    """Reusable shared-memory buffers for one batch each, uint8 [S,B,H,W,3], with S = `tasks` + LENT.
+    """Reusable shared-memory buffers for one batch each, uint8 [S,B,H,W,3], with S = `tasks` + _MAX_HELD.
 
     Allocating shared memory for every batch costs page faults in both processes and a file descriptor per tensor: a
     third of the time to decode a face. A task `acquire`s a slot. Once a worker has filled it, `get` lends it as a
@@ -40,7 +40,7 @@ class SharedBatchPool:
     """
 
     def __init__(self, tasks: int, batch: int, image_size: tuple[int, int]) -> None:
-        shape = (tasks + LENT, batch, *image_size, 3)
+        shape = (tasks + _MAX_HELD, batch, *image_size, 3)
         try:
             self.image_SBHW3 = torch.empty(shape, dtype=torch.uint8).share_memory_()
         except RuntimeError as error:
@@ -62,10 +62,10 @@ class SharedBatchPool:
     def get(self, slot: int) -> torch.Tensor:
         """Returns the images [B,H,W,3] of a finished task; the caller may keep them.
 
-        They are the slot itself, or a copy if the caller still holds LENT earlier ones.
+        They are the slot itself, or a copy if the caller still holds _MAX_HELD earlier ones.
         """
         self._acquired.remove(slot)
-        if len(self._view_SBHW3) - len(self._free) - len(self._acquired) > LENT:
+        if len(self._view_SBHW3) - len(self._free) - len(self._acquired) > _MAX_HELD:
             self._free.append(slot)
             return self.image_SBHW3[slot].clone()
         # torch keeps this array alive as long as any tensor views its memory.
@@ -131,7 +131,7 @@ class Loader:
         self._loader: DataLoader | None = None
         if workers > 0:
             # The DataLoader issues one more task before it returns a finished one.
-            tasks = min(PREFETCH * workers + 1, sampler.steps_per_epoch)
+            tasks = min(_PREFETCH * workers + 1, sampler.steps_per_epoch)
             self._pool = SharedBatchPool(tasks, self._shards.max_shard, dataset.image_size)
             self._tasks = _Tasks(self._shards, self._pool)
             self._loader = DataLoader(
@@ -140,7 +140,7 @@ class Loader:
                 batch_size=None,
                 collate_fn=_identity,
                 num_workers=workers,
-                prefetch_factor=PREFETCH,
+                prefetch_factor=_PREFETCH,
                 persistent_workers=True,
                 worker_init_fn=_prepare_worker,
                 multiprocessing_context=start_method,

@@ -58,7 +58,7 @@ class RecordData(DataKind):
         """Records selected by a manifest have new labels."""
         if self.manifest is None:
             return super().class_map(num_classes)
-        rows = read_manifest(self.manifest)
+        rows = _read_manifest(self.manifest)
         label_C = np.full(num_classes, -1, dtype=np.int64)
         label_C[rows.new_label_M] = rows.label_M
         return ClassMap(label_C, RELABELLED)
@@ -67,7 +67,7 @@ class RecordData(DataKind):
 _HEADER = "key,label,new_label"
 
 
-class Manifest(NamedTuple):
+class _Manifest(NamedTuple):
     """Columns of a manifest, each int64 [M]: record key, label in the record, label to train with."""
 
     key_M: np.ndarray
@@ -75,7 +75,7 @@ class Manifest(NamedTuple):
     new_label_M: np.ndarray
 
 
-def read_manifest(path: Path) -> Manifest:
+def _read_manifest(path: Path) -> _Manifest:
     """Reads and checks a CSV file `key,label,new_label`.
 
     Raises UserError naming the file, and the line if there is one: missing, another header, a value that is not a
@@ -96,7 +96,7 @@ def read_manifest(path: Path) -> Manifest:
         raise UserError(f"{path}{_bad_line(body)}: expected three integers {_HEADER}") from error
     if table_M3.shape[1] != 3:
         raise UserError(f"{path}, line 2: expected three integers {_HEADER}")
-    manifest = Manifest(*(np.ascontiguousarray(column) for column in table_M3.T))
+    manifest = _Manifest(*(np.ascontiguousarray(column) for column in table_M3.T))
     _check_manifest(path, manifest)
     return manifest
 
@@ -113,7 +113,7 @@ def _bad_line(body: str) -> str:
     return ""
 
 
-def _check_manifest(path: Path, manifest: Manifest) -> None:
+def _check_manifest(path: Path, manifest: _Manifest) -> None:
     """Raises UserError: a negative value, a duplicate key, or a relabelling that is not one to one."""
     if min(column.min() for column in manifest) < 0:
         raise UserError(f"{path}: a key or a label is negative")
@@ -175,7 +175,7 @@ class RecordDataset(EncodedImageDataset):
 
 def _select(path: Path, manifest_path: Path, key_N: np.ndarray, label_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the keys and new labels of a manifest, checked against the file."""
-    rows = read_manifest(manifest_path)
+    rows = _read_manifest(manifest_path)
     order_N = np.argsort(key_N)
     position_M = order_N[np.searchsorted(key_N, rows.key_M, sorter=order_N).clip(max=len(key_N) - 1)]
     for mismatch_M, problem in (

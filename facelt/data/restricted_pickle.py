@@ -37,7 +37,7 @@ class _Opcode(NamedTuple):
     is_text: bool = False
 
 
-_OPCODES = (
+_ALLOWED = (
     *(_Opcode("PROTO", number=1), _Opcode("FRAME", number=8), _Opcode("STOP"), _Opcode("MARK")),
     *(_Opcode(name, pushes=1) for name in ("NONE", "NEWTRUE", "NEWFALSE", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_TUPLE")),
     *(_Opcode(name, number=size, pushes=1) for name, size in (("BININT", 4), ("BININT1", 1), ("BININT2", 2))),
@@ -59,7 +59,7 @@ _OPCODES = (
     *(_Opcode("PUT", lines=1), _Opcode("BINPUT", number=1), _Opcode("LONG_BINPUT", number=4), _Opcode("MEMOIZE")),
     *(_Opcode("GET", lines=1), _Opcode("BINGET", number=1), _Opcode("LONG_BINGET", number=4)),
 )
-_BY_CODE = {getattr(pickle, opcode.name)[0]: opcode for opcode in _OPCODES}
+_OPCODES = {getattr(pickle, opcode.name)[0]: opcode for opcode in _ALLOWED}
 
 
 class PickledArray:
@@ -109,7 +109,7 @@ def _check_opcodes(payload: bytes) -> None:
     (hashing a tuple that holds another one twice, which holds another one twice, takes forever). Raises EOFError for a
     truncated file.
     """
-    # Whether each value on the stack, below each mark, and in the memo is text or bytes.
+    # True for text or bytes: the values on the stack, below each mark, and in the memo.
     stack: list[bool] = []
     marked: list[list[bool]] = []
     memo: dict[int, bool] = {}
@@ -150,7 +150,7 @@ def _opcodes(payload: bytes) -> Iterator[tuple[_Opcode, int]]:
         start = position
         if start >= len(payload):
             raise EOFError("the file is truncated")
-        opcode = _BY_CODE.get(payload[start])
+        opcode = _OPCODES.get(payload[start])
         if opcode is None:
             raise pickle.UnpicklingError(f"the opcode {payload[start : start + 1]!r} is not allowed")
         name, number, length, lines, *_ = opcode

@@ -65,7 +65,7 @@ class Sampler(ABC):
         return index_T, seed_T.astype(np.int64)
 
 
-class ClassIndex(NamedTuple):
+class _ClassIndex(NamedTuple):
     """Images grouped by class: dataset indices [M], and the start and the number of images of each class, [K]."""
 
     member_M: np.ndarray
@@ -101,10 +101,10 @@ class TrainingSampler(Sampler):
         return len(self._member_M)
 
     @cached_property
-    def _classes(self) -> ClassIndex:
+    def _classes(self) -> _ClassIndex:
         order_M = np.argsort(self._label_M, kind="stable")
         _, start_K, count_K = np.unique(self._label_M[order_M], return_index=True, return_counts=True)
-        return ClassIndex(self._member_M[order_M], start_K, count_K)
+        return _ClassIndex(self._member_M[order_M], start_K, count_K)
 
 
 @register_sampler("class_aware")
