@@ -1,21 +1,20 @@
-"""Registries: every registered name builds, and the words that remain in two places are equal."""
+"""Registries: every implementation is found, built from its settings, and documented."""
 
 import typing
+from typing import Annotated
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from facelt.cli.embed import embed
 from facelt.cli.evaluate import evaluate
 from facelt.config import registry
-from facelt.config.audit import AuditConfig, EmbeddingKind, TrainingConfig
+from facelt.config.audit import AuditConfig, TrainingConfig
+from facelt.config.base import NamedSettings
 from facelt.config.registry import METHODS, SAMPLERS, Registry
-from facelt.config.train import LrMultipliers, PartName
-from facelt.data.cifar import CIFAR_FILES, PROFILES, CifarData
+from facelt.config.train import LrMultipliers
+from facelt.errors import UserError
 from facelt.evaluation.sweeps import SWEEPS
-from facelt.heads.dynamic_meta import HEAD_VARIANTS
-from facelt.heads.memory import UpdateRule
-from facelt.methods.oltr import DynamicMetaSettings
 from facelt.metrics.classification import SHOT_CONVENTIONS
 from facelt.models.branched import BranchSpec
 from facelt.models.network import build_network
@@ -48,24 +47,56 @@ def build(method: str):
 
 
 @pytest.mark.parametrize("name", REGISTRIES)
-def test_a_registry_finds_its_implementations_by_itself(name):
+def test_a_registry_finds_its_implementations(name):
     assert len(REGISTRIES[name]) > 1
+
+
+@pytest.mark.parametrize("name", [name for name in REGISTRIES if name not in ("HEADS", "BACKBONES", "EMBEDDINGS")])
+def test_every_registered_name_is_documented(name, root):
+    if name == "DATA_KINDS":
+        text = "".join(path.read_text() for path in (root / "configs").rglob("*.yaml"))
+        missing = [kind for kind in REGISTRIES[name] if f"kind: {kind}" not in text]
+    else:
+        text = (root / "docs/methods.md").read_text()
+        missing = [word for word in REGISTRIES[name] if f"`{word}`" not in text and f"`{word}_" not in text]
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    ("name", "word"), [(name, word) for name in ("METHODS", "LOSSES", "MIXINGS") for word in REGISTRIES[name]]
+)
+def test_settings_state_their_name_and_survive_a_dump(name, word):
+    registry = REGISTRIES[name]
+    required = {**OPTIONS, "seql": {"threshold": 0.1}}.get(word, {})
+    field = TypeAdapter(Annotated[NamedSettings, registry.choice()])
+    settings = field.validate_python({"name": word, **required})
+    assert type(settings) is registry.settings(word)
+    assert field.validate_python(field.dump_python(settings, mode="json")) == settings
+    assert field.dump_python(settings)["name"] == word
+
+
+def test_a_name_is_registered_once_and_a_wrong_one_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match="the loss 'focal' is registered twice"):
+        REGISTRIES["LOSSES"].register("focal")(object())
+    with pytest.raises(UserError, match=r"unknown method .rider.; allowed: .*; did you mean .ride.\?"):
+        METHODS.find("rider")
+    field = TypeAdapter(Annotated[NamedSettings, METHODS.choice("ride", "bbn")])
+    with pytest.raises(ValidationError, match="'classify' is not allowed; allowed: ride, bbn"):
+        field.validate_python({"name": "classify"})
+    with pytest.raises(ValidationError, match="not the settings of a method"):
+        field.validate_python(METHODS.settings("classify")(name="ride"))
+    with pytest.raises(ValidationError, match="expected a mapping with the key name"):
+        field.validate_python("ride")
 
 
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        (HEAD_VARIANTS, allowed(DynamicMetaSettings, "variant")),
-        (typing.get_args(UpdateRule), allowed(DynamicMetaSettings, "centroid_update")),
-        ((*NETWORK_PARTS, "head"), set(typing.get_args(PartName))),
-        (EMBEDDING_KINDS, set(typing.get_args(EmbeddingKind))),
         (STORE_DTYPES, option(embed, "dtype")),
         (SHOT_CONVENTIONS, option(evaluate, "convention")),
         (SWEEPS, option(evaluate, "sweep")),
         (SHOT_CONVENTIONS, allowed(TrainingConfig, "convention")),
         (EMBEDDING_KINDS, allowed(AuditConfig, "kind")),
-        (PROFILES, allowed(CifarData, "profile")),
-        (CIFAR_FILES, allowed(CifarData, "classes")),
     ],
     ids=lambda value: ",".join(sorted(map(str, value))) if isinstance(value, set) else "",
 )

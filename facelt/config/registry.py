@@ -134,7 +134,7 @@ class _SettingsChoice(_NameChoice):
             name = getattr(value, key, None)
             if name in self.names() and isinstance(value, self.registry.settings(name)):
                 return value
-            raise custom_error("not_allowed", f"no settings of a {self.registry.kind}")
+            raise custom_error("not_allowed", f"not the settings of a {self.registry.kind}")
         if not isinstance(value, dict):
             raise custom_error("not_allowed", f"expected a mapping with the key {key}")
         if key not in value:

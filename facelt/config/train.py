@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from facelt.config.base import NamedSettings, StrictModel
 from facelt.config.registry import BACKBONES, DATA_KINDS, EMBEDDINGS, METHODS
 
-PartName = Literal["backbone", "attention", "embedding", "head"]
+NetworkPart = Literal["backbone", "attention", "embedding"]
+PartName = Literal[NetworkPart, "head"]
 
 RESUME_MAY_CHANGE = frozenset(
     {

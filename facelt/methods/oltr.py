@@ -16,8 +16,8 @@ from facelt.config.registry import SamplerName, register_method
 from facelt.config.train import MethodSettings
 from facelt.distributed.comm import all_reduce
 from facelt.distributed.logits import GatheredFeatures, ShardedLogits
-from facelt.heads.dynamic_meta import DynamicMetaHead
-from facelt.heads.memory import IdentityMemory
+from facelt.heads.dynamic_meta import DynamicMetaHead, HeadVariantName
+from facelt.heads.memory import IdentityMemory, UpdateRule
 from facelt.losses.centroids import discriminative_centroids_loss
 from facelt.methods.base import Embeddings, Method, SamplerSpec, StepContext, StepOutput, TrainBatch
 from facelt.models.network import Network
@@ -32,8 +32,8 @@ class DynamicMetaSettings(MethodSettings):
     """
 
     sampler: SamplerName = "class_aware"
-    variant: Literal["released", "paper"] = "released"
-    centroid_update: Literal["released", "tracking"] = "released"
+    variant: HeadVariantName = "released"
+    centroid_update: UpdateRule = "released"
     tracking_rate: float = Field(0.5, gt=0, le=1)
     margin_form: Literal["batch_mean", "per_image"] = "batch_mean"
     margin: float = Field(10.0, ge=0)

@@ -4,17 +4,19 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from facelt.config.train import NetworkPart
 from facelt.errors import UserError
 from facelt.models.backbones import IResNet
 from facelt.models.layers import LinearBatchNorm
 from facelt.models.network import Network
 
-NETWORK_PARTS = ("backbone", "attention", "embedding")
+NETWORK_PARTS = get_args(NetworkPart)
 _WRAPPER_KEYS = ("state_dict", "state_dict_backbone", "model")
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32}
 
