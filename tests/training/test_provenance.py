@@ -82,7 +82,7 @@ def test_a_card_names_the_classes_and_the_weights(train, plain_stage, selected, 
     # Without a manifest the classes have no other labels.
     classes = json.loads((finished_run / "oltr/card.json").read_text())["classes"]
     assert classes.keys() == {"meaning", "sha256"}
-    assert "no other names" in classes["meaning"]
+    assert classes["meaning"] == "class c is label c of the data"
     assert classes["sha256"] == sha256(list(range(6)))
 
 
