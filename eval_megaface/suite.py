@@ -92,7 +92,7 @@ def load_suite(config: MegafaceConfig, excluded: Mapping[str, frozenset[str]] | 
     groups, notes = attribute_groups(_attributes(suite, files), identity_P, names)
     if config.noise.mode != "raw" and not (suite.facescrub_noises and suite.megaface_noises):
         notes.append(
-            f"Noise mode {config.noise.mode} needs both noise lists; nothing is removed where a list is missing."
+            f"Noise mode {config.noise.mode} without both noise lists: the images of a missing list are not removed."
         )
     distractors = _union([gallery.paths for gallery in galleries])
     prefixes = [prefix for gallery in galleries for prefix in gallery.prefixes]
