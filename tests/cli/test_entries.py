@@ -235,7 +235,7 @@ def test_audit_writes_a_report_and_exits_with_3_where_a_condition_holds(cli, sco
     code, out, error = cli(*words)
     assert code == 0, error
     assert out.endswith(f"report: {tmp_path / 'report' / 'report.html'}\n")
-    assert "false non-match rate: b 100.00 %, a 0 %" in " ".join(out.split())
+    assert "False non-match rate: b 100.00 %, a 0 %" in " ".join(out.split())
     assert json.loads((tmp_path / "report/report.json").read_text())["provenance"]["consent"] == "asked for"
     code, _, error = cli(*words, "--fail-if", "gap(fnmr) > 0.9", "--fail-if", "gap(fmr) > 0.9")
     assert code == 3
