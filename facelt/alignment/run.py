@@ -1,210 +1,114 @@
-"""Many photographs, one after the other: their faces, or why there are none.
+"""`facelt align`: aligned faces of a set of photographs, as PNG files or a .rec, with tables of faces and failures."""
 
-Where aligned faces go: PNG files in folders by identity, or a .rec in InsightFace's layout.
-
-What is said of aligned faces and of photographs without: the columns of faces.csv and failures.csv.
-
-A whole set of photographs to aligned faces on disk.
-"""
-
-import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, count
-from multiprocessing import get_context, parent_process
 from pathlib import Path
-from threading import Thread
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol
 
 import cv2
 import numpy as np
 
-from facelt.alignment.align import SIZE, AlignedFace, Detector, align_faces
-from facelt.alignment.detectors import open_detector
-from facelt.alignment.photographs import Photograph, read_photograph, refuse_nameless
-from facelt.data.decode import BadImageError, prepare_opencv
+from facelt.alignment.align import CROP_SIZE, AlignedFace
+from facelt.alignment.detect import DetectedFaces, DetectionFailure, DetectionOptions, detect_all
+from facelt.alignment.photographs import Photograph, require_identity
 from facelt.errors import UserError
 from facelt.utils.tables import csv_lines
 from recordio_tools.atomic_io import atomic_folder
 from recordio_tools.face_set import IDENTITIES_FILE, write_identities
-from recordio_tools.image_header import DEFAULT_MAX_PIXELS
 from recordio_tools.progress import ProgressFn, no_progress, track
 from recordio_tools.writer import FaceRecordWriter
 
-CHUNK = 4  # photographs a worker takes at a time
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What counts as a face: which detector (`KIND:PATH`), its least score or None, all faces or the largest, and how
-    many pixels a photograph may have."""
-
-    detector: str
-    min_score: float | None = None
-    every: bool = False
-    max_pixels: int = DEFAULT_MAX_PIXELS
-
-
-class Failure(NamedTuple):
-    """A photograph that nobody can be enrolled from: `kind` is `no face` or `unusable`."""
-
-    photograph: Photograph
-    kind: str
-    reason: str
-
-
-class Found(NamedTuple):
-    """What a photograph gave: the chosen faces, and how many it shows."""
-
-    photograph: Photograph
-    faces: list[AlignedFace]
-    shown: int
-
-
-_detector: Detector
-"""A worker's own."""
-
-
-def survey(photographs: Sequence[Photograph], terms: Terms, workers: int = 0) -> Iterator[Found | Failure]:
-    """One answer for each photograph, in order; `workers` processes look at them, 0 this one.
-
-    Raises UserError where the detector cannot be opened, or a worker died.
-    """
-    if not workers:
-        prepare_opencv()
-        yield from map(partial(look, open_detector(terms.detector, terms.min_score), terms), photographs)
-        return
-    open_detector(terms.detector, terms.min_score)  # what is wrong with it is told once, here
-    with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (terms,)) as pool:
-        try:
-            yield from pool.map(partial(_look, terms), photographs, chunksize=CHUNK)
-        except BrokenProcessPool:
-            raise UserError("a worker that aligns faces was killed; give fewer --workers or more memory") from None
-
-
-def look(detector: Detector, terms: Terms, photograph: Photograph) -> Found | Failure:
-    """The faces of one photograph."""
-    try:
-        faces = align_faces(read_photograph(photograph.place, terms.max_pixels), detector)
-    except BadImageError as error:
-        return Failure(photograph, "unusable", str(error))
-    if not faces:
-        return Failure(photograph, "no face", f"no face with a score of {detector.min_score:g} or more")
-    return Found(photograph, faces if terms.every else faces[:1], len(faces))
-
-
-def _begin(terms: Terms) -> None:
-    global _detector
-    Thread(target=_end_with_parent, daemon=True).start()
-    prepare_opencv()
-    _detector = open_detector(terms.detector, terms.min_score)
-
-
-def _end_with_parent() -> None:
-    # A killed one closes no pool, and its workers would wait for photographs for ever.
-    parent_process().join()
-    os._exit(1)
-
-
-def _look(terms: Terms, photograph: Photograph) -> Found | Failure:
-    return look(_detector, terms, photograph)
-
-
 _FORBIDDEN = re.compile(r'[\\/:*?"<>|]')
-LONGEST = 200  # bytes of a file's name, of the 255 that most systems take
+_MAX_NAME_BYTES = 200  # of a file name; most systems allow 255
 
 
-class Output(AbstractContextManager, Protocol):
-    """A context manager that takes faces, grouped by the order of `photographs`."""
+class CropWriter(AbstractContextManager, Protocol):
+    """Context manager that writes crops in the order of `photographs`."""
 
     photographs: list[Photograph]
 
     def write(self, photograph: Photograph, number: int | None, image_HW3: np.ndarray) -> str:
-        """Keeps an RGB picture and returns its name; `number` None where a photograph gives one face only."""
+        """Writes an RGB crop and returns its name; `number` is None if each photograph has one face."""
 
 
-class Folder:
-    """`folder`/.../IDENTITY/NAME.png: folders as the photographs lie in, the last one bearing the identity's name."""
+class CropFolderWriter:
+    """Writes `folder`/.../IDENTITY/NAME.png: the folders of the photographs, the last one named by the identity."""
 
     def __init__(self, folder: Path, photographs: Sequence[Photograph]) -> None:
         self.photographs = list(photographs)
         self._folder = folder
         self._parents: dict[tuple[str, ...], str] = {}
-        self._made: set[str] = set()
-        self._taken: set[str] = set()
+        self._folders: set[str] = set()
+        self._files: set[str] = set()
 
     def write(self, photograph: Photograph, number: int | None, image_HW3: np.ndarray) -> str:
         path = Path(photograph.name)
-        # A label, or a name from the file's, is no folder of the photograph's.
-        known = path.parent.name == photograph.identity
-        parent = self._parent(path.parent.parts if known else (photograph.identity,))
-        which = "" if number is None else f"_{number}"
-        # x.jpg and x.png may lie side by side.
+        # An identity from a label or a file name is not a folder of the photograph.
+        is_folder = path.parent.name == photograph.identity
+        parent = self._parent(path.parent.parts if is_folder else (photograph.identity,))
+        suffix = "" if number is None else f"_{number}"
+        # A folder may hold x.jpg and x.png.
         stems = chain([path.stem, path.name], (f"{path.name}_{copy}" for copy in count(2)))
-        names = (str(Path(parent, f"{_file_name(stem)}{which}.png")) for stem in stems)
-        name = next(name for name in names if name.casefold() not in self._taken)
-        self._taken.add(name.casefold())
+        names = (str(Path(parent, f"{_file_name(stem)}{suffix}.png")) for stem in stems)
+        name = next(name for name in names if name.casefold() not in self._files)
+        self._files.add(name.casefold())
         (self._folder / parent).mkdir(parents=True, exist_ok=True)
         (self._folder / name).write_bytes(_png(image_HW3))
         return name
 
-    def __enter__(self) -> "Folder":
+    def __enter__(self) -> "CropFolderWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
         pass
 
     def _parent(self, parts: tuple[str, ...]) -> str:
-        """The folder for photographs of one folder; two that differ in case or forbidden characters only stay two."""
+        """Returns the output folder of a folder; folders that differ only in case stay apart."""
         if parts not in self._parents:
             safe = "/".join(_file_name(part) for part in parts if part)
             names = chain([safe], (f"{safe}~{copy}" for copy in count(2)))
-            self._parents[parts] = next(name for name in names if name.casefold() not in self._made)
-            self._made.add(self._parents[parts].casefold())
+            self._parents[parts] = next(name for name in names if name.casefold() not in self._folders)
+            self._folders.add(self._parents[parts].casefold())
         return self._parents[parts]
 
 
-class Record:
-    """A .rec, .idx, `property` and identities.csv; a name's label is its place among the sorted ones.
+class CropRecordWriter:
+    """Writes a .rec, .idx, `property` and identities.csv; the label of a name is its rank among the sorted names.
 
-    People without a face keep their label and have no image. Raises UserError where nobody says whom a photograph
-    shows.
+    People without a face keep their label but have no image. Raises UserError on a photograph without an identity.
     """
 
     def __init__(self, path: Path, photographs: Sequence[Photograph]) -> None:
-        advice = "put photographs in a folder a person, take names from files with --people file, or write a folder"
-        refuse_nameless(((item.name, item.identity) for item in photographs), "a .rec", advice)
+        advice = "put the photographs of each person in one folder, use --people file, or write PNG files to a folder"
+        require_identity(((item.name, item.identity) for item in photographs), "a .rec", advice)
         names = {item.identity for item in photographs}
         ordered = sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
         self._labels = {name: label for label, name in enumerate(ordered)}
         self._images: Counter[str] = Counter()
         self.photographs = sorted(photographs, key=lambda item: self._labels[item.identity])
-        self._writer = FaceRecordWriter(path, (SIZE, SIZE), len(ordered))
+        self._writer = FaceRecordWriter(path, (CROP_SIZE, CROP_SIZE), len(ordered))
 
     def write(self, photograph: Photograph, number: int | None, image_HW3: np.ndarray) -> str:
         self._images[photograph.identity] += 1
         return str(self._writer.write(self._labels[photograph.identity], _png(image_HW3)))
 
-    def __enter__(self) -> "Record":
+    def __enter__(self) -> "CropRecordWriter":
         self._writer.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._writer.__exit__(*error)
-        # Read again by name, so that a cell holds the name as it is.
         rows = [{"label": label, "name": name, "images": self._images[name]} for name, label in self._labels.items()]
         write_identities(self._writer.path.with_name(IDENTITIES_FILE), rows)
 
 
 def _file_name(text: str) -> str:
-    """The text as a file's name on any system, without its suffix."""
-    short = text.encode()[:LONGEST].decode(errors="ignore")
+    """Returns the text as a file name without suffix that is valid on any system."""
+    short = text.encode()[:_MAX_NAME_BYTES].decode(errors="ignore")
     return _FORBIDDEN.sub("_", short).strip(" .") or "_"
 
 
@@ -212,46 +116,46 @@ def _png(image_HW3: np.ndarray) -> bytes:
     return cv2.imencode(".png", cv2.cvtColor(image_HW3, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
-POINTS = ("eye_left", "eye_right", "nose", "mouth_left", "mouth_right")
-"""Left and right of the picture, as one looks at it."""
-PLACE = ("left", "top", "right", "bottom", *(f"{point}_{axis}" for point in POINTS for axis in "xy"))
-QUALITY = ("score", "eye_distance", "sharpness", "yaw", "pitch", "roll")
-FACES = ("image", "identity", "source", "face", "faces", *QUALITY, *PLACE)
-FAILURES = ("source", "identity", "kind", "reason")
+_LANDMARKS = ("eye_left", "eye_right", "nose", "mouth_left", "mouth_right")
+"""Left and right in the image."""
+_POSITION_COLUMNS = ("left", "top", "right", "bottom", *(f"{point}_{axis}" for point in _LANDMARKS for axis in "xy"))
+QUALITY_COLUMNS = ("score", "eye_distance", "sharpness", "yaw", "pitch", "roll")
+FACE_COLUMNS = ("image", "identity", "source", "face", "faces", *QUALITY_COLUMNS, *_POSITION_COLUMNS)
+FAILURE_COLUMNS = ("source", "identity", "kind", "reason")
 
 
 def quality_row(face: AlignedFace) -> list[float]:
-    """The values under `QUALITY`, rounded to what they can tell."""
+    """Returns the values of QUALITY_COLUMNS, rounded to significant digits."""
     return [round(face.face.score, 3), *(round(value, 1) for value in face.quality)]
 
 
-def face_row(image: str, found: Found, face: AlignedFace) -> list[object]:
-    """The values under `FACES`. Places are pixels of the photograph turned upright."""
-    place = [*face.face.box_4.tolist(), *face.face.landmark_52.ravel().tolist()]
-    who = [image, found.photograph.identity, found.photograph.name, face.number, found.shown]
-    return [*who, *quality_row(face), *(round(value, 1) for value in place)]
+def face_row(image: str, detected: DetectedFaces, face: AlignedFace) -> list[object]:
+    """Returns the values of FACE_COLUMNS; positions are pixels of the upright photograph."""
+    position = [*face.face.box_4.tolist(), *face.face.landmark_52.ravel().tolist()]
+    photograph = detected.photograph
+    names = [image, photograph.identity, photograph.name, face.number, detected.total]
+    return [*names, *quality_row(face), *(round(value, 1) for value in position)]
 
 
-def failure_row(failure: Failure) -> list[str]:
-    """The values under `FAILURES`."""
+def failure_row(failure: DetectionFailure) -> list[str]:
+    """Returns the values of FAILURE_COLUMNS."""
     return [failure.photograph.name, failure.photograph.identity, failure.kind, failure.reason]
 
 
-Item = TypeVar("Item")
 FACES_FILE, FAILURES_FILE = "faces.csv", "failures.csv"
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What came out: photographs that gave `faces`, those that `failed`, and people of whom no photograph gave one."""
+    """Numbers of photographs and faces, failed photographs, and people without any face."""
 
     photographs: int
     faces: int
-    failed: list[Failure]
+    failed: list[DetectionFailure]
     missing: list[str]
 
     def lines(self) -> list[str]:
-        """For people: counts, and what failed by its kind."""
+        """Returns the summary as lines of text: counts, and failures by kind."""
         kinds = Counter(failure.kind for failure in self.failed)
         parts = [f"{count} {kind}" for kind, count in sorted(kinds.items())]
         lines = [f"faces: {self.faces}, in {self.photographs - len(self.failed)} of {self.photographs} photographs"]
@@ -265,48 +169,50 @@ class Summary:
 def align_photographs(
     photographs: Sequence[Photograph],
     out: Path,
-    terms: Terms,
+    options: DetectionOptions,
     workers: int = 0,
     progress: ProgressFn = no_progress,
 ) -> Summary:
-    """Writes the faces, faces.csv and failures.csv: into `out`, or into its folder where `out` is a .rec.
+    """Writes the faces, faces.csv and failures.csv to the folder `out`, or to the folder of a .rec `out`.
 
-    The folder is new and whole, or stays absent. Raises UserError: it holds something, no photograph gave a face, or
-    what `survey` raises.
+    The folder is written atomically. Raises UserError if it is not empty, if no photograph has a face, and as
+    `detect_all` does.
     """
     is_record = out.suffix == ".rec"
     if is_record and (out.parent == Path() or (out.parent.is_dir() and any(out.parent.iterdir()))):
-        wanted = out.parent / "NEW_FOLDER" / out.name
-        raise UserError(f"{out}: its folder exists already, and a .rec gets a new one for all its files; give {wanted}")
+        example = out.parent / "NEW_FOLDER" / out.name
+        raise UserError(f"{out}: its folder exists already; a .rec needs a new folder for its files, such as {example}")
     failed, people, faces = [], Counter(), 0
     with atomic_folder(out.parent if is_record else out) as folder:
-        output = Record(folder / out.name, photographs) if is_record else Folder(folder, photographs)
+        output = (
+            CropRecordWriter(folder / out.name, photographs) if is_record else CropFolderWriter(folder, photographs)
+        )
         with ExitStack() as stack:
             stack.enter_context(output)
             table, failures = (
                 stack.enter_context((folder / name).open("w", encoding="utf-8", newline=""))
                 for name in (FACES_FILE, FAILURES_FILE)
             )
-            table.write(csv_lines([FACES]))
-            failures.write(csv_lines([FAILURES]))
-            items = survey(output.photographs, terms, workers)
-            for item in track(items, "aligning", len(photographs), progress):
-                if isinstance(item, Failure):
-                    failed.append(item)
-                    failures.write(csv_lines([failure_row(item)]))
+            table.write(csv_lines([FACE_COLUMNS]))
+            failures.write(csv_lines([FAILURE_COLUMNS]))
+            results = detect_all(output.photographs, options, workers)
+            for result in track(results, "aligning", len(photographs), progress):
+                if isinstance(result, DetectionFailure):
+                    failed.append(result)
+                    failures.write(csv_lines([failure_row(result)]))
                     continue
-                people[item.photograph.identity] += 1
-                for face in item.faces:
-                    name = output.write(item.photograph, face.number if terms.every else None, face.image_HW3)
-                    table.write(csv_lines([face_row(name, item, face)]))
+                people[result.photograph.identity] += 1
+                for face in result.faces:
+                    name = output.write(result.photograph, face.number if options.all_faces else None, face.image_HW3)
+                    table.write(csv_lines([face_row(name, result, face)]))
                     faces += 1
             if not faces:
-                raise no_face(failed)
+                raise no_face_error(failed)
     missing = sorted({item.identity for item in photographs} - set(people) - {""})
     return Summary(len(photographs), faces, failed, missing)
 
 
-def no_face(failed: Sequence[Failure]) -> UserError:
-    """The mistake that nothing is left, with the first reasons."""
+def no_face_error(failed: Sequence[DetectionFailure]) -> UserError:
+    """Returns the error for photographs without any face, with the first reasons."""
     first = "; ".join(f"{failure.photograph.name}: {failure.reason}" for failure in failed[:3])
-    return UserError(f"none of the {len(failed)} photographs gave a face: {first}")
+    return UserError(f"none of the {len(failed)} photographs has a usable face: {first}")

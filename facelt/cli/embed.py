@@ -37,8 +37,8 @@ def embed(
     process of torchrun detects the faces of all photographs: for large sets run `facelt align --workers` first.
     """
     set_openmp_wait_policy(device)
+    from facelt.alignment.detect import DetectionOptions
     from facelt.alignment.photographs import find_photographs
-    from facelt.alignment.run import Terms
     from facelt.distributed.launch import resolve_device
     from facelt.inference.embed import embed_images
     from facelt.inference.model import load_model
@@ -54,10 +54,12 @@ def embed(
     else:
         if manifest is not None:
             raise UserError(f"--manifest {manifest}: only applies to .rec files, and --align takes photographs")
-        terms = Terms(align, min_score, faces == "all", model.config.data.max_pixels)
+        options = DetectionOptions(align, min_score, faces == "all", model.config.data.max_pixels)
         photographs = find_photographs(images, root=root, people=people)
         with progress_bars(is_leader) as progress:
-            source, failed = open_photograph_source(photographs, terms, model.config.data.image_size, workers, progress)
+            source, failed = open_photograph_source(
+                photographs, options, model.config.data.image_size, workers, progress
+            )
         left_out = {failure.photograph.name: failure.reason for failure in failed}
     for name, reason in left_out.items() if is_leader else ():
         typer.echo(f"left out {name}: {reason}", err=True)

@@ -87,31 +87,31 @@ class EmbeddingSource:
         )
 
     def _open_images(self, model, named: bool):
-        from facelt.alignment.photographs import refuse_nameless
+        from facelt.alignment.photographs import require_identity
         from facelt.inference.sources import open_image_source
 
         source = open_image_source(self.path, model.config, root=self.root)
         if named:
-            refuse_nameless(zip(source.keys, source.identities, strict=True), *_NAMING)
+            require_identity(zip(source.keys, source.identities, strict=True), *_NAMING)
         return source
 
     def _open_photographs(self, model, named: bool):
         import typer
 
-        from facelt.alignment.photographs import find_photographs, refuse_nameless
-        from facelt.alignment.run import Terms
+        from facelt.alignment.detect import DetectionOptions
+        from facelt.alignment.photographs import find_photographs, require_identity
         from facelt.inference.sources import open_photograph_source
         from recordio_tools.progress import progress_bars
 
-        terms = Terms(self.detector, None, False, model.config.data.max_pixels)
+        options = DetectionOptions(self.detector, None, False, model.config.data.max_pixels)
         photographs = find_photographs(self.path, root=self.root, people=self.people)
         if named:
             purpose, advice = _NAMING
             names = ((photograph.name, photograph.identity) for photograph in photographs)
-            refuse_nameless(names, purpose, f"{advice}, or name people by file with --people file")
+            require_identity(names, purpose, f"{advice}, or name people by file with --people file")
         size = model.config.data.image_size
         with progress_bars() as progress:
-            source, failed = open_photograph_source(photographs, terms, size, self.workers, progress)
+            source, failed = open_photograph_source(photographs, options, size, self.workers, progress)
         for failure in failed:
             typer.echo(f"left out {failure.photograph.name}: {failure.reason}", err=True)
         if failed:

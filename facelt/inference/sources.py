@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from facelt.alignment.align import similarity, warp
+from facelt.alignment.align import similarity_transform, warp_face
+from facelt.alignment.detect import DetectionFailure, DetectionOptions, detect_all
 from facelt.alignment.detectors import open_detector
 from facelt.alignment.photographs import Photograph, read_photograph
-from facelt.alignment.run import QUALITY, Failure, Terms, no_face, quality_row, survey
+from facelt.alignment.run import QUALITY_COLUMNS, no_face_error, quality_row
 from facelt.config.train import TrainConfig
 from facelt.data.dataset import ImageDataset
 from facelt.data.image_files import ImageFileDataset, ImageFolderDataset, ListDataset, UnlabelledListDataset
@@ -112,20 +113,20 @@ class AlignedFaceDataset(ImageDataset):
         # Faces of one photograph are adjacent.
         if self._last is None or self._last[0] != path:
             self._last = path, read_photograph(path, self._max_pixels)
-        return warp(self._last[1], similarity(self._landmark_N52[index], self._side), self._side)
+        return warp_face(self._last[1], similarity_transform(self._landmark_N52[index], self._side), self._side)
 
 
 def open_photograph_source(
     photographs: Sequence[Photograph],
-    terms: Terms,
+    options: DetectionOptions,
     image_size: tuple[int, int],
     workers: int,
     progress: ProgressFn = no_progress,
-) -> tuple[ImageSource, list[Failure]]:
+) -> tuple[ImageSource, list[DetectionFailure]]:
     """Detects the faces of photographs; returns them, at a model's image size, and the photographs without any.
 
     The key of a face is its photograph's name, followed by `#` and its number if all faces are kept. Raises UserError
-    for a photograph that is listed twice, no face at all, a model whose images are not square, and as `survey` does.
+    for a photograph that is listed twice, no face at all, a model whose images are not square, and as `detect_all` does.
     """
     height, width = image_size
     if height != width:
@@ -134,25 +135,25 @@ def open_photograph_source(
     if times > 1:
         raise UserError(f"the photograph {name} is listed {times} times; list each once")
     failed, sources, keys, landmarks, rows = [], [], [], [], []
-    for item in track(survey(photographs, terms, workers), "aligning", len(photographs), progress):
-        if isinstance(item, Failure):
+    for item in track(detect_all(photographs, options, workers), "aligning", len(photographs), progress):
+        if isinstance(item, DetectionFailure):
             failed.append(item)
             continue
         # The pixels are dropped: even the crops of a large set would not fit in memory.
         for face in item.faces:
             sources.append(item.photograph)
-            keys.append(item.photograph.name + (f"#{face.number}" if terms.every else ""))
+            keys.append(item.photograph.name + (f"#{face.number}" if options.all_faces else ""))
             landmarks.append(face.face.landmark_52)
             rows.append([item.photograph.name, *map(str, quality_row(face))])
     if not keys:
-        raise no_face(failed)
-    paths = [photograph.place for photograph in sources]
-    alignment = {"detector": open_detector(terms.detector, terms.min_score).name, "template": "arcface"}
+        raise no_face_error(failed)
+    paths = [photograph.path for photograph in sources]
+    alignment = {"detector": open_detector(options.detector, options.min_score).name, "template": "arcface"}
     return ImageSource(
-        AlignedFaceDataset(keys, paths, np.stack(landmarks), height, terms.max_pixels),
+        AlignedFaceDataset(keys, paths, np.stack(landmarks), height, options.max_pixels),
         np.arange(len(keys)),
         keys,
         [photograph.identity for photograph in sources],
-        dict(zip(("source", *QUALITY), map(list, zip(*rows, strict=True)), strict=True)),
+        dict(zip(("source", *QUALITY_COLUMNS), map(list, zip(*rows, strict=True)), strict=True)),
         {"alignment": alignment},
     ), failed

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from facelt.alignment.align import TEMPLATE_52, Face, similarity, warp
+from facelt.alignment.align import TEMPLATE_52, Face, similarity_transform, warp_face
 
 
 def turned(degrees: float, scale: float, centre: tuple[float, float]) -> np.ndarray:
@@ -57,4 +57,4 @@ def expected_crop(photo: Path, green: int = 130) -> np.ndarray:
     """The face of the photograph whose squares have this `green` as blue, cut by hand."""
     image_HW3 = cv2.imread(str(photo))[:, :, ::-1]
     face = next(face for face in DrawnFaces("x").detect(image_HW3) if face.score == 0.9 - 0.1 * (green - 130) / 20)
-    return warp(image_HW3, similarity(face.landmark_52))
+    return warp_face(image_HW3, similarity_transform(face.landmark_52))

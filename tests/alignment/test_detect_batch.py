@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from facelt.alignment.detect import DetectionOptions, detect_all
 from facelt.alignment.photographs import find_photographs
-from facelt.alignment.run import Terms, align_photographs, survey
+from facelt.alignment.run import align_photographs
 from facelt.errors import UserError
 
 
 def test_workers_give_the_same_files(yunet, real_data, tmp_path):
     photographs = find_photographs(real_data / "photos", people="file")[:9]
     for workers in (0, 2):
-        align_photographs(photographs, tmp_path / str(workers), Terms(yunet, every=True), workers)
+        align_photographs(photographs, tmp_path / str(workers), DetectionOptions(yunet, all_faces=True), workers)
     names = sorted(path.relative_to(tmp_path / "0") for path in (tmp_path / "0").rglob("*.*"))
     assert len(names) > 10
     for name in names:
@@ -26,11 +27,11 @@ def test_workers_give_the_same_files(yunet, real_data, tmp_path):
 
 def test_a_worker_that_is_killed_is_told(yunet, real_data):
     others = multiprocessing.active_children()
-    answers = survey(find_photographs(real_data / "photos"), Terms(yunet), workers=1)
+    answers = detect_all(find_photographs(real_data / "photos"), DetectionOptions(yunet), workers=1)
     next(answers)
     (worker,) = set(multiprocessing.active_children()) - set(others)
     worker.kill()
-    with pytest.raises(UserError, match="a worker that aligns faces was killed; give fewer --workers"):
+    with pytest.raises(UserError, match="an alignment worker was killed; use fewer --workers"):
         list(answers)
 
 
@@ -38,9 +39,9 @@ KEPT_BUSY = """
 import multiprocessing, sys, time
 from pathlib import Path
 from facelt.alignment.photographs import find_photographs
-from facelt.alignment.run import Terms, survey
+from facelt.alignment.detect import DetectionOptions, detect_all
 if __name__ == "__main__":
-    answers = survey(find_photographs(Path(sys.argv[1])), Terms(sys.argv[2]), workers=1)
+    answers = detect_all(find_photographs(Path(sys.argv[1])), DetectionOptions(sys.argv[2]), workers=1)
     next(answers)
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     time.sleep(600)

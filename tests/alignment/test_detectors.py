@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from facelt.alignment.align import TEMPLATE_52, Face, align_faces
-from facelt.alignment.detectors import DETECTORS, merge, open_detector, overlap
+from facelt.alignment.detectors import DETECTORS, box_overlap, merge_detections, open_detector
 from facelt.alignment.photographs import find_photographs, read_photograph
 from facelt.errors import UserError
 from facelt.synthetic.identity import draw_identity, draw_nuisance
@@ -37,7 +37,7 @@ def test_the_users_folder_is_found(kind, tmp_path, monkeypatch):
 
 def test_a_file_that_is_no_network_is_refused(tmp_path, capfd):
     (tmp_path / "face.onnx").write_bytes(b"no network")
-    with pytest.raises(UserError, match=r"face\.onnx: no YuNet that OpenCV .* can run"):
+    with pytest.raises(UserError, match=r"face\.onnx: not a YuNet model that OpenCV .* can run"):
         open_detector(f"yunet:{tmp_path / 'face.onnx'}")
     assert capfd.readouterr() == ("", "")
 
@@ -51,10 +51,10 @@ def face(box_4, score, shift=0.0) -> Face:
 
 
 def test_shares_of_boxes():
-    assert overlap(box(0, 0, 10, 10), box(5, 0, 15, 10)) == pytest.approx((50 / 150, 0.5))
-    assert overlap(box(2, 2, 4, 4), box(0, 0, 10, 10)) == pytest.approx((0.04, 1))
-    assert overlap(box(0, 0, 1, 1), box(5, 5, 6, 6)) == (0, 0)
-    assert overlap(box(1, 1, 1, 1), box(1, 1, 1, 1)) == (0, 0)
+    assert box_overlap(box(0, 0, 10, 10), box(5, 0, 15, 10)) == pytest.approx((50 / 150, 0.5))
+    assert box_overlap(box(2, 2, 4, 4), box(0, 0, 10, 10)) == pytest.approx((0.04, 1))
+    assert box_overlap(box(0, 0, 1, 1), box(5, 5, 6, 6)) == (0, 0)
+    assert box_overlap(box(1, 1, 1, 1), box(1, 1, 1, 1)) == (0, 0)
 
 
 def test_findings_of_one_face_become_their_mean_where_they_can_be_trusted():
@@ -62,16 +62,16 @@ def test_findings_of_one_face_become_their_mean_where_they_can_be_trusted():
     found = [(face(place, 0.9, 1.0), 100.0), (face(place + 4, 0.8, 3.0), 200.0), (face(place, 0.95, 50.0), 20.0)]
     apart = (face(box(300, 0, 320, 30), 0.7, 9.0), 20.0)
     within = (face(box(10, 10, 50, 60), 0.85, 7.0), 80.0)
-    one, other = merge([*found, apart, within])
+    one, other = merge_detections([*found, apart, within])
     assert (one.score, one.landmark_52[0, 0]) == (0.95, 2.0)
     assert one.box_4.tolist() == [2, 2, 102, 122]
     assert (other.score, other.landmark_52[0, 0]) == (0.7, 9.0)
-    assert merge([]) == []
+    assert merge_detections([]) == []
 
 
 def test_a_face_that_none_can_be_trusted_on_keeps_its_best():
     place = box(0, 0, 12, 15)
-    (one,) = merge([(face(place, 0.8, 5.0), 12.0), (face(place, 0.9, 6.0), 24.0)])
+    (one,) = merge_detections([(face(place, 0.8, 5.0), 12.0), (face(place, 0.9, 6.0), 24.0)])
     assert (one.score, one.landmark_52[0, 0]) == (0.9, 6.0)
 
 
@@ -90,7 +90,7 @@ def test_yunet_finds_everyone_of_the_photographs(yunet, real_data):
     """And landmarks found again in the crop lie near the template's, which no face of a real head fits exactly."""
     detector, off = open_detector(yunet), []
     for item in find_photographs(real_data / "photos"):
-        found = align_faces(read_photograph(item.place, 10**6), detector)[0]
+        found = align_faces(read_photograph(item.path, 10**6), detector)[0]
         framed = np.pad(found.image_HW3, ((56, 56), (56, 56), (0, 0)), mode="edge")
         again = align_faces(framed, detector)[0]
         off.append(np.linalg.norm(again.face.landmark_52 - 56 - TEMPLATE_52, axis=1).mean())
@@ -182,5 +182,5 @@ def test_one_of_several_detectors_must_be_chosen(tmp_path):
     for name in ("models/a/det_10g.onnx", "models/b/det_500m.onnx", "models/b/w600k.onnx"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    with pytest.raises(UserError, match=r"several detectors; give one: .*a/det_10g\.onnx, .*b/det_500m\.onnx$"):
+    with pytest.raises(UserError, match=r"several detectors; pass one of .*a/det_10g\.onnx, .*b/det_500m\.onnx$"):
         open_detector(f"insightface:{tmp_path}")

@@ -13,7 +13,7 @@ from facelt.alignment import photographs
 from facelt.alignment.photographs import (
     find_photographs,
     is_animated,
-    printable,
+    printable_name,
     read_photograph,
     unsupported_format,
 )
@@ -70,7 +70,7 @@ def animation(kind: str, frames: int, **options) -> bytes:
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_animated_images_are_named_and_still_ones_are_not(tmp_path, kind):
     assert is_animated(animation(kind, 3))
-    assert reason(tmp_path / "photo", animation(kind, 2)).startswith("an animated image")
+    assert reason(tmp_path / "photo", animation(kind, 2)).startswith("animated images")
     assert not is_animated(encode(PICTURE, kind))
     (tmp_path / "photo").write_bytes(encode(PICTURE, kind))
     assert read_photograph(tmp_path / "photo", 10**6).shape == PICTURE.shape
@@ -90,7 +90,7 @@ def test_animated_images_are_named_and_still_ones_are_not(tmp_path, kind):
     ],
 )
 def test_formats_that_are_not_read_are_told(tmp_path, payload, name):
-    assert reason(tmp_path / "photo", payload) == f"is {name}, which is not read; convert it to PNG or JPEG"
+    assert reason(tmp_path / "photo", payload) == f"{name} images are not supported; convert it to PNG or JPEG"
 
 
 def test_what_is_not_known_is_given_no_name():
@@ -123,7 +123,7 @@ def test_a_file_that_is_too_long_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "read_bytes", lambda *_: pytest.fail("it was read"))
     with (tmp_path / "photo").open("wb") as file:
         file.truncate(10**10)
-    with pytest.raises(BadImageError, match="10000000000 bytes, more than any image of 1000000 pixels"):
+    with pytest.raises(BadImageError, match="10000000000 bytes, more than an image of 1000000 pixels"):
         read_photograph(tmp_path / "photo", 10**6)
 
 
@@ -140,7 +140,7 @@ def test_what_is_no_image_is_refused(tmp_path):
     with pytest.raises(BadImageError, match="No such file"):
         read_photograph(tmp_path / "absent", 10**6)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(BadImageError, match="is no regular file"):
+    with pytest.raises(BadImageError, match="not a regular file"):
         read_photograph(tmp_path / "pipe", 10**6)
 
 
@@ -158,7 +158,7 @@ def test_a_folder_has_its_photographs_in_order_and_the_last_folder_names_people(
     names = ["Ann/10.jpg", "Ann/2.JPG", "Ann/film.gif", "Ann/scan.TIFF", "b/Bob Lee/x.png", "top_03.webp"]
     assert list(found) == names
     assert list(found.values()) == ["Ann"] * 4 + ["Bob Lee", ""]
-    assert find_photographs(tree)[4].place == tree / "b/Bob Lee/x.png"
+    assert find_photographs(tree)[4].path == tree / "b/Bob Lee/x.png"
 
 
 @pytest.mark.parametrize(
@@ -183,16 +183,16 @@ def test_lists_and_single_files(tree, tmp_path):
     assert [item.identity for item in find_photographs(tmp_path / "plain.txt", root=tree)] == ["Ann", "Bob Lee"]
     (tmp_path / "labelled.txt").write_text("Ann/2.JPG 7\nb/Bob Lee/x.png -1\n")
     found = find_photographs(tmp_path / "labelled.txt", root=tree)
-    assert [(item.identity, item.place) for item in found] == [
+    assert [(item.identity, item.path) for item in found] == [
         ("7", tree / "Ann/2.JPG"),
         ("-1", tree / "b/Bob Lee/x.png"),
     ]
     (single,) = find_photographs(tree / "Ann/2.JPG")
-    assert (single.name, single.place) == ("2.JPG", tree / "Ann/2.JPG")
+    assert (single.name, single.path) == ("2.JPG", tree / "Ann/2.JPG")
 
 
 def test_what_holds_no_photograph_is_refused(tmp_path):
-    with pytest.raises(UserError, match="the folder holds no photograph"):
+    with pytest.raises(UserError, match="the folder has no photographs"):
         find_photographs(tmp_path)
     (tmp_path / "train.rec").touch()
     with pytest.raises(UserError, match=r"a \.rec holds aligned faces"):
@@ -213,7 +213,7 @@ def test_what_holds_no_photograph_is_refused(tmp_path):
 
 def test_a_root_that_nothing_lies_in_is_refused(tree):
     for source in (tree, tree / "Ann/2.JPG"):
-        with pytest.raises(UserError, match=r"--root elsewhere: .* is no list"):
+        with pytest.raises(UserError, match=r"--root elsewhere: .* is not a list"):
             find_photographs(source, root=Path("elsewhere"))
 
 
@@ -236,15 +236,15 @@ def test_a_name_that_is_no_text_is_spelt_out(tmp_path):
     place.write_bytes(encode(PICTURE))
     (item,) = find_photographs(tmp_path)
     assert item.name == r"caf\xe9\x0a.png"
-    assert read_photograph(item.place, 10**6).shape == PICTURE.shape
-    assert printable("Zoë, =1+1 \\o/.jpg") == "Zoë, =1+1 \\o/.jpg"
-    assert printable("gpj.\u202e\u2066x") == r"gpj.\u202e\u2066x"
+    assert read_photograph(item.path, 10**6).shape == PICTURE.shape
+    assert printable_name("Zoë, =1+1 \\o/.jpg") == "Zoë, =1+1 \\o/.jpg"
+    assert printable_name("gpj.\u202e\u2066x") == r"gpj.\u202e\u2066x"
 
 
 def test_names_that_are_spelt_out_are_no_other_files():
     names = ["a\nb", r"a\x0ab", r"a\x5cx0ab", "a\u202eb", r"a\u202eb", "a\udc0a", "a\udc8a"]
-    assert len({printable(name) for name in names}) == len(names)
+    assert len({printable_name(name) for name in names}) == len(names)
 
 
 def test_every_suffix_is_either_read_or_named():
-    assert not set(photographs.READ) & set(photographs.NAMED)
+    assert not set(photographs.READ_SUFFIXES) & set(photographs.UNREADABLE_SUFFIXES)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from facelt.alignment.align import TEMPLATE_52, align_faces, pose_of, quality_of, similarity
+from facelt.alignment.align import TEMPLATE_52, align_faces, face_quality, head_pose, similarity_transform
 from tests.alignment.drawing import DrawnFaces, draw, turned
 
 
@@ -22,18 +22,18 @@ def seen(yaw, pitch, roll, scale=1.7):
     "pose", [(0, 0, 0), (30, 0, 0), (-55, 0, 0), (0, 25, 0), (0, -35, 0), (0, 0, 40), (0, 0, -170), (20, 0, 30)]
 )
 def test_a_turned_head_has_its_pose(pose):
-    assert pose_of(seen(*pose)) == pytest.approx(pose, abs=1)
+    assert head_pose(seen(*pose)) == pytest.approx(pose, abs=1)
 
 
 @pytest.mark.parametrize("pose", [(25, 20, 0), (-30, 15, 25), (20, -20, -40)])
 def test_turns_about_several_axes_are_told_nearly(pose):
-    assert pose_of(seen(*pose)) == pytest.approx(pose, abs=10)
+    assert head_pose(seen(*pose)) == pytest.approx(pose, abs=10)
 
 
 def test_sharpness_is_the_variance_of_a_plain_laplacian():
     random = np.random.default_rng(0)
     image_HW3 = random.integers(0, 256, (112, 112, 1), dtype=np.uint8).repeat(3, axis=2)
-    quality = quality_of(image_HW3, TEMPLATE_52, np.eye(2, 3))
+    quality = face_quality(image_HW3, TEMPLATE_52, np.eye(2, 3))
     edged = np.pad(image_HW3[:, :, 0].astype(float), 1, mode="reflect")
     plain = edged[:-2, 1:-1] + edged[2:, 1:-1] + edged[1:-1, :-2] + edged[1:-1, 2:] - 4 * edged[1:-1, 1:-1]
     assert quality.sharpness == pytest.approx(plain.var())
@@ -43,7 +43,7 @@ def test_sharpness_is_the_variance_of_a_plain_laplacian():
 def test_the_photographs_edge_is_no_sharpness():
     grey_HW3 = np.full((160, 200, 3), 180, np.uint8)
     point_52 = turned(10, 1, (12, 90))  # half of the face is outside
-    assert quality_of(grey_HW3, point_52, similarity(point_52)).sharpness == 0
+    assert face_quality(grey_HW3, point_52, similarity_transform(point_52)).sharpness == 0
 
 
 def test_faces_come_by_size_and_lie_on_the_template():

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from facelt.alignment import run as run_module
+from facelt.alignment.detect import DetectionOptions
 from facelt.alignment.photographs import Photograph, find_photographs
-from facelt.alignment.run import Folder, Terms, align_photographs
+from facelt.alignment.run import CropFolderWriter, align_photographs
 from facelt.errors import UserError
 from recordio_tools.face_set import FaceRecord
 from tests.alignment.drawing import draw, encode, expected_crop, turned
@@ -27,7 +28,7 @@ def align(drawn, photos, tmp_path):
 
     def run(out: str, source: Path = photos, people: str = "folder", workers: int = 0, **terms):
         return align_photographs(
-            find_photographs(source, people=people), tmp_path / out, Terms(drawn, **terms), workers
+            find_photographs(source, people=people), tmp_path / out, DetectionOptions(drawn, **terms), workers
         )
 
     return run
@@ -82,7 +83,7 @@ def test_the_tables_say_where_faces_were_and_why_there_are_none(align, photos, t
 
 
 def test_all_faces_are_counted_by_size(align, photos, tmp_path):
-    assert align("out", every=True).faces == 4
+    assert align("out", all_faces=True).faces == 4
     rows = table(tmp_path / "out/faces.csv")
     assert [(row["image"], row["face"], row["faces"]) for row in rows] == [
         ("Ann/1_1.png", "1", "1"),
@@ -92,11 +93,11 @@ def test_all_faces_are_counted_by_size(align, photos, tmp_path):
     ]
     found = cv2.imread(str(tmp_path / "out/Ann/2_2.png"))[:, :, ::-1]
     np.testing.assert_array_equal(found, expected_crop(photos / "Ann/2.png", 130))
-    assert align("sure", every=True, min_score=0.85).faces == 3
+    assert align("sure", all_faces=True, min_score=0.85).faces == 3
 
 
 def test_a_record_has_everyone_a_label_and_keeps_the_faces_whole(align, photos, tmp_path):
-    align("rec/train.rec", every=True)
+    align("rec/train.rec", all_faces=True)
     assert sorted(path.name for path in (tmp_path / "rec").iterdir()) == [
         *("faces.csv", "failures.csv", "identities.csv", "property", "train.idx", "train.rec")
     ]
@@ -115,16 +116,16 @@ def test_a_record_has_everyone_a_label_and_keeps_the_faces_whole(align, photos, 
 def test_labels_of_a_list_are_those_of_the_record(drawn, photos, tmp_path):
     (tmp_path / "list.txt").write_text("Cid/2.png 10\nAnn/1.png 2\nAnn/2.png 10\n")
     listed = find_photographs(tmp_path / "list.txt", root=photos)
-    align_photographs(listed, tmp_path / "rec/train.rec", Terms(drawn))
+    align_photographs(listed, tmp_path / "rec/train.rec", DetectionOptions(drawn))
     assert [(row["label"], row["name"]) for row in table(tmp_path / "rec/identities.csv")] == [("0", "2"), ("1", "10")]
     assert [row["source"] for row in table(tmp_path / "rec/faces.csv")] == ["Ann/1.png", "Cid/2.png", "Ann/2.png"]
-    align_photographs(listed, tmp_path / "folder", Terms(drawn))
+    align_photographs(listed, tmp_path / "folder", DetectionOptions(drawn))
     assert [row["image"] for row in table(tmp_path / "folder/faces.csv")] == ["10/2.png", "2/1.png", "10/2.png.png"]
 
 
 def test_a_record_needs_names(align, photos, tmp_path):
     (photos / "loose.png").write_bytes((photos / "Ann/1.png").read_bytes())
-    with pytest.raises(UserError, match=r"loose\.png: nothing says whom it shows, .*--people file"):
+    with pytest.raises(UserError, match=r"loose\.png: has no identity, .*--people file"):
         align("rec/train.rec")
     assert not (tmp_path / "rec").exists()
     assert align("rec/train.rec", people="file").faces == 4
@@ -158,20 +159,20 @@ def test_names_are_cells_and_files_and_nothing_else(align, tmp_path):
 def test_people_whose_names_no_system_would_keep_apart_stay_apart(tmp_path):
     people = ("a:b", "a?b", "a_b", "a_b~2", "A_B", "a:b")
     shown = [Photograph(f"{who}/{number}.jpg", Path(), who) for number, who in enumerate(people)]
-    output = Folder(tmp_path, shown)
+    output = CropFolderWriter(tmp_path, shown)
     names = [output.write(item, None, np.zeros((112, 112, 3), np.uint8)) for item in shown]
     assert names == ["a_b/0.png", "a_b~2/1.png", "a_b~3/2.png", "a_b~2~2/3.png", "A_B~4/4.png", "a_b/5.png"]
 
 
 def test_nothing_is_left_of_what_stops(align, photos, tmp_path, monkeypatch):
-    write = Folder.write
+    write = CropFolderWriter.write
 
     def full(self, *arguments):
-        if self._taken:
+        if self._files:
             raise OSError(28, "No space left on device")
         return write(self, *arguments)
 
-    monkeypatch.setattr(Folder, "write", full)
+    monkeypatch.setattr(CropFolderWriter, "write", full)
     with pytest.raises(UserError, match=r"cannot write .*out: No space left"):
         align("out")
     monkeypatch.setattr(run_module, "face_row", lambda *_: 1 / 0)
@@ -194,14 +195,14 @@ def test_a_record_is_not_told_to_have_the_working_folder_removed(align, photos, 
     monkeypatch.chdir(photos)
     for out in ("train.rec", "Ann/train.rec"):
         listed = find_photographs(photos)
-        with pytest.raises(UserError, match=f"{out}: its folder exists already.*give {Path(out).parent / 'NEW'}"):
-            align_photographs(listed, Path(out), Terms("drawn:squares"))
+        with pytest.raises(UserError, match=f"{out}: its folder exists already.*such as {Path(out).parent / 'NEW'}"):
+            align_photographs(listed, Path(out), DetectionOptions("drawn:squares"))
 
 
 def test_no_face_at_all_is_a_mistake_that_names_the_first(align, photos, tmp_path):
     shutil.rmtree(photos / "Ann")
     (photos / "Cid/2.png").unlink()
-    with pytest.raises(UserError, match=r"none of the 2 photographs gave a face: Bob/1\.png: no face with"):
+    with pytest.raises(UserError, match=r"none of the 2 photographs has a usable face: Bob/1\.png: no face with"):
         align("out")
     assert not (tmp_path / "out").exists()
 

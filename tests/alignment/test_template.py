@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facelt.alignment.align import TEMPLATE_52, similarity, warp
+from facelt.alignment.align import TEMPLATE_52, similarity_transform, warp_face
 from tests.alignment.drawing import draw, turned
 
 
@@ -26,27 +26,27 @@ def test_the_transform_is_the_least_squares_one_and_never_mirrors(seed, size, mi
     point_52 += random.normal(0, 0.05 * np.ptp(point_52), (5, 2))
     if mirrored:
         point_52[:, 0] *= -1
-    matrix_23 = similarity(point_52, size)
+    matrix_23 = similarity_transform(point_52, size)
     np.testing.assert_allclose(matrix_23, plain_similarity(point_52, TEMPLATE_52 * size / 112), rtol=1e-6, atol=1e-6)
     assert np.linalg.det(matrix_23[:, :2]) > 0
 
 
 def test_points_that_fit_lie_on_the_template():
     point_52 = turned(37, 3.5, (400, 250))
-    matrix_23 = similarity(point_52)
+    matrix_23 = similarity_transform(point_52)
     np.testing.assert_allclose(point_52 @ matrix_23[:, :2].T + matrix_23[:, 2], TEMPLATE_52, atol=1e-9)
 
 
 @pytest.mark.parametrize("point_52", [np.full((5, 2), 7.0), np.full((5, 2), np.nan), np.full((5, 2), np.inf)])
 def test_points_without_extent_are_refused(point_52):
-    with pytest.raises(ValueError, match="in one place or nowhere"):
-        similarity(point_52)
+    with pytest.raises(ValueError, match="not finite or coincide"):
+        similarity_transform(point_52)
 
 
 def test_pixels_are_interpolated_between_their_four_neighbours_and_black_outside():
     random = np.random.default_rng(1)
     image_HW3 = np.kron(random.integers(60, 200, (12, 15, 3)), np.ones((8, 8, 1))).astype(np.uint8)
-    matrix_23 = similarity(turned(15, 0.6, (40, 30)))
+    matrix_23 = similarity_transform(turned(15, 0.6, (40, 30)))
     right_HW, down_HW = np.meshgrid(np.arange(112), np.arange(112))
     back_22 = np.linalg.inv(matrix_23[:, :2])
     x, y = np.moveaxis((np.stack([right_HW, down_HW], 2) - matrix_23[:, 2]) @ back_22.T, 2, 0)
@@ -58,7 +58,7 @@ def test_pixels_are_interpolated_between_their_four_neighbours_and_black_outside
         for dx in (0, 1)
         for dy in (0, 1)
     )
-    found = warp(image_HW3, matrix_23).astype(int)
+    found = warp_face(image_HW3, matrix_23).astype(int)
     # OpenCV interpolates in 32nds of a pixel.
     assert np.abs(found - expected).max() <= 200 / 32 + 1
     assert np.abs(found - expected).mean() < 1
@@ -72,4 +72,4 @@ def test_insightface_crops_the_same():
         point_52 = turned(degrees, scale, (90, 80)) + np.random.default_rng(0).normal(0, 1.5, (5, 2))
         image_HW3 = draw(point_52)
         theirs = face_align.norm_crop(image_HW3, point_52.astype(np.float32))
-        assert np.abs(theirs.astype(int) - warp(image_HW3, similarity(point_52))).max() <= 1
+        assert np.abs(theirs.astype(int) - warp_face(image_HW3, similarity_transform(point_52))).max() <= 1

@@ -191,7 +191,7 @@ def test_photographs_that_nobody_can_be_enrolled_from_are_told(facelt, finished_
     facelt("create", where, "--checkpoint", finished_run)
     terms = ["--checkpoint", finished_run]
     detector = ["--detector", f"yunet:{real_data / 'models' / 'yunet_n_dynamic.onnx'}"]
-    nameless = r"Butch_Davis_0001\.jpg: nothing says whom it shows, and a gallery needs to know; put images in a folder"
+    nameless = r"Butch_Davis_0001\.jpg: has no identity, which a gallery needs; put images in a folder"
     with pytest.raises(UserError, match=f"{nameless} a person, or .*--people file"):
         facelt("enroll", where, photos, *terms, "--detector", "yunet:absent")
     with pytest.raises(UserError, match=f"{nameless} a person$"):
@@ -199,7 +199,7 @@ def test_photographs_that_nobody_can_be_enrolled_from_are_told(facelt, finished_
     with pytest.raises(UserError, match=r"without --detector, which is for photographs, allows 0: .*250 x 250"):
         facelt("identify", where, photos, *terms)
     (tmp_path / "list.txt").write_text("Butch_Davis_0001.jpg -1\n")
-    with pytest.raises(UserError, match="nothing says whom it shows"):
+    with pytest.raises(UserError, match="has no identity"):
         facelt("enroll", where, tmp_path / "list.txt", "--root", photos, *terms, *detector)
     for given in ([], detector):
         with pytest.raises(UserError, match=r"absent\.jpg: no such file or folder"):

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from facelt.alignment import run as run_module
-from facelt.alignment.align import similarity
+from facelt.alignment import detect as detect_module
+from facelt.alignment.align import similarity_transform
+from facelt.alignment.detect import DetectionOptions
 from facelt.alignment.photographs import find_photographs, read_photograph
-from facelt.alignment.run import Terms
 from facelt.errors import UserError
 from facelt.inference import sources as sources_module
 from facelt.inference.model import load_model
@@ -22,8 +22,8 @@ def test_embedding_aligns_on_the_way(cli, finished_run, drawn, photos, tmp_path,
     """Each embedding is the network's of the face cut by hand at the model's own size, averaged over its mirror."""
     words = ("--images", photos, "--align", drawn, "--faces", "all", "--dtype", "float32", "--out", tmp_path / "store")
     if workers:  # they would not know the drawn detector; the loader's do not need it
-        original = run_module.survey
-        monkeypatch.setattr("facelt.inference.sources.survey", lambda items, terms, _: original(items, terms))
+        original = detect_module.detect_all
+        monkeypatch.setattr("facelt.inference.sources.detect_all", lambda items, terms, _: original(items, terms))
     code, out, error = cli("embed", "--checkpoint", finished_run, *words, "--workers", workers)
     assert (code, out.partition(" (")[0]) == (0, "4 images embedded, 2 left out")
     assert error.startswith("left out Bob/1.png: no face with")
@@ -38,7 +38,7 @@ def test_embedding_aligns_on_the_way(cli, finished_run, drawn, photos, tmp_path,
     for row, (name, number) in enumerate((("Ann/1.png", 0), ("Ann/2.png", 1), ("Ann/2.png", 0), ("Cid/2.png", 0))):
         image_HW3 = cv2.imread(str(photos / name))[:, :, ::-1]
         (face,) = (face for face in DrawnFaces("x").detect(image_HW3) if face.score == 0.9 - 0.1 * number)
-        crop = cv2.warpAffine(image_HW3, similarity(face.landmark_52, 32), (32, 32))
+        crop = cv2.warpAffine(image_HW3, similarity_transform(face.landmark_52, 32), (32, 32))
         pixels_3HW = torch.from_numpy(crop.copy()).permute(2, 0, 1)[None] / 127.5 - 1
         with torch.no_grad():
             wanted = model.method.embed(pixels_3HW).by_kind["direct"][0].numpy()
@@ -47,9 +47,9 @@ def test_embedding_aligns_on_the_way(cli, finished_run, drawn, photos, tmp_path,
 
 def test_a_crowd_is_decoded_twice_not_once_a_face(drawn, photos, monkeypatch):
     decoded = []
-    for module in (run_module, sources_module):
+    for module in (detect_module, sources_module):
         monkeypatch.setattr(module, "read_photograph", lambda *terms: decoded.append(terms) or read_photograph(*terms))
-    source, _ = open_photograph_source(find_photographs(photos), Terms(drawn, every=True), (112, 112), 0)
+    source, _ = open_photograph_source(find_photographs(photos), DetectionOptions(drawn, all_faces=True), (112, 112), 0)
     decoded.clear()
     for index, (name, green) in enumerate((("Ann/1", 130), ("Ann/2", 150), ("Ann/2", 130), ("Cid/2", 130))):
         np.testing.assert_array_equal(source.dataset.read_image(index), expected_crop(photos / f"{name}.png", green))
@@ -59,7 +59,9 @@ def test_a_crowd_is_decoded_twice_not_once_a_face(drawn, photos, monkeypatch):
 def test_a_photograph_listed_twice_is_told_before_anything_is_looked_at(drawn, photos, tmp_path):
     (tmp_path / "list.txt").write_text("Ann/1.png\nCid/1.png\nAnn/1.png\n")
     with pytest.raises(UserError, match=r"the photograph Ann/1\.png is listed 2 times"):
-        open_photograph_source(find_photographs(tmp_path / "list.txt", root=photos), Terms("absent:x"), (112, 112), 0)
+        open_photograph_source(
+            find_photographs(tmp_path / "list.txt", root=photos), DetectionOptions("absent:x"), (112, 112), 0
+        )
 
 
 def test_the_largest_face_goes_by_its_photographs_name(cli, finished_run, drawn, photos, tmp_path):
