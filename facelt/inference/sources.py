@@ -126,7 +126,8 @@ def open_photograph_source(
     """Detects the faces of photographs; returns them, at a model's image size, and the photographs without any.
 
     The key of a face is its photograph's name, followed by `#` and its number if all faces are kept. Raises UserError
-    for a photograph that is listed twice, no face at all, a model whose images are not square, and as `detect_all` does.
+    for a photograph that is listed twice, no face at all, a model whose images are not square, and as `detect_all`
+    does.
     """
     height, width = image_size
     if height != width:
