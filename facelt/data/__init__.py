@@ -1,1 +1,1 @@
-"""Files to batches: decoding, transforms, datasets, samplers, loader."""
+"""Image data: decoding, transforms, datasets, kinds of data, samplers, loaders."""
