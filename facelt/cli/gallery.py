@@ -13,7 +13,7 @@ from facelt.utils.tables import Table, csv_text
 from facelt.utils.text import sanitize
 from recordio_tools.atomic_io import write_text
 
-app = typer.Typer(
+gallery_app = typer.Typer(
     help="Enrol people by name, and identify people among them.", no_args_is_help=True, add_completion=False
 )
 
@@ -41,7 +41,7 @@ ScoreOption = Annotated[
 ]
 
 
-@app.command()
+@gallery_app.command()
 def create(
     gallery: GalleryArgument,
     like: Annotated[Path | None, typer.Option(help="Take the model from an embedding store.")] = None,
@@ -69,7 +69,7 @@ def create(
     typer.echo(f"created: {gallery}, for {model_spec}")
 
 
-@app.command()
+@gallery_app.command()
 def enroll(
     gallery: GalleryArgument,
     source: SourceArgument,
@@ -96,7 +96,7 @@ def enroll(
     typer.echo(f"samples enrolled: {len(samples)}\n{counts_text(count)}")
 
 
-@app.command()
+@gallery_app.command()
 def remove(
     gallery: GalleryArgument,
     person: Annotated[list[str], typer.Option(help="A person, with all samples; repeatable.")] = [],  # noqa: B006
@@ -117,7 +117,7 @@ def remove(
         raise UserError("; ".join(removed.unfinished))
 
 
-@app.command()
+@gallery_app.command()
 def calibrate(
     gallery: GalleryArgument,
     nonmated: Annotated[Path, typer.Option(help="Inputs as for `enroll`, of people who are not enrolled.")],
@@ -158,7 +158,7 @@ def calibrate(
         )
 
 
-@app.command()
+@gallery_app.command()
 def identify(
     gallery: GalleryArgument,
     probes: SourceArgument,
@@ -202,8 +202,8 @@ def identify(
             typer.echo(result_line(key, probe))
 
 
-@app.command()
-def verify(gallery: GalleryArgument) -> None:
+@gallery_app.command("verify")
+def verify_gallery(gallery: GalleryArgument) -> None:
     """Read all files of a gallery and report defects."""
     local = _local(gallery, write=False)
     try:
@@ -215,7 +215,7 @@ def verify(gallery: GalleryArgument) -> None:
     typer.echo(f"no defects: {gallery}")
 
 
-@app.command()
+@gallery_app.command()
 def rebuild(gallery: GalleryArgument) -> None:
     """Rebuild the search index from the database."""
     local = _local(gallery, write=True)
@@ -226,7 +226,7 @@ def rebuild(gallery: GalleryArgument) -> None:
     typer.echo(f"rebuilt: {gallery}")
 
 
-@app.command()
+@gallery_app.command()
 def snapshot(gallery: GalleryArgument, out: Annotated[Path, typer.Argument(help="A new folder.")]) -> None:
     """Copy the gallery to a new folder; later removals are applied to the copy while it stays in place."""
     from facelt.gallery.gallery import Gallery
@@ -236,7 +236,7 @@ def snapshot(gallery: GalleryArgument, out: Annotated[Path, typer.Argument(help=
     typer.echo(f"written: {out}")
 
 
-@app.command()
+@gallery_app.command()
 def info(
     gallery: GalleryArgument, list_people: Annotated[bool, typer.Option("--people", help="List all people.")] = False
 ) -> None:

@@ -114,7 +114,7 @@ def synchronized(method: Callable) -> Callable:
 
 # Time that a reader waits for a writer that is changing the index.
 WRITER_TIMEOUT_SECONDS = 60.0
-POLL_SECONDS = 0.05
+_POLL_SECONDS = 0.05
 
 
 class LocalGallery:
@@ -340,7 +340,7 @@ class LocalGallery:
         if time.monotonic() - started > WRITER_TIMEOUT_SECONDS:
             raise UserError(f"{self.path}: the index is out of date and its writer has not updated it; try again later")
         if not self._lock.is_held and not self._lock.try_acquire():
-            time.sleep(POLL_SECONDS)
+            time.sleep(_POLL_SECONDS)
             return
         try:
             if is_damaged:

@@ -34,7 +34,7 @@ class PairOperatingPoint:
 
 @dataclass(frozen=True, eq=False)
 class PairVerification:
-    """Results on one list; `people` counts the identities that the mated pairs can tell apart."""
+    """Results on one list; `people` counts the identities joined by mated pairs."""
 
     ten_fold: TenFoldAccuracy
     points: tuple[PairOperatingPoint, ...]

@@ -23,7 +23,7 @@ OUTPUT_ERROR = 2.0**-8 + 2.0**-12
 # Candidates of a sort as a multiple of k, so that the error rarely leaves the k best undecided.
 SORT_FACTOR = 4
 # Rows per chunk when measuring the rounding of rows: their differences stay in the processor's cache.
-CHUNK_ROWS = 512
+_ROUNDING_ROWS = 512
 # If more pairs than this multiple of k per query row pass the floors, sorting is cheaper.
 MAX_PASSING_FACTOR = 8
 
@@ -99,7 +99,7 @@ class TorchScorer:
         row_ND = exact_ND.to(self.dtype)
         if self.dtype == torch.float32 or not len(row_ND):
             return row_ND, 0.0
-        errors = map(_max_relative_error, exact_ND.split(CHUNK_ROWS), row_ND.split(CHUNK_ROWS))
+        errors = map(_max_relative_error, exact_ND.split(_ROUNDING_ROWS), row_ND.split(_ROUNDING_ROWS))
         return row_ND, float(torch.stack(list(errors)).max())
 
     def _above_floors(self, floor_P: np.ndarray) -> Iterator[ScoredPairs]:

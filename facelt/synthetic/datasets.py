@@ -32,7 +32,7 @@ hold an attribute of the drawings, which shifts the means of hair length, jaw wi
 colour; it says nothing about people.
 
 seed {seed}; identities {first}..{last}
-{probes} probe identities with {images} images each, {mislabelled} of which show somebody else (facescrub_noises.txt)
+{probes} probe identities with {images} images each, {mislabelled} of which show another person (facescrub_noises.txt)
 {distractors} distractors, {leaked} of which show a probe identity (megaface_noises.txt)
 """
 
