@@ -1,11 +1,11 @@
-"""Whom a gallery finds, by each kind of embedding and by each of the two thresholds.
+"""Open-set identification with a gallery, by kind of embedding and kind of threshold.
 
 python benchmarks/identification.py STORES --noises facescrub_noises.txt --gallery-noises megaface_noises.txt
 
-STORES/facescrub and STORES/megaface are embedding stores of the two halves of a suite in MegaFace's layout. Enrolled
-are five images of each person of the first and all images of a third of the people of the second; another third sets
-the threshold, and the last one measures the FPIR it gives. FNIR counts the other images of the enrolled whose first
-answer is not the right person. Prints a Markdown table, with 95% intervals over people; `--seed` draws other thirds.
+STORES/facescrub and STORES/megaface are embedding stores of the two halves of a suite in MegaFace's layout. The gallery
+has five images of each person of FaceScrub and all images of a third of the people of MegaFace; the second third sets
+the threshold, and the last one measures its FPIR. FNIR is measured on the other FaceScrub images: those whose best
+candidate is not the right person. Prints a Markdown table with 95% intervals over people; `--seed` draws other thirds.
 """
 
 import argparse
@@ -26,7 +26,7 @@ ENROLLED_IMAGES = 5
 
 
 class Images(NamedTuple):
-    """Keys, people, embeddings [N,D] and, where the model has a memory, the reachability [N] of some images."""
+    """Keys, people, embeddings [N,D] and, if the model has a memory, reachability [N]."""
 
     key_N: np.ndarray
     person_N: np.ndarray
@@ -46,7 +46,7 @@ class Images(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """Who is enrolled, their other images, and the strangers before and after the threshold is set."""
+    """Enrolled images, mated searches, and non-mated searches for calibration and for measuring."""
 
     enrolled: tuple[Images, Images]
     mated: Images
@@ -54,7 +54,7 @@ class Parts(NamedTuple):
     held_out: Images
 
     @classmethod
-    def drawn(cls, people: Images, strangers: Images, seed: int) -> "Parts":
+    def sample(cls, people: Images, strangers: Images, seed: int) -> "Parts":
         _, code_N = np.unique(people.person_N, return_inverse=True)
         order_N = np.argsort(code_N, kind="stable")
         start_I = np.searchsorted(code_N[order_N], np.arange(code_N.max() + 1))
@@ -67,33 +67,39 @@ class Parts(NamedTuple):
 
 
 def measure(parts: Parts, model_spec: ModelSpec, by: str, fpir: float) -> tuple[str, str, str]:
-    """Threshold, FNIR and FPIR of one kind of embedding and one kind of threshold, as the table shows them."""
+    """Returns threshold, FNIR and FPIR of one kind of embedding and threshold, as table cells."""
 
-    def compared(images: Images) -> np.ndarray | None:
+    def compared_reachability(images: Images) -> np.ndarray | None:
         return images.reachability_N if by == "reachability" else None
 
-    def ask(images: Images) -> Identification:
-        return gallery.identify(images.embedding_ND, top=1, reachability_P=compared(images))
+    def identify(images: Images) -> Identification:
+        return gallery.identify(images.embedding_ND, top=1, reachability_P=compared_reachability(images))
 
     with tempfile.TemporaryDirectory() as folder, Gallery.create(Path(folder) / "gallery", model_spec) as gallery:
         for images in parts.enrolled:
             gallery.enroll(images.samples())
         searches = parts.calibration
         people = searches.person_N.tolist()
-        made = gallery.calibrate(searches.embedding_ND, people, fpir, reachability_P=compared(searches))
-        found, strangers = ask(parts.mated), ask(parts.held_out)
+        calibration = gallery.calibrate(
+            searches.embedding_ND, people, fpir, reachability_P=compared_reachability(searches)
+        )
+        mated, nonmated = identify(parts.mated), identify(parts.held_out)
     is_missed_N = np.array(
         [
             not answer.is_known or answer.candidates[0].person != person
-            for answer, person in zip(found.probes, parts.mated.person_N, strict=True)
+            for answer, person in zip(mated.probes, parts.mated.person_N, strict=True)
         ]
     )
-    is_named_N = np.array([answer.is_known for answer in strangers.probes])
-    return f"{made.threshold:.3f}", rate(is_missed_N, parts.mated.person_N), rate(is_named_N, parts.held_out.person_N)
+    is_named_N = np.array([answer.is_known for answer in nonmated.probes])
+    return (
+        f"{calibration.threshold:.3f}",
+        rate(is_missed_N, parts.mated.person_N),
+        rate(is_named_N, parts.held_out.person_N),
+    )
 
 
 def rate(is_error_N: np.ndarray, person_N: np.ndarray) -> str:
-    """A rate with its limits, in %."""
+    """Returns a rate and its confidence interval, in %."""
     _, code_N = np.unique(person_N, return_inverse=True)
     limits = rate_intervals(
         ClusteredCounts.by_identity(np.bincount(code_N, is_error_N), np.bincount(code_N)), level=0.95
@@ -117,9 +123,9 @@ def main() -> None:
     print("| kind | threshold of | threshold | FNIR in % | FPIR of held-out strangers in % |\n|---|---|---|---|---|")
     for kind in stores[0].kinds:
         halves = (Images.of(store, kind).only(~is_noise_N) for store, is_noise_N in zip(stores, noisy, strict=True))
-        parts = Parts.drawn(*halves, arguments.seed)
+        parts = Parts.sample(*halves, arguments.seed)
         model_spec = ModelSpec.of_store(stores[0], kind)
-        # A probe's reachability is the same whatever it is compared by.
+        # The reachability of a probe does not depend on the kind of embedding.
         for by in ("similarity", "reachability") if kind == "meta" else ("similarity",):
             print(f"| {kind} | {by} | {' | '.join(measure(parts, model_spec, by, arguments.fpir))} |", flush=True)
     sizes = [len(images.key_N) for images in (*parts.enrolled, *parts[1:])]

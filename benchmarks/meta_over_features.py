@@ -1,11 +1,11 @@
-"""Meta-embeddings over the features of a recogniser that is trained already: what the memory alone changes.
+"""Meta-embeddings over fixed features of a trained recogniser: the effect of the memory alone.
 
 python benchmarks/meta_over_features.py FEATURES.npz --out FOLDER
 
-The file holds unit features [N,D] and their labels [N] of a training set as `train` and `train_labels`, and of a test
-suite `facescrub`, `facescrub_paths`, `megaface` and `megaface_paths`. On the fixed features a linear classifier is
-trained, then OLTR's second stage from it, both by the project's own methods; FOLDER/facescrub and FOLDER/megaface are
-embedding stores of the kinds direct, meta and meta_unit, for `facelt audit` and `facelt gallery`.
+The file contains unit features [N,D] and labels [N] of a training set (`train`, `train_labels`) and a test suite
+(`facescrub`, `facescrub_paths`, `megaface`, `megaface_paths`). A linear classifier is trained on the fixed features,
+then OLTR's second stage; FOLDER/facescrub and FOLDER/megaface are embedding stores of the kinds direct, meta and
+meta_unit, for `facelt audit` and `facelt gallery`.
 """
 
 import argparse
@@ -29,8 +29,8 @@ STAGES = (
 )
 
 
-class Fixed(nn.Module):
-    """Hands on what it is given."""
+class FixedFeatures(nn.Module):
+    """An embedding layer that returns its input."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -65,15 +65,17 @@ def train(method: Method, feature_ND: torch.Tensor, label_N: torch.Tensor, argum
 
 
 def write_store(method: Method, path: Path, feature_ND: torch.Tensor, keys: list[str]) -> None:
-    """All kinds of embeddings of some images as a store; whose an image is its path's last folder says."""
+    """Writes all kinds of embedding to a store; the last folder of a key is the identity."""
     with torch.no_grad():
-        made = method.embed_features(feature_ND)
+        embeddings = method.embed_features(feature_ND)
     identities = [key.split("/")[-2] for key in keys]
     digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in method.state_dict().values())).hexdigest()
     model = {"backbone": "fixed", "stage": "oltr", "weights_sha256": digest}
     kinds = dict.fromkeys(method.kinds, method.dim)
     writer = StoreWriter(path, keys, identities, kinds, {"model": model}, reachability=True, dtype="float32")
-    writer.write(0, {kind: value.numpy() for kind, value in made.by_kind.items()}, made.reachability_B.numpy())
+    writer.write(
+        0, {kind: value.numpy() for kind, value in embeddings.by_kind.items()}, embeddings.reachability_B.numpy()
+    )
     writer.finish()
 
 
@@ -81,25 +83,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("features", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--length", type=float, default=8.0, help="what unit features are multiplied by")
-    parser.add_argument("--epochs", type=int, default=10, help="of each of the two stages")
+    parser.add_argument("--length", type=float, default=8.0, help="factor that scales the unit features")
+    parser.add_argument("--epochs", type=int, default=10, help="epochs of each stage")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
     with np.load(arguments.features, allow_pickle=False) as file:
-        given = {name: file[name] for name in file.files}
+        arrays = {name: file[name] for name in file.files}
     features = {
-        name: torch.from_numpy(given[name].astype(np.float32)) * arguments.length
+        name: torch.from_numpy(arrays[name].astype(np.float32)) * arguments.length
         for name in ("train", "facescrub", "megaface")
     }
     feature_ND = features.pop("train")
-    label_N = torch.from_numpy(given["train_labels"].astype(np.int64))
+    label_N = torch.from_numpy(arrays["train_labels"].astype(np.int64))
     classes = int(label_N.max()) + 1
     state = {}
     for config in STAGES:
-        network = Network(nn.Identity(), None, Fixed(feature_ND.shape[1]))
+        network = Network(nn.Identity(), None, FixedFeatures(feature_ND.shape[1]))
         method = METHODS[config.name](config, network, classes)
         method.load_stage(state)
         loss = train(method.train(), feature_ND, label_N, arguments)
@@ -109,7 +111,7 @@ def main() -> None:
         print(f"{config.name}: loss {loss:.3f}, training accuracy {right:.4f}")
         state = method.state_dict()
     for name, test_ND in features.items():
-        write_store(method, arguments.out / name, test_ND, given[f"{name}_paths"].tolist())
+        write_store(method, arguments.out / name, test_ND, arrays[f"{name}_paths"].tolist())
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Running a trained model over images: prediction, embedding, verification."""
+"""Inference with trained models: loading, prediction, embedding, verification sets."""

@@ -122,13 +122,13 @@ def predict(
 def predict_all(
     predictor: Predictor, split: Split, fields: Collection[Field], *, flip: bool = True, title: str = ""
 ) -> Predictions:
-    """The fields of a whole split, except `image` and `inputs`, in one piece. Raises as `predict` does."""
+    """Returns the fields of a whole split, except `image` and `inputs`. Raises as `predict` does."""
     parts = list(predict(predictor, split, fields, flip=flip, title=title))
     return Predictions(**{name: _concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])})
 
 
 def iterate_split(split: Split, loader: EvalLoaderConfig) -> Iterator[tuple[Batch, BatchSplit]]:
-    """Every member once, in order: this rank's images of a batch, on the device, and the number of each rank's.
+    """Yields every member once, in order: this rank's images of a batch, on the device, and each rank's number of them.
 
     All ranks make the same steps, so a rank's part of a batch may be empty. An empty split has one empty batch.
     """
@@ -145,9 +145,9 @@ def iterate_split(split: Split, loader: EvalLoaderConfig) -> Iterator[tuple[Batc
 
 
 def sync_step_info(batches: Sequence[Batch]) -> tuple[list[list[int]], tuple[BadImage, ...]]:
-    """The number of images of each rank and batch of a step, [W][batches], and the bad images of all ranks.
+    """Returns the number of images of each rank and batch of a step, [W][batches], and the bad images of all ranks.
 
-    Raises Interrupted on all ranks if one of them was asked to stop.
+    Raises Interrupted on all ranks after a signal to one of them.
     """
     bad = tuple(image for batch in batches for image in batch.bad_images)
     sizes = [len(batch) for batch in batches]
@@ -161,7 +161,7 @@ def sync_step_info(batches: Sequence[Batch]) -> tuple[list[list[int]], tuple[Bad
 
 @contextmanager
 def _evaluation_mode(method: Method) -> Iterator[None]:
-    """The method's mode is restored afterwards."""
+    """Sets evaluation mode and restores the former mode afterwards."""
     was_training = method.training
     method.eval()
     try:
@@ -224,9 +224,8 @@ def _concatenate(parts: list) -> Any:
 class OpenSetPredictions(NamedTuple):
     """Predictions and rejection scores of the images that could be read, in order; numpy vectors [N].
 
-    `class_N` has the largest logit, `confidence_N` is its probability. The scorer adds the class to name unless the
-    image is rejected, the score that its threshold applies to, the score that ranks images (higher for known classes),
-    and whether it rejects the image at any threshold. `expert_prediction_NK` is None unless it was requested.
+    `class_N` has the largest logit, and `confidence_N` is its probability. The other columns are those of
+    `OpenSetScores`, with its class as `open_class_N`. `expert_prediction_NK` is None unless it was requested.
     """
 
     label_N: np.ndarray
@@ -240,18 +239,18 @@ class OpenSetPredictions(NamedTuple):
     expert_prediction_NK: np.ndarray | None = None
 
     def reject_below(self, threshold: float) -> np.ndarray:
-        """The named classes, int64 [N], -1 for rejected images: those below the threshold or unknown at any."""
+        """Returns the predicted classes, int64 [N]; -1 for images below the threshold or unknown at any threshold."""
         return np.where(self.unknown_N | (self.decision_score_N < threshold), -1, self.open_class_N)
 
     def subset(self, position_M: np.ndarray) -> "OpenSetPredictions":
-        """Those of the images at these positions, or under this mask."""
+        """Returns the predictions at these positions, or under this mask."""
         return OpenSetPredictions(*(None if column is None else column[position_M] for column in self))
 
 
 def predict_open_set(
     predictor: Predictor, split: Split, scorer: OpenSetScorer, *, experts: bool = False, title: str = ""
 ) -> OpenSetPredictions:
-    """Predictions for a split, scored batch by batch. Raises UserError if the model lacks what the scorer needs."""
+    """Predicts a split and scores it batch by batch. Raises UserError if the model lacks an output the scorer needs."""
     fields = ["label", "index", "inputs", "logits", "reachability"] + ["expert_predictions"] * experts
 
     def logits_fn(image_N3HW: torch.Tensor) -> torch.Tensor:

@@ -45,7 +45,7 @@ class ImageSource:
 def open_image_source(
     path: Path, config: TrainConfig, *, root: Path | None = None, manifest: Path | None = None
 ) -> ImageSource:
-    """Opens a .rec, a folder, a list of paths, or one image, transformed as the model's configuration says.
+    """Opens a .rec, a folder, a list of paths, or one image, with the transform of the model's configuration.
 
     The identity of a record is its label's name in the `identities.csv` of the same folder, or else its label; the
     identity of a path is its label if the list has labels, or else its last folder. Raises UserError.

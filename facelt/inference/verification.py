@@ -22,7 +22,7 @@ NO_BAD_IMAGES = "a verification set"
 
 
 def open_verification_set(path: Path, config: TrainConfig, root: Path | None = None) -> VerificationSet:
-    """Opens a set whose images are transformed as the model's configuration says. Raises UserError."""
+    """Opens a set with the transform of the model's configuration. Raises UserError."""
     transform = config.data.eval_transform()
     verification_set = VerificationSet(path, transform=transform, max_pixels=config.data.max_pixels, root=root)
     if reason := unmeasurable_reason(verification_set.pairs.same_P):

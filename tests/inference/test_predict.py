@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ from facelt.data.batch import BadImageTracker
 from facelt.data.kind import Split
 from facelt.errors import UserError
 from facelt.inference.model import find_model_folder, load_model, load_weights
-from facelt.inference.predict import EvalLoaderConfig, Predictions, Predictor, predict, predict_all
+from facelt.inference.predict import EvalLoaderConfig, OpenSetPredictions, Predictions, Predictor, predict, predict_all
 from facelt.training.run import build_initialized_method
 from facelt.training.run_folder import RunFolder
 
@@ -145,3 +146,24 @@ def test_two_ranks_get_the_outputs_of_one(finished_run, data, rank_pool):
             (alone.label_N, alone.index_N, alone.logit_NC, alone.reachability_N), rank, strict=True
         ):
             assert torch.allclose(mine, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_images_below_the_threshold_and_unknown_ones_are_rejected():
+    score_N, unknown_N = np.array([0.2, 0.5, 0.9, 0.9]), np.array([False, False, False, True])
+    columns = [
+        np.arange(4),
+        np.arange(10, 14),
+        np.arange(4),
+        score_N,
+        np.array([3, 2, 1, 0]),
+        score_N,
+        score_N,
+        unknown_N,
+    ]
+    predictions = OpenSetPredictions(*columns, np.arange(8).reshape(4, 2))
+    assert predictions.reject_below(0.0).tolist() == [3, 2, 1, -1]
+    # At the threshold an image is accepted.
+    assert predictions.reject_below(0.5).tolist() == [-1, 2, 1, -1]
+    part = predictions.subset(np.array([False, True, True, False]))
+    assert (part.index_N.tolist(), part.reject_below(0.6).tolist()) == ([11, 12], [-1, 1])
+    assert part.expert_prediction_NK.tolist() == [[2, 3], [4, 5]]
