@@ -1,16 +1,13 @@
-"""Embedding stores beside a plain computation: every kind, flip-averaged, whole and resumed."""
+"""Embedding stores compared with a plain computation: every kind, flip-averaged, resumed, unusable images left out."""
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from facelt.data.batch import BadImageTracker
-from facelt.data.kind import Split
 from facelt.errors import UserError
 from facelt.inference.embed import embed_images
 from facelt.inference.model import load_model
-from facelt.inference.predict import Predictor, predict_all
 from facelt.inference.sources import open_image_source
 from facelt.store.store import EmbeddingStore
 from recordio_tools.face_set import FaceRecord
@@ -70,7 +67,7 @@ def test_lengths_are_what_the_kinds_promise(store):
     assert (np.linalg.norm(store.embedding("meta"), axis=1) < 1).all()
 
 
-def test_items_and_meta_say_what_was_embedded(store, model, tiny_faces):
+def test_items_and_meta_describe_the_images_and_the_model(store, model, tiny_faces):
     with FaceRecord(tiny_faces) as record:
         assert store.keys == [str(key) for key in record.image_keys]
         assert store.identities == [str(label) for label in record.labels]
@@ -79,7 +76,7 @@ def test_items_and_meta_say_what_was_embedded(store, model, tiny_faces):
     assert store.meta["preprocessing"]["flip_averaged"] is True
 
 
-def test_an_interrupted_embedding_goes_on_to_the_same_store(store, model, tiny_faces, tmp_path, monkeypatch):
+def test_an_interrupted_embedding_resumes_to_the_same_store(store, model, tiny_faces, tmp_path, monkeypatch):
     source = open_image_source(tiny_faces, model.config)
     original, seen = type(model.method).embed, iter(range(100))
 
@@ -99,62 +96,9 @@ def test_an_interrupted_embedding_goes_on_to_the_same_store(store, model, tiny_f
         assert (resumed.path / file.name).read_bytes() == file.read_bytes()
 
 
-def test_a_store_that_is_there_is_not_overwritten(store, model, tiny_faces):
+def test_an_existing_store_is_not_overwritten(store, model, tiny_faces):
     with pytest.raises(UserError, match="already exists"):
         embed(model, open_image_source(tiny_faces, model.config), store.path)
-
-
-def test_identities_and_attributes_come_from_the_table_beside_the_record(model, tiny_faces, tmp_path):
-    for file in tiny_faces.parent.iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    (tmp_path / "identities.csv").write_text("label,name,gender,images\n0,Ann,female,14\n1,Bob,male,12\n")
-    source = open_image_source(tmp_path / "train.rec", model.config)
-    assert (source.identities[0], source.identities[14]) == ("Ann", "Bob")
-    assert source.identities[26:28] == ["2", "2"]
-    assert source.attributes == {"gender": ["female"] * 14 + ["male"] * 12 + [""] * 16}
-    (tmp_path / "identities.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(UserError, match="needs the columns label and name"):
-        open_image_source(tmp_path / "train.rec", model.config)
-
-
-@pytest.fixture
-def folder(tiny_faces, tmp_path):
-    """Six images of the record as files, two folders of three; the last one is damaged."""
-    with FaceRecord(tiny_faces) as record:
-        for place, key in enumerate((1, 2, 3, 15, 16, 17)):
-            path = tmp_path / f"images/{'ab'[place // 3]}/{place}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(bytes(record.read(key).payload))
-    (tmp_path / "images/b/5.png").write_bytes(b"nothing")
-    return tmp_path / "images"
-
-
-def test_a_folder_and_both_kinds_of_list_name_their_images(model, folder, tmp_path):
-    paths = ["a/0.png", "a/1.png", "a/2.png", "b/3.png", "b/4.png", "b/5.png"]
-    source = open_image_source(folder, model.config)
-    assert (source.keys, source.identities) == (paths, ["a"] * 3 + ["b"] * 3)
-    (tmp_path / "plain.txt").write_text("b/3.png\na/0.png\n")
-    source = open_image_source(tmp_path / "plain.txt", model.config, root=folder)
-    assert (source.keys, source.identities) == (["b/3.png", "a/0.png"], ["b", "a"])
-    (tmp_path / "labelled.txt").write_text("b/3.png 7\na/0.png -1\n")
-    source = open_image_source(tmp_path / "labelled.txt", model.config, root=folder)
-    assert (source.keys, source.identities) == (["b/3.png", "a/0.png"], ["7", "-1"])
-
-
-def test_a_list_needs_a_root_and_a_manifest_a_record(model, folder, tmp_path):
-    (tmp_path / "list.txt").write_text("a/0.png\n")
-    with pytest.raises(UserError, match="a list needs --root"):
-        open_image_source(tmp_path / "list.txt", model.config)
-    with pytest.raises(UserError, match="only applies to \.rec files"):
-        open_image_source(folder, model.config, manifest=tmp_path / "manifest.csv")
-    with pytest.raises(UserError, match="no such file or folder"):
-        open_image_source(tmp_path / "absent.txt", model.config, root=folder)
-
-
-def test_a_manifest_selects_and_relabels(model, tiny_faces, tmp_path):
-    (tmp_path / "manifest.csv").write_text("key,label,new_label\n15,1,0\n1,0,1\n")
-    source = open_image_source(tiny_faces, model.config, manifest=tmp_path / "manifest.csv")
-    assert (source.keys, source.identities) == (["15", "1"], ["0", "1"])
 
 
 def test_a_damaged_image_stops_or_is_left_out_by_name(model, folder, tmp_path):
@@ -229,23 +173,3 @@ def test_too_many_unusable_images_and_only_such_are_refused(model, damaged, tmp_
         (damaged / name).write_bytes(b"nothing")
     with pytest.raises(UserError, match="none of the images can be used"):
         embed(model, source, tmp_path / "none", max_bad_images=6)
-
-
-def test_predictions_are_those_of_the_plain_network(model):
-    data = model.config.data.open(model.config.seed)
-    result = predict_all(Predictor.of(model, 5, 0), data.evaluation["validation"], ("label", "prediction"))
-    assert result.label_N.tolist() == data.evaluation["validation"].labels.tolist()
-    expected = []
-    with torch.no_grad():
-        for member in data.evaluation["validation"].members.tolist():
-            sample = data.evaluation["validation"].dataset[(member, 0)]
-            image = (torch.from_numpy(sample.image_HW3).permute(2, 0, 1)[None] / 255 - 0.5) / 0.5
-            expected.append(int(model.method.logits(image).local_BC.argmax()))
-    assert result.prediction_N.tolist() == expected
-
-
-def test_a_split_without_a_usable_image_predicts_nothing(model, folder):
-    source = open_image_source(folder, model.config)
-    split = Split(source.dataset, source.members[-1:])
-    result = predict_all(Predictor.of(model, 5, 0, BadImageTracker(1)), split, ("label", "prediction"))
-    assert (len(result.label_N), len(result.prediction_N)) == (0, 0)

@@ -12,6 +12,7 @@ from facelt.data.kind import Split
 from facelt.errors import UserError
 from facelt.inference.model import find_model_folder, load_model, load_weights
 from facelt.inference.predict import EvalLoaderConfig, OpenSetPredictions, Predictions, Predictor, predict, predict_all
+from facelt.inference.sources import open_image_source
 from facelt.training.run import build_initialized_method
 from facelt.training.run_folder import RunFolder
 
@@ -167,3 +168,22 @@ def test_images_below_the_threshold_and_unknown_ones_are_rejected():
     part = predictions.subset(np.array([False, True, True, False]))
     assert (part.index_N.tolist(), part.reject_below(0.6).tolist()) == ([11, 12], [-1, 1])
     assert part.expert_prediction_NK.tolist() == [[2, 3], [4, 5]]
+
+
+def test_predictions_are_those_of_the_plain_network(model, data):
+    result = predict_all(Predictor.of(model, 5, 0), data.evaluation["validation"], ("label", "prediction"))
+    assert result.label_N.tolist() == data.evaluation["validation"].labels.tolist()
+    expected = []
+    with torch.no_grad():
+        for member in data.evaluation["validation"].members.tolist():
+            sample = data.evaluation["validation"].dataset[(member, 0)]
+            image = (torch.from_numpy(sample.image_HW3).permute(2, 0, 1)[None] / 255 - 0.5) / 0.5
+            expected.append(int(model.method.logits(image).local_BC.argmax()))
+    assert result.prediction_N.tolist() == expected
+
+
+def test_a_split_without_a_usable_image_predicts_nothing(model, folder):
+    source = open_image_source(folder, model.config)
+    split = Split(source.dataset, source.members[-1:])
+    result = predict_all(Predictor.of(model, 5, 0, BadImageTracker(1)), split, ("label", "prediction"))
+    assert (len(result.label_N), len(result.prediction_N)) == (0, 0)

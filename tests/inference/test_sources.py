@@ -1,4 +1,4 @@
-"""Photographs straight to embeddings."""
+"""Image sources: records, lists and folders, and photographs that are aligned on the way."""
 
 import cv2
 import numpy as np
@@ -12,9 +12,55 @@ from facelt.alignment.photographs import find_photographs, read_photograph
 from facelt.errors import UserError
 from facelt.inference import sources as sources_module
 from facelt.inference.model import load_model
-from facelt.inference.sources import open_photograph_source
+from facelt.inference.sources import open_image_source, open_photograph_source
 from facelt.store.store import EmbeddingStore
 from tests.alignment.drawing import DrawnFaces, expected_crop
+
+
+@pytest.fixture(scope="module")
+def model(finished_run):
+    return load_model(finished_run, torch.device("cpu"))
+
+
+def test_identities_and_attributes_come_from_the_table_beside_the_record(model, tiny_faces, tmp_path):
+    for file in tiny_faces.parent.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "identities.csv").write_text("label,name,gender,images\n0,Ann,female,14\n1,Bob,male,12\n")
+    source = open_image_source(tmp_path / "train.rec", model.config)
+    assert (source.identities[0], source.identities[14]) == ("Ann", "Bob")
+    assert source.identities[26:28] == ["2", "2"]
+    assert source.attributes == {"gender": ["female"] * 14 + ["male"] * 12 + [""] * 16}
+    (tmp_path / "identities.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="needs the columns label and name"):
+        open_image_source(tmp_path / "train.rec", model.config)
+
+
+def test_a_folder_and_both_kinds_of_list_name_their_images(model, folder, tmp_path):
+    paths = ["a/0.png", "a/1.png", "a/2.png", "b/3.png", "b/4.png", "b/5.png"]
+    source = open_image_source(folder, model.config)
+    assert (source.keys, source.identities) == (paths, ["a"] * 3 + ["b"] * 3)
+    (tmp_path / "plain.txt").write_text("b/3.png\na/0.png\n")
+    source = open_image_source(tmp_path / "plain.txt", model.config, root=folder)
+    assert (source.keys, source.identities) == (["b/3.png", "a/0.png"], ["b", "a"])
+    (tmp_path / "labelled.txt").write_text("b/3.png 7\na/0.png -1\n")
+    source = open_image_source(tmp_path / "labelled.txt", model.config, root=folder)
+    assert (source.keys, source.identities) == (["b/3.png", "a/0.png"], ["7", "-1"])
+
+
+def test_a_list_needs_a_root_and_a_manifest_a_record(model, folder, tmp_path):
+    (tmp_path / "list.txt").write_text("a/0.png\n")
+    with pytest.raises(UserError, match="a list needs --root"):
+        open_image_source(tmp_path / "list.txt", model.config)
+    with pytest.raises(UserError, match=r"only applies to \.rec files"):
+        open_image_source(folder, model.config, manifest=tmp_path / "manifest.csv")
+    with pytest.raises(UserError, match="no such file or folder"):
+        open_image_source(tmp_path / "absent.txt", model.config, root=folder)
+
+
+def test_a_manifest_selects_and_relabels(model, tiny_faces, tmp_path):
+    (tmp_path / "manifest.csv").write_text("key,label,new_label\n15,1,0\n1,0,1\n")
+    source = open_image_source(tiny_faces, model.config, manifest=tmp_path / "manifest.csv")
+    assert (source.keys, source.identities) == (["15", "1"], ["0", "1"])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
