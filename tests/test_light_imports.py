@@ -62,6 +62,38 @@ def test_a_heavy_package_would_be_reported():
     assert loaded_by("import scipy") == "heavy: scipy"
 
 
+def test_the_configuration_loads_nothing_heavy_before_it_is_validated():
+    program = """
+from pathlib import Path
+from facelt.config.loading import read_values
+from facelt.config.train import TrainConfig
+read_values(Path("configs/ms1m_lt.yaml"), ["device=cpu"])
+"""
+    assert loaded_by(program) == "heavy:"
+
+
+def test_training_sets_the_openmp_policy_before_torch_is_loaded(tmp_path):
+    program = f"""
+import builtins, os, sys
+from pathlib import Path
+policies, original = [], builtins.__import__
+def watched(name, *arguments, **options):
+    if name == "torch" and "torch" not in sys.modules:
+        policies.append(os.environ.get("OMP_WAIT_POLICY"))
+    return original(name, *arguments, **options)
+builtins.__import__ = watched
+from facelt.cli.train import train
+from facelt.errors import UserError
+os.environ.pop("OMP_WAIT_POLICY", None)
+try:
+    train(Path("configs/demo.yaml"), ["data.train={tmp_path}/absent.rec", "out={tmp_path}/run"])
+except Exception as error:
+    print(error)
+assert policies and policies[0] == "active", policies
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120, cwd=ROOT)
+
+
 def test_every_help_of_facelt_loads_nothing_heavy():
     gallery_commands = [command.name or command.callback.__name__ for command in gallery_app.registered_commands]
     words = [[], *([name] for name in commands()), *(["gallery", name] for name in gallery_commands)]

@@ -146,7 +146,7 @@ class DynamicMeta(Method):
                 "centroids_loss": centroids.detach(),
                 "reachability": reachability,
                 "feature_norm": feature_norm,
-                "own_distance": self.memory.mean_target_distance(feature, batch.label_B),
+                "target_distance": self.memory.mean_target_distance(feature, batch.label_B),
             },
             after=lambda: self.memory.update(feature, batch.label_B),
         )

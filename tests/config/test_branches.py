@@ -1,4 +1,4 @@
-"""What a stage may say of branches: every word builds a network, and widths are of whole layers."""
+"""Branches of a stage: every split builds a network; widths apply to splits at a layer."""
 
 import typing
 

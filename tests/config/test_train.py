@@ -53,7 +53,7 @@ TABLE = {
     ("places_lt", 0): (30, 10, (0.001, 0.1, None), "instance", "fc_relu", False, ()),
     ("places_lt", 1): (30, 10, (0.0001, 0.01, 0.01), "class_aware", "fc_relu", True, ("backbone",)),
 }
-# SUN-LT has no settings of its own: scenes again, and those of Places-LT.
+# SUN-LT has no published settings; it uses those of Places-LT, which are scenes as well.
 TABLE |= {("sun_lt", number): TABLE["places_lt", number] for number in (0, 1)}
 
 

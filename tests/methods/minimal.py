@@ -1,4 +1,4 @@
-"""The least that a stage of each method must be told."""
+"""Minimal settings of a stage for each method."""
 
 from typing import Any
 

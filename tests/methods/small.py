@@ -27,7 +27,7 @@ class _Feature(nn.Module):
 
 
 def small_network(dim: int = DIM) -> Network:
-    """With weights and running statistics of its own."""
+    """A network with random weights and non-trivial running statistics."""
     torch.manual_seed(0)
     network = Network(nn.Identity(), None, _Feature(dim))
     network(torch.randn(32, 3, 2, 2))
@@ -44,7 +44,7 @@ def training_set(counts: tuple[int, ...] = COUNTS) -> TrainBatch:
 
 
 def linear_head(dim: int = DIM, classes: int = CLASSES) -> dict[str, torch.Tensor]:
-    """What an earlier stage's linear head leaves."""
+    """State of an earlier stage's linear head."""
     random = torch.Generator().manual_seed(2)
     weight_CD = torch.randn(classes, dim, generator=random)
     return {"head.weight": weight_CD, "head.bias": torch.randn(classes, generator=random)}

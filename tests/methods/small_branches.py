@@ -14,7 +14,7 @@ class _Feature(nn.Sequential):
 
 
 def branched_network(count: int, dim: int) -> Network:
-    """Every branch with weights of its own."""
+    """Every branch has different weights."""
     torch.manual_seed(0)
     backbone = BranchedBackbone(nn.Identity(), [nn.Identity() for _ in range(count)])
     return Network(backbone, None, BranchedEmbedding(_Feature(dim) for _ in range(count)), count)

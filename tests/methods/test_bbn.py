@@ -1,4 +1,4 @@
-"""BBN's step beside the mixture written out pair by pair, and how a trained model answers.
+"""BBN: its step against the mixture computed pair by pair, and inference.
 
 B pairs of images, D feature of a branch, C classes.
 """

@@ -1,4 +1,4 @@
-"""Moves of the foreground beside a plain computation, pixel by pixel, and how often which class gets one.
+"""Foreground transforms against a computation pixel by pixel, and their frequency by class.
 
 H W image, C classes.
 """
@@ -22,7 +22,7 @@ COUNTS = torch.tensor([40, 20, 10, 0, 2])
 
 
 def plain_source(shown_HW, draw, x: int, y: int) -> tuple[float, float]:
-    """Where the pixel (x, y) of the moved image comes from."""
+    """Returns the source of the pixel (x, y) of the transformed image."""
     ys, xs = np.nonzero(shown_HW)
     kind, turn, scale, across, down = draw
     if kind < 1 / 3:
@@ -97,7 +97,7 @@ def test_a_shift_reaches_every_place_in_the_frame_and_none_outside():
 def test_generated_images_bring_every_class_to_one_size():
     fraction_C = generated_fractions(COUNTS, threshold=None)
     assert fraction_C.tolist() == pytest.approx([2 / 42, 22 / 42, 32 / 42, 1, 40 / 42])
-    # At most as many as the threshold, and none for classes that reach it.
+    # At most the threshold, and none for classes that reach it.
     assert generated_fractions(COUNTS, threshold=20).tolist() == pytest.approx([0, 0, 20 / 30, 1, 20 / 22])
 
 

@@ -85,9 +85,9 @@ def test_a_metric_loss_is_added_by_its_weight(classify, inputs, name):
 
 
 def test_draws_are_of_the_step_and_alike_on_every_rank(monkeypatch):
-    def draw(progress, place, alike):
-        monkeypatch.setattr("facelt.methods.base.rank", lambda: place)
-        return torch.rand(4, generator=progress.generator("cpu", alike)).tolist()
+    def draw(context, rank, same_on_all_ranks):
+        monkeypatch.setattr("facelt.methods.base.rank", lambda: rank)
+        return torch.rand(4, generator=context.generator("cpu", same_on_all_ranks)).tolist()
 
     assert draw(FIRST, 0, True) == draw(FIRST, 3, True)
     assert draw(FIRST, 0, True) != draw(LATE, 0, True)
@@ -135,7 +135,7 @@ def test_what_does_not_fit_is_refused_by_its_key(config, message):
 
 
 def test_a_recipe_with_late_weights_trains_and_is_evaluated(recipe, tmp_path):
-    """The tiny faces have an identity without a picture, so one class weight and one margin are nobody's."""
+    """The tiny faces have an identity without a picture, so one class weight and one margin are unused."""
     method = {
         "name": "classify",
         "sampler": "class_aware",

@@ -1,4 +1,4 @@
-"""The classifiers of Decoupling beside their formulas."""
+"""Classifiers of decoupled training against their formulas."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Weights generated for classes of few images, beside plain loops."""
+"""Few-shot learning without forgetting: generated weights and episodes against plain loops."""
 
 import math
 
@@ -90,7 +90,7 @@ def test_an_epochs_end_makes_the_weights_anew(method):
 
 
 def test_a_step_is_an_episode_of_base_classes():
-    """With one base class in three pretended novel, its first images are exemplars and the rest is asked."""
+    """One of three base classes is treated as novel: its first images are exemplars, all others queries."""
     method, data = filled(dropout=0.0, novel_fraction=0.4), training_set()
     with torch.no_grad():
         feature_ND = method.network(data.image_B3HW)

@@ -1,4 +1,4 @@
-"""A linear classifier and the nearest class mean put together, beside plain loops over images and classes."""
+"""Fusion of a linear classifier and the nearest class mean, against plain loops over images and classes."""
 
 import json
 import math

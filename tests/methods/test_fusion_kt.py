@@ -1,4 +1,4 @@
-"""Knowledge transfer from the nearest class mean, beside plain loops over the images."""
+"""Knowledge transfer from the nearest class mean, against plain loops over the images."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def build(**config):
 
 
 def kt(epoch, **config):
-    """A method that stands in that epoch of ten, its means taken if they are due."""
+    """A method in that epoch of ten, with class means if they are due."""
     method = build(**config)
     method.begin_epoch(StepContext(epoch, 10, 0, 2), {})
     look_over(method, training_set())

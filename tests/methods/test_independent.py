@@ -1,4 +1,4 @@
-"""Independent experts beside single networks trained alone on the same draws."""
+"""Independent experts against single networks trained alone on the same batches."""
 
 import copy
 

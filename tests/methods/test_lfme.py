@@ -1,4 +1,4 @@
-"""LFME's step beside its loss written out image by image, the experts' weights and the images'.
+"""LFME: its step against the loss computed image by image, and the weights of experts and images.
 
 B images, C classes.
 """
@@ -181,7 +181,7 @@ def test_without_validation_both_are_counted_on_the_epochs_batches():
         output = method.step([batch], at(0, step))
         output.loss.backward()
         output.after()
-    # An epoch that goes on keeps its weights and what was counted.
+    # A resumed epoch keeps its weights and counts.
     method.begin_epoch(at(0, step=1), {})
     assert method.student_right_E.tolist() == [student for student, _ in right.values()]
     assert method.expert_right_E.tolist() == [taught for _, taught in right.values()]

@@ -1,4 +1,4 @@
-"""Training on blends: the draws, and each way to mix beside a plain computation.
+"""Mixup, manifold mixup and Remix: the draws, and each method against a plain computation.
 
 B images, C classes, D feature.
 """

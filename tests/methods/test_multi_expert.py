@@ -1,4 +1,4 @@
-"""What the methods of several experts share: their mean, their embedding, and what their network must be."""
+"""Multi-expert methods: mean logits, embedding, and the networks they accept."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ COUNTS = torch.tensor([40, 30, 20, 10, 5, 1])
 
 
 class Asked(MultiExpertMethod):
-    """Experts that are asked and not trained."""
+    """Experts for inference only."""
 
     step = None
 

@@ -38,7 +38,7 @@ def share(data: TrainBatch) -> TrainBatch:
 
 
 def gone_through(config: Any) -> tuple[Method, dict[str, Any]]:
-    """What a method does with one pass, a step in the middle of a stage, and the same images as questions."""
+    """Runs a method through the dataset pass, one step in the middle of a stage, and inference on the same images."""
     torch.manual_seed(3)
     # In float64: fits of L-BFGS make more of float32's rounding, which differs with the number of threads.
     method = METHODS[config.name](config, small_network(), CLASSES, torch.tensor(COUNTS)).double()

@@ -1,4 +1,4 @@
-"""ResLT's step beside its loss written out, which classes each branch answers for, and how a trained model answers.
+"""ResLT: its step against the loss computed branch by branch, the classes of each branch, and inference.
 
 B images, K branches, C classes, D feature of a branch.
 """

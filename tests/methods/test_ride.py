@@ -1,4 +1,4 @@
-"""RIDE's step beside the released code's loss written out for plain logits, and what its teacher adds."""
+"""RIDE: its step against the loss of the released code, and distillation."""
 
 import pytest
 import torch

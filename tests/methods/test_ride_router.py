@@ -1,4 +1,4 @@
-"""The router's targets, loss and answers beside plain loops over images; what moves and what stands still."""
+"""The router of RIDE: targets, loss and predictions against plain loops over images; frozen parts."""
 
 import math
 
@@ -51,10 +51,10 @@ def test_a_later_expert_would_help_where_the_mean_so_far_is_wrong():
 
 def test_experts_are_asked_until_one_suffices():
     for case in torch.cartesian_prod(*[torch.tensor([-1.0, 0.0, 2.0])] * 3):
-        asked = 1
-        while asked <= 3 and case[asked - 1] > 0:
-            asked += 1
-        assert num_experts_used(case[:, None]).tolist() == [asked]
+        used = 1
+        while used <= 3 and case[used - 1] > 0:
+            used += 1
+        assert num_experts_used(case[:, None]).tolist() == [used]
 
 
 def answers_by_hand(method, image_3HW):
@@ -73,19 +73,19 @@ def answers_by_hand(method, image_3HW):
 
 def test_the_loss_is_a_weighed_cross_entropy_of_the_decisions(method, inputs):
     method.train()
-    losses, asked = [], []
+    losses, used = [], []
     with torch.no_grad():
         for image_3HW, label in zip(inputs.image_B3HW, inputs.label_B.tolist(), strict=True):
             means, answers = answers_by_hand(method, image_3HW)
             right = [mean_C.argmax().item() == label for mean_C in means]
-            asked.append(1 if answers[0] <= 0 else 2 if answers[1] <= 0 else 3)
+            used.append(1 if answers[0] <= 0 else 2 if answers[1] <= 0 else 3)
             for place, answer in enumerate(answers):
                 helped = not right[place] and any(right[place + 1 :])
                 share = 1 / (1 + math.exp(-answer))
                 losses.append(-100 * math.log(share) if helped else -math.log(1 - share))
     output = method.step([inputs], FIRST)
     assert output.loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-3)
-    assert output.parts["experts_used"].item() == pytest.approx(sum(asked) / len(asked))
+    assert output.parts["experts_used"].item() == pytest.approx(sum(used) / len(used))
 
 
 def test_an_image_is_answered_by_the_mean_of_the_experts_it_is_shown_to(method, inputs):
@@ -95,13 +95,13 @@ def test_an_image_is_answered_by_the_mean_of_the_experts_it_is_shown_to(method, 
         first = torch.tensor([answers_by_hand(method, image)[1] for image in inputs.image_B3HW])
         method.router.decide.bias -= first.quantile(0.5)
         found_BC = method.logits(inputs.image_B3HW).full_BC
-        asked = []
+        used = []
         for image_3HW, found_C in zip(inputs.image_B3HW, found_BC, strict=True):
             means, answers = answers_by_hand(method, image_3HW)
-            asked.append(1 if answers[0] <= 0 else 2 if answers[1] <= 0 else 3)
-            torch.testing.assert_close(found_C, means[asked[-1] - 1], rtol=1e-3, atol=1e-3)
-    assert len(set(asked)) > 1
-    assert method.diagnostics() == {"experts_per_image": pytest.approx(sum(asked) / len(asked))}
+            used.append(1 if answers[0] <= 0 else 2 if answers[1] <= 0 else 3)
+            torch.testing.assert_close(found_C, means[used[-1] - 1], rtol=1e-3, atol=1e-3)
+    assert len(set(used)) > 1
+    assert method.diagnostics() == {"experts_per_image": pytest.approx(sum(used) / len(used))}
     assert method.diagnostics() == {}
 
 

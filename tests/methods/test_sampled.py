@@ -1,4 +1,4 @@
-"""Sampling of identities as a recipe: what is refused, and a run that trains, stops, goes on and evaluates."""
+"""Partial FC as a recipe: refused settings, and a run that is interrupted, resumed and evaluated."""
 
 import pytest
 import torch
