@@ -31,13 +31,13 @@ def read_csv(path) -> list[dict[str, str]]:
 
 @pytest.fixture
 def table(faces):
-    """identities.csv beside the face set."""
+    """An identities.csv next to the face set."""
     path = faces.with_name("identities.csv")
     path.write_text('label,name,gender,images\n0,"Ann ""A"", B",female,4\n1,Bo,male,1\n2,Cy,male,3\n')
     return path
 
 
-def test_a_sample_is_written_whole(faces, table, tmp_path, capsys):
+def test_a_sample_has_all_its_files(faces, table, tmp_path, capsys):
     out = tmp_path / "lt"
     assert run("sample", faces, "--out", out, "--images", 4, "--identities", 2, "--seed", 3, "--pack", "--json") == 0
     statistics = json.loads(capsys.readouterr().out)
@@ -114,7 +114,7 @@ MANIFEST_OF_SEED_11 = ["1", "3", "5", "6", "12", "16", "22", "26", "27"]
         (["--images", 3, "--seed", -1], "seed must be"),
     ],
 )
-def test_samples_that_cannot_be_are_told(faces, tmp_path, capsys, arguments, reason):
+def test_impossible_samples_are_refused(faces, tmp_path, capsys, arguments, reason):
     assert run("sample", faces, "--out", tmp_path / "out", *arguments) == 1
     error = capsys.readouterr().err
     assert reason in error
@@ -143,7 +143,7 @@ def test_the_source_is_never_overwritten(faces, capsys):
 @pytest.mark.parametrize(
     "text", ["name\nAnn\n", "label,name\n0,a\n0,b\n1,c\n2,d\n", "label,name\n0\n", "label,name\n7,g\n"]
 )
-def test_a_wrong_table_of_identities_is_told_before_any_work(faces, tmp_path, capsys, text):
+def test_a_wrong_identities_csv_is_refused_before_any_work(faces, tmp_path, capsys, text):
     faces.with_name("identities.csv").write_text(text)
     assert run("sample", faces, "--out", tmp_path / "out", "--images", 8, "--pack") == 1
     assert "identities.csv" in capsys.readouterr().err
@@ -163,11 +163,11 @@ def test_verify_names_the_damage_and_fails(faces, capsys):
     assert json.loads(capsys.readouterr().out)["issues"] == [issue]
 
 
-def test_info_tells_what_a_file_holds(golden, tmp_path, capsys):
+def test_info_summarizes_a_file(golden, tmp_path, capsys):
     assert run("info", golden / "recordio/train.rec", "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["records"], told["images"], told["identities"], told["identity_records"]) == (39, 33, 5, 5)
-    assert told["first_image"] == "jpeg, 112 x 112, 6619 bytes"
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["records"], summary["images"], summary["identities"], summary["identity_records"]) == (39, 33, 5, 5)
+    assert summary["first_image"] == "jpeg, 112 x 112, 6619 bytes"
     shutil.copyfile(golden / "recordio/train.rec", tmp_path / "train.rec")
     assert run("info", tmp_path) == 0
     assert "from a scan" in capsys.readouterr().out

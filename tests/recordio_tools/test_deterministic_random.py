@@ -45,7 +45,7 @@ def test_exponentials_have_their_mean_and_never_fail_at_the_ends():
     assert (draws > 1).mean() == pytest.approx(np.exp(-1), abs=0.005)
 
 
-def test_powers_are_exact_where_they_are_whole():
+def test_whole_powers_are_exact():
     assert float(portable_power(7, 1.0)) == 7.0
     assert float(portable_power(49, 0.5)) == 7.0
     assert float(portable_power(Fraction(1, 100), Fraction(1, 2))) == 0.1

@@ -130,7 +130,7 @@ def test_labels_are_cached_and_never_trusted_when_stale(tmp_path):
         assert faces.labels.tolist() == [0, 2]
 
 
-def test_a_label_outside_property_is_told(tmp_path):
+def test_a_label_outside_property_is_refused(tmp_path):
     path = write_images(tmp_path / "a.rec", [0.0, 3.0, 1.0])
     (tmp_path / "property").write_text("3,16,16\n")
     with pytest.raises(RecordIOError, match=r"record 1 has label 3, but .*property declares 3 identities"):
@@ -138,13 +138,13 @@ def test_a_label_outside_property_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("label", [-1.0, 0.5, float("nan"), float("inf"), 1e15])
-def test_a_label_that_is_no_identity_is_told(tmp_path, label):
+def test_a_label_that_is_not_an_identity_is_refused(tmp_path, label):
     with pytest.raises(RecordIOError, match="record 1 has label"):
         FaceRecord(write_images(tmp_path / "a.rec", [0.0, label]))
 
 
 @pytest.mark.parametrize("text", ["", "3,112", "a,b,c", "3,0,112", "-1,112,112", "99999999999,112,112"])
-def test_a_wrong_property_is_told(tmp_path, text):
+def test_a_wrong_property_is_refused(tmp_path, text):
     (tmp_path / "property").write_text(text)
     with pytest.raises(RecordIOError, match="property"):
         read_property(tmp_path / "property")
@@ -155,7 +155,7 @@ def test_a_second_line_of_property_is_no_matter(tmp_path):
     assert read_property(tmp_path / "property") == (3, 112, 96)
 
 
-def test_a_damaged_header_is_told(faces):
+def test_a_damaged_header_is_reported(faces):
     with FaceRecord(faces) as known:
         offset = known.reader.offset(int(known.image_keys[-1]))
     data = bytearray(faces.read_bytes())

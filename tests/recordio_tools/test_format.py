@@ -1,4 +1,4 @@
-"""Framing and headers: any bytes go in and come out, and damage is told, never returned."""
+"""Framing and headers: round trips of any bytes; damage raises an error."""
 
 import struct
 
@@ -59,7 +59,7 @@ def test_records_survive_the_file(written):
 
 @settings(max_examples=100, deadline=None)
 @given(records, st.data())
-def test_a_cut_file_is_told(record, data):
+def test_a_truncated_file_is_reported(record, data):
     frames = encode_record(record)
     cut = data.draw(st.integers(0, max(len(frames) - 4, 0)))
     shortened = frames[:cut]
@@ -130,7 +130,7 @@ def test_headers_survive(label, id, id2, payload):
     assert bytes(record.payload) == payload
 
 
-def test_short_headers_are_told():
+def test_short_headers_are_refused():
     with pytest.raises(RecordIOError, match="too short for a header"):
         decode_record(memoryview(b"1234"))
     with pytest.raises(RecordIOError, match="too short for its 3 labels"):
@@ -139,7 +139,7 @@ def test_short_headers_are_told():
         encode_header(0, -1)
 
 
-def test_the_width_of_labels_is_told_by_record_0():
+def test_the_label_width_is_inferred_from_record_0():
     wide = HEADER_STRUCT.pack(2, 0.0, 0, 0) + struct.pack("<dd", 101.0, 111.0)
     assert infer_label_width(memoryview(wide)) == 8
     assert decode_record(memoryview(wide), 8).header.label.tolist() == [101.0, 111.0]

@@ -19,7 +19,7 @@ from recordio_tools.image_header import decode, decode_whole, image_format, imag
         (".bmp", [], "bmp"),
     ],
 )
-def test_the_head_tells_format_and_size(suffix, options, kind):
+def test_format_and_size_from_the_header(suffix, options, kind):
     pixels = np.random.default_rng(0).integers(0, 256, (37, 91, 3), dtype=np.uint8)
     payload = cv2.imencode(suffix, pixels, options)[1].tobytes()
     assert image_format(payload) == kind
@@ -45,7 +45,7 @@ def test_nothing_is_decoded_past_the_limit(encode):
         decode(bytes(bomb))
 
 
-def test_a_jpeg_without_its_end_is_not_whole(encode):
+def test_a_jpeg_without_its_end_is_refused(encode):
     payload = encode(0)
     assert decode_whole(payload + bytes(7)).shape == (16, 16, 3)
     with pytest.raises(RecordIOError, match="cut short"):

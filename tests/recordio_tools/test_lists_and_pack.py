@@ -81,13 +81,13 @@ def test_vector_labels_of_a_list_count_by_their_first(people, tmp_path):
         ("\n", "the list is empty"),
     ],
 )
-def test_wrong_lists_are_told(tmp_path, text, reason):
+def test_wrong_lists_are_refused(tmp_path, text, reason):
     (tmp_path / "images.lst").write_text(text)
     with pytest.raises(RecordIOError, match=reason):
         read_lst(tmp_path / "images.lst")
 
 
-def test_a_link_that_leads_out_is_told(people, tmp_path):
+def test_a_link_that_leads_out_is_refused(people, tmp_path):
     shutil.copyfile(people / "b, Bea/1.jpg", tmp_path / "secret.jpg")
     (people / "b, Bea/link.jpg").symlink_to(tmp_path / "secret.jpg")
     with pytest.raises(RecordIOError, match="leads out"):
@@ -110,14 +110,14 @@ def test_images_of_several_sizes_need_one(people, tmp_path, encode):
 
 
 @pytest.mark.parametrize("content", [b"", b"no image"])
-def test_a_file_that_is_no_image_is_told(people, tmp_path, content):
+def test_a_file_that_is_not_an_image_is_refused(people, tmp_path, content):
     (people / "b, Bea/0.jpg").write_bytes(content)
     with pytest.raises(RecordIOError, match=r"0\.jpg: (empty, )?not an? "):
         pack_images(people, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_an_empty_folder_and_a_missing_file_are_told(tmp_path):
+def test_an_empty_folder_and_a_missing_file_are_refused(tmp_path):
     with pytest.raises(RecordIOError, match="no folder with images"):
         pack_images(tmp_path, tmp_path / "out")
     (tmp_path / "images.lst").write_text("0\t1\tabsent.jpg\n")

@@ -113,7 +113,7 @@ def test_more_identities_than_are_drawn_each_keep_their_earliest_image():
         ({"images": 3, "seed": -1}, "seed must be"),
     ],
 )
-def test_what_the_source_cannot_give_is_told(options, reason):
+def test_too_small_a_source_is_refused(options, reason):
     keys, labels = source([3, 0, 1, 2])
     with pytest.raises(RecordIOError, match=reason):
         sample_proportional(keys, labels, **{"seed": 0, **options})
@@ -170,7 +170,7 @@ def test_pareto_gives_the_largest_counts_to_the_largest_identities():
         (sample_exponential, {"identities": 3}, "the source has 2"),
     ],
 )
-def test_profiles_that_cannot_be_are_told(sample, options, reason):
+def test_impossible_profiles_are_refused(sample, options, reason):
     keys, labels = source([3, 5])
     with pytest.raises(RecordIOError, match=reason):
         sample(keys, labels, 0, **options)

@@ -97,7 +97,7 @@ def test_keys_far_apart_are_found_too(tmp_path):
 
 
 @pytest.mark.parametrize("key", [-1, 12, 10**9, 2**70])
-def test_unknown_keys_are_told(faces, key):
+def test_unknown_keys_are_refused(faces, key):
     with RecordReader(faces) as reader:
         assert key not in reader
         with pytest.raises(RecordIOError, match=f"no record has key {key}"):
@@ -125,7 +125,7 @@ def test_workers_read_the_same(golden, method):
         assert found == [bytes(reader.read(key).payload) for key in reader.keys.tolist()]
 
 
-def test_a_pickled_reader_opens_the_file_anew_and_notices_another(faces):
+def test_an_unpickled_reader_maps_the_file_and_detects_a_change(faces):
     with RecordReader(faces) as reader:
         pickled = pickle.dumps(reader)
         payload = bytes(reader.read(2).payload)
@@ -147,7 +147,7 @@ def test_closing_keeps_held_payloads_valid(faces):
         reader.read(1)
 
 
-def test_missing_and_empty_files_are_told(tmp_path, faces):
+def test_missing_and_empty_files_are_refused(tmp_path, faces):
     with pytest.raises(RecordIOError, match=r"absent\.rec: cannot be read"):
         RecordReader(tmp_path / "absent.rec")
     (tmp_path / "empty.rec").touch()
@@ -173,13 +173,13 @@ def test_missing_and_empty_files_are_told(tmp_path, faces):
         ("1\t99999999999999999999999\n", "out of range|points at"),
     ],
 )
-def test_a_wrong_index_is_told(faces, index, reason):
+def test_a_wrong_index_is_refused(faces, index, reason):
     faces.with_suffix(".idx").write_text(index)
     with pytest.raises(RecordIOError, match=reason):
         RecordReader(faces)
 
 
-def test_damaged_records_are_told_with_their_key(faces):
+def test_damaged_records_are_reported_with_their_key(faces):
     with RecordReader(faces) as reader:
         offset = reader.offset(3)
     data = bytearray(faces.read_bytes())
@@ -191,7 +191,7 @@ def test_damaged_records_are_told_with_their_key(faces):
             reader.read(3)
 
 
-def test_a_truncated_file_is_told(faces):
+def test_a_truncated_file_is_reported(faces):
     last = int(faces.with_suffix(".idx").read_text().split()[-1])
     faces.write_bytes(faces.read_bytes()[: last + 12])
     with RecordReader(faces, label_width=4) as reader, pytest.raises(RecordIOError, match="record 0 is damaged: trunc"):

@@ -19,7 +19,7 @@ COUNTS = {"b": 30, "c (2)": 25, "d 4": 20, "Ähre im Feld": 16}
 
 @pytest.fixture
 def tree(tmp_path) -> Path:
-    """Folders of files; nobody looks into them."""
+    """Folders of files whose content is not read."""
     for name, count in COUNTS.items():
         (tmp_path / "tree" / name / "more").mkdir(parents=True)
         for number in range(count):
@@ -124,7 +124,7 @@ def run(*arguments) -> int:
     return exit.value.code or 0
 
 
-def test_the_command_writes_and_tells(tree, tmp_path, capsys):
+def test_the_command_writes_and_prints_statistics(tree, tmp_path, capsys):
     words = ["lists", tree, "--profile", "exponential", "--imbalance", 4, "--max", 12, "--test", 1, "--identities", 3]
     assert run(*words, "--out", tmp_path / "out", "--json") == 0
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "out/statistics.json").read_text())
@@ -132,7 +132,7 @@ def test_the_command_writes_and_tells(tree, tmp_path, capsys):
     assert counts(tmp_path / "out/test.txt") == [1, 1, 1]
     assert run(*words, "--out", tmp_path / "again") == 0
     assert "train                  21\n" in capsys.readouterr().out
-    # What is there stays, and nothing is left beside it.
+    # Existing files are kept, and no temporary file remains.
     assert run(*words, "--out", tmp_path / "out") == 1
     assert "exists already" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "out", "tree"]

@@ -27,14 +27,14 @@ def found(path, **options) -> dict[int | None, str]:
     return {issue.key: issue.reason for issue in verify_record_file(path, **options).issues}
 
 
-def test_whole_files_have_no_damage(golden, real_data, faces):
+def test_intact_files_have_no_issues(golden, real_data, faces):
     for path, records, images in ((golden / "recordio/train.rec", 39, 33), (faces, 12, 8)):
         report = verify_record_file(path)
         assert (report.records, report.images, report.issues) == (records, images, [])
     assert verify_record_file(real_data / "faces/train/train.rec", decode_images=False).issues == []
 
 
-def test_records_in_parts_are_whole(golden):
+def test_records_in_parts_have_no_issues(golden):
     assert verify_record_file(golden / "recordio/odd.rec", decode_images=False).records == 8
 
 

@@ -65,7 +65,7 @@ def test_identities_without_images_are_kept(tmp_path, encode, num_identities):
         assert faces.read(0).header.label.tolist() == [4, 4 + len(expected)]
 
 
-def test_wrong_use_is_told(tmp_path):
+def test_wrong_use_is_refused(tmp_path):
     header = IRHeader(0, 0.0, 1, 0)
     with RecordWriter(tmp_path / "a.rec") as writer:
         writer.write(1, header, b"")

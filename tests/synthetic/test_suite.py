@@ -55,7 +55,7 @@ def test_json_lists_hold_paths_identities_and_nested_sizes(suite):
 
 
 def test_identities_follow_the_training_ones_and_are_shown_as_listed(suite):
-    """Every file shows one of the suite's own identities; noisy distractors show what their list says."""
+    """Every file shows an identity of the suite; noisy distractors show a probe identity."""
     folder, made = suite
     assert made.first_identity == 50
     assert all(50 <= int(name.removeprefix("synthetic_")) < made.next_identity for name in made.probe_names)

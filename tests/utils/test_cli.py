@@ -1,4 +1,4 @@
-"""A mistake that all processes of torchrun make is told once, and one that a single process makes is not lost."""
+"""Errors of commands under torchrun: each is reported once."""
 
 import contextlib
 import io
@@ -13,8 +13,8 @@ from facelt.errors import UserError
 from facelt.utils.cli import run_app
 
 
-def said(mistakes: list[str | None]) -> str:
-    """What this rank prints on its way out when it makes its mistake."""
+def printed_errors(mistakes: list[str | None]) -> str:
+    """Returns what this rank prints to stderr when its command raises its error, if any."""
 
     def command() -> None:
         raise UserError(mistakes[rank()])
@@ -40,11 +40,11 @@ def said(mistakes: list[str | None]) -> str:
         (["c", "d", "c"], ["error: c\n", "error: d\n"]),
     ],
 )
-def test_each_mistake_is_told_once(rank_pool, mistakes, lines):
-    assert sorted(filter(None, rank_pool.run(said, 3, mistakes))) == lines
+def test_each_error_is_reported_once(rank_pool, mistakes, lines):
+    assert sorted(filter(None, rank_pool.run(printed_errors, 3, mistakes))) == lines
 
 
-def test_a_store_that_does_not_answer_hides_no_mistake(monkeypatch, capsys):
+def test_without_the_store_the_error_is_reported(monkeypatch, capsys):
     app = typer.Typer(add_completion=False)
 
     @app.command()
