@@ -90,11 +90,11 @@ def test_an_interrupted_run_with_a_decode_worker_ends_bit_exact(
 def test_a_run_interrupted_while_finalizing_ends_bit_exact(
     finished_run, train, tmp_path, monkeypatch, assert_same_weights
 ):
-    def full(card, path):
+    def full(path, card):
         raise OSError("no space")
 
     with monkeypatch.context() as patch:
-        patch.setattr("facelt.training.trainer.save_card", full)
+        patch.setattr("facelt.training.trainer.write_card", full)
         with pytest.raises(OSError, match="no space"):
             train(tmp_path / "run")
     folder = train(tmp_path / "run", resume=True)
