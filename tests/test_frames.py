@@ -4,6 +4,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import faiss
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -11,6 +13,7 @@ import yaml
 from eval_megaface.run import main as megaface_command
 from eval_megaface.run import megaface
 from facelt.cli.audit import audit
+from facelt.cli.gallery import identify
 from facelt.cli.train import train
 from facelt.stats import intervals
 
@@ -88,3 +91,21 @@ def test_megaface_reaches_faiss_in_7_frames(golden, tmp_path, record_stack):
     assert caught.value.code == 0
     frames = max((own_frames(stack, megaface) for stack in stacks), key=len)
     assert len(frames) <= 7, frames
+
+
+def test_identify_reaches_faiss_in_7_frames(cli, tmp_path, record_stack):
+    rows_ND = np.eye(4, dtype=np.float32)
+    np.save(tmp_path / "rows.npy", rows_ND)
+    (tmp_path / "rows.csv").write_text("key,person\n" + "".join(f"k{i},p{i}\n" for i in range(4)))
+    gallery = tmp_path / "gallery"
+    model = ("--model", "m", "--weights-sha256", "0" * 64, "--dimension", 4)
+    inputs = (tmp_path / "rows.npy", "--table", tmp_path / "rows.csv", "--model", "m")
+    assert cli("gallery", "create", gallery, *model)[0] == 0
+    assert cli("gallery", "enroll", gallery, *inputs)[0] == 0
+    stacks = record_stack(faiss, "knn")
+    code, out, error = cli("gallery", "identify", gallery, *inputs, "--threshold", "0.5")
+    assert code == 0, error
+    assert "k0: p0 1.000" in out
+    for stack in stacks:
+        frames = own_frames(stack, identify)
+        assert len(frames) <= 7, frames

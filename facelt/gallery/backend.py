@@ -137,20 +137,21 @@ def merge_nearest(parts: Sequence[NearestSamples], limit: int | None = None) -> 
 
 
 def rank_people(
-    nearest: Callable[[np.ndarray, int], NearestSamples],
-    probes: int,
+    probe_PD: np.ndarray,
     k: int,
+    nearest: Callable[[np.ndarray, int], NearestSamples],
     *,
     samples: int,
     floor: float = -np.inf,
-    exhaustive: Callable[[int], NearestSamples] | None = None,
+    exhaustive: Callable[[np.ndarray, int], NearestSamples] | None = None,
 ) -> tuple[list[NearestSamples], bool]:
     """Returns the k people with the most similar samples for each probe, [1,K] each, and whether that is exact.
 
-    `nearest(probe_U, t)` returns the t best of `samples` samples for some probes. If more than MAX_NEAREST_SAMPLES
-    samples are needed for a probe, `exhaustive(probe)` searches all; without it people may be missing. Once the best
-    person is known, people below `floor` are not searched for.
+    `nearest(probe_UD, t)` returns the t best of `samples` samples for some probes. If more than MAX_NEAREST_SAMPLES
+    samples are needed for a probe, `exhaustive(probe_D, k)` searches all; without it people may be missing. Once the
+    best person is known, people below `floor` are not searched for.
     """
+    probes = len(probe_PD)
     if not min(k, samples):
         return [NearestSamples(np.empty((1, 0)), *np.empty((2, 1, 0), dtype=np.int64))] * probes, True
     best: list[NearestSamples] = [None] * probes
@@ -159,7 +160,7 @@ def rank_people(
         min(max(k, min(1 + _SAMPLES_PER_PERSON * (k - 1), MAX_NEAREST_SAMPLES)), samples),
     )
     while len(open_U):
-        result = nearest(open_U, fetched)
+        result = nearest(probe_PD[open_U], fetched)
         for index, probe in enumerate(open_U.tolist()):
             best[probe] = result.people(index, k)
         if fetched == samples:
@@ -172,7 +173,7 @@ def rank_people(
             break
         fetched = min(4 * fetched, MAX_NEAREST_SAMPLES, samples)
     for probe in open_U if exhaustive else ():
-        best[probe] = exhaustive(int(probe)).people(0, k)
+        best[probe] = exhaustive(probe_PD[probe], k).people(0, k)
     return best, exhaustive is not None or not len(open_U)
 
 

@@ -289,8 +289,11 @@ class Gallery:
             if not np.isfinite(score_N).all():
                 raise UserError("a reachability is not finite; embed the images again")
         else:
-            results = self._search(probe_PD, row_N, 1, templates)
-            score_N = np.array([best[0].score if best else -np.inf for _, best in results])
+            scores = []
+            for part_PD in self._validated_parts(probe_PD, row_N):
+                result = self.backend.search(part_PD, 1, templates=templates)
+                scores += [best[0].score if best else -np.inf for best in result.candidates]
+            score_N = np.array(scores)
         by = "similarity" if reachability_P is None else "reachability"
         calibration = calibrate_threshold(score_N, identity_N, fpir, compared=compared, templates=templates, by=by)
         self.backend.set_setting(_setting(templates), calibration.to_dict())
@@ -326,17 +329,18 @@ class Gallery:
         by_reachability = calibration is not None and calibration.by == "reachability"
         if by_reachability and reachability_P is None:
             raise UserError("the threshold of this gallery applies to reachability, which the probes lack")
-        probes = []
+        probes: list[ProbeResult] = []
         is_exact = True
         floor = -math.inf if by_reachability else limit
-        results = self._search(probe_PD, np.arange(len(probe_PD)), top, templates, floor)
-        for index, (exact, candidates) in enumerate(results):
-            is_exact = is_exact and exact
-            if by_reachability:
-                accepted = candidates if reachability_P[index] >= limit else []
-            else:
-                accepted = [candidate for candidate in candidates if candidate.score >= limit]
-            probes.append(ProbeResult(accepted, candidates[0] if candidates else None))
+        for part_PD in self._validated_parts(probe_PD, np.arange(len(probe_PD))):
+            result = self.backend.search(part_PD, top, templates=templates, floor=floor)
+            is_exact = is_exact and result.exact
+            for candidates in result.candidates:
+                if by_reachability:
+                    accepted = candidates if reachability_P[len(probes)] >= limit else []
+                else:
+                    accepted = [candidate for candidate in candidates if candidate.score >= limit]
+                probes.append(ProbeResult(accepted, candidates[0] if candidates else None))
         warning = calibration.warning(self._compared(templates)) if calibration else None
         return Identification(probes, limit, is_exact, warning)
 
@@ -344,17 +348,13 @@ class Gallery:
         count = self.count()
         return count.people if templates else count.samples
 
-    def _search(
-        self, probe_PD: np.ndarray, row_N: np.ndarray, k: int, templates: bool, floor: float = -math.inf
-    ) -> Iterator[tuple[bool, list[Candidate]]]:
+    def _validated_parts(self, probe_PD: np.ndarray, row_N: np.ndarray) -> Iterator[np.ndarray]:
+        """Yields the probes of these rows, validated, PROBE_ROWS at a time."""
         for start in range(0, len(row_N), PROBE_ROWS):
             part_N = row_N[start : start + PROBE_ROWS]
-            part_PD = validated_embeddings(
+            yield validated_embeddings(
                 probe_PD[part_N], self.model_spec, lambda row, part_N=part_N: f"probe {part_N[row]}"
             )
-            result = self.backend.search(part_PD, k, templates=templates, floor=floor)
-            for candidates in result.candidates:
-                yield result.exact, candidates
 
 
 def _refuse_lengths(probe_PD: np.ndarray, **columns: Sequence | None) -> None:

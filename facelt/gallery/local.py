@@ -21,7 +21,7 @@ import numpy as np
 
 from facelt.errors import UserError
 from facelt.gallery.backend import Candidate, GalleryCounts, NearestSamples, RemovalResult, SearchResult, rank_people
-from facelt.gallery.index import GalleryIndex, IndexSnapshot
+from facelt.gallery.index import GalleryIndex
 from facelt.gallery.model_spec import ModelSpec
 from facelt.gallery.samples import Samples, validated_embeddings, validated_samples
 from facelt.gallery.sqlite import DATABASE_FILE, SampleStore
@@ -184,24 +184,38 @@ class LocalGallery:
             self._index.sync(removed)
         return RemovalResult(len(removed), *missing, self._finish_removal())
 
-    @synchronized
     def search(
         self, probe_PD: np.ndarray, k: int, *, templates: bool = False, exact: bool = True, floor: float = -np.inf
     ) -> SearchResult:
         probe_PD = validated_embeddings(probe_PD, self.model_spec)
         started = time.monotonic()
-        while True:
-            with self._store.read_transaction():
-                state = self._store.state()
-                snapshot = self._index.snapshot(state, templates=templates)
-                result = None
-                if snapshot is not None:
-                    result = self._search(snapshot, probe_PD, min(k, state.people), templates, floor)
-            # Removals change the index in place.
-            if result and self._store.state().removals == state.removals:
-                return result
-            if result is None:
-                self._repair_index(templates, snapshot is not None, started)
+        # Not by @synchronized: the path to the engine stays short.
+        with self.guard.lock(self.path):
+            while True:
+                candidates = None
+                try:
+                    # A concurrent removal leaves zero rows behind.
+                    with self._store.read_transaction(), np.errstate(divide="ignore", invalid="ignore"):
+                        state = self._store.state()
+                        snapshot = self._index.snapshot(state, templates=templates)
+                        if snapshot is not None:
+                            ranked, _ = rank_people(
+                                probe_PD,
+                                min(k, state.people),
+                                snapshot.nearest,
+                                samples=snapshot.count,
+                                floor=floor,
+                                exhaustive=snapshot.exhaustive_search,
+                            )
+                            candidates = self._candidates(ranked, probe_PD, templates)
+                except BadRow as error:
+                    if error.side != "database":
+                        raise
+                # Removals change the index in place.
+                if candidates is not None and self._store.state().removals == state.removals:
+                    return SearchResult(candidates, True, snapshot.count)
+                if candidates is None:
+                    self._repair_index(templates, snapshot is not None, started)
 
     @synchronized
     def count(self) -> GalleryCounts:
@@ -277,27 +291,11 @@ class LocalGallery:
     def _next(self, batches: Iterator[Samples]) -> Samples | None:
         return next(batches, None)
 
-    def _search(
-        self, snapshot: IndexSnapshot, probe_PD: np.ndarray, k: int, templates: bool, floor: float
-    ) -> SearchResult | None:
-        """Searches a snapshot; returns None if the result contradicts the database: the index was changed."""
-        try:
-            # A concurrent removal leaves zero rows behind.
-            with np.errstate(divide="ignore", invalid="ignore"):
-                ranked, _ = rank_people(
-                    lambda probe_U, t: snapshot.nearest(probe_PD[probe_U], t),
-                    len(probe_PD),
-                    k,
-                    samples=snapshot.count,
-                    floor=floor,
-                    exhaustive=lambda probe: snapshot.exhaustive_search(probe_PD[probe], k),
-                )
-        except BadRow as error:
-            if error.side == "database":
-                return None
-            raise
-        candidates = self._template_candidates(ranked) if templates else self._sample_candidates(ranked, probe_PD)
-        return None if candidates is None else SearchResult(candidates, True, snapshot.count)
+    def _candidates(
+        self, ranked: Sequence[NearestSamples], probe_PD: np.ndarray, templates: bool
+    ) -> list[list[Candidate]] | None:
+        """Returns the candidates of each probe, or None if they contradict the database: the index was changed."""
+        return self._template_candidates(ranked) if templates else self._sample_candidates(ranked, probe_PD)
 
     def _sample_candidates(
         self, ranked: Sequence[NearestSamples], probe_PD: np.ndarray

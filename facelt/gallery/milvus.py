@@ -249,9 +249,9 @@ class MilvusGallery:
         row_number: dict[str, int] = {}
         person_number: dict[str, int] = {}
 
-        def nearest(probe_U: np.ndarray, t: int) -> NearestSamples:
-            result = NearestSamples(np.full((len(probe_U), t), -np.inf), *np.full((2, len(probe_U), t), -1))
-            for row, hits in enumerate(self._hits(name, probe_PD[probe_U], t, templates)):
+        def nearest(probe_UD: np.ndarray, t: int) -> NearestSamples:
+            result = NearestSamples(np.full((len(probe_UD), t), -np.inf), *np.full((2, len(probe_UD), t), -1))
+            for row, hits in enumerate(self._hits(name, probe_UD, t, templates)):
                 for column, hit in enumerate(hits):
                     entity = hit["entity"]
                     if hit["id"] not in row_number:
@@ -265,7 +265,7 @@ class MilvusGallery:
         # The server rounds scores; the error bound depends on norms, which are only known for unit embeddings.
         floor = floor - 2 * cosine_error_bound(self.model_spec.dimension) if self.model_spec.is_unit else -np.inf
         candidates = min(k + _EXTRA_PEOPLE, count.people)
-        best, is_exact = rank_people(nearest, len(probe_PD), candidates, samples=compared, floor=floor)
+        best, is_exact = rank_people(probe_PD, candidates, nearest, samples=compared, floor=floor)
         return SearchResult(self._exact_candidates(name, probe_PD, best, hit_rows, k), is_flat and is_exact, compared)
 
     def count(self) -> GalleryCounts:

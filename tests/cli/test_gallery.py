@@ -191,10 +191,10 @@ def test_photographs_that_nobody_can_be_enrolled_from_are_told(facelt, finished_
     facelt("create", where, "--checkpoint", finished_run)
     terms = ["--checkpoint", finished_run]
     detector = ["--detector", f"yunet:{real_data / 'models' / 'yunet_n_dynamic.onnx'}"]
-    nameless = r"Butch_Davis_0001\.jpg: has no identity, which a gallery needs; put images in a folder"
-    with pytest.raises(UserError, match=f"{nameless} a person, or .*--people file"):
+    nameless = r"Butch_Davis_0001\.jpg: has no identity, which a gallery needs; put the images of each person"
+    with pytest.raises(UserError, match=f"{nameless} in one folder, or .*--people file"):
         facelt("enroll", where, photos, *terms, "--detector", "yunet:absent")
-    with pytest.raises(UserError, match=f"{nameless} a person$"):
+    with pytest.raises(UserError, match=f"{nameless} in one folder$"):
         facelt("enroll", where, photos, *terms)
     with pytest.raises(UserError, match=r"without --detector, which is for photographs, allows 0: .*250 x 250"):
         facelt("identify", where, photos, *terms)

@@ -55,12 +55,7 @@ def test_equals_a_plain_search(seed, samples, late, persons, k, most, cosine, fl
         patch.setattr(backend, "MAX_NEAREST_SAMPLES", most)
         patch.setattr(backend, "SCORE_BLOCK_ROWS", 16)
         found, is_exact = rank_people(
-            lambda probe_U, t: view.nearest(probe_PD[probe_U], t),
-            3,
-            k,
-            samples=view.count,
-            floor=floor,
-            exhaustive=lambda probe: view.exhaustive_search(probe_PD[probe], k),
+            probe_PD, k, view.nearest, samples=view.count, floor=floor, exhaustive=view.exhaustive_search
         )
     assert is_exact
     q, g = probe_PD.astype(np.float64), row_ND.astype(np.float64)
@@ -86,6 +81,6 @@ def test_without_a_way_through_a_crowd_the_answer_is_not_sure(monkeypatch):
         Rows(rows), SampleRows(*(column[:0] for column in rows)), cosine=True, engine=open_engine("faiss")
     )
     probe_PD = np.ones((1, 3), np.float32)
-    found, is_exact = rank_people(lambda probe_U, t: view.nearest(probe_PD[probe_U], t), 1, 2, samples=10)
+    found, is_exact = rank_people(probe_PD, 2, view.nearest, samples=10)
     assert not is_exact
     assert found[0].person_PT.tolist() == [[1]]
