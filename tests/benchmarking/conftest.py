@@ -1,4 +1,4 @@
-"""A small suite in a checkout of its own: two recipes that are over in a second, on a small CIFAR-10."""
+"""A small suite in a separate checkout: two recipes of a second each, on a small CIFAR-10."""
 
 import pytest
 import yaml
@@ -17,7 +17,7 @@ PUBLISHED = {
 
 @pytest.fixture(scope="session")
 def tiny_cifar(tmp_path_factory):
-    """A folder of CIFAR-10 with 12 training and 3 test images a class."""
+    """A folder of CIFAR-10 with 12 training and 3 test images per class."""
     root = tmp_path_factory.mktemp("cifar")
     write_cifar(root, 10, per_class=12, test_per_class=3)
     return root
@@ -25,7 +25,7 @@ def tiny_cifar(tmp_path_factory):
 
 @pytest.fixture
 def checkout(tiny_cifar, tmp_path, monkeypatch):
-    """A project's folder with configs/tiny and docs, which `facelt bench` takes for its own."""
+    """A project folder with configs/tiny and docs, which `facelt bench` uses."""
     suite = tmp_path / "checkout" / "configs" / "tiny"
     suite.mkdir(parents=True)
     stage = {"name": "plain", "method": {"name": "classify"}, "embedding": "none", "epochs": 4, "keep": "last"}

@@ -1,4 +1,4 @@
-"""The command: runs, records, the table they become, what goes on where it stopped, and what is refused."""
+"""`facelt bench`: runs, records, the table, resumed runs, and refusals."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from facelt.inference.predict import predict_all
 
 @pytest.fixture
 def bench(checkout, tmp_path):
-    """bench(*words) -> what it said; stops the test where it failed, unless `fails` names the mistake."""
+    """bench(*words) -> its output; a failure fails the test, unless `fails` is part of its message."""
 
     def call(*words: object, fails: str | None = None) -> str:
         command = ["bench", *map(str, words), "--out", str(tmp_path / "runs")]
@@ -76,7 +76,7 @@ def test_seeds_are_run_recorded_and_in_the_table(bench, records, page, tmp_path,
     assert [RunRecord.model_validate_json(path.read_text()) for path in results] == found
 
 
-def test_a_run_that_broke_goes_on_and_finished_ones_stay(bench, records, page, monkeypatch, tmp_path):
+def test_an_interrupted_run_is_continued_and_finished_ones_are_kept(bench, records, page, monkeypatch, tmp_path):
     bench("tiny/softmax", "--seeds", "0")
     before = records()
     original, steps = METHODS["classify"].step, iter(range(1000))
@@ -113,7 +113,7 @@ def test_records_lost_from_the_docs_come_back_from_the_run_folders(bench, record
     assert records() == before
 
 
-def test_a_run_asked_to_stop_says_how_to_go_on_and_records_nothing(bench, records, page, monkeypatch):
+def test_an_interrupted_run_names_resume_and_records_nothing(bench, records, page, monkeypatch):
     from facelt.distributed.launch import Interrupted
 
     def stops(config, resume=False):
@@ -135,7 +135,7 @@ def test_settings_and_imbalance_make_a_row_of_their_own(bench, records, page):
     assert "- `facelt bench tiny/softmax --imbalance 2 --seeds 0 --set data.pad=2`" in page()
 
 
-def test_a_smoke_test_is_said_and_is_no_result(bench, records, page, tmp_path):
+def test_a_smoke_test_is_reported_and_is_no_result(bench, records, page, tmp_path):
     said = bench("tiny/softmax", "--smoke")
     assert "plain: loss " in said
     assert "smoke test passed; the full recipe was not run" in said

@@ -1,4 +1,4 @@
-"""Records: what is read is what was written, and what is not a record is named."""
+"""Benchmark records: reading restores what was written, invalid lines are named; recipes and run time."""
 
 import pytest
 
@@ -78,7 +78,7 @@ def test_settings_that_make_no_other_recipe_are_left_out():
     assert changed_settings(given) == ("data.pad=2", "optim.lr=1")
 
 
-def test_recipes_are_the_files_beside_a_base(checkout):
+def test_recipes_are_the_files_in_a_folder_with_a_base(checkout):
     assert [recipe.title for recipe in all_recipes(checkout / "configs")] == ["tiny/slow", "tiny/softmax"]
     assert find_recipe(checkout / "configs", "tiny/slow").path == checkout / "configs/tiny/slow.yaml"
 

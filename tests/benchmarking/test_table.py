@@ -1,4 +1,4 @@
-"""The table: means and spreads beside a plain computation, published figures in their places, and the page's text."""
+"""Benchmark table: means and standard deviations, published results, and the text of the page."""
 
 import statistics
 
@@ -153,14 +153,14 @@ def test_the_published_file_is_read_and_a_bad_source_is_named(root, tmp_path):
 
 
 def test_every_published_recipe_has_one_place(root):
-    """A method has one figure an imbalance from each source, so that none is shown twice."""
+    """A method has one result per imbalance and source, so that none is listed twice."""
     figures = read_published(root / "docs" / "published.yaml")
     places = [(one.suite, one.method, one.source, imbalance) for one in figures for imbalance in one.accuracy]
     assert len(places) == len(set(places))
 
 
 def test_the_page_in_the_docs_is_what_its_records_make(root):
-    """`facelt bench` without a name writes it anew."""
+    """`facelt bench` without a name rewrites it."""
     docs, configs = root / "docs", root / "configs"
     recipes, published = planned_recipes(configs), read_published(docs / "published.yaml")
     found = build_rows(read_records(docs / "benchmarks.jsonl"), plan_runs(recipes, published), published)

@@ -1,4 +1,4 @@
-"""`facelt verify` as a user meets it: tables, JSON, embeddings from elsewhere, and one line for each mistake."""
+"""`facelt verify` on the command line: tables, JSON, computed embeddings, and one-line errors."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`facelt evaluate` on a tiny model of lists with an open set: figures counted again from the images themselves."""
+"""`facelt evaluate` on a tiny model of lists with an open set: metrics recomputed from the images."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ OPEN = ("wolf", "yak", "zebra")
 
 
 def draw(folder: Path) -> None:
-    """Pictures of 16 x 16 pixels, 12 of each class, named by their number; open classes beside the known ones."""
+    """Draws pictures of 16 x 16 pixels, 48 of each known and open class, named by their number."""
     random = np.random.default_rng(0)
     for name in (*NAMES, *OPEN):
         base_443 = random.integers(0, 256, (4, 4, 3))
@@ -49,7 +49,7 @@ def lists(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(lists, recipe, tmp_path_factory):
-    """trained(name, counts) -> the folder of a run on so many images of each class; each is trained once."""
+    """trained(name, counts) -> the folder of a run with these numbers of images per class; each is trained once."""
     made = {}
 
     def train(name: str = "run", counts: tuple[int, ...] = COUNTS) -> Path:
@@ -77,7 +77,7 @@ def evaluate(cli):
 
 @pytest.fixture
 def report(evaluate):
-    """report(*words) -> what the command says as JSON; it must not fail."""
+    """report(*words) -> the JSON output of the command, which must not fail."""
 
     def ask(*words: object) -> dict:
         code, out, error = evaluate(*words, "--json")
@@ -93,7 +93,7 @@ def read_csv(path: Path) -> list[dict]:
 
 
 def images_of(folder: Path, split: str) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """(labels, softmax, logits) of a run's last stage, one image after another, read with OpenCV."""
+    """(labels, softmax, logits) of a run's last stage, one image at a time, read with OpenCV."""
     model = load_model(folder, CPU)
     data = model.config.data.open(0)
     mean, std = np.array(model.config.data.mean), np.array(model.config.data.std)
@@ -239,7 +239,7 @@ def points(rows: list[dict], x: str, figure: str) -> list[tuple[float, float]]:
 
 
 def drawn(path: Path) -> str:
-    """The words of a drawing, which must be one."""
+    """The text of an SVG file."""
     return " ".join("".join(element.itertext()) for element in ElementTree.parse(path).getroot().iter() if element.text)
 
 
@@ -317,7 +317,7 @@ def test_a_sweep_of_imbalance_compares_models(evaluate, report, trained, tmp_pat
 
 
 def test_open_images_from_elsewhere(report, trained, lists):
-    """The training images of a known class stand in as unknown ones, from a folder and from a list."""
+    """The training images of a known class serve as unknown ones, from a folder and from a list."""
     words = ("--checkpoint", trained(), "--open", "threshold", "--threshold", 0)
     found = report(*words, "--open-images", lists / "images/apple")["open"]
     assert found["open_images"] == 48
@@ -364,7 +364,7 @@ def test_what_a_model_lacks_is_named(evaluate, trained, finished_run, lists, tmp
 
 @pytest.fixture(scope="module")
 def evaluation(trained):
-    """An evaluation of the tiny model by softmax threshold, as the engine has it."""
+    """An evaluation of the tiny model by softmax threshold."""
     found, _ = evaluate_model(
         load_model(trained(), CPU), "validation", "paper", OpenSetOptions("threshold"), batch=16, workers=0
     )

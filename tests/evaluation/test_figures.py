@@ -1,4 +1,4 @@
-"""Figures of trained models: every CSV file beside a plain computation image by image, and what is refused."""
+"""Figures of trained models: CSV files compared with a plain computation for single images, and refusals."""
 
 import csv
 
@@ -43,7 +43,7 @@ def listed_run(train, recipe, tmp_path_factory):
 
 @pytest.fixture
 def figures(tmp_path):
-    """figures(*words) -> the rows of the CSV file, with the pictures there; `fails` names a mistake instead."""
+    """figures(*words) -> the rows of the CSV file, and checks the pictures; `fails` is an expected error."""
 
     def call(figure: str, *words: object, fails: str | None = None) -> list[dict]:
         command = ["figures", figure, "--out", str(tmp_path / "out"), "--workers", "0", *map(str, words)]
@@ -63,7 +63,7 @@ def figures(tmp_path):
 
 
 class One:
-    """A model asked image by image."""
+    """A model that predicts one image at a time."""
 
     def __init__(self, path, folder):
         self.method, self.folder = load_model(path, torch.device("cpu")).method, folder
@@ -203,7 +203,7 @@ def test_only_a_model_with_a_memory_has_concepts(figures, listed_run):
 
 
 def test_an_image_beyond_the_limit_of_pixels_is_not_decoded(figures, train, recipe, listed_run, tmp_path):
-    """The limit is that of the run; an image of the test list has grown beyond it since."""
+    """The limit is that of the run; an image of the test list is now larger."""
     _, _, folder = listed_run
     (tmp_path / "large.txt").write_text("test/0.png 0\nlarge.png 1\n")
     cv2.imwrite(str(folder / "large.png"), np.zeros((40, 40, 3), np.uint8))

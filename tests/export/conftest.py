@@ -1,4 +1,4 @@
-"""Models to export, with statistics, memory and attention that are not those they begin with."""
+"""Models to export, with statistics, memory and attention that differ from their initial values."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from facelt.models.layers import ModulatedAttention
 
 @pytest.fixture(scope="session")
 def build_model(recipe) -> Callable[..., TrainedModel]:
-    """build_model(method={...}, classes=5, data={...}, model={...}, **stage) -> a model as if trained, of one stage."""
+    """build_model(method={...}, classes=5, data={...}, model={...}, **stage) -> a one-stage model with random values."""
 
     def build(
         method: dict, classes: int = 5, data: dict | None = None, model: dict | None = None, **stage: Any
@@ -55,7 +55,7 @@ def _give_values(method) -> None:
 
 @pytest.fixture(scope="session")
 def pixels() -> Callable[..., torch.Tensor]:
-    """pixels(count, side=32) -> uint8 images [N,H,W,3], the same at every call."""
+    """pixels(count, side=32) -> uint8 images [N,H,W,3], equal at every call."""
 
     def draw(count: int, side: int = 32) -> torch.Tensor:
         generator = torch.Generator().manual_seed(count)

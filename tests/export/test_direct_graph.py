@@ -1,4 +1,4 @@
-"""The file's `direct` embedding is the model's, at batch sizes it was not traced with.
+"""The `direct` graph compared with the model, at batch sizes it was not traced with.
 
 N images, D feature.
 """

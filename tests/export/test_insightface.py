@@ -1,6 +1,6 @@
-"""The real insightface takes the file for one of its recognition models and gives the model's own embedding.
+"""Graphs loaded by insightface as recognition models: it returns the model's embedding.
 
-insightface wants an environment of its own, for its opencv-python replaces opencv-python-headless: `make
+insightface needs a separate environment, since its opencv-python replaces opencv-python-headless: `make
 test-insightface` makes one and runs these tests. FACELT_INSIGHTFACE_PYTHON names its interpreter; without it they are
 skipped.
 
@@ -41,13 +41,13 @@ print(json.dumps([insightface.__version__, type(model).__name__, mean, std]))
 def insightface_python() -> str:
     python = os.environ.get("FACELT_INSIGHTFACE_PYTHON")
     if not python:
-        pytest.skip("insightface wants an environment of its own: run make test-insightface")
+        pytest.skip("insightface needs a separate environment: run make test-insightface")
     return python
 
 
 @pytest.fixture
 def run_insightface(insightface_python, tmp_path):
-    """run_insightface(graph, images by batch size) -> (what its class says of itself, embeddings by batch size)."""
+    """run_insightface(graph, images by batch size) -> (attributes of its class, embeddings by batch size)."""
 
     def run(graph, image_by_batch):
         images, out = tmp_path / "images.npz", tmp_path / "embeddings.npz"

@@ -1,4 +1,4 @@
-"""The file's `meta` embedding and reachability are the model's, at batch sizes it was not traced with.
+"""The `meta` graph compared with the model, at batch sizes it was not traced with.
 
 N images, D feature, C identities.
 """

@@ -1,4 +1,4 @@
-"""What others expect of the file, and that writing it leaves the model alone."""
+"""Contents of an ONNX file; exporting does not change the model."""
 
 import onnx
 import pytest
@@ -24,7 +24,7 @@ def test_the_graph_is_what_others_expect(kind, outputs, build_model, tmp_path):
     weights = sum(value.nbytes for value in model.method.network.state_dict().values())
     memory = 2 * 70_000 * 16 * 4 + 2 * 70_000 * 4 if kind == "meta" else 0
     assert path.stat().st_size == pytest.approx(weights + memory, abs=60_000)
-    assert b".py" not in path.read_bytes(), "it says where the source lay"
+    assert b".py" not in path.read_bytes(), "it contains the path of a source file"
     assert not list(tmp_path.glob("*.data"))
 
 

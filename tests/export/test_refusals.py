@@ -1,4 +1,4 @@
-"""What is unsound leaves no file, and an earlier one as it was."""
+"""Refused exports: no file is written, and an existing one is not changed."""
 
 import warnings
 
@@ -67,7 +67,7 @@ def test_what_one_file_cannot_hold_is_refused_before_any_work(build_model, tmp_p
     refused(build_model({"name": "classify"}), tmp_path / "model.onnx", "ONNX file holds 2 GB")
 
 
-def test_an_operator_without_a_translation_is_told_in_one_line(build_model, tmp_path):
+def test_an_operator_without_a_translation_is_a_one_line_error(build_model, tmp_path):
     model = build_model({"name": "classify"})
     model.method.network.attention = torch.nn.Module()
     model.method.network.attention.forward = lambda map_BChw: torch.linalg.qr(map_BChw).R + map_BChw

@@ -1,4 +1,4 @@
-"""Weights alone: a card says how to build the network, and both ways of naming load to the same embedding."""
+"""Safetensors export: the card describes the network, and both naming schemes load to the same embedding."""
 
 import json
 
@@ -20,7 +20,7 @@ from tests.models.test_pretrained import arcface_state
 
 
 def built_from(card: dict):
-    """The network that a card describes, from what the card holds and nothing else."""
+    """Builds the network from its card alone."""
     outline = card["network"]
     return build_network(
         outline["backbone"],
@@ -70,7 +70,7 @@ def test_an_iresnets_names_are_arcface_torchs(build_model, tmp_path):
 
 
 def test_arcface_torchs_weights_become_a_model_and_go_out_as_they_came(recipe, tmp_path):
-    """By a stage without epochs; the embedding is that of their own network, computed from their names."""
+    """Loaded by a stage without epochs; the embedding equals that of arcface_torch's network."""
     blocks = (2, 2, 2, 2)
     state = arcface_state(blocks, positions=4)
     torch.save(state, tmp_path / "backbone.pth")

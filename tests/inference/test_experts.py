@@ -1,4 +1,4 @@
-"""Runs of several experts: a teacher, its student, a router on the student, and what each expert says of a split."""
+"""Multi-expert runs: a teacher, its student, a router on the student, and predictions of each expert."""
 
 import json
 
@@ -33,7 +33,7 @@ def expert_predictions(model, split) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 @pytest.fixture(scope="module")
 def experts_run(recipe, tmp_path_factory):
-    """The folder of a run with all methods of several experts."""
+    """The folder of a run with all multi-expert methods."""
     values = recipe(tmp_path_factory.mktemp("experts") / "run")
     values["model"] = {"backbone": "resnet32"}
     values["optim"] = {"lr": 0.05, "batch": 16}
@@ -100,7 +100,7 @@ def test_a_split_without_an_image_and_a_method_without_experts(experts_run, fini
 
 
 def gradients_of_a_step() -> dict[str, torch.Tensor]:
-    """Of a network whose two branches see other images, of which each rank has its share."""
+    """Gradients of a network whose two branches see different images, sharded over the ranks."""
     torch.manual_seed(0)
     network = build_network(
         "resnet32", image_size=(8, 8), attention=False, embedding="none", branches=BranchSpec(2, "layer1")

@@ -1,4 +1,4 @@
-"""What a stage hands on: loading gives the same model, and anything else is refused."""
+"""Saved models: loading restores the same model; damaged or mismatching files are refused."""
 
 import json
 import shutil

@@ -127,7 +127,7 @@ def test_bad_images_are_left_out_or_stop(model, data, monkeypatch):
 
 
 def outputs_of_a_rank(folder):
-    """What one rank of several gets from its columns of the run's last model."""
+    """Fields on one rank of several, with its shard of the classes of the run's last model."""
     card = json.loads((find_model_folder(folder) / "card.json").read_text())
     config = TrainConfig.model_validate(card["config"])
     data = config.data.open(config.seed)

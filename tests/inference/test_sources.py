@@ -22,7 +22,7 @@ def model(finished_run):
     return load_model(finished_run, torch.device("cpu"))
 
 
-def test_identities_and_attributes_come_from_the_table_beside_the_record(model, tiny_faces, tmp_path):
+def test_identities_and_attributes_come_from_the_table_of_the_record(model, tiny_faces, tmp_path):
     for file in tiny_faces.parent.iterdir():
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "identities.csv").write_text("label,name,gender,images\n0,Ann,female,14\n1,Bob,male,12\n")
@@ -65,7 +65,7 @@ def test_a_manifest_selects_and_relabels(model, tiny_faces, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_embedding_aligns_on_the_way(cli, finished_run, drawn, photos, tmp_path, workers, monkeypatch):
-    """Each embedding is the network's of the face cut by hand at the model's own size, averaged over its mirror."""
+    """Each embedding is that of the face cropped by hand at the model's image size, averaged with its mirror image."""
     words = ("--images", photos, "--align", drawn, "--faces", "all", "--dtype", "float32", "--out", tmp_path / "store")
     if workers:  # they would not know the drawn detector; the loader's do not need it
         original = detect_module.detect_all
@@ -102,7 +102,7 @@ def test_a_crowd_is_decoded_twice_not_once_a_face(drawn, photos, monkeypatch):
     assert [place.relative_to(photos).as_posix() for place, _ in decoded] == ["Ann/1.png", "Ann/2.png", "Cid/2.png"]
 
 
-def test_a_photograph_listed_twice_is_told_before_anything_is_looked_at(drawn, photos, tmp_path):
+def test_a_photograph_listed_twice_is_refused_before_detection(drawn, photos, tmp_path):
     (tmp_path / "list.txt").write_text("Ann/1.png\nCid/1.png\nAnn/1.png\n")
     with pytest.raises(UserError, match=r"the photograph Ann/1\.png is listed 2 times"):
         open_photograph_source(

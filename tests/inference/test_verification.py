@@ -1,4 +1,4 @@
-"""Verification sets through trained models, and at each validation of a training, on one process and on several."""
+"""Verification sets: embeddings of trained models, and accuracy at each validation, on one rank and on two."""
 
 import json
 import pickle
@@ -35,7 +35,7 @@ def embedded(model, path, kind="direct", mirrored=True) -> np.ndarray:
 
 
 def plain_features(model, path) -> torch.Tensor:
-    """Features of each image of the file and of its mirror image, [2P,2,D], an image at a time in float64."""
+    """Features of each image and its mirror image, [2P,2,D], one image at a time in float64."""
     rows = []
     for payload in pickle.loads(path.read_bytes())[0]:
         image = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1].copy()
@@ -46,16 +46,16 @@ def plain_features(model, path) -> torch.Tensor:
 
 
 def plain_accuracy(embedding_ND: torch.Tensor, same: list[bool]) -> float:
-    """arcface_torch's, of 20 pairs: folds of two, the best threshold on the other 18, one at a time."""
+    """Accuracy of arcface_torch on 20 pairs: folds of two, with the best threshold on the other 18."""
     unit_ND = embedding_ND / embedding_ND.norm(dim=1, keepdim=True)
     distances = (unit_ND[0::2] - unit_ND[1::2]).square().sum(dim=1).tolist()
-    told = []
+    accuracies = []
     for fold in range(0, len(same), 2):
         others = [pair for pair in range(len(same)) if pair not in (fold, fold + 1)]
         counts = [sum((distances[p] < t) == same[p] for p in others) for t in np.arange(0, 4, 0.01)]
         threshold = np.arange(0, 4, 0.01)[int(np.argmax(counts))]
-        told.append(np.mean([(distances[p] < threshold) == same[p] for p in (fold, fold + 1)]))
-    return float(np.mean(told))
+        accuracies.append(np.mean([(distances[p] < threshold) == same[p] for p in (fold, fold + 1)]))
+    return float(np.mean(accuracies))
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_each_validation_of_a_training_measures_the_sets(recipe, train, metrics,
         assert card["best"]["verification_tiny"] == line["verification_tiny"]
 
 
-def test_sets_may_join_a_training_that_goes_on(train, metrics, tiny_pairs, tmp_path, interrupt, finished_run):
+def test_sets_can_be_added_when_training_resumes(train, metrics, tiny_pairs, tmp_path, interrupt, finished_run):
     with pytest.raises(interrupt("dynamic_meta", 1)):
         train(tmp_path / "run")
     folder = train(tmp_path / "run", resume=True, validation={"sets": {"tiny": str(tiny_pairs)}})
@@ -184,7 +184,7 @@ def test_images_of_another_size_and_of_too_many_pixels_are_refused(recipe, train
         train(tmp_path / "run", data=recipe(tmp_path)["data"] | {"max_pixels": 2000}, **sets)
 
 
-def test_a_list_lies_beside_its_images_or_below_root(model, tiny_pairs, tmp_path):
+def test_a_lists_paths_are_relative_to_its_folder_or_the_root(model, tiny_pairs, tmp_path):
     images, same = pickle.loads(tiny_pairs.read_bytes())
     (tmp_path / "faces").mkdir()
     for place, payload in enumerate(images):
@@ -204,7 +204,7 @@ def test_a_list_lies_beside_its_images_or_below_root(model, tiny_pairs, tmp_path
 
 
 def measured_by_a_rank(values: dict, folder: str) -> tuple[dict, int]:
-    """What this rank says of the set, and how many images it put through its network."""
+    """Accuracy on this rank, and the number of images that passed its network."""
     config = TrainConfig.model_validate(values)
     torch.manual_seed(0)
     method = load_model(folder, CPU).method

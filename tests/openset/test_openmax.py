@@ -21,7 +21,7 @@ CLASSES = 12
 
 
 def training(images: int = 400, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and labels of which most are right; class 10 is never right and class 11 twice."""
+    """Logits and labels, most of them correct; class 10 never is, and class 11 twice."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, CLASSES, images)
     logits = random.normal(size=(images, CLASSES)) - 1
@@ -134,7 +134,7 @@ def test_fewer_classes_than_ranks_and_no_class_ever_right():
     method.fit(passes(logits, labels))
     assert np.isnan(method.tails.shape_C).sum() == 2
     found = score(method, logits)
-    # Nothing was moved: the unknown class stands at 0 beside the plain logits.
+    # Nothing was moved: the unknown class has logit 0, the others are unchanged.
     expected = torch.cat([logits, torch.zeros(3, 1)], dim=1).double().softmax(dim=1)
     assert torch.allclose(found.decision_score_N, expected[:, :2].amax(dim=1))
 
