@@ -15,7 +15,7 @@ from facelt.models.layers import ModulatedAttention
 
 @pytest.fixture(scope="session")
 def build_model(recipe) -> Callable[..., TrainedModel]:
-    """build_model(method={...}, classes=5, data={...}, model={...}, **stage) -> a one-stage model with random values."""
+    """build_model(method={...}, classes=5, data={...}, model={...}, **stage) -> one-stage model, random values."""
 
     def build(
         method: dict, classes: int = 5, data: dict | None = None, model: dict | None = None, **stage: Any
