@@ -29,7 +29,7 @@ $(MILVUS)/.installed: pyproject.toml
 # `make test` exports; detectors and alignment run beside it.
 INSIGHTFACE := .venv-insightface
 test-insightface: $(DEV) $(INSIGHTFACE)/.installed
-	FACELT_INSIGHTFACE_PYTHON=$(CURDIR)/$(INSIGHTFACE)/bin/python $(VENV)/bin/pytest -q -p no:xdist tests/engine/exporting/test_insightface.py
+	FACELT_INSIGHTFACE_PYTHON=$(CURDIR)/$(INSIGHTFACE)/bin/python $(VENV)/bin/pytest -q -p no:xdist tests/export/test_insightface.py
 	$(INSIGHTFACE)/bin/pytest -q -p no:xdist -k insightface tests/alignment/test_detectors.py tests/alignment/test_template.py
 
 $(INSIGHTFACE)/.installed: pyproject.toml
