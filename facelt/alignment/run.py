@@ -3,11 +3,10 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
-from typing import Protocol
 
 import cv2
 import numpy as np
@@ -24,15 +23,6 @@ from recordio_tools.writer import FaceRecordWriter
 
 _FORBIDDEN = re.compile(r'[\\/:*?"<>|]')
 _MAX_NAME_BYTES = 200  # of a file name; most systems allow 255
-
-
-class CropWriter(AbstractContextManager, Protocol):
-    """Context manager that writes crops in the order of `photographs`."""
-
-    photographs: list[Photograph]
-
-    def write(self, photograph: Photograph, number: int | None, image_HW3: np.ndarray) -> str:
-        """Writes an RGB crop and returns its name; `number` is None if each photograph has one face."""
 
 
 class CropFolderWriter:
