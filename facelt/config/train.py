@@ -37,7 +37,8 @@ _Fraction = Annotated[float, Field(ge=0, le=1)]
 class ModelConfig(StrictModel):
     """Network of all stages; `pretrained` is a weights file with the names of torchvision or arcface_torch."""
 
-    backbone: Annotated[str, BACKBONES.name_choice()] = "resnet50"
+    # Validating the default would import torch with this module.
+    backbone: Annotated[str, BACKBONES.name_choice()] = Field("resnet50", validate_default=False)
     dim: int = Field(512, ge=1)
     pretrained: Path | None = None
 

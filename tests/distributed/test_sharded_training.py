@@ -105,7 +105,7 @@ def train(recipe: str) -> dict:
     """20 steps of SGD with an unequal number of images per rank: rank r of W starts at 10 r / W."""
     torch.manual_seed(0)
     kind = METHODS[RECIPES[recipe].name]
-    network = TinyBranches(2 if recipe == "bbn" else 3) if kind.branched else TinyNetwork()
+    network = TinyBranches(2 if recipe == "bbn" else 3) if kind.is_branched else TinyNetwork()
     method = kind(RECIPES[recipe], network, IDENTITIES, COUNTS).double()
     if recipe == "lfme":
         method.set_teachers([expert("medium"), expert("few")])

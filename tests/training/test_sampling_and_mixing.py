@@ -147,12 +147,12 @@ def ranks_step() -> dict:
     output = method.step([TrainBatch(image_B3HW[own], label_B[own])], AT)
     output.loss.backward()
     generator = AT.generator("cpu")
-    moved = method.moves(TrainBatch(image_B3HW[own], label_B[own]), teacher, generator)
+    moved = method.foreground_transform(TrainBatch(image_B3HW[own], label_B[own]), teacher, generator)
     blend = method.mixing.draw(moved.label_B, AT, generator)
     return {
         "lam": blend.lam,
         "partners": blend.partner_b.tolist(),
-        "rows": method.moves.weight_CD,
+        "rows": method.foreground_transform.weight_CD,
         "own_rows": teacher.head.weight,
         "loss": output.loss.detach(),
         "feature": blend.mix(method.features(moved.image_B3HW).detach()),
