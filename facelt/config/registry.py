@@ -38,7 +38,7 @@ class Registry(MutableMapping[str, Implementation]):
     def register(
         self, name: str, settings: type[BaseModel] | None = None
     ) -> Callable[[Implementation], Implementation]:
-        """Decorator that registers an implementation; a pydantic model without `settings` is its own.
+        """Returns a decorator that registers an implementation; a pydantic model without `settings` is its own.
 
         Raises ValueError if the name is taken.
         """
@@ -67,14 +67,14 @@ class Registry(MutableMapping[str, Implementation]):
         return self._settings[name]
 
     def choice(self, *names: str) -> "_SettingsChoice":
-        """Metadata for `Annotated`: a field that holds the settings of one implementation, or of one of `names`.
+        """Returns metadata for `Annotated`: a field with the settings of any implementation, or of one of `names`.
 
-        It validates `{"name": ..., ...}` by the registered model, and takes instances of that model as they are.
+        It validates `{"name": ..., ...}` by the registered model and accepts instances of that model.
         """
         return _SettingsChoice(self, names)
 
     def name_choice(self, *names: str) -> "_NameChoice":
-        """Metadata for `Annotated`: a field that holds the name of an implementation, or one of `names`."""
+        """Returns metadata for `Annotated`: a field with the name of any implementation, or one of `names`."""
         return _NameChoice(self, names)
 
     def _load(self) -> None:
@@ -111,6 +111,8 @@ class Registry(MutableMapping[str, Implementation]):
 
 
 class _NameChoice:
+    """Validator of a registered name."""
+
     def __init__(self, registry: Registry, names: tuple[str, ...]) -> None:
         self.registry, self._names = registry, names
 
@@ -128,6 +130,8 @@ class _NameChoice:
 
 
 class _SettingsChoice(_NameChoice):
+    """Validator of the settings of a registered implementation."""
+
     def validate(self, value: Any) -> BaseModel:
         key = self.registry.key
         if isinstance(value, BaseModel):

@@ -225,7 +225,7 @@ class ShotRegression(FrozenBackboneMethod):
 
     All classifiers are softmax regressions on the features: the many-shot one is fitted to all training images, the
     few-shot ones to 2^level images per class. A step samples such images, fits them, and trains on the classes with at
-    least twice as many images: |predicted - many|^2 / |many|^2 plus the classification loss of the batch with predicted
+    least twice that number: |predicted - many|^2 / |many|^2 plus the classification loss of the batch with predicted
     weights for these classes and many-shot weights for the others. At inference, a class with fewer than 2^levels
     images uses weights predicted from the largest 2^level of its images, the others their many-shot weights. Every rank
     computes everything.
