@@ -26,8 +26,19 @@ from facelt.openset.rejection import ModelOutputs, OpenSetScorer
 from recordio_tools.progress import ProgressFn, no_progress, track
 
 Field = Literal[
-    *("label", "index", "image", "inputs", "features", "logits", "reachability", "prediction", "expert_predictions"),
-    *("direct", "meta", "meta_unit", "embedding_reachability"),
+    "label",
+    "index",
+    "image",
+    "inputs",
+    "features",
+    "logits",
+    "reachability",
+    "prediction",
+    "expert_predictions",
+    "direct",
+    "meta",
+    "meta_unit",
+    "embedding_reachability",
 ]
 _EMBEDDING_FIELDS = frozenset({"direct", "meta", "meta_unit", "embedding_reachability"})
 _LOGIT_FIELDS = frozenset({"logits", "reachability", "prediction", "expert_predictions"})
@@ -40,7 +51,7 @@ class EvalLoaderConfig:
     batch: int
     workers: int
     device: torch.device
-    bad: BadImageTracker
+    bad_images: BadImageTracker
     progress: ProgressFn = no_progress
 
 
@@ -58,15 +69,15 @@ class Predictor:
         model: TrainedModel,
         batch: int,
         workers: int,
-        bad: BadImageTracker | None = None,
+        bad_images: BadImageTracker | None = None,
         progress: ProgressFn = no_progress,
     ) -> "Predictor":
-        """A predictor on the model's device; `bad` defaults to the budget of the model's configuration."""
-        bad = BadImageTracker(model.config.data.max_bad_images) if bad is None else bad
+        """A predictor on the model's device; `bad_images` defaults to the budget of the model's configuration."""
+        if bad_images is None:
+            bad_images = BadImageTracker(model.config.data.max_bad_images)
         device = next(model.method.parameters()).device
-        return cls(
-            model.method, model.config.data.preprocessing(), EvalLoaderConfig(batch, workers, device, bad, progress)
-        )
+        loader = EvalLoaderConfig(batch, workers, device, bad_images, progress)
+        return cls(model.method, model.config.data.preprocessing(), loader)
 
 
 @dataclass(frozen=True)
@@ -138,7 +149,7 @@ def iterate_split(split: Split, loader: EvalLoaderConfig) -> Iterator[tuple[Batc
     try:
         for batch in batches.batches(0) if len(split.members) else [_empty_batch(split)]:
             sizes, bad = sync_step_info([batch])
-            loader.bad.add(bad)
+            loader.bad_images.add(bad)
             yield batch.to(loader.device), BatchSplit(tuple(size for (size,) in sizes))
     finally:
         batches.close()

@@ -1,6 +1,7 @@
 """Predictions for a split compared with those for single images, and on two ranks that share the classes."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -187,3 +188,10 @@ def test_a_split_without_a_usable_image_predicts_nothing(model, folder):
     split = Split(source.dataset, source.members[-1:])
     result = predict_all(Predictor.of(model, 5, 0, BadImageTracker(1)), split, ("label", "prediction"))
     assert (len(result.label_N), len(result.prediction_N)) == (0, 0)
+
+
+def test_no_other_module_reads_images_for_a_model(root):
+    """Only training has loaders of its own samplers; every model runs over images by `predict`."""
+    calls = {path for path in (root / "facelt").rglob("*.py") if re.search(r"\bLoader\(", path.read_text())}
+    names = {str(path.relative_to(root / "facelt")) for path in calls} - {"data/loader.py"}
+    assert names == {"inference/predict.py", "training/loaders.py"}
