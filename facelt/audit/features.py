@@ -53,15 +53,15 @@ class FeatureSet:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def subset(self, kept: Sequence[int]) -> "FeatureSet":
+    def subset(self, indices: Sequence[int]) -> "FeatureSet":
         """Returns the images at these positions, in that order, of a store or of a tree in memory."""
-        new_position = {old: new for new, old in enumerate(kept)}
+        new_position = {old: new for new, old in enumerate(indices)}
         return replace(
             self,
-            keys=[self.keys[row] for row in kept],
-            identities=[self.identities[row] for row in kept],
-            columns={name: [values[row] for row in kept] for name, values in self.columns.items()},
-            rows=RowSubset(self.rows, np.asarray(kept, dtype=np.int64)),
+            keys=[self.keys[row] for row in indices],
+            identities=[self.identities[row] for row in indices],
+            columns={name: [values[row] for row in indices] for name, values in self.columns.items()},
+            rows=RowSubset(self.rows, np.asarray(indices, dtype=np.int64)),
             defects={new_position[row]: reason for row, reason in self.defects.items() if row in new_position},
         )
 
@@ -100,8 +100,8 @@ def _open_store(config: FeaturesConfig, kind: str, noisy: frozenset[str]) -> Fea
             f"{config.list}: {len(missing)} of {len(listed)} listed images are not in {config.path}, "
             f"such as {missing[0]!r}"
         )
-    kept = [position[key] for key in listed if not _is_noisy(key, noisy)]
-    return replace(features.subset(kept), removed=len(listed) - len(kept))
+    indices = [position[key] for key in listed if not _is_noisy(key, noisy)]
+    return replace(features.subset(indices), removed=len(listed) - len(indices))
 
 
 def _open_tree(config: FeaturesConfig, kind: str, noisy: frozenset[str], lazy: bool) -> FeatureSet:

@@ -69,12 +69,12 @@ def open_inputs(config: AuditConfig) -> AuditInputs:
     if config.threshold.store is not None:
         calibration_features = open_features(FeaturesConfig(path=config.threshold.store), config.kind, config.noise)
         calibration = enrol_features(calibration_features, config.allow_missing)
-    against = other = other_gallery = None
+    against = other_features = other_gallery = None
     if config.against is not None:
-        against, other, other_gallery = _open_against(config, features, audited)
+        against, other_features, other_gallery = _open_against(config, features, audited)
     sets = {
         **{"embeddings": features, "gallery": gallery, "train": train, "thresholds": calibration_features},
-        **{"against": other, "against_gallery": other_gallery},
+        **{"against": other_features, "against_gallery": other_gallery},
     }
     summary = {
         "source": "embeddings",
@@ -129,26 +129,26 @@ def _open_against(
     config: AuditConfig, features: FeatureSet, audited: AuditedSet
 ) -> tuple[AuditedSet, FeatureSet, FeatureSet | None]:
     """Opens the same images by another model, in the same order, and that model's distractors."""
-    other = open_features(config.against, config.kind, config.noise)
-    position = {key: row for row, key in enumerate(other.keys)}
+    other_features = open_features(config.against, config.kind, config.noise)
+    position = {key: row for row, key in enumerate(other_features.keys)}
     if missing := [key for key in features.keys if key not in position]:
         raise UserError(
-            f"{other.path}: lacks {len(missing)} of the {len(features)} images of {features.path}, such as "
+            f"{other_features.path}: lacks {len(missing)} of the {len(features)} images of {features.path}, such as "
             f"{missing[0]!r}; two models are compared on the same images"
         )
-    other = other.subset([position[key] for key in features.keys])
+    other_features = other_features.subset([position[key] for key in features.keys])
     gallery = None
     if config.gallery is not None:
         if config.against_gallery is None:
             raise UserError("against_gallery: this key is required, the other model's embeddings of the distractors")
-        gallery = _open_gallery(config.against_gallery, other, config)
-    against = enrol_features(other, config.allow_missing)
+        gallery = _open_gallery(config.against_gallery, other_features, config)
+    against = enrol_features(other_features, config.allow_missing)
     if (differs_N := against.enrolled_N != audited.enrolled_N).any():
         raise UserError(
-            f"{other.path}: {int(differs_N.sum())} images have a usable embedding of one model only, such as "
+            f"{other_features.path}: {int(differs_N.sum())} images have a usable embedding of one model only, such as "
             f"{features.keys[int(np.argmax(differs_N))]!r}; leave them out of both (--list)"
         )
-    return against, other, gallery
+    return against, other_features, gallery
 
 
 def _shot_column(audited: AuditedSet, train: FeatureSet, threshold: float) -> list[str]:

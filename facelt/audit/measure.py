@@ -154,19 +154,19 @@ def choose_thresholds(
     They are set on the audited set, or on `threshold.store` with its own searches among the same distractors. Raises
     UserError if no threshold achieves the wanted rate.
     """
-    wanted, calibration, where = config.threshold.wanted, inputs.audited, "the audited set"
+    target, calibration, where = config.threshold.wanted, inputs.audited, "the audited set"
     uses = ("pairs",) if searches is None else ("pairs", "searches")
     if config.threshold.score is not None:
         return dict.fromkeys(uses, DecisionThreshold(config.threshold.score, "given", "named by the auditor"))
     if inputs.calibration is not None:
         calibration, where = inputs.calibration, str(config.threshold.store)
-        if searches is not None and wanted.fpir is not None:
+        if searches is not None and target.fpir is not None:
             searches = search_all(calibration.embeddings, inputs.gallery, config.statistics.seed)
     thresholds = {}
-    if wanted.fmr is not None:
-        thresholds["pairs"] = _threshold_at_fmr(calibration, wanted.fmr, where)
-    if wanted.fpir is not None and searches is not None:
-        thresholds["searches"] = _threshold_at_fpir(searches.nonmated_max_scores, wanted.fpir, where)
+    if target.fmr is not None:
+        thresholds["pairs"] = _threshold_at_fmr(calibration, target.fmr, where)
+    if target.fpir is not None and searches is not None:
+        thresholds["searches"] = _threshold_at_fpir(searches.nonmated_max_scores, target.fpir, where)
     if not thresholds:
         raise UserError("threshold.fpir: a scores file has no searches; set threshold.fmr or threshold.score")
     single = next(iter(thresholds.values()))

@@ -51,15 +51,15 @@ def _compare_by_group(
     draws = {"permutations": config.statistics.replicates, "seed": config.statistics.seed}
     rows = []
     for g, name in enumerate(grouping.names):
-        other = len(grouping) + g
-        low, high = intervals.difference(other, g)
+        other_index = len(grouping) + g
+        low, high = intervals.difference(other_index, g)
         test = paired_permutation_test(hit_GI[g], other_hit_GI[g], trial_GI[g], **draws)
         rows.append(
             {
                 "group": list(name),
                 "rate": intervals.rate_F[g],
-                "other_rate": intervals.rate_F[other],
-                "difference": intervals.rate_F[other] - intervals.rate_F[g],
+                "other_rate": intervals.rate_F[other_index],
+                "difference": intervals.rate_F[other_index] - intervals.rate_F[g],
                 "low": low,
                 "high": high,
                 "identities": int(intervals.identities_F[g]),

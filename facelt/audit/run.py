@@ -44,8 +44,8 @@ class AuditResult:
         """
         by = (by,) if isinstance(by, str) else tuple(by)
         if by not in self.groupings:
-            known = ", ".join("+".join(columns) for columns in self.groupings) or "none"
-            raise UserError(f"no grouping by {'+'.join(by)}: groupings of this audit are {known}")
+            choices = ", ".join("+".join(columns) for columns in self.groupings) or "none"
+            raise UserError(f"no grouping by {'+'.join(by)}: groupings of this audit are {choices}")
         tables = self.groupings[by].tables
         if metric not in tables:
             raise UserError(f"no metric {metric!r}: metrics of this audit are {', '.join(tables)}")
@@ -98,8 +98,8 @@ def run_audit(config: AuditConfig, progress: ProgressFn = no_progress) -> AuditR
         report["groupings"] = _grouping_sections(results, estimates, fmr)
         if inputs.against is not None:
             progress = relabel(progress, "searching, other model")
-            other = search_all(inputs.against.embeddings, inputs.against_gallery, seed, progress)
-            report["against"] = compare_models(config, inputs, searches.rank1, other.rank1, results)
+            other_searches = search_all(inputs.against.embeddings, inputs.against_gallery, seed, progress)
+            report["against"] = compare_models(config, inputs, searches.rank1, other_searches.rank1, results)
     every_estimate = [estimate for of_grouping in estimates.values() for estimate in of_grouping]
     report["conditions"] = [_evaluate_condition(condition, every_estimate) for condition in conditions]
     return AuditResult(AuditReport.build(report), results)

@@ -76,7 +76,7 @@ def _run_seeds(benchmark: "BenchmarkRun", seeds: list[int], records: Path, resum
     configs = [benchmark.config(seed) for seed in seeds]
     if not resume:
         require_fresh(configs)
-    known = read_records(records)
+    stored_records = read_records(records)
     for config in configs:
         record = read_result(config)
         try:
@@ -84,7 +84,7 @@ def _run_seeds(benchmark: "BenchmarkRun", seeds: list[int], records: Path, resum
         except Interrupted:
             typer.echo(f"interrupted; checkpoint saved in {config.out}, continue with --resume")
             return False
-        if record not in known:
+        if record not in stored_records:
             append_record(records, record)
         typer.echo(
             f"{benchmark.recipe.title}, seed {config.seed}: accuracy {100 * record.overall:.2f}% on the test split"

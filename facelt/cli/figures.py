@@ -81,7 +81,7 @@ def _gain(
 
     gains = f1_gains(model, baseline, split, threshold)
     group_K = _groups(gains.class_K, model, convention)
-    draw_gains(gains.gain_K, group_K, gains.count_K, path, other=baseline.model.card["stage"])
+    draw_gains(gains.gain_K, group_K, gains.count_K, path, baseline=baseline.model.card["stage"])
     columns = (gains.f1_K, gains.baseline_f1_K, gains.gain_K)
     values_K = [[None if value != value else value for value in column.tolist()] for column in columns]
     rows = zip(gains.class_K.tolist(), group_K, gains.count_K.tolist(), *values_K, strict=True)

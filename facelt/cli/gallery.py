@@ -195,8 +195,8 @@ def identify(
         typer.echo("warning: the search was approximate; candidates may be missing", err=True)
     if out is not None:
         write_results(out, embeddings.keys, result.probes)
-        known = sum(probe.is_known for probe in result.probes)
-        typer.echo(f"{known} of {len(result.probes)} probes known, threshold {result.threshold:.4f}: {out}")
+        num_known = sum(probe.is_known for probe in result.probes)
+        typer.echo(f"{num_known} of {len(result.probes)} probes known, threshold {result.threshold:.4f}: {out}")
     else:
         for key, probe in zip(embeddings.keys, result.probes, strict=True):
             typer.echo(result_line(key, probe))

@@ -47,11 +47,11 @@ def _publish_prefix(store: dist.Store, world: int, timeout: timedelta) -> str:
 def _join_prefix(store: dist.Store, rank: int, timeout: timedelta) -> str:
     """Joins the key prefix published by rank 0; skips those of earlier launches (joined before or never complete)."""
     deadline = time.monotonic() + timeout.total_seconds()
-    seen = joined = ""
+    last_prefix = joined = ""
     while time.monotonic() < deadline:
         prefix = store.get(PREFIX_KEY).decode()
-        if prefix != seen:
-            seen, joined = prefix, prefix if store.add(f"{prefix}/{rank}", 1) == 1 else ""
+        if prefix != last_prefix:
+            last_prefix, joined = prefix, prefix if store.add(f"{prefix}/{rank}", 1) == 1 else ""
         if joined and store.check([f"{joined}/{JOINED_KEY}"]):
             return joined
         time.sleep(POLL_SECONDS)
@@ -100,8 +100,8 @@ class WorkerGroup:
         if self.store and self.rank:
             self.store.set(f"done/{self.rank}", "")
             return
-        for other in range(1, self.world):
-            self._wait(f"done/{other}", FINISH_TIMEOUT)
+        for rank in range(1, self.world):
+            self._wait(f"done/{rank}", FINISH_TIMEOUT)
         action()
 
     def _wait(self, key: str, timeout: timedelta) -> None:

@@ -96,9 +96,9 @@ class Calibration:
 
 
 def calibrate_threshold(
-    score_N: np.ndarray, identity_N: np.ndarray, wanted: float, *, compared: int, templates: bool, by: str
+    score_N: np.ndarray, identity_N: np.ndarray, fpir: float, *, compared: int, templates: bool, by: str
 ) -> Calibration:
-    """Returns the lowest threshold at which at most the share `wanted` of non-mated searches has a false positive.
+    """Returns the lowest threshold at which at most the share `fpir` of non-mated searches has a false positive.
 
     Limits of the FPIR are clustered by identity (facelt.stats.intervals); limits of the threshold are the thresholds at
     those FPIRs (Woodruff, Confidence Intervals for Medians and Other Position Measures, JASA 1952). Raises UserError if
@@ -106,15 +106,15 @@ def calibrate_threshold(
     """
     from facelt.stats.intervals import ClusteredCounts, rate_intervals
 
-    if not 0 < wanted < 1:
-        raise UserError(f"FPIR {wanted:g}: must be between 0 and 1")
-    allowed = max_errors(wanted, len(score_N))
+    if not 0 < fpir < 1:
+        raise UserError(f"FPIR {fpir:g}: must be between 0 and 1")
+    allowed = max_errors(fpir, len(score_N))
     if allowed < 1:
-        needed = math.ceil(1 / wanted)
+        needed = math.ceil(1 / fpir)
         raise UserError(
-            f"FPIR {wanted:g} needs {needed:,} searches for people who are not enrolled; there are {len(score_N):,}"
+            f"FPIR {fpir:g} needs {needed:,} searches for people who are not enrolled; there are {len(score_N):,}"
         )
-    threshold = lowest_threshold(score_N, wanted)
+    threshold = lowest_threshold(score_N, fpir)
     is_error_N = score_N >= threshold
     names, code_N = np.unique(identity_N, return_inverse=True)
     counts = ClusteredCounts.by_identity(np.bincount(code_N, is_error_N), np.bincount(code_N))
@@ -122,7 +122,7 @@ def calibrate_threshold(
     low, high = (float(limit_F[0]) for limit_F in (limits.low_F, limits.high_F))
     has_limits = math.isfinite(low) and math.isfinite(high)
     return Calibration(
-        wanted=wanted,
+        wanted=fpir,
         threshold=threshold,
         threshold_low=lowest_threshold(score_N, high) if has_limits else None,
         threshold_high=lowest_threshold(score_N, low) if has_limits else None,

@@ -76,11 +76,11 @@ def validated_samples(samples: Samples, model_spec: ModelSpec) -> Samples:
 
 def refuse_duplicate_keys(keys: Sequence[str]) -> None:
     """Raises UserError naming the first duplicate key."""
-    seen: set[str] = set()
+    seen_keys: set[str] = set()
     for key in keys:
-        if key in seen:
+        if key in seen_keys:
             raise UserError(f"the key {key!r} occurs more than once; every sample needs its own key")
-        seen.add(key)
+        seen_keys.add(key)
 
 
 def validated_embeddings(row_ND: np.ndarray, model_spec: ModelSpec, name=lambda row: f"probe {row}") -> np.ndarray:

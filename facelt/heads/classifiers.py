@@ -46,8 +46,8 @@ def load_head(head: nn.Module, state: Mapping[str, torch.Tensor], prefix: str = 
     """
     ranges = sharded_entries(head)
     for name, value in head.state_dict().items():
-        given, rows = state.get(prefix + name), ranges[name].total if name in ranges else len(value)
-        if given is None or tuple(given.shape) != (rows, *value.shape[1:]):
+        stored, rows = state.get(prefix + name), ranges[name].total if name in ranges else len(value)
+        if stored is None or tuple(stored.shape) != (rows, *value.shape[1:]):
             raise UserError(
                 f"init_from: the earlier stage has no head like this one ({name} is missing or of another shape); "
                 "configure the same head for both stages, or start with a new head"

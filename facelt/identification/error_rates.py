@@ -139,28 +139,28 @@ class ScoreHistograms:
         """Smallest FMR at which `MIN_SUPPORTING_ERRORS` false matches can occur; None without comparisons."""
         return MIN_SUPPORTING_ERRORS / self.nonmated if self.nonmated else None
 
-    def point(self, wanted: float) -> OperatingPoint:
+    def point(self, fmr: float) -> OperatingPoint:
         """Returns the operating point at an FMR. Raises ValueError unless 0 < wanted <= 1."""
-        return self.points([wanted])[0]
+        return self.points([fmr])[0]
 
-    def points(self, wanted: list[float] | tuple[float, ...]) -> tuple[OperatingPoint, ...]:
+    def points(self, fmr: list[float] | tuple[float, ...]) -> tuple[OperatingPoint, ...]:
         """Returns the operating point at each FMR. Raises ValueError unless all lie in (0, 1]."""
-        if invalid := [rate for rate in wanted if not 0 < rate <= 1]:
+        if invalid := [rate for rate in fmr if not 0 < rate <= 1]:
             raise ValueError(f"FMR {invalid[0]}: must be above 0 and at most 1")
         above_B, matched_B = _at_or_above(self.nonmated_B), _at_or_above(self.mated_B)
-        return tuple(self._point(rate, above_B, matched_B) for rate in wanted)
+        return tuple(self._point(rate, above_B, matched_B) for rate in fmr)
 
-    def _point(self, wanted: float, above_B: np.ndarray, matched_B: np.ndarray) -> OperatingPoint:
+    def _point(self, fmr: float, above_B: np.ndarray, matched_B: np.ndarray) -> OperatingPoint:
         total = self.nonmated
         if not total or not self.mated:
-            return OperatingPoint(wanted, reason=f"there are {self.mated:,} mated and {total:,} non-mated comparisons")
-        if (allowed := max_errors(wanted, total)) < 1:
-            needed = math.ceil(1 / wanted)
-            reason = f"a rate of {wanted:g} needs {needed:,} non-mated comparisons; there are {total:,}"
-            return OperatingPoint(wanted, reason=reason)
+            return OperatingPoint(fmr, reason=f"there are {self.mated:,} mated and {total:,} non-mated comparisons")
+        if (allowed := max_errors(fmr, total)) < 1:
+            needed = math.ceil(1 / fmr)
+            reason = f"a rate of {fmr:g} needs {needed:,} non-mated comparisons; there are {total:,}"
+            return OperatingPoint(fmr, reason=reason)
         index = _first_within(above_B, allowed)
         return OperatingPoint(
-            wanted,
+            fmr,
             threshold=float(self.grid.threshold(index)),
             fmr=int(above_B[index]) / total,
             fnmr=1 - int(matched_B[index]) / self.mated,

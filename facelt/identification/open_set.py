@@ -207,10 +207,10 @@ def search_outcomes(
     return scores.mated_M < threshold, scores.nonmated_N >= threshold
 
 
-def lowest_threshold(score_N: np.ndarray, wanted: float) -> float:
-    """Returns the lowest threshold that at most the share `wanted` of the scores (at least one) reaches."""
+def lowest_threshold(score_N: np.ndarray, max_share: float) -> float:
+    """Returns the lowest threshold that at most the share `max_share` of the scores (at least one) reaches."""
     ordered_N = np.sort(score_N)[::-1]
-    allowed = max_errors(wanted, len(ordered_N))
+    allowed = max_errors(max_share, len(ordered_N))
     # The first score in excess must not match; if all may match, the threshold is the lowest score.
     excess = ordered_N[allowed] if allowed < len(ordered_N) else np.nextafter(ordered_N[-1], -np.inf)
     return float(np.nextafter(excess, np.inf))
@@ -236,28 +236,28 @@ class _HalfScores:
             mated_M, nonmated_N = reachability_P[half.mated_M], reachability_P[half.nonmated_N]
         return cls(half, np.where(half.mate_rank_M <= rank, mated_M, -np.inf), nonmated_N)
 
-    def at(self, wanted: float) -> HalfRates:
-        """Returns the rates at the lowest threshold for `wanted`, which must allow at least one error."""
-        threshold = lowest_threshold(self.nonmated_N, wanted)
+    def at(self, fpir: float) -> HalfRates:
+        """Returns the rates at the lowest threshold for `fpir`, which must allow at least one error."""
+        threshold = lowest_threshold(self.nonmated_N, fpir)
         miss_M, positive_N = self.mated_M < threshold, self.nonmated_N >= threshold
         counts = len(miss_M), len(positive_N), len(self.half.enrolled_E), self.half.gallery
         return HalfRates(threshold, float(positive_N.mean()), float(miss_M.mean()), *counts)
 
 
-def _point(wanted: float, halves: Sequence[_HalfScores]) -> OpenSetPoint:
+def _point(target_fpir: float, halves: Sequence[_HalfScores]) -> OpenSetPoint:
     for number, half in enumerate(halves, start=1):
         mated, nonmated = len(half.mated_M), len(half.nonmated_N)
         if not mated or not nonmated:
             reason = f"half {number} has {mated:,} mated and {nonmated:,} non-mated searches"
-            return OpenSetPoint(wanted, reason=reason)
-        if max_errors(wanted, nonmated) < 1:
-            needed = math.ceil(1 / wanted)
-            reason = f"a rate of {wanted:g} needs {needed:,} non-mated searches; half {number} has {nonmated:,}"
-            return OpenSetPoint(wanted, reason=reason)
-    rates = tuple(half.at(wanted) for half in halves)
-    supported = all(max_errors(wanted, half.nonmated) >= MIN_SUPPORTING_ERRORS for half in rates)
+            return OpenSetPoint(target_fpir, reason=reason)
+        if max_errors(target_fpir, nonmated) < 1:
+            needed = math.ceil(1 / target_fpir)
+            reason = f"a rate of {target_fpir:g} needs {needed:,} non-mated searches; half {number} has {nonmated:,}"
+            return OpenSetPoint(target_fpir, reason=reason)
+    rates = tuple(half.at(target_fpir) for half in halves)
+    supported = all(max_errors(target_fpir, half.nonmated) >= MIN_SUPPORTING_ERRORS for half in rates)
     fnir, fpir = (float(np.mean([getattr(half, name) for half in rates])) for name in ("fnir", "fpir"))
-    return OpenSetPoint(wanted, fnir, fpir, rates, supported)
+    return OpenSetPoint(target_fpir, fnir, fpir, rates, supported)
 
 
 def _curve(halves: Sequence[_HalfScores], per_decade: int) -> tuple[np.ndarray, np.ndarray]:

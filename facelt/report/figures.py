@@ -40,7 +40,7 @@ def draw_points(position_N2: np.ndarray, group_N: Sequence[str], path: Path) -> 
         page.figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, markerscale=2)
 
 
-def draw_gains(gain_K: np.ndarray, group_K: Sequence[str], count_K: np.ndarray, path: Path, *, other: str) -> None:
+def draw_gains(gain_K: np.ndarray, group_K: Sequence[str], count_K: np.ndarray, path: Path, *, baseline: str) -> None:
     """Draws one bar per class in the order given, in percentage points; the key shows each group's mean gain.
 
     A class without a gain (NaN) has no bar and enters no mean.
@@ -59,7 +59,7 @@ def draw_gains(gain_K: np.ndarray, group_K: Sequence[str], count_K: np.ndarray, 
         ticks = np.unique(np.linspace(0, len(gain_K) - 1, min(_MAX_TICKS, len(gain_K))).round().astype(int))
         axes.set_xticks(ticks, [f"{count_K[tick]:,}" if group_K[tick] != OPEN else "open" for tick in ticks])
         axes.set_xlabel("training images of the class")
-        axes.set_ylabel(f"gain in F1 over {shorten(other)}, points")
+        axes.set_ylabel(f"gain in F1 over {shorten(baseline)}, points")
         page.figure.legend(loc="outside upper center", ncols=4, frameon=False)
 
 

@@ -66,16 +66,16 @@ class FailCondition:
 
     def _select(self, estimates: list[DisparityEstimate]) -> list[DisparityEstimate]:
         selected = estimates
-        for field, wanted in (("figure", self.figure), ("metric", self.metric), ("by", self.by)):
-            if field == "by" and not wanted:
+        for field, value in (("figure", self.figure), ("metric", self.metric), ("by", self.by)):
+            if field == "by" and not value:
                 continue
-            matching = [estimate for estimate in selected if getattr(estimate, field) == wanted]
+            matching = [estimate for estimate in selected if getattr(estimate, field) == value]
             if not matching:
-                known = sorted({_joined(getattr(estimate, field)) for estimate in selected})
+                choices = sorted({_joined(getattr(estimate, field)) for estimate in selected})
                 noun = "grouping" if field == "by" else field
                 raise UserError(
-                    f"{self.text!r}: this report has no {noun} {_joined(wanted)!r} there; choose one of "
-                    f"{', '.join(known) or 'none'}"
+                    f"{self.text!r}: this report has no {noun} {_joined(value)!r} there; choose one of "
+                    f"{', '.join(choices) or 'none'}"
                 )
             selected = matching
         return selected

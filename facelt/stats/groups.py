@@ -91,8 +91,8 @@ class Units:
         """
         missing = [name for name in by if name not in self.values]
         if missing or not by:
-            known = ", ".join(self.values) or "none"
-            raise UserError(f"no column {', '.join(map(repr, missing)) or 'named'} to group by: columns are {known}")
+            columns = ", ".join(self.values) or "none"
+            raise UserError(f"no column {', '.join(map(repr, missing)) or 'named'} to group by: columns are {columns}")
         names = list(zip(*(self.values[name] for name in by), strict=True))
         order = sorted(set(names))
         index = {name: g for g, name in enumerate(order)}
@@ -345,9 +345,9 @@ def pair_table(
     """
     groups = _groups_of_people(units, grouping)
     is_kept = [a in groups or b in groups if across else a == b and a in groups for a, b in group_pairs(grouping)]
-    kept = np.flatnonzero(is_kept).tolist()
-    counts = pairs.clustered_counts(units, grouping).only(kept)
-    names = [(grouping.names[a], grouping.names[b]) for a, b in (group_pairs(grouping)[f] for f in kept)]
+    indices = np.flatnonzero(is_kept).tolist()
+    counts = pairs.clustered_counts(units, grouping).only(indices)
+    names = [(grouping.names[a], grouping.names[b]) for a, b in (group_pairs(grouping)[f] for f in indices)]
     names = [(*left, *right) if across else left for left, right in names]
     by = tuple(f"{side} {name}" for side in ("left", "right") for name in grouping.by) if across else grouping.by
     return _group_table(metric, by, names, counts, rate_intervals(counts, level=level), least_identities)

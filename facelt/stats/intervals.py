@@ -235,9 +235,9 @@ def measured_coverage(kind: str, identities: int) -> MeasuredCoverage | None:
     if kind not in MEASURED_COVERAGE:
         raise ValueError(f"coverage of {kind!r} was not measured: choose one of {', '.join(MEASURED_COVERAGE)}")
     row = MEASURED_COVERAGE[kind]
-    known = sorted(row, reverse=True)
-    if identities < known[-1]:
+    counts = sorted(row, reverse=True)
+    if identities < counts[-1]:
         return None
-    position = 1 / np.sqrt(np.array([*known, max(identities, 1)], dtype=np.float64))
-    values = np.array([row[n] for n in known]).T
+    position = 1 / np.sqrt(np.array([*counts, max(identities, 1)], dtype=np.float64))
+    values = np.array([row[n] for n in counts]).T
     return MeasuredCoverage(*(float(np.interp(position[-1], position[:-1], value)) for value in values))

@@ -103,8 +103,8 @@ def attribute_columns(
     for name in bins.keys() & store_columns.keys():
         columns[name] = _bin_store_column(name, store_columns[name], bins[name])
     if missing := sorted(bins.keys() - columns.keys()):
-        known = ", ".join(columns) or "none"
-        raise UserError(f"bins.{missing[0]}: no table has a column {missing[0]!r}; known columns are {known}")
+        column_names = ", ".join(columns) or "none"
+        raise UserError(f"bins.{missing[0]}: no table has a column {missing[0]!r}; known columns are {column_names}")
     return columns
 
 

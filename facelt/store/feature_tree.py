@@ -65,8 +65,8 @@ def _check_paths(paths: list[str], path: Path) -> None:
         for entry in paths:
             refuse_path_outside(entry, path)
     if len(set(paths)) != len(paths):
-        seen: set[str] = set()
-        repeated = next(entry for entry in paths if entry in seen or seen.add(entry))
+        seen_paths: set[str] = set()
+        repeated = next(entry for entry in paths if entry in seen_paths or seen_paths.add(entry))
         raise UserError(f"{path}: {repeated!r} is listed more than once")
 
 

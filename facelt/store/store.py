@@ -68,8 +68,8 @@ def items_text(keys: Sequence[str], identities: Sequence[str], attributes: Mappi
 def check_keys(keys: Sequence[str], where: str) -> None:
     """Raises UserError, naming `where` and the key, unless all keys are distinct and non-empty."""
     if len(set(keys)) != len(keys):
-        seen: set[str] = set()
-        repeated = next(key for key in keys if key in seen or seen.add(key))
+        seen_keys: set[str] = set()
+        repeated = next(key for key in keys if key in seen_keys or seen_keys.add(key))
         raise UserError(f"{where}: the key {repeated!r} occurs more than once; every image needs its own key")
     if "" in keys:
         raise UserError(f"{where}: entry {keys.index('')} has an empty key")
@@ -112,8 +112,8 @@ def read_items(path: Path) -> dict[str, list[str]]:
 
 
 def _share_strings(text_N: Sequence[str]) -> list[str]:
-    seen: dict[str, str] = {}
-    return list(map(seen.setdefault, text_N, text_N))
+    interned: dict[str, str] = {}
+    return list(map(interned.setdefault, text_N, text_N))
 
 
 def meta_text(rows: int, kinds: Mapping[str, int], dtype: str, reachability: bool, meta: Mapping[str, Any]) -> str:
@@ -293,16 +293,16 @@ class StoreWriter:
         """
         if start != self.rows_done:
             raise ValueError(f"rows are written in order: the next is {self.rows_done}, not {start}")
-        given = dict(embeddings) if reachability is None else {**embeddings, "reachability": reachability}
-        if set(given) != set(self._arrays):
-            raise ValueError(f"this store takes {sorted(self._arrays)}, not {sorted(given)}")
-        rows = len(next(iter(given.values()))) + len(left_out)
+        arrays = dict(embeddings) if reachability is None else {**embeddings, "reachability": reachability}
+        if set(arrays) != set(self._arrays):
+            raise ValueError(f"this store takes {sorted(self._arrays)}, not {sorted(arrays)}")
+        rows = len(next(iter(arrays.values()))) + len(left_out)
         if start + rows > self.share.stop:
             raise ValueError(
                 f"{rows} rows from {start} are more than the store's share, which ends at {self.share.stop}"
             )
         row_n = np.array([row for row in range(start, start + rows) if row not in left_out], dtype=np.int64)
-        pieces = {name: self._checked(name, np.asarray(values), row_n) for name, values in given.items()}
+        pieces = {name: self._checked(name, np.asarray(values), row_n) for name, values in arrays.items()}
         try:
             for name, values in pieces.items():
                 block = np.zeros((rows, *values.shape[1:]), dtype=values.dtype)

@@ -31,7 +31,7 @@ def texts(path):
 def test_bars_are_as_high_as_their_gains_and_the_key_says_the_means(tmp_path):
     gain_K = np.array([0.1, -0.2, np.nan, 0.3, 0.4, 0.05])
     group_K = ["many", "many", "medium", "few", "few", OPEN]
-    draw_gains(gain_K, group_K, np.array([500, 400, 50, 9, 5, 0]), tmp_path / "gain", other="plain")
+    draw_gains(gain_K, group_K, np.array([500, 400, 50, 9, 5, 0]), tmp_path / "gain", baseline="plain")
     svg = tmp_path / "gain.svg"
     scale = {}
     for group, gains in (("many", [0.1, -0.2]), ("few", [0.3, 0.4]), (OPEN, [0.05])):
@@ -85,14 +85,14 @@ def test_pictures_stand_beside_each_other_with_their_words(tmp_path):
 
 def test_equal_drawings_are_equal_files_without_a_date(tmp_path):
     for folder in ("a", "b"):
-        draw_gains(np.array([0.1]), ["few"], np.array([3]), tmp_path / folder / "gain", other="x")
+        draw_gains(np.array([0.1]), ["few"], np.array([3]), tmp_path / folder / "gain", baseline="x")
     for suffix in (".svg", ".png"):
         assert (tmp_path / "a" / f"gain{suffix}").read_bytes() == (tmp_path / "b" / f"gain{suffix}").read_bytes()
 
 
 def test_hostile_names_stay_text(tmp_path):
     name = "<script>$\\frac{$\x1b\x00"
-    draw_gains(np.array([0.1]), ["few"], np.array([3]), tmp_path / "gain", other=name)
+    draw_gains(np.array([0.1]), ["few"], np.array([3]), tmp_path / "gain", baseline=name)
     assert "gain in F1 over <script>$\\frac{$\ufffd\ufffd, points" in texts(tmp_path / "gain.svg")
     assert not list(ElementTree.parse(tmp_path / "gain.svg").iter(f"{SVG}script"))
 
