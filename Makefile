@@ -1,7 +1,7 @@
-# make demo: the whole way on synthetic faces. make test: lint and tests. Both install what they need, once.
+# make demo: the whole pipeline on synthetic faces. make test: style and tests. Each installs its requirements once.
 PYTHON ?= python3
 VENV := .venv
-# faiss-cpu and faiss-gpu own the same module: exactly one of them is installed.
+# faiss-cpu and faiss-gpu provide the same module: install only one.
 SEARCH := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 RUN := $(VENV)/.installed-$(SEARCH)
 DEV := $(VENV)/.installed-$(SEARCH)-dev
@@ -15,7 +15,7 @@ test: $(DEV)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pytest -n auto --dist loadfile
 
-# Milvus Lite brings search libraries of its own: never into the environment that the others are in.
+# A separate environment: the search libraries of Milvus Lite conflict with faiss.
 MILVUS := .venv-milvus
 test-milvus: $(MILVUS)/.installed
 	$(MILVUS)/bin/pytest -q -p no:xdist tests/gallery/test_milvus.py
@@ -25,8 +25,8 @@ $(MILVUS)/.installed: pyproject.toml
 	$(MILVUS)/bin/python -m pip install --quiet --editable '.[milvus]' milvus-lite pytest pytest-xdist
 	touch $@
 
-# insightface brings opencv-python, which owns the same module as opencv-python-headless. It loads what the environment of
-# `make test` exports; detectors and alignment run beside it.
+# A separate environment: insightface requires opencv-python, which provides the same module as opencv-python-headless. It
+# loads files exported by the environment of `make test`; the tests of detectors and alignment run in it.
 INSIGHTFACE := .venv-insightface
 test-insightface: $(DEV) $(INSIGHTFACE)/.installed
 	FACELT_INSIGHTFACE_PYTHON=$(CURDIR)/$(INSIGHTFACE)/bin/python $(VENV)/bin/pytest -q -p no:xdist tests/export/test_insightface.py

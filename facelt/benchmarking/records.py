@@ -111,11 +111,11 @@ def changed_settings(settings: Sequence[str]) -> tuple[str, ...]:
 _Percent = Annotated[float, Field(ge=0, le=100)]
 
 PUBLISHED_SOURCES = {
-    "C": "read in the authors' code",
+    "C": "from the authors' code",
     "P": "paper, poster or slides",
-    "R": "the authors' README or an answer of theirs on GitHub",
-    "S": "a table of others",
-    "M": "unconfirmed: no target",
+    "R": "README or a reply of the authors on GitHub",
+    "S": "a table in another paper",
+    "M": "unconfirmed (not a target)",
 }
 
 

@@ -11,15 +11,15 @@ _COLUMNS = ("recipe", "IF", "overall", "many", "medium", "few", "seeds", "minute
 
 _MISSING_COLUMNS = ("not run", "smoke test", "published")
 
-_HEAD = """# Benchmarks
+_HEAD = """# Long-tail benchmarks, measured and published
 
-Top-1 accuracy in % on the test split: mean over seeds ± sample standard deviation. Many, medium and few are means of
-class accuracies (more than 100, 20 to 100, fewer than 20 training images). IF is the imbalance factor: the size of the
-largest class over that of the smallest. If a data set has no validation images, the last epoch is tested, so nothing is
-selected on the test split. Minutes are those of one run, training and testing. `facelt bench` writes this page from
-`benchmarks.jsonl`, one line per run, and `published.yaml`; none of our results is taken from a publication. Recipes
-*not run* show their command instead; a smoke test is a run of one epoch per stage in bfloat16 on a CPU in which every
-loss was finite and decreased.
+For anyone comparing a recipe with its publication: top-1 accuracy in % on the test split, mean over seeds ± sample
+standard deviation. Many, medium and few are means of class accuracies (more than 100, 20 to 100, fewer than 20 training
+images). IF is the imbalance factor: the size of the largest class over that of the smallest. If a data set has no
+validation images, the last epoch is tested, so nothing is selected on the test split. Minutes are those of one run,
+training and testing. `facelt bench` writes this page from `benchmarks.jsonl`, one line per run, and `published.yaml`;
+none of our results is taken from a publication. Recipes that were *not run* show their command instead; a smoke test is
+a run of one epoch per stage in bfloat16 on a CPU in which every loss was finite and decreased.
 
 Sources of published results: """
 _PUBLISHED = """
@@ -78,7 +78,7 @@ def benchmarks_page(
         unmatched: (suite, result) of published results without a recipe.
         sources: the source of each letter.
     """
-    parts = [_HEAD, ", ".join(f"{letter} {meaning}" for letter, meaning in sources.items()), ".\n"]
+    parts = [_HEAD, "; ".join(f"{letter} {meaning}" for letter, meaning in sources.items()), ".\n"]
     for suite in dict.fromkeys(row.suite for row in rows):
         run, missing = (
             [row for row in rows if row.suite == suite and bool(row.seeds) == was_run] for was_run in (True, False)
