@@ -81,10 +81,10 @@ def main() -> None:
         for batch in BATCHES:
             image_NHW3 = torch.randint(256, (batch, *model.config.data.image_size, 3), dtype=torch.uint8)
             for name, (kind, flip) in GRAPHS.items():
-                found = compare_outputs(
+                parity = compare_outputs(
                     onnx_outputs(sessions[name], image_NHW3), reference_outputs(model, image_NHW3, kind, flip)
                 )
-                print(json.dumps({"graph": name, "batch": batch, **found._asdict()}), flush=True)
+                print(json.dumps({"graph": name, "batch": batch, **parity._asdict()}), flush=True)
         for batch in (1, 64):
             best = latencies(sessions, batch, arguments.rounds)
             ratios = {name: value / best["direct"] for name, value in best.items()}

@@ -1,11 +1,11 @@
-"""kill -9 at random moments of a gallery's writer: no committed sample is lost, no removed one comes back.
+"""Crash test of galleries: SIGKILL at random moments loses no committed sample and restores no removed one.
 
 python benchmarks/gallery_kills.py --kills 200
 
-A child process enrols, replaces and removes, calibrates, takes snapshots and rebuilds, and says over a pipe what it
-begins and what is done. After each kill a reader and then the next writer must find what was done, or that and the
-whole of what was begun; every sample by its own embedding; and neither an embedding nor a note of what was removed, nor
-the name of a removed person, in any file.
+A child process enrols, replaces and removes samples, stores settings, takes snapshots and rebuilds, and reports the
+begin and the end of each operation over a pipe. After each kill, a reader and then the next writer must find all
+finished operations, and all or nothing of the interrupted one. Every sample must be found by its embedding, and no file
+may contain an embedding or a note of a removed sample, or the name of a removed person.
 
 N samples, D feature.
 """
@@ -29,26 +29,26 @@ from facelt.gallery.samples import Samples
 DIMENSION = 32
 KEYS, PEOPLE = 300, 40
 LONGEST_SECONDS = 0.3
-CONTRACT = ModelSpec("killed", "0" * 64, "direct", DIMENSION)
+MODEL_SPEC = ModelSpec("killed", "0" * 64, "direct", DIMENSION)
 
 # Key -> person and the number of the operation that enrolled it, from which the embedding follows.
 Enrolled = dict[str, tuple[str, int]]
 
 
 def embedding(key: str, number: int) -> np.ndarray:
-    """The row of a key as that operation enrols it, of length one."""
+    """Returns the unit embedding with which the operation `number` enrols a key."""
     row_D = np.random.default_rng([number, int(key[1:])]).standard_normal(DIMENSION).astype(np.float32)
     length = np.sqrt(np.einsum("d,d->", row_D, row_D, dtype=np.float64))
     return (row_D / length).astype(np.float32)
 
 
 def note(key: str, number: int) -> str:
-    """What stands in the metadata and in the provenance of a key as that operation enrols it."""
+    """Returns the text in metadata and provenance with which the operation `number` enrols a key."""
     return f"note-{number:06d}-{key}."
 
 
 class Operation:
-    """What the writer does at one number, and what is enrolled after it."""
+    """Operation `number` of the writer, and the samples that are enrolled after it."""
 
     def __init__(self, seed: int, number: int) -> None:
         self.number = number
@@ -59,22 +59,22 @@ class Operation:
         self.people = [f"person-{who:03d}" for who in random.integers(0, PEOPLE, len(self.keys))]
 
     def after(self, enrolled: Enrolled) -> Enrolled:
-        """What is enrolled when it is done."""
+        """Returns the samples that are enrolled after the operation."""
         if self.kind == "enroll":
             return enrolled | {key: (who, self.number) for key, who in zip(self.keys, self.people, strict=True)}
         if self.kind == "remove people":
-            return {key: one for key, one in enrolled.items() if one[0] not in self.people[:3]}
+            return {key: value for key, value in enrolled.items() if value[0] not in self.people[:3]}
         if self.kind == "remove keys":
-            return {key: one for key, one in enrolled.items() if key not in self.keys}
+            return {key: value for key, value in enrolled.items() if key not in self.keys}
         return enrolled
 
     def removed(self, enrolled: Enrolled) -> Enrolled:
-        """What it removes: not what it replaces."""
+        """Returns the samples that the operation removes, without those that it replaces."""
         after = self.after(enrolled)
-        return {} if self.kind == "enroll" else {key: one for key, one in enrolled.items() if key not in after}
+        return {} if self.kind == "enroll" else {key: value for key, value in enrolled.items() if key not in after}
 
     def removed_people(self, enrolled: Enrolled) -> set[str]:
-        """Whom it removes by name."""
+        """Returns the people that the operation removes by name."""
         return set(self.people[:3]) & {who for who, _ in enrolled.values()} if self.kind == "remove people" else set()
 
     def carry_out(self, gallery: Gallery, folder: Path) -> None:
@@ -95,7 +95,7 @@ class Operation:
 
 
 def write_until_killed(folder: Path, seed: int, first: int, pipe: int) -> None:
-    """The child: one operation after another."""
+    """Runs one operation after another, in the child process."""
     gallery = Gallery.open(folder / "gallery", write=True)
     for number in range(first, first + 100_000):
         os.write(pipe, f"begin {number}\n".encode())
@@ -103,8 +103,8 @@ def write_until_killed(folder: Path, seed: int, first: int, pipe: int) -> None:
         os.write(pipe, f"done {number}\n".encode())
 
 
-def killed_writer(folder: Path, seed: int, first: int, seconds: float) -> list[str]:
-    """Lets a child write for so long and kills it; returns what it said."""
+def run_killed_writer(folder: Path, seed: int, first: int, seconds: float) -> list[str]:
+    """Runs a writer in a child process, kills it after `seconds`, and returns the lines it reported."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -119,54 +119,55 @@ def killed_writer(folder: Path, seed: int, first: int, seconds: float) -> list[s
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    with os.fdopen(reading) as said:
-        return said.read().splitlines()
+    with os.fdopen(reading) as pipe:
+        return pipe.read().splitlines()
 
 
-def found_in(gallery: LocalGallery) -> Enrolled:
-    """What a gallery says is enrolled; fails where an embedding is not the one that was."""
-    found: Enrolled = {}
+def stored_samples(gallery: LocalGallery) -> dict[str, tuple[str, bytes]]:
+    """Returns person and embedding of each key in a gallery."""
+    stored: dict[str, tuple[str, bytes]] = {}
     for samples in gallery.samples():
         for key, who, row_D in zip(samples.keys, samples.people, samples.embedding_ND, strict=True):
-            found[key] = (who, row_D.tobytes())
-    return found
+            stored[key] = (who, row_D.tobytes())
+    return stored
 
 
-def as_bytes(enrolled: Enrolled) -> dict[str, tuple[str, bytes]]:
+def expected_samples(enrolled: Enrolled) -> dict[str, tuple[str, bytes]]:
+    """Returns person and embedding that a gallery must store for each key."""
     return {key: (who, embedding(key, number).tobytes()) for key, (who, number) in enrolled.items()}
 
 
-def check_searches(gallery: LocalGallery, enrolled: Enrolled, gone: Enrolled) -> None:
-    """Each sample is found by its own embedding, and none by one that was removed."""
+def check_searches(gallery: LocalGallery, enrolled: Enrolled, absent: Enrolled) -> None:
+    """Raises AssertionError unless each sample is found by its embedding, and none by a removed one."""
     if enrolled:
         rows = np.stack([embedding(key, number) for key, (_, number) in enrolled.items()])
         for key, candidates in zip(enrolled, gallery.search(rows, 1).candidates, strict=True):
             assert candidates[0].key == key, f"{key} is lost"
             assert candidates[0].score > 0.9999, f"{key} is lost"
-    if gone:
-        rows = np.stack([embedding(key, number) for key, (_, number) in gone.items()])
-        for key, candidates in zip(gone, gallery.search(rows, 1).candidates, strict=True):
+    if absent:
+        rows = np.stack([embedding(key, number) for key, (_, number) in absent.items()])
+        for key, candidates in zip(absent, gallery.search(rows, 1).candidates, strict=True):
             assert not candidates or candidates[0].score < 0.9999, f"{key} came back"
 
 
-def check_bytes(folder: Path, gone: Enrolled, gone_people: set[str]) -> None:
-    """No file of the gallery or its snapshots holds a removed embedding, its notes, or the name of who was removed."""
+def check_bytes(folder: Path, absent: Enrolled, removed_people: set[str]) -> None:
+    """Raises AssertionError if a file of gallery or snapshots contains an embedding, note or name that was removed."""
     needles = {
-        f"the embedding of {key} by {number}": embedding(key, number).tobytes() for key, (_, number) in gone.items()
+        f"the embedding of {key} by {number}": embedding(key, number).tobytes() for key, (_, number) in absent.items()
     }
     needles |= {
-        text: text.encode() for text in (*(note(key, number) for key, (_, number) in gone.items()), *gone_people)
+        text: text.encode() for text in (*(note(key, number) for key, (_, number) in absent.items()), *removed_people)
     }
     for path in folder.rglob("*"):
         if path.is_file():
             content = path.read_bytes()
             for what, needle in needles.items():
-                assert needle not in content, f"{path} still holds {what}"
+                assert needle not in content, f"{path} still contains {what}"
 
 
 def run(folder: Path, kills: int, seed: int) -> dict[str, int]:
-    """Kills so many writers of a new gallery in `folder`; raises AssertionError where anything is not as it must be."""
-    Gallery.create(folder / "gallery", CONTRACT).close()
+    """Kills `kills` writers of a new gallery in `folder`; returns counts. Raises AssertionError if a check fails."""
+    Gallery.create(folder / "gallery", MODEL_SPEC).close()
     random = np.random.default_rng(seed)
     enrolled: Enrolled = {}
     removed: Enrolled = {}
@@ -174,9 +175,9 @@ def run(folder: Path, kills: int, seed: int) -> dict[str, int]:
     number = 0
     counts = dict.fromkeys(("kills", "kills within an operation", "of these committed"), 0)
     for _ in range(kills):
-        said = killed_writer(folder, seed, number, random.uniform(0, LONGEST_SECONDS))
-        assert not [line for line in said if line.startswith("failed")], said
-        done = sum(line.startswith("done") for line in said)
+        lines = run_killed_writer(folder, seed, number, random.uniform(0, LONGEST_SECONDS))
+        assert not [line for line in lines if line.startswith("failed")], lines
+        done = sum(line.startswith("done") for line in lines)
         for step in range(number, number + done):
             operation = Operation(seed, step)
             removed |= operation.removed(enrolled)
@@ -184,13 +185,13 @@ def run(folder: Path, kills: int, seed: int) -> dict[str, int]:
             enrolled = operation.after(enrolled)
             removed_people -= {who for who, _ in enrolled.values()}
         number += done
-        is_open = bool(said) and said[-1].startswith("begin")
+        is_open = bool(lines) and lines[-1].startswith("begin")
         reader = LocalGallery(folder / "gallery")
-        found = found_in(reader)
+        stored = stored_samples(reader)
         if is_open:
             operation = Operation(seed, number)
             after = operation.after(enrolled)
-            is_committed = found == as_bytes(after) and after != enrolled
+            is_committed = stored == expected_samples(after) and after != enrolled
             if is_committed:
                 removed |= operation.removed(enrolled)
                 removed_people |= operation.removed_people(enrolled)
@@ -198,17 +199,17 @@ def run(folder: Path, kills: int, seed: int) -> dict[str, int]:
             counts["kills within an operation"] += 1
             counts["of these committed"] += is_committed
         removed_people -= {who for who, _ in enrolled.values()}
-        assert found == as_bytes(enrolled), f"operation {number}: something else is enrolled than was committed"
-        gone = {key: one for key, one in removed.items() if enrolled.get(key) != one}
-        check_searches(reader, enrolled, gone)
+        assert stored == expected_samples(enrolled), f"operation {number}: the gallery differs from what was committed"
+        absent = {key: value for key, value in removed.items() if enrolled.get(key) != value}
+        check_searches(reader, enrolled, absent)
         reader.close()
-        # The next writer ends what the kill cut short.
+        # The next writer completes or undoes the interrupted operation.
         writer = LocalGallery(folder / "gallery", write=True)
         assert not writer.check_integrity(), writer.check_integrity()
-        check_searches(writer, enrolled, gone)
+        check_searches(writer, enrolled, absent)
         writer.close()
-        check_bytes(folder, gone, removed_people)
-        # An operation that was begun is not tried again under the same number: its embeddings may be enrolled.
+        check_bytes(folder, absent, removed_people)
+        # An interrupted operation is not repeated under the same number: its embeddings may be enrolled.
         number += is_open
         for snapshot in folder.glob("snapshot-*"):
             if not (snapshot / "gallery.sqlite").exists() or random.random() < 0.3:

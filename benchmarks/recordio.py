@@ -1,11 +1,11 @@
-"""Speed of recordio_tools: random access beside MXNet, decoding beside OpenCV alone, and a selection at full size.
+"""Speed of recordio_tools: random access compared with MXNet, decoding, and a selection at full size.
 
     python benchmarks/recordio.py --rec train.rec --mxnet-python /path/to/its/bin/python
     python benchmarks/recordio.py --selection
 
-MXNet 1.9.1 (with numpy 1.23.5) needs an environment of its own; its part runs there as a program of its own, on the
-same file and keys. All figures are the best of several rounds with the file in the page cache; the two
-programs take turns, so that a busy moment of the machine meets both.
+MXNet 1.9.1 (with numpy 1.23.5) needs a separate environment; it runs there in a separate process, on the same file and
+keys. All figures are the best of several rounds with the file in the page cache. The two programs alternate, so that
+other load on the machine affects both.
 """
 
 import argparse
@@ -38,12 +38,12 @@ for _ in range(rounds):
     times.append(time.perf_counter() - start)
 print(json.dumps({"seconds": min(times)}))
 """
-TURNS = 3  # of ours and MXNet's program
+TURNS = 3  # of recordio_tools and MXNet
 MS1M_IMAGES, MS1M_IDENTITIES, MS1M_LT_IMAGES = 5_800_000, 85_000, 887_500
 
 
 def best(work: Callable[[], None], rounds: int) -> float:
-    """Seconds of the fastest of several rounds."""
+    """Returns the seconds of the fastest round."""
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -53,7 +53,7 @@ def best(work: Callable[[], None], rounds: int) -> float:
 
 
 def time_mxnet(python: Path, rec: Path, keys: list[int], rounds: int) -> dict:
-    """Seconds of MXNet's own reader in its environment."""
+    """Returns the result of MXNet's reader, run in its environment."""
     command = [str(python), "-c", MXNET_PROGRAM, str(rec), str(rounds)]
     result = subprocess.run(command, input=json.dumps(keys), capture_output=True, text=True, check=False)
     if result.returncode:
@@ -62,7 +62,7 @@ def time_mxnet(python: Path, rec: Path, keys: list[int], rounds: int) -> dict:
 
 
 def access(rec: Path, mxnet_python: Path | None, records: int, rounds: int) -> dict:
-    """Random read and unpack; then read and decode beside decoding the same payloads alone."""
+    """Measures random reads with unpacking, and reading and decoding compared with decoding alone."""
     with FaceRecord(rec) as faces:
         keys = np.random.default_rng(0).permutation(faces.image_keys)[:records].tolist()
         read = faces.reader.read
@@ -103,7 +103,7 @@ def access(rec: Path, mxnet_python: Path | None, records: int, rounds: int) -> d
 
 
 def write_large(path: Path, images: int, identities: int) -> None:
-    """A .rec with real headers and four bytes in place of each image: the selection never looks at them."""
+    """Writes a .rec with real headers and four bytes per image, since the selection never reads images."""
     rng = np.random.default_rng(0)
     weights = rng.lognormal(0.0, 0.6, identities)
     extra = rng.multinomial(images - identities, weights / weights.sum())
@@ -120,7 +120,7 @@ def write_large(path: Path, images: int, identities: int) -> None:
 
 
 def selection(images: int, identities: int, drawn: int) -> dict:
-    """The whole command, from the .idx to the manifest, in a process of its own: seconds and peak memory."""
+    """Measures seconds and peak memory of the whole command, from .idx to manifest, in a separate process."""
     import resource
 
     with tempfile.TemporaryDirectory() as folder:
@@ -138,13 +138,13 @@ def selection(images: int, identities: int, drawn: int) -> dict:
 
 
 def main() -> None:
-    """Measure what the options ask for and print it as JSON."""
+    """Prints the selected measurement as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rec", type=Path, default=DEFAULT_REC, help="the record file to read")
+    parser.add_argument("--rec", type=Path, default=DEFAULT_REC, help="record file to read")
     parser.add_argument("--records", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--mxnet-python", type=Path, help="python of an environment that holds MXNet")
-    parser.add_argument("--selection", action="store_true", help="measure the selection at MS1M's size instead")
+    parser.add_argument("--mxnet-python", type=Path, help="Python of an environment with MXNet")
+    parser.add_argument("--selection", action="store_true", help="measure a selection of the size of MS1M instead")
     options = parser.parse_args()
     if options.selection:
         figures = selection(MS1M_IMAGES, MS1M_IDENTITIES, MS1M_LT_IMAGES)

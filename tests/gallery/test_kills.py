@@ -1,8 +1,8 @@
-"""A few of the kills of benchmarks/gallery_kills.py."""
+"""Crash safety of galleries: a short run of benchmarks/gallery_kills.py."""
 
 import pytest
 
-from benchmarks.gallery_kills import CONTRACT, Operation, as_bytes, found_in, run
+from benchmarks.gallery_kills import MODEL_SPEC, Operation, expected_samples, run, stored_samples
 from facelt.gallery.gallery import Gallery
 
 
@@ -13,16 +13,16 @@ def test_no_kill_loses_or_revives_a_sample(tmp_path):
 
 
 def test_the_check_would_see_a_lost_sample(tmp_path):
-    """What is expected of a gallery is what its operations do to it."""
-    gallery = Gallery.create(tmp_path / "gallery", CONTRACT)
+    """The expected samples are those that the operations leave in a gallery."""
+    gallery = Gallery.create(tmp_path / "gallery", MODEL_SPEC)
     enrolled = {}
     for number in range(8):
         operation = Operation(3, number)
         operation.carry_out(gallery, tmp_path)
         enrolled = operation.after(enrolled)
-    assert found_in(gallery.backend) == as_bytes(enrolled)
+    assert stored_samples(gallery.backend) == expected_samples(enrolled)
     gallery.remove(keys=[next(iter(enrolled))])
-    assert found_in(gallery.backend) != as_bytes(enrolled)
+    assert stored_samples(gallery.backend) != expected_samples(enrolled)
     gallery.close()
 
 
