@@ -1,4 +1,4 @@
-"""The drawn detector by name, a real one, and three people's photographs."""
+"""Fixtures of the alignment tests: a detector of drawn faces, a real one, and photographs of three people."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.alignment.drawing import DrawnFaces, draw, encode, turned
 
 @pytest.fixture
 def drawn(monkeypatch) -> str:
-    """The detector's words on a command line."""
+    """Command-line options of the drawn detector."""
     monkeypatch.setitem(DETECTORS, "drawn", DrawnFaces)
     return "drawn:squares"
 
@@ -22,7 +22,7 @@ def yunet(real_data) -> str:
 
 @pytest.fixture
 def photos(tmp_path) -> Path:
-    """Three people's photographs: two sound ones of Ann, one of them showing a second face; none of Bob; a torn one."""
+    """Photographs of three people: two of Ann, one with a second face; one of Bob without a face; a truncated file."""
     first, second = turned(10, 0.7, (60, 70)), turned(-20, 0.4, (150, 60))
     files = {
         "Ann/1.png": encode(draw(first)),

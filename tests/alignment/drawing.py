@@ -1,4 +1,4 @@
-"""Photographs drawn here, and a detector that finds exactly what was drawn."""
+"""Drawn photographs and a detector that detects exactly the drawn faces."""
 
 import io
 from pathlib import Path
@@ -11,14 +11,14 @@ from facelt.alignment.align import TEMPLATE_52, Face, similarity_transform, warp
 
 
 def turned(degrees: float, scale: float, centre: tuple[float, float]) -> np.ndarray:
-    """The template's points, turned, scaled and put around a centre: [5,2]."""
+    """Returns the template's landmarks [5,2], rotated, scaled and moved to a centre."""
     angle = np.radians(degrees)
     turn_22 = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     return (TEMPLATE_52 - TEMPLATE_52.mean(0)) @ turn_22.T * scale + centre
 
 
 def draw(*faces: np.ndarray, height: int = 160, width: int = 200) -> np.ndarray:
-    """RGB [H,W,3]: five squares for each face; green counts landmarks and blue faces, so that each can be found."""
+    """Draws five squares per face, RGB [H,W,3]; green encodes the landmark, blue the face."""
     down_HW, right_HW = np.mgrid[:height, :width]
     image_HW3 = np.stack([right_HW % 120, down_HW % 120, (right_HW + down_HW) % 120], axis=2).astype(np.uint8)
     for number, point_52 in enumerate(faces):
@@ -28,7 +28,7 @@ def draw(*faces: np.ndarray, height: int = 160, width: int = 200) -> np.ndarray:
 
 
 class DrawnFaces:
-    """Finds the squares of `draw`; the score is 0.9 for the first face and 0.1 less for each further one."""
+    """Detects the squares of `draw`; the score is 0.9 for the first face and 0.1 less for each further one."""
 
     def __init__(self, path: Path, min_score: float = 0.5) -> None:
         self.name, self.min_score = f"drawn:{path}", min_score
@@ -47,14 +47,14 @@ class DrawnFaces:
 
 
 def encode(image_HW3: np.ndarray, kind: str = "PNG", **options) -> bytes:
-    """An encoded image by Pillow."""
+    """Encodes an image with Pillow."""
     stream = io.BytesIO()
     Image.fromarray(image_HW3).save(stream, kind, **options)
     return stream.getvalue()
 
 
 def expected_crop(photo: Path, green: int = 130) -> np.ndarray:
-    """The face of the photograph whose squares have this `green` as blue, cut by hand."""
+    """Returns the reference crop of the drawn face that has this `green` as blue."""
     image_HW3 = cv2.imread(str(photo))[:, :, ::-1]
     face = next(face for face in DrawnFaces("x").detect(image_HW3) if face.score == 0.9 - 0.1 * (green - 130) / 20)
     return warp_face(image_HW3, similarity_transform(face.landmark_52))

@@ -1,4 +1,4 @@
-"""Workers: the same answers, and an end with whoever started them."""
+"""Detection workers: results equal those of one process, and workers exit with their parent."""
 
 import multiprocessing
 import os
@@ -64,7 +64,7 @@ def test_workers_end_with_a_command_that_is_killed(yunet, real_data, root, tmp_p
 
 
 def is_running(pid: int) -> bool:
-    """Not over, nor over and only not yet asked for by whoever inherited it."""
+    """Returns whether the process is alive; a zombie counts as exited."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Detectors by name, their weights that are never downloaded, YuNet on drawings and photographs."""
+"""Detectors: selection by name, weight files (never downloaded), and YuNet on drawings and photographs."""
 
 import subprocess
 import sys
@@ -87,7 +87,7 @@ def test_yunet_finds_drawings_of_any_size_and_the_crops_fit(yunet, size):
 
 
 def test_yunet_finds_everyone_of_the_photographs(yunet, real_data):
-    """And landmarks found again in the crop lie near the template's, which no face of a real head fits exactly."""
+    """Landmarks detected again in the crop lie near the template's; no real face fits them exactly."""
     detector, off = open_detector(yunet), []
     for item in find_photographs(real_data / "photos"):
         found = align_faces(read_photograph(item.path, 10**6), detector)[0]
@@ -116,7 +116,7 @@ def test_aligning_needs_no_torch(root):
 
 
 def planted(path: Path) -> None:
-    """A detector as InsightFace's packs hold, 640 x 640: finds one face where the red of a picture outweighs its blue.
+    """Detector in the format of InsightFace's packs, 640 x 640: one face if an image has more red than blue.
 
     Anchor 2 x 5 of stride 32 at (160, 64): the box reaches 32, 64, 96 and 128 pixels left, up, right and down.
     """

@@ -1,4 +1,4 @@
-"""Which photographs there are and whose; pixels upright, and every kind that is refused by name."""
+"""Photographs: listing, identities, EXIF orientation, and refused formats."""
 
 import os
 import struct
@@ -23,7 +23,7 @@ from facelt.errors import UserError
 from tests.alignment.drawing import draw, encode, turned
 
 PICTURE = draw(turned(0, 0.5, (60, 60)), height=120, width=100)
-# EXIF 2.3, tag 0x0112: how a picture must be changed to stand upright.
+# EXIF 2.3, tag 0x0112: the transform that turns the image upright.
 UPRIGHT = {
     1: lambda image: image,
     2: lambda image: image[:, ::-1],
@@ -218,7 +218,7 @@ def test_a_root_that_nothing_lies_in_is_refused(tree):
 
 
 def test_a_folder_that_cannot_be_looked_into_stops(tree, monkeypatch):
-    """The one who is told of 3 photographs does not know that there were 300 more."""
+    """Skipping it would silently drop all of its photographs."""
     scan = os.scandir
 
     def closed(path):

@@ -1,4 +1,4 @@
-"""Poses of a head turned in space, sharpness by a plain Laplacian."""
+"""Face quality: pose of a head rotated in 3D, and sharpness against a plain Laplacian."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from tests.alignment.drawing import DrawnFaces, draw, turned
 
 
 def seen(yaw, pitch, roll, scale=1.7):
-    """Landmarks [5,2] of the template's head from far away: turned about the upright axis, nodded, leant."""
+    """Returns landmarks [5,2] of the template's head rotated by yaw, pitch and roll, in orthographic projection."""
     y, p, r = np.radians([yaw, pitch, roll])
     depth_5 = np.array([0, 0, 0.4 * np.hypot(*(TEMPLATE_52[1] - TEMPLATE_52[0])), 0, 0])
     point_53 = np.column_stack([TEMPLATE_52 - TEMPLATE_52.mean(0), depth_5])  # right, down, towards us
@@ -22,12 +22,12 @@ def seen(yaw, pitch, roll, scale=1.7):
     "pose", [(0, 0, 0), (30, 0, 0), (-55, 0, 0), (0, 25, 0), (0, -35, 0), (0, 0, 40), (0, 0, -170), (20, 0, 30)]
 )
 def test_a_turned_head_has_its_pose(pose):
-    assert head_pose(seen(*pose)) == pytest.approx(pose, abs=1)
+    assert head_pose(project_head(*pose)) == pytest.approx(pose, abs=1)
 
 
 @pytest.mark.parametrize("pose", [(25, 20, 0), (-30, 15, 25), (20, -20, -40)])
 def test_turns_about_several_axes_are_told_nearly(pose):
-    assert head_pose(seen(*pose)) == pytest.approx(pose, abs=10)
+    assert head_pose(project_head(*pose)) == pytest.approx(pose, abs=10)
 
 
 def test_sharpness_is_the_variance_of_a_plain_laplacian():

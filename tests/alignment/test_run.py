@@ -1,4 +1,4 @@
-"""Photographs to folders and records, with tables beside, whole or not at all."""
+"""`facelt align`: folders and records with their tables, written completely or not at all."""
 
 import csv
 import shutil
@@ -24,7 +24,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture
 def align(drawn, photos, tmp_path):
-    """align(out, ...) -> what came of the drawn photographs."""
+    """align(out, ...) -> result of aligning the drawn photographs."""
 
     def run(out: str, source: Path = photos, people: str = "folder", workers: int = 0, **terms):
         return align_photographs(

@@ -1,4 +1,4 @@
-"""The transform against plain least squares and InsightFace's own, the pixels against plain interpolation."""
+"""Similarity transform against plain least squares and InsightFace's; pixels against plain interpolation."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,6 @@
-"""What every backend must do; a test module gives the fixture `backend`, an empty one of the fixture `contract`.
+"""Conformance tests of gallery backends; a test module provides the fixture `backend`, empty, of model `contract`.
 
-test_local.py runs it over a folder, test_milvus.py over a Milvus.
+test_local.py runs them on a local gallery, test_milvus.py on Milvus.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from tests.gallery.conftest import DIMENSION, plain_people, same_people, some_sa
 
 
 class Conformance:
-    """Inherited by the test class of each backend."""
+    """Base of each backend's test class."""
 
     def test_an_empty_one_finds_nobody(self, backend, model_spec):
         assert backend.model_spec == model_spec

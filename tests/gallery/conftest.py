@@ -1,4 +1,7 @@
-"""Small galleries, and a plain search to compare with. P probes, N samples, D feature."""
+"""Fixtures of the gallery tests: small galleries and a plain reference search.
+
+P probes, N samples, D feature.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,14 +23,14 @@ def model_spec() -> ModelSpec:
 
 @pytest.fixture
 def gallery(tmp_path, model_spec):
-    """An empty one in a folder, open for writing."""
+    """An empty local gallery, open for writing."""
     made = LocalGallery.create(tmp_path / "gallery", model_spec)
     yield made
     made.close()
 
 
 def some_samples(count: int, people: int, *, seed: int = 0, prefix: str = "k") -> Samples:
-    """Random directions; sample i is of person i modulo `people`."""
+    """Samples with random unit embeddings; sample i is of person i modulo `people`."""
     row_ND = np.random.default_rng(seed).standard_normal((count, DIMENSION)).astype(np.float32)
     return Samples([f"{prefix}{i}" for i in range(count)], [f"person {i % people}" for i in range(count)], row_ND)
 
@@ -35,7 +38,7 @@ def some_samples(count: int, people: int, *, seed: int = 0, prefix: str = "k") -
 def plain_people(
     samples: Samples, probe_PD: np.ndarray, k: int, *, templates: bool = False
 ) -> list[list[tuple[str, float]]]:
-    """The k best people and their scores for each probe, in float64 and loops."""
+    """Returns the k best people and their scores for each probe, by loops in float64."""
 
     def unit(row_ND: np.ndarray) -> np.ndarray:
         row_ND = np.asarray(row_ND, dtype=np.float64)
@@ -56,7 +59,7 @@ def plain_people(
 
 
 def same_people(found: Sequence[Sequence], expected: list[list[tuple[str, float]]]) -> None:
-    """The same people in the same order with the same scores."""
+    """Asserts equal people in equal order with equal scores."""
     assert [[one.person for one in row] for row in found] == [[name for name, _ in row] for row in expected]
     for row, plain in zip(found, expected, strict=True):
         assert [one.score for one in row] == pytest.approx([score for _, score in plain], abs=1e-6)

@@ -1,4 +1,4 @@
-"""From samples to people, however many samples of one person come first."""
+"""Ranking of people from ranked samples, including many samples of one person."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from facelt.search.factory import open_engine
 
 
 class Rows:
-    """What a view needs of a matrix."""
+    """Embedding rows in memory, with the interface of a mapped index."""
 
     def __init__(self, rows: SampleRows) -> None:
         self.rows, self.count = rows, len(rows)
@@ -63,7 +63,7 @@ def test_equals_a_plain_search(seed, samples, late, persons, k, most, cosine, fl
         q, g = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in (q, g))
     for score_N, one in zip(q @ g.T, found, strict=True):
         best = sorted((score_N[person_N == person].max() for person in set(person_N.tolist())), reverse=True)
-        # Those below the floor may be missing, the best one never.
+        # Candidates below the floor may be missing, but never the best one.
         found_K = one.score_PT[0]
         assert max(1, sum(score >= floor + 1e-9 for score in best[:k])) <= len(found_K) <= k
         assert floor > -np.inf or len(found_K) == k

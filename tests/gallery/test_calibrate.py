@@ -1,4 +1,4 @@
-"""Thresholds: what they let through, how sure they are, and until when they hold."""
+"""Threshold calibration: measured FPIR, confidence limits, and the gallery size up to which a threshold holds."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_no_more_than_the_share_reaches_the_threshold(rate):
     assert made.fpir == pytest.approx(rate)
     assert made.supported == (allowed >= 30)
     assert made.threshold_low < made.threshold < made.threshold_high
-    # Limits of the threshold are where the limits of the rate are reached.
+    # The threshold's limits are the scores at which the FPIR equals its limits.
     for threshold, share in ((made.threshold_low, made.fpir_high), (made.threshold_high, made.fpir_low)):
         assert (score_N >= threshold).sum() == np.floor(share * 1000)
 
@@ -36,13 +36,13 @@ def test_ties_do_not_let_more_through():
 def test_limits_of_independent_searches_are_those_of_a_share():
     score_N = np.random.default_rng(1).random(400)
     made = calibrate_threshold(score_N, np.arange(400), 0.1, **TERMS)
-    # Within a percent point of the exact ones (Clopper and Pearson), which are a little wide.
+    # Within one percentage point of the exact (Clopper-Pearson) limits, which are conservative.
     assert binom.cdf(40, 400, made.fpir_high) == pytest.approx(0.025, abs=0.012)
     assert binom.sf(39, 400, made.fpir_low) == pytest.approx(0.025, abs=0.012)
 
 
 def test_searches_of_one_person_are_alike():
-    """Whether a person resembles somebody decides all of their searches."""
+    """Searches of one person are correlated, so the limits are wider."""
     score_I = np.random.default_rng(2).random(50)
     alone = calibrate_threshold(np.repeat(score_I, 10), np.arange(500), 0.1, **TERMS)
     alike = calibrate_threshold(np.repeat(score_I, 10), np.repeat(np.arange(50), 10), 0.1, **TERMS)
@@ -66,7 +66,7 @@ def test_a_grown_gallery_is_warned_of_when_the_rate_must_have_left_its_limits():
     made = calibrate_threshold(np.random.default_rng(0).random(2000), np.arange(2000), 0.01, **TERMS)
     assert made.warning(1000) is None
     assert made.warning(500) is None
-    # So many comparisons that 1 - (1 - 0.01)^n is the upper limit.
+    # The number n of comparisons for which 1 - (1 - 0.01)^n is the upper limit.
     limit = 1000 * np.log1p(-made.fpir_high) / np.log1p(-made.fpir)
     assert made.warning(int(limit)) is None
     assert "1,000 rows and the gallery has" in made.warning(int(limit) + 1)
@@ -98,7 +98,7 @@ def test_a_calibrated_gallery_lets_strangers_through_that_often(enrolled, templa
     assert found.warning is None
     known = enrolled.identify(some_samples(60, 20).embedding_ND, top=1, templates=False, threshold=0.9)
     assert [answer.candidates[0].person for answer in known.probes] == some_samples(60, 20).people
-    # The threshold for samples is none for templates.
+    # The threshold for samples does not apply to templates.
     assert enrolled.calibration(templates=not templates) is None
     with pytest.raises(UserError, match="no threshold for such searches"):
         enrolled.identify(probe_PD, templates=not templates)

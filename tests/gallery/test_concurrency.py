@@ -1,4 +1,4 @@
-"""Readers while a writer enrols and removes: what stays is always found, by its own name."""
+"""Concurrent readers and a writer: samples that are never removed are found in every search, with their person."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ def write_for_ever(path, pipe):
     gallery = LocalGallery(path, write=True)
     os.write(pipe, b"+")
     for step in range(10**6):
-        # Before, between and after those that stay, so that removals move rows about.
+        # Before, between and after the permanent samples, so that removals move rows.
         gallery.upsert(some_samples(30, 10, seed=step + 1, prefix=f"step{step}-"))
         if step % 3 == 2:
             gallery.remove(people=[f"person {who}" for who in range(0, 10)][: 5 + step % 5])

@@ -1,4 +1,4 @@
-"""The Python class: its example, what it refuses before anything is written, threads and forked processes."""
+"""The Gallery class: the documented example, refused input, threads and forked processes."""
 
 import doctest
 import os
@@ -75,7 +75,7 @@ def test_arguments_that_cannot_be_meant(opened):
 
 
 def test_people_below_the_threshold_cost_no_further_search(opened, monkeypatch):
-    """One person with many samples: the others are strangers to the probe, or are wanted as well."""
+    """One person with many samples; the other people are below the threshold, or are requested as well."""
     random = np.random.default_rng(0)
     centre_D = random.standard_normal(DIMENSION)
     crowd_ND = centre_D + 0.1 * random.standard_normal((8, DIMENSION))
@@ -156,7 +156,7 @@ def test_a_forked_process_is_told_to_open_its_own(gallery):
                 said.read()
                 == f"{gallery.path}: opened by process {os.getpid()}; open it again in the forked process own: 10"
             )
-        # The child's close let nothing go, and its life keeps nothing.
+        # Closing in the child does not release the parent's lock, and the child holds no lock.
         gallery.upsert(some_samples(3, 3, prefix="more"))
         command = [sys.executable, "-c", OPEN_TO_WRITE, gallery.path]
         assert "is writing to this gallery" in subprocess.run(command, capture_output=True, text=True).stderr

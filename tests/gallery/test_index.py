@@ -1,4 +1,4 @@
-"""The index is derived: whatever happens to its files, answers are those of the truth."""
+"""Search index: rebuilt from the sample store whenever its files are missing, stale or damaged."""
 
 import json
 import os
@@ -98,7 +98,7 @@ def test_harm_while_it_is_open_is_seen(filled):
 
 
 def test_rows_that_are_not_those_enrolled_are_never_an_answer(filled, monkeypatch):
-    """Even where stamps and hashes were made to fit."""
+    """Even if timestamps and hashes were forged to match."""
     filled.close()
     (path,) = (filled.path / "index").glob("rows-*.f32")
     rows = np.fromfile(path, "<f4").reshape(50, -1)
@@ -122,7 +122,7 @@ def test_a_copied_gallery_is_taken_without_building(filled, tmp_path):
 
 
 def test_changes_are_made_in_place(filled):
-    """Of many rows over several chunks, removed at the front, in the middle and at the end."""
+    """Many rows in several chunks, removed at the front, in the middle and at the end."""
     name = rows_file(filled).name
     random = np.random.default_rng(1)
     enrolled = dict(zip(SAMPLES.keys, zip(SAMPLES.people, SAMPLES.embedding_ND, strict=True), strict=True))

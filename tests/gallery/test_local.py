@@ -1,4 +1,4 @@
-"""A gallery in a folder: all that every backend does, its files, its one writer and its many readers."""
+"""Local gallery: backend conformance, its files, and one writer with several readers."""
 
 import os
 import stat
@@ -83,7 +83,7 @@ def test_a_reader_sees_what_the_writer_commits(gallery):
 
 
 def test_a_reader_searches_what_the_index_has_not_got_yet(gallery, monkeypatch):
-    """A writer that is between its commit and its index, and keeps the lock."""
+    """A writer has committed but not yet updated the index, and holds the lock."""
     samples = some_samples(30, 5)
     gallery.upsert(samples.select(slice(0, 20)))
     with monkeypatch.context() as patch:

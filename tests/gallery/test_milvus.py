@@ -1,6 +1,6 @@
-"""A gallery in a Milvus does all that every backend does; Milvus Lite stands for a cluster: `make test-milvus`.
+"""Milvus gallery: backend conformance, by default on Milvus Lite (`make test-milvus`).
 
-MILVUS_URI names another server to run this against; its collections `facelt_test_*` are made and dropped.
+MILVUS_URI selects another server; collections `facelt_test_*` are created and dropped there.
 """
 
 import os
@@ -49,7 +49,7 @@ def backend(where, model_spec):
 
 
 class TestMilvusGallery(Conformance):
-    """On a server."""
+    """Conformance on a Milvus server."""
 
 
 def test_it_is_opened_by_its_name(where, model_spec):
@@ -65,7 +65,7 @@ def test_it_is_opened_by_its_name(where, model_spec):
 
 
 def test_another_process_goes_on_with_it(tmp_path):
-    """A server that was started anew has its collections on disk only."""
+    """A restarted server has its collections on disk only."""
     pytest.importorskip("milvus_lite", reason="milvus-lite is absent: make test-milvus")
     command = [sys.executable, "-c", "from facelt.cli.main import main; main()", "gallery"]
     where = f"milvus:{tmp_path / 'lite.db'}#staff"

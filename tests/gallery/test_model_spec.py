@@ -1,4 +1,4 @@
-"""Embeddings from stores, arrays and tables, and what is wrong with them."""
+"""Model specification of a gallery, read from stores, arrays and tables; errors of mismatching embeddings."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Real embeddings: half of 14 celebrities among 6,757 strangers, the others to calibrate with."""
+"""Gallery of real faces: 7 of 14 celebrities enrolled among 6,757 other people; the others calibrate the threshold."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from facelt.gallery.gallery import Gallery
 from facelt.gallery.model_spec import ModelSpec
 from facelt.gallery.samples import Samples
 
-# Some distractors are planted images of the very people: at a low rate the threshold would be theirs.
+# Some distractors are images of the enrolled people; at a low rate they would set the threshold.
 RATE = 0.2
 # Rows are rounded to float32.
 ROUNDED = 1e-6
@@ -30,7 +30,7 @@ def test_who_is_known_is_who_a_plain_search_knows(faces, templates, tmp_path):
     arrays, identity_N = faces
     names = sorted(set(identity_N.tolist()))
     is_enrolled_N = np.isin(identity_N, names[::2])
-    # Of each enrolled person the first five images; the others are searched for.
+    # The first five images of each enrolled person; the others are probes.
     place_N = np.array([np.count_nonzero(identity_N[:row] == who) for row, who in enumerate(identity_N)])
     first_N, mated_N = is_enrolled_N & (place_N < 5), is_enrolled_N & (place_N >= 5)
     distractor_GD = arrays["megaface"]

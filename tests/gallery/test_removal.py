@@ -1,4 +1,4 @@
-"""Removed is removed: no file of a gallery, nor of a snapshot it made, holds a byte of it."""
+"""Removal: no file of a gallery or of its snapshots still contains a removed sample."""
 
 import re
 
@@ -18,7 +18,7 @@ def stored(row_D):
 
 @pytest.fixture
 def named(gallery):
-    """A gallery of 400 samples under long random names, so that pages of the database are split and merged."""
+    """A gallery of 400 samples with long random names, so that database pages are split and merged."""
     random = np.random.default_rng(2)
     row_ND = random.standard_normal((400, DIMENSION)).astype(np.float32)
     people = [f"name-{random.integers(2**62):020d}" for _ in range(200)] * 2

@@ -1,4 +1,4 @@
-"""Small record files made for each test."""
+"""Fixtures of the record tests: small record files."""
 
 from itertools import count
 from pathlib import Path
@@ -13,14 +13,14 @@ COUNTS = (4, 1, 3)  # images of each identity
 
 
 def encoded(number: int, size: tuple[int, int] = (16, 16), suffix: str = ".jpg") -> bytes:
-    """An encoded image that no other number gives."""
+    """Encodes an image that is unique to this number."""
     pixels = np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
     return cv2.imencode(suffix, pixels)[1].tobytes()
 
 
 @pytest.fixture(scope="session")
 def encode():
-    """The maker of encoded images: encode(number, size, suffix)."""
+    """encode(number, size, suffix) -> bytes of an encoded image."""
     return encoded
 
 

@@ -1,4 +1,4 @@
-"""The command line: what a user types, sees and finds on the disk."""
+"""Command line of recordio_tools: output, files written, and error messages."""
 
 import ast
 import csv
@@ -18,7 +18,7 @@ from recordio_tools.verify import verify_record_file
 
 
 def run(*arguments) -> int:
-    """The exit code of one command."""
+    """Runs one command; returns its exit code."""
     with pytest.raises(SystemExit) as exit:
         main([str(argument) for argument in arguments])
     return exit.value.code or 0

@@ -1,4 +1,4 @@
-"""Draws that must be the same on every machine: against integers and decimals of Python itself."""
+"""Deterministic random draws against Python's integers and decimals; equal on every machine."""
 
 import decimal
 from fractions import Fraction

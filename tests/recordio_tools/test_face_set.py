@@ -1,4 +1,4 @@
-"""Labels and counts of whole files, in every layout that is found in the wild."""
+"""Face sets: labels and image counts, for every record layout in use."""
 
 import csv
 import json

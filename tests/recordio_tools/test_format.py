@@ -1,4 +1,4 @@
-"""Framing and headers: round trips of any bytes; damage raises an error."""
+"""Record framing and headers: round trips of arbitrary bytes, errors for damaged records."""
 
 import struct
 
@@ -26,7 +26,7 @@ records = st.lists(pieces, max_size=12).map(b"".join)
 
 
 def reference_frames(record: bytes) -> bytes:
-    """The format's own rule, word by word: cut at every aligned magic word."""
+    """Returns the frames by the format's rule: split at every aligned magic word."""
     parts, part = [], b""
     for place in range(0, len(record), 4):
         word = record[place : place + 4]
@@ -53,7 +53,7 @@ def test_records_survive_the_file(written):
         found, following = read_record(view, offset)
         assert bytes(found) == record
         assert following == offset + len(frame)
-        assert find_record(view, offset + 4) == following  # nothing inside a record looks like the start of one
+        assert find_record(view, offset + 4) == following  # no magic word inside a record
         offset = following
 
 

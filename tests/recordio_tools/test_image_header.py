@@ -1,4 +1,4 @@
-"""Sizes of encoded images, read from their heads."""
+"""Image size from the header of an encoded image."""
 
 import cv2
 import numpy as np

@@ -1,4 +1,4 @@
-"""Folders and lists into records and back."""
+"""Packing folders and lists into records, and unpacking."""
 
 import csv
 import shutil
@@ -15,7 +15,7 @@ from recordio_tools.pack import pack_images, unpack_images
 
 @pytest.fixture
 def people(tmp_path, encode):
-    """Two people with images, one without; one name that a spreadsheet would run."""
+    """Two people with images, one without; one name is a spreadsheet formula."""
     root = tmp_path / "people"
     for name, numbers in {"b, Bea": (1, 2), "=Ann()": (3,), "empty": ()}.items():
         (root / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Selections: against a plain computation with decimals, and the counts that papers publish."""
+"""Long-tailed selections against a plain computation in decimals and the published counts."""
 
 import decimal
 
@@ -26,7 +26,7 @@ def source(counts: list[int], first_key: int = 1) -> tuple[np.ndarray, np.ndarra
 
 
 def waiting_times(keys, labels, seed, power) -> list[tuple[decimal.Decimal, int]]:
-    """(time, key) of each image, to 40 digits."""
+    """Returns (time, key) of each image, to 40 digits."""
     counts = np.bincount(labels).tolist()
     found = []
     for key, label, draw in zip(keys.tolist(), labels.tolist(), hash64(keys, seed).tolist(), strict=True):
@@ -69,7 +69,7 @@ def test_the_order_of_the_source_does_not_matter(counts, seed, data):
     identities = data.draw(st.none() | st.integers(1, min(images, np.count_nonzero(counts))))
     try:
         first = sample_proportional(keys, labels, images, seed, identities=identities)
-    except RecordIOError:  # the identities that stay hold fewer images than are wanted
+    except RecordIOError:  # the remaining identities have fewer images than requested
         assume(False)
     second = sample_proportional(keys[order], labels[order], images, seed, identities=identities)
     for ours, theirs in zip(first, second, strict=True):

@@ -1,4 +1,4 @@
-"""Progress callback: counts under a label, and bars that only a terminal sees."""
+"""Progress callback: counts under a label; bars on a terminal only."""
 
 import io
 import sys

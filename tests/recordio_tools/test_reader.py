@@ -1,4 +1,4 @@
-"""The reader: equal to what MXNet wrote, from every process, with and without an index."""
+"""Record reader against files written by MXNet, in several processes, with and without an index."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""Long-tailed lists of images in files: what is in them, what never is, and what is refused."""
+"""Long-tailed image lists: selected images, excluded images, and refused input."""
 
 import json
 import os
@@ -19,7 +19,7 @@ COUNTS = {"b": 30, "c (2)": 25, "d 4": 20, "Ähre im Feld": 16}
 
 @pytest.fixture
 def tree(tmp_path) -> Path:
-    """Folders of files whose content is not read."""
+    """Folders of empty files; their content is not read."""
     for name, count in COUNTS.items():
         (tmp_path / "tree" / name / "more").mkdir(parents=True)
         for number in range(count):
@@ -29,7 +29,7 @@ def tree(tmp_path) -> Path:
 
 
 def rows(path: Path) -> list[tuple[str, int]]:
-    """The lines of a list, taken apart at their last space."""
+    """Returns the lines of a list, split at the last space."""
     lines = path.read_bytes().decode().split("\n")
     assert lines.pop() == ""
     return [(name, int(label)) for name, label in (line.rsplit(" ", 1) for line in lines)]
@@ -118,7 +118,7 @@ def test_seeds_differ_and_a_larger_part_for_validation_leaves_the_smaller_one_in
 
 
 def run(*arguments) -> int:
-    """The exit code of one command."""
+    """Runs one command; returns its exit code."""
     with pytest.raises(SystemExit) as exit:
         main([str(argument) for argument in arguments])
     return exit.value.code or 0

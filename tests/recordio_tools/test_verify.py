@@ -1,4 +1,4 @@
-"""Verification: every kind of issue is named with key, offset and reason, and nothing else is."""
+"""Verification of record files: each issue is reported once, with key, offset and reason."""
 
 import struct
 

@@ -1,4 +1,4 @@
-"""The writers: byte for byte as MXNet, and nothing half-written."""
+"""Record writers: output equals MXNet's byte for byte; no partial files."""
 
 import json
 

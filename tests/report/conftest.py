@@ -1,4 +1,4 @@
-"""A small report in schema `facelt.megaface/1`, whose every number a test can find again."""
+"""A small report of schema `facelt.megaface/1` with distinct numbers."""
 
 import copy
 
@@ -69,7 +69,7 @@ def report():
 
 @pytest.fixture
 def hostile(report):
-    """The same report with every name that comes from data turned against its reader."""
+    """The same report with hostile text in every name that comes from data."""
     script, formula = '<script>alert("x")</script>', "=cmd()|'/c calc'!A1"
     odd = "$\\frac{$ [red]&amp;\x1b[31m\x00\ud800"
     names = {"plain": script, "oltr": formula}

@@ -1,4 +1,4 @@
-"""Audit report: content of the page and the tables; names from data are harmless."""
+"""Audit report: content of the page and the tables, and escaping of names from data."""
 
 import csv
 import json
@@ -57,7 +57,7 @@ def condition(text, reasons=(), undecided=None):
 
 
 def make(red="red", blue="blue", by="hat", title="An audit", path="people.csv"):
-    """A report of two groups and a small third one; every name that comes from data can be another."""
+    """Builds a report of two groups and a small third one; every name that comes from data can be replaced."""
     names = [[red], [blue], ["rare"]]
     groups = [group(names[0], 0), group(names[1], 7), group(names[2], 3, small=True)]
     return {

@@ -1,4 +1,4 @@
-"""Trade-off curves: drawn where their rates are, faint where unsupported, safe names, no zero on a logarithm."""
+"""DET curves: position, faint unsupported parts, escaped names, and zeros on logarithmic axes."""
 
 import re
 from itertools import pairwise
@@ -15,7 +15,7 @@ def texts(svg):
 
 
 def lines(svg, colour):
-    """Points of each stroked path of `colour`, with its opacity; marks, which are filled, are left out."""
+    """Returns the points of each stroked path of `colour`, with its opacity; filled markers are left out."""
     result = []
     for path in ElementTree.fromstring(svg).iter("path"):
         style = path.get("style", "")

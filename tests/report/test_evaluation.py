@@ -1,4 +1,4 @@
-"""An evaluation as it is shown and written: in 80 columns, and nothing that a terminal or a spreadsheet runs."""
+"""Evaluation report on the terminal (80 columns) and in files, with control characters and formulas neutralised."""
 
 import copy
 import csv
@@ -63,7 +63,7 @@ def test_everything_stands_in_80_columns(report):
     assert "accuracy 41.00 72.00 - 1.23" in words
     assert "macro-F 33.30, calibration error (ECE, 15 bins) -" in words
     assert "classes 181,479 1,234 56,789 123,456" in words
-    # An open image has no right answer.
+    # An open-set image has no correct class.
     assert "open 123,456 0 7 89 123,552" in words
     for place, figure in enumerate(OPEN_SET_METRICS.values()):
         assert f"{figure} {10 + place}.00" in words
@@ -183,7 +183,7 @@ def test_a_sweep_of_several_models_draws_the_f_measure_of_each(tmp_path):
 
 @pytest.mark.parametrize(("last", "gaps"), [(1000.0, 1.0), (3.0, 20.0)])
 def test_thresholds_far_apart_stand_on_a_logarithmic_axis(tmp_path, last, gaps):
-    """The middle one of three thresholds is drawn in the middle, or where it is."""
+    """Three thresholds over several decades are equally spaced; closer ones lie on a linear axis."""
     places = (1.0, last**0.5 if gaps == 1 else 1.095238, last)
     points = [["c", x, 0.5, 0.6, 0.4, 0.1, 9, 0.2, 0.3, 0.35, 0.4] for x in places]
     header = ("model", "threshold", *HEADER[2:])

@@ -1,4 +1,4 @@
-"""Figures as files: bars as high as their gains, points in their places, pictures as they are, names as text."""
+"""Figure files: bar heights, point positions, unchanged images, and names as text."""
 
 import re
 from xml.etree import ElementTree
@@ -15,7 +15,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def shapes(path, colour):
-    """Points of each filled path of that colour in an SVG file, as arrays of (x, y)."""
+    """Returns the points of each filled path of that colour in an SVG file, as arrays of (x, y)."""
     result = []
     for entry in ElementTree.parse(path).iter(f"{SVG}path"):
         if f"fill: {colour}" in entry.get("style", ""):

@@ -1,4 +1,4 @@
-"""The view of a MegaFace report: which columns, which rows, which counts below them."""
+"""Tables of a MegaFace report: columns, rows, and counts."""
 
 from facelt.report.megaface import RateColumn, count_rows, headline_rows, rate_columns, rate_rows
 from facelt.report.megaface_schema import MegafaceReport

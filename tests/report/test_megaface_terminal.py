@@ -1,4 +1,4 @@
-"""The table on the terminal: the paper's columns, in 80 and in 120 letters."""
+"""MegaFace report on the terminal: the paper's columns, 80 and 120 characters wide."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Verification and open-set identification in a report: every figure with its threshold, none where there is none."""
+"""Verification and open-set identification in a MegaFace report: each rate with its threshold, and missing rates."""
 
 import copy
 import csv
@@ -35,7 +35,7 @@ def fnir(wanted, rate, halves=(), reason=None):
 
 @pytest.fixture
 def measured(report):
-    """The report of a run that measured both."""
+    """The report of a run with both measurements."""
     points = [
         tar(1e-6, None, None, None, False, NEEDS),
         tar(1e-3, 0.6493, 0.4796, 4, False),

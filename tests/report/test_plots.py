@@ -15,7 +15,7 @@ def texts(svg):
 
 
 def shapes(svg, colour):
-    """Points of each drawn path that has `colour`, as lists of (x, y)."""
+    """Returns the points of each stroked path of `colour`, as lists of (x, y)."""
     result = []
     for path in ElementTree.fromstring(svg).iter("path"):
         if colour in path.get("style", ""):

@@ -1,4 +1,4 @@
-"""Report schemas: the dump of a model equals the file that was stored before the models existed, byte for byte."""
+"""Report schemas: the dump of a model equals the stored file, byte for byte."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_every_schema_has_a_stored_report():
 
 
 def key_paths(part, path=()):
-    """Paths of all keys of our own objects; tables by name (files, models, bands) may have any keys."""
+    """Returns the paths of all keys of facelt's objects; tables by name (files, models, bands) may have any keys."""
     if isinstance(part, dict):
         for key, value in part.items():
             yield (*path, key)

@@ -1,4 +1,4 @@
-"""Verification on the terminal: figures as they are in the report, in 80 columns, and what cannot be answered."""
+"""Verification report on the terminal: figures, 80 columns, and missing rates."""
 
 import copy
 import io

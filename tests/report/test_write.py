@@ -1,4 +1,4 @@
-"""Writing a MegaFace report: one truth, a page that needs nothing else, tables, all or nothing."""
+"""Written MegaFace report: equal figures in every file, a self-contained page, tables, atomic replacement."""
 
 import csv
 import json

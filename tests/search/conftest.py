@@ -1,4 +1,4 @@
-"""The engines under test, each on the CPU."""
+"""Fixtures of the search tests: every engine on the CPU."""
 
 import pytest
 
@@ -16,5 +16,5 @@ def _engines():
 
 @pytest.fixture(scope="session")
 def engines():
-    """Every engine by its name."""
+    """The engines by name."""
     return _engines()

@@ -1,4 +1,4 @@
-"""Counts above a threshold, against float64, at the threshold itself and over many blocks."""
+"""Counts of scores above a threshold, against float64: at the threshold itself and over many blocks."""
 
 import numpy as np
 import pytest

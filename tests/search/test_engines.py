@@ -1,4 +1,4 @@
-"""All engines give the same ids and the same scores, ties and repeated rows included, and are chosen by name."""
+"""Search engines: equal ids and scores, with ties and repeated rows; selection by name."""
 
 import sys
 import types
@@ -18,7 +18,7 @@ from facelt.search.top_k import count_above, top_k
 
 
 def crowded(random, rows, dimension):
-    """Rows near a few centres, some of them twice, so that scores are close and many are equal."""
+    """Returns rows near a few centres, some twice, so that many scores are close or equal."""
     centre_CD = random.standard_normal((3, dimension))
     row_ND = centre_CD[random.integers(0, 3, rows)] + 10.0 ** random.uniform(-6, 0) * random.standard_normal(
         (rows, dimension)
@@ -27,7 +27,7 @@ def crowded(random, rows, dimension):
 
 
 def exact(query_PD, database_GD, cosine):
-    """Similarities in float64."""
+    """Returns the similarities in float64."""
     q, g = query_PD.astype(np.float64), database_GD.astype(np.float64)
     if cosine:
         q, g = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (q, g))

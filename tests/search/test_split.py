@@ -1,4 +1,4 @@
-"""Two processes that share a database find what one finds, and stop together at a row that cannot be scored."""
+"""Search split over two processes: results equal those of one; both stop at a row that cannot be scored."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Search against a plain sort in float64, with ties, nested galleries and rows that cannot be scored."""
+"""Exact top-k against a plain sort in float64, with ties, nested galleries and invalid rows."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from facelt.search.top_k import top_k
 
 
 def plain_top_k(query_PD, database_GD, k, size):
-    """Python's own sort by (-score, position), integers as scores where the rows are integers."""
+    """Returns the top k by Python's sort of (-score, position); integer rows give integer scores."""
     scores, ids = [], []
     for query_D in query_PD.astype(np.float64):
         row = [(-float(np.dot(query_D, gallery_D)), position) for position, gallery_D in enumerate(database_GD[:size])]

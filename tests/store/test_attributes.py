@@ -1,4 +1,4 @@
-"""Who is who: tables by identity and by image, FaceScrub's files, and one line for what is wrong with them."""
+"""Attribute tables: by identity and by image, FaceScrub's files, and one-line errors."""
 
 import pytest
 
@@ -12,7 +12,7 @@ PEOPLE = ["Anna_Lee", "Anna_Lee", "Bob"]
 
 @pytest.fixture
 def columns(tmp_path):
-    """columns(text, ...) -> the columns of a table of that text for the three images."""
+    """columns(text, ...) -> columns of a table with that text, for three images."""
 
     def of(*texts, key=None, bins=None, store_columns=None):
         paths = []

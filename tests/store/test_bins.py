@@ -1,4 +1,4 @@
-"""Numbers as groups."""
+"""Binning of numeric attributes into groups."""
 
 import pytest
 from hypothesis import given

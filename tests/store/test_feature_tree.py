@@ -1,4 +1,4 @@
-"""Feature files: the published bytes, every kind of damage by its path, and nothing outside the root."""
+"""MegaFace feature files: the published format, errors for damaged files, and no path outside the root."""
 
 import struct
 

@@ -1,4 +1,4 @@
-"""Chosen rows of chosen rows are those of the array."""
+"""Row subsets: a subset of a subset equals the array's rows."""
 
 import numpy as np
 

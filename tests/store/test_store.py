@@ -1,4 +1,4 @@
-"""Embedding stores: what is written is what is read, a stopped run goes on, and every damage is named."""
+"""Embedding stores: round trip, resumed writing, and errors for damaged stores."""
 
 import json
 
