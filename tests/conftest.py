@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: where the reference outputs and the real data live."""
+"""Fixtures shared by all tests: reference outputs, real data, small record files, and the command line."""
 
 import os
 from collections.abc import Callable
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def shared_folder() -> Path:
-    """The folder of reference outputs and real data: FACELT_SHARED, by default ../shared beside the project."""
+    """The folder of reference outputs and real data: FACELT_SHARED, by default ../shared."""
     return Path(os.environ.get("FACELT_SHARED", ROOT.parent / "shared")).resolve()
 
 
@@ -44,7 +44,7 @@ TINY_COUNTS = (14, 12, 9, 6, 1, 0)
 
 @pytest.fixture(scope="session")
 def tiny_faces(tmp_path_factory) -> Path:
-    """A .rec of 42 pictures, 32 x 32, of 5 easily told identities; one has a single picture and a sixth has none."""
+    """A .rec of 42 images, 32 x 32, of 5 distinct identities; one has a single image and a sixth has none."""
     import cv2
     import numpy as np
 
@@ -63,14 +63,14 @@ def tiny_faces(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_pairs(tiny_faces, tmp_path_factory) -> Path:
-    """A verification set of 20 pairs of those pictures, 10 of one identity, some pictures in several."""
+    """A verification set of 20 pairs of those images, 10 of them mated; some images occur in several pairs."""
     import pickle
 
     from recordio_tools.face_set import FaceRecord
 
     with FaceRecord(tiny_faces) as record:
         payloads = [bytes(record.read(key).payload) for key in record.image_keys.tolist()]
-    # The first of each of four identities begins at these places.
+    # Indices of the first image of four identities.
     places = [(0, i, True) for i in (1, 2, 3, 4)] + [(14, 15, True), (15, 16, True), (26, 28, True), (26, 29, True)]
     places += [(35, 36, True), (36, 37, True)] + [(i, 14 + i, False) for i in range(6)]
     places += [(i, 35, False) for i in (5, 20, 27, 31)]
@@ -83,7 +83,7 @@ def tiny_pairs(tiny_faces, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def recipe(tiny_faces) -> Callable[..., dict[str, Any]]:
-    """recipe(out, **changes) -> the values of a training run in two stages, plain and oltr, over in a second or two."""
+    """recipe(out, **changes) -> the configuration of a short training run of two stages, plain and oltr."""
 
     def values(out: Path, **changes: Any) -> dict[str, Any]:
         plain = {"name": "plain", "method": {"name": "classify"}, "epochs": 2}
@@ -139,7 +139,7 @@ def cli(capsys) -> Callable[..., tuple[int, str, str]]:
 
 @pytest.fixture
 def refused(cli) -> Callable[..., str]:
-    """refused(*words) -> the one line of the mistake; stdout is empty and the exit code 1."""
+    """refused(*words) -> the one-line error message; stdout is empty and the exit code 1."""
 
     def run(*words: object) -> str:
         code, out, error = cli(*words)

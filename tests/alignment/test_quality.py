@@ -7,7 +7,7 @@ from facelt.alignment.align import TEMPLATE_52, align_faces, face_quality, head_
 from tests.alignment.drawing import DrawnFaces, draw, turned
 
 
-def seen(yaw, pitch, roll, scale=1.7):
+def project_head(yaw, pitch, roll, scale=1.7):
     """Returns landmarks [5,2] of the template's head rotated by yaw, pitch and roll, in orthographic projection."""
     y, p, r = np.radians([yaw, pitch, roll])
     depth_5 = np.array([0, 0, 0.4 * np.hypot(*(TEMPLATE_52[1] - TEMPLATE_52[0])), 0, 0])
@@ -26,7 +26,7 @@ def test_a_turned_head_has_its_pose(pose):
 
 
 @pytest.mark.parametrize("pose", [(25, 20, 0), (-30, 15, 25), (20, -20, -40)])
-def test_turns_about_several_axes_are_told_nearly(pose):
+def test_turns_about_several_axes_are_approximate(pose):
     assert head_pose(project_head(*pose)) == pytest.approx(pose, abs=10)
 
 

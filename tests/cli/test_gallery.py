@@ -1,4 +1,4 @@
-"""The commands, as a user types them."""
+"""`facelt gallery` on the command line: enrolment, identification, calibration and removal."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ MODEL = ["--model", "foreign"]
 
 @pytest.fixture
 def facelt():
-    """facelt(*words) -> what the command says; a user's mistake is raised."""
+    """facelt(*words) -> output of the command; raises its UserError."""
 
     def call(*words):
         result = CliRunner().invoke(app, ["gallery", *map(str, words)])
@@ -40,8 +40,8 @@ def write_array(folder, name, samples):
 
 
 @pytest.fixture
-def made(facelt, tmp_path):
-    """A gallery of 40 samples of 10 people, one of whom is called like a formula."""
+def gallery_path(facelt, tmp_path):
+    """A gallery of 40 samples of 10 people; one name is a spreadsheet formula."""
     where = tmp_path / "gallery"
     facelt("create", where, *MODEL, "--weights-sha256", SHA256, "--dimension", DIMENSION)
     samples = some_samples(40, 10)
@@ -50,52 +50,52 @@ def made(facelt, tmp_path):
     return where
 
 
-def test_the_whole_way(facelt, made, tmp_path):
+def test_the_whole_way(facelt, gallery_path, tmp_path):
     strangers = some_samples(200, 100, seed=5, prefix="s")
     strangers.people[:] = [f"stranger {i // 2}" for i in range(200)]
     searches = write_array(tmp_path, "strangers", strangers)
     with pytest.raises(UserError, match="no threshold"):
-        facelt("identify", made, *searches)
-    told = facelt("calibrate", made, "--nonmated", *searches, "--fpir", "0.05")
-    assert "for an FPIR of 0.05 among 40 samples; measured FPIR 0.0500" in told
+        facelt("identify", gallery_path, *searches)
+    output = facelt("calibrate", gallery_path, "--nonmated", *searches, "--fpir", "0.05")
+    assert "for an FPIR of 0.05 among 40 samples; measured FPIR 0.0500" in output
     answers = tmp_path / "answers.json"
-    assert "10 of 200 probes known" in facelt("identify", made, *searches, "--out", answers)
+    assert "10 of 200 probes known" in facelt("identify", gallery_path, *searches, "--out", answers)
     rows = json.loads(answers.read_text())
     assert sum(row["answer"] == "unknown" for row in rows) == 190
     assert all((row["person"] is None) == (row["answer"] == "unknown") for row in rows)
-    info = facelt("info", made, "--people")
+    info = facelt("info", gallery_path, "--people")
     assert "direct of 16 by 'foreign'" in info
     assert "people: 10\nsamples: 40" in info
     assert "person 9: 4" in info
-    assert "no defects" in facelt("verify", made)
-    facelt("rebuild", made)
-    facelt("snapshot", made, tmp_path / "copy")
-    assert "samples removed: 4" in facelt("remove", made, "--person", "person 9")
-    for gallery in (made, tmp_path / "copy"):
+    assert "no defects" in facelt("verify", gallery_path)
+    facelt("rebuild", gallery_path)
+    facelt("snapshot", gallery_path, tmp_path / "copy")
+    assert "samples removed: 4" in facelt("remove", gallery_path, "--person", "person 9")
+    for gallery in (gallery_path, tmp_path / "copy"):
         assert "people: 9\nsamples: 36" in facelt("info", gallery)
 
 
-def test_names_are_no_formulas_and_no_terminal_codes(facelt, made, tmp_path):
+def test_names_are_no_formulas_and_no_terminal_codes(facelt, gallery_path, tmp_path):
     samples = some_samples(4, 4)
     samples.keys[0] = "\x1b[31mprobe"
     probes = write_array(tmp_path, "probes", samples)
-    told = facelt("identify", made, *probes, "--threshold", "0.9", "--top", "1")
-    assert "\x1b" not in told
-    assert told.splitlines()[3].startswith("k3: =cmd() 1.000")
+    output = facelt("identify", gallery_path, *probes, "--threshold", "0.9", "--top", "1")
+    assert "\x1b" not in output
+    assert output.splitlines()[3].startswith("k3: =cmd() 1.000")
     out = tmp_path / "answers.csv"
-    facelt("identify", made, *probes, "--threshold", "0.9", "--top", "1", "--out", out)
+    facelt("identify", gallery_path, *probes, "--threshold", "0.9", "--top", "1", "--out", out)
     with out.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["person"] for row in rows] == ["person 0", "person 1", "person 2", "'=cmd()"]
     assert {row["answer"] for row in rows} == {"known"}
 
 
-def test_another_model_is_refused_with_both_names(facelt, made, tmp_path):
+def test_another_model_is_refused_with_both_names(facelt, gallery_path, tmp_path):
     probes = write_array(tmp_path, "probes", some_samples(2, 1))
     with pytest.raises(UserError, match="--model is 'other'; this gallery is pinned to direct of 16 by 'foreign'"):
-        facelt("enroll", made, *probes[:-1], "other")
+        facelt("enroll", gallery_path, *probes[:-1], "other")
     with pytest.raises(UserError, match="does not name its model"):
-        facelt("identify", made, *probes[:-2], "--threshold", "0.5")
+        facelt("identify", gallery_path, *probes[:-2], "--threshold", "0.5")
 
 
 @pytest.mark.parametrize(
@@ -107,47 +107,54 @@ def test_another_model_is_refused_with_both_names(facelt, made, tmp_path):
         ("key,person,{e}\na,p,{v}\na,q,{v}\n", "the key 'a' occurs more than once"),
     ],
 )
-def test_a_table_at_fault_is_named_with_its_row(facelt, made, tmp_path, text, message):
+def test_a_table_at_fault_is_named_with_its_row(facelt, gallery_path, tmp_path, text, message):
     values = {"e": ",".join(f"e{i}" for i in range(DIMENSION)), "v": "1" + ",0" * (DIMENSION - 1), "w": ",0" * 15}
     (tmp_path / "faulty.csv").write_text(text.format(**values))
     with pytest.raises(UserError, match=message) as raised:
-        facelt("enroll", made, tmp_path / "faulty.csv", *MODEL)
+        facelt("enroll", gallery_path, tmp_path / "faulty.csv", *MODEL)
     assert "faulty.csv: " in str(raised.value)
-    assert "samples: 40" in facelt("info", made)
+    assert "samples: 40" in facelt("info", gallery_path)
 
 
-def test_info_names_snapshots(facelt, made, tmp_path):
-    facelt("snapshot", made, tmp_path / "copy")
-    assert f"snapshot: {tmp_path / 'copy'}" in facelt("info", made)
+def test_info_names_snapshots(facelt, gallery_path, tmp_path):
+    facelt("snapshot", gallery_path, tmp_path / "copy")
+    assert f"snapshot: {tmp_path / 'copy'}" in facelt("info", gallery_path)
 
 
-def test_mistakes(facelt, made, tmp_path):
+def test_mistakes(facelt, gallery_path, tmp_path):
     with pytest.raises(UserError, match="pass exactly one of --like, --checkpoint and --model"):
         facelt("create", tmp_path / "new")
     with pytest.raises(UserError, match="64 hex digits"):
         facelt("create", tmp_path / "new", *MODEL, "--dimension", "4")
     with pytest.raises(UserError, match="is not empty"):
-        facelt("create", made, *MODEL, "--weights-sha256", SHA256, "--dimension", "4")
+        facelt("create", gallery_path, *MODEL, "--weights-sha256", SHA256, "--dimension", "4")
     with pytest.raises(UserError, match="images need --checkpoint"):
-        facelt("enroll", made, tmp_path)
+        facelt("enroll", gallery_path, tmp_path)
     with pytest.raises(UserError, match="pass --person or --sample"):
-        facelt("remove", made)
+        facelt("remove", gallery_path)
     with pytest.raises(UserError, match="has no reachability"):
-        facelt("calibrate", made, "--nonmated", *write_array(tmp_path, "p", some_samples(2, 1)), "--by", "reachability")
-    (path,) = (made / "index").glob("rows-*")
+        facelt(
+            "calibrate",
+            gallery_path,
+            "--nonmated",
+            *write_array(tmp_path, "p", some_samples(2, 1)),
+            "--by",
+            "reachability",
+        )
+    (path,) = (gallery_path / "index").glob("rows-*")
     path.write_bytes(path.read_bytes()[::-1])
     with pytest.raises(UserError, match="index: is missing or damaged; run facelt gallery rebuild"):
-        facelt("verify", made)
+        facelt("verify", gallery_path)
 
 
-def test_enrolling_and_identifying_need_no_torch(made, tmp_path):
+def test_enrolling_and_identifying_need_no_torch(gallery_path, tmp_path):
     probes = write_array(tmp_path, "probes", some_samples(2, 2))
     program = (
         "import sys; sys.modules['torch'] = None\n"
         "from facelt.cli.main import main\n"
         "sys.argv = ['facelt', 'gallery', *sys.argv[1:]]\nmain()"
     )
-    for words in (["enroll", made, *probes], ["identify", made, *probes, "--threshold", "0.5"]):
+    for words in (["enroll", gallery_path, *probes], ["identify", gallery_path, *probes, "--threshold", "0.5"]):
         done = subprocess.run(
             [sys.executable, "-c", program, *map(str, words)], capture_output=True, text=True, timeout=60
         )
@@ -156,8 +163,8 @@ def test_enrolling_and_identifying_need_no_torch(made, tmp_path):
 
 def test_images_are_embedded_on_the_way(facelt, finished_run, tiny_faces, tmp_path):
     where = tmp_path / "gallery"
-    told = facelt("create", where, "--checkpoint", finished_run, "--kind", "meta")
-    assert "meta of 16 by 'resnet10/oltr'" in told
+    output = facelt("create", where, "--checkpoint", finished_run, "--kind", "meta")
+    assert "meta of 16 by 'resnet10/oltr'" in output
     images = [tiny_faces, "--checkpoint", finished_run]
     assert "people: 5\nsamples: 42" in facelt("enroll", where, *images)
     # Each picture is found in the gallery it was enrolled in.
@@ -165,8 +172,8 @@ def test_images_are_embedded_on_the_way(facelt, finished_run, tiny_faces, tmp_pa
     facelt("identify", where, *images, "--threshold", "-1", "--top", "1", "--out", out)
     with out.open(newline="") as file:
         assert {(row["probe"], row["sample"]) for row in csv.DictReader(file)} >= {("1", "1"), ("42", "42")}
-    told = facelt("calibrate", where, "--nonmated", *_strangers(finished_run, tmp_path), "--fpir", "0.5")
-    assert "similarity threshold" in told
+    output = facelt("calibrate", where, "--nonmated", *_strangers(finished_run, tmp_path), "--fpir", "0.5")
+    assert "similarity threshold" in output
     _foreign(tmp_path)
     with pytest.raises(UserError, match=r"holds meta of 16 by 'foreign/x'.*pinned to meta of 16 by 'resnet10/oltr'"):
         facelt("enroll", where, tmp_path / "foreign")
@@ -177,16 +184,16 @@ def test_photographs_are_aligned_on_the_way(facelt, finished_run, real_data, tmp
     facelt("create", where, "--checkpoint", finished_run)
     photos = tmp_path / "photos"
     shutil.copytree(real_data / "photos", photos)
-    (photos / "nobody.png").write_bytes(cv2.imencode(".png", np.zeros((40, 40, 3), np.uint8))[1].tobytes())
+    (photos / "blank.png").write_bytes(cv2.imencode(".png", np.zeros((40, 40, 3), np.uint8))[1].tobytes())
     detector = f"yunet:{real_data / 'models' / 'yunet_n_dynamic.onnx'}"
     terms = ["--checkpoint", finished_run, "--detector", detector, "--people", "file"]
     assert "people: 20\nsamples: 40" in facelt("enroll", where, photos, *terms)
-    told = facelt("identify", where, photos, *terms, "--threshold", "0.999", "--top", "1")
-    assert len(told.splitlines()) == 40
-    assert "unknown" not in told
+    output = facelt("identify", where, photos, *terms, "--threshold", "0.999", "--top", "1")
+    assert len(output.splitlines()) == 40
+    assert "unknown" not in output
 
 
-def test_photographs_that_nobody_can_be_enrolled_from_are_told(facelt, finished_run, real_data, tmp_path):
+def test_photographs_that_cannot_be_enrolled_are_refused(facelt, finished_run, real_data, tmp_path):
     where, photos = tmp_path / "gallery", real_data / "photos"
     facelt("create", where, "--checkpoint", finished_run)
     terms = ["--checkpoint", finished_run]
@@ -211,12 +218,12 @@ def test_a_single_image_is_searched_for(facelt, finished_run, tmp_path):
     facelt("create", where, "--checkpoint", finished_run)
     images, *terms = _strangers(finished_run, tmp_path)
     facelt("enroll", where, images, *terms)
-    told = facelt("identify", where, images / "two/1.png", *terms, "--threshold", "0.999", "--top", "1")
-    assert told == "1.png: two 1.000\n"
+    output = facelt("identify", where, images / "two/1.png", *terms, "--threshold", "0.999", "--top", "1")
+    assert output == "1.png: two 1.000\n"
 
 
 def _strangers(run, folder):
-    """Pictures of two other people, as a folder of images."""
+    """Returns the arguments for a folder with images of two unknown people."""
     random = np.random.default_rng(3)
     for who in ("one", "two"):
         (folder / "photos" / who).mkdir(parents=True)
@@ -227,7 +234,7 @@ def _strangers(run, folder):
 
 
 def _foreign(folder):
-    """A store of another model and kind."""
+    """Writes a store of another model and kind."""
     from facelt.store.store import StoreWriter
 
     meta = {"model": {"weights_sha256": SHA256, "backbone": "foreign", "stage": "x"}}

@@ -20,7 +20,7 @@ def verify(cli):
 
 @pytest.fixture
 def refused(refused):
-    """refused(*words) -> the one line of the mistake."""
+    """refused(*words) -> the one-line error message."""
     return lambda *words: refused("verify", *words)
 
 

@@ -119,7 +119,7 @@ def test_a_store_is_finished_only_when_all_shards_are_written(tmp_path):
     second.write(4, {"direct": rows[4:5]})
     with pytest.raises(ValueError, match="more than the store's"):
         second.write(5, {"direct": rows[:2]})
-    # Both go on where they stopped, the first with nothing left.
+    # Both resume where they stopped; the first has nothing left to write.
     first, second = map(writer, shares)
     assert (first.rows_done, second.rows_done) == (4, 5)
     for other in (None, range(0, 3), range(3, 6)):

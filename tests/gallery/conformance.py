@@ -20,9 +20,9 @@ class Conformance:
     def test_an_empty_one_finds_nobody(self, backend, model_spec):
         assert backend.model_spec == model_spec
         assert backend.count() == GalleryCounts(0, 0)
-        found = backend.search(np.ones((2, DIMENSION)), 3)
-        assert found.candidates == [[], []]
-        assert found.exact
+        result = backend.search(np.ones((2, DIMENSION)), 3)
+        assert result.candidates == [[], []]
+        assert result.exact
         assert list(backend.people()) == []
 
     @pytest.mark.parametrize("templates", [False, True])
@@ -30,12 +30,12 @@ class Conformance:
         samples = some_samples(120, 25)
         backend.upsert(samples)
         probe_PD = np.random.default_rng(9).standard_normal((7, DIMENSION))
-        found = backend.search(probe_PD, 6, templates=templates)
-        assert found.exact
-        assert found.compared == (25 if templates else 120)
-        same_people(found.candidates, plain_people(samples, probe_PD, 6, templates=templates))
-        everybody = backend.search(probe_PD, 100, templates=templates)
-        same_people(everybody.candidates, plain_people(samples, probe_PD, 100, templates=templates))
+        result = backend.search(probe_PD, 6, templates=templates)
+        assert result.exact
+        assert result.compared == (25 if templates else 120)
+        same_people(result.candidates, plain_people(samples, probe_PD, 6, templates=templates))
+        ranking = backend.search(probe_PD, 100, templates=templates)
+        same_people(ranking.candidates, plain_people(samples, probe_PD, 100, templates=templates))
 
     def test_a_candidate_names_the_sample(self, backend):
         samples = some_samples(30, 10)
@@ -72,14 +72,14 @@ class Conformance:
         samples = some_samples(12, 4)
         backend.upsert(samples)
         backend.search(samples.embedding_ND, 2, templates=True)
-        removed = backend.remove(people=["person 1", "nobody"], keys=["k2", "k99"])
-        assert (removed.samples, list(removed.missing_people), list(removed.missing_keys)) == (4, ["nobody"], ["k99"])
+        removed = backend.remove(people=["person 1", "absent"], keys=["k2", "k99"])
+        assert (removed.samples, list(removed.missing_people), list(removed.missing_keys)) == (4, ["absent"], ["k99"])
         assert not removed.unfinished
-        kept = [i for i in range(12) if i % 4 != 1 and i != 2]
-        left = Samples([f"k{i}" for i in kept], [f"person {i % 4}" for i in kept], samples.embedding_ND[kept])
+        indices = [i for i in range(12) if i % 4 != 1 and i != 2]
+        left = Samples([f"k{i}" for i in indices], [f"person {i % 4}" for i in indices], samples.embedding_ND[indices])
         for templates in (False, True):
-            found = backend.search(samples.embedding_ND, 4, templates=templates).candidates
-            same_people(found, plain_people(left, samples.embedding_ND, 4, templates=templates))
+            result = backend.search(samples.embedding_ND, 4, templates=templates).candidates
+            same_people(result, plain_people(left, samples.embedding_ND, 4, templates=templates))
         assert backend.count() == GalleryCounts(3, 8)
         assert backend.remove(people=["person 1"]).samples == 0
 
@@ -103,9 +103,9 @@ class Conformance:
         row_ND = some_samples(len(names), 1).embedding_ND
         backend.upsert(Samples([f"{name}#key" for name in names], names, row_ND))
         assert dict(backend.people()) == dict.fromkeys(names, 1)
-        found = backend.search(row_ND, 1).candidates
-        assert [row[0].person for row in found] == names
-        assert [row[0].key for row in found] == [f"{name}#key" for name in names]
+        result = backend.search(row_ND, 1).candidates
+        assert [row[0].person for row in result] == names
+        assert [row[0].key for row in result] == [f"{name}#key" for name in names]
         assert backend.remove(people=[names[0]]).samples == 1
         assert backend.count().people == len(names) - 1
         assert backend.remove(keys=[f"{name}#key" for name in names[1:]]).samples == len(names) - 1
@@ -154,12 +154,12 @@ class Conformance:
         copy = LocalGallery(tmp_path / "copy")
         assert copy.model_spec == model_spec
         assert copy.count() == backend.count()
-        kept = {
+        indices = {
             key: (who, note)
             for part in copy.samples()
             for key, who, note in zip(part.keys, part.people, part.metadata, strict=True)
         }
-        assert kept == {f"k{i}": (f"person {i % 3}", {"age": i}) for i in range(9)}
+        assert indices == {f"k{i}": (f"person {i % 3}", {"age": i}) for i in range(9)}
         assert copy.search(samples.embedding_ND, 3) == backend.search(samples.embedding_ND, 3)
         copy.close()
         with pytest.raises(UserError, match="copy"):

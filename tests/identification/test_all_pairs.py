@@ -1,4 +1,4 @@
-"""Errors and histograms of all pairs against plain loops over pairs, with ties, groups, and blocks of any size."""
+"""All-pairs verification: errors and histograms against loops over pairs, with ties, groups and any block size."""
 
 import itertools
 
@@ -16,7 +16,7 @@ from facelt.stats.groups import PairCounter, Units, group_pairs
 
 
 def people(random, images, identities):
-    """Units of images whose gender is the identity's, and whose age band is the image's own."""
+    """Returns units of images with gender by identity and age band by image."""
     identity_N = random.integers(0, identities, images)
     gender_N = np.where(identity_N % 2, "m", "f")
     return identity_N, Units.from_columns(
@@ -25,7 +25,7 @@ def people(random, images, identities):
 
 
 def plain_pairs(rows_ND, identity_N, cosine):
-    """(score, mated, left, right) of each pair, in float64."""
+    """Returns (score, mated, left, right) of each pair, in float64."""
     rows_ND = np.asarray(rows_ND, dtype=np.float64)
     if cosine:
         rows_ND = rows_ND / np.linalg.norm(rows_ND, axis=1)[:, None]

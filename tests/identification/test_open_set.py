@@ -1,4 +1,4 @@
-"""Open-set identification against plain loops over toy galleries, by hand, and where there is no answer."""
+"""Open-set identification: FNIR and FPIR against plain loops and by hand, and undefined rates."""
 
 import math
 
@@ -12,7 +12,7 @@ from facelt.search.exact import BadRow
 
 
 def plain_half(probe_PD, identity_P, distractor_GD, enrolled, wanted, rank, novelty=None):
-    """FPIR and FNIR of one half from sorted candidate lists, with a loop over thresholds."""
+    """Returns FPIR and FNIR of one half from sorted candidate lists, by a loop over thresholds."""
     enrolled_names = {identity_P[e] for e in enrolled}
     mated, nonmated = [], []
     for probe in range(len(probe_PD)):
@@ -106,7 +106,7 @@ def test_the_seed_decides_and_the_order_of_search_does_not():
         searches = open_set_searches(probe_PD, identity_P, probe_PD[:5] + 0.1, seed=seed)
         drawn.append([half.enrolled_E.tolist() for half in searches.halves])
     assert drawn[0] == drawn[1] != drawn[2]
-    # Both who is enrolled and by which image is drawn: over seeds every image is, about as often as any other.
+    # Enrolled people and their images are drawn: over many seeds every image is enrolled about equally often.
     count_P = np.zeros(48)
     for seed in range(200):
         for half in open_set_searches(np.eye(48), identity_P, np.eye(48)[:1], seed=seed).halves[:1]:
@@ -139,7 +139,7 @@ def test_reachability_is_a_number_of_the_probe_alone():
     identity_P = np.repeat(np.arange(4), 30)
     probe_PD = (10 * np.eye(4)[identity_P] + random.standard_normal((120, 4))).astype(np.float32)
     searches = open_set_searches(probe_PD, identity_P, np.full((3, 4), -1.0), seed=0)
-    # Similarity finds everyone; equal reachability tells nobody from anybody.
+    # By similarity all mates match; equal reachability cannot separate known from unknown people.
     assert open_set_rates(searches, (0.1,)).points[0].fnir < 0.2
     flat = open_set_rates(searches, (0.1, 1.0), reachability_P=np.ones(120)).points
     assert (flat[0].fpir, flat[0].fnir) == (0.0, 1.0)

@@ -1,4 +1,4 @@
-"""Verification of listed pairs beside plain counting: points, who is one person, and whose limits they are."""
+"""Verification of listed pairs against plain counting: operating points, people, and confidence limits."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from facelt.identification.pair_verification import PAIR_FARS, connected_identit
 
 
 def pairs_of(scores: list[float], same: list[bool]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Embeddings [2P,2] of pairs with these cosines, no image twice."""
+    """Returns embeddings [2P,2] of pairs with these cosines; every image occurs once."""
     angle_P = np.arccos(scores)
     left_PD = np.tile([1.0, 0.0], (len(scores), 1))
     embedding_ND = np.stack([left_PD, np.stack([np.cos(angle_P), np.sin(angle_P)], axis=1)], axis=1).reshape(-1, 2)
@@ -18,7 +18,7 @@ def pairs_of(scores: list[float], same: list[bool]) -> tuple[np.ndarray, np.ndar
 
 
 def wilson(errors: int, trials: int) -> tuple[float, float]:
-    """Wilson's limits of so many independent trials, with the t quantile of as many people less one."""
+    """Returns Wilson's limits for `trials` independent trials, with the t quantile of trials - 1 degrees of freedom."""
     z, rate = float(stdtrit(trials - 1, 0.975)), errors / trials
     middle, spread = rate + z * z / (2 * trials), z * np.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials**2))
     return (middle - spread) / (1 + z * z / trials), (middle + spread) / (1 + z * z / trials)
@@ -43,14 +43,14 @@ def test_points_are_counted_pair_by_pair():
         assert one.point.tar == pytest.approx(len(accepted) / 150, abs=1e-12)
         assert one.point.threshold == pytest.approx(wrong[allowed], abs=1e-5)
         assert one.point.supported == (allowed >= 30)
-        # Every pair shows people of its own: trials are as independent as they can be.
+        # No two pairs share a person, so all trials are independent.
         low, high = wilson(150 - len(accepted), 150)
         assert one.tar_limits == pytest.approx((1 - high, 1 - low), abs=2e-3)
         assert one.far_limits[0] < one.point.fmr < one.far_limits[1]
 
 
 def test_limits_widen_where_few_people_make_the_pairs():
-    """The same scores, but the mated pairs are of ten people whose pairs all match or all miss."""
+    """Equal scores, but the mated pairs are of ten people, each with only matches or only misses."""
     same = [True] * 100 + [False] * 100
     scores = [0.8] * 80 + [-0.5] * 20 + [0.1 * (pair % 3) for pair in range(100)]
     embedding_ND, left_P, right_P, same_P = pairs_of(scores, same)
@@ -85,7 +85,7 @@ def test_a_pair_of_the_same_image_and_a_contradiction_are_counted():
 
 
 def test_what_is_not_of_unit_length_is_scored_by_its_inner_product():
-    """Length says how familiar an image is: scaled down pairs no longer match."""
+    """Inner products depend on the length: pairs scaled down no longer match."""
     embedding_ND, left_P, right_P, same_P = pairs_of([0.9] * 20 + [0.2] * 20, [True] * 20 + [False] * 20)
     embedding_ND[left_P[:10]] *= 0.1
     unit = verify_pairs(embedding_ND, left_P, right_P, same_P, unit=True)

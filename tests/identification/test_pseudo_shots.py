@@ -1,4 +1,4 @@
-"""Pseudo-shot bands: their edges, and brute-force counts of the shared embeddings."""
+"""Pseudo-shot bands: their limits, and counts by brute force on real embeddings."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Rank-k over mate pairs: by hand with ties, and against three nested plain loops."""
+"""Rank-k over mate pairs: by hand with ties, and against nested loops."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_ties_are_hits_by_hand():
     distractor_PK = np.array([[5.0, 4.0, 4.0, 3.0]])
     ranks = hit_ranks(np.array([5.0, 4.0, 3.0, 2.9]), np.zeros(4, dtype=int), distractor_PK)
     assert ranks.tolist() == [1, 2, 4, 5]
-    # Pairs hit at rank 1, 2, 3, 4: the one of rank 5 never.
+    # Pairs hit at rank 1, 2, 3 and 4; the one at rank 5 never.
     assert probe_hits(ranks, np.zeros(4, dtype=int), probes=2, ranks=4).tolist() == [[1, 2, 2, 3], [0, 0, 0, 0]]
 
 
@@ -39,13 +39,13 @@ def test_fewer_distractors_than_ranks_cannot_miss():
 
 
 def test_a_distractor_equal_to_the_mate_is_a_tie():
-    # The same photograph is a mate of probe 0 and a distractor; float values that a product rounds by place.
+    # The same photograph is a mate of probe 0 and a distractor; products are rounded depending on the position.
     random = np.random.default_rng(0)
     probe_PD = random.standard_normal((40, 33)).astype(np.float32)
     pairs = mate_pairs(np.zeros(40, dtype=int))
     top_SPK, _ = top_k(probe_PD, probe_PD[::-1], 40)
     rank_M = hit_ranks(pairs.scores(probe_PD, cosine=False), pairs.probe_M, top_SPK[0])
-    # Each mate stands in the gallery twice and itself: only better mates and the probe itself are in front of it.
+    # The gallery contains every mate; only better mates and the probe itself rank before it.
     score_PP = probe_PD.astype(np.float64) @ probe_PD.T.astype(np.float64)
     for mate, probe, rank in zip(pairs.mate_M, pairs.probe_M, rank_M, strict=True):
         better = sum(score_PP[probe, other] > score_PP[probe, mate] for other in range(40) if other != mate)

@@ -1,4 +1,4 @@
-"""Verification against plain loops over all pairs: ties, equal scores, blocks, what the pairs do not support."""
+"""Verification against loops over all pairs: ties, blocks, and unsupported rates."""
 
 import math
 
@@ -14,7 +14,7 @@ from facelt.search.exact import BadRow
 
 
 def plain_point(mated, nonmated, far):
-    """(threshold below which FAR is exceeded, FMR, FNMR) from sorted lists: accept what is above the first too many."""
+    """Returns (threshold below which the FAR is exceeded, FMR, FNMR) from sorted lists."""
     ordered = sorted(nonmated, reverse=True)
     allowed = math.floor(far * len(ordered) + 1e-9)
     too_many = ordered[allowed] if allowed < len(ordered) else -math.inf
@@ -54,7 +54,7 @@ def test_whole_numbers_with_ties_equal_plain_loops(seed, probes, distractors, id
         too_many, fmr, fnmr = plain_point(mated, nonmated, far)
         assert (point.fmr, point.fnmr) == (fmr, pytest.approx(fnmr, abs=1e-12))
         assert point.false_matches == round(fmr * len(nonmated))
-        # The threshold parts the first score too many from the next higher one, whatever lies between.
+        # The threshold lies between the first score in excess and the next higher one.
         assert point.threshold > too_many
         assert all(score >= point.threshold for score in nonmated if score > too_many)
         assert point.supported == (math.floor(far * len(nonmated) + 1e-9) >= 30)
@@ -96,7 +96,7 @@ def test_equal_scores_are_all_or_nothing():
 
 
 def test_a_photograph_among_the_distractors_ties_with_itself_as_a_mate():
-    # Cosines of 1 by a float32 product and in float64 fall together, whatever the rounding of each.
+    # Cosines of 1 are equal after rounding in float32 and in float64.
     random = np.random.default_rng(0)
     for dimension in (3, 33, 128):
         row_1D = random.standard_normal((1, dimension)).astype(np.float32)
@@ -123,12 +123,12 @@ def test_det_falls_from_all_to_none_and_holds_the_points():
     mated, nonmated = (np.array(scores) for scores in plain_scores(probe_PD, identity_P, distractor_GD, cosine=True))
     for threshold, fmr, fnmr in zip(det.threshold_T, det.fmr_T, det.fnmr_T, strict=True):
         assert fnmr == pytest.approx(np.mean(mated < threshold), abs=1e-12)
-        # The threshold stands next to the first score too many, nearer than the rounding of a product.
+        # The threshold lies next to the first score in excess, closer than the rounding of a product.
         assert np.mean(nonmated >= threshold + 1e-6) <= fmr <= np.mean(nonmated >= threshold - 1e-6)
 
 
 def test_long_rows_fit_on_the_grid():
-    # The longest row lies among the distractors, far beyond what the probes let expect.
+    # The longest row is a distractor, much longer than any probe.
     probe_PD = np.array([[1, 0], [1, 0], [0, 1], [0, 1]], dtype=np.float32)
     distractor_GD = np.array([[1000, 0], [0.5, 0], [-2000, 3], [0, 0]], dtype=np.float32)
     (point,) = verification_rates(probe_PD, np.array([0, 0, 1, 1]), distractor_GD, fars=(0.25,)).points
