@@ -25,7 +25,7 @@ def test_workers_give_the_same_files(yunet, real_data, tmp_path):
         assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
 
-def test_a_worker_that_is_killed_is_told(yunet, real_data):
+def test_a_killed_worker_is_reported(yunet, real_data):
     others = multiprocessing.active_children()
     answers = detect_all(find_photographs(real_data / "photos"), DetectionOptions(yunet), workers=1)
     next(answers)

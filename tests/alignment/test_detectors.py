@@ -23,7 +23,7 @@ def test_missing_weights_say_where_they_are_to_be_had(tmp_path, kind):
 
 
 @pytest.mark.parametrize("text", ["", "yunet", "yunet:", "retina:x", ":x"])
-def test_other_words_are_told_which_there_are(text):
+def test_unknown_names_list_the_choices(text):
     with pytest.raises(UserError, match="expected one of yunet:PATH, insightface:PATH"):
         open_detector(text)
 
@@ -86,7 +86,7 @@ def test_yunet_finds_drawings_of_any_size_and_the_crops_fit(yunet, size):
         assert np.linalg.norm(again.face.landmark_52 - 56 - TEMPLATE_52, axis=1).mean() < 8
 
 
-def test_yunet_finds_everyone_of_the_photographs(yunet, real_data):
+def test_yunet_detects_every_face_of_the_photographs(yunet, real_data):
     """Landmarks detected again in the crop lie near the template's; no real face fits them exactly."""
     detector, off = open_detector(yunet), []
     for item in find_photographs(real_data / "photos"):
@@ -99,7 +99,7 @@ def test_yunet_finds_everyone_of_the_photographs(yunet, real_data):
     assert np.mean(off) < 4
 
 
-def test_a_picture_of_nobody_and_odd_shapes(yunet):
+def test_a_picture_without_faces_and_odd_shapes(yunet):
     detector = open_detector(yunet, 0.9)
     assert detector.min_score == 0.9
     assert detector.name.startswith("yunet:yunet_n_dynamic.onnx sha256:104ee26c71d5")

@@ -45,7 +45,7 @@ def reason(place: Path, payload: bytes, max_pixels: int = 10**6) -> str:
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
 @pytest.mark.parametrize(("kind", "off"), [("PNG", 0), ("WEBP", 0), ("JPEG", 25)])
-def test_photographs_stand_upright(tmp_path, kind, off, orientation):
+def test_photographs_are_turned_upright(tmp_path, kind, off, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     smooth = np.asarray(Image.fromarray(PICTURE).resize((12, 9)).resize((100, 120), Image.Resampling.BILINEAR))
@@ -89,7 +89,7 @@ def test_animated_images_are_named_and_still_ones_are_not(tmp_path, kind):
         (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(90), "JPEG 2000"),
     ],
 )
-def test_formats_that_are_not_read_are_told(tmp_path, payload, name):
+def test_unsupported_formats_are_named(tmp_path, payload, name):
     assert reason(tmp_path / "photo", payload) == f"{name} images are not supported; convert it to PNG or JPEG"
 
 

@@ -58,7 +58,7 @@ def test_faces_come_by_size_and_lie_on_the_template():
             assert np.abs(face.image_HW3[y, x].astype(int) - (255, 130 + 20 * landmark, blue)).max() <= 2
 
 
-def test_what_nobody_can_align_is_no_face():
+def test_landmarks_that_cannot_be_aligned_are_no_face():
     class OnePoint(DrawnFaces):
         def detect(self, image_HW3):
             return [face._replace(landmark_52=np.full((5, 2), 9.0)) for face in super().detect(image_HW3)]

@@ -96,7 +96,7 @@ def test_all_faces_are_counted_by_size(align, photos, tmp_path):
     assert align("sure", all_faces=True, min_score=0.85).faces == 3
 
 
-def test_a_record_has_everyone_a_label_and_keeps_the_faces_whole(align, photos, tmp_path):
+def test_a_record_labels_every_identity_and_keeps_the_pixels(align, photos, tmp_path):
     align("rec/train.rec", all_faces=True)
     assert sorted(path.name for path in (tmp_path / "rec").iterdir()) == [
         *("faces.csv", "failures.csv", "identities.csv", "property", "train.idx", "train.rec")
@@ -191,7 +191,7 @@ def test_what_is_there_stays(align, photos, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
-def test_a_record_is_not_told_to_have_the_working_folder_removed(align, photos, tmp_path, monkeypatch):
+def test_the_advice_for_a_record_does_not_remove_the_working_folder(align, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(photos)
     for out in ("train.rec", "Ann/train.rec"):
         listed = find_photographs(photos)

@@ -11,7 +11,7 @@ from facelt.store.store import StoreWriter
 
 @dataclass
 class Faces:
-    """16 people of 4 images: those of group `a` are easier to tell apart; 40 distractors."""
+    """16 people of 4 images, easier to distinguish in group `a`; 40 distractors."""
 
     folder: Path
     keys: list[str]

@@ -99,7 +99,7 @@ def test_a_record_is_counted_as_it_is_split(tiny_faces, root):
     assert (train["classes"], train["smallest"]) == (5, 1)
 
 
-def test_the_tables_say_the_same(tmp_path, root):
+def test_the_tables_are_equal(tmp_path, root):
     (tmp_path / "train.txt").write_text("a b/1.png 0\n" * 1234 + "c/1.png 1\n" * 20)
     (tmp_path / "open.txt").write_text("o.png -1\n")
     words = [f"data.train={tmp_path / 'train.txt'}", "data.validation=null", "data.test=null", "data.num_classes=3"]

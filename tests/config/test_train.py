@@ -177,7 +177,7 @@ def test_a_mistake_names_its_key_and_what_is_allowed(refusal, override, expected
     assert "recipe.yaml" in message
 
 
-def test_several_mistakes_are_told_at_once(refusal):
+def test_several_mistakes_are_reported_at_once(refusal):
     assert len(refusal("optim.lr=0", "seed=-1", "devise=cpu").splitlines()) == 3
 
 

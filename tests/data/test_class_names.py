@@ -30,7 +30,7 @@ def test_a_class_of_a_list_is_called_by_its_folder_if_it_has_one_alone():
     paths = ["t/cat/1.jpg", "t/cat/2.jpg", "t/dog/1.jpg", "t/wolf/1.jpg", "t/owl/1.jpg"]
     config = ListData.model_construct(kind="list")
     assert config.class_names(data_of([0, 0, 1, 1, 3], 4, paths)) == ["cat", "1", "2", "owl"]
-    # All images lie in one folder, so folders do not tell classes apart.
+    # All images are in one folder, so folders do not distinguish classes.
     assert config.class_names(data_of([0, 1], 2, ["a/1.jpg", "a/2.jpg"])) == ["0", "1"]
 
 

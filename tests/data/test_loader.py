@@ -65,7 +65,7 @@ def test_the_rows_left_over_by_bad_images_are_not_touched(dataset):
     assert (room_BHW3[2] == 7).all()
 
 
-def test_a_worker_that_fails_says_so(dataset, sampler):
+def test_a_failing_worker_is_reported(dataset, sampler):
     dataset.labels = dataset.labels[:1]
     loader = Loader(dataset, sampler, workers=1)
     with pytest.raises(IndexError, match="out of bounds"):

@@ -127,7 +127,7 @@ def test_only_names_are_bounded(small, tree):
         run(small, models=tree)
 
 
-def test_repeated_embeddings_are_told_and_kept(small, write_store):
+def test_repeated_embeddings_are_reported_and_kept(small, write_store):
     small.distractor_GD[[12, 20]] = small.distractor_GD[11]
     write_store(small.root / "repeated", small.distractors, {"direct": small.distractor_GD})
     models = small.config()["models"]
@@ -139,7 +139,7 @@ def test_repeated_embeddings_are_told_and_kept(small, write_store):
     assert expected in report["notes"]
 
 
-def test_store_and_tree_inspect_alike(small, tree):
+def test_store_and_tree_have_equal_inspections(small, tree):
     store = StoreSource(small.root / "distractors").inspect("direct", small.distractors)
     second = TreeSource(small.root / "tree_distractors", "x").inspect("direct", small.distractors)
     assert store.fingerprint == second.fingerprint

@@ -97,7 +97,7 @@ def test_no_pair_at_all(small, write_list):
     assert section["rates"][0]["det"] == {"threshold": [], "fmr": [], "fnmr": []}
 
 
-def test_it_is_off_unless_asked_for(small, passes):
+def test_it_is_off_by_default(small, passes):
     assert small.run()["verification"] is None
     assert passes == []
 

@@ -47,7 +47,7 @@ def test_direct_is_the_models_at_every_batch_size(case, build_model, pixels, tmp
         np.testing.assert_allclose(embedding_ND, expected_ND, atol=1e-5)
 
 
-def test_without_the_mirror_image_it_is_the_plain_feature_and_says_so(build_model, pixels, tmp_path):
+def test_without_the_mirror_image_it_is_the_plain_feature_as_recorded(build_model, pixels, tmp_path):
     model = build_model({"name": "classify"}, data=OTHER_SCALE)
     export_onnx(model, tmp_path / "plain.onnx", flip=False)
     with torch.no_grad():

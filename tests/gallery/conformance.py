@@ -17,7 +17,7 @@ from tests.gallery.conftest import DIMENSION, plain_people, same_people, some_sa
 class Conformance:
     """Base of each backend's test class."""
 
-    def test_an_empty_one_finds_nobody(self, backend, model_spec):
+    def test_an_empty_gallery_has_no_candidates(self, backend, model_spec):
         assert backend.model_spec == model_spec
         assert backend.count() == GalleryCounts(0, 0)
         result = backend.search(np.ones((2, DIMENSION)), 3)
@@ -46,7 +46,7 @@ class Conformance:
         (mean,) = backend.search(samples.embedding_ND[17:18], 1, templates=True).candidates
         assert mean[0].key is None
 
-    def test_one_person_with_nearly_all_samples_hides_nobody(self, backend):
+    def test_one_person_with_nearly_all_samples_hides_no_one(self, backend):
         random = np.random.default_rng(4)
         centre_D = random.standard_normal(DIMENSION)
         crowd_ND = centre_D + 0.01 * random.standard_normal((80, DIMENSION))

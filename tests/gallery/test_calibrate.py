@@ -41,7 +41,7 @@ def test_limits_of_independent_searches_are_those_of_a_share():
     assert binom.sf(39, 400, made.fpir_low) == pytest.approx(0.025, abs=0.012)
 
 
-def test_searches_of_one_person_are_alike():
+def test_searches_of_one_person_are_correlated():
     """Searches of one person are correlated, so the limits are wider."""
     score_I = np.random.default_rng(2).random(50)
     alone = calibrate_threshold(np.repeat(score_I, 10), np.arange(500), 0.1, **TERMS)
@@ -50,7 +50,7 @@ def test_searches_of_one_person_are_alike():
     assert alike.fpir_high - alike.fpir_low > 2 * (alone.fpir_high - alone.fpir_low)
 
 
-def test_one_person_says_nothing_about_others():
+def test_one_person_gives_no_confidence_limits():
     made = calibrate_threshold(np.random.default_rng(0).random(100), np.zeros(100), 0.1, **TERMS)
     assert (made.fpir_low, made.threshold_high) == (None, None)
     assert Calibration.from_dict(made.to_dict()) == made
@@ -104,7 +104,7 @@ def test_a_calibrated_gallery_lets_strangers_through_that_often(enrolled, templa
         enrolled.identify(probe_PD, templates=not templates)
 
 
-def test_candidates_below_the_threshold_are_nobody(enrolled):
+def test_candidates_below_the_threshold_are_left_out(enrolled):
     samples = some_samples(60, 20)
     found = enrolled.identify(samples.embedding_ND[:1], top=20, threshold=0.3)
     (answer,) = found.probes
@@ -152,7 +152,7 @@ def test_an_empty_gallery_has_no_threshold(tmp_path, model_spec):
         gallery.calibrate(*strangers(100), 0.1)
 
 
-def test_enrolling_goes_on_part_by_part(tmp_path, model_spec, monkeypatch):
+def test_enrolling_continues_part_by_part(tmp_path, model_spec, monkeypatch):
     monkeypatch.setattr("facelt.gallery.gallery.ENROL_ROWS", 7)
     done = []
     with Gallery.create(tmp_path / "gallery", model_spec) as gallery:

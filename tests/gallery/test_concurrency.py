@@ -25,7 +25,7 @@ def write_for_ever(path, pipe):
             gallery.remove(people=[f"person {who}" for who in range(0, 10)][: 5 + step % 5])
 
 
-def test_a_reader_beside_a_busy_writer(gallery):
+def test_a_reader_during_writes(gallery):
     gallery.upsert(some_samples(50, 50, seed=10**6, prefix="first"))
     people = [f"steady {i}" for i in range(200)]
     STEADY.people[:] = people
@@ -73,7 +73,7 @@ def test_a_search_that_meets_the_zeros_of_a_removal_is_made_again(gallery, monke
     assert len(calls) > 1
 
 
-def test_a_probe_that_cannot_be_scored_is_still_told(gallery, monkeypatch):
+def test_a_probe_that_cannot_be_scored_is_still_reported(gallery, monkeypatch):
     gallery.upsert(some_samples(20, 20))
 
     def bad(self, query_PD, t):

@@ -39,7 +39,7 @@ def test_the_example_runs(tmp_path, monkeypatch):
         ({"note": {"x": {1}}}, "sample 'k9': its metadata cannot be stored"),
     ],
 )
-def test_a_mistake_near_the_end_enrols_nobody(opened, monkeypatch, row, message):
+def test_a_mistake_near_the_end_enrols_no_one(opened, monkeypatch, row, message):
     monkeypatch.setattr("facelt.gallery.gallery.ENROL_ROWS", 4)
     samples = some_samples(10, 5)
     keys, people, notes = list(samples.keys), list(samples.people), [{}] * 10
@@ -130,7 +130,7 @@ def test_threads_with_a_reader_each(gallery):
         assert all(keys == samples.keys for keys in pool.map(work, range(32)))
 
 
-def test_a_forked_process_is_told_to_open_its_own(gallery):
+def test_a_forked_process_must_open_the_gallery_again(gallery):
     samples = some_samples(10, 5)
     gallery.upsert(samples)
     reading, writing = os.pipe()

@@ -80,7 +80,7 @@ def spoil_json(gallery):
         *(point_elsewhere, claim_another_revision, remove_it, spoil_json),
     ],
 )
-def test_a_harmed_index_is_built_anew(filled, harm):
+def test_a_damaged_index_is_rebuilt(filled, harm):
     filled.close()
     harm(filled)
     reader = LocalGallery(filled.path)

@@ -51,7 +51,7 @@ def test_only_the_owner_reads_the_files(tmp_path, model_spec):
         os.umask(before)
 
 
-def test_the_second_writer_is_told_who_the_first_is_and_readers_read(gallery):
+def test_the_second_writer_is_refused_with_the_first_ones_process(gallery):
     gallery.upsert(some_samples(6, 3))
     done = subprocess.run(
         [sys.executable, "-c", SECOND_WRITER, gallery.path], capture_output=True, text=True, timeout=60

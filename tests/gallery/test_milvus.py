@@ -64,7 +64,7 @@ def test_it_is_opened_by_its_name(where, model_spec):
         Gallery.create(f"milvus:{where}", model_spec)
 
 
-def test_another_process_goes_on_with_it(tmp_path):
+def test_another_process_continues_with_the_gallery(tmp_path):
     """A restarted server has its collections on disk only."""
     pytest.importorskip("milvus_lite", reason="milvus-lite is absent: make test-milvus")
     command = [sys.executable, "-c", "from facelt.cli.main import main; main()", "gallery"]
@@ -109,7 +109,7 @@ def test_names_that_are_none(uri, model_spec):
         MilvusGallery(f"{uri}#drop table")
 
 
-def test_an_index_that_may_pass_somebody_over_is_told(backend):
+def test_an_approximate_index_is_reported(backend):
     backend.upsert(some_samples(300, 100))
     client, name = backend._at._client, backend._name
     client.release_collection(name)

@@ -39,7 +39,7 @@ def test_a_store_knows_its_model(store, model_spec):
         read_labelled_embeddings(store, "meta_unit")
 
 
-def test_a_store_of_nobody_knows_what(tmp_path):
+def test_a_store_without_model_metadata(tmp_path):
     writer = StoreWriter(tmp_path / "store", ["a"], ["b"], {"direct": 2}, {})
     writer.write(0, {"direct": np.array([[1.0, 0.0]])})
     with pytest.raises(UserError, match=r"does not name the weights.*model\.weights_sha256"):

@@ -129,7 +129,7 @@ def test_no_byte_is_left_after_many_small_changes(gallery, tmp_path):
     assert len(gone) > 4000
 
 
-def test_a_disk_that_is_too_full_to_wipe_is_told_and_the_gallery_goes_on(gallery, tmp_path, monkeypatch):
+def test_a_disk_that_is_too_full_to_wipe_is_reported_and_the_gallery_stays_usable(gallery, tmp_path, monkeypatch):
     samples = some_samples(6, 3)
     gallery.upsert(samples)
     run = Database.execute
@@ -167,7 +167,7 @@ def test_snapshots_that_cannot_be_reached_are_named(gallery, model_spec, tmp_pat
     assert "other: is a different gallery now" in removed.unfinished[1]
 
 
-def test_a_reader_in_the_middle_delays_the_wiping_which_is_said(gallery, tmp_path, monkeypatch):
+def test_a_concurrent_reader_delays_the_wiping_which_is_reported(gallery, tmp_path, monkeypatch):
     samples = some_samples(6, 3)
     gallery.upsert(samples)
     reader = LocalGallery(gallery.path)
@@ -183,7 +183,7 @@ def test_a_reader_in_the_middle_delays_the_wiping_which_is_said(gallery, tmp_pat
     assert not bytes_in(tmp_path)(stored(samples.embedding_ND[1]))
 
 
-def test_the_database_refuses_samples_of_nobody(gallery):
+def test_the_database_refuses_samples_without_a_person(gallery):
     gallery.upsert(some_samples(2, 1))
     with pytest.raises(UserError, match="FOREIGN KEY"), gallery._store.write_transaction():
         gallery._store._database.execute("DELETE FROM people")

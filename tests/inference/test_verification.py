@@ -144,7 +144,7 @@ def test_sets_are_measured_without_validation_images(recipe, train, metrics, tin
     }
 
 
-def test_a_network_that_diverged_tells_no_pair(recipe, tiny_pairs, tmp_path, finished_run):
+def test_a_diverged_network_verifies_no_pair(recipe, tiny_pairs, tmp_path, finished_run):
     config = TrainConfig.model_validate(recipe(tmp_path, validation={"sets": {"tiny": str(tiny_pairs)}}))
     method = load_model(finished_run, CPU).method
     with torch.no_grad():

@@ -84,7 +84,7 @@ def test_a_metric_loss_is_added_by_its_weight(classify, inputs, name):
     assert output.parts["classification_loss"].item() == pytest.approx(plain.item(), rel=1e-5)
 
 
-def test_draws_are_of_the_step_and_alike_on_every_rank(monkeypatch):
+def test_draws_depend_on_the_step_and_are_equal_on_every_rank(monkeypatch):
     def draw(context, rank, same_on_all_ranks):
         monkeypatch.setattr("facelt.methods.base.rank", lambda: rank)
         return torch.rand(4, generator=context.generator("cpu", same_on_all_ranks)).tolist()

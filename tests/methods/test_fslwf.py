@@ -79,7 +79,7 @@ def test_novel_classes_answer_by_weights_made_of_all_their_images(method):
     assert torch.equal(again.logits(image).local_BC, method.logits(image).local_BC)
 
 
-def test_an_epochs_end_makes_the_weights_anew(method):
+def test_an_epochs_end_renews_the_weights(method):
     before = method.generated_CD.clone()
     with torch.no_grad():
         method.generator.average_D.mul_(2)
@@ -121,7 +121,7 @@ def test_a_step_is_an_episode_of_base_classes():
     }
 
 
-def test_dropout_changes_the_episode_and_is_drawn_anew_each_step():
+def test_dropout_changes_the_episode_and_is_redrawn_each_step():
     method, data = filled(dropout=0.5), training_set()
     steps = [FIRST, type(FIRST)(epoch=0, epochs=1, step=1, steps=2)]
     first, second = (method.step([data], progress).loss.item() for progress in steps)

@@ -177,7 +177,7 @@ def test_asm_hands_over_what_the_selector_points_at():
     }
 
 
-def test_asms_count_begins_with_each_epoch_and_goes_on_within_it():
+def test_asms_count_begins_with_each_epoch_and_continues_within_it():
     method = fitted("fusion_asm")
     method.hits_3.fill_(4)
     method.begin_epoch(StepContext(1, 2, 5, 9), {})

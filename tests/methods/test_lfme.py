@@ -127,7 +127,7 @@ def test_the_pass_finds_each_classs_range_once():
     assert found == [pytest.approx(pair, rel=1e-12) for pair in ranges(method, shown)]
 
 
-def test_images_that_are_all_alike_to_the_expert_count_fully():
+def test_images_of_equal_confidence_count_fully():
     method, shown = lfme(), images(CLASSES, seed=1)
     look_over(method, shown)
     method.eval()

@@ -49,7 +49,7 @@ def test_a_later_expert_would_help_where_the_mean_so_far_is_wrong():
         assert found[:, image].tolist() == expected
 
 
-def test_experts_are_asked_until_one_suffices():
+def test_experts_are_used_until_one_suffices():
     for case in torch.cartesian_prod(*[torch.tensor([-1.0, 0.0, 2.0])] * 3):
         used = 1
         while used <= 3 and case[used - 1] > 0:

@@ -25,7 +25,7 @@ def test_the_linear_head_has_no_sampling():
 
 
 @pytest.mark.parametrize("head", ["cosine", "margin"])
-def test_a_run_that_is_stopped_and_goes_on_ends_as_a_straight_one(head, recipe, tmp_path, monkeypatch):
+def test_a_resumed_run_equals_an_uninterrupted_one(head, recipe, tmp_path, monkeypatch):
     method = {"name": "classify", "head": head, "sample_rate": 0.5}
 
     def train(name: str, resume: bool = False) -> dict[str, torch.Tensor]:

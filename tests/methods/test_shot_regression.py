@@ -37,7 +37,7 @@ def filled(name, **config):
     return method.eval()
 
 
-def test_softmax_regression_is_where_the_gradient_vanishes_and_classes_count_alike():
+def test_softmax_regression_has_no_gradient_and_weights_classes_equally():
     random = torch.Generator().manual_seed(0)
     label_N = torch.tensor([0] * 12 + [1] * 5 + [3] * 2)
     feature_ND = torch.randn(19, 3, generator=random) + torch.randn(4, 3, generator=random)[label_N]
@@ -114,7 +114,7 @@ def test_model_regression_draws_every_level():
     assert drawn == {0, 1, 2}
 
 
-def test_blocks_are_trained_from_the_last_to_the_first_and_the_others_stand_still():
+def test_blocks_are_trained_from_the_last_to_the_first_and_the_others_are_frozen():
     method, data = filled("meta_model_net"), training_set()
     steps = [StepContext(epoch, 2, step, 3) for epoch in range(2) for step in range(3)]
     active = []

@@ -171,7 +171,7 @@ def test_a_fit_has_the_greatest_likelihood_and_is_that_of_gumbel(spread, images)
     for factor in (0.98, 1.02):
         assert likelihood(shape * factor, scale) < best
         assert likelihood(shape, scale + (factor - 1) * (tail[-1] - tail[0])) < best
-    # In units of its own range: scipy's search ends early where numbers are small.
+    # In units of the data's range: scipy's search ends early for small numbers.
     unit = (tail - tail[0]) / (tail[-1] - tail[0])
     place, width = gumbel_l.fit(unit)
     where = np.linspace(-0.5, 1.5, 9)

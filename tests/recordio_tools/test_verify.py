@@ -168,7 +168,7 @@ def test_a_short_header(tmp_path):
     assert "too short for a header" in found(path)[None]
 
 
-def test_the_search_goes_on_behind_each_damage(faces, offsets):
+def test_the_search_continues_behind_each_damage(faces, offsets):
     for key in (1, 4, 8):
         overwrite(faces, offsets[key], b"\0")
     report = verify_record_file(faces)

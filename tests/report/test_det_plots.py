@@ -70,7 +70,7 @@ def test_zero_is_left_out():
     assert "inf" not in svg.lower()
 
 
-def test_a_figure_tells_its_numbers():
+def test_a_figure_has_its_numbers_as_text():
     figure = det_plot([curve(), curve(label="oltr", points=[(1e-2, 0.05)], style=Style(look=1))])
     assert figure.header == ("", "FNMR (%) at FMR 1 %", "FNMR (%) at FMR 0.1 %", "FNMR (%) at FMR 0.0001 %")
     assert figure.data == (("plain", "–", "20.00", "–"), ("oltr", "5.00", "–", "–"))  # noqa: RUF001
@@ -90,7 +90,7 @@ def test_open_set_states_its_rank():
 @pytest.mark.parametrize(
     "curves", [[], [curve(x=[], y=[], points=[(0.1, None)])], [curve(x=[1.0], y=[0.0], points=[])]]
 )
-def test_no_curve_says_so(curves):
+def test_a_missing_curve_is_reported(curves):
     figure = det_plot(curves)
     assert "no curve: too few trials" in texts(figure.svg)
 

@@ -55,7 +55,7 @@ def shown(report, width=80) -> str:
     return console.file.getvalue()
 
 
-def test_everything_stands_in_80_columns(report):
+def test_every_line_fits_80_columns(report):
     text = shown(report)
     assert max(map(len, text.splitlines())) <= 80
     words = " ".join(text.split())
@@ -69,7 +69,7 @@ def test_everything_stands_in_80_columns(report):
         assert f"{figure} {10 + place}.00" in words
 
 
-def test_experts_stand_beside_what_they_say_together(report):
+def test_experts_are_listed_with_their_average(report):
     counts = {"right": (5_001, 4_002), "lost": (31, 42), "won": (503, 604), "some_right": 60, "none_right": 7}
     report["experts"] = {"images": 10_000, "average_right": 6_003, **counts}
     text = shown(report)
@@ -88,7 +88,7 @@ def test_without_a_rejection_there_is_one_table(report):
     assert text.count("accuracy") == 2
 
 
-def test_why_there_is_no_figure_is_told(report):
+def test_missing_figures_have_a_reason(report):
     report["open"] |= {
         **dict.fromkeys(OPEN_SET_METRICS),
         "open_images": 0,
@@ -182,7 +182,7 @@ def test_a_sweep_of_several_models_draws_the_f_measure_of_each(tmp_path):
 
 
 @pytest.mark.parametrize(("last", "gaps"), [(1000.0, 1.0), (3.0, 20.0)])
-def test_thresholds_far_apart_stand_on_a_logarithmic_axis(tmp_path, last, gaps):
+def test_thresholds_over_decades_have_a_logarithmic_axis(tmp_path, last, gaps):
     """Three thresholds over several decades are equally spaced; closer ones lie on a linear axis."""
     places = (1.0, last**0.5 if gaps == 1 else 1.095238, last)
     points = [["c", x, 0.5, 0.6, 0.4, 0.1, 9, 0.2, 0.3, 0.35, 0.4] for x in places]

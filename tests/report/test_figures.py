@@ -65,7 +65,7 @@ def test_every_point_is_drawn_in_its_place_with_its_groups_colour(tmp_path):
         assert f"{group} ({count})" in texts(tmp_path / "tsne.svg")
 
 
-def test_pictures_stand_beside_each_other_with_their_words(tmp_path):
+def test_pictures_are_in_a_grid_with_their_captions(tmp_path):
     flat = [np.full((8, 8, 3), colour, np.uint8) for colour in ((250, 0, 0), (0, 250, 0), (0, 0, 250))]
     rows = [
         ((flat[0], "class 7"), [(flat[1], "class 1: 0.900"), (None, "class 2: 0.050")]),

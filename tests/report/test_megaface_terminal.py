@@ -16,7 +16,7 @@ def printed(report, width):
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_columns_stand_in_the_papers_order_within_the_width(report, width):
+def test_columns_have_the_papers_order_within_the_width(report, width):
     text = printed(report, width)
     assert all(len(line) <= width for line in text.splitlines())
     (heading,) = [line for line in text.splitlines() if "Many" in line]
@@ -36,7 +36,7 @@ def test_a_wide_terminal_has_every_interval(report):
     assert len(lines[first + 1].split()) == 1 + 6
 
 
-def test_counts_stand_below_once_where_all_rows_agree(report):
+def test_equal_counts_are_listed_once_below_the_table(report):
     text = printed(report, 80)
     (pairs,) = [line for line in text.splitlines() if line.split()[:1] == ["pairs"] and "26,202" in line]
     assert pairs.split() == ["pairs", "0", "880", "1,000", "24,322", "26,202", "13,860", "12,342"]

@@ -109,7 +109,7 @@ def test_the_page_has_figures_thresholds_and_circumstances(measured, tmp_path):
         assert words in text
 
 
-def test_what_is_not_supported_is_said_and_never_a_number(measured, tmp_path):
+def test_unsupported_rates_are_reported_without_a_number(measured, tmp_path):
     path = write(measured, tmp_path)
     text, _ = page_text(path)
     assert text.count(NEEDS) == text.count(FEW) == 2
@@ -170,7 +170,7 @@ def test_the_terminal_summary(measured, width):
     assert "* uncertain" in text
 
 
-def test_a_report_without_them_says_nothing_of_them(report, tmp_path):
+def test_a_report_without_them_does_not_mention_them(report, tmp_path):
     for sections in ({}, {"verification": None, "open_set": None}):
         path = write(report | sections, tmp_path)
         text, _ = page_text(path)

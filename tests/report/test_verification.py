@@ -52,7 +52,7 @@ def printed(report: dict, width: int = 80) -> str:
     return out.getvalue()
 
 
-def test_figures_stand_in_their_rows_and_columns():
+def test_figures_are_in_their_rows_and_columns():
     text = printed(REPORT)
     assert max(map(len, text.splitlines())) <= 80
     assert "runs/faces: direct embedding, image and mirror image averaged; in %" in text
@@ -69,7 +69,7 @@ def test_figures_stand_in_their_rows_and_columns():
     assert "\x1b" not in text
 
 
-def test_what_is_not_known_is_not_said():
+def test_unknown_values_are_left_out():
     report = copy.deepcopy(REPORT)
     report["source"] = {"name": "elsewhere.npz", "kind": None, "flip_averaged": None}
     for entry in report["sets"]:

@@ -129,7 +129,7 @@ def test_the_noise_mode_is_explained(report, tmp_path, mode):
     }[mode] in text
 
 
-def test_several_gallery_sizes_are_told_apart(report, tmp_path):
+def test_several_gallery_sizes_are_labelled(report, tmp_path):
     report["rows"] += [{**row, "distractors": 1000} for row in report["rows"]]
     text = Page(write(report, tmp_path)).text
     assert "rank 1, 6,732" in text

@@ -64,7 +64,7 @@ def test_no_more_effective_trials_than_trials():
 def test_upper_limit_without_errors_accounts_for_correlation():
     alone = rate_intervals(ClusteredCounts.by_identity(np.zeros(8), np.full(8, 100)), level=0.95)
     t = stats.t.ppf(0.975, 7)
-    assert alone.effective_F[0] == pytest.approx(8)  # nothing says that trials of one identity differ
+    assert alone.effective_F[0] == pytest.approx(8)  # no evidence that trials of one identity differ
     assert (alone.low_F[0], alone.high_F[0]) == (0, pytest.approx(t * t / (8 + t * t)))
     independent = np.array([np.zeros(8), [2, 3, 2, 1, 2, 3, 2, 1]])
     beside = rate_intervals(ClusteredCounts.by_identity(independent, np.full((2, 8), 100)), level=0.95)
