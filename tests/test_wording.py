@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("recordio_tools", "facelt", "eval_megaface")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+TEST_FILES = sorted(path for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 # Names that several entry modules may define.
 SHARED_NAMES = {"main"}
 OPENING = re.compile(r"(What|How|Whether|Where|Who|Whose|Whoever|Which|Why)\b")
@@ -61,6 +62,15 @@ def test_docstrings_and_messages_are_plain_english(path):
     assert refused_words(source) == []
     # Comments and messages as well.
     assert WORDS.findall(source) == []
+
+
+@pytest.mark.parametrize("path", TEST_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_docstrings_and_names_of_tests_and_benchmarks_are_plain_english(path):
+    source = path.read_text()
+    assert ast.get_docstring(ast.parse(source))
+    assert refused_words(source) == []
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    assert [node.name for node in nodes if WORDS.search(node.name.replace("_", " "))] == []
 
 
 def test_refused_words_are_found():

@@ -191,7 +191,7 @@ def test_a_split_without_a_usable_image_predicts_nothing(model, folder):
 
 
 def test_no_other_module_reads_images_for_a_model(root):
-    """Only training has loaders of its own samplers; every model runs over images by `predict`."""
+    """Training alone builds loaders with samplers; `predict` is the only loop over images for inference."""
     calls = {path for path in (root / "facelt").rglob("*.py") if re.search(r"\bLoader\(", path.read_text())}
     names = {str(path.relative_to(root / "facelt")) for path in calls} - {"data/loader.py"}
     assert names == {"inference/predict.py", "training/loaders.py"}
