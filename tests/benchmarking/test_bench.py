@@ -126,7 +126,7 @@ def test_an_interrupted_run_names_resume_and_records_nothing(bench, records, pag
     assert records() == []
 
 
-def test_settings_and_imbalance_make_a_row_of_their_own(bench, records, page):
+def test_settings_and_imbalance_make_a_separate_row(bench, records, page):
     bench("tiny/softmax", "--imbalance", "2", "--set", "data.pad=2")
     (record,) = records()
     assert (record.imbalance, record.settings) == (2, ("data.pad=2",))

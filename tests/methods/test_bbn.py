@@ -84,7 +84,7 @@ def test_a_trained_model_reads_both_branches_as_they_are(batches):
     assert method.dim == 2 * DIM
 
 
-def test_the_streams_are_uniform_and_reversed_with_draws_of_their_own():
+def test_the_streams_are_independent_uniform_and_reversed_draws():
     assert tuple(bbn().sampler_specs()) == (SamplerSpec("instance"), SamplerSpec("reversed", draw=1))
 
 

@@ -75,7 +75,7 @@ def test_every_expert_moves_as_it_would_alone():
     assert output.loss.item() == pytest.approx(sum(losses), rel=1e-4)
 
 
-def test_the_experts_streams_are_draws_of_their_own():
+def test_the_experts_streams_are_independent_draws():
     streams = build(sampler="class_balanced").sampler_specs()
     assert [stream.draw for stream in streams] == [0, 1, 2]
     assert {(stream.sampler, stream.shots) for stream in streams} == {("class_balanced", None)}
