@@ -38,8 +38,8 @@ class DrawnFaces:
         for number in range(5):
             points = []
             for landmark in range(5):
-                found = np.argwhere((image_HW3 == (255, 130 + 20 * landmark, 130 + 20 * number)).all(2))
-                points += [found.mean(0)[::-1]] if len(found) else []
+                pixels = np.argwhere((image_HW3 == (255, 130 + 20 * landmark, 130 + 20 * number)).all(2))
+                points += [pixels.mean(0)[::-1]] if len(pixels) else []
             if len(points) == 5 and 0.9 - 0.1 * number >= self.min_score:
                 point_52 = np.array(points)
                 faces.append(Face(np.concatenate([point_52.min(0), point_52.max(0)]), point_52, 0.9 - 0.1 * number))

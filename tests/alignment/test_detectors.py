@@ -59,10 +59,10 @@ def test_shares_of_boxes():
 
 def test_findings_of_one_face_become_their_mean_where_they_can_be_trusted():
     place = box(0, 0, 100, 120)
-    found = [(face(place, 0.9, 1.0), 100.0), (face(place + 4, 0.8, 3.0), 200.0), (face(place, 0.95, 50.0), 20.0)]
+    detections = [(face(place, 0.9, 1.0), 100.0), (face(place + 4, 0.8, 3.0), 200.0), (face(place, 0.95, 50.0), 20.0)]
     apart = (face(box(300, 0, 320, 30), 0.7, 9.0), 20.0)
     within = (face(box(10, 10, 50, 60), 0.85, 7.0), 80.0)
-    one, other = merge_detections([*found, apart, within])
+    one, other = merge_detections([*detections, apart, within])
     assert (one.score, one.landmark_52[0, 0]) == (0.95, 2.0)
     assert one.box_4.tolist() == [2, 2, 102, 122]
     assert (other.score, other.landmark_52[0, 0]) == (0.7, 9.0)
@@ -80,8 +80,8 @@ def test_yunet_finds_drawings_of_any_size_and_the_crops_fit(yunet, size):
     detector = open_detector(yunet)
     for number in range(3):
         picture = render_face(draw_identity(0, number), draw_nuisance(0, number, 0), size)
-        (found, *_) = align_faces(picture, detector)
-        framed = np.pad(found.image_HW3, ((56, 56), (56, 56), (0, 0)), mode="edge")
+        (aligned, *_) = align_faces(picture, detector)
+        framed = np.pad(aligned.image_HW3, ((56, 56), (56, 56), (0, 0)), mode="edge")
         (again, *_) = align_faces(framed, detector)
         assert np.linalg.norm(again.face.landmark_52 - 56 - TEMPLATE_52, axis=1).mean() < 8
 
@@ -90,11 +90,11 @@ def test_yunet_detects_every_face_of_the_photographs(yunet, real_data):
     """Landmarks detected again in the crop lie near the template's; no real face fits them exactly."""
     detector, off = open_detector(yunet), []
     for item in find_photographs(real_data / "photos"):
-        found = align_faces(read_photograph(item.path, 10**6), detector)[0]
-        framed = np.pad(found.image_HW3, ((56, 56), (56, 56), (0, 0)), mode="edge")
+        faces = align_faces(read_photograph(item.path, 10**6), detector)[0]
+        framed = np.pad(faces.image_HW3, ((56, 56), (56, 56), (0, 0)), mode="edge")
         again = align_faces(framed, detector)[0]
         off.append(np.linalg.norm(again.face.landmark_52 - 56 - TEMPLATE_52, axis=1).mean())
-        assert 30 < found.quality.eye_distance < 60
+        assert 30 < faces.quality.eye_distance < 60
     assert len(off) == 40
     assert np.mean(off) < 4
 
@@ -156,12 +156,12 @@ def test_insightface_runs_the_detector_of_a_pack(tmp_path):
     detector = open_detector(f"insightface:{tmp_path}", 0.6)
     red_HW3 = np.zeros((1280, 1280, 3), np.uint8)  # looked at in half its size
     red_HW3[:, :, 0] = 200
-    (found,) = detector.detect(red_HW3)
-    assert found.box_4 == pytest.approx([2 * 128, 0, 2 * 256, 2 * 192])
-    assert found.landmark_52 == pytest.approx(
+    (face,) = detector.detect(red_HW3)
+    assert face.box_4 == pytest.approx([2 * 128, 0, 2 * 256, 2 * 192])
+    assert face.landmark_52 == pytest.approx(
         2 * np.array([[128, 32], [192, 32], [160, 64], [128, 96], [192, 96]], dtype=float)
     )
-    assert found.score == pytest.approx(0.9 * 200 / 128, rel=1e-4)
+    assert face.score == pytest.approx(0.9 * 200 / 128, rel=1e-4)
     assert detector.name.startswith("insightface:det_planted.onnx sha256:")
     assert open_detector(f"insightface:{tmp_path}", 0.999 * 0.9 * 200 / 128).detect(red_HW3)
     assert not open_detector(f"insightface:{tmp_path}", 1.001 * 0.9 * 200 / 128).detect(red_HW3)

@@ -51,8 +51,8 @@ def test_photographs_are_turned_upright(tmp_path, kind, off, orientation):
     smooth = np.asarray(Image.fromarray(PICTURE).resize((12, 9)).resize((100, 120), Image.Resampling.BILINEAR))
     options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {"lossless": True}
     (tmp_path / "photo").write_bytes(encode(smooth, kind, exif=exif, **options))
-    found = read_photograph(tmp_path / "photo", 10**6)
-    assert np.abs(found.astype(int) - UPRIGHT[orientation](smooth)).max() <= off
+    image_HW3 = read_photograph(tmp_path / "photo", 10**6)
+    assert np.abs(image_HW3.astype(int) - UPRIGHT[orientation](smooth)).max() <= off
 
 
 def test_an_orientation_that_does_not_exist_changes_nothing(tmp_path):
@@ -154,10 +154,10 @@ def tree(tmp_path) -> Path:
 
 
 def test_a_folder_has_its_photographs_in_order_and_the_last_folder_names_people(tree):
-    found = {item.name: item.identity for item in find_photographs(tree)}
+    identities = {item.name: item.identity for item in find_photographs(tree)}
     names = ["Ann/10.jpg", "Ann/2.JPG", "Ann/film.gif", "Ann/scan.TIFF", "b/Bob Lee/x.png", "top_03.webp"]
-    assert list(found) == names
-    assert list(found.values()) == ["Ann"] * 4 + ["Bob Lee", ""]
+    assert list(identities) == names
+    assert list(identities.values()) == ["Ann"] * 4 + ["Bob Lee", ""]
     assert find_photographs(tree)[4].path == tree / "b/Bob Lee/x.png"
 
 
@@ -182,8 +182,8 @@ def test_lists_and_single_files(tree, tmp_path):
     (tmp_path / "plain.txt").write_text("Ann/2.JPG\nb/Bob Lee/x.png\n")
     assert [item.identity for item in find_photographs(tmp_path / "plain.txt", root=tree)] == ["Ann", "Bob Lee"]
     (tmp_path / "labelled.txt").write_text("Ann/2.JPG 7\nb/Bob Lee/x.png -1\n")
-    found = find_photographs(tmp_path / "labelled.txt", root=tree)
-    assert [(item.identity, item.path) for item in found] == [
+    photographs = find_photographs(tmp_path / "labelled.txt", root=tree)
+    assert [(item.identity, item.path) for item in photographs] == [
         ("7", tree / "Ann/2.JPG"),
         ("-1", tree / "b/Bob Lee/x.png"),
     ]

@@ -46,8 +46,8 @@ def test_a_folder_has_the_largest_face_of_each_photograph(align, photos, tmp_pat
     ]
     # In the second photograph the larger face is the second one that was drawn.
     for name, green in (("Ann/1.png", 130), ("Ann/2.png", 150), ("Cid/2.png", 130)):
-        found = cv2.imread(str(out / name))[:, :, ::-1]
-        np.testing.assert_array_equal(found, expected_crop(photos / name, green))
+        crop_HW3 = cv2.imread(str(out / name))[:, :, ::-1]
+        np.testing.assert_array_equal(crop_HW3, expected_crop(photos / name, green))
     assert (summary.photographs, summary.faces, summary.missing) == (5, 3, ["Bob"])
     assert summary.lines() == [
         "faces: 3, in 3 of 5 photographs",
@@ -91,8 +91,8 @@ def test_all_faces_are_counted_by_size(align, photos, tmp_path):
         ("Ann/2_2.png", "2", "2"),
         ("Cid/2_1.png", "1", "1"),
     ]
-    found = cv2.imread(str(tmp_path / "out/Ann/2_2.png"))[:, :, ::-1]
-    np.testing.assert_array_equal(found, expected_crop(photos / "Ann/2.png", 130))
+    crop_HW3 = cv2.imread(str(tmp_path / "out/Ann/2_2.png"))[:, :, ::-1]
+    np.testing.assert_array_equal(crop_HW3, expected_crop(photos / "Ann/2.png", 130))
     assert align("sure", all_faces=True, min_score=0.85).faces == 3
 
 

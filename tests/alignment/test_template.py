@@ -58,11 +58,11 @@ def test_pixels_are_interpolated_between_their_four_neighbours_and_black_outside
         for dx in (0, 1)
         for dy in (0, 1)
     )
-    found = warp_face(image_HW3, matrix_23).astype(int)
+    crop_HW3 = warp_face(image_HW3, matrix_23).astype(int)
     # OpenCV interpolates in 32nds of a pixel.
-    assert np.abs(found - expected).max() <= 200 / 32 + 1
-    assert np.abs(found - expected).mean() < 1
-    assert (found[(x < -1) | (y < -1) | (x > 120) | (y > 96)] == 0).all()
+    assert np.abs(crop_HW3 - expected).max() <= 200 / 32 + 1
+    assert np.abs(crop_HW3 - expected).mean() < 1
+    assert (crop_HW3[(x < -1) | (y < -1) | (x > 120) | (y > 96)] == 0).all()
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -127,13 +127,13 @@ def test_without_torch_the_audit_exits_with_the_met_condition(finished):
 
 
 def test_rank1_overall_and_by_gender(report, expected):
-    everyone, gender = report["overall"]["rank1"], rank_one(report, ["gender"])
-    result = [everyone, gender["male"], gender["female"]]
+    overall, gender = report["overall"]["rank1"], rank_one(report, ["gender"])
+    result = [overall, gender["male"], gender["female"]]
     assert [round(one["rate"], 4) for one in result] == [0.8302, 0.8712, 0.7842]
     for one, name in zip(result, ("rank1", "male", "female"), strict=True):
         assert (one["rate"], one["trials"]) == (pytest.approx(expected[name]["rate"]), expected[name]["pairs"])
         assert one["low"] < one["rate"] < one["high"]
-    assert (everyone["identities"], gender["male"]["identities"], gender["female"]["identities"]) == (14, 7, 7)
+    assert (overall["identities"], gender["male"]["identities"], gender["female"]["identities"]) == (14, 7, 7)
 
 
 def test_rank1_by_pseudo_shots(report, expected):

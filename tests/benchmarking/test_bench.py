@@ -51,21 +51,21 @@ def test_seeds_are_run_recorded_and_in_the_table(bench, records, page, tmp_path,
         return result
 
     monkeypatch.setattr("facelt.evaluation.evaluate.predict_all", recorded)
-    said = bench("tiny/softmax", "--seeds", "0,1", "--set", "log_every=2")
+    output = bench("tiny/softmax", "--seeds", "0,1", "--set", "log_every=2")
     assert len(seen) == 2
-    assert f"tiny/softmax, seed 0: accuracy {100 * seen[0]:.2f}% on the test split" in said
-    found = records()
-    assert [(one.suite, one.recipe, one.imbalance, one.seed) for one in found] == [
+    assert f"tiny/softmax, seed 0: accuracy {100 * seen[0]:.2f}% on the test split" in output
+    stored = records()
+    assert [(one.suite, one.recipe, one.imbalance, one.seed) for one in stored] == [
         ("tiny", "softmax", 4, 0),
         ("tiny", "softmax", 4, 1),
     ]
-    assert [one.overall for one in found] == pytest.approx(seen)
-    assert (found[0].settings, found[0].commit, found[0].chosen) == ((), "c1", "last epoch")
-    assert found[0].config == found[1].config
-    assert found[0].minutes > 0
+    assert [one.overall for one in stored] == pytest.approx(seen)
+    assert (stored[0].settings, stored[0].commit, stored[0].chosen) == ((), "c1", "last epoch")
+    assert stored[0].config == stored[1].config
+    assert stored[0].minutes > 0
     # With 12 images at most, every class is a few-shot one.
-    assert (found[0].many, found[0].medium) == (None, None)
-    assert found[0].few == pytest.approx(seen[0])
+    assert (stored[0].many, stored[0].medium) == (None, None)
+    assert stored[0].few == pytest.approx(seen[0])
     mean, half = 50 * (seen[0] + seen[1]), abs(seen[0] - seen[1]) * 100 / 2**0.5
     assert f"| softmax | 4 | {mean:.2f} ± {half:.2f} | - | - | {mean:.2f} ± {half:.2f} | 0, 1 |" in page()
     assert "| 38.3 (R) |" in page()
@@ -73,7 +73,7 @@ def test_seeds_are_run_recorded_and_in_the_table(bench, records, page, tmp_path,
     assert "| `facelt bench tiny/slow --imbalance 4 --seeds 0,1,2` | - | - |" in missing
     assert "| `facelt bench tiny/softmax --imbalance 2 --seeds 0,1,2` | - | 50.0 (R) |" in missing
     results = sorted((tmp_path / "runs").rglob("result.json"))
-    assert [RunRecord.model_validate_json(path.read_text()) for path in results] == found
+    assert [RunRecord.model_validate_json(path.read_text()) for path in results] == stored
 
 
 def test_an_interrupted_run_is_continued_and_finished_ones_are_kept(bench, records, page, monkeypatch, tmp_path):
@@ -91,18 +91,18 @@ def test_an_interrupted_run_is_continued_and_finished_ones_are_kept(bench, recor
         CliRunner().invoke(app, ["bench", "tiny/softmax", "--seeds", "1", "--out", str(tmp_path / "runs")])
     assert records() == before
     bench("tiny/softmax", "--seeds", "0,1", fails="already holds a run; add --resume")
-    said = bench("tiny/softmax", "--seeds", "0,1,2", "--resume")
-    assert "seed 0" in said
-    found = records()
-    assert found[:1] == before
-    assert [one.seed for one in found] == [0, 1, 2]
+    output = bench("tiny/softmax", "--seeds", "0,1,2", "--resume")
+    assert "seed 0" in output
+    stored = records()
+    assert stored[:1] == before
+    assert [one.seed for one in stored] == [0, 1, 2]
     assert "| 0, 1, 2 |" in page()
     # The broken sitting was closed, so both count.
     sessions = [json.loads(path.read_text()) for path in sorted((tmp_path / "runs").rglob("sessions.json"))]
     assert [len(one) for one in sessions] == [1, 2, 1]
-    assert found[1].minutes == pytest.approx(sum(sessions[1]) / 60)
+    assert stored[1].minutes == pytest.approx(sum(sessions[1]) / 60)
     bench("tiny/softmax", "--seeds", "0,1,2", "--resume")
-    assert records() == found
+    assert records() == stored
 
 
 def test_records_lost_from_the_docs_come_back_from_the_run_folders(bench, records, checkout):
@@ -136,9 +136,9 @@ def test_settings_and_imbalance_make_a_separate_row(bench, records, page):
 
 
 def test_a_smoke_test_is_reported_and_is_no_result(bench, records, page, tmp_path):
-    said = bench("tiny/softmax", "--smoke")
-    assert "plain: loss " in said
-    assert "smoke test passed; the full recipe was not run" in said
+    output = bench("tiny/softmax", "--smoke")
+    assert "plain: loss " in output
+    assert "smoke test passed; the full recipe was not run" in output
     (record,) = records()
     assert isinstance(record, SmokeRecord)
     first, last = record.losses["plain"]
@@ -202,8 +202,8 @@ def test_mistakes_are_one_line(bench, records, words, mistake):
 
 
 def test_without_a_name_only_the_table_is_written(bench, page, tmp_path):
-    said = bench()
-    assert said == f"table: {tmp_path / 'checkout' / 'docs' / 'benchmarks.md'}\n"
+    output = bench()
+    assert output == f"table: {tmp_path / 'checkout' / 'docs' / 'benchmarks.md'}\n"
     assert page().partition("| not run | smoke test | published |")[2].count("| `facelt bench ") == 3
     assert not (tmp_path / "runs").exists()
 

@@ -66,18 +66,18 @@ def test_the_later_of_two_records_of_a_seed_counts():
 
 def test_another_imbalance_configuration_or_setting_is_another_row():
     records = [run(), run(imbalance=50), run(config="cd"), run(config="ef", settings=("optim.lr=1",))]
-    found = build_rows(records, [], [CE])
-    assert [(row.imbalance, row.settings) for row in found] == [(100, ()), (100, ()), (100, ("optim.lr=1",)), (50, ())]
-    assert [len(row.published) for row in found] == [1, 1, 0, 1]
+    rows = build_rows(records, [], [CE])
+    assert [(row.imbalance, row.settings) for row in rows] == [(100, ()), (100, ()), (100, ("optim.lr=1",)), (50, ())]
+    assert [len(row.published) for row in rows] == [1, 1, 0, 1]
 
 
 def test_what_was_planned_and_not_run_has_a_row_without_figures():
     recipes = [PlannedRun("s", "r", 100), PlannedRun("s", "q", 100)]
     wanted = plan_runs(recipes, [CE, NOBODYS])
     assert wanted == [*recipes, PlannedRun("s", "r", 50)]
-    found = build_rows([run(), smoke(recipe="q"), smoke(imbalance=50, settings=("data.pad=2",))], wanted, [CE])
-    by_name = {(row.recipe, row.imbalance, row.settings): row for row in found}
-    assert len(found) == 4
+    rows = build_rows([run(), smoke(recipe="q"), smoke(imbalance=50, settings=("data.pad=2",))], wanted, [CE])
+    by_name = {(row.recipe, row.imbalance, row.settings): row for row in rows}
+    assert len(rows) == 4
     assert by_name["r", 100, ()].seeds == (0,)
     for key in (("q", 100, ()), ("r", 50, ()), ("r", 50, ("data.pad=2",))):
         assert (by_name[key].seeds, by_name[key].overall) == ((), None)
@@ -163,9 +163,9 @@ def test_the_page_in_the_docs_is_what_its_records_make(root):
     """`facelt bench` without a name rewrites it."""
     docs, configs = root / "docs", root / "configs"
     recipes, published = planned_recipes(configs), read_published(docs / "published.yaml")
-    found = build_rows(read_records(docs / "benchmarks.jsonl"), plan_runs(recipes, published), published)
+    rows = build_rows(read_records(docs / "benchmarks.jsonl"), plan_runs(recipes, published), published)
     assert (docs / "benchmarks.md").read_text() == benchmarks_page(
-        found, unmatched_results(recipes, published), PUBLISHED_SOURCES
+        rows, unmatched_results(recipes, published), PUBLISHED_SOURCES
     )
 
 

@@ -61,12 +61,12 @@ def test_embeddings_from_elsewhere_give_the_expected_figures(verify, real_data, 
     for one in (("--embeddings", folder / "lfw600_embeddings.npz"), words):
         code, out, error = verify(*one, "--json")
         assert code == 0, error
-        (found,) = json.loads(out)["sets"]
+        (figures,) = json.loads(out)["sets"]
         for key in ("accuracy_mean", "accuracy_std", "accuracy_folds"):
-            assert found[key.removesuffix("_mean")] == expected[key]
-        assert (found["mated"], found["nonmated"]) == (300, 300)
-        assert found["points"][3]["tar"] == 1.0
-        assert 0.98 < found["points"][3]["tar_limits"][0] < 1.0
+            assert figures[key.removesuffix("_mean")] == expected[key]
+        assert (figures["mated"], figures["nonmated"]) == (300, 300)
+        assert figures["points"][3]["tar"] == 1.0
+        assert 0.98 < figures["points"][3]["tar_limits"][0] < 1.0
 
 
 def test_embeddings_need_no_torch(tmp_path):

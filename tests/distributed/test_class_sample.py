@@ -99,10 +99,10 @@ def test_loss_and_gradients_equal_a_plain_computation_on_the_sample(head):
     assert len(drawn) == math.ceil(RATE * CLASSES) < CLASSES
     loss, expected = logits.cross_entropy(label), plain_loss(model.weight, feature, label, drawn, 8.0, margin)
     torch.testing.assert_close(loss, expected)
-    found = torch.autograd.grad(loss, (feature, model.weight))
-    assert found[1].is_sparse
-    assert found[1].coalesce().indices()[0].tolist() == drawn
-    for left, right in zip(found, torch.autograd.grad(expected, (feature, model.weight)), strict=True):
+    gradients = torch.autograd.grad(loss, (feature, model.weight))
+    assert gradients[1].is_sparse
+    assert gradients[1].coalesce().indices()[0].tolist() == drawn
+    for left, right in zip(gradients, torch.autograd.grad(expected, (feature, model.weight)), strict=True):
         torch.testing.assert_close(left.to_dense(), right)
     assert model(GatheredFeatures.gather(feature)).local_BC.shape == (BATCH, CLASSES)
 

@@ -112,42 +112,42 @@ def images_of(folder: Path, split: str) -> tuple[list[int], np.ndarray, np.ndarr
 def test_closed_figures_are_those_of_the_images_one_by_one(report, trained):
     labels, softmax, _ = images_of(trained(), "test")
     right = softmax.argmax(1) == labels
-    found = report("--checkpoint", trained(), "--split", "test")
-    assert found["schema"] == "facelt.evaluation/1"
-    assert found["model"]["name"] == "run/oltr"
-    assert found["overall"] == pytest.approx(right.mean())
+    result = report("--checkpoint", trained(), "--split", "test")
+    assert result["schema"] == "facelt.evaluation/1"
+    assert result["model"]["name"] == "run/oltr"
+    assert result["overall"] == pytest.approx(right.mean())
     assert 0 < right.mean() < 1
     # 24 and 12 images are medium and few by the paper, where below 20 are few.
-    assert found["medium"] == pytest.approx(right[:16].mean())
-    assert found["few"] == pytest.approx(right[16:].mean())
-    assert (found["many"], found["images"]) == (None, {"many": 0, "medium": 16, "few": 48})
-    assert found["open"] is None
+    assert result["medium"] == pytest.approx(right[:16].mean())
+    assert result["few"] == pytest.approx(right[16:].mean())
+    assert (result["many"], result["images"]) == (None, {"many": 0, "medium": 16, "few": 48})
+    assert result["open"] is None
     edges = np.ceil(softmax.max(1) * 15)
     gaps = [abs(right[edges == e].sum() - softmax.max(1)[edges == e].sum()) for e in np.unique(edges)]
-    assert found["ece"] == pytest.approx(sum(gaps) / len(labels), abs=1e-6)
+    assert result["ece"] == pytest.approx(sum(gaps) / len(labels), abs=1e-6)
 
 
 def test_figures_with_rejection_are_those_of_the_images_one_by_one(report, trained):
     labels, softmax, _ = images_of(trained(), "test")
     _, unknown, _ = images_of(trained(), "open")
     threshold = float(np.quantile(np.concatenate([softmax.max(1), unknown.max(1)]), 0.4))
-    found = report("--checkpoint", trained(), "--split", "test", "--open", "threshold", "--threshold", threshold)[
+    result = report("--checkpoint", trained(), "--split", "test", "--open", "threshold", "--threshold", threshold)[
         "open"
     ]
     answers = np.where(softmax.max(1) < threshold, -1, softmax.argmax(1))
     right = answers == labels
     kept_open = unknown.max(1) >= threshold
-    assert (found["threshold"], found["threshold_from"]) == (threshold, "given")
-    assert (found["overall"], found["few"]) == (pytest.approx(right.mean()), pytest.approx(right[16:].mean()))
-    assert found["open_rejected"] == pytest.approx(1 - kept_open.mean())
+    assert (result["threshold"], result["threshold_from"]) == (threshold, "given")
+    assert (result["overall"], result["few"]) == (pytest.approx(right.mean()), pytest.approx(right[16:].mean()))
+    assert result["open_rejected"] == pytest.approx(1 - kept_open.mean())
     precision, recall = right.sum() / len(right), right.sum() / (right.sum() + kept_open.sum())
-    assert found["f_measure_released"] == pytest.approx(2 * precision * recall / (precision + recall))
+    assert result["f_measure_released"] == pytest.approx(2 * precision * recall / (precision + recall))
     precision = right.sum() / (answers >= 0).sum()
-    assert found["f_measure_paper"] == pytest.approx(2 * precision * recall / (precision + recall))
+    assert result["f_measure_paper"] == pytest.approx(2 * precision * recall / (precision + recall))
     beats = softmax.max(1)[:, None] > unknown.max(1)
-    assert found["auroc"] == pytest.approx(beats.mean(), abs=1e-3)
-    assert found["oscr"] == pytest.approx((beats * (softmax.argmax(1) == labels)[:, None]).mean(), abs=1e-3)
-    confusion = found["confusion"]
+    assert result["auroc"] == pytest.approx(beats.mean(), abs=1e-3)
+    assert result["oscr"] == pytest.approx((beats * (softmax.argmax(1) == labels)[:, None]).mean(), abs=1e-3)
+    confusion = result["confusion"]
     assert confusion["open"] == {
         "right": 0,
         "many": 0,
@@ -160,21 +160,21 @@ def test_figures_with_rejection_are_those_of_the_images_one_by_one(report, train
 
 @pytest.mark.parametrize("method", ["threshold", "openmax"])
 def test_a_methods_own_threshold(report, trained, method):
-    found = report("--checkpoint", trained(), "--open", method)["open"]
-    assert (found["threshold"], found["threshold_from"]) == (0.1, "the method's own")
-    assert found["open_images"] == 30
-    assert sum(found["confusion"]["open"].values()) == 30
+    result = report("--checkpoint", trained(), "--open", method)["open"]
+    assert (result["threshold"], result["threshold_from"]) == (0.1, "the method's own")
+    assert result["open_images"] == 30
+    assert sum(result["confusion"]["open"].values()) == 30
 
 
 @pytest.mark.parametrize("method", ["reachability", "odin"])
 def test_a_threshold_set_on_known_validation_images_keeps_95_percent_of_them(report, trained, method):
-    found = report("--checkpoint", trained(), "--open", method)["open"]
-    assert found["threshold_from"] == "accepts 95 % of known validation images"
-    rejected = sum(found["confusion"][band]["rejected"] for band in ("many", "medium", "few"))
+    result = report("--checkpoint", trained(), "--open", method)["open"]
+    assert result["threshold_from"] == "accepts 95 % of known validation images"
+    rejected = sum(result["confusion"][band]["rejected"] for band in ("many", "medium", "few"))
     assert rejected == 32 - 31  # 95 % of 32 are 30.4, and scores have no ties
-    assert found["fpr_at_95_tpr"] == pytest.approx(1 - found["open_rejected"])
+    assert result["fpr_at_95_tpr"] == pytest.approx(1 - result["open_rejected"])
     on_test = report("--checkpoint", trained(), "--split", "test", "--open", method)["open"]
-    assert on_test["threshold"] == found["threshold"]
+    assert on_test["threshold"] == result["threshold"]
 
 
 def test_reachability_separates_by_the_distance_to_centroids(report, trained):
@@ -190,9 +190,9 @@ def test_reachability_separates_by_the_distance_to_centroids(report, trained):
             with torch.no_grad():
                 features.append(model.method.network(image.permute(2, 0, 1)[None].float())[0].double())
         scores[split] = -torch.cdist(torch.stack(features), centroid_CD).amin(1)
-    found = report("--checkpoint", trained(), "--split", "test", "--open", "reachability")["open"]
+    result = report("--checkpoint", trained(), "--split", "test", "--open", "reachability")["open"]
     expected = (scores["test"][:, None] > scores["open"]).double().mean().item()
-    assert found["auroc"] == pytest.approx(expected, abs=1e-3)
+    assert result["auroc"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_classes_and_their_names_come_as_a_table_that_runs_nothing(evaluate, trained, tmp_path):
@@ -226,10 +226,10 @@ def test_the_tables_fit_80_columns_and_bear_the_figures(evaluate, report, traine
     monkeypatch.setenv("COLUMNS", "80")
     words = ("--checkpoint", trained(), "--open", "openmax")
     code, out, _ = evaluate(*words)
-    found = report(*words)
+    result = report(*words)
     assert code == 0
     assert max(map(len, out.splitlines())) <= 80
-    for figure in (found["overall"], found["ece"], found["open"]["auroc"], found["open"]["f_measure_paper"]):
+    for figure in (result["overall"], result["ece"], result["open"]["auroc"], result["open"]["f_measure_paper"]):
         assert f"{100 * figure:.2f}" in out
     assert "openmax, threshold 0.1 (the method's own), 30 open images" in out
 
@@ -254,9 +254,9 @@ def test_a_sweep_of_the_threshold(evaluate, report, trained, tmp_path):
     assert rejected[0] == 0
     for threshold in (0.3, 0.5):
         (row,) = [row for row in rows if float(row["threshold"]) == pytest.approx(threshold)]
-        found = report("--checkpoint", trained(), "--open", "threshold", "--threshold", row["threshold"])["open"]
+        result = report("--checkpoint", trained(), "--open", "threshold", "--threshold", row["threshold"])["open"]
         for figure in ("overall", "few", "f_measure_paper", "f_measure_released", "macro_f_with_unknown"):
-            assert float(row[figure]) == pytest.approx(found[figure])
+            assert float(row[figure]) == pytest.approx(result[figure])
     assert "F-measure, released form" in drawn(tmp_path / "threshold.svg")
     assert cv2.imread(str(tmp_path / "threshold.png")) is not None
     assert out.count("written: ") == 5
@@ -319,12 +319,12 @@ def test_a_sweep_of_imbalance_compares_models(evaluate, report, trained, tmp_pat
 def test_open_images_from_elsewhere(report, trained, lists):
     """The training images of a known class serve as unknown ones, from a folder and from a list."""
     words = ("--checkpoint", trained(), "--open", "threshold", "--threshold", 0)
-    found = report(*words, "--open-images", lists / "images/apple")["open"]
-    assert found["open_images"] == 48
-    assert found["open_rejected"] == 0
+    result = report(*words, "--open-images", lists / "images/apple")["open"]
+    assert result["open_images"] == 48
+    assert result["open_rejected"] == 0
     (lists / "some.txt").write_text("wolf/00.png\nyak/00.png\n")
-    found = report(*words, "--open-images", lists / "some.txt", "--open-root", lists / "images")["open"]
-    assert found["open_images"] == 2
+    result = report(*words, "--open-images", lists / "some.txt", "--open-root", lists / "images")["open"]
+    assert result["open_images"] == 2
 
 
 @pytest.mark.parametrize(
@@ -365,28 +365,28 @@ def test_what_a_model_lacks_is_named(evaluate, trained, finished_run, lists, tmp
 @pytest.fixture(scope="module")
 def evaluation(trained):
     """An evaluation of the tiny model by softmax threshold."""
-    found, _ = evaluate_model(
+    result, _ = evaluate_model(
         load_model(trained(), CPU), "validation", "paper", OpenSetOptions("threshold"), batch=16, workers=0
     )
-    return found
+    return result
 
 
 def test_without_open_images_there_are_reasons_instead_of_figures(evaluation):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = evaluation.with_unknown(evaluation.unknown.subset(slice(0, 0))).report().json_values()
-    assert found["open"]["reason"] == "there are 32 known and 0 open images"
-    assert found["open"]["overall"] == pytest.approx(found["overall"])
+        result = evaluation.with_unknown(evaluation.unknown.subset(slice(0, 0))).report().json_values()
+    assert result["open"]["reason"] == "there are 32 known and 0 open images"
+    assert result["open"]["overall"] == pytest.approx(result["overall"])
     for figure in ("auroc", "aupr_known_positive", "oscr", "open_rejected", "macro_f_with_unknown"):
-        assert found["open"][figure] is None
-    assert found["open"]["open_images"] == 0
+        assert result["open"][figure] is None
+    assert result["open"]["open_images"] == 0
 
 
 def test_without_known_images_neither(evaluation):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = replace(evaluation, known=evaluation.known.subset(slice(0, 0))).report().json_values()
-    assert (found["overall"], found["macro_f"], found["ece"]) == (None, None, None)
-    assert found["open"]["reason"] == "there are 0 known and 30 open images"
-    assert found["open"]["f_measure_paper"] is None
-    assert sum(found["open"]["confusion"]["open"].values()) == 30
+        result = replace(evaluation, known=evaluation.known.subset(slice(0, 0))).report().json_values()
+    assert (result["overall"], result["macro_f"], result["ece"]) == (None, None, None)
+    assert result["open"]["reason"] == "there are 0 known and 30 open images"
+    assert result["open"]["f_measure_paper"] is None
+    assert sum(result["open"]["confusion"]["open"].values()) == 30

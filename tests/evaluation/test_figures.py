@@ -89,8 +89,8 @@ def f1(model: One, images: dict[str, int], threshold: float) -> np.ndarray:
         named.append(int(probability_C.argmax()) if probability_C.max() >= threshold else -1)
     # Classes that were neither met nor named have none.
     wanted = [0, 1, 2, 3, -1]
-    found = f1_score(list(images.values()), named, labels=wanted, average=None, zero_division=np.nan)
-    return np.array(found)
+    scores = f1_score(list(images.values()), named, labels=wanted, average=None, zero_division=np.nan)
+    return np.array(scores)
 
 
 @pytest.mark.parametrize("threshold", [None, 0.4])

@@ -34,9 +34,9 @@ def smallest_cosine(one_ND, other_ND) -> float:
 def test_direct_is_the_models_at_every_batch_size(case, build_model, pixels, tmp_path):
     model = build_model(**MODELS[case])
     path = tmp_path / "new/direct.onnx"
-    found = export_onnx(model, path)
-    assert found.difference < 1e-5
-    assert found.cosine > 0.9999
+    result = export_onnx(model, path)
+    assert result.difference < 1e-5
+    assert result.cosine > 0.9999
     # An IResNet takes its time, and its batches are like any other's.
     for batch in BATCHES[: 2 if case == "iresnet" else 3]:
         (embedding_ND,) = run(path, pixels(batch))

@@ -56,8 +56,8 @@ def run_insightface(insightface_python, tmp_path):
         command = [insightface_python, "-c", PROGRAM, str(graph), str(images), str(out)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        with np.load(out) as found:
-            return json.loads(done.stdout.splitlines()[-1]), {int(name): found[name] for name in found}
+        with np.load(out) as arrays:
+            return json.loads(done.stdout.splitlines()[-1]), {int(name): arrays[name] for name in arrays}
 
     return run
 
@@ -75,20 +75,22 @@ def test_get_feat_gives_the_direct_embedding(stage, build_model, pixels, run_ins
     model = build_model(**{**stage, "data": {**stage.get("data", {}), "image_size": [112, 112]}})
     export_onnx(model, tmp_path / "model.onnx")
     images = {batch: pixels(batch, side=112) for batch in BATCHES}
-    words, found = run_insightface(tmp_path / "model.onnx", {batch: image.numpy() for batch, image in images.items()})
+    words, embeddings = run_insightface(
+        tmp_path / "model.onnx", {batch: image.numpy() for batch, image in images.items()}
+    )
     assert words[1:] == ["ArcFaceONNX", 127.5, 127.5]
     assert tuple(map(int, words[0].split(".")[:2])) >= (2, 1)
     for batch, image_NHW3 in images.items():
         with torch.no_grad():
             image_N3HW = normalise_images(image_NHW3, model.config.data.mean, model.config.data.std)
             expected_ND = model.method.embed(image_N3HW).by_kind["direct"].numpy()
-        cosine_N = (found[batch] * expected_ND).sum(1) / np.linalg.norm(found[batch], axis=1)
+        cosine_N = (embeddings[batch] * expected_ND).sum(1) / np.linalg.norm(embeddings[batch], axis=1)
         assert cosine_N.shape == (batch,)
         assert cosine_N.min() > 0.9999
 
 
 def test_what_is_noted_as_not_taken_is_not_taken(build_model, run_insightface, tmp_path):
     export_onnx(build_model({"name": "classify"}), tmp_path / "model.onnx")
-    words, found = run_insightface(tmp_path / "model.onnx", {})
+    words, embeddings = run_insightface(tmp_path / "model.onnx", {})
     assert words[1] == "NoneType"
-    assert not found
+    assert not embeddings

@@ -49,13 +49,13 @@ def plain_people(
         names = sorted(set(samples.people))
         row_ND = unit(np.stack([row_ND[people == name].mean(axis=0) for name in names]))
         people = np.array(names)
-    found = []
+    ranking = []
     for score_N in unit(probe_PD) @ row_ND.T:
         best: dict[str, float] = {}
         for name, score in zip(people.tolist(), score_N.tolist(), strict=True):
             best[name] = max(score, best.get(name, -2.0))
-        found.append(sorted(best.items(), key=lambda one: -one[1])[:k])
-    return found
+        ranking.append(sorted(best.items(), key=lambda one: -one[1])[:k])
+    return ranking
 
 
 def same_people(found: Sequence[Sequence], expected: list[list[tuple[str, float]]]) -> None:

@@ -54,14 +54,14 @@ def test_equals_a_plain_search(seed, samples, late, persons, k, most, cosine, fl
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backend, "MAX_NEAREST_SAMPLES", most)
         patch.setattr(backend, "SCORE_BLOCK_ROWS", 16)
-        found, is_exact = rank_people(
+        candidates, is_exact = rank_people(
             probe_PD, k, view.nearest, samples=view.count, floor=floor, exhaustive=view.exhaustive_search
         )
     assert is_exact
     q, g = probe_PD.astype(np.float64), row_ND.astype(np.float64)
     if cosine:
         q, g = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in (q, g))
-    for score_N, one in zip(q @ g.T, found, strict=True):
+    for score_N, one in zip(q @ g.T, candidates, strict=True):
         best = sorted((score_N[person_N == person].max() for person in set(person_N.tolist())), reverse=True)
         # Candidates below the floor may be missing, but never the best one.
         found_K = one.score_PT[0]
@@ -81,6 +81,6 @@ def test_without_a_way_through_a_crowd_the_answer_is_not_sure(monkeypatch):
         Rows(rows), SampleRows(*(column[:0] for column in rows)), cosine=True, engine=open_engine("faiss")
     )
     probe_PD = np.ones((1, 3), np.float32)
-    found, is_exact = rank_people(probe_PD, 2, view.nearest, samples=10)
+    candidates, is_exact = rank_people(probe_PD, 2, view.nearest, samples=10)
     assert not is_exact
-    assert found[0].person_PT.tolist() == [[1]]
+    assert candidates[0].person_PT.tolist() == [[1]]

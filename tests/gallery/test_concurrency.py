@@ -44,10 +44,10 @@ def test_a_reader_during_writes(gallery):
         revisions = set()
         for _ in range(SEARCHES):
             revisions.add(reader.info()["revision"])
-            found = reader.search(STEADY.embedding_ND, 3)
-            assert [row[0].key for row in found.candidates] == STEADY.keys
-            assert [row[0].person for row in found.candidates] == people
-            assert all(np.diff([one.score for one in row]).max() <= 0 for row in found.candidates)
+            result = reader.search(STEADY.embedding_ND, 3)
+            assert [row[0].key for row in result.candidates] == STEADY.keys
+            assert [row[0].person for row in result.candidates] == people
+            assert all(np.diff([one.score for one in row]).max() <= 0 for row in result.candidates)
         assert len(revisions) > 1
         reader.close()
     finally:
@@ -68,8 +68,8 @@ def test_a_search_that_meets_the_zeros_of_a_removal_is_made_again(gallery, monke
         return whole(self, query_PD, t)
 
     monkeypatch.setattr(IndexSnapshot, "nearest", met_zeros)
-    found = gallery.search(some_samples(20, 20).embedding_ND[:3], 1)
-    assert [row[0].key for row in found.candidates] == ["k0", "k1", "k2"]
+    result = gallery.search(some_samples(20, 20).embedding_ND[:3], 1)
+    assert [row[0].key for row in result.candidates] == ["k0", "k1", "k2"]
     assert len(calls) > 1
 
 

@@ -107,8 +107,8 @@ def test_threads_share_one(opened):
             opened.enroll(some_samples(5, 5, seed=number, prefix=f"new{number}-"))
         elif number % 8 == 4:
             assert opened.remove(keys=[f"k{150 + number}"]).samples == 1
-        found = opened.identify(samples.embedding_ND[:20], threshold=0.99)
-        return [answer.candidates[0].key for answer in found.probes], opened.count().samples >= 190
+        result = opened.identify(samples.embedding_ND[:20], threshold=0.99)
+        return [answer.candidates[0].key for answer in result.probes], opened.count().samples >= 190
 
     with ThreadPoolExecutor(8) as pool:
         for keys, is_whole in pool.map(work, range(48)):
@@ -151,9 +151,9 @@ def test_a_forked_process_must_open_the_gallery_again(gallery):
         os._exit(0)
     os.close(writing)
     try:
-        with os.fdopen(reading) as said:
+        with os.fdopen(reading) as pipe:
             assert (
-                said.read()
+                pipe.read()
                 == f"{gallery.path}: opened by process {os.getpid()}; open it again in the forked process own: 10"
             )
         # Closing in the child does not release the parent's lock, and the child holds no lock.

@@ -166,9 +166,9 @@ def test_harm_to_the_truth_is_named_and_nothing_is_answered_from_it(filled):
     path.write_bytes(content.replace(needle.tobytes(), needle[::-1].tobytes()))
     path.chmod(0o644)
     reader = LocalGallery(filled.path)
-    found = "\n".join(reader.check_integrity())
-    assert "differ from those enrolled" in found
-    assert "is readable by other users" in found
+    defects = "\n".join(reader.check_integrity())
+    assert "differ from those enrolled" in defects
+    assert "is readable by other users" in defects
     with pytest.raises(UserError, match="differ from those enrolled"):
         reader.search(SAMPLES.embedding_ND[20:21], 1)
     reader.close()

@@ -90,9 +90,9 @@ def test_a_reader_searches_what_the_index_has_not_got_yet(gallery, monkeypatch):
         patch.setattr(gallery._index, "sync", lambda *args, **options: None)
         gallery.upsert(samples.select(slice(20, 30)))
     reader = LocalGallery(gallery.path)
-    found = reader.search(samples.embedding_ND, 2)
-    assert [row[0].key for row in found.candidates] == samples.keys
-    assert found.compared == 30
+    result = reader.search(samples.embedding_ND, 2)
+    assert [row[0].key for row in result.candidates] == samples.keys
+    assert result.compared == 30
     reader.close()
 
 

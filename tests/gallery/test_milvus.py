@@ -58,8 +58,8 @@ def test_it_is_opened_by_its_name(where, model_spec):
     with Gallery.open(f"milvus:{where}", write=True) as opened:
         assert opened.model_spec == model_spec
         assert opened.count() == (2, 5)
-        found = opened.identify(some_samples(5, 2).embedding_ND, threshold=0.9)
-        assert [answer.candidates[0].key for answer in found.probes] == [f"k{i}" for i in range(5)]
+        result = opened.identify(some_samples(5, 2).embedding_ND, threshold=0.9)
+        assert [answer.candidates[0].key for answer in result.probes] == [f"k{i}" for i in range(5)]
     with pytest.raises(UserError, match="exists already"):
         Gallery.create(f"milvus:{where}", model_spec)
 
@@ -72,7 +72,7 @@ def test_another_process_continues_with_the_gallery(tmp_path):
     table = "key,person,e0,e1\nk0,Ada,1,0\nk1,Bo,0,1\n"
     (tmp_path / "people.csv").write_text(table)
     people = [where, tmp_path / "people.csv", "--model", "m"]
-    for words, said in (
+    for words, output in (
         (["create", where, "--model", "m", "--weights-sha256", "0" * 64, "--dimension", "2"], "created"),
         (["enroll", *people], "people: 2\nsamples: 2"),
         (["identify", *people, "--threshold", "0.5"], "k0: Ada 1.000"),
@@ -80,7 +80,7 @@ def test_another_process_continues_with_the_gallery(tmp_path):
         (["info", where], "people: 1"),
     ):
         done = subprocess.run([*command, *map(str, words)], capture_output=True, text=True, timeout=120)
-        assert said in done.stdout, done.stderr
+        assert output in done.stdout, done.stderr
         assert not done.stderr
 
 
@@ -94,12 +94,12 @@ def test_people_below_the_floor_need_not_be_looked_for(backend):
     samples = some_samples(40, 8)
     backend.upsert(samples)
     probe_PD = samples.embedding_ND[:4]
-    whole = backend.search(probe_PD, 8).candidates
+    full_rankings = backend.search(probe_PD, 8).candidates
     for floor in (0.3, 0.999):
-        found = backend.search(probe_PD, 8, floor=floor).candidates
-        for some, everybody in zip(found, whole, strict=True):
-            assert some == everybody[: len(some)]
-            assert len(some) >= max(1, sum(one.score >= floor for one in everybody))
+        above_floor = backend.search(probe_PD, 8, floor=floor).candidates
+        for candidates, ranking in zip(above_floor, full_rankings, strict=True):
+            assert candidates == ranking[: len(candidates)]
+            assert len(candidates) >= max(1, sum(candidate.score >= floor for candidate in ranking))
 
 
 def test_names_that_are_none(uri, model_spec):
@@ -121,6 +121,6 @@ def test_an_approximate_index_is_reported(backend):
     probe_PD = some_samples(3, 3).embedding_ND
     with pytest.raises(UserError, match="not FLAT"):
         backend.search(probe_PD, 2)
-    found = backend.search(probe_PD, 2, exact=False)
-    assert not found.exact
-    assert found.candidates[0][0].key == "k0"
+    result = backend.search(probe_PD, 2, exact=False)
+    assert not result.exact
+    assert result.candidates[0][0].key == "k0"

@@ -41,7 +41,7 @@ def test_who_is_known_is_who_a_plain_search_knows(faces, templates, tmp_path):
         gallery.enroll(Samples([f"s{row}" for row in range(len(row_GD))], people, row_GD))
         nonmated = arrays["facescrub"][~is_enrolled_N], identity_N[~is_enrolled_N].tolist()
         made = gallery.calibrate(*nonmated, RATE, templates=templates)
-        found = gallery.identify(arrays["facescrub"][mated_N], top=1, templates=templates)
+        result = gallery.identify(arrays["facescrub"][mated_N], top=1, templates=templates)
 
     rows, owners = unit(row_GD), np.array(people)
     if templates:
@@ -57,7 +57,7 @@ def test_who_is_known_is_who_a_plain_search_knows(faces, templates, tmp_path):
         str(owners[best]) if score >= made.threshold else None
         for best, score in zip(score_PG.argmax(axis=1), score_PG.max(axis=1), strict=True)
     ]
-    answers = [answer.candidates[0].person if answer.is_known else None for answer in found.probes]
+    answers = [answer.candidates[0].person if answer.is_known else None for answer in result.probes]
     assert answers == expected
     right = np.mean([name == who for name, who in zip(answers, identity_N[mated_N], strict=True)])
     assert right > 0.3

@@ -119,13 +119,13 @@ def test_no_byte_is_left_after_many_small_changes(gallery, tmp_path):
         removed = random.choice(list(enrolled), 90, replace=False).tolist()
         gallery.remove(keys=removed)
         gone |= {text for key in removed for text in (key, *enrolled.pop(key)[:2])}
-    found = {
+    leftovers = {
         text.decode()
         for path in tmp_path.rglob("*")
         if path.is_file()
         for text in re.findall(rb"(?:key|name|note)-\d{20}", path.read_bytes())
     }
-    assert found == {text for key, (who, note, _) in enrolled.items() for text in (key, who, note)}
+    assert leftovers == {text for key, (who, note, _) in enrolled.items() for text in (key, who, note)}
     assert len(gone) > 4000
 
 
@@ -141,8 +141,8 @@ def test_a_disk_that_is_too_full_to_wipe_is_reported_and_the_gallery_stays_usabl
 
     with monkeypatch.context() as patch:
         patch.setattr(Database, "execute", full)
-        (told,) = gallery.remove(people=["person 1"]).unfinished
-        assert "disk is full; bytes of removed samples may remain" in told
+        (message,) = gallery.remove(people=["person 1"]).unfinished
+        assert "disk is full; bytes of removed samples may remain" in message
         gallery.close()
         again = LocalGallery(gallery.path, write=True)
         again.upsert(some_samples(2, 1, seed=5, prefix="new"))

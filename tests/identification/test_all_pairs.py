@@ -48,7 +48,7 @@ def test_errors_equal_plain_counts_with_ties(seed, images, identities, scores):
     thresholds = (-20.0, -1.0, 0.0, 1.0, 2.0, 20.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(all_pairs, "MAX_TRIANGLE_SCORES", scores)
-        found = pair_errors(rows_ND, units, thresholds)
+        errors = pair_errors(rows_ND, units, thresholds)
     expected = np.zeros((2, len(thresholds), len(units), len(units)))
     trial = np.zeros((2, len(units), len(units)))
     for score, mated, left, right in plain_pairs(rows_ND, identity_N, cosine=False):
@@ -58,7 +58,7 @@ def test_errors_equal_plain_counts_with_ties(seed, images, identities, scores):
             for t, threshold in enumerate(thresholds):
                 expected[int(mated), t][cell] += mated != (score >= threshold)
     for t in range(len(thresholds)):
-        for mated, pairs in enumerate((found.non_mated[t], found.mated[t])):
+        for mated, pairs in enumerate((errors.non_mated[t], errors.mated[t])):
             assert pairs.mated == bool(mated)
             np.testing.assert_array_equal(dense(pairs.error_UU), expected[mated, t])
             np.testing.assert_array_equal(dense(pairs.trial_UU), trial[mated])
@@ -107,16 +107,16 @@ def test_histograms_equal_plain_counts(seed, images, scores):
     grouping = units.grouping(["gender", "age"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(all_pairs, "MAX_TRIANGLE_SCORES", scores)
-        found = pair_histograms(rows_ND, units, grouping)
-    second = PairHistograms(units, grouping, found.grid)
+        result = pair_histograms(rows_ND, units, grouping)
+    second = PairHistograms(units, grouping, result.grid)
     pairs = plain_pairs(rows_ND, identity_N, cosine=False)
     if pairs:
         second.add(*(np.array(column) for column in zip(*pairs, strict=True)))
     group_N = grouping.group_U[units.unit_N]
     for threshold in (-3.0, 0.0, 1.0, 4.0):
         # Whole scores lie in the middle of a bin.
-        place = np.searchsorted(found.grid.threshold(np.arange(found.grid.bins)), threshold) - 1
-        for histograms, members in [(found.overall, None)] + [(found.within(g), g) for g in range(len(grouping))]:
+        place = np.searchsorted(result.grid.threshold(np.arange(result.grid.bins)), threshold) - 1
+        for histograms, members in [(result.overall, None)] + [(result.within(g), g) for g in range(len(grouping))]:
             for counts, mated in ((histograms.mated_B, True), (histograms.nonmated_B, False)):
                 kept = [
                     score >= threshold
@@ -125,9 +125,9 @@ def test_histograms_equal_plain_counts(seed, images, scores):
                 ]
                 assert (counts.sum(), counts[place:].sum()) == (len(kept), sum(kept))
     for g in range(len(grouping)):
-        np.testing.assert_array_equal(found.within(g).mated_B, second.within(g).mated_B)
-        np.testing.assert_array_equal(found.within(g).nonmated_B, second.within(g).nonmated_B)
-    np.testing.assert_array_equal(found.overall.nonmated_B, second.overall.nonmated_B)
+        np.testing.assert_array_equal(result.within(g).mated_B, second.within(g).mated_B)
+        np.testing.assert_array_equal(result.within(g).nonmated_B, second.within(g).nonmated_B)
+    np.testing.assert_array_equal(result.overall.nonmated_B, second.overall.nonmated_B)
 
 
 def test_a_threshold_set_on_the_histograms_holds_among_the_exact_counts():
@@ -156,8 +156,8 @@ def test_a_collection_of_strangers_has_no_mates():
     errors = pair_errors(rows_ND, units, [0.0])
     assert errors.mated[0].trial_UU.sum() == 2
     assert errors.non_mated[0].trial_UU.sum() == errors.non_mated[0].error_UU.sum() == 10
-    everyone = pair_histograms(rows_ND, units, units.grouping(["gender"])).overall
-    assert (everyone.mated, everyone.nonmated) == (1, 5)
+    overall = pair_histograms(rows_ND, units, units.grouping(["gender"])).overall
+    assert (overall.mated, overall.nonmated) == (1, 5)
 
 
 def test_bad_input_is_refused(monkeypatch):

@@ -22,9 +22,9 @@ def plain_half(probe_PD, identity_P, distractor_GD, enrolled, wanted, rank, nove
         candidates += [(float(probe_PD[probe] @ row), None) for row in distractor_GD]
         if identity_P[probe] in enrolled_names:
             (score,) = [score for score, name in candidates if name == identity_P[probe]]
-            found = sum(other > score for other, _ in candidates) < rank
+            is_hit = sum(other > score for other, _ in candidates) < rank
             decision = score if novelty is None else novelty[probe]
-            mated.append(decision if found else -math.inf)
+            mated.append(decision if is_hit else -math.inf)
         else:
             nonmated.append(
                 max((score for score, _ in candidates), default=-math.inf) if novelty is None else novelty[probe]
@@ -65,8 +65,8 @@ def test_equals_plain_loops_with_ties(seed, probes, identities, distractors, ran
             assert point.reason
             continue
         assert point.reason is None
-        for found, expected in zip(point.halves, halves, strict=True):
-            assert (found.fpir, found.fnir) == (pytest.approx(expected[0]), pytest.approx(expected[1]))
+        for measured, expected in zip(point.halves, halves, strict=True):
+            assert (measured.fpir, measured.fnir) == (pytest.approx(expected[0]), pytest.approx(expected[1]))
         assert (point.fpir, point.fnir) == (
             pytest.approx(np.mean([half[0] for half in halves])),
             pytest.approx(np.mean([half[1] for half in halves])),
@@ -125,11 +125,11 @@ def test_by_hand():
         for search, rank, score in zip(half.mated_M, half.mate_rank_M, half.mate_score_M, strict=True):
             assert score == pytest.approx(float(probe_PD[search] @ probe_PD[enrolled]), abs=1e-7)
             assert rank == 1 + (probe_PD[search] @ np.array([0.5, 0.5]) > score)
-    everyone = open_set_rates(searches, (1.0,)).points[0]
-    assert everyone.fpir == 1.0
+    point = open_set_rates(searches, (1.0,)).points[0]
+    assert point.fpir == 1.0
     # At FPIR 1 the lowest non-mated score is the threshold.
-    assert [half.threshold for half in everyone.halves] == [half.best_score_N.min() for half in searches.halves]
-    for half, rates in zip(searches.halves, everyone.halves, strict=True):
+    assert [half.threshold for half in point.halves] == [half.best_score_N.min() for half in searches.halves]
+    for half, rates in zip(searches.halves, point.halves, strict=True):
         missed_M, positive_N = search_outcomes(half, rates.threshold, searches.rank)
         assert (missed_M.mean(), positive_N.mean()) == (rates.fnir, 1.0)
 

@@ -28,15 +28,15 @@ def test_points_are_counted_pair_by_pair():
     random = np.random.default_rng(0)
     same = [True] * 150 + [False] * 400
     scores = [*np.clip(random.normal(0.5, 0.2, 150), -1, 1), *np.clip(random.normal(0, 0.2, 400), -1, 1)]
-    found = verify_pairs(*pairs_of(scores, same), unit=True)
-    assert (found.mated, found.nonmated, found.people) == (150, 400, 950)
-    assert [one.point.wanted for one in found.points] == list(PAIR_FARS)
-    assert [one.point.reason is None for one in found.points] == [False, False, True, True]
-    for one in found.points[:2]:
+    result = verify_pairs(*pairs_of(scores, same), unit=True)
+    assert (result.mated, result.nonmated, result.people) == (150, 400, 950)
+    assert [one.point.wanted for one in result.points] == list(PAIR_FARS)
+    assert [one.point.reason is None for one in result.points] == [False, False, True, True]
+    for one in result.points[:2]:
         assert "non-mated comparisons; there are 400" in one.point.reason
         assert one.tar_limits is one.far_limits is None
     wrong = sorted(scores[150:], reverse=True)
-    for one, allowed in zip(found.points[2:], (4, 40), strict=True):
+    for one, allowed in zip(result.points[2:], (4, 40), strict=True):
         accepted = [score for score in scores[:150] if score > wrong[allowed]]
         assert one.point.false_matches == allowed
         assert one.point.fmr == allowed / 400
@@ -77,9 +77,9 @@ def test_a_pair_of_the_same_image_and_a_contradiction_are_counted():
     embedding_ND, left_P, right_P, same_P = pairs_of([0.9, 0.9, 0.1] * 10, [True, True, False] * 10)
     left_P[2], right_P[2] = left_P[0], right_P[0]  # called two people here, one in the first pair
     right_P[1] = left_P[1]
-    found = verify_pairs(embedding_ND, left_P, right_P, same_P, unit=True)
-    assert (found.mated, found.nonmated, found.people) == (20, 10, 38)
-    one = found.points[-1]
+    result = verify_pairs(embedding_ND, left_P, right_P, same_P, unit=True)
+    assert (result.mated, result.nonmated, result.people) == (20, 10, 38)
+    one = result.points[-1]
     assert (one.point.false_matches, one.point.fmr, one.point.tar) == (1, 0.1, 1.0)
     assert one.far_limits[0] < 0.1 < one.far_limits[1]
 
@@ -97,9 +97,9 @@ def test_what_is_not_of_unit_length_is_scored_by_its_inner_product():
 
 def test_long_vectors_have_scores_beyond_one():
     embedding_ND, left_P, right_P, same_P = pairs_of([0.9] * 20 + [0.2] * 20, [True] * 20 + [False] * 20)
-    found = verify_pairs(50 * embedding_ND, left_P, right_P, same_P, unit=False)
-    assert found.points[-1].point.tar == 1
-    assert found.points[-1].point.threshold == pytest.approx(500, rel=1e-4)
+    result = verify_pairs(50 * embedding_ND, left_P, right_P, same_P, unit=False)
+    assert result.points[-1].point.tar == 1
+    assert result.points[-1].point.threshold == pytest.approx(500, rel=1e-4)
 
 
 def test_too_few_pairs_and_useless_embeddings_are_refused():
@@ -118,8 +118,8 @@ def test_too_few_pairs_and_useless_embeddings_are_refused():
 def test_embeddings_from_elsewhere(tmp_path):
     rows, answers = np.ones((4, 3), dtype=np.float32), np.array([True, False])
     np.save(tmp_path / "rows.npy", rows)
-    found, same_P = read_pair_embeddings(tmp_path / "rows.npy")
-    assert np.array_equal(found, rows)
+    embeddings, same_P = read_pair_embeddings(tmp_path / "rows.npy")
+    assert np.array_equal(embeddings, rows)
     assert same_P is None
     np.savez(tmp_path / "both.npz", embeddings=rows, issame=answers.astype(np.int64))
     assert read_pair_embeddings(tmp_path / "both.npz")[1].tolist() == [True, False]

@@ -19,9 +19,9 @@ def test_pairs_equal_a_double_loop(identities):
         for mate in range(len(identities))
         if mate != probe and identities[mate] == identities[probe]
     }
-    found = list(zip(pairs.mate_M.tolist(), pairs.probe_M.tolist(), strict=True))
-    assert len(found) == len(set(found)) == len(pairs)
-    assert set(found) == expected
+    result = list(zip(pairs.mate_M.tolist(), pairs.probe_M.tolist(), strict=True))
+    assert len(result) == len(set(result)) == len(pairs)
+    assert set(result) == expected
 
 
 def test_ties_are_hits_by_hand():

@@ -44,9 +44,9 @@ def test_whole_numbers_with_ties_equal_plain_loops(seed, probes, distractors, id
     identity_P = random.integers(0, identities, probes)
     fars = (0.02, 0.1, 0.25, 0.5, 1.0)
     mated, nonmated = plain_scores(probe_PD, identity_P, distractor_GD, cosine=False)
-    found = verification_rates(probe_PD, identity_P, distractor_GD, fars=fars)
-    assert (found.histograms.mated, found.histograms.nonmated) == (len(mated), len(nonmated))
-    for far, point in zip(fars, found.points, strict=True):
+    rates = verification_rates(probe_PD, identity_P, distractor_GD, fars=fars)
+    assert (rates.histograms.mated, rates.histograms.nonmated) == (len(mated), len(nonmated))
+    for far, point in zip(fars, rates.points, strict=True):
         if not mated or far * len(nonmated) < 1:
             assert point.reason
             assert point.threshold is point.fmr is point.tar is None
@@ -68,31 +68,31 @@ def test_cosines_of_many_blocks_equal_plain_loops(monkeypatch):
     probe_PD = (centre_ID[identity_P] + 0.8 * random.standard_normal((40, 16))).astype(np.float16)
     distractor_GD = random.standard_normal((300, 16)).astype(np.float32)
     reports = []
-    found = verification_rates(
+    rates = verification_rates(
         probe_PD, identity_P, distractor_GD, fars=(1e-3, 1e-2), cosine=True, progress=lambda *args: reports.append(args)
     )
     assert reports[-1] == ("comparing non-mated pairs", 300, 300)
     assert len(reports) > 100
     mated, nonmated = plain_scores(probe_PD, identity_P, distractor_GD, cosine=True)
-    for far, point in zip((1e-3, 1e-2), found.points, strict=True):
+    for far, point in zip((1e-3, 1e-2), rates.points, strict=True):
         too_many, fmr, fnmr = plain_point(mated, nonmated, far)
         assert point.threshold == pytest.approx(too_many, abs=4e-6)
         assert (point.fmr, point.fnmr) == (pytest.approx(fmr, abs=1e-12), pytest.approx(fnmr, abs=1e-12))
-    assert [point.supported for point in found.points] == [False, True]
-    assert found.histograms.smallest_fmr == 30 / 12000
+    assert [point.supported for point in rates.points] == [False, True]
+    assert rates.histograms.smallest_fmr == 30 / 12000
 
 
 def test_equal_scores_are_all_or_nothing():
     rows_ND = np.full((6, 4), 0.5, dtype=np.float32)
-    found = verification_rates(
+    rates = verification_rates(
         rows_ND, np.zeros(6, dtype=int), np.repeat(rows_ND, 20, axis=0), fars=(0.5, 1.0), cosine=True
     )
-    half, whole = found.points
+    half, whole = rates.points
     assert (half.fmr, half.tar, half.false_matches) == (0.0, 0.0, 0)
     assert (whole.fmr, whole.tar) == (1.0, 1.0)
     assert whole.threshold <= 1.0 < half.threshold
-    assert found.det.fmr_T.tolist() == [0.0, 1.0]
-    assert found.det.fnmr_T.tolist() == [1.0, 0.0]
+    assert rates.det.fmr_T.tolist() == [0.0, 1.0]
+    assert rates.det.fnmr_T.tolist() == [1.0, 0.0]
 
 
 def test_a_photograph_among_the_distractors_ties_with_itself_as_a_mate():
@@ -110,16 +110,16 @@ def test_det_falls_from_all_to_none_and_holds_the_points():
     probe_PD = random.standard_normal((30, 8)).astype(np.float32)
     identity_P = np.arange(30) // 3
     distractor_GD = random.standard_normal((200, 8))
-    found = verification_rates(probe_PD, identity_P, distractor_GD, fars=(0.1,), cosine=True)
-    det = found.det
+    rates = verification_rates(probe_PD, identity_P, distractor_GD, fars=(0.1,), cosine=True)
+    det = rates.det
     assert (np.diff(det.threshold_T) < 0).all()
     assert (np.diff(det.fmr_T) > 0).all()
     assert (np.diff(det.fnmr_T) <= 0).all()
     assert det.fmr_T[-1] == 1.0
     assert det.fnmr_T[-1] == 0.0
     assert det.fmr_T[0] == 1 / 6000
-    (place,) = np.flatnonzero(np.isclose(det.fmr_T, found.points[0].fmr, rtol=0, atol=1e-12))
-    assert det.fnmr_T[place] == found.points[0].fnmr
+    (place,) = np.flatnonzero(np.isclose(det.fmr_T, rates.points[0].fmr, rtol=0, atol=1e-12))
+    assert det.fnmr_T[place] == rates.points[0].fnmr
     mated, nonmated = (np.array(scores) for scores in plain_scores(probe_PD, identity_P, distractor_GD, cosine=True))
     for threshold, fmr, fnmr in zip(det.threshold_T, det.fmr_T, det.fnmr_T, strict=True):
         assert fnmr == pytest.approx(np.mean(mated < threshold), abs=1e-12)

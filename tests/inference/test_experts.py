@@ -81,9 +81,9 @@ def test_the_router_leaves_the_student_as_it_is_and_counts_its_experts(experts_r
     counted = [line["experts_per_image"] for line in lines if "experts_per_image" in line]
     assert len(counted) == 1
     assert 1 <= counted[0] <= 3
-    asked = [line["experts_used"] for line in lines if "experts_used" in line]
-    assert len(asked) > 0
-    assert all(1 <= count <= 3 for count in asked)
+    counts = [line["experts_used"] for line in lines if "experts_used" in line]
+    assert len(counts) > 0
+    assert all(1 <= count <= 3 for count in counts)
 
 
 def test_a_split_without_an_image_and_a_method_without_experts(experts_run, finished_run):
@@ -126,7 +126,7 @@ def test_the_command_counts_what_experts_win_and_lose_together(experts_run, fini
     words = ["evaluate", "--workers", "0", "--json", "--experts", "--checkpoint"]
     done = CliRunner().invoke(app, [*words, str(experts_run / "independent")])
     assert done.exit_code == 0, done.exception
-    found = json.loads(done.stdout)["experts"]
+    counts = json.loads(done.stdout)["experts"]
     model = load_model(experts_run / "independent", CPU)
     data = model.config.data.open(model.config.seed)
     split = data.evaluation["validation"]
@@ -135,7 +135,7 @@ def test_the_command_counts_what_experts_win_and_lose_together(experts_run, fini
         sum(one == label != both for label, one, both in zip(label_N, expert_N, together_N, strict=True))
         for expert_N in expert_KN
     ]
-    assert (found["images"], found["lost"]) == (len(label_N), lost)
+    assert (counts["images"], counts["lost"]) == (len(label_N), lost)
     refused = CliRunner().invoke(app, [*words, str(finished_run)])
     assert refused.exit_code == 1
     assert "has no experts" in str(refused.exception)

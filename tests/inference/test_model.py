@@ -40,9 +40,9 @@ def test_a_loaded_model_embeds_as_the_saved_one(finished_run, model_folder):
     with torch.no_grad():
         expected = model.method.embed(image)
         save_weights(model.method, model_folder / "model.safetensors")
-        found = load_model(model_folder, CPU).method.embed(image)
-    assert all(torch.equal(found.by_kind[kind], value) for kind, value in expected.by_kind.items())
-    assert torch.equal(found.reachability_B, expected.reachability_B)
+        embeddings = load_model(model_folder, CPU).method.embed(image)
+    assert all(torch.equal(embeddings.by_kind[kind], value) for kind, value in expected.by_kind.items())
+    assert torch.equal(embeddings.reachability_B, expected.reachability_B)
 
 
 def test_the_first_finished_stage_serves_while_the_second_is_not(finished_run, tmp_path):

@@ -44,9 +44,9 @@ def data(finished_run):
 
 def test_outputs_are_those_of_each_image_alone(model, data):
     split, method = data.evaluation["validation"], model.method
-    found = outputs(method, split, data)
-    assert found.label_N.tolist() == split.labels.tolist()
-    assert found.index_N.tolist() == split.members.tolist()
+    result = outputs(method, split, data)
+    assert result.label_N.tolist() == split.labels.tolist()
+    assert result.index_N.tolist() == split.members.tolist()
     logits, reachability = [], []
     with torch.no_grad():
         for member in split.members.tolist():
@@ -55,12 +55,12 @@ def test_outputs_are_those_of_each_image_alone(model, data):
             if model.card["stage"] == "oltr":
                 centroid_CD = method.memory.centroid_CD[method.memory.filled_C]
                 reachability.append(10 / torch.cdist(method.network(image).double(), centroid_CD.double()).min())
-    assert found.logit_NC.dtype == torch.float32
-    assert torch.allclose(found.logit_NC, torch.stack(logits), atol=1e-4)
+    assert result.logit_NC.dtype == torch.float32
+    assert torch.allclose(result.logit_NC, torch.stack(logits), atol=1e-4)
     if reachability:
-        assert torch.allclose(found.reachability_N, torch.stack(reachability).float(), rtol=1e-3)
+        assert torch.allclose(result.reachability_N, torch.stack(reachability).float(), rtol=1e-3)
     else:
-        assert found.reachability_N is None
+        assert result.reachability_N is None
 
 
 def test_the_method_is_left_in_its_mode_also_where_the_pass_breaks_off(model, data):
@@ -123,8 +123,8 @@ def test_bad_images_are_left_out_or_stop(model, data, monkeypatch):
     )
     with pytest.raises(UserError, match=r"1 images cannot be used"):
         outputs(model.method, split, data)
-    found = outputs(model.method, split, data, allowed=1)
-    assert found.index_N.tolist() == split.members[1:].tolist()
+    result = outputs(model.method, split, data, allowed=1)
+    assert result.index_N.tolist() == split.members[1:].tolist()
 
 
 def outputs_of_a_rank(folder):

@@ -27,11 +27,11 @@ def predictor(method, config, batch: int) -> Predictor:
 
 def embedded(model, path, kind="direct", mirrored=True) -> np.ndarray:
     """Embeddings in the order of the file, [2P,D]."""
-    found = open_verification_set(path, model.config)
-    embedding_UD = embed_verification_set(predictor(model.method, model.config, 8), found, kind, flip=mirrored)
+    pairs = open_verification_set(path, model.config)
+    embedding_UD = embed_verification_set(predictor(model.method, model.config, 8), pairs, kind, flip=mirrored)
     assert embedding_UD.dtype == np.float32
-    assert len(embedding_UD) == len(found.pairs.images) == len(set(found.pairs.images))
-    return embedding_UD[np.stack([found.pairs.left_P, found.pairs.right_P], axis=1).reshape(-1)]
+    assert len(embedding_UD) == len(pairs.pairs.images) == len(set(pairs.pairs.images))
+    return embedding_UD[np.stack([pairs.pairs.left_P, pairs.pairs.right_P], axis=1).reshape(-1)]
 
 
 def plain_features(model, path) -> torch.Tensor:
@@ -95,8 +95,8 @@ def test_the_shared_sets_pass_a_network_of_their_size(recipe, real_data, tmp_pat
     torch.manual_seed(0)
     method = build_method(config, config.stages[0], 3).train()
     for name, images in (("lfw600_bytes.bin", 1154), ("lfw40_ndarray.bin", 79)):
-        found = open_verification_set(real_data / "verification" / name, config)
-        assert embed_verification_set(predictor(method, config, 64), found, "direct").shape == (images, 16)
+        pairs = open_verification_set(real_data / "verification" / name, config)
+        assert embed_verification_set(predictor(method, config, 64), pairs, "direct").shape == (images, 16)
     assert method.training
     assert isinstance(method, Method)
 
@@ -196,11 +196,11 @@ def test_a_lists_paths_are_relative_to_its_folder_or_the_root(model, tiny_pairs,
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists" / "tiny.txt").write_text("\n".join(lines))
     eight = predictor(model.method, model.config, 8)
-    found = open_verification_set(tmp_path / "lists" / "tiny.txt", model.config, root=tmp_path)
-    assert np.abs(embed_verification_set(eight, found, "direct") - expected).max() < 1e-6
-    found = open_verification_set(tmp_path / "lists" / "tiny.txt", model.config)
+    pairs = open_verification_set(tmp_path / "lists" / "tiny.txt", model.config, root=tmp_path)
+    assert np.abs(embed_verification_set(eight, pairs, "direct") - expected).max() < 1e-6
+    pairs = open_verification_set(tmp_path / "lists" / "tiny.txt", model.config)
     with pytest.raises(UserError, match=r"a verification set allows 0: faces/0\.png: cannot read .*lists/faces/0\.png"):
-        embed_verification_set(eight, found, "direct")
+        embed_verification_set(eight, pairs, "direct")
 
 
 def measured_by_a_rank(values: dict, folder: str) -> tuple[dict, int]:

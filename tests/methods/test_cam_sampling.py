@@ -122,7 +122,7 @@ def batch(size: int = 24) -> TrainBatch:
 
 def test_chosen_images_move_by_their_own_classs_activation(moves, teacher):
     inputs = batch()
-    found = moves(inputs, teacher, torch.Generator().manual_seed(5))
+    moved = moves(inputs, teacher, torch.Generator().manual_seed(5))
     draw_6B = torch.rand(6, 24, generator=torch.Generator().manual_seed(5))
     expected = inputs.image_B3HW.clone()
     chosen = 0
@@ -140,8 +140,8 @@ def test_chosen_images_move_by_their_own_classs_activation(moves, teacher):
             )[0]
             chosen += 1
     assert 0 < chosen < 24
-    assert torch.allclose(found.image_B3HW, expected, atol=1e-4)
-    assert torch.equal(found.label_B, inputs.label_B)
+    assert torch.allclose(moved.image_B3HW, expected, atol=1e-4)
+    assert torch.equal(moved.label_B, inputs.label_B)
     assert torch.equal(inputs.image_B3HW, batch().image_B3HW)
 
 

@@ -111,9 +111,9 @@ def test_a_step_is_an_episode_of_base_classes():
             terms.append(math.log(sum(math.exp(z - logits[label]) for z in logits)))
         possible.append(sum(terms) / len(terms))
     output = method.train().step([data], FIRST)
-    found = output.loss.item()
-    assert min(abs(found - value) for value in possible) < 1e-4
-    assert method.step([data], FIRST).loss.item() == found
+    loss = output.loss.item()
+    assert min(abs(loss - value) for value in possible) < 1e-4
+    assert method.step([data], FIRST).loss.item() == loss
     output.loss.backward()
     learning = {name for name, value in method.named_parameters() if value.grad is not None and value.grad.any()}
     assert learning == {"weight_CD", "scale"} | {

@@ -39,11 +39,11 @@ def plain_answers(network, image, scaled):
     data, head = training_set(), linear_head()
     network.eval()
     with torch.no_grad():
-        seen, asked = network(data.image_B3HW).double(), network(image).double()
-    unit = seen / seen.norm(dim=1, keepdim=True)
+        train_ND, query_ND = network(data.image_B3HW).double(), network(image).double()
+    unit = train_ND / train_ND.norm(dim=1, keepdim=True)
     means = [unit[data.label_B == c].mean(0) for c in range(5)]
     linear, nearest = [], []
-    for row in asked:
+    for row in query_ND:
         z_l = [
             float(row @ w + b) for w, b in zip(head["head.weight"].double(), head["head.bias"].double(), strict=True)
         ]
@@ -73,11 +73,11 @@ RULES = {
 @pytest.mark.parametrize("rule", RULES)
 def test_a_rule_puts_both_answers_together(rule, scaled):
     method, image = fitted("fusion", rule=rule, scaled=scaled, weight=0.3), torch.randn(5, 3, 2, 2)
-    found = method.logits(image)
+    logits = method.logits(image)
     expected = [RULES[rule](*pair) for pair in zip(*plain_answers(method.network, image, scaled), strict=True)]
-    assert torch.allclose(found.full_BC.double(), torch.tensor(expected, dtype=torch.float64), atol=1e-4)
+    assert torch.allclose(logits.full_BC.double(), torch.tensor(expected, dtype=torch.float64), atol=1e-4)
     again = reborn(method, lambda: build("fusion", rule=rule, scaled=scaled))
-    assert torch.equal(again.logits(image).full_BC, found.full_BC)
+    assert torch.equal(again.logits(image).full_BC, logits.full_BC)
 
 
 def test_only_the_mixture_has_a_weight_to_try():

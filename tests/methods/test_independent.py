@@ -88,14 +88,14 @@ def test_the_test_average(average):
     with torch.no_grad():
         feature_BKD = method.network(image)
         logits = [30 * F.normalize(feature_BKD[:, k]) @ F.normalize(method.heads[k].weight).T for k in range(EXPERTS)]
-        found = method.logits(image)
+        result = method.logits(image)
     if average == "logits":
-        torch.testing.assert_close(found.full_BC, sum(logits) / EXPERTS, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(result.full_BC, sum(logits) / EXPERTS, rtol=1e-4, atol=1e-4)
     else:
         mean_BC = sum(z.softmax(1) for z in logits) / EXPERTS
-        torch.testing.assert_close(found.full_BC.softmax(1), mean_BC, rtol=1e-3, atol=1e-6)
-        torch.testing.assert_close(found.full_BC.exp(), mean_BC, rtol=1e-3, atol=1e-6)
-        assert found.argmax().tolist() == mean_BC.argmax(1).tolist()
+        torch.testing.assert_close(result.full_BC.softmax(1), mean_BC, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(result.full_BC.exp(), mean_BC, rtol=1e-3, atol=1e-6)
+        assert result.argmax().tolist() == mean_BC.argmax(1).tolist()
 
 
 def test_a_batch_that_lost_an_image_shortens_the_others():
@@ -115,5 +115,5 @@ def test_any_loss_and_head():
             feature_BD = twin.network(image)[:, expert]
             logits_BC = feature_BD @ twin.heads[expert].weight.T + twin.heads[expert].bias
             expected += F.cross_entropy(logits_BC + COUNTS.log(), label_B).item()
-        found = method.step(batches, LATE).loss.item()
-    assert found == pytest.approx(expected, rel=1e-4)
+        loss = method.step(batches, LATE).loss.item()
+    assert loss == pytest.approx(expected, rel=1e-4)

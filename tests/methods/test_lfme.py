@@ -66,10 +66,10 @@ def confidence(method: nn.Module, image, label: int) -> float:
 
 
 def ranges(method: nn.Module, shown: TrainBatch) -> list[tuple[float, float]]:
-    found = [[] for _ in range(CLASSES)]
+    confidences = [[] for _ in range(CLASSES)]
     for image, label in zip(*shown, strict=True):
-        found[label].append(confidence(method, image, int(label)))
-    return [(min(values), max(values)) for values in found]
+        confidences[label].append(confidence(method, image, int(label)))
+    return [(min(values), max(values)) for values in confidences]
 
 
 def instance_weight(method: nn.Module, image, label: int, shown: TrainBatch, over: float) -> float:
@@ -94,8 +94,8 @@ def test_the_loss_is_weighed_images_and_experts_of_their_groups(epoch, order):
         v = instance_weight(method, image, label, shown, over=epoch / EPOCHS)
         own -= v * math.log(softmax(student)[label])
         for teacher in method.teachers:
-            said, classes = teacher.logits(image[None]).full_BC[0].tolist(), GROUPS[teacher.shots]
-            p, q = (softmax([logits[c] / 2 for c in classes]) for logits in (said, student))
+            teacher_logits, classes = teacher.logits(image[None]).full_BC[0].tolist(), GROUPS[teacher.shots]
+            p, q = (softmax([logits[c] / 2 for c in classes]) for logits in (teacher_logits, student))
             followed += weights[teacher.shots] * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
     output = method.step([batch], at(epoch))
     assert output.loss.item() == pytest.approx((own + followed) / 9, rel=1e-7)
@@ -123,8 +123,8 @@ def test_the_pass_finds_each_classs_range_once():
     assert method.needs_dataset_pass
     look_over(method, shown)
     assert not method.needs_dataset_pass
-    found = list(zip(method.least_C.tolist(), method.most_C.tolist(), strict=True))
-    assert found == [pytest.approx(pair, rel=1e-12) for pair in ranges(method, shown)]
+    result = list(zip(method.least_C.tolist(), method.most_C.tolist(), strict=True))
+    assert result == [pytest.approx(pair, rel=1e-12) for pair in ranges(method, shown)]
 
 
 def test_images_of_equal_confidence_count_fully():
@@ -140,8 +140,8 @@ def test_images_of_equal_confidence_count_fully():
 def test_floors_are_those_of_imagenet_lt():
     """12, 53 and 230 images a class on average; a class without images has no part in its group's mean."""
     counts = torch.tensor([200, 260, 50, 56, 10, 14, 0])
-    found = weight_floors(counts, torch.tensor([0, 0, 1, 1, 2, 2, 2])).tolist()
-    assert found == pytest.approx([12 / 230] * 2 + [12 / 53] * 2 + [1, 1, 1])
+    floors = weight_floors(counts, torch.tensor([0, 0, 1, 1, 2, 2, 2])).tolist()
+    assert floors == pytest.approx([12 / 230] * 2 + [12 / 53] * 2 + [1, 1, 1])
 
 
 @pytest.mark.parametrize(
@@ -171,12 +171,12 @@ def test_without_validation_both_are_counted_on_the_epochs_batches():
     right = {group: [0, 0] for group in GROUPS}
     for step in range(3):
         batch = images(40, seed=10 + step)
-        said = method.logits(batch.image_B3HW).full_BC.argmax(dim=1).tolist()
+        predicted = method.logits(batch.image_B3HW).full_BC.argmax(dim=1).tolist()
         for place, label in enumerate(batch.label_B.tolist()):
             group = group_of(label)
             (teacher,) = (teacher for teacher in method.teachers if teacher.shots == group)
             logits = teacher.logits(batch.image_B3HW[place : place + 1]).full_BC[0].tolist()
-            right[group][0] += said[place] == label
+            right[group][0] += predicted[place] == label
             right[group][1] += max(GROUPS[group], key=lambda c, logits=logits: logits[c]) == label
         output = method.step([batch], at(0, step))
         output.loss.backward()

@@ -52,16 +52,16 @@ def gone_through(config: Any) -> tuple[Method, dict[str, Any]]:
         while method.needs_dataset_pass:
             method.observe(own)
             method.end_dataset_pass()
-    found: dict[str, Any] = {"split": sharded_entries(method)}
+    result: dict[str, Any] = {"split": sharded_entries(method)}
     if config.name not in ("ncm", "tau_norm", "fusion"):
         output = method.step([own], progress)
         output.loss.backward()
         output.after()
-        found |= {"loss": output.loss.item(), "diagnostics": dict(method.diagnostics())}
-        found["gradients"] = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
+        result |= {"loss": output.loss.item(), "diagnostics": dict(method.diagnostics())}
+        result["gradients"] = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
     logits = method.logits(own.image_B3HW)
-    found |= {"answers": logits.argmax(), "logits": logits.full_BC.detach()}
-    return method, found
+    result |= {"answers": logits.argmax(), "logits": logits.full_BC.detach()}
+    return method, result
 
 
 def on_a_rank() -> dict[str, dict[str, Any]]:
@@ -77,7 +77,7 @@ def two_ranks(tmp_path_factory):
 def test_two_ranks_do_as_one(config, two_ranks):
     assert not dist.is_initialized()
     _, alone = gone_through(config)
-    parts = [found[config.name] for found in two_ranks]
+    parts = [result[config.name] for result in two_ranks]
     assert torch.equal(torch.cat([part["answers"] for part in parts]), alone["answers"])
     for part in parts:
         assert torch.allclose(part["logits"], alone["logits"], rtol=1e-6, atol=1e-6)
@@ -90,5 +90,5 @@ def test_two_ranks_do_as_one(config, two_ranks):
             theirs = [torch.cat(theirs)]
         elif name.startswith("network."):
             theirs = [sum(theirs)]
-        for found in theirs:
-            assert torch.allclose(found, gradient, rtol=1e-5, atol=1e-6 * gradient.abs().max().item()), name
+        for result in theirs:
+            assert torch.allclose(result, gradient, rtol=1e-5, atol=1e-6 * gradient.abs().max().item()), name

@@ -73,24 +73,24 @@ def test_a_step_is_the_loss_of_plain_logits(inputs, progress, late):
     method = build(diversity=-0.3)
     with torch.no_grad():
         expected = ride_loss(logits_of(method, inputs), inputs.label_B, -0.3, late)
-        found = method.step([inputs], progress).loss
-    assert found.item() == pytest.approx(expected.item(), rel=1e-4)
+        loss = method.step([inputs], progress).loss
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_collaborative_asks_the_mean_alone(inputs):
     method = build(collaborative=True)
     with torch.no_grad():
         mean_BC = sum(logits_of(method, inputs)) / EXPERTS
-        found = method.step([inputs], LATE).loss
-    assert found.item() == pytest.approx(EXPERTS * margin_loss(mean_BC, inputs.label_B, True).item(), rel=1e-4)
+        loss = method.step([inputs], LATE).loss
+    assert loss.item() == pytest.approx(EXPERTS * margin_loss(mean_BC, inputs.label_B, True).item(), rel=1e-4)
 
 
 def test_without_weights_and_with_plain_cross_entropy(inputs):
     method = build(loss={"name": "softmax"}, weights=None, diversity=0)
     with torch.no_grad():
         expected = sum(F.cross_entropy(logits_BC, inputs.label_B) for logits_BC in logits_of(method, inputs))
-        found = method.step([inputs], LATE).loss
-    assert found.item() == pytest.approx(expected.item(), rel=1e-4)
+        loss = method.step([inputs], LATE).loss
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_the_mean_learns_from_the_teachers_mean_and_all_counts_once_an_expert(inputs):

@@ -42,11 +42,11 @@ def inputs():
 
 def test_a_later_expert_would_help_where_the_mean_so_far_is_wrong():
     cases = torch.cartesian_prod(*[torch.tensor([False, True])] * 4).T
-    found = later_experts_help(cases)
+    targets = later_experts_help(cases)
     for image in range(cases.shape[1]):
         right = cases[:, image].tolist()
         expected = [not right[j] and any(right[j + 1 :]) for j in range(3)]
-        assert found[:, image].tolist() == expected
+        assert targets[:, image].tolist() == expected
 
 
 def test_experts_are_used_until_one_suffices():

@@ -41,7 +41,7 @@ def test_softmax_regression_has_no_gradient_and_weights_classes_equally():
     random = torch.Generator().manual_seed(0)
     label_N = torch.tensor([0] * 12 + [1] * 5 + [3] * 2)
     feature_ND = torch.randn(19, 3, generator=random) + torch.randn(4, 3, generator=random)[label_N]
-    found = softmax_regression(feature_ND, label_N, 4, decay=0.1, steps=60).double().numpy()
+    weights = softmax_regression(feature_ND, label_N, 4, decay=0.1, steps=60).double().numpy()
     # Plain gradient descent in float64 on the mean of the classes' means.
     rows = np.concatenate([feature_ND.double().numpy(), np.ones((19, 1))], axis=1)
     weight, onehot = np.zeros((4, 4)), np.eye(4)[label_N.numpy()]
@@ -50,7 +50,7 @@ def test_softmax_regression_has_no_gradient_and_weights_classes_equally():
         answer = np.exp(rows @ weight.T)
         answer /= answer.sum(axis=1, keepdims=True)
         weight -= 0.5 * ((share[:, None] * (answer - onehot)).T @ rows + 0.1 * weight)
-    assert np.abs(found - weight).max() < 1e-3
+    assert np.abs(weights - weight).max() < 1e-3
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -59,10 +59,10 @@ def test_a_class_answers_from_the_level_its_images_reach(name):
     # 9 images are many with three levels, 7, 5 reach 4, 3 and 2 reach 2; the class without images stays as it is.
     assert method.level_C.tolist() == [3, 2, 2, 1, 1, 3]
     with torch.no_grad():
-        asked = torch.cat([method.network(image), torch.ones(4, 1)], dim=1)
+        query_ND = torch.cat([method.network(image), torch.ones(4, 1)], dim=1)
         grown = [method.predict_weights(method.few_CE[c : c + 1], method.level_C[c])[0] for c in range(1, 5)]
         grown.insert(0, method.many_CE[0])
-        expected = torch.stack([asked @ row for row in [*grown, method.many_CE[5]]], dim=1)
+        expected = torch.stack([query_ND @ row for row in [*grown, method.many_CE[5]]], dim=1)
         seen = method.network(data.image_B3HW)
     assert torch.allclose(method.logits(image).local_BC, expected, atol=1e-4)
     many = softmax_regression(seen, data.label_B, CLASSES, decay=1e-3, steps=30)

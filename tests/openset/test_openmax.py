@@ -92,16 +92,16 @@ def test_the_verdict_is_that_of_the_steps_one_by_one(fitted):
     test = torch.cat(
         [training(60, seed=1)[0], torch.randn(40, CLASSES, generator=torch.Generator().manual_seed(1)) * 3]
     )
-    found = score(fitted, test)
+    result = score(fitted, test)
     rejected = []
     for row, logits in enumerate(test.double().numpy()):
         known, unknown = plain_probabilities(fitted, logits)
-        assert found.class_N[row] == known.argmax()
-        assert found.decision_score_N[row].item() == pytest.approx(known.max(), rel=1e-9)
-        assert found.score_N[row].item() == pytest.approx(np.log((1 - unknown) / unknown), rel=1e-6, abs=1e-9)
+        assert result.class_N[row] == known.argmax()
+        assert result.decision_score_N[row].item() == pytest.approx(known.max(), rel=1e-9)
+        assert result.score_N[row].item() == pytest.approx(np.log((1 - unknown) / unknown), rel=1e-6, abs=1e-9)
         rejected.append(unknown > known.max() or known.max() < 0.3)
-    assert (found.unknown_N | (found.decision_score_N < 0.3)).tolist() == rejected
-    assert found.unknown_N.any()
+    assert (result.unknown_N | (result.decision_score_N < 0.3)).tolist() == rejected
+    assert result.unknown_N.any()
     assert 0 < sum(rejected) < len(rejected)
 
 
@@ -109,10 +109,10 @@ def test_negative_logits_count_in_the_unknown_one(fitted):
     # Far from every mean, so that W is 1 and each of the ten largest loses its share: all of them are negative.
     logits = torch.full((1, CLASSES), -2.0) - 0.01 * torch.arange(CLASSES)
     known, unknown = plain_probabilities(fitted, logits[0].double().numpy())
-    found = score(fitted, logits)
-    assert found.score_N.item() == pytest.approx(np.log((1 - unknown) / unknown))
+    result = score(fitted, logits)
+    assert result.score_N.item() == pytest.approx(np.log((1 - unknown) / unknown))
     # They pull the unknown class down: without them it would have logit 0 and win.
-    assert not found.unknown_N.item()
+    assert not result.unknown_N.item()
     assert unknown < known.min()
 
 
@@ -120,12 +120,12 @@ def test_a_class_with_too_few_right_images_keeps_its_logit(fitted):
     for number in range(CLASSES):
         logits = torch.zeros(1, CLASSES)
         logits[0, number] = 60.0
-        found = score(fitted, logits)
+        result = score(fitted, logits)
         # Any other class is too far from its mean for its logit to stay.
-        assert found.unknown_N.item() == (number < 10)
+        assert result.unknown_N.item() == (number < 10)
         if number >= 10:
-            assert found.class_N.item() == number
-            assert found.decision_score_N.item() == pytest.approx(1, abs=1e-6)
+            assert result.class_N.item() == number
+            assert result.decision_score_N.item() == pytest.approx(1, abs=1e-6)
 
 
 def test_fewer_classes_than_ranks_and_no_class_ever_right():
@@ -133,10 +133,10 @@ def test_fewer_classes_than_ranks_and_no_class_ever_right():
     method = OpenMax()
     method.fit(passes(logits, labels))
     assert np.isnan(method.tails.shape_C).sum() == 2
-    found = score(method, logits)
+    result = score(method, logits)
     # Nothing was moved: the unknown class has logit 0, the others are unchanged.
     expected = torch.cat([logits, torch.zeros(3, 1)], dim=1).double().softmax(dim=1)
-    assert torch.allclose(found.decision_score_N, expected[:, :2].amax(dim=1))
+    assert torch.allclose(result.decision_score_N, expected[:, :2].amax(dim=1))
 
 
 def test_no_training_image_and_too_many_classes_are_refused():
@@ -159,9 +159,9 @@ def test_a_fit_has_the_greatest_likelihood_and_is_that_of_gumbel(spread, images)
     distances = np.random.default_rng(images).gamma(2, spread, images)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = WeibullTails.fit(distances, np.zeros(images, dtype=np.int64), 1)
+        tails = WeibullTails.fit(distances, np.zeros(images, dtype=np.int64), 1)
     tail = np.sort(distances)[-TAIL_SIZE:]
-    shape, location, scale = found.shape_C[0], found.location_C[0], found.scale_C[0]
+    shape, location, scale = tails.shape_C[0], tails.location_C[0], tails.scale_C[0]
     assert location == tail[0] - _SHIFT
 
     def likelihood(shape, scale):
@@ -175,11 +175,11 @@ def test_a_fit_has_the_greatest_likelihood_and_is_that_of_gumbel(spread, images)
     unit = (tail - tail[0]) / (tail[-1] - tail[0])
     place, width = gumbel_l.fit(unit)
     where = np.linspace(-0.5, 1.5, 9)
-    far = found.cdf(tail[0] + where * (tail[-1] - tail[0]), np.zeros(9, dtype=np.int64))
+    far = tails.cdf(tail[0] + where * (tail[-1] - tail[0]), np.zeros(9, dtype=np.int64))
     assert far == pytest.approx(gumbel_l.cdf(where, place, width), abs=2e-3)
 
 
 def test_equal_distances_find_nothing_far():
-    found = WeibullTails.fit(np.full(30, 0.25), np.zeros(30, dtype=np.int64), 2)
-    assert np.isnan(found.shape_C).sum() == 2
-    assert found.cdf(np.array([0.0, 99.0]), np.array([0, 1])).tolist() == [0, 0]
+    tails = WeibullTails.fit(np.full(30, 0.25), np.zeros(30, dtype=np.int64), 2)
+    assert np.isnan(tails.shape_C).sum() == 2
+    assert tails.cdf(np.array([0.0, 99.0]), np.array([0, 1])).tolist() == [0, 0]

@@ -27,21 +27,21 @@ def softmax(logits):
 
 
 def test_the_threshold_is_held_against_the_largest_probability():
-    found = MaxSoftmax().score(outputs())
+    scores = MaxSoftmax().score(outputs())
     expected = [max(softmax(row)) for row in LOGITS.tolist()]
-    assert found.score_N.tolist() == pytest.approx(expected, abs=1e-12)
-    assert found.class_N.tolist() == [0, 0, 1]
-    assert reject_below(found, 0.5) == [0, -1, 1]
+    assert scores.score_N.tolist() == pytest.approx(expected, abs=1e-12)
+    assert scores.class_N.tolist() == [0, 0, 1]
+    assert reject_below(scores, 0.5) == [0, -1, 1]
     # At the threshold an image is accepted.
-    assert reject_below(found, found.score_N[1].item()) == [0, 0, 1]
-    assert reject_below(found, 0.7) == [0, -1, -1]
+    assert reject_below(scores, scores.score_N[1].item()) == [0, 0, 1]
+    assert reject_below(scores, 0.7) == [0, -1, -1]
 
 
 def test_reachability_is_the_score_and_the_logits_the_class():
-    found = Reachability().score(outputs(reachability_N=torch.tensor([0.5, 2.0, 1.0])))
-    assert found.score_N.tolist() == found.decision_score_N.tolist() == [0.5, 2.0, 1.0]
-    assert found.class_N.tolist() == [0, 0, 1]
-    assert reject_below(found, 1.0) == [-1, 0, 1]
+    scores = Reachability().score(outputs(reachability_N=torch.tensor([0.5, 2.0, 1.0])))
+    assert scores.score_N.tolist() == scores.decision_score_N.tolist() == [0.5, 2.0, 1.0]
+    assert scores.class_N.tolist() == [0, 0, 1]
+    assert reject_below(scores, 1.0) == [-1, 0, 1]
     with pytest.raises(UserError, match="reachability: this model has no memory"):
         Reachability().score(outputs())
 
@@ -67,10 +67,10 @@ def test_odin_is_its_formula():
             x - 0.0028 * (1 if s >= 0 else -1) / std[i // 4] for i, (x, s) in enumerate(zip(pixels, slope, strict=True))
         ]
         expected.append(max(softmax([z / 1000 for z in logits(np.array(moved))])))
-    found = Odin().score(outputs(logits_of(image_N3HW), None, image_N3HW, std, logits_of))
-    assert found.score_N.numpy() == pytest.approx(np.array(expected), abs=1e-11)
+    scores = Odin().score(outputs(logits_of(image_N3HW), None, image_N3HW, std, logits_of))
+    assert scores.score_N.numpy() == pytest.approx(np.array(expected), abs=1e-11)
     assert np.ptp(expected) > 1e-6
-    assert found.class_N.tolist() == logits_of(image_N3HW).argmax(1).tolist()
+    assert scores.class_N.tolist() == logits_of(image_N3HW).argmax(1).tolist()
 
 
 def test_odin_moves_a_pixel_without_a_gradient_down_and_leaves_no_trace():

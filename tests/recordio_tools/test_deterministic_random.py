@@ -32,9 +32,9 @@ def test_the_logarithm_is_within_four_units_of_the_last_place():
     tiny, close = 2.0 ** -np.arange(1, 60), 1.0 - np.arange(1, 60) * 2.0**-53
     values = np.concatenate([rng.random(300) + 2.0**-53, tiny, close])
     context = decimal.Context(prec=40)
-    for value, found in zip(values.tolist(), portable_log(values).tolist(), strict=True):
+    for value, logarithm in zip(values.tolist(), portable_log(values).tolist(), strict=True):
         exact = decimal.Decimal(value).ln(context)
-        assert abs((decimal.Decimal(found) - exact) / exact) < decimal.Decimal(2.0**-50)
+        assert abs((decimal.Decimal(logarithm) - exact) / exact) < decimal.Decimal(2.0**-50)
     assert portable_log(np.array([1.0])) == 0.0
 
 

@@ -50,8 +50,8 @@ def test_records_survive_the_file(written):
     assert frames == [reference_frames(record) for record in written]
     view, offset = memoryview(b"".join(frames)), 0
     for record, frame in zip(written, frames, strict=True):
-        found, following = read_record(view, offset)
-        assert bytes(found) == record
+        content, following = read_record(view, offset)
+        assert bytes(content) == record
         assert following == offset + len(frame)
         assert find_record(view, offset + 4) == following  # no magic word inside a record
         offset = following
@@ -74,11 +74,11 @@ def test_a_truncated_file_is_reported(record, data):
 @given(st.binary(max_size=60), st.integers(-4, 60))
 def test_any_bytes_give_a_record_or_an_error(noise, offset):
     try:
-        found, following = read_record(memoryview(noise), offset)
+        record, following = read_record(memoryview(noise), offset)
     except RecordIOError:
         return
     assert offset < following <= len(noise)
-    assert len(found) <= len(noise)
+    assert len(record) <= len(noise)
 
 
 @pytest.mark.parametrize(

@@ -50,12 +50,12 @@ def test_lists_of_both_kinds_mean_the_same(people, tmp_path):
     labels = [4, 0, 4]
     im2rec = "".join(f"{n}\t{label}.0\t{name}\n" for n, (label, name) in enumerate(zip(labels, images, strict=True)))
     aligned = "".join(f"1\t{name}\t{label}\n" for label, name in zip(labels, images, strict=True))
-    found = []
+    contents = []
     for text in (im2rec, aligned):
         (tmp_path / "images.lst").write_text(text)
-        found.append(read_lst(tmp_path / "images.lst", people))
-    assert found[0] == found[1]
-    assert [image.label for image in found[0]] == labels
+        contents.append(read_lst(tmp_path / "images.lst", people))
+    assert contents[0] == contents[1]
+    assert [image.label for image in contents[0]] == labels
     pack_images(tmp_path / "images.lst", tmp_path / "out", people)
     with FaceRecord(tmp_path / "out/train.rec") as faces:
         assert faces.counts.tolist() == [1, 0, 0, 0, 2]

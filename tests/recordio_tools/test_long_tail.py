@@ -28,12 +28,12 @@ def source(counts: list[int], first_key: int = 1) -> tuple[np.ndarray, np.ndarra
 def waiting_times(keys, labels, seed, power) -> list[tuple[decimal.Decimal, int]]:
     """Returns (time, key) of each image, to 40 digits."""
     counts = np.bincount(labels).tolist()
-    found = []
+    times = []
     for key, label, draw in zip(keys.tolist(), labels.tolist(), hash64(keys, seed).tolist(), strict=True):
         uniform = decimal.Decimal((draw >> 11) + 1) / decimal.Decimal(1 << 53)
         weight = DIGITS.power(decimal.Decimal(counts[label]), decimal.Decimal(str(power)))
-        found.append((-uniform.ln(DIGITS) / weight, key))
-    return sorted(found)
+        times.append((-uniform.ln(DIGITS) / weight, key))
+    return sorted(times)
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])

@@ -36,9 +36,9 @@ def test_whole_payloads_are_views_of_the_map(golden):
 
 def test_without_an_index_the_headers_tell_the_keys(golden, tmp_path):
     copied = shutil.copyfile(golden / "recordio/train.rec", tmp_path / "train.rec")
-    with RecordReader(golden / "recordio/train.rec") as known, RecordReader(copied) as found:
-        np.testing.assert_array_equal(found.keys, known.keys)
-        np.testing.assert_array_equal(found.offsets, known.offsets)
+    with RecordReader(golden / "recordio/train.rec") as indexed, RecordReader(copied) as scanned:
+        np.testing.assert_array_equal(scanned.keys, indexed.keys)
+        np.testing.assert_array_equal(scanned.offsets, indexed.offsets)
 
 
 def test_without_an_index_repeated_ids_are_numbered(tmp_path):
@@ -120,9 +120,9 @@ def test_workers_read_the_same(golden, method):
         queue = context.Queue()
         worker = context.Process(target=_read_all, args=(reader, queue))
         worker.start()
-        found = queue.get(timeout=30)
+        result = queue.get(timeout=30)
         worker.join()
-        assert found == [bytes(reader.read(key).payload) for key in reader.keys.tolist()]
+        assert result == [bytes(reader.read(key).payload) for key in reader.keys.tolist()]
 
 
 def test_an_unpickled_reader_maps_the_file_and_detects_a_change(faces):

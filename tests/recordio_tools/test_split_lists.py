@@ -88,19 +88,21 @@ def test_any_list_is_parted_without_overlap_and_the_same_whatever_its_order(tmp_
     folder = tmp_path_factory.mktemp("lists")
     # Labels with gaps, so that the new ones differ.
     lines = [f"c{label}/{n}.jpg {3 * label}\n" for label, size in enumerate(sizes) for n in range(size)]
-    found = []
+    selections = []
     kept = data.draw(st.integers(1, len(sizes)))
     for place, order in enumerate((lines, data.draw(st.permutations(lines)))):
         (folder / "source.txt").write_text("".join(order))
         out = folder / str(place)
         write_lists(folder / "source.txt", out, "exponential", seed, HeldOut(*held), kept, {"imbalance": 2.0, "max": 2})
-        found.append({path.name: path.read_bytes() for path in out.glob("*.txt")})
-    assert found[0] == found[1]
-    assert set(found[0]) == {"train.txt", "classes.txt"} | {
+        selections.append({path.name: path.read_bytes() for path in out.glob("*.txt")})
+    assert selections[0] == selections[1]
+    assert set(selections[0]) == {"train.txt", "classes.txt"} | {
         f"{split}.txt" for split, count in zip(("validation", "test"), held, strict=True) if count
     }
     assert counts(out / "train.txt") == exponential_counts(kept, 2.0, 2).tolist()
-    parts = [set(rows(out / f"{split}.txt")) for split in ("train", "validation", "test") if f"{split}.txt" in found[0]]
+    parts = [
+        set(rows(out / f"{split}.txt")) for split in ("train", "validation", "test") if f"{split}.txt" in selections[0]
+    ]
     assert len(set.union(*parts)) == sum(map(len, parts))
     assert all(f"{name} {3 * label}\n" in lines for part in parts for name, label in part)
 

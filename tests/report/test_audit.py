@@ -206,9 +206,9 @@ def test_tables_have_headers_and_pictures_words(tmp_path):
     # Five metrics and the trade-off.
     assert len(pictures) == 6
     assert all(attrs["role"] == "img" and len(attrs["aria-label"]) > 40 for attrs in pictures)
-    said = next(attrs["aria-label"] for attrs in pictures if "rank-1" in attrs["aria-label"])
-    assert "red 80.00 percent" in said
-    assert "rare * 83.00 percent" in said
+    label = next(attrs["aria-label"] for attrs in pictures if "rank-1" in attrs["aria-label"])
+    assert "red 80.00 percent" in label
+    assert "rare * 83.00 percent" in label
     regions = [attrs for tag, attrs in page.elements if attrs.get("role") == "region"]
     assert all(attrs["aria-label"] and attrs["tabindex"] == "0" for attrs in regions)
     ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]

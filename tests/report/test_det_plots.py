@@ -76,8 +76,8 @@ def test_a_figure_has_its_numbers_as_text():
     assert figure.data == (("plain", "–", "20.00", "–"), ("oltr", "5.00", "–", "–"))  # noqa: RUF001
     assert [series.label for series in figure.series] == ["plain", "oltr"]
     assert figure.series[0].x == pytest.approx([1e-3, 1e-2, 1e-1, 1])
-    said = ElementTree.fromstring(figure.svg).get("aria-label")
-    assert "plain: FNMR 20.00 percent at FMR 0.1 percent, FNMR not measured at FMR 0.0001 percent" in said
+    label = ElementTree.fromstring(figure.svg).get("aria-label")
+    assert "plain: FNMR 20.00 percent at FMR 0.1 percent, FNMR not measured at FMR 0.0001 percent" in label
 
 
 def test_open_set_states_its_rank():

@@ -50,17 +50,17 @@ def test_all_engines_agree(engines, seed, rows, k, dimension, cosine, block_valu
     query_PD = np.concatenate([database_GD[:2], crowded(random, 5, dimension)])
     prefixes = [rows, int(random.integers(0, rows + 1))]
     threshold = float(random.uniform(-0.5, 1))
-    found = {}
+    results = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exact_module, "MAX_BLOCK_VALUES", block_values)
         patch.setattr(engine, "MAX_TILE_SCORES", scores)
         for name, one in engines.items():
-            found[name] = (
+            results[name] = (
                 *top_k(query_PD, database_GD, k, prefixes, cosine=cosine, engine=one),
                 count_above(query_PD, database_GD, threshold, engine=one),
             )
-    score_SPK, id_SPK, count_P = found["faiss"]
-    for other in found.values():
+    score_SPK, id_SPK, count_P = results["faiss"]
+    for other in results.values():
         np.testing.assert_array_equal(other[0], score_SPK)
         np.testing.assert_array_equal(other[1], id_SPK)
         np.testing.assert_array_equal(other[2], count_P)
@@ -104,10 +104,10 @@ def test_rows_that_get_ever_better(engines, name):
 def test_a_faiss_with_gpus_searches_there(monkeypatch):
     import faiss
 
-    asked = []
+    calls = []
 
     def knn_gpu(resources, query_PD, block_BD, k, *, metric, device):
-        asked.append((resources, k, device))
+        calls.append((resources, k, device))
         return faiss.knn(query_PD, block_BD, k, metric=metric)
 
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2)
@@ -118,14 +118,14 @@ def test_a_faiss_with_gpus_searches_there(monkeypatch):
     query_PD, database_GD = (random.standard_normal((rows, 8)).astype(np.float32) for rows in (4, 3000))
     gpu = FaissEngine()
     assert isinstance(gpu.open(query_PD), GpuScorer)
-    found = top_k(query_PD, database_GD, 5, engine=gpu), count_above(query_PD, database_GD, 0.2, engine=gpu)
-    assert {(resources, device) for resources, _, device in asked} == {("resources", 1)}
+    results = top_k(query_PD, database_GD, 5, engine=gpu), count_above(query_PD, database_GD, 0.2, engine=gpu)
+    assert {(resources, device) for resources, _, device in calls} == {("resources", 1)}
     monkeypatch.undo()
     cpu = FaissEngine()
     assert isinstance(cpu.open(query_PD), FaissScorer)
     expected = top_k(query_PD, database_GD, 5, engine=cpu), count_above(query_PD, database_GD, 0.2, engine=cpu)
-    np.testing.assert_array_equal(found[0][1], expected[0][1])
-    np.testing.assert_array_equal(found[1], expected[1])
+    np.testing.assert_array_equal(results[0][1], expected[0][1])
+    np.testing.assert_array_equal(results[1], expected[1])
 
 
 @pytest.mark.parametrize(("fast", "chosen"), [(True, "torch"), (False, "faiss")])

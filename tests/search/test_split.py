@@ -51,12 +51,12 @@ def test_two_ranks_equal_one(root, tmp_path, name):
     score_SPK, id_SPK = one.top_k(query_PD, database_GD, 7, prefixes.tolist(), cosine=True)
     count_P = one.count_above(query_PD, database_GD, 0.3)
     for rank in range(2):
-        found = np.load(tmp_path / f"{rank}.npz")
-        np.testing.assert_array_equal(found["score_SPK"], score_SPK)
-        np.testing.assert_array_equal(found["id_SPK"], id_SPK)
-        np.testing.assert_array_equal(found["count_P"], count_P)
-        assert str(found["said"]) == "row 299 of the database has length zero"
-        assert bool(found["is_first"]) == (rank == 0)
+        arrays = np.load(tmp_path / f"{rank}.npz")
+        np.testing.assert_array_equal(arrays["score_SPK"], score_SPK)
+        np.testing.assert_array_equal(arrays["id_SPK"], id_SPK)
+        np.testing.assert_array_equal(arrays["count_P"], count_P)
+        assert str(arrays["said"]) == "row 299 of the database has length zero"
+        assert bool(arrays["is_first"]) == (rank == 0)
 
 
 def test_one_process_is_not_split(monkeypatch):

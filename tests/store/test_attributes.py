@@ -40,8 +40,8 @@ def test_identities_csv_is_accepted_as_it_is(columns):
 def test_a_table_of_labels_serves_a_store_of_labels(tmp_path):
     path = tmp_path / "identities.csv"
     path.write_text("label,name,gender\n0,Bob,male\n1,Anna,female\n")
-    found = attribute_columns(AttributeTablesConfig(tables=(path,)), None, ["1", "0", "2"], {})
-    assert found == {"gender": ["female", "male", ""]}
+    table = attribute_columns(AttributeTablesConfig(tables=(path,)), None, ["1", "0", "2"], {})
+    assert table == {"gender": ["female", "male", ""]}
 
 
 def test_a_table_by_image_gives_one_person_several_values(columns):
@@ -49,12 +49,12 @@ def test_a_table_by_image_gives_one_person_several_values(columns):
 
 
 def test_several_tables_and_the_stores_own_columns_are_joined(columns):
-    found = columns(
+    joined = columns(
         "name,a\nBob,1\n",
         "person,b\nBob,2\nAnna Lee,3\n".replace("person", "identity"),
         store_columns={"c": ["x", "y", "z"]},
     )
-    assert found == {"c": ["x", "y", "z"], "a": ["", "", "1"], "b": ["3", "3", "2"]}
+    assert joined == {"c": ["x", "y", "z"], "a": ["", "", "1"], "b": ["3", "3", "2"]}
 
 
 def test_the_column_that_says_whose_a_row_is_can_be_named(columns):
@@ -62,10 +62,10 @@ def test_the_column_that_says_whose_a_row_is_can_be_named(columns):
 
 
 def test_numbers_are_binned_from_tables_and_from_the_store(columns):
-    found = columns(
+    binned = columns(
         "name,age\nBob,17\nAnna Lee,18\n", bins={"age": (18,), "size": (5,)}, store_columns={"size": ["4", "", "6"]}
     )
-    assert found == {"age": [">=18", ">=18", "<18"], "size": ["<5", "", ">=5"]}
+    assert binned == {"age": [">=18", ">=18", "<18"], "size": ["<5", "", ">=5"]}
 
 
 @pytest.mark.parametrize(

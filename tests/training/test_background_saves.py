@@ -53,9 +53,9 @@ def test_a_save_is_a_snapshot_and_published_only_when_complete(checkpoints, held
     checkpoints.commit()
     assert names(checkpoints) == ["step-00000010"]
     checkpoints.commit()
-    saved, found = restored(checkpoints)
+    saved, loaded = restored(checkpoints)
     assert saved["bad_images"] == {}
-    assert all(torch.equal(found[name], value) for name, value in tensors(1).items())
+    assert all(torch.equal(loaded[name], value) for name, value in tensors(1).items())
 
 
 def test_commit_without_waiting_publishes_a_complete_save(checkpoints):
@@ -98,8 +98,8 @@ def test_resume_from_background_saves_is_bit_exact(
     settings = {"checkpoint_every": 1, "checkpoint_async": True}
     with pytest.raises(interrupt("dynamic_meta", 5)):
         train(tmp_path / "run", **settings)
-    found = Checkpoints(tmp_path / "run/oltr/checkpoints", keep=2).paths()
-    assert len(found) == 2
+    paths = Checkpoints(tmp_path / "run/oltr/checkpoints", keep=2).paths()
+    assert len(paths) == 2
     folder = train(tmp_path / "run", resume=True, **settings)
     assert metrics(folder) == metrics(finished_run)
     for stage in ("plain", "oltr"):

@@ -53,9 +53,9 @@ def test_allowed_images_are_skipped_and_listed(train, damaged, tmp_path, capsys)
     card = json.loads((folder / "plain/card.json").read_text())
     assert card["bad_images"].keys() == {f"faces.rec:{key}" for key in DAMAGED}
     assert "20 x 20" in card["bad_images"]["faces.rec:25"]
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     # Once each, though two epochs met them.
-    assert all(said.count(f"left out faces.rec:{key}: ") == 1 for key in DAMAGED)
+    assert all(output.count(f"left out faces.rec:{key}: ") == 1 for key in DAMAGED)
 
 
 def test_the_count_survives_an_interruption(train, damaged, tmp_path, interrupt, saved):

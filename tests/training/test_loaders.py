@@ -25,8 +25,8 @@ def data():
 @pytest.mark.parametrize("shots", BANDS)
 @pytest.mark.parametrize("sampler", ["instance", "class_aware", "oversample"])
 def test_shots_select_the_images_of_their_classes(data, shots, sampler):
-    found = build_sampler(SamplerSpec(sampler, shots=shots), data, batch=5, seed=0, epochs=20)
-    drawn = {index for epoch in range(20) for index in found.epoch_indices(epoch).tolist()}
+    built = build_sampler(SamplerSpec(sampler, shots=shots), data, batch=5, seed=0, epochs=20)
+    drawn = {index for epoch in range(20) for index in built.epoch_indices(epoch).tolist()}
     assert drawn == {index for index in MEMBERS.tolist() if LABELS[index] in BANDS[shots]}
 
 

@@ -49,8 +49,8 @@ def test_centroids_are_the_means_of_the_training_features(oltr_at_its_start, tin
     assert sorted(features) == [0, 1, 2, 3, 4]
     assert len(features[4]) == 1
     centroid_CD = method.memory.centroid_CD.detach().numpy()
-    for label, found in features.items():
-        expected = sum(found) / len(found)
+    for label, class_features in features.items():
+        expected = sum(class_features) / len(class_features)
         assert np.abs(centroid_CD[label] - expected).max() < 1e-5 * np.abs(expected).max()
     assert method.memory.filled_C.tolist() == [True, True, True, True, True, False]
     assert not centroid_CD[5].any()

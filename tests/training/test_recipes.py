@@ -89,10 +89,10 @@ def test_a_recipe_of_lists_trains_and_evaluates(name, root, tmp_path):
 
     for stage in ("plain", "oltr"):
         evaluate = ["evaluate", "--checkpoint", str(run / stage), "--split", "test", "--workers", "0"]
-        found = json.loads(CliRunner().invoke(app, [*evaluate, "--json"]).stdout)
+        result = json.loads(CliRunner().invoke(app, [*evaluate, "--json"]).stdout)
         expected = plain_accuracy(run / stage, tmp_path, lists["test"])
-        assert {key: found[key] for key in expected} == pytest.approx(expected)
-        assert found["images"] == {"many": 5, "medium": 4, "few": 6}
+        assert {key: result[key] for key in expected} == pytest.approx(expected)
+        assert result["images"] == {"many": 5, "medium": 4, "few": 6}
         released = json.loads(CliRunner().invoke(app, [*evaluate, "--json", "--convention", "released"]).stdout)
         assert released["classes"] == {"many": 1, "medium": 0, "few": 3}
         table = CliRunner().invoke(app, evaluate).stdout

@@ -54,12 +54,12 @@ for name in ("square_root", "progressive", "class_balanced", "cam"):
 def test_a_recipe_has_the_published_settings_and_its_stages_fit_each_other(name, root):
     config = load_config(root / f"configs/cifar100_lt/{name}.yaml", TrainConfig)
     assert config.out.name == name
-    found, states = [], {}
+    settings, states = [], {}
     with torch.device("meta"):
         for stage in config.stages:
             method, optim = stage.method, stage.optim or config.optim
             mix, moves = method.mix and method.mix.name, method.move_foreground is not None
-            found.append((stage.name, stage.epochs, method.sampler, mix, moves, optim.lr))
+            settings.append((stage.name, stage.epochs, method.sampler, mix, moves, optim.lr))
             assert (optim.batch, optim.weight_decay, optim.momentum, stage.keep) == (128, 2e-4, 0.9, "last")
             built = build_method(config, stage, 100)
             assert method.keep_head == (stage.init_from is not None)
@@ -69,7 +69,7 @@ def test_a_recipe_has_the_published_settings_and_its_stages_fit_each_other(name,
                 load_head(built.head, state)
             assert stage.teachers == ((stage.init_from,) if moves else ())
             states[stage.name] = built.state_dict()
-    assert found == RECIPES[name]
+    assert settings == RECIPES[name]
 
 
 @pytest.fixture(scope="module")
