@@ -75,7 +75,7 @@ def tiny_pairs(tiny_faces, tmp_path_factory) -> Path:
     places += [(35, 36, True), (36, 37, True)] + [(i, 14 + i, False) for i in range(6)]
     places += [(i, 35, False) for i in (5, 20, 27, 31)]
     order = [places[i * 7 % 20] for i in range(20)]
-    images = [payloads[place] for left, right, _ in order for place in (left, right)]
+    images = [payloads[index] for left, right, _ in order for index in (left, right)]
     path = tmp_path_factory.mktemp("tiny_pairs") / "tiny.bin"
     path.write_bytes(pickle.dumps((images, [same for *_, same in order]), protocol=2))
     return path

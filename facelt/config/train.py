@@ -23,7 +23,7 @@ RESUME_MAY_CHANGE = frozenset(
 
 def matches_any(key: str, keys: Collection[str]) -> bool:
     """Checks if a dotted key, or a section that contains it, is in `keys`."""
-    return any(f"{key}.".startswith(f"{other}.") for other in keys)
+    return any(f"{key}.".startswith(f"{section}.") for section in keys)
 
 
 def is_external_ref(name: str) -> bool:
@@ -164,8 +164,8 @@ class StageConfig(StrictModel):
         allowed = self.method.num_teachers
         if len(self.teachers) not in allowed:
             number = str(allowed[0]) if len(allowed) == 1 else f"{allowed[0]} to {allowed[-1]}"
-            given = len(self.teachers)
-            raise ValueError(f"teachers: {self.method.name} with these settings needs {number}, {given} given")
+            num_teachers = len(self.teachers)
+            raise ValueError(f"teachers: {self.method.name} with these settings needs {number}, {num_teachers} given")
         if isinstance(self.method, SecondStageSettings):
             if self.init_from is None:
                 raise ValueError(f"init_from: {self.method.name} needs a trained model; name its stage")

@@ -32,7 +32,7 @@ def photos(tmp_path) -> Path:
         "Cid/2.png": encode(draw(second)),
     }
     for name, payload in files.items():
-        place = tmp_path / "photos" / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(payload)
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(payload)
     return tmp_path / "photos"

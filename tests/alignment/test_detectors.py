@@ -58,21 +58,21 @@ def test_shares_of_boxes():
 
 
 def test_findings_of_one_face_become_their_mean_where_they_can_be_trusted():
-    place = box(0, 0, 100, 120)
-    detections = [(face(place, 0.9, 1.0), 100.0), (face(place + 4, 0.8, 3.0), 200.0), (face(place, 0.95, 50.0), 20.0)]
-    apart = (face(box(300, 0, 320, 30), 0.7, 9.0), 20.0)
+    box_4 = box(0, 0, 100, 120)
+    detections = [(face(box_4, 0.9, 1.0), 100.0), (face(box_4 + 4, 0.8, 3.0), 200.0), (face(box_4, 0.95, 50.0), 20.0)]
+    distant = (face(box(300, 0, 320, 30), 0.7, 9.0), 20.0)
     within = (face(box(10, 10, 50, 60), 0.85, 7.0), 80.0)
-    one, other = merge_detections([*detections, apart, within])
-    assert (one.score, one.landmark_52[0, 0]) == (0.95, 2.0)
-    assert one.box_4.tolist() == [2, 2, 102, 122]
+    merged, other = merge_detections([*detections, distant, within])
+    assert (merged.score, merged.landmark_52[0, 0]) == (0.95, 2.0)
+    assert merged.box_4.tolist() == [2, 2, 102, 122]
     assert (other.score, other.landmark_52[0, 0]) == (0.7, 9.0)
     assert merge_detections([]) == []
 
 
 def test_a_face_that_none_can_be_trusted_on_keeps_its_best():
-    place = box(0, 0, 12, 15)
-    (one,) = merge_detections([(face(place, 0.8, 5.0), 12.0), (face(place, 0.9, 6.0), 24.0)])
-    assert (one.score, one.landmark_52[0, 0]) == (0.9, 6.0)
+    box_4 = box(0, 0, 12, 15)
+    (merged,) = merge_detections([(face(box_4, 0.8, 5.0), 12.0), (face(box_4, 0.9, 6.0), 24.0)])
+    assert (merged.score, merged.landmark_52[0, 0]) == (0.9, 6.0)
 
 
 @pytest.mark.parametrize("size", [64, 160, 1000])

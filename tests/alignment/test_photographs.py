@@ -36,10 +36,10 @@ UPRIGHT = {
 }
 
 
-def reason(place: Path, payload: bytes, max_pixels: int = 10**6) -> str:
-    place.write_bytes(payload)
+def reason(path: Path, payload: bytes, max_pixels: int = 10**6) -> str:
+    path.write_bytes(payload)
     with pytest.raises(BadImageError) as error:
-        read_photograph(place, max_pixels)
+        read_photograph(path, max_pixels)
     return str(error.value)
 
 
@@ -232,8 +232,8 @@ def test_a_folder_that_cannot_be_looked_into_stops(tree, monkeypatch):
 
 
 def test_a_name_that_is_no_text_is_spelt_out(tmp_path):
-    place = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9\n.png"))
-    place.write_bytes(encode(PICTURE))
+    path = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9\n.png"))
+    path.write_bytes(encode(PICTURE))
     (item,) = find_photographs(tmp_path)
     assert item.name == r"caf\xe9\x0a.png"
     assert read_photograph(item.path, 10**6).shape == PICTURE.shape

@@ -12,8 +12,8 @@ from tests.alignment.drawing import draw, turned
 def plain_similarity(point_52, target_52):
     """x' = a x - b y + c, y' = b x + a y + d: least squares in a, b, c, d."""
     x, y = point_52.T
-    one, zero = np.ones(5), np.zeros(5)
-    rows = np.concatenate([np.stack([x, -y, one, zero], 1), np.stack([y, x, zero, one], 1)])
+    one_5, zero_5 = np.ones(5), np.zeros(5)
+    rows = np.concatenate([np.stack([x, -y, one_5, zero_5], 1), np.stack([y, x, zero_5, one_5], 1)])
     a, b, c, d = np.linalg.lstsq(rows, target_52.T.ravel(), rcond=None)[0]
     return np.array([[a, -b, c], [b, a, d]])
 

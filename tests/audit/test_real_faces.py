@@ -114,7 +114,7 @@ def exact_p(folder, gap):
 
 
 def rank_one(report, by):
-    grouping = next(one for one in report["groupings"] if one["by"] == by)
+    grouping = next(section for section in report["groupings"] if section["by"] == by)
     return {group["group"][0]: group["rates"]["rank1"] for group in grouping["groups"]}
 
 
@@ -129,10 +129,11 @@ def test_without_torch_the_audit_exits_with_the_met_condition(finished):
 def test_rank1_overall_and_by_gender(report, expected):
     overall, gender = report["overall"]["rank1"], rank_one(report, ["gender"])
     result = [overall, gender["male"], gender["female"]]
-    assert [round(one["rate"], 4) for one in result] == [0.8302, 0.8712, 0.7842]
-    for one, name in zip(result, ("rank1", "male", "female"), strict=True):
-        assert (one["rate"], one["trials"]) == (pytest.approx(expected[name]["rate"]), expected[name]["pairs"])
-        assert one["low"] < one["rate"] < one["high"]
+    assert [round(estimate["rate"], 4) for estimate in result] == [0.8302, 0.8712, 0.7842]
+    for estimate, name in zip(result, ("rank1", "male", "female"), strict=True):
+        assert estimate["rate"] == pytest.approx(expected[name]["rate"])
+        assert estimate["trials"] == expected[name]["pairs"]
+        assert estimate["low"] < estimate["rate"] < estimate["high"]
     assert (overall["identities"], gender["male"]["identities"], gender["female"]["identities"]) == (14, 7, 7)
 
 
@@ -144,7 +145,7 @@ def test_rank1_by_pseudo_shots(report, expected):
 
 
 def test_the_gap_of_fourteen_people_is_not_significant_and_the_report_says_so(finished, report, real_data):
-    contrast = next(one for one in report["groupings"][0]["contrasts"] if one["metric"] == "rank1")
+    contrast = next(row for row in report["groupings"][0]["contrasts"] if row["metric"] == "rank1")
     assert contrast["difference"] == pytest.approx(0.0870, abs=5e-5)
     assert contrast["low"] < 0 < contrast["high"]
     assert contrast["p"] == pytest.approx(exact_p(real_data / "faces", contrast["difference"]), abs=0.03)

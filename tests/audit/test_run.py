@@ -39,7 +39,7 @@ def test_pair_errors_by_group_equal_a_plain_count(faces, settings):
         assert [result["fmr"]["events"], result["fmr"]["trials"]] == count[name, name, False]
         assert [result["fnmr"]["events"], result["fnmr"]["trials"]] == count[name, name, True]
     assert [report["overall"]["fmr"]["events"], threshold["trials"]] == count["all", "all", False]
-    across = {(*one["left"], *one["right"]): [one["events"], one["trials"]] for one in report["groupings"][0]["across"]}
+    across = {(*row["left"], *row["right"]): [row["events"], row["trials"]] for row in report["groupings"][0]["across"]}
     assert across["a", "b"] == count["a", "b", False]
     assert threshold["rate"] <= 0.02
     # Any lower threshold has too many false matches.
@@ -49,13 +49,13 @@ def test_pair_errors_by_group_equal_a_plain_count(faces, settings):
 
 def test_a_constructed_gap_is_detected(settings):
     report = run(settings(fail_if=["gap(fnmr) > 0.05", "gap(fnmr, by=group) > 0.99"]))
-    result = {one["metric"]: one for one in report["groupings"][0]["contrasts"]}
+    result = {row["metric"]: row for row in report["groupings"][0]["contrasts"]}
     assert (result["fnmr"]["first"], result["fnmr"]["second"]) == (["b"], ["a"])
     assert result["fnmr"]["adjusted_p"] < 0.05
     assert result["fnmr"]["low"] > 0
     assert [condition["failed"] for condition in report["conditions"]] == [True, False]
     gap = next(
-        one for one in report["groupings"][0]["disparities"] if (one["figure"], one["metric"]) == ("gap", "fnmr")
+        row for row in report["groupings"][0]["disparities"] if (row["figure"], row["metric"]) == ("gap", "fnmr")
     )
     assert gap["value"] == pytest.approx(result["fnmr"]["difference"])
     assert gap["low"] < gap["value"] < gap["high"]
@@ -65,12 +65,12 @@ def test_a_constructed_gap_is_detected(settings):
 def test_intersections_bins_and_small_groups(settings):
     report = run(settings(by=[["group"], ["group", "age"]], bins={"age": [30, 60]}, min_identities=4))
     assert [grouping["by"] for grouping in report["groupings"]] == [["group"], ["group", "age"]]
-    groups = {" & ".join(one["group"]): one for one in report["groupings"][1]["groups"]}
+    groups = {" & ".join(row["group"]): row for row in report["groupings"][1]["groups"]}
     # Ages are 20, 23, 26, ... 65; the group b begins.
-    sizes = {name: (one["identities"], one["small"]) for name, one in groups.items()}
+    sizes = {name: (row["identities"], row["small"]) for name, row in groups.items()}
     expected = {"a & 30-<60": 5, "b & 30-<60": 5, "a & <30": 2, "b & <30": 2, "a & >=60": 1, "b & >=60": 1}
     assert sizes == {name: (number, number < 4) for name, number in expected.items()}
-    compared = {name for one in report["groupings"][1]["contrasts"] for name in (one["first"][1], one["second"][1])}
+    compared = {name for row in report["groupings"][1]["contrasts"] for name in (row["first"][1], row["second"][1])}
     assert compared == {"30-<60"}
 
 
@@ -85,7 +85,7 @@ def test_failures_to_enrol_are_counted_by_group_or_refused(faces, settings):
     with pytest.raises(UserError, match=r"3 of 64 images have no usable embedding, allowed are 2 .*Person_00/0.jpg"):
         run_audit(settings(embeddings=embeddings, allow_missing=2))
     report = run(settings(embeddings=embeddings, allow_missing=3))
-    assert {one["group"][0]: one["failures"] for one in report["groupings"][0]["groups"]} == {"a": 2, "b": 1}
+    assert {row["group"][0]: row["failures"] for row in report["groupings"][0]["groups"]} == {"a": 2, "b": 1}
     assert report["subject"]["enrolled"] == 61
     assert report["subject"]["failed"][0] == "Person_00/0.jpg: its embedding has length zero"
     assert report["overall"]["fnmr"]["trials"] == 14 * 6 + 3 + 1
@@ -123,8 +123,8 @@ def test_scores_give_the_same_match_errors_as_embeddings(faces, settings, tmp_pa
     path.write_text("\n".join(["id1,id2,score,label", *lines]))
     report = run(settings(embeddings=None, scores=str(path)))
     for metric in ("fmr", "fnmr"):
-        assert {name: one[metric]["rate"] for name, one in rates(report).items()} == pytest.approx(
-            {name: one[metric]["rate"] for name, one in rates(whole).items()}, abs=2e-3
+        assert {name: metrics[metric]["rate"] for name, metrics in rates(report).items()} == pytest.approx(
+            {name: metrics[metric]["rate"] for name, metrics in rates(whole).items()}, abs=2e-3
         )
     assert set(report["overall"]) == {"fmr", "fnmr"}
     assert "no search was made" in report["notes"][-1]
@@ -134,16 +134,16 @@ def test_scores_give_the_same_match_errors_as_embeddings(faces, settings, tmp_pa
 
 def test_a_threshold_is_given_or_set_on_another_set(faces, settings):
     given = run(settings(threshold={"score": 0.5}))["thresholds"]
-    assert [(use, one["score"], one["kind"]) for use, one in given.items()] == [
+    assert [(use, threshold["score"], threshold["kind"]) for use, threshold in given.items()] == [
         ("pairs", 0.5, "given"),
         ("searches", 0.5, "given"),
     ]
     other = faces.store("other", faces.value_ND[::-1].copy())
-    there = run(settings(threshold={"store": str(other), "fmr": 0.02}))["thresholds"]
-    assert there["pairs"]["where"] == str(other)
-    assert there["searches"] == there["pairs"]
-    here = run(settings(embeddings={"path": str(other)}, threshold={"fmr": 0.02}))["thresholds"]
-    assert there["pairs"]["score"] == here["pairs"]["score"]
+    from_store = run(settings(threshold={"store": str(other), "fmr": 0.02}))["thresholds"]
+    assert from_store["pairs"]["where"] == str(other)
+    assert from_store["searches"] == from_store["pairs"]
+    from_audited = run(settings(embeddings={"path": str(other)}, threshold={"fmr": 0.02}))["thresholds"]
+    assert from_store["pairs"]["score"] == from_audited["pairs"]["score"]
     with pytest.raises(UserError, match=r"threshold\.fmr: no threshold for an FMR of 1e-06 on the audited set"):
         run_audit(settings(threshold={"fmr": 1e-6}))
     with pytest.raises(UserError, match=r"threshold\.fpir: .* needs 1,000 non-mated searches, there are 64"):
@@ -179,7 +179,7 @@ def test_shots_are_a_column_like_any_other(faces, settings):
     seen = (score > 0.9).sum(axis=1)
     band = np.select([seen >= 5, seen >= 2, seen == 1], ["many", "few", "one"], "zero")
     group = np.array(["a" if int(person[-2:]) % 2 else "b" for person in faces.identities])
-    images = {tuple(one["group"]): one["images"] for one in report["groupings"][1]["groups"]}
+    images = {tuple(row["group"]): row["images"] for row in report["groupings"][1]["groups"]}
     assert images == {(g, b): n for g in "ab" for b in set(band) if (n := int(((group == g) & (band == b)).sum()))}
 
 

@@ -55,11 +55,11 @@ def test_seeds_are_run_recorded_and_in_the_table(bench, records, page, tmp_path,
     assert len(seen) == 2
     assert f"tiny/softmax, seed 0: accuracy {100 * seen[0]:.2f}% on the test split" in output
     stored = records()
-    assert [(one.suite, one.recipe, one.imbalance, one.seed) for one in stored] == [
+    assert [(record.suite, record.recipe, record.imbalance, record.seed) for record in stored] == [
         ("tiny", "softmax", 4, 0),
         ("tiny", "softmax", 4, 1),
     ]
-    assert [one.overall for one in stored] == pytest.approx(seen)
+    assert [record.overall for record in stored] == pytest.approx(seen)
     assert (stored[0].settings, stored[0].commit, stored[0].chosen) == ((), "c1", "last epoch")
     assert stored[0].config == stored[1].config
     assert stored[0].minutes > 0
@@ -95,11 +95,11 @@ def test_an_interrupted_run_is_continued_and_finished_ones_are_kept(bench, recor
     assert "seed 0" in output
     stored = records()
     assert stored[:1] == before
-    assert [one.seed for one in stored] == [0, 1, 2]
+    assert [item.seed for item in stored] == [0, 1, 2]
     assert "| 0, 1, 2 |" in page()
     # The broken sitting was closed, so both count.
     sessions = [json.loads(path.read_text()) for path in sorted((tmp_path / "runs").rglob("sessions.json"))]
-    assert [len(one) for one in sessions] == [1, 2, 1]
+    assert [len(item) for item in sessions] == [1, 2, 1]
     assert stored[1].minutes == pytest.approx(sum(sessions[1]) / 60)
     bench("tiny/softmax", "--seeds", "0,1,2", "--resume")
     assert records() == stored

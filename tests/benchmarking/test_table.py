@@ -51,7 +51,7 @@ def test_seeds_of_a_configuration_make_a_row():
     assert row.bands["many"].mean == pytest.approx((0.6 + 0.7 + 0.6) / 3)
     assert row.minutes == 11
     assert (row.machines, row.commits) == (("M, torch 2",), ("c1", "c2"))
-    assert [one.accuracy for one in row.published] == [38.3]
+    assert [figure.accuracy for figure in row.published] == [38.3]
 
 
 def test_one_seed_has_no_spread_and_what_is_missing_stays_missing():
@@ -141,22 +141,22 @@ def test_a_name_ends_no_cell_and_no_line():
 
 def test_the_published_file_is_read_and_a_bad_source_is_named(root, tmp_path):
     figures = read_published(root / "docs" / "published.yaml")
-    ldam = [one for one in figures if (one.suite, one.method) == ("cifar100_lt", "LDAM-DRW")]
-    assert {imbalance: value for one in ldam for imbalance, value in one.accuracy.items()} == {
+    ldam = [figure for figure in figures if (figure.suite, figure.method) == ("cifar100_lt", "LDAM-DRW")]
+    assert {imbalance: value for figure in ldam for imbalance, value in figure.accuracy.items()} == {
         **{100: 42.04, 50: 46.6, 10: 58.71}
     }
-    assert {one.source for one in figures} <= set(PUBLISHED_SOURCES)
+    assert {figure.source for figure in figures} <= set(PUBLISHED_SOURCES)
     path = tmp_path / "published.yaml"
     path.write_text("figures: [{suite: s, method: m, source: X, accuracy: {100: 1}}]")
     with pytest.raises(UserError, match=r"published\.yaml: figures\.0\.source"):
         read_published(path)
 
 
-def test_every_published_recipe_has_one_place(root):
+def test_a_published_result_is_listed_once(root):
     """A method has one result per imbalance and source, so that none is listed twice."""
     figures = read_published(root / "docs" / "published.yaml")
-    places = [(one.suite, one.method, one.source, imbalance) for one in figures for imbalance in one.accuracy]
-    assert len(places) == len(set(places))
+    results = [(row.suite, row.method, row.source, imbalance) for row in figures for imbalance in row.accuracy]
+    assert len(results) == len(set(results))
 
 
 def test_the_page_in_the_docs_is_what_its_records_make(root):
@@ -170,10 +170,10 @@ def test_the_page_in_the_docs_is_what_its_records_make(root):
 
 
 def test_published_figures_name_recipes_that_are_there(root):
-    known = {(one.suite, one.recipe) for one in planned_recipes(root / "configs")}
+    known = {(entry.suite, entry.recipe) for entry in planned_recipes(root / "configs")}
     suites = {suite for suite, _ in known}
     figures = read_published(root / "docs" / "published.yaml")
-    assert {(one.suite, one.recipe) for one in figures if one.recipe and one.suite in suites} <= known
+    assert {(entry.suite, entry.recipe) for entry in figures if entry.recipe and entry.suite in suites} <= known
 
 
 def test_the_recipes_of_a_checkout_are_planned_at_their_imbalance(checkout):

@@ -74,7 +74,7 @@ def test_pair_counts_are_symmetric():
 @pytest.mark.parametrize("kind", ["search", "pair"])
 def test_the_table_is_what_is_measured(kind):
     worlds = SEARCH_WORLDS if kind == "search" else PAIR_WORLDS
-    result = np.mean([measure_coverage(one, 14, draws=120, seed=9)[kind] for one in worlds])
+    result = np.mean([measure_coverage(simulated, 14, draws=120, seed=9)[kind] for simulated in worlds])
     assert measured_coverage(kind, 14).mean == pytest.approx(result, abs=0.04)
 
 

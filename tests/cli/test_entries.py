@@ -222,10 +222,12 @@ def test_a_missing_package_is_named_with_its_extra(finished_run):
 def scores(tmp_path):
     """Pairs of twelve people, half of them `a`, whose mates score low, and their attributes."""
     people = [f"p{number}" for number in range(12)]
-    lines = [f"{one},{one},{0.3 if number % 2 else 0.9},1" for number, one in enumerate(people) for _ in range(3)]
-    lines += [f"{one},{two},{0.01 * number},0" for number, one in enumerate(people) for two in people[:number]]
+    lines = []
+    for number, person in enumerate(people):
+        lines += 3 * [f"{person},{person},{0.3 if number % 2 else 0.9},1"]
+        lines += [f"{person},{other},{0.01 * number},0" for other in people[:number]]
     (tmp_path / "scores.csv").write_text("\n".join(["id1,id2,score,label", *lines]))
-    rows = [f"{one},{'ab'[number % 2]}" for number, one in enumerate(people)]
+    rows = [f"{person},{'ab'[number % 2]}" for number, person in enumerate(people)]
     (tmp_path / "people.csv").write_text("\n".join(["identity,group", *rows]))
     return ("--scores", tmp_path / "scores.csv", "--attributes", tmp_path / "people.csv", "--out", tmp_path / "report")
 
@@ -269,4 +271,4 @@ def test_audit_counts_a_training_record_alone(cli, tiny_faces, tmp_path):
     assert code == 0, error
     training = json.loads((tmp_path / "r/report.json").read_text())["training"]
     # Of 14, 12, 9, 6, 1 and no images, every other person's.
-    assert {one["group"][0]: one["images"] for one in training["groupings"][0]["groups"]} == {"f": 24, "m": 18}
+    assert {row["group"][0]: row["images"] for row in training["groupings"][0]["groups"]} == {"f": 24, "m": 18}

@@ -30,9 +30,9 @@ def test_a_model_on_two_sets(verify, finished_run, tiny_pairs):
     assert code == 0, error
     report = json.loads(out)
     assert VerificationReport.build(report).json_values() == report
-    one, other = report["sets"]
-    assert one == other
-    assert (one["name"], one["mated"], one["nonmated"]) == ("tiny", 10, 10)
+    first, second = report["sets"]
+    assert first == second
+    assert (first["name"], first["mated"], first["nonmated"]) == ("tiny", 10, 10)
     assert report["source"]["kind"] == "direct"
     assert report["source"]["flip_averaged"] is True
     card = json.loads((finished_run / "oltr/card.json").read_text())
@@ -58,8 +58,8 @@ def test_embeddings_from_elsewhere_give_the_expected_figures(verify, real_data, 
     with np.load(folder / "lfw600_embeddings.npz") as file:
         np.save(tmp_path / "rows.npy", file["embeddings"])
     words = ("--embeddings", tmp_path / "rows.npy", "--set", folder / "lfw600_bytes.bin")
-    for one in (("--embeddings", folder / "lfw600_embeddings.npz"), words):
-        code, out, error = verify(*one, "--json")
+    for options in (("--embeddings", folder / "lfw600_embeddings.npz"), words):
+        code, out, error = verify(*options, "--json")
         assert code == 0, error
         (figures,) = json.loads(out)["sets"]
         for key in ("accuracy_mean", "accuracy_std", "accuracy_folds"):

@@ -26,9 +26,9 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 def plain_loss(weight: torch.Tensor, feature: torch.Tensor, label: torch.Tensor, drawn: list[int], scale, margin):
     """Cross-entropy over the sampled classes only."""
     column = F.normalize(feature, dim=1) @ F.normalize(weight[drawn], dim=1).T
-    place = torch.tensor([drawn.index(own) for own in label.tolist()])
-    column = column.scatter(1, place[:, None], margin(column.gather(1, place[:, None])))
-    return F.cross_entropy(scale * column, place)
+    target_N = torch.tensor([drawn.index(own) for own in label.tolist()])
+    column = column.scatter(1, target_N[:, None], margin(column.gather(1, target_N[:, None])))
+    return F.cross_entropy(scale * column, target_N)
 
 
 def test_the_batchs_classes_are_sampled_and_others_up_to_the_rate():
@@ -72,7 +72,7 @@ def test_samples_depend_on_seed_step_and_range_and_advance_no_generator():
         return sample.position_K.tolist()
 
     assert drawn(1, 5) == drawn(1, 5)
-    assert len({tuple(drawn(*place)) for place in ((1, 5), (1, 6), (2, 5), (1, 5, 500))}) == 4
+    assert len({tuple(drawn(*arguments)) for arguments in ((1, 5), (1, 6), (2, 5), (1, 5, 500))}) == 4
 
 
 def test_a_restored_random_state_gives_the_same_sample():
@@ -213,8 +213,8 @@ def test_ranks_train_on_the_union_of_their_samples(classes, together):
     expected = plain_loss(weight, feature, label, drawn, 8.0, MARGIN)
     expected.backward()
     assert set(label.tolist()) <= set(drawn)
-    for place, result in enumerate(results):
-        size = len(ClassRange.of_rank(classes, place, len(results)))
+    for rank_index, result in enumerate(results):
+        size = len(ClassRange.of_rank(classes, rank_index, len(results)))
         assert math.ceil(RATE * size) <= len(result["drawn"]) <= size
         torch.testing.assert_close(result["loss"], expected.detach())
         for row, gradient in result["rows"].items():

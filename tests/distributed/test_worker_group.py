@@ -50,11 +50,11 @@ def files(store: Path) -> dict[str, bytes]:
 # 42 images are nine batches of five, or one of fifty: then one process has nothing to do.
 @pytest.mark.parametrize("batch", [5, 50])
 def test_two_processes_write_the_store_of_one(finished_run, tiny_faces, rank_pool, tmp_path, batch):
-    one, two = (words(finished_run, tiny_faces, tmp_path / name, batch) for name in ("one", "two"))
-    (alone,) = rank_pool.run(embed, 1, one, group=False)
+    single, double = (words(finished_run, tiny_faces, tmp_path / name, batch) for name in ("one", "two"))
+    (alone,) = rank_pool.run(embed, 1, single, group=False)
     assert alone == f"42 images embedded (direct, meta, meta_unit): {tmp_path / 'one'}\n"
     # The first one speaks for both.
-    assert rank_pool.run(embed, 2, two, group=False) == [alone.replace("one", "two"), ""]
+    assert rank_pool.run(embed, 2, double, group=False) == [alone.replace("one", "two"), ""]
     assert files(tmp_path / "two") == files(tmp_path / "one")
     assert not (tmp_path / "two.partial").exists()
 
@@ -66,27 +66,28 @@ def test_two_processes_skip_the_same_images_as_one(finished_run, tiny_faces, ran
             path = tmp_path / f"images/{number:02}.png"
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(b"nothing" if number in (4, 5, 17) else bytes(record.read(key).payload))
-    one, two, few = (
+    single, double, few = (
         [*words(finished_run, tmp_path / "images", tmp_path / name, 4), "--max-bad-images", limit]
         for name, limit in (("one", "3"), ("two", "3"), ("two", "2"))
     )
-    (alone,) = rank_pool.run(embed, 1, one, group=False)
+    (alone,) = rank_pool.run(embed, 1, single, group=False)
     assert alone == f"17 images embedded, 3 left out (direct, meta, meta_unit): {tmp_path / 'one'}\n"
     (code, error), other = rank_pool.run(refusal, 2, few, group=False)
     assert (code, other) == (1, (0, ""))
     assert "3 images cannot be used, --max-bad-images allows 2: 04.png: " in error
     assert not (tmp_path / "two").exists()
-    assert rank_pool.run(embed, 2, two, group=False) == [alone.replace("one", "two"), ""]
+    assert rank_pool.run(embed, 2, double, group=False) == [alone.replace("one", "two"), ""]
     assert files(tmp_path / "two") == files(tmp_path / "one")
     assert not (tmp_path / "two.partial").exists()
 
 
 def test_torchrun_processes_write_the_store_of_one(finished_run, tiny_faces, rank_pool, tmp_path):
-    one, two = (words(finished_run, tiny_faces, tmp_path / name, 5) for name in ("one", "two"))
-    rank_pool.run(embed, 1, one, group=False)
+    single, double = (words(finished_run, tiny_faces, tmp_path / name, 5) for name in ("one", "two"))
+    rank_pool.run(embed, 1, single, group=False)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(DRIVER.parents[2])}
-    done = subprocess.run([*torchrun, str(DRIVER), *two], capture_output=True, text=True, timeout=200, env=environment)
+    command = [*torchrun, str(DRIVER), *double]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"42 images embedded (direct, meta, meta_unit): {tmp_path / 'two'}\n"
     assert files(tmp_path / "two") == files(tmp_path / "one")

@@ -215,8 +215,8 @@ def test_classes_and_their_names_come_as_a_table_that_runs_nothing(evaluate, tra
     assert [row["band"] for row in rows] == ["medium", "few", "few", "few"]
     labels, softmax, _ = images_of(trained(), "test")
     right = softmax.argmax(1) == labels
-    for place, row in enumerate(rows):
-        own = right[16 * place : 16 * (place + 1)]
+    for label, row in enumerate(rows):
+        own = right[16 * label : 16 * (label + 1)]
         assert (int(row["images"]), int(row["right"])) == (16, own.sum())
         assert float(row["accuracy"]) == pytest.approx(own.mean())
         assert float(row["accuracy_with_rejection"]) <= float(row["accuracy"])

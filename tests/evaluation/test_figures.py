@@ -105,8 +105,8 @@ def test_gains_are_those_of_each_class(figures, listed_run, threshold):
     if threshold:
         expected.append((-1, "open set", 0))
     assert [(int(row["class"]), row["group"], int(row["training_images"])) for row in rows] == expected
-    for place, row in enumerate(rows):
-        for column, value in (("f1", oltr[place]), ("f1_against", plain[place]), ("gain", (oltr - plain)[place])):
+    for index, row in enumerate(rows):
+        for column, value in (("f1", oltr[index]), ("f1_against", plain[index]), ("gain", (oltr - plain)[index])):
             assert row[column] == "" if np.isnan(value) else float(row[column]) == pytest.approx(value)
 
 
@@ -157,9 +157,9 @@ def test_fewer_points_are_drawn_by_the_seed_from_both_sets(figures, listed_run):
 def test_the_plane_keeps_apart_what_is_apart():
     random = np.random.default_rng(0)
     feature_ND = np.concatenate([random.normal(size=(30, 8)), random.normal(20, size=(30, 8))]).astype(np.float32)
-    one, other = np.split(_tsne(feature_ND, 0), 2)
-    within = max(np.linalg.norm(part - part.mean(0), axis=1).mean() for part in (one, other))
-    assert np.linalg.norm(one.mean(0) - other.mean(0)) > 3 * within
+    first_N2, second_N2 = np.split(_tsne(feature_ND, 0), 2)
+    within = max(np.linalg.norm(part - part.mean(0), axis=1).mean() for part in (first_N2, second_N2))
+    assert np.linalg.norm(first_N2.mean(0) - second_N2.mean(0)) > 3 * within
 
 
 def test_concepts_are_the_strongest_coefficients_and_their_nearest_images(figures, listed_run):
@@ -177,11 +177,11 @@ def test_concepts_are_the_strongest_coefficients_and_their_nearest_images(figure
         }
         for label in range(4)
     }
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         raised_C = np.exp(weight_CD @ model.feature(row["image"]) + bias_C)
         share_C = raised_C / raised_C.sum()
-        label = int(np.argsort(-share_C)[place % 3])
-        assert (int(row["place"]), int(row["class"])) == (place % 3 + 1, label)
+        label = int(np.argsort(-share_C)[index % 3])
+        assert (int(row["place"]), int(row["class"])) == (index % 3 + 1, label)
         assert int(row["label"]) == lists["test"][row["image"]]
         assert float(row["coefficient"]) == pytest.approx(share_C[label], rel=1e-4)
         assert row["nearest_image"] == min(distances[label], key=distances[label].get)

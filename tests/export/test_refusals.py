@@ -75,23 +75,23 @@ def test_an_operator_without_a_translation_is_a_one_line_error(build_model, tmp_
 
 
 def test_a_file_that_the_checker_refuses_is_not_put_in_place(build_model, tmp_path, monkeypatch):
-    def damaged(proto, place):
+    def damaged(proto, path):
         proto.graph.node[3].input[0] = "nowhere"
-        place.write_bytes(proto.SerializeToString())
+        path.write_bytes(proto.SerializeToString())
 
     monkeypatch.setattr(onnx, "save", damaged)
     refused(build_model({"name": "classify"}), tmp_path / "model.onnx", "this network cannot be written as ONNX")
 
 
 def test_outputs_are_compared_by_values_shapes_and_names():
-    one = {"embedding": np.eye(3), "reachability": np.array([1.0, 2, 4000])}
-    assert onnx_module.compare_outputs(one, one) == onnx_module.ParityReport(0, 1)
-    other = {**one, "reachability": np.array([1.0, 2, 4004])}
-    assert onnx_module.compare_outputs(other, one).difference == pytest.approx(1e-3)
+    expected = {"embedding": np.eye(3), "reachability": np.array([1.0, 2, 4000])}
+    assert onnx_module.compare_outputs(expected, expected) == onnx_module.ParityReport(0, 1)
+    other = {**expected, "reachability": np.array([1.0, 2, 4004])}
+    assert onnx_module.compare_outputs(other, expected).difference == pytest.approx(1e-3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert np.isnan(onnx_module.compare_outputs({**one, "embedding": np.zeros((3, 3))}, one).cosine)
-    turned = {**one, "embedding": np.array([[1, 0, 0], [0, 1, 0], [0, 0.6, 0.8]])}
-    assert onnx_module.compare_outputs(turned, one).cosine == pytest.approx(0.8)
-    for wrong in ({"embedding": np.eye(3)}, {**one, "embedding": np.eye(3)[:2]}):
-        assert np.isnan(onnx_module.compare_outputs(wrong, one).difference)
+        assert np.isnan(onnx_module.compare_outputs({**expected, "embedding": np.zeros((3, 3))}, expected).cosine)
+    turned = {**expected, "embedding": np.array([[1, 0, 0], [0, 1, 0], [0, 0.6, 0.8]])}
+    assert onnx_module.compare_outputs(turned, expected).cosine == pytest.approx(0.8)
+    for wrong in ({"embedding": np.eye(3)}, {**expected, "embedding": np.eye(3)[:2]}):
+        assert np.isnan(onnx_module.compare_outputs(wrong, expected).difference)

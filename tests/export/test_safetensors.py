@@ -44,13 +44,13 @@ def built_from(card: dict):
 def test_a_network_is_built_from_its_card_and_embeds_as_the_model(names, stage, build_model, tmp_path):
     model = build_model(**stage)
     path = tmp_path / "new/network.safetensors"
-    place = export_network(model, path)
-    assert place == tmp_path / "new/network.json"
-    card = json.loads(place.read_text())
+    card_path = export_network(model, path)
+    assert card_path == tmp_path / "new/network.json"
+    card = json.loads(card_path.read_text())
     assert card["names"] == names
     assert card["weights_sha256"] == sha256_of(path)
     assert card["preprocessing"] == model.card["preprocessing"]
-    assert path.stat().st_mode == place.stat().st_mode, "who may read the card may read the weights"
+    assert path.stat().st_mode == card_path.stat().st_mode, "who may read the card may read the weights"
     assert not any("head" in name for name in load_file(path))
     network = built_from(card)
     summary = load_pretrained(network, path)

@@ -54,15 +54,15 @@ def plain_people(
         best: dict[str, float] = {}
         for name, score in zip(people.tolist(), score_N.tolist(), strict=True):
             best[name] = max(score, best.get(name, -2.0))
-        ranking.append(sorted(best.items(), key=lambda one: -one[1])[:k])
+        ranking.append(sorted(best.items(), key=lambda entry: -entry[1])[:k])
     return ranking
 
 
-def same_people(found: Sequence[Sequence], expected: list[list[tuple[str, float]]]) -> None:
+def same_people(rankings: Sequence[Sequence], expected: list[list[tuple[str, float]]]) -> None:
     """Asserts equal people in equal order with equal scores."""
-    assert [[one.person for one in row] for row in found] == [[name for name, _ in row] for row in expected]
-    for row, plain in zip(found, expected, strict=True):
-        assert [one.score for one in row] == pytest.approx([score for _, score in plain], abs=1e-6)
+    for row, plain in zip(rankings, expected, strict=True):
+        assert [candidate.person for candidate in row] == [name for name, _ in plain]
+        assert [candidate.score for candidate in row] == pytest.approx([score for _, score in plain], abs=1e-6)
 
 
 def bytes_in(folder: Path) -> Callable[[bytes], list[str]]:

@@ -60,16 +60,16 @@ def test_equals_a_plain_search(seed, samples, late, persons, k, most, cosine, fl
     assert is_exact
     q, g = probe_PD.astype(np.float64), row_ND.astype(np.float64)
     if cosine:
-        q, g = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in (q, g))
-    for score_N, one in zip(q @ g.T, candidates, strict=True):
+        q, g = (item / np.linalg.norm(item, axis=1, keepdims=True) for item in (q, g))
+    for score_N, item in zip(q @ g.T, candidates, strict=True):
         best = sorted((score_N[person_N == person].max() for person in set(person_N.tolist())), reverse=True)
         # Candidates below the floor may be missing, but never the best one.
-        found_K = one.score_PT[0]
+        found_K = item.score_PT[0]
         assert max(1, sum(score >= floor + 1e-9 for score in best[:k])) <= len(found_K) <= k
         assert floor > -np.inf or len(found_K) == k
         np.testing.assert_allclose(found_K, best[: len(found_K)], atol=1e-9)
-        assert len(set(one.person_PT[0].tolist())) == len(found_K)
-        for score, sample, person in zip(*(column[0] for column in one), strict=True):
+        assert len(set(item.person_PT[0].tolist())) == len(found_K)
+        for score, sample, person in zip(*(column[0] for column in item), strict=True):
             assert person_N[sample - 1] == person
             assert score == pytest.approx(score_N[sample - 1], abs=1e-9)
 

@@ -112,7 +112,7 @@ def test_candidates_below_the_threshold_are_left_out(enrolled):
     result = enrolled.identify(samples.embedding_ND[:1], top=20, threshold=0.3)
     (answer,) = result.probes
     all_of_them = enrolled.backend.search(samples.embedding_ND[:1], 20).candidates[0]
-    assert answer.candidates == [one for one in all_of_them if one.score >= 0.3]
+    assert answer.candidates == [candidate for candidate in all_of_them if candidate.score >= 0.3]
     assert 1 < len(answer.candidates) < 20
     (nobody,) = enrolled.identify(samples.embedding_ND[:1], threshold=1.1).probes
     assert (nobody.is_known, nobody.candidates, nobody.best) == (False, [], all_of_them[0])

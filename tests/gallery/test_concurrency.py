@@ -47,7 +47,7 @@ def test_a_reader_during_writes(gallery):
             result = reader.search(STEADY.embedding_ND, 3)
             assert [row[0].key for row in result.candidates] == STEADY.keys
             assert [row[0].person for row in result.candidates] == people
-            assert all(np.diff([one.score for one in row]).max() <= 0 for row in result.candidates)
+            assert all(np.diff([candidate.score for candidate in row]).max() <= 0 for row in result.candidates)
         assert len(revisions) > 1
         reader.close()
     finally:

@@ -88,10 +88,10 @@ def test_people_below_the_threshold_cost_no_further_search(opened, monkeypatch):
     nearest = IndexSnapshot.nearest
     monkeypatch.setattr(IndexSnapshot, "nearest", lambda *arguments: searches.append(arguments) or nearest(*arguments))
     (answer,) = opened.identify(centre_D[None], threshold=0.5, top=2).probes
-    assert [one.person for one in answer.candidates] == ["crowd"]
+    assert [candidate.person for candidate in answer.candidates] == ["crowd"]
     assert len(searches) == 2
     (answer,) = opened.identify(other_ND[:1], threshold=0.99, top=2).probes
-    assert [one.person for one in answer.candidates] == ["person 0"]
+    assert [candidate.person for candidate in answer.candidates] == ["person 0"]
     assert len(searches) == 3
     (answer,) = opened.identify(centre_D[None], threshold=-1, top=2).probes
     assert len(answer.candidates) == 2
@@ -124,7 +124,7 @@ def test_threads_with_a_reader_each(gallery):
 
     def work(_):
         with Gallery.open(gallery.path) as reader:
-            return [one.candidates[0].key for one in reader.identify(samples.embedding_ND, threshold=0.99).probes]
+            return [answer.candidates[0].key for answer in reader.identify(samples.embedding_ND, threshold=0.99).probes]
 
     with ThreadPoolExecutor(8) as pool:
         assert all(keys == samples.keys for keys in pool.map(work, range(32)))

@@ -136,9 +136,9 @@ def test_changes_are_made_in_place(filled):
                 filled.upsert(more)
                 enrolled |= dict(zip(more.keys, zip(more.people, more.embedding_ND, strict=True), strict=True))
             else:
-                gone = random.choice(list(enrolled), 5, replace=False).tolist()
-                filled.remove(keys=gone)
-                enrolled = {key: one for key, one in enrolled.items() if key not in gone}
+                removed = random.choice(list(enrolled), 5, replace=False).tolist()
+                filled.remove(keys=removed)
+                enrolled = {key: entry for key, entry in enrolled.items() if key not in removed}
             assert not filled.check_integrity()
         assert rows_file(filled).name == name
         people, rows = zip(*enrolled.values(), strict=True)

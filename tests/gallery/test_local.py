@@ -115,7 +115,7 @@ def test_each_kind_is_compared_in_its_own_way(tmp_path, kind):
     made.upsert(Samples(["long", "near"], ["long", "near"], np.array([[0.6, 0.6], [0.1, 0.0]])))
     (row,) = made.search(np.array([[0.5, 0.1]]), 2).candidates
     # Inner products 0.36 and 0.05, cosines 0.83 and 0.98.
-    assert [one.person for one in row] == (["long", "near"] if kind == "meta" else ["near", "long"])
+    assert [candidate.person for candidate in row] == (["long", "near"] if kind == "meta" else ["near", "long"])
     assert row[0].score == pytest.approx(0.36 if kind == "meta" else 0.5 / np.hypot(0.5, 0.1), abs=1e-6)
     made.close()
 
@@ -131,7 +131,7 @@ def test_people_whose_samples_cancel_have_no_template(gallery):
     row_ND = np.eye(DIMENSION)[:2]
     gallery.upsert(Samples(["a", "b", "c"], ["both", "both", "one"], np.stack([row_ND[0], -row_ND[0], row_ND[1]])))
     (row,) = gallery.search(row_ND[:1], 2, templates=True).candidates
-    assert [one.person for one in row] == ["one"]
+    assert [candidate.person for candidate in row] == ["one"]
 
 
 def test_folders_that_are_no_gallery(tmp_path, model_spec):

@@ -37,15 +37,15 @@ def test_no_byte_is_left_in_any_file(gallery, named, tmp_path):
     copy.search(named.embedding_ND[:2], 1)
     copy.close()
     holding = bytes_in(tmp_path)
-    needles = [[one.encode(), stored(row)] for one, row in zip(named.people, named.embedding_ND, strict=True)]
+    needles = [[person.encode(), stored(row)] for person, row in zip(named.people, named.embedding_ND, strict=True)]
     assert all(len(holding(needle)) >= 3 for needle in needles[5][1:])
     # Templates: the mean of a person's two samples.
     unit = [np.frombuffer(stored(named.embedding_ND[row]), "<f4").astype(np.float64) for row in (5, 205)]
     assert holding(stored(np.mean(unit, axis=0)))
-    gone = named.people[::3][:60]
-    assert not gallery.remove(people=gone).unfinished
+    removed_people = named.people[::3][:60]
+    assert not gallery.remove(people=removed_people).unfinished
     for who, key, note, needle in zip(named.people, named.keys, named.metadata, needles, strict=True):
-        if who in gone:
+        if who in removed_people:
             for text in (*needle, key.encode(), note["note"].encode()):
                 assert not holding(text), (who, text)
         else:
@@ -102,7 +102,7 @@ def test_a_snapshot_that_was_out_of_reach_is_reached_by_the_same_removal(gallery
 def test_no_byte_is_left_after_many_small_changes(gallery, tmp_path):
     """Pages are split, merged and filled again; secure_delete alone leaves some copies behind."""
     random = np.random.default_rng(1)
-    enrolled, gone = {}, set()
+    enrolled, removed_texts = {}, set()
 
     def name(kind):
         return f"{kind}-{random.integers(2**62):020d}"
@@ -110,7 +110,7 @@ def test_no_byte_is_left_after_many_small_changes(gallery, tmp_path):
     for _ in range(20):
         added = {name("key"): (name("name"), name("note"), int(random.integers(3000))) for _ in range(100)}
         renewed = {key: (enrolled[key][0], name("note"), 10) for key in list(enrolled)[::9]}
-        gone |= {enrolled[key][1] for key in renewed}
+        removed_texts |= {enrolled[key][1] for key in renewed}
         changed = added | renewed
         keys, (people, *_) = list(changed), zip(*changed.values(), strict=True)
         notes = [{"note": note + length * "x"} for _, note, length in changed.values()]
@@ -118,7 +118,7 @@ def test_no_byte_is_left_after_many_small_changes(gallery, tmp_path):
         enrolled |= changed
         removed = random.choice(list(enrolled), 90, replace=False).tolist()
         gallery.remove(keys=removed)
-        gone |= {text for key in removed for text in (key, *enrolled.pop(key)[:2])}
+        removed_texts |= {text for key in removed for text in (key, *enrolled.pop(key)[:2])}
     leftovers = {
         text.decode()
         for path in tmp_path.rglob("*")
@@ -126,7 +126,7 @@ def test_no_byte_is_left_after_many_small_changes(gallery, tmp_path):
         for text in re.findall(rb"(?:key|name|note)-\d{20}", path.read_bytes())
     }
     assert leftovers == {text for key, (who, note, _) in enrolled.items() for text in (key, who, note)}
-    assert len(gone) > 4000
+    assert len(removed_texts) > 4000
 
 
 def test_a_disk_that_is_too_full_to_wipe_is_reported_and_the_gallery_stays_usable(gallery, tmp_path, monkeypatch):

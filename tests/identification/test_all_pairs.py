@@ -93,9 +93,9 @@ def test_figures_of_groups_equal_the_ones_added_up_pair_by_pair():
     counts = first.non_mated[3].clustered_counts(units, both)
     women_M, men_M = (np.isin(identity_N, ids) for ids in ([0, 2, 4, 6], [1, 3, 5]))
     cross_M = (women_M[left_M] & men_M[right_M]) | (men_M[left_M] & women_M[right_M])
-    place = group_pairs(both).index((0, 1))
-    assert counts.trial_F[place] == cross_M.sum()
-    assert counts.error_F[place] == (score_M[cross_M] >= 0.6).sum()
+    index = group_pairs(both).index((0, 1))
+    assert counts.trial_F[index] == cross_M.sum()
+    assert counts.error_F[index] == (score_M[cross_M] >= 0.6).sum()
 
 
 @settings(max_examples=25, deadline=None)
@@ -115,15 +115,15 @@ def test_histograms_equal_plain_counts(seed, images, scores):
     group_N = grouping.group_U[units.unit_N]
     for threshold in (-3.0, 0.0, 1.0, 4.0):
         # Whole scores lie in the middle of a bin.
-        place = np.searchsorted(result.grid.threshold(np.arange(result.grid.bins)), threshold) - 1
+        first_bin = np.searchsorted(result.grid.threshold(np.arange(result.grid.bins)), threshold) - 1
         for histograms, members in [(result.overall, None)] + [(result.within(g), g) for g in range(len(grouping))]:
             for counts, mated in ((histograms.mated_B, True), (histograms.nonmated_B, False)):
-                kept = [
+                is_accepted = [
                     score >= threshold
                     for score, is_mated, a, b in pairs
                     if is_mated == mated and (members is None or group_N[a] == group_N[b] == members)
                 ]
-                assert (counts.sum(), counts[place:].sum()) == (len(kept), sum(kept))
+                assert (counts.sum(), counts[first_bin:].sum()) == (len(is_accepted), sum(is_accepted))
     for g in range(len(grouping)):
         np.testing.assert_array_equal(result.within(g).mated_B, second.within(g).mated_B)
         np.testing.assert_array_equal(result.within(g).nonmated_B, second.within(g).nonmated_B)

@@ -30,23 +30,23 @@ def test_points_are_counted_pair_by_pair():
     scores = [*np.clip(random.normal(0.5, 0.2, 150), -1, 1), *np.clip(random.normal(0, 0.2, 400), -1, 1)]
     result = verify_pairs(*pairs_of(scores, same), unit=True)
     assert (result.mated, result.nonmated, result.people) == (150, 400, 950)
-    assert [one.point.wanted for one in result.points] == list(PAIR_FARS)
-    assert [one.point.reason is None for one in result.points] == [False, False, True, True]
-    for one in result.points[:2]:
-        assert "non-mated comparisons; there are 400" in one.point.reason
-        assert one.tar_limits is one.far_limits is None
+    assert [figures.point.wanted for figures in result.points] == list(PAIR_FARS)
+    assert [figures.point.reason is None for figures in result.points] == [False, False, True, True]
+    for figures in result.points[:2]:
+        assert "non-mated comparisons; there are 400" in figures.point.reason
+        assert figures.tar_limits is figures.far_limits is None
     wrong = sorted(scores[150:], reverse=True)
-    for one, allowed in zip(result.points[2:], (4, 40), strict=True):
+    for figures, allowed in zip(result.points[2:], (4, 40), strict=True):
         accepted = [score for score in scores[:150] if score > wrong[allowed]]
-        assert one.point.false_matches == allowed
-        assert one.point.fmr == allowed / 400
-        assert one.point.tar == pytest.approx(len(accepted) / 150, abs=1e-12)
-        assert one.point.threshold == pytest.approx(wrong[allowed], abs=1e-5)
-        assert one.point.supported == (allowed >= 30)
+        assert figures.point.false_matches == allowed
+        assert figures.point.fmr == allowed / 400
+        assert figures.point.tar == pytest.approx(len(accepted) / 150, abs=1e-12)
+        assert figures.point.threshold == pytest.approx(wrong[allowed], abs=1e-5)
+        assert figures.point.supported == (allowed >= 30)
         # No two pairs share a person, so all trials are independent.
         low, high = wilson(150 - len(accepted), 150)
-        assert one.tar_limits == pytest.approx((1 - high, 1 - low), abs=2e-3)
-        assert one.far_limits[0] < one.point.fmr < one.far_limits[1]
+        assert figures.tar_limits == pytest.approx((1 - high, 1 - low), abs=2e-3)
+        assert figures.far_limits[0] < figures.point.fmr < figures.far_limits[1]
 
 
 def test_limits_widen_where_few_people_make_the_pairs():
@@ -60,16 +60,16 @@ def test_limits_widen_where_few_people_make_the_pairs():
     few = verify_pairs(embedding_ND, together_P, right_P, same_P, unit=True)
     assert (alone.people, few.people) == (300, 210)
     assert few.ten_fold.mean == alone.ten_fold.mean
-    one, other = alone.points[-1], few.points[-1]
-    assert one.point == other.point
-    assert one.point.tar == pytest.approx(0.8)
-    width, wider = (limits[1] - limits[0] for limits in (one.tar_limits, other.tar_limits))
+    many_people, few_people = alone.points[-1], few.points[-1]
+    assert many_people.point == few_people.point
+    assert many_people.point.tar == pytest.approx(0.8)
+    width, wider = (limits[1] - limits[0] for limits in (many_people.tar_limits, few_people.tar_limits))
     assert wider > 2.5 * width
 
 
 def test_people_are_what_mated_pairs_join():
     person_U = connected_identities(7, np.array([0, 1, 4, 6]), np.array([1, 2, 5, 6]))
-    groups = [{place for place in range(7) if person_U[place] == person} for person in dict.fromkeys(person_U)]
+    groups = [{image for image in range(7) if person_U[image] == person} for person in dict.fromkeys(person_U)]
     assert groups == [{0, 1, 2}, {3}, {4, 5}, {6}]
 
 
@@ -79,9 +79,9 @@ def test_a_pair_of_the_same_image_and_a_contradiction_are_counted():
     right_P[1] = left_P[1]
     result = verify_pairs(embedding_ND, left_P, right_P, same_P, unit=True)
     assert (result.mated, result.nonmated, result.people) == (20, 10, 38)
-    one = result.points[-1]
-    assert (one.point.false_matches, one.point.fmr, one.point.tar) == (1, 0.1, 1.0)
-    assert one.far_limits[0] < 0.1 < one.far_limits[1]
+    figures = result.points[-1]
+    assert (figures.point.false_matches, figures.point.fmr, figures.point.tar) == (1, 0.1, 1.0)
+    assert figures.far_limits[0] < 0.1 < figures.far_limits[1]
 
 
 def test_what_is_not_of_unit_length_is_scored_by_its_inner_product():

@@ -118,8 +118,8 @@ def test_det_falls_from_all_to_none_and_holds_the_points():
     assert det.fmr_T[-1] == 1.0
     assert det.fnmr_T[-1] == 0.0
     assert det.fmr_T[0] == 1 / 6000
-    (place,) = np.flatnonzero(np.isclose(det.fmr_T, rates.points[0].fmr, rtol=0, atol=1e-12))
-    assert det.fnmr_T[place] == rates.points[0].fnmr
+    (index,) = np.flatnonzero(np.isclose(det.fmr_T, rates.points[0].fmr, rtol=0, atol=1e-12))
+    assert det.fnmr_T[index] == rates.points[0].fnmr
     mated, nonmated = (np.array(scores) for scores in plain_scores(probe_PD, identity_P, distractor_GD, cosine=True))
     for threshold, fmr, fnmr in zip(det.threshold_T, det.fmr_T, det.fnmr_T, strict=True):
         assert fnmr == pytest.approx(np.mean(mated < threshold), abs=1e-12)

@@ -111,8 +111,8 @@ def test_a_damaged_image_stops_or_is_left_out_by_name(model, folder, tmp_path):
     store = embed(model, source, tmp_path / "all", max_bad_images=1, **options)
     assert store.keys == ["a/0.png", "a/1.png", "a/2.png", "b/3.png", "b/4.png"]
     assert list(store.meta["left_out"]) == ["b/5.png", "b/6.png"]
-    apart = embed(model, source, tmp_path / "apart", batch=2, max_bad_images=1)
-    assert np.abs(apart.embedding("direct") - store.embedding("direct")).max() < 1e-5
+    small_batches = embed(model, source, tmp_path / "apart", batch=2, max_bad_images=1)
+    assert np.abs(small_batches.embedding("direct") - store.embedding("direct")).max() < 1e-5
 
 
 @pytest.fixture

@@ -62,13 +62,13 @@ def test_each_experts_predictions_are_those_of_its_branch_alone(experts_run, sta
     label_N, expert_KN, together_N = expert_predictions(model, split)
     assert label_N.tolist() == split.labels.tolist()
     with torch.no_grad():
-        for place, member in enumerate(split.members.tolist()):
+        for row, member in enumerate(split.members.tolist()):
             image = torch.from_numpy(split.dataset[(member, 0)].image_HW3).permute(2, 0, 1)[None] / 127.5 - 1
             feature_KD = model.method.network(image)[0]
             for expert, head in enumerate(model.method.heads):
                 cosine_C = torch.nn.functional.normalize(head.weight) @ feature_KD[expert]
-                assert expert_KN[expert, place] == cosine_C.argmax().item()
-            assert together_N[place] == model.method.logits(image).argmax().item()
+                assert expert_KN[expert, row] == cosine_C.argmax().item()
+            assert together_N[row] == model.method.logits(image).argmax().item()
     assert expert_KN.shape == (len(model.method.heads), len(split.members))
 
 
@@ -132,7 +132,7 @@ def test_the_command_counts_what_experts_win_and_lose_together(experts_run, fini
     split = data.evaluation["validation"]
     label_N, expert_KN, together_N = expert_predictions(model, split)
     lost = [
-        sum(one == label != both for label, one, both in zip(label_N, expert_N, together_N, strict=True))
+        sum(expert == label != both for label, expert, both in zip(label_N, expert_N, together_N, strict=True))
         for expert_N in expert_KN
     ]
     assert (counts["images"], counts["lost"]) == (len(label_N), lost)

@@ -99,7 +99,7 @@ def test_a_crowd_is_decoded_twice_not_once_a_face(drawn, photos, monkeypatch):
     decoded.clear()
     for index, (name, green) in enumerate((("Ann/1", 130), ("Ann/2", 150), ("Ann/2", 130), ("Cid/2", 130))):
         np.testing.assert_array_equal(source.dataset.read_image(index), expected_crop(photos / f"{name}.png", green))
-    assert [place.relative_to(photos).as_posix() for place, _ in decoded] == ["Ann/1.png", "Ann/2.png", "Cid/2.png"]
+    assert [path.relative_to(photos).as_posix() for path, _ in decoded] == ["Ann/1.png", "Ann/2.png", "Cid/2.png"]
 
 
 def test_a_photograph_listed_twice_is_refused_before_detection(drawn, photos, tmp_path):

@@ -115,7 +115,7 @@ def test_each_validation_of_a_training_measures_the_sets(recipe, train, metrics,
     same = pickle.loads(tiny_pairs.read_bytes())[1]
     for stage in ("plain", "oltr"):
         card = json.loads((with_sets / stage / "card.json").read_text())
-        (line,) = (one for one in ends if (one["stage"], one["epoch"]) == (stage, card["best"]["epoch"]))
+        (line,) = (end for end in ends if (end["stage"], end["epoch"]) == (stage, card["best"]["epoch"]))
         feature_N2D = plain_features(load_model(with_sets / stage, CPU), tiny_pairs)
         assert line["verification_tiny"] == plain_accuracy(feature_N2D.sum(dim=1), same)
         assert card["best"]["verification_tiny"] == line["verification_tiny"]
@@ -187,9 +187,9 @@ def test_images_of_another_size_and_of_too_many_pixels_are_refused(recipe, train
 def test_a_lists_paths_are_relative_to_its_folder_or_the_root(model, tiny_pairs, tmp_path):
     images, same = pickle.loads(tiny_pairs.read_bytes())
     (tmp_path / "faces").mkdir()
-    for place, payload in enumerate(images):
-        (tmp_path / "faces" / f"{place}.png").write_bytes(payload)
-    lines = [f"faces/{2 * pair}.png faces/{2 * pair + 1}.png {int(one)}" for pair, one in enumerate(same)]
+    for number, payload in enumerate(images):
+        (tmp_path / "faces" / f"{number}.png").write_bytes(payload)
+    lines = [f"faces/{2 * pair}.png faces/{2 * pair + 1}.png {int(is_same)}" for pair, is_same in enumerate(same)]
     (tmp_path / "tiny.txt").write_text("\n".join(lines))
     expected = embedded(model, tiny_pairs)
     assert np.abs(embedded(model, tmp_path / "tiny.txt") - expected).max() < 1e-6

@@ -126,17 +126,17 @@ def test_chosen_images_move_by_their_own_classs_activation(moves, teacher):
     draw_6B = torch.rand(6, 24, generator=torch.Generator().manual_seed(5))
     expected = inputs.image_B3HW.clone()
     chosen = 0
-    for place, label in enumerate(inputs.label_B.tolist()):
-        if draw_6B[0, place] < (42 - COUNTS[label]) / 42:
-            image_13HW = inputs.image_B3HW[place : place + 1]
+    for index, label in enumerate(inputs.label_B.tolist()):
+        if draw_6B[0, index] < (42 - COUNTS[label]) / 42:
+            image_13HW = inputs.image_B3HW[index : index + 1]
             map_Dhw = teacher.network.backbone(image_13HW)[0]
             activation_hw = (map_Dhw * teacher.head.weight[label][:, None, None]).sum(0)
             raised = torch.nn.functional.interpolate(
                 (activation_hw - activation_hw.min())[None, None], (64, 64), mode="bilinear"
             )
             shown_1HW = raised[0] >= 0.75 * raised.mean()
-            expected[place] = transform_foreground(
-                image_13HW, shown_1HW, sampling_maps(shown_1HW, draw_6B[1:, place : place + 1])
+            expected[index] = transform_foreground(
+                image_13HW, shown_1HW, sampling_maps(shown_1HW, draw_6B[1:, index : index + 1])
             )[0]
             chosen += 1
     assert 0 < chosen < 24

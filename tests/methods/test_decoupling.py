@@ -59,10 +59,10 @@ def test_the_cosine_to_the_means_does_not_depend_on_their_length():
     query = torch.randn(5, 3, 2, 2)
     feature_ND, query_QD = (features(method.network, image).double() for image in (data.image_B3HW, query))
     unit_ND = feature_ND / feature_ND.norm(dim=1, keepdim=True)
-    for place in range(5):
-        mean_D = unit_ND[data.label_B == place].mean(0)
+    for label in range(5):
+        mean_D = unit_ND[data.label_B == label].mean(0)
         expected_Q = query_QD @ mean_D / query_QD.norm(dim=1) / mean_D.norm()
-        assert torch.allclose(method.logits(query).local_BC[:, place].double(), expected_Q, atol=1e-5)
+        assert torch.allclose(method.logits(query).local_BC[:, label].double(), expected_Q, atol=1e-5)
     assert (method.logits(query).local_BC[:, 5] == -1).all()
 
 

@@ -98,15 +98,15 @@ def test_a_step_is_an_episode_of_base_classes():
     possible = []
     for pretended in range(3):
         base = [label for label in range(3) if label != pretended]
-        own = [place for place, label in enumerate(label_N) if label == pretended]
+        own = [index for index, label in enumerate(label_N) if label == pretended]
         exemplars = own[: len(own) // 2]
         rows = {label: method.weight_CD[label] for label in base}
         rows |= plain_weights(method.generator, feature_ND[exemplars], data.label_B[exemplars], method.weight_CD, base)
         terms = []
-        for place, label in enumerate(label_N):
-            if label in NOVEL or place in exemplars:
+        for index, label in enumerate(label_N):
+            if label in NOVEL or index in exemplars:
                 continue
-            f = feature_ND[place]
+            f = feature_ND[index]
             logits = [10 * (f @ rows[c] / f.norm() / rows[c].norm()).item() for c in range(3)]
             terms.append(math.log(sum(math.exp(z - logits[label]) for z in logits)))
         possible.append(sum(terms) / len(terms))

@@ -84,9 +84,9 @@ def test_only_the_mixture_has_a_weight_to_try():
     assert list(build("fusion", rule="w_mix").tunable_values) == pytest.approx([0.1 * step for step in range(11)])
     assert not build("fusion", rule="sum").tunable_values
     method, image = fitted("fusion", rule="w_mix", scaled=False), torch.randn(3, 3, 2, 2)
-    for weight, place in ((1.0, 0), (0.0, 1)):
+    for weight, index in ((1.0, 0), (0.0, 1)):
         method.set_value(weight)
-        expected = torch.tensor(plain_answers(method.network, image, False)[place])
+        expected = torch.tensor(plain_answers(method.network, image, False)[index])
         assert torch.allclose(method.logits(image).full_BC, expected, atol=1e-4)
 
 

@@ -74,9 +74,9 @@ def ranges(method: nn.Module, shown: TrainBatch) -> list[tuple[float, float]]:
 
 def instance_weight(method: nn.Module, image, label: int, shown: TrainBatch, over: float) -> float:
     least, most = ranges(method, shown)[label]
-    place = min(max((confidence(method, image, label) - least) / (most - least), 0), 1)
+    position = min(max((confidence(method, image, label) - least) / (most - least), 0), 1)
     floor = MEAN["few"] / MEAN[group_of(label)]
-    first = floor + (1 - floor) * place
+    first = floor + (1 - floor) * position
     return first + (1 - first) * over
 
 
@@ -172,11 +172,11 @@ def test_without_validation_both_are_counted_on_the_epochs_batches():
     for step in range(3):
         batch = images(40, seed=10 + step)
         predicted = method.logits(batch.image_B3HW).full_BC.argmax(dim=1).tolist()
-        for place, label in enumerate(batch.label_B.tolist()):
+        for index, label in enumerate(batch.label_B.tolist()):
             group = group_of(label)
             (teacher,) = (teacher for teacher in method.teachers if teacher.shots == group)
-            logits = teacher.logits(batch.image_B3HW[place : place + 1]).full_BC[0].tolist()
-            right[group][0] += predicted[place] == label
+            logits = teacher.logits(batch.image_B3HW[index : index + 1]).full_BC[0].tolist()
+            right[group][0] += predicted[index] == label
             right[group][1] += max(GROUPS[group], key=lambda c, logits=logits: logits[c]) == label
         output = method.step([batch], at(0, step))
         output.loss.backward()

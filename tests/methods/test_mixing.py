@@ -53,12 +53,12 @@ def test_the_loss_is_that_of_blends_with_both_labels(name, inputs):
     assert sorted(partners) == list(range(8))
     terms = []
     for image, partner in enumerate(partners):
-        one, other = inputs.image_B3HW[image], inputs.image_B3HW[partner]
+        first, second = inputs.image_B3HW[image], inputs.image_B3HW[partner]
         if name == "manifold":
-            one, other = method.features(one[None]), method.features(other[None])
-            logits_C = logits_of(method, lam * one + (1 - lam) * other)[0]
+            first, second = method.features(first[None]), method.features(second[None])
+            logits_C = logits_of(method, lam * first + (1 - lam) * second)[0]
         else:
-            logits_C = logits_of(method, method.features((lam * one + (1 - lam) * other)[None]))[0]
+            logits_C = logits_of(method, method.features((lam * first + (1 - lam) * second)[None]))[0]
         label, partner_label = inputs.label_B[image].item(), inputs.label_B[partner].item()
         share = plain_remix_share(lam, COUNTS[label].item(), COUNTS[partner_label].item()) if name == "remix" else lam
         terms.append(

@@ -46,13 +46,13 @@ def test_the_answer_is_the_mean_of_the_experts(head, options):
         experts, together = method.predict_all(images())
         feature_BKD = method.network(images())
     plain = []
-    for place, classifier in enumerate(method.heads):
-        feature_BD = feature_BKD[:, place]
+    for expert, classifier in enumerate(method.heads):
+        feature_BD = feature_BKD[:, expert]
         if head == "cosine":
             plain.append(30 * F.normalize(feature_BD) @ F.normalize(classifier.weight).T)
         else:
             plain.append(feature_BD @ classifier.weight.T + classifier.bias)
-        torch.testing.assert_close(experts[place].full_BC, plain[place], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(experts[expert].full_BC, plain[expert], rtol=1e-4, atol=1e-5)
     mean_BC = sum(plain) / EXPERTS
     torch.testing.assert_close(together.full_BC, mean_BC, rtol=1e-4, atol=1e-5)
     assert method.logits(images()).argmax().tolist() == mean_BC.argmax(dim=1).tolist()

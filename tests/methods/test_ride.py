@@ -63,8 +63,8 @@ def ride_loss(experts, label_B, diversity, late):
     for logits_BC in experts:
         answer_BC = F.log_softmax(logits_BC / temperature_C, dim=1)
         aim_BC = F.softmax(mean_BC / temperature_C, dim=1)
-        apart = F.kl_div(answer_BC, aim_BC, reduction="batchmean")
-        total = total + margin_loss(logits_BC, label_B, late) + diversity * temperature_C.mean() ** 2 * apart
+        divergence = F.kl_div(answer_BC, aim_BC, reduction="batchmean")
+        total = total + margin_loss(logits_BC, label_B, late) + diversity * temperature_C.mean() ** 2 * divergence
     return total
 
 
@@ -113,9 +113,9 @@ def test_diversity_parts_the_experts_and_the_mean_gets_no_gradient_of_it(inputs)
     method = build(loss={"name": "softmax"}, weights=None, diversity=-1.0)
     plain = build(loss={"name": "softmax"}, weights=None, diversity=0.0)
     gradients = []
-    for one in (method, plain):
-        one.step([inputs], EARLY).loss.backward()
-        gradients.append([head.weight.grad for head in one.heads])
+    for item in (method, plain):
+        item.step([inputs], EARLY).loss.backward()
+        gradients.append([head.weight.grad for head in item.heads])
     experts = [logits_of(method, inputs)]
     with torch.no_grad():
         for head, mixed, alone in zip(method.heads, *gradients, strict=True):
@@ -123,7 +123,7 @@ def test_diversity_parts_the_experts_and_the_mean_gets_no_gradient_of_it(inputs)
         experts.append(logits_of(method, inputs))
         mean_BC = sum(experts[0]) / EXPERTS
         before, after = (
-            sum(F.kl_div(z.log_softmax(1), mean_BC.softmax(1), reduction="batchmean") for z in one) for one in experts
+            sum(F.kl_div(z.log_softmax(1), mean_BC.softmax(1), reduction="batchmean") for z in item) for item in experts
         )
     assert after > before
 

@@ -61,11 +61,11 @@ def answers_by_hand(method, image_3HW):
     """An image's mean logits after each expert, and the router's answer after each but the last."""
     feature_KD = method.network(image_3HW[None])[0]
     total_C, means, answers = torch.zeros(CLASSES), [], []
-    for place, head in enumerate(method.heads):
-        total_C = total_C + 30 * F.normalize(head.weight) @ F.normalize(feature_KD[place], dim=0)
-        means.append(total_C / (place + 1))
-        if place < EXPERTS - 1:
-            hidden = method.router.hidden[place](F.normalize(feature_KD[place], dim=0)).clamp(min=0)
+    for expert, head in enumerate(method.heads):
+        total_C = total_C + 30 * F.normalize(head.weight) @ F.normalize(feature_KD[expert], dim=0)
+        means.append(total_C / (expert + 1))
+        if expert < EXPERTS - 1:
+            hidden = method.router.hidden[expert](F.normalize(feature_KD[expert], dim=0)).clamp(min=0)
             top = means[-1].sort(descending=True).values[:TOP]
             answers.append(method.router.decide(torch.cat([top, hidden])).item())
     return means, answers
@@ -79,8 +79,8 @@ def test_the_loss_is_a_weighed_cross_entropy_of_the_decisions(method, inputs):
             means, answers = answers_by_hand(method, image_3HW)
             right = [mean_C.argmax().item() == label for mean_C in means]
             used.append(1 if answers[0] <= 0 else 2 if answers[1] <= 0 else 3)
-            for place, answer in enumerate(answers):
-                helped = not right[place] and any(right[place + 1 :])
+            for decision, answer in enumerate(answers):
+                helped = not right[decision] and any(right[decision + 1 :])
                 share = 1 / (1 + math.exp(-answer))
                 losses.append(-100 * math.log(share) if helped else -math.log(1 - share))
     output = method.step([inputs], FIRST)

@@ -84,10 +84,10 @@ def test_a_step_is_the_regression_of_weights_and_the_loss_of_the_answers(name):
         feature, label = method._bank.sample_per_class(2**level, generator)
         few = softmax_regression(feature, label, CLASSES, decay=1e-3, steps=30)
         learned = [c for c, count in enumerate(COUNTS) if count >= 2 * 2**level]
-        rows, apart, size = method.many_CE.clone(), 0.0, 0.0
+        rows, distance, size = method.many_CE.clone(), 0.0, 0.0
         for c in learned:
             rows[c] = method.predict_weights(few[c : c + 1], level)[0]
-            apart += (rows[c] - method.many_CE[c]).square().sum().item()
+            distance += (rows[c] - method.many_CE[c]).square().sum().item()
             size += method.many_CE[c].square().sum().item()
         answers = (torch.cat([method.network(data.image_B3HW), torch.ones(26, 1)], dim=1) @ rows.T).tolist()
     terms = []
@@ -97,9 +97,9 @@ def test_a_step_is_the_regression_of_weights_and_the_loss_of_the_answers(name):
         else:
             terms.append(np.log(np.exp(np.array(row) - row[label]).sum()))
     assert 0 < len(learned) < CLASSES
-    assert output.parts["regression_loss"].item() == pytest.approx(apart / size, rel=1e-3)
+    assert output.parts["regression_loss"].item() == pytest.approx(distance / size, rel=1e-3)
     assert output.parts["classification_loss"].item() == pytest.approx(np.mean(terms), rel=1e-3)
-    assert output.loss.item() == pytest.approx(apart / size + 0.7 * np.mean(terms), rel=1e-3)
+    assert output.loss.item() == pytest.approx(distance / size + 0.7 * np.mean(terms), rel=1e-3)
     output.loss.backward()
     assert all(value.grad is None for value in method.network.parameters())
     assert any(value.grad is not None and value.grad.any() for value in method.parameter_groups()["head"])
@@ -121,7 +121,7 @@ def test_blocks_are_trained_from_the_last_to_the_first_and_the_others_are_frozen
     for progress in steps:
         method.zero_grad(set_to_none=True)
         method.step([data], progress).loss.backward()
-        (block,) = [place for place, block in enumerate(method.blocks) if block.first.weight.grad is not None]
+        (block,) = [index for index, block in enumerate(method.blocks) if block.first.weight.grad is not None]
         active.append(block)
     assert active == [2, 2, 1, 1, 0, 0]
 

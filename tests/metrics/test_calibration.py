@@ -12,7 +12,7 @@ from facelt.metrics.classification import expected_calibration_error
 def plain(confidences, right, bins=15):
     edges, total = np.linspace(0, 1, bins + 1), 0.0
     for low, high in itertools.pairwise(edges):
-        members = [i for i, one in enumerate(confidences) if low < one <= high or one == low == 0]
+        members = [i for i, value in enumerate(confidences) if low < value <= high or value == low == 0]
         if members:
             accuracy = sum(right[i] for i in members) / len(members)
             confidence = sum(confidences[i] for i in members) / len(members)

@@ -19,8 +19,8 @@ def rates(known, open_images):
     return [(np.mean([s >= t for s in known]), np.mean([s >= t for s in open_images])) for t in thresholds]
 
 
-def beats(one, other):
-    return (one > other) + 0.5 * (one == other)
+def beats(known, unknown):
+    return (known > unknown) + 0.5 * (known == unknown)
 
 
 def average_precision(positive, negative):
@@ -79,8 +79,8 @@ def test_constant_scores_are_uninformative():
 
 
 def test_perfect_and_reversed_scores():
-    apart = detection_metrics(np.array([0.8, 0.9]), np.array([0.1, 0.2]))
-    assert (apart.auroc, apart.fpr_at_95_tpr, apart.detection_error_minimum) == (1, 0, 0)
+    perfect = detection_metrics(np.array([0.8, 0.9]), np.array([0.1, 0.2]))
+    assert (perfect.auroc, perfect.fpr_at_95_tpr, perfect.detection_error_minimum) == (1, 0, 0)
     reversed_ = detection_metrics(np.array([0.1, 0.2]), np.array([0.8, 0.9]))
     assert (reversed_.auroc, reversed_.fpr_at_95_tpr, reversed_.detection_error_minimum) == (0, 1, 0.5)
 

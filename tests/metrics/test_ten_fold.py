@@ -70,11 +70,11 @@ def test_distances_are_those_of_float64_unit_vectors():
     left_P, right_P = np.array([0, 1, 4, 2]), np.array([1, 1, 0, 3])
     result = squared_distances(embedding_UD, left_P, right_P, unit=True)
     for pair, (left, right) in enumerate(zip(left_P, right_P, strict=True)):
-        one, other = (embedding_UD[index].astype(float) for index in (left, right))
-        cosine = one @ other / np.sqrt((one @ one) * (other @ other))
+        left_PD, right_PD = (embedding_UD[index].astype(float) for index in (left, right))
+        cosine = left_PD @ right_PD / np.sqrt((left_PD @ left_PD) * (right_PD @ right_PD))
         assert result[pair] == pytest.approx(2 - 2 * cosine, abs=1e-12)
         as_it_is = squared_distances(embedding_UD, left_P, right_P, unit=False)[pair]
-        assert as_it_is == pytest.approx(2 - 2 * one @ other, abs=1e-12)
+        assert as_it_is == pytest.approx(2 - 2 * left_PD @ right_PD, abs=1e-12)
     assert result[1] == 0
 
 

@@ -48,9 +48,9 @@ def fitted():
     return method
 
 
-def plain_distance(one, other):
-    cosine = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
-    return np.linalg.norm(one - other) / 200 + 1 - cosine
+def plain_distance(first, second):
+    cosine = first @ second / np.linalg.norm(first) / np.linalg.norm(second)
+    return np.linalg.norm(first - second) / 200 + 1 - cosine
 
 
 def test_means_and_tails_are_those_of_rightly_classified_images(fitted):
@@ -147,8 +147,8 @@ def test_no_training_image_and_too_many_classes_are_refused():
 
 
 def test_the_distance_is_a_two_hundredth_of_euclids_and_one_less_the_cosine():
-    one, other = torch.tensor([[3.0, 4.0]]), torch.tensor([[4.0, -3.0]])
-    assert logit_distance(one, other).item() == pytest.approx(np.sqrt(50) / 200 + 1)
+    first, second = torch.tensor([[3.0, 4.0]]), torch.tensor([[4.0, -3.0]])
+    assert logit_distance(first, second).item() == pytest.approx(np.sqrt(50) / 200 + 1)
 
 
 @pytest.mark.parametrize("spread", [1e-4, 1e-2, 0.3, 5])
@@ -173,10 +173,10 @@ def test_a_fit_has_the_greatest_likelihood_and_is_that_of_gumbel(spread, images)
         assert likelihood(shape, scale + (factor - 1) * (tail[-1] - tail[0])) < best
     # In units of the data's range: scipy's search ends early for small numbers.
     unit = (tail - tail[0]) / (tail[-1] - tail[0])
-    place, width = gumbel_l.fit(unit)
+    center, width = gumbel_l.fit(unit)
     where = np.linspace(-0.5, 1.5, 9)
     far = tails.cdf(tail[0] + where * (tail[-1] - tail[0]), np.zeros(9, dtype=np.int64))
-    assert far == pytest.approx(gumbel_l.cdf(where, place, width), abs=2e-3)
+    assert far == pytest.approx(gumbel_l.cdf(where, center, width), abs=2e-3)
 
 
 def test_equal_distances_find_nothing_far():

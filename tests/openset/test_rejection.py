@@ -91,7 +91,10 @@ def test_the_score_of_an_image_is_its_own_whatever_the_batch():
     layer = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(16, 5)).double()
     image_N3HW = torch.rand(6, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     together = Odin().score(outputs(layer(image_N3HW), None, image_N3HW, logits_fn=layer)).score_N
-    alone = [Odin().score(outputs(layer(one), None, one, logits_fn=layer)).score_N for one in image_N3HW.split(1)]
+    alone = [
+        Odin().score(outputs(layer(image_13HW), None, image_13HW, logits_fn=layer)).score_N
+        for image_13HW in image_N3HW.split(1)
+    ]
     assert torch.allclose(together, torch.cat(alone), rtol=0, atol=1e-14)
 
 

@@ -53,10 +53,10 @@ def test_a_sample_has_all_its_files(faces, table, tmp_path, capsys):
     manifest = [tuple(map(int, row.values())) for row in read_csv(out / "manifest.csv")]
     with FaceRecord(faces) as source, FaceRecord(out / "train.rec") as packed:
         assert packed.labels.tolist() == [new_label for _, _, new_label in manifest]
-        for place, (key, label, new_label) in enumerate(manifest, start=1):
+        for number, (key, label, new_label) in enumerate(manifest, start=1):
             assert source.labels[source.image_keys == key].tolist() == [label]
-            assert bytes(packed.read(place).payload) == bytes(source.read(key).payload)
-            assert packed.read(place).header.label == new_label
+            assert bytes(packed.read(number).payload) == bytes(source.read(key).payload)
+            assert packed.read(number).header.label == new_label
         assert sum(count * identities for count, identities in statistics["histogram"]) == 4
         rows = read_csv(out / "identities.csv")
         assert [int(row["images"]) for row in rows] == packed.counts.tolist()

@@ -28,8 +28,8 @@ records = st.lists(pieces, max_size=12).map(b"".join)
 def reference_frames(record: bytes) -> bytes:
     """Returns the frames by the format's rule: split at every aligned magic word."""
     parts, part = [], b""
-    for place in range(0, len(record), 4):
-        word = record[place : place + 4]
+    for offset in range(0, len(record), 4):
+        word = record[offset : offset + 4]
         if word == MAGIC_BYTES:
             parts.append(part)
             part = b""

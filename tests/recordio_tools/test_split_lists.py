@@ -90,9 +90,9 @@ def test_any_list_is_parted_without_overlap_and_the_same_whatever_its_order(tmp_
     lines = [f"c{label}/{n}.jpg {3 * label}\n" for label, size in enumerate(sizes) for n in range(size)]
     selections = []
     kept = data.draw(st.integers(1, len(sizes)))
-    for place, order in enumerate((lines, data.draw(st.permutations(lines)))):
+    for number, order in enumerate((lines, data.draw(st.permutations(lines)))):
         (folder / "source.txt").write_text("".join(order))
-        out = folder / str(place)
+        out = folder / str(number)
         write_lists(folder / "source.txt", out, "exponential", seed, HeldOut(*held), kept, {"imbalance": 2.0, "max": 2})
         selections.append({path.name: path.read_bytes() for path in out.glob("*.txt")})
     assert selections[0] == selections[1]

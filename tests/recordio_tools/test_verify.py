@@ -16,9 +16,9 @@ def offsets(faces) -> dict[int, int]:
         return {key: reader.offset(key) for key in reader.keys.tolist()}
 
 
-def overwrite(path, place: int, data: bytes) -> None:
+def overwrite(path, offset: int, data: bytes) -> None:
     content = bytearray(path.read_bytes())
-    content[place : place + len(data)] = data
+    content[offset : offset + len(data)] = data
     path.write_bytes(content)
 
 

@@ -65,8 +65,8 @@ def test_every_line_fits_80_columns(report):
     assert "classes 181,479 1,234 56,789 123,456" in words
     # An open-set image has no correct class.
     assert "open 123,456 0 7 89 123,552" in words
-    for place, figure in enumerate(OPEN_SET_METRICS.values()):
-        assert f"{figure} {10 + place}.00" in words
+    for index, figure in enumerate(OPEN_SET_METRICS.values()):
+        assert f"{figure} {10 + index}.00" in words
 
 
 def test_experts_are_listed_with_their_average(report):

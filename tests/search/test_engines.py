@@ -54,10 +54,10 @@ def test_all_engines_agree(engines, seed, rows, k, dimension, cosine, block_valu
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exact_module, "MAX_BLOCK_VALUES", block_values)
         patch.setattr(engine, "MAX_TILE_SCORES", scores)
-        for name, one in engines.items():
+        for name, backend in engines.items():
             results[name] = (
-                *top_k(query_PD, database_GD, k, prefixes, cosine=cosine, engine=one),
-                count_above(query_PD, database_GD, threshold, engine=one),
+                *top_k(query_PD, database_GD, k, prefixes, cosine=cosine, engine=backend),
+                count_above(query_PD, database_GD, threshold, engine=backend),
             )
     score_SPK, id_SPK, count_P = results["faiss"]
     for other in results.values():

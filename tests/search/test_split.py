@@ -47,9 +47,9 @@ def test_two_ranks_equal_one(root, tmp_path, name):
     environment = {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    one = Search(open_engine("faiss"))
-    score_SPK, id_SPK = one.top_k(query_PD, database_GD, 7, prefixes.tolist(), cosine=True)
-    count_P = one.count_above(query_PD, database_GD, 0.3)
+    single = Search(open_engine("faiss"))
+    score_SPK, id_SPK = single.top_k(query_PD, database_GD, 7, prefixes.tolist(), cosine=True)
+    count_P = single.count_above(query_PD, database_GD, 0.3)
     for rank in range(2):
         arrays = np.load(tmp_path / f"{rank}.npz")
         np.testing.assert_array_equal(arrays["score_SPK"], score_SPK)

@@ -142,7 +142,7 @@ def test_contrasts_of_searches():
     table = search_table("miss", *counts, units, units.grouping(["g"]), **OPTIONS)
     sums = table.counts.error_FI.sum(axis=0), table.counts.trial_FI.sum(axis=0)
     result = pairwise_contrasts(table, partial(permutation_test, *sums, permutations=400, seed=0))
-    assert [(one.first, one.second) for one in result][:2] == [(("c",), ("a",)), (("c",), ("b",))]
+    assert [(contrast.first, contrast.second) for contrast in result][:2] == [(("c",), ("a",)), (("c",), ("b",))]
     largest, _, smallest = holm_adjust_contrasts(result)
     rates = [miss[group == g].mean() for g in "abc"]
     assert largest.difference == pytest.approx(rates[2] - rates[0])
@@ -160,11 +160,11 @@ def test_contrasts_of_pairs_and_of_people_in_several_groups(units, pairs):
     unit_pairs = counts.non_mated(0)
     test = partial(nonmated_permutation_test, *unit_pairs.by_identity_pair(units), permutations=300, seed=0)
     table = pair_table("fmr", unit_pairs, units, units.grouping(["gender"]), **OPTIONS)
-    (one,) = pairwise_contrasts(table, test)
-    assert one.difference >= 0
-    assert 0 < one.p <= 1
+    (contrast,) = pairwise_contrasts(table, test)
+    assert contrast.difference >= 0
+    assert 0 < contrast.p <= 1
     by_age = pair_table("fmr", unit_pairs, units, units.grouping(["age"]), **OPTIONS)
-    (one,) = pairwise_contrasts(by_age, test)
-    assert one.p is None
-    assert holm_adjust_contrasts([one])[0].adjusted_p is None
-    assert one.low < one.difference < one.high
+    (contrast,) = pairwise_contrasts(by_age, test)
+    assert contrast.p is None
+    assert holm_adjust_contrasts([contrast])[0].adjusted_p is None
+    assert contrast.low < contrast.difference < contrast.high

@@ -23,11 +23,11 @@ def test_equals_a_leave_one_out_loop(seed):
     for f, (error_I, trial_I) in enumerate(zip(error_FI.tolist(), trial_FI.tolist(), strict=True)):
         rate, n = sum(error_I) / sum(trial_I), len(trial_I)
         without = [(sum(error_I) - error_I[i]) / (sum(trial_I) - trial_I[i]) for i in range(n)]
-        variance = (n - 1) / n * sum((one - rate) ** 2 for one in without)
+        variance = (n - 1) / n * sum((left_out - rate) ** 2 for left_out in without)
         if variance == 0:
             continue
         effective = min(rate * (1 - rate) / variance, sum(trial_I))
-        square, fourth = (sum((one - rate) ** power for one in without) for power in (2, 4))
+        square, fourth = (sum((left_out - rate) ** power for left_out in without) for power in (2, 4))
         seen = 2 * square**2 / (fourth - square**2 / n)
         dof = max(min(sum(trial_I) ** 2 / sum(t * t for t in trial_I) - 1, seen), 1)
         t = stats.t.ppf(0.95, dof)

@@ -61,10 +61,10 @@ def test_equal_a_loop_over_pairs(world, by, kind):
 
 
 def test_block_boundaries_do_not_matter(world):
-    one, many = counted(world, blocks=1), counted(world, blocks=50)
+    single, many = counted(world, blocks=1), counted(world, blocks=50)
     for t in range(len(THRESHOLDS)):
-        np.testing.assert_array_equal(one.non_mated(t).error_UU, many.non_mated(t).error_UU)
-        np.testing.assert_array_equal(one.mated(t).trial_UU.toarray(), many.mated(t).trial_UU.toarray())
+        np.testing.assert_array_equal(single.non_mated(t).error_UU, many.non_mated(t).error_UU)
+        np.testing.assert_array_equal(single.mated(t).trial_UU.toarray(), many.mated(t).trial_UU.toarray())
 
 
 def test_leaving_an_identity_out_removes_its_pairs_of_both_sides(world):

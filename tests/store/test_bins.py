@@ -20,7 +20,7 @@ def test_every_number_is_in_the_bin_whose_edges_hold_it(numbers, edges):
     ends = [float("-inf"), *edges, float("inf")]
     labels = bin_labels(edges)
     for number, label in zip(numbers, bin_values([repr(number) for number in numbers], edges), strict=True):
-        holds = [place for place, low in enumerate(ends[:-1]) if low <= number < ends[place + 1]]
+        holds = [index for index, low in enumerate(ends[:-1]) if low <= number < ends[index + 1]]
         assert label == labels[holds[0]]
 
 

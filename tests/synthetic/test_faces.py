@@ -41,18 +41,18 @@ def test_seed_identity_and_image_each_change_the_picture(other):
 
 
 def test_two_images_share_their_identity_and_no_circumstance():
-    one, two = draw_nuisance(0, 1, 0), draw_nuisance(0, 1, 1)
+    first, second = draw_nuisance(0, 1, 0), draw_nuisance(0, 1, 1)
     assert values(draw_identity(0, 1)) == values(draw_identity(0, 1))
-    assert one.yaw != two.yaw
-    assert one.gain != two.gain
-    assert one.backdrop.tolist() != two.backdrop.tolist()
+    assert first.yaw != second.yaw
+    assert first.gain != second.gain
+    assert first.backdrop.tolist() != second.backdrop.tolist()
 
 
 def test_zero_difficulty_leaves_only_backdrop_and_clothes_to_vary():
-    one, two = values(draw_nuisance(0, 1, 0, STUDIO)), values(draw_nuisance(0, 1, 1, STUDIO))
+    first, second = values(draw_nuisance(0, 1, 0, STUDIO)), values(draw_nuisance(0, 1, 1, STUDIO))
     free = {"backdrop", "clothes", "occlusion_place", "occlusion_colour", "pixel_seed"}
-    assert {name for name in one if one[name] != two[name]} <= free
-    assert (one["yaw"], one["noise"], one["occlusion"], one["jpeg_quality"]) == (0.0, 0.0, "", 95)
+    assert {name for name in first if first[name] != second[name]} <= free
+    assert (first["yaw"], first["noise"], first["occlusion"], first["jpeg_quality"]) == (0.0, 0.0, "", 95)
     middle = np.s_[45:75, 40:72]  # between brows and mouth: nothing there may move
     assert np.array_equal(picture(0, 1, 0, STUDIO)[middle], picture(0, 1, 1, STUDIO)[middle])
 

@@ -65,8 +65,8 @@ def metrics() -> Callable[..., list[dict]]:
 def assert_same_weights() -> Callable[..., None]:
     """assert_same_weights(left, right): all tensors of two safetensors files are equal, bit by bit."""
 
-    def compare(one: Path, other: Path) -> None:
-        left, right = load_file(one), load_file(other)
+    def compare(left_path: Path, right_path: Path) -> None:
+        left, right = load_file(left_path), load_file(right_path)
         assert left.keys() == right.keys()
         for name, tensor in left.items():
             assert tensor.dtype == right[name].dtype
@@ -79,8 +79,8 @@ def assert_same_weights() -> Callable[..., None]:
 def saved() -> Callable[..., tuple[dict, dict]]:
     """saved(stage folder, index=0) -> (metadata, tensors by name) of a single-process checkpoint, newest first."""
 
-    def read(folder: Path, place: int = 0) -> tuple[dict, dict]:
-        path = sorted((folder / "checkpoints").glob("step-*"))[-1 - place]
+    def read(folder: Path, index: int = 0) -> tuple[dict, dict]:
+        path = sorted((folder / "checkpoints").glob("step-*"))[-1 - index]
         facts = json.loads(json.loads((path / "state.json").read_text())["state"])
         (shard,) = path.glob("*.safetensors")
         return facts, load_file(shard)

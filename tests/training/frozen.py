@@ -45,5 +45,5 @@ def read_seen(seen: Path) -> dict[tuple, list[int]]:
     by_rank = []
     for path in sorted(seen.iterdir()):
         lines = [json.loads(line) for line in path.read_text().splitlines()]
-        by_rank.append({tuple(place): indices for *place, indices in lines})
-    return {place: [index for steps in by_rank for index in steps[place]] for place in by_rank[0]}
+        by_rank.append({tuple(step_key): indices for *step_key, indices in lines})
+    return {step_key: [index for steps in by_rank for index in steps[step_key]] for step_key in by_rank[0]}

@@ -43,8 +43,8 @@ def record_steps(patch: pytest.MonkeyPatch) -> list[tuple]:
     return seen
 
 
-def assert_close(one: Path, other: Path, stage: str, atol: float) -> None:
-    left, right = (load_file(folder / stage / "model.safetensors") for folder in (one, other))
+def assert_close(left_path: Path, right_path: Path, stage: str, atol: float) -> None:
+    left, right = (load_file(folder / stage / "model.safetensors") for folder in (left_path, right_path))
     assert left.keys() == right.keys()
     for name, value in left.items():
         torch.testing.assert_close(value, right[name], rtol=0, atol=atol, msg=f"{stage} {name}")
@@ -128,11 +128,11 @@ def test_ranks_accumulate_like_one_process(accumulating, alone, rank_pool, world
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=4), st.integers(1, 4))
 def test_every_image_is_in_one_micro_batch_whatever_the_ranks(size_W, parts):
-    ends = [sum(size_W[: place + 1]) for place in range(len(size_W))]
+    ends = [sum(size_W[: rank + 1]) for rank in range(len(size_W))]
     for part in range(parts):
         own = [
-            list(range(end - size, end))[micro_batch_slice(size_W, place, part, parts)]
-            for place, (size, end) in enumerate(zip(size_W, ends, strict=True))
+            list(range(end - size, end))[micro_batch_slice(size_W, rank, part, parts)]
+            for rank, (size, end) in enumerate(zip(size_W, ends, strict=True))
         ]
         assert [image for images in own for image in images] == list(range(part, sum(size_W), parts))
         assert micro_batch_sizes([[size] for size in size_W], part, parts) == [[len(images)] for images in own]

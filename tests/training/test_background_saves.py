@@ -144,10 +144,10 @@ def save_with_one_full_disk(folder) -> str:
     checkpoints = Checkpoints(folder, keep=2, in_background=True)
     original = checkpoint.sync
 
-    def full(place):
+    def full(path):
         if rank():
             raise OSError(28, "No space left on device")
-        original(place)
+        original(path)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "sync", full)

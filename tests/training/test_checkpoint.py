@@ -98,8 +98,8 @@ def test_a_truncated_or_changed_file_is_skipped(checkpoints, name, share):
         return content[: int(share * len(content))]
 
     def flipped(content: bytes) -> bytes:
-        place = int(share * len(content))
-        return content[:place] + bytes([content[place] ^ 0x5A]) + content[place + 1 :]
+        offset = int(share * len(content))
+        return content[:offset] + bytes([content[offset] ^ 0x5A]) + content[offset + 1 :]
 
     whole = shutil.copytree(checkpoints.folder, checkpoints.folder.with_name("whole"))
     for change in (cut, flipped):

@@ -147,11 +147,11 @@ def test_three_processes_run_the_passes_like_one(recipe, rank_pool, tmp_path):
     for name in ("one", "three"):
         (tmp_path / f"{name}.seen").mkdir()
     # Without batch norm at work large steps diverge.
-    one, three = (
+    single, triple = (
         recipe(tmp_path / name, stages=[kt, ncm, llw], optim={"lr": 0.01, "batch": 8}) for name in ("one", "three")
     )
-    run_frozen(one, tmp_path / "one.seen")
-    rank_pool.run(run_frozen, 3, three, tmp_path / "three.seen")
+    run_frozen(single, tmp_path / "one.seen")
+    rank_pool.run(run_frozen, 3, triple, tmp_path / "three.seen")
     for stage in ("kt", "ncm", "llw"):
         alone, together = (load_file(tmp_path / name / stage / "model.safetensors") for name in ("one", "three"))
         assert alone.keys() == together.keys()

@@ -48,9 +48,9 @@ def test_draws_differ_in_images_and_augmentation(data):
     first, second, third = draws(0), draws(1), draws(2)
     assert first == draws(0)
     assert second == draws(1)
-    for one, other in ((first, second), (second, third), (second, draws(1, seed=4))):
-        assert one[0] != other[0]
-        assert not set(one[1]) & set(other[1])
+    for left, right in ((first, second), (second, third), (second, draws(1, seed=4))):
+        assert left[0] != right[0]
+        assert not set(left[1]) & set(right[1])
 
 
 def test_the_stages_epochs_reach_the_sampler(data):

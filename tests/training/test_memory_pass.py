@@ -44,8 +44,8 @@ def test_centroids_are_the_means_of_the_training_features(oltr_at_its_start, tin
         for member in data.train.members.tolist():
             image = cv2.imdecode(np.frombuffer(record.read(int(record.image_keys[member])).payload, np.uint8), 1)
             pixels = (image[:, :, ::-1].astype(np.float64) / 255 - 0.5) / 0.5
-            one = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32))[None]
-            features.setdefault(int(record.labels[member]), []).append(method.network(one)[0].double().numpy())
+            image_13HW = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32))[None]
+            features.setdefault(int(record.labels[member]), []).append(method.network(image_13HW)[0].double().numpy())
     assert sorted(features) == [0, 1, 2, 3, 4]
     assert len(features[4]) == 1
     centroid_CD = method.memory.centroid_CD.detach().numpy()
@@ -59,8 +59,8 @@ def test_centroids_are_the_means_of_the_training_features(oltr_at_its_start, tin
 def test_an_identity_with_one_image_or_none_gives_finite_figures(oltr_at_its_start, tiny_faces):
     method, data = oltr_at_its_start("released")
     method.eval()
-    (place,) = np.flatnonzero(data.train.labels == 4)
-    sample = data.train_plain.dataset[(int(data.train.members[place]), 0)]
+    (index,) = np.flatnonzero(data.train.labels == 4)
+    sample = data.train_plain.dataset[(int(data.train.members[index]), 0)]
     image = (torch.from_numpy(sample.image_HW3).permute(2, 0, 1)[None] / 255 - 0.5) / 0.5
     feature = method.features(image).detach().requires_grad_()
     embedding = method.head.embed(GatheredFeatures.gather(feature))

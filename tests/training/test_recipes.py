@@ -100,9 +100,9 @@ def test_a_recipe_of_lists_trains_and_evaluates(name, root, tmp_path):
 
     opened = load_model(run, torch.device("cpu")).config.data.open(0).evaluation["open"]
     assert opened.labels.tolist() == [-1, -1]
-    for place, path in enumerate(OPEN):
+    for number, path in enumerate(OPEN):
         plain = cv2.imread(str(tmp_path / path))[2:34, 6:38, ::-1]
-        assert np.array_equal(opened.dataset[SampleRequest(place, 0)].image_HW3, plain)
+        assert np.array_equal(opened.dataset[SampleRequest(number, 0)].image_HW3, plain)
 
     before, after = (load_file(run / stage / "model.safetensors") for stage in ("plain", "oltr"))
     same = torch.equal(before["network.backbone.conv1.weight"], after["network.backbone.conv1.weight"])

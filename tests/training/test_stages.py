@@ -107,10 +107,10 @@ def test_teachers_are_frozen_and_loaded_from_the_named_stages(train, taught, fin
     first, oltr = taught.asked
     assert isinstance(first, Classify)
     assert type(oltr) is METHODS["dynamic_meta"]
-    for teacher, place in ((first, folder / "first"), (oltr, finished_run / "oltr")):
+    for teacher, path in ((first, folder / "first"), (oltr, finished_run / "oltr")):
         assert not teacher.training
         assert not any(parameter.requires_grad for parameter in teacher.parameters())
-        expected = load_model(place, torch.device("cpu")).method.state_dict()
+        expected = load_model(path, torch.device("cpu")).method.state_dict()
         assert all(torch.equal(value, expected[name]) for name, value in teacher.state_dict().items())
 
 
