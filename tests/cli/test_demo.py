@@ -1,4 +1,4 @@
-"""The demo: a small copy of it runs through the real commands."""
+"""Demo: a small copy runs through the real commands."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The whole evaluation: equal to the reference figures and to plain loops, for every model and kind."""
+"""MegaFace evaluation against reference figures and plain loops, for every model and kind."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Listed images that cannot be measured are found before the search, named, counted, left out only if allowed."""
+"""Feature coverage: images without usable features are named before the search, and left out only if allowed."""
 
 import struct
 

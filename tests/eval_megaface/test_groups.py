@@ -1,4 +1,4 @@
-"""Groups of probes: FaceScrub's files, attribute tables, names spelt in two ways."""
+"""Groups of probes: FaceScrub's files, attribute tables, and names with two spellings."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""MegaFace's lists: names, sizes, sets, nesting, and paths that lead elsewhere."""
+"""MegaFace lists: names, sizes, sets, nesting, and paths outside the root."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Noise lists in their published forms, and the stand-in of mode insightface computed a second way."""
+"""Noise lists in their published formats, and mode `insightface` against a second computation."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Open-set identification: equal to figures computed elsewhere, by both scores, and never without its circumstances."""
+"""Open-set identification against independent results, by similarity and by reachability, with its conditions."""
 
 import numpy as np
 import pytest
@@ -87,7 +87,7 @@ def test_reachability_where_the_store_has_it(real_config, real_data, tmp_path):
 
 @pytest.fixture
 def familiar(small):
-    """The small suite's probes with a reachability, in a store of another order than the list."""
+    """Store of the small suite's probes with reachability, in another order than the list."""
 
     def write(reachability_P):
         turn = np.roll(np.arange(9), 2)
@@ -137,7 +137,7 @@ def test_a_single_identity_cannot_be_a_stranger(small, write_list):
 
 @pytest.fixture
 def searches(monkeypatch):
-    """Notes how deep the run's engine searches."""
+    """Records the k of each search."""
     calls, plain = [], Search.top_k
 
     def noted(self, query_PD, database_GD, k, prefixes, **named):

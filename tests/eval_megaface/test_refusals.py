@@ -1,4 +1,4 @@
-"""Inputs that must not be measured are refused before the search, naming the file, the key or the images."""
+"""Invalid input: refused before the search, naming the file, the key or the images."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The command: as a script, as a function, and with a user's mistakes."""
+"""MegaFace evaluation as a script and as a function, and its one-line errors."""
 
 import json
 import subprocess

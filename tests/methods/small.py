@@ -35,7 +35,7 @@ def small_network(dim: int = DIM) -> Network:
 
 
 def training_set(counts: tuple[int, ...] = COUNTS) -> TrainBatch:
-    """Images that lie around a point of their class's own, some of them nearer to another's."""
+    """Returns images around one point per class, some of them nearer to another class's point."""
     random = torch.Generator().manual_seed(1)
     centre_C12 = 0.8 * torch.randn(len(counts), 12, generator=random)
     label_N = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
@@ -50,8 +50,8 @@ def linear_head(dim: int = DIM, classes: int = CLASSES) -> dict[str, torch.Tenso
     return {"head.weight": weight_CD, "head.bias": torch.randn(classes, generator=random)}
 
 
-def look_over(method, data: TrainBatch, batch: int = 7) -> None:
-    """The passes a method asks for, batch by batch, as the trainer makes them."""
+def run_dataset_passes(method, data: TrainBatch, batch: int = 7) -> None:
+    """Runs the dataset passes that the method needs, batch by batch, as the trainer does."""
     with torch.no_grad():
         while method.needs_dataset_pass:
             method.eval()
@@ -61,8 +61,8 @@ def look_over(method, data: TrainBatch, batch: int = 7) -> None:
     method.train()
 
 
-def reborn(method, build):
-    """A method of the same kind, built without counts and filled from the other's state, ready to answer."""
+def reloaded(method, build):
+    """Returns a new method without counts, loaded from the state of `method`, in evaluation mode."""
     copy = build()
     copy.load_state_dict({name: value.clone() for name, value in method.state_dict().items()})
     return copy.eval()

@@ -37,7 +37,7 @@ def at(epoch: int) -> StepContext:
 
 
 def plain_loss(method: nn.Module, batches: list[TrainBatch], epoch: int) -> float:
-    """With T = epoch + 1, counted from 1, and one number after another."""
+    """Returns the loss of the mixture, computed by scalars; T = epoch + 1, counted from 1."""
     a = 1 - ((epoch + 1 - 1) / EPOCHS) ** 2
     (image_c, label_c), (image_r, label_r) = batches
     weight_CD, bias_C = method.head.weight.tolist(), method.head.bias.tolist()

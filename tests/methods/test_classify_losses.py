@@ -1,4 +1,4 @@
-"""Classify with every loss, class weights and losses of the features: what a step's loss is, and what is refused."""
+"""Classify with every loss, class weights and feature losses: loss of a step, and refused settings."""
 
 import math
 
@@ -25,7 +25,7 @@ HEADS = {"ldam": {"head": "cosine", "scale": 20.0}}
 
 @pytest.fixture
 def classify():
-    """classify(counts_C, **config) -> the method, its statistics still."""
+    """classify(counts_C, **config) -> the method, with frozen batch-norm statistics."""
 
     def build(counts_C: torch.Tensor | None = COUNTS, **config):
         torch.manual_seed(0)

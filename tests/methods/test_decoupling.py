@@ -11,7 +11,17 @@ from facelt.config.train import SecondStageSettings, TrainConfig
 from facelt.errors import UserError
 from facelt.methods.decoupling import Lws, Ncm, NcmSettings, TauNorm, TauNormSettings
 from facelt.training.run import run
-from tests.methods.small import CLASSES, COUNTS, DIM, FIRST, linear_head, look_over, reborn, small_network, training_set
+from tests.methods.small import (
+    CLASSES,
+    COUNTS,
+    DIM,
+    FIRST,
+    linear_head,
+    reloaded,
+    run_dataset_passes,
+    small_network,
+    training_set,
+)
 
 
 def features(network, image):
@@ -37,7 +47,7 @@ def plain_distances(feature_ND, label_N, query_QD, centre):
 @pytest.mark.parametrize("centre", [True, False])
 def test_ncm_orders_classes_by_the_distance_to_their_means(centre):
     method, data = ncm(centre=centre), training_set()
-    look_over(method, data)
+    run_dataset_passes(method, data)
     method.eval()
     query = torch.randn(5, 3, 2, 2)
     expected_QC = plain_distances(
@@ -47,14 +57,14 @@ def test_ncm_orders_classes_by_the_distance_to_their_means(centre):
     # |f - c|^2 = 1 - (2 f . c - |c|^2); the class without images is last everywhere.
     assert torch.allclose(1 - found_QC[:, :5].double(), expected_QC, atol=1e-5)
     assert (found_QC.argmin(dim=1) == 5).all()
-    again = reborn(method, lambda: ncm(centre=centre))
+    again = reloaded(method, lambda: ncm(centre=centre))
     assert torch.equal(again.logits(query).local_BC, found_QC)
     assert not again.needs_dataset_pass
 
 
 def test_the_cosine_to_the_means_does_not_depend_on_their_length():
     method, data = ncm(distance="cosine", centre=False), training_set()
-    look_over(method, data)
+    run_dataset_passes(method, data)
     method.eval()
     query = torch.randn(5, 3, 2, 2)
     feature_ND, query_QD = (features(method.network, image).double() for image in (data.image_B3HW, query))
@@ -69,7 +79,7 @@ def test_the_cosine_to_the_means_does_not_depend_on_their_length():
 def test_ncm_takes_no_steps_and_leaves_the_network_as_it_is():
     method, data = ncm(), training_set()
     before = {name: value.clone() for name, value in method.network.state_dict().items()}
-    look_over(method, data)
+    run_dataset_passes(method, data)
     method.train().features(data.image_B3HW)
     assert all(torch.equal(value, before[name]) for name, value in method.network.state_dict().items())
     assert not any(parameter.requires_grad for parameter in method.parameters())
@@ -90,7 +100,7 @@ def test_tau_norm_divides_the_rows_and_drops_the_bias(tau):
     weight_CD, feature_BD = linear_head()["head.weight"], features(method.network, image)
     expected_BC = torch.stack([feature_BD @ row / sum(x * x for x in row) ** (tau / 2) for row in weight_CD], dim=1)
     assert torch.allclose(method.logits(image).local_BC, expected_BC, rtol=1e-4, atol=1e-5)
-    assert torch.equal(reborn(method, tau_norm).logits(image).local_BC, method.logits(image).local_BC)
+    assert torch.equal(reloaded(method, tau_norm).logits(image).local_BC, method.logits(image).local_BC)
 
 
 def test_tau_is_tried_from_nought_to_two_and_one_where_nothing_is_tried():
@@ -121,7 +131,7 @@ def test_lws_learns_one_factor_a_class_and_nothing_else():
     assert [name for name, value in method.head.named_parameters() if value.requires_grad] == ["scale_C"]
     with torch.no_grad():
         method.head.scale_C.copy_(torch.arange(6))
-    assert torch.equal(reborn(method, lws).logits(data.image_B3HW).local_BC, method.logits(data.image_B3HW).local_BC)
+    assert torch.equal(reloaded(method, lws).logits(data.image_B3HW).local_BC, method.logits(data.image_B3HW).local_BC)
 
 
 @pytest.mark.parametrize("build", [tau_norm, lws])

@@ -14,7 +14,17 @@ from facelt.methods.base import TrainBatch
 from facelt.methods.classify import Classify, ClassifySettings
 from facelt.methods.few_shot import Fslwf, FslwfSettings, WeightGenerator
 from facelt.training.run import run
-from tests.methods.small import CLASSES, COUNTS, DIM, FIRST, linear_head, look_over, reborn, small_network, training_set
+from tests.methods.small import (
+    CLASSES,
+    COUNTS,
+    DIM,
+    FIRST,
+    linear_head,
+    reloaded,
+    run_dataset_passes,
+    small_network,
+    training_set,
+)
 
 NOVEL = [3, 4, 5]
 
@@ -52,7 +62,7 @@ def filled(**config):
     with torch.no_grad():
         for value in (method.generator.average_D, method.generator.attention_D):
             value.copy_(torch.rand(DIM, generator=random) + 0.5)
-    look_over(method, training_set())
+    run_dataset_passes(method, training_set())
     return method.eval()
 
 
@@ -75,7 +85,7 @@ def test_novel_classes_answer_by_weights_made_of_all_their_images(method):
         row_D = made.get(label, method.weight_CD[label])
         expected_Q = 10 * (asked_QD @ row_D) / asked_QD.norm(dim=1) / row_D.norm()
         assert torch.allclose(method.logits(image).local_BC[:, label], expected_Q, atol=1e-4)
-    again = reborn(method, lambda: build(counts=None))
+    again = reloaded(method, lambda: build(counts=None))
     assert torch.equal(again.logits(image).local_BC, method.logits(image).local_BC)
 
 

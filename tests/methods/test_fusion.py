@@ -18,7 +18,7 @@ from facelt.methods.fusion import (
     match_range,
 )
 from facelt.training.run import run
-from tests.methods.small import CLASSES, FIRST, linear_head, look_over, reborn, small_network, training_set
+from tests.methods.small import CLASSES, FIRST, linear_head, reloaded, run_dataset_passes, small_network, training_set
 
 CONFIGS = {"fusion": FusionSettings, "fusion_asm": FusionAsmSettings, "fusion_llw": LinearAndNcmSettings}
 
@@ -30,7 +30,7 @@ def build(name, **config):
 def fitted(name, **config):
     method = build(name, **config)
     method.load_stage(linear_head())
-    look_over(method, training_set())
+    run_dataset_passes(method, training_set())
     return method.eval()
 
 
@@ -76,7 +76,7 @@ def test_a_rule_puts_both_answers_together(rule, scaled):
     logits = method.logits(image)
     expected = [RULES[rule](*pair) for pair in zip(*plain_answers(method.network, image, scaled), strict=True)]
     assert torch.allclose(logits.full_BC.double(), torch.tensor(expected, dtype=torch.float64), atol=1e-4)
-    again = reborn(method, lambda: build("fusion", rule=rule, scaled=scaled))
+    again = reloaded(method, lambda: build("fusion", rule=rule, scaled=scaled))
     assert torch.equal(again.logits(image).full_BC, logits.full_BC)
 
 
@@ -115,7 +115,7 @@ def test_llw_weighs_every_class_of_both_and_learns_that_alone():
         sum(softmax(row)[c] - (y == c) for row, y in zip(mixed, label_N, strict=True)) / len(mixed) for c in range(6)
     ]
     assert torch.allclose(method.offset_2C.grad, torch.tensor([missed, missed]), atol=1e-5)
-    again = reborn(method, lambda: build("fusion_llw"))
+    again = reloaded(method, lambda: build("fusion_llw"))
     assert torch.equal(again.logits(data.image_B3HW).full_BC, method.eval().logits(data.image_B3HW).full_BC)
 
 
@@ -148,7 +148,7 @@ def test_asm_hands_over_what_the_selector_points_at():
     assert 0 < sum(handed) < len(handed)
     expected = [b if over else a for a, b, over in zip(linear, nearest, handed, strict=True)]
     assert torch.allclose(method.logits(data.image_B3HW).full_BC, torch.tensor(expected), atol=1e-4)
-    again = reborn(method, lambda: build("fusion_asm", top=3, hidden=4))
+    again = reloaded(method, lambda: build("fusion_asm", top=3, hidden=4))
     assert torch.equal(again.logits(data.image_B3HW).full_BC, method.logits(data.image_B3HW).full_BC)
 
     # The step: where the linear classifier is wrong and the nearest mean right, and its count.

@@ -5,7 +5,7 @@ import torch
 
 from facelt.methods.base import StepContext
 from facelt.methods.fusion import FusionKt, FusionKtSettings
-from tests.methods.small import CLASSES, FIRST, look_over, reborn, small_network, training_set
+from tests.methods.small import CLASSES, FIRST, reloaded, run_dataset_passes, small_network, training_set
 
 
 def build(**config):
@@ -16,7 +16,7 @@ def kt(epoch, **config):
     """A method in that epoch of ten, with class means if they are due."""
     method = build(**config)
     method.begin_epoch(StepContext(epoch, 10, 0, 2), {})
-    look_over(method, training_set())
+    run_dataset_passes(method, training_set())
     return method.eval()
 
 
@@ -82,5 +82,5 @@ def test_kts_means_follow_the_features_and_the_second_head_answers():
         assert torch.allclose(method.ncm.memory.centroid_CD[label], expected, atol=1e-6)
     expected_NC = feature_ND @ method.head.weight.T + method.head.bias
     assert torch.allclose(method.logits(data.image_B3HW).local_BC, expected_NC, atol=1e-5)
-    again = reborn(method, build)
+    again = reloaded(method, build)
     assert torch.equal(again.logits(data.image_B3HW).local_BC, method.logits(data.image_B3HW).local_BC)

@@ -14,7 +14,7 @@ from facelt.errors import UserError
 from facelt.methods.base import StepContext, TrainBatch
 from facelt.methods.classify import ClassifySettings
 from facelt.methods.lfme import LfmeSettings, weight_floors
-from tests.methods.small import look_over, small_network
+from tests.methods.small import run_dataset_passes, small_network
 
 # Two classes of many shots, two of medium, two of few.
 COUNTS = torch.tensor([150, 110, 60, 40, 16, 8])
@@ -58,7 +58,7 @@ def group_of(label: int) -> str:
 
 
 def confidence(method: nn.Module, image, label: int) -> float:
-    """By the image's own expert, among that one's classes."""
+    """Returns the label's probability by the image's expert, among that expert's classes."""
     group = group_of(label)
     teacher = next(teacher for teacher in method.teachers if teacher.shots == group)
     logits = teacher.logits(image[None]).full_BC[0].tolist()
@@ -84,7 +84,7 @@ def instance_weight(method: nn.Module, image, label: int, shown: TrainBatch, ove
 @pytest.mark.parametrize("epoch", [0, 7])
 def test_the_loss_is_weighed_images_and_experts_of_their_groups(epoch, order):
     method, shown, batch = lfme(order), images(24, seed=1), images(9, seed=2)
-    look_over(method, shown)
+    run_dataset_passes(method, shown)
     method.eval()
     weights = {"many": 0.3, "medium": 1.0, "few": 0.6}
     method.weight_E.copy_(torch.tensor(list(weights.values()), dtype=torch.float64))
@@ -106,7 +106,7 @@ def test_the_loss_is_weighed_images_and_experts_of_their_groups(epoch, order):
 def test_another_loss_is_weighed_image_by_image():
     shown, batch = images(24, seed=1), images(9, seed=2)
     method = lfme(head="cosine", scale=8.0, loss={"name": "ldam", "scale": 8.0})
-    look_over(method, shown)
+    run_dataset_passes(method, shown)
     method.eval()
     method.weight_E.zero_()
     margin = [8 * 0.5 * (8 / n) ** 0.25 for n in COUNTS.tolist()]
@@ -121,7 +121,7 @@ def test_another_loss_is_weighed_image_by_image():
 def test_the_pass_finds_each_classs_range_once():
     method, shown = lfme(), images(24, seed=1)
     assert method.needs_dataset_pass
-    look_over(method, shown)
+    run_dataset_passes(method, shown)
     assert not method.needs_dataset_pass
     result = list(zip(method.least_C.tolist(), method.most_C.tolist(), strict=True))
     assert result == [pytest.approx(pair, rel=1e-12) for pair in ranges(method, shown)]
@@ -129,7 +129,7 @@ def test_the_pass_finds_each_classs_range_once():
 
 def test_images_of_equal_confidence_count_fully():
     method, shown = lfme(), images(CLASSES, seed=1)
-    look_over(method, shown)
+    run_dataset_passes(method, shown)
     method.eval()
     method.weight_E.zero_()
     logits_BC = method.logits(shown.image_B3HW).full_BC
@@ -166,7 +166,7 @@ def test_an_expert_that_is_never_right_is_not_divided_by():
 
 def test_without_validation_both_are_counted_on_the_epochs_batches():
     method = lfme()
-    look_over(method, images(24, seed=1))
+    run_dataset_passes(method, images(24, seed=1))
     method.eval()
     right = {group: [0, 0] for group in GROUPS}
     for step in range(3):
@@ -196,14 +196,14 @@ def test_without_validation_both_are_counted_on_the_epochs_batches():
 
 def test_a_step_that_is_not_taken_is_not_counted():
     method = lfme()
-    look_over(method, images(24, seed=1))
+    run_dataset_passes(method, images(24, seed=1))
     method.step([images(12, seed=2)], at(0))
     assert not method.expert_right_E.any()
 
 
 def test_teachers_are_no_part_of_the_student_and_do_not_move():
     method = lfme()
-    look_over(method, images(24, seed=1))
+    run_dataset_passes(method, images(24, seed=1))
     before = [parameter.clone() for teacher in method.teachers for parameter in teacher.parameters()]
     method.step([images(12, seed=2)], at(0)).loss.backward()
     after = [parameter for teacher in method.teachers for parameter in teacher.parameters()]

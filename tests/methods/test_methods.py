@@ -1,4 +1,4 @@
-"""The table of methods, walked whole: every one steps, is saved, comes back and evaluates."""
+"""Every registered method: a training step, saving, loading and evaluation."""
 
 import pytest
 import torch

@@ -71,7 +71,7 @@ def test_the_loss_is_that_of_blends_with_both_labels(name, inputs):
 
 
 def plain_remix_share(lam: float, count: int, partner_count: int, kappa: float = 3, tau: float = 0.5) -> float:
-    """The first label's share, as the paper's equation 10 has it."""
+    """Returns the first label's share by equation 10 of the paper."""
     if count / partner_count >= kappa and lam < tau:
         return 0.0
     if count / partner_count <= 1 / kappa and 1 - lam < tau:

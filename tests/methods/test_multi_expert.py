@@ -16,8 +16,8 @@ CLASSES, DIM, EXPERTS = 6, 16, 3
 COUNTS = torch.tensor([40, 30, 20, 10, 5, 1])
 
 
-class Asked(MultiExpertMethod):
-    """Experts for inference only."""
+class InferenceOnly(MultiExpertMethod):
+    """Multi-expert method for inference only."""
 
     step = None
 
@@ -28,7 +28,7 @@ def build_experts(head, **options):
     network = build_network(
         "resnet10", image_size=(32, 32), attention=False, embedding="linear_bn", dim=DIM, branches=branches
     )
-    method = Asked(network, CLASSES, "instance", head, **options).eval()
+    method = InferenceOnly(network, CLASSES, "instance", head, **options).eval()
     if head == "linear":
         for classifier in method.heads:
             torch.nn.init.normal_(classifier.bias)

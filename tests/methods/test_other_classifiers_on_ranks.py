@@ -1,4 +1,4 @@
-"""Classifiers on a trained feature, on two ranks as on one: the same pass, loss, gradients and answers."""
+"""Classifiers on a trained feature: dataset pass, loss, gradients and predictions on two ranks equal those on one."""
 
 from typing import Any
 
@@ -32,21 +32,21 @@ CONFIGS = [
 
 
 def share(data: TrainBatch) -> TrainBatch:
-    """A rank's images: the first one has more."""
+    """Returns this rank's images; the first rank has more."""
     places = torch.arange(len(data.label_B)).tensor_split([17])[rank()] if world_size() > 1 else slice(None)
     return TrainBatch(data.image_B3HW[places].double(), data.label_B[places])
 
 
-def gone_through(config: Any) -> tuple[Method, dict[str, Any]]:
+def run_method(config: Any) -> tuple[Method, dict[str, Any]]:
     """Runs a method through the dataset pass, one step in the middle of a stage, and inference on the same images."""
     torch.manual_seed(3)
-    # In float64: fits of L-BFGS make more of float32's rounding, which differs with the number of threads.
+    # In float64: L-BFGS amplifies float32's rounding, which differs with the number of threads.
     method = METHODS[config.name](config, small_network(), CLASSES, torch.tensor(COUNTS)).double()
     head = {name: value.double() for name, value in linear_head().items()}
     method.load_stage({"head.weight": head["head.weight"]} if config.name == "fslwf" else head)
     own, progress = share(training_set()), StepContext(1, 2, 0, 2)
     method.begin_epoch(progress, {})
-    # Batch norm of ranks without a GPU is each one's own: here it stands still.
+    # Without a GPU, batch norm is not synchronized between ranks, so it is frozen.
     method.eval()
     with torch.no_grad():
         while method.needs_dataset_pass:
@@ -65,7 +65,7 @@ def gone_through(config: Any) -> tuple[Method, dict[str, Any]]:
 
 
 def on_a_rank() -> dict[str, dict[str, Any]]:
-    return {config.name: gone_through(config)[1] for config in CONFIGS}
+    return {config.name: run_method(config)[1] for config in CONFIGS}
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def two_ranks(tmp_path_factory):
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
 def test_two_ranks_do_as_one(config, two_ranks):
     assert not dist.is_initialized()
-    _, alone = gone_through(config)
+    _, alone = run_method(config)
     parts = [result[config.name] for result in two_ranks]
     assert torch.equal(torch.cat([part["answers"] for part in parts]), alone["answers"])
     for part in parts:

@@ -58,7 +58,7 @@ def test_experts_are_used_until_one_suffices():
 
 
 def answers_by_hand(method, image_3HW):
-    """An image's mean logits after each expert, and the router's answer after each but the last."""
+    """Returns an image's mean logits after each expert and the router's decision after each but the last."""
     feature_KD = method.network(image_3HW[None])[0]
     total_C, means, answers = torch.zeros(CLASSES), [], []
     for expert, head in enumerate(method.heads):

@@ -1,4 +1,4 @@
-"""From classifiers of few images to those of many."""
+"""MetaModelNet: regression from few-shot to many-shot classifiers, against plain loops."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from facelt.methods.few_shot import (
     ModelRegressionSettings,
     softmax_regression,
 )
-from tests.methods.small import CLASSES, COUNTS, DIM, FIRST, look_over, reborn, small_network, training_set
+from tests.methods.small import CLASSES, COUNTS, DIM, FIRST, reloaded, run_dataset_passes, small_network, training_set
 
 KINDS = {
     "model_regression": (ModelRegression, ModelRegressionSettings, {"hidden": 5}),
@@ -33,7 +33,7 @@ def filled(name, **config):
     with torch.no_grad():
         for value in method.parameter_groups()["head"]:
             value.copy_(0.3 * torch.randn(value.shape, generator=random))
-    look_over(method, training_set())
+    run_dataset_passes(method, training_set())
     return method.eval()
 
 
@@ -69,7 +69,7 @@ def test_a_class_answers_from_the_level_its_images_reach(name):
     assert torch.allclose(method.many_CE, many, atol=1e-4)
     assert not method.few_CE[[0, 5]].any()
     assert (method.few_CE[1:5].norm(dim=1) > 0).all()
-    again = reborn(method, lambda: build(name, counts=None))
+    again = reloaded(method, lambda: build(name, counts=None))
     assert torch.equal(again.logits(image).local_BC, method.logits(image).local_BC)
 
 
@@ -139,7 +139,7 @@ def test_a_resumed_stage_takes_the_features_again_and_keeps_its_classifiers(name
     with torch.no_grad():
         again.many_CE += 1
     assert again.needs_dataset_pass
-    look_over(again, training_set())
+    run_dataset_passes(again, training_set())
     assert torch.equal(again.many_CE, method.many_CE + 1)
     assert torch.equal(again._bank.feature_ND, method._bank.feature_ND)
 

@@ -1,4 +1,4 @@
-"""A second, plain IResNet shared by the tests of the backbone and of loading."""
+"""Reference IResNet for the tests of backbones and of pretrained weights."""
 
 import pytest
 import torch.nn.functional as F

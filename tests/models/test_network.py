@@ -1,4 +1,4 @@
-"""The three parts together: features, their length, names, memory formats, refusals."""
+"""Network of backbone, attention and embedding: features, parameter names, memory formats, refused settings."""
 
 import pytest
 import torch

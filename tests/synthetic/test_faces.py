@@ -1,4 +1,4 @@
-"""Identities, circumstances and pictures: the same for the same numbers, different for different ones, and bounded."""
+"""Synthetic faces: identities, nuisances and images are deterministic, distinct and bounded."""
 
 import random
 import subprocess
@@ -16,7 +16,7 @@ from facelt.synthetic.render import encode_face, render_face
 
 
 def values(record: object) -> dict:
-    """A record's fields as plain lists and numbers, comparable."""
+    """Returns a record's fields as lists and numbers, for comparison."""
     return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(record).items()}
 
 

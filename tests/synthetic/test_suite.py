@@ -1,4 +1,4 @@
-"""The test suite, read back by plain code that knows only MegaFace's layout."""
+"""Synthetic MegaFace suite, read back by code that knows only MegaFace's layout."""
 
 import csv
 import hashlib

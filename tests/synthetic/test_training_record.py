@@ -1,4 +1,4 @@
-"""The training record, read back by plain code that knows only the published layout."""
+"""Synthetic training record, read back by code that knows only the published layout."""
 
 import csv
 import struct

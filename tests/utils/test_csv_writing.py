@@ -1,4 +1,4 @@
-"""CSV tables: no cell that a spreadsheet runs, no name lost."""
+"""CSV writing: formulas are neutralised, names are preserved."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Tables: every mistake is one line that names file, line and column."""
+"""Table reading: one-line errors that name file, line and column."""
 
 import pytest
 
