@@ -19,6 +19,8 @@ WORDS = re.compile(
     r"\b(told|tells|beside|anew|nobody|whoever|somebody|everybody|goes on|go on|so many|of its own|of their own)\b",
     re.IGNORECASE,
 )
+# Names of variables and arguments that do not say what they hold.
+LOCALS = {"found", "one", "place", "there", "told"}
 
 
 def public_names(source: str) -> set[str]:
@@ -47,6 +49,15 @@ def refused_words(source: str) -> list[str]:
     return openings + [match[0] for text in docstrings(source) for match in WORDS.finditer(text)]
 
 
+def refused_locals(source: str) -> set[str]:
+    """Refused names of variables and arguments."""
+    nodes = list(ast.walk(ast.parse(source)))
+    names = {node.id for node in nodes if isinstance(node, ast.Name)} | {
+        node.arg for node in nodes if isinstance(node, ast.arg)
+    }
+    return names & LOCALS
+
+
 def test_a_public_name_is_defined_once():
     places = defaultdict(list)
     for path in FILES:
@@ -62,6 +73,7 @@ def test_docstrings_and_messages_are_plain_english(path):
     assert refused_words(source) == []
     # Comments and messages as well.
     assert WORDS.findall(source) == []
+    assert refused_locals(source) == set()
 
 
 @pytest.mark.parametrize("path", TEST_FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -71,9 +83,11 @@ def test_docstrings_and_names_of_tests_and_benchmarks_are_plain_english(path):
     assert refused_words(source) == []
     nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     assert [node.name for node in nodes if WORDS.search(node.name.replace("_", " "))] == []
+    assert refused_locals(source) == set()
 
 
 def test_refused_words_are_found():
     assert refused_words('"""What is kept."""\n') == ["What"]
     assert refused_words('def f():\n    """Returns a list. It goes on."""\n') == ["goes on"]
+    assert refused_locals("def f(place):\n    found = index = place\n") == {"place", "found"}
     assert public_names("A = 1\n_b = 2\nc: int = 3\ndef d(): ...\n") == {"A", "c", "d"}

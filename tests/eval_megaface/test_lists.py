@@ -54,18 +54,18 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("place", [".", "mf_json_{size}_{set}"])
-def test_finding_lists(folder, place):
-    result = find_distractor_lists(place, folder, None, None)
+@pytest.mark.parametrize("pattern", [".", "mf_json_{size}_{set}"])
+def test_finding_lists(folder, pattern):
+    result = find_distractor_lists(pattern, folder, None, None)
     assert {key: path.name for key, path in result.items()} == {
         (10, 1): "mf_json_10_1",
         (10, 2): "mf_json_10_2",
         (100, 1): "mf_json_100_1",
         (100, 2): "mf_json_100_2",
     }
-    assert list(find_distractor_lists(place, folder, [100, 10], [2])) == [(10, 2), (100, 2)]
+    assert list(find_distractor_lists(pattern, folder, [100, 10], [2])) == [(10, 2), (100, 2)]
     with pytest.raises(UserError, match=r"no list of 10 distractors, set 3; it has 10_1, 10_2, 100_1, 100_2"):
-        find_distractor_lists(place, folder, None, [3])
+        find_distractor_lists(pattern, folder, None, [3])
 
 
 def test_lists_that_are_not_there(folder):

@@ -24,12 +24,12 @@ def test_a_graph_that_answers_otherwise_is_not_put_in_place(build_model, tmp_pat
     path.write_bytes(b"an earlier one")
     squashed = onnx_module.MetaGraph.forward
     wrong = {"embedding": (1.001, 1), "reachability": (1, 1.001)}
-    for name, (one, other) in wrong.items():
+    for name, factors in wrong.items():
         monkeypatch.setattr(
             onnx_module.MetaGraph,
             "forward",
-            lambda self, data, one=one, other=other: tuple(
-                value * factor for value, factor in zip(squashed(self, data), (one, other), strict=True)
+            lambda self, data, factors=factors: tuple(
+                value * factor for value, factor in zip(squashed(self, data), factors, strict=True)
             ),
         )
         refused(

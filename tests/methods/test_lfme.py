@@ -224,7 +224,7 @@ def test_a_student_is_used_without_counts_and_teachers():
 
 
 @pytest.mark.parametrize(
-    ("teachers", "found"),
+    ("teachers", "shots"),
     [
         ((), "none"),
         (("many", "few"), "many, few"),
@@ -232,8 +232,8 @@ def test_a_student_is_used_without_counts_and_teachers():
         (("many", "medium", None), "many, medium, all"),
     ],
 )
-def test_other_teachers_than_one_for_each_group_are_refused(teachers, found):
-    with pytest.raises(UserError, match=f"teachers: .* many, medium, few; the given ones have shots: {found}$"):
+def test_other_teachers_than_one_for_each_group_are_refused(teachers, shots):
+    with pytest.raises(UserError, match=f"teachers: .* many, medium, few; the given ones have shots: {shots}$"):
         lfme(teachers)
 
 

@@ -22,7 +22,7 @@ def overwrite(path, offset: int, data: bytes) -> None:
     path.write_bytes(content)
 
 
-def found(path, **options) -> dict[int | None, str]:
+def issues_of(path, **options) -> dict[int | None, str]:
     """Reasons by key."""
     return {issue.key: issue.reason for issue in verify_record_file(path, **options).issues}
 
@@ -40,7 +40,7 @@ def test_records_in_parts_have_no_issues(golden):
 
 def test_a_flipped_magic_word(faces, offsets):
     overwrite(faces, offsets[3], b"\0")
-    assert found(faces) == {3: f"no magic word at offset {offsets[3]}"}
+    assert issues_of(faces) == {3: f"no magic word at offset {offsets[3]}"}
 
 
 def test_a_flipped_magic_word_without_an_index(faces, offsets):
@@ -54,7 +54,7 @@ def test_a_flipped_magic_word_without_an_index(faces, offsets):
 
 def test_a_truncated_file(faces, offsets):
     faces.write_bytes(faces.read_bytes()[: offsets[11] + 12])
-    reasons = found(faces)
+    reasons = issues_of(faces)
     assert reasons[11].startswith("truncated")
     assert "points here" in reasons[0]
     assert set(reasons) == {0, 11}
@@ -63,14 +63,14 @@ def test_a_truncated_file(faces, offsets):
 def test_a_length_too_long_runs_over_the_next_record(faces, offsets):
     word = struct.unpack_from("<I", faces.read_bytes(), offsets[2] + 4)[0]
     overwrite(faces, offsets[2] + 4, struct.pack("<I", word + offsets[4] - offsets[3]))
-    reasons = found(faces)
+    reasons = issues_of(faces)
     assert reasons[2] == f"its length runs over the record at offset {offsets[3]}"
     assert set(reasons) == {2}
 
 
 def test_a_length_too_short_ends_nowhere(faces, offsets):
     overwrite(faces, offsets[2] + 4, struct.pack("<I", 40))
-    reasons = found(faces)
+    reasons = issues_of(faces)
     assert reasons[2] == f"its length ends at offset {offsets[2] + 48}, where no record begins"
     assert set(reasons) == {2}
 
@@ -82,7 +82,7 @@ def test_a_bad_continuation(faces, offsets, code):
     reason = {1: "a new record begins", 2: "without its first part", 3: "without its first part", 6: "part code 6"}[
         code
     ]
-    assert reason in found(faces)[5]
+    assert reason in issues_of(faces)[5]
 
 
 def test_images_that_cannot_be_decoded(tmp_path, encode):
@@ -98,16 +98,16 @@ def test_images_that_cannot_be_decoded(tmp_path, encode):
     ]
     with FaceRecordWriter(tmp_path / "a.rec", (16, 16)) as writer:
         writer.write_all((0, payload) for payload in payloads)
-    reasons = found(tmp_path / "a.rec")
+    reasons = issues_of(tmp_path / "a.rec")
     expected = {2: "empty", 3: "not a JPEG", 4: "damaged header", 5: "cut short", 6: "8 x 8, property", 7: "png"}
     assert set(reasons) == set(expected)
     for key, part in expected.items():
         assert part in reasons[key]
-    assert found(tmp_path / "a.rec", decode_images=False) == {}
+    assert issues_of(tmp_path / "a.rec", decode_images=False) == {}
 
 
 def test_images_above_the_pixel_limit_are_not_decoded(faces):
-    assert "above the limit of 255" in found(faces, max_pixels=255)[1]
+    assert "above the limit of 255" in issues_of(faces, max_pixels=255)[1]
 
 
 def rewrite_index(path, change) -> None:
@@ -126,7 +126,7 @@ def test_an_index_that_points_wrong(faces, offsets):
 def test_an_index_that_confuses_two_records(faces, offsets):
     swap = {"2": "3", "3": "2"}
     rewrite_index(faces, lambda lines: [[swap.get(key, key), offset] for key, offset in lines])
-    assert found(faces) == {
+    assert issues_of(faces) == {
         3: "its key is 3 in the index, its id 2 in the header",
         2: "its key is 2 in the index, its id 3 in the header",
     }
@@ -141,7 +141,7 @@ def test_an_index_with_a_key_or_an_offset_twice(faces, offsets):
 
 def test_an_index_that_is_none(faces):
     faces.with_suffix(".idx").write_text("nonsense\n")
-    assert "line 1 is not a key" in found(faces)[None]
+    assert "line 1 is not a key" in issues_of(faces)[None]
 
 
 def test_labels_and_ranges_that_do_not_fit(tmp_path, encode):
@@ -153,7 +153,7 @@ def test_labels_and_ranges_that_do_not_fit(tmp_path, encode):
         writer.write_labels(7, (4, 9))
         writer.write_labels(0, (6, 9))
     (tmp_path / "property").write_text("2,16,16\n")
-    assert found(tmp_path / "a.rec") == {
+    assert issues_of(tmp_path / "a.rec") == {
         4: "its label is 7 (property declares 2 identities)",
         5: "its label is nan (property declares 2 identities)",
         6: "its range 1..3 holds images of several labels",
@@ -165,7 +165,7 @@ def test_labels_and_ranges_that_do_not_fit(tmp_path, encode):
 def test_a_short_header(tmp_path):
     path = tmp_path / "a.rec"
     path.write_bytes(MAGIC_BYTES + struct.pack("<I", 8) + bytes(8))
-    assert "too short for a header" in found(path)[None]
+    assert "too short for a header" in issues_of(path)[None]
 
 
 def test_the_search_continues_behind_each_damage(faces, offsets):

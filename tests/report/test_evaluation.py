@@ -23,7 +23,7 @@ OPEN = {
     "threshold_from": "accepts 95 % of known validation images",
     **ACCURACY,
     "open_images": 6_600,
-    **{name: 0.1 + 0.01 * place for place, name in enumerate(OPEN_SET_METRICS)},
+    **{name: 0.1 + 0.01 * index for index, name in enumerate(OPEN_SET_METRICS)},
     "reason": None,
     "confusion": {
         **{band: dict(zip(("right", *BANDS, "rejected"), range(5), strict=True)) for band in BANDS},
@@ -110,12 +110,12 @@ def test_markup_in_a_name_is_text(report):
     assert "[red]run[/red]: accuracy" in shown(report)
 
 
-@pytest.mark.parametrize("place", ["", "open", "model"])
-def test_a_missing_key_is_named(report, place):
-    part = report[place] if place else report
+@pytest.mark.parametrize("section", ["", "open", "model"])
+def test_a_missing_key_is_named(report, section):
+    part = report[section] if section else report
     key = list(part)[-1]
     del part[key]
-    with pytest.raises(ValueError, match=rf"{place or 'report'} lacks {key} \(schema"):
+    with pytest.raises(ValueError, match=rf"{section or 'report'} lacks {key} \(schema"):
         EvaluationReport.build(report)
 
 

@@ -17,14 +17,14 @@ from facelt.training.run import run
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-class Taught(Classify):
+class WithTeachers(Classify):
     """Keeps its teachers, and scales the direction of its logits by a setting: only 1 keeps the order of classes."""
 
-    asked: tuple = ()
+    given_teachers: tuple = ()
     kept: torch.Tensor | None = None
 
     def set_teachers(self, teachers):
-        type(self).asked = tuple(teachers)
+        type(self).given_teachers = tuple(teachers)
 
     @property
     def tunable_values(self):
@@ -41,10 +41,10 @@ class Taught(Classify):
 
 
 @pytest.fixture
-def taught(monkeypatch):
-    monkeypatch.setitem(METHODS, "classify", Taught)
+def with_teachers(monkeypatch):
+    monkeypatch.setitem(METHODS, "classify", WithTeachers)
     monkeypatch.setattr(ClassifySettings, "num_teachers", range(3))
-    return Taught
+    return WithTeachers
 
 
 def second(finished_run, **changes):
@@ -100,11 +100,11 @@ def test_a_stage_with_its_own_optimiser(train, finished_run, tmp_path):
         OptimConfig(nesterov=True, momentum=0.0)
 
 
-def test_teachers_are_frozen_and_loaded_from_the_named_stages(train, taught, finished_run, tmp_path):
+def test_teachers_are_frozen_and_loaded_from_the_named_stages(train, with_teachers, finished_run, tmp_path):
     stages = [{"name": "first", "method": {"name": "classify"}, "epochs": 1}]
     stages.append(second(finished_run, teachers=["first", str(finished_run / "oltr")]))
     folder = train(tmp_path / "run", stages=stages)
-    first, oltr = taught.asked
+    first, oltr = with_teachers.given_teachers
     assert isinstance(first, Classify)
     assert type(oltr) is METHODS["dynamic_meta"]
     for teacher, path in ((first, folder / "first"), (oltr, finished_run / "oltr")):
@@ -116,10 +116,10 @@ def test_teachers_are_frozen_and_loaded_from_the_named_stages(train, taught, fin
 
 def test_a_method_without_teachers_refuses_one(train, finished_run, tmp_path):
     with pytest.raises(ValidationError, match="teachers: classify with these settings needs 0, 1 given"):
-        train(tmp_path / "asked", stages=[second(finished_run, teachers=[str(finished_run / "plain")])])
+        train(tmp_path / "run", stages=[second(finished_run, teachers=[str(finished_run / "plain")])])
 
 
-def test_a_missing_teacher_is_named(train, taught, recipe, finished_run, tmp_path):
+def test_a_missing_teacher_is_named(train, with_teachers, recipe, finished_run, tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         train(tmp_path / "missing", stages=[second(finished_run, teachers=[str(tmp_path / "nowhere")])])
     assert not (tmp_path / "missing").exists()
@@ -156,7 +156,7 @@ def test_an_unsuitable_teacher_of_another_run_is_refused_before_training(train, 
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])
-def test_a_stage_without_steps_picks_the_best_setting(train, taught, finished_run, tmp_path, keep):
+def test_a_stage_without_steps_picks_the_best_setting(train, with_teachers, finished_run, tmp_path, keep):
     folder = train(tmp_path / "run", stages=[second(finished_run, epochs=0, keep=keep)])
     card = json.loads((folder / "second/card.json").read_text())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -168,7 +168,7 @@ def test_a_stage_without_steps_picks_the_best_setting(train, taught, finished_ru
     assert not (folder / "second/best.safetensors").exists()
 
 
-def test_without_validation_images_a_method_keeps_its_own_setting(recipe, taught, finished_run, tmp_path):
+def test_without_validation_images_a_method_keeps_its_own_setting(recipe, with_teachers, finished_run, tmp_path):
     values = recipe(tmp_path / "run", stages=[second(finished_run, epochs=0)])
     values["data"]["validation_fraction"] = 0.0
     folder = run(TrainConfig.model_validate(values))
