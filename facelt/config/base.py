@@ -56,7 +56,9 @@ def allowed_names(name: str, allowed: Iterable[str]) -> str:
 
 
 def _copy_error(detail: ErrorDetails) -> InitErrorDetails:
-    error = custom_error(detail["type"], detail["msg"], **detail.get("ctx", {}))
+    # The context of a copied custom error holds its message already.
+    context = {key: value for key, value in detail.get("ctx", {}).items() if key != "message"}
+    error = custom_error(detail["type"], detail["msg"], **context)
     return InitErrorDetails(type=error, loc=detail["loc"], input=detail["input"])
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from facelt.config.base import NamedSettings, StrictModel
 from facelt.config.loading import load_config
@@ -79,6 +79,21 @@ def test_a_key_below_a_choice_is_explained_from_the_settings_chosen(tmp_path):
     assert "did you mean 'head'?" in message
     message = refusal(write(tmp_path, "stages: [{method: {name: plane}}]\n"))
     assert "stages.0.method.name: 'plane' is not allowed; allowed: plain, meta; did you mean 'plain'?" in message
+
+
+def test_unknown_keys_at_several_levels_are_all_named():
+    from facelt.config.loading import explain
+    from facelt.config.train import TrainConfig
+
+    stage = {"name": "plain", "method": {"name": "clasify"}, "epochs": 1, "start": "x", "schedule": {"every": 3}}
+    values = {"out": "x", "data": {"kind": "record", "train": "t", "resident": True}, "stages": [stage], "sed": 1}
+    with pytest.raises(ValidationError) as error:
+        TrainConfig.model_validate(values)
+    message = explain(error.value, source="recipe.yaml")
+    keys = ("sed", "stages.0.start", "stages.0.schedule.every", "stages.0.method.name", "data.resident")
+    for key in keys:
+        assert sum(line.startswith(f"recipe.yaml: {key}: ") for line in message.splitlines()) == 1
+    assert "did you mean 'seed'" in message
 
 
 def test_values_out_of_range_name_the_key(tmp_path):

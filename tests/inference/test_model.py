@@ -135,6 +135,20 @@ def test_a_card_with_an_unknown_key_names_it(model_folder):
         load_model(model_folder, CPU)
 
 
+def test_a_card_with_older_keys_at_several_levels_names_them(model_folder):
+    config = json.loads((model_folder / "card.json").read_text())["config"]
+    stage = config["stages"][0]
+    stage["lr_share"] = stage.pop("lr_mult")
+    stage["schedule"]["every"] = stage["schedule"].pop("step_size")
+    change_card(model_folder, config={**config, "resident": True})
+    with pytest.raises(UserError) as error:
+        load_model(model_folder, CPU)
+    lines = str(error.value).splitlines()
+    for key in ("resident", "stages.0.lr_share", "stages.0.schedule.every"):
+        assert sum(f"card.json: {key}: unknown key; allowed: " in line for line in lines) == 1
+    assert len(lines) == 3
+
+
 def test_more_identities_than_the_weights_have_cost_no_memory(model_folder):
     change_card(model_folder, num_classes=2**31 - 1)
     with pytest.raises(UserError, match=r"weights do not belong to this model: head\."):

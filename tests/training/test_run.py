@@ -140,6 +140,8 @@ def test_a_run_of_an_earlier_version_resumes_with_new_keys(train, plain_stage, t
     assert train(folder, resume=True, stages=plain_stage(epochs=1)) == folder
     with pytest.raises(UserError, match=r"other settings \(optim.nesterov\)"):
         train(folder, resume=True, stages=plain_stage(epochs=1), optim={"lr": 0.05, "batch": 8, "nesterov": True})
+    # Unknown keys at two levels.
+    settings["stages"][0]["lr_share"] = {"network": 0.5}
     path.write_text(yaml.safe_dump(settings | {"forgotten": 1}))
     with pytest.raises(UserError, match=r"other settings \(.*forgotten"):
         train(folder, resume=True, stages=plain_stage(epochs=1))
