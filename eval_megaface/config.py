@@ -45,8 +45,8 @@ class SuiteConfig(StrictModel):
 class ModelFiles(StrictModel):
     """Embeddings of one model: stores, or trees of .bin files with the suffix `algorithm`.
 
-    `train` is a store of training embeddings, for the pseudo-shots; `training_identities` a CSV file with a column
-    `name`.
+    `train` is a store of training embeddings, for the pseudo-shots; `training_identities` an identities.csv, or another
+    CSV file with a column `name`.
     """
 
     probes: Path

@@ -22,6 +22,7 @@ from facelt.store.attributes import MAX_GROUP_VALUES, actor_gender, canonical_na
 from facelt.store.feature_tree import probe_identity, read_features_list, read_noise_names
 from facelt.utils.tables import read_table
 from recordio_tools.atomic_io import sha256_of
+from recordio_tools.face_set import IDENTITIES_FILE, read_identities
 
 # megaface_features_list.json_1000_2: 1000 distractors, set 2.
 _LIST_NAME = re.compile(r".*_(\d+)_(\d+)")
@@ -311,9 +312,16 @@ def read_attributes(path: Path, identity: str, columns: Sequence[str] | None) ->
     return table
 
 
-def read_names(path: Path, column: str = "name") -> set[str]:
-    """Returns the canonical names in one column of a CSV file. Raises UserError naming the file."""
-    return {canonical_name(name) for name in read_table(path, (column,)).columns[column] if name.strip()}
+def read_names(path: Path) -> set[str]:
+    """Returns the canonical names in an identities.csv, or in the column `name` of another CSV file.
+
+    Raises UserError naming the file.
+    """
+    if path.name == IDENTITIES_FILE:
+        names = [row["name"] for row in read_identities(path).values()]
+    else:
+        names = read_table(path, ("name",)).columns["name"]
+    return {canonical_name(name) for name in names if name.strip()}
 
 
 def attribute_groups(

@@ -13,7 +13,7 @@ from facelt.metrics.classification import SHOT_BANDS, SHOT_CONVENTIONS, shot_ban
 from facelt.stats.groups import Units
 from facelt.store.attributes import attribute_columns, check_groupable
 from recordio_tools.atomic_io import sha256_of
-from recordio_tools.face_set import FaceRecord
+from recordio_tools.face_set import IDENTITIES_FILE, FaceRecord
 from recordio_tools.progress import ProgressFn, no_progress
 
 
@@ -39,7 +39,7 @@ def training_section(config: AuditConfig, progress: ProgressFn = no_progress) ->
     identities = _RecordIdentities(
         [str(label) for label in label_C], count_C[label_C], shot_bands(count_C[label_C], convention)
     )
-    table = config.training.identities or record.with_name("identities.csv")
+    table = config.training.identities or record.with_name(IDENTITIES_FILE)
     attributes = AttributeTablesConfig(tables=(table,), key="label")
     columns = attribute_columns(attributes, None, identities.names, {})
     groupings = [by for by in config.by if set(by) <= columns.keys()]

@@ -83,3 +83,6 @@ def test_names_of_a_training_set(real_data, tmp_path):
     (tmp_path / "i.csv").write_text("label,who\n")
     with pytest.raises(UserError, match="no column 'name'; its columns are label, who"):
         read_names(tmp_path / "i.csv")
+    (tmp_path / "identities.csv").write_text("label,name\n0,Ann Lee\n0,Cy Doe\n")
+    with pytest.raises(UserError, match=r"identities\.csv: line 3 .* repeats its label"):
+        read_names(tmp_path / "identities.csv")

@@ -49,9 +49,9 @@ def test_a_users_mistake_is_one_line(small, capsys, arguments, match):
 
 
 def test_allow_overlap(small, capsys):
-    (small.root / "identities.csv").write_text("name\nAnn_Lee\n")
+    (small.root / "names.csv").write_text("name\nAnn_Lee\n")
     models = small.config()["models"]
-    models["plain"]["training_identities"] = str(small.root / "identities.csv")
+    models["plain"]["training_identities"] = str(small.root / "names.csv")
     config = str(small.write_config(models=models))
     assert exit_code("--config", config) == 1
     assert "Ann_Lee" in capsys.readouterr().err
