@@ -72,6 +72,7 @@ def test_audit_reaches_the_interval_limits_in_6_frames(cli, tmp_path, record_sta
     stacks = record_stack(intervals, "wilson_limits")
     code, _, error = cli("audit", *files, "--by", "group", "--threshold-at", "score=0.5")
     assert code == 0, error
+    assert stacks
     for stack in stacks:
         frames = [*own_frames(stack, audit), "wilson_limits"]
         assert len(frames) <= 6, frames
@@ -106,6 +107,7 @@ def test_identify_reaches_faiss_in_7_frames(cli, tmp_path, record_stack):
     code, out, error = cli("gallery", "identify", gallery, *inputs, "--threshold", "0.5")
     assert code == 0, error
     assert "k0: p0 1.000" in out
+    assert stacks
     for stack in stacks:
         frames = own_frames(stack, identify)
         assert len(frames) <= 7, frames
