@@ -12,8 +12,10 @@ from facelt.utils.cli import set_openmp_wait_policy
 def train(
     config: Annotated[Path, typer.Option(help="Training recipe, a YAML file.")],
     set_: Annotated[list[str], typer.Option("--set", help="Override a key: optim.lr=0.05, out=runs/mine.")] = [],  # noqa: B006
-    resume: Annotated[bool, typer.Option("--resume", help="Resume from the run folder if it exists.")] = False,
-    resume_mode: Annotated[Literal["auto"] | None, typer.Argument(hidden=True)] = None,  # of --resume auto
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume from the run folder if it exists; also --resume auto.")
+    ] = False,
+    resume_mode: Annotated[Literal["auto"] | None, typer.Argument(hidden=True, metavar="auto")] = None,
 ) -> None:
     """Train a face recogniser: all stages of a recipe, with checkpoints and logs in the run folder."""
     if resume_mode and not resume:

@@ -136,9 +136,9 @@ class AuditConfig(StrictModel):
         if self.embeddings is None and self.scores is None and self.training.record is None:
             raise ValueError("nothing to audit: name embeddings, scores or training.record")
         if self.embeddings is None and (dependent := [name for name in _NEED_EMBEDDINGS if getattr(self, name)]):
-            raise ValueError(f"{dependent[0]} requires embeddings, which are not named")
+            raise ValueError(f"{dependent[0]} requires embeddings: set embeddings.path")
         if self.embeddings is None and self.shots.train is not None:
-            raise ValueError("shots.train requires embeddings, which are not named")
+            raise ValueError("shots.train requires embeddings: set embeddings.path")
         for column, edges in self.bins.items():
             if list(edges) != sorted(set(edges)):
                 raise ValueError(f"bins.{column}: the edges must ascend")

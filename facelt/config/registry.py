@@ -152,7 +152,7 @@ class _SettingsChoice(_NameChoice):
 
 
 METHODS = Registry("method", "facelt.methods")
-MIXINGS = Registry("way to mix", "facelt.methods")
+MIXINGS = Registry("mixing method", "facelt.methods")
 LOSSES = Registry("loss", "facelt.losses")
 CLASS_WEIGHTS = Registry("class weighting", "facelt.losses")
 METRIC_LOSSES = Registry("metric loss", "facelt.losses")

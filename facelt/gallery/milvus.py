@@ -183,7 +183,9 @@ class MilvusGallery:
                 )
             self._create_collections(_model_spec)
         elif not exists:
-            raise UserError(f"milvus:{location}: no gallery {self._name!r} here; create one with create")
+            raise UserError(
+                f"milvus:{location}: no gallery {self._name!r} here; create one with `facelt gallery create`"
+            )
         else:
             for name in (self._name, self._templates, self._settings):
                 self._collections.load(name)

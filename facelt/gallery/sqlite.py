@@ -104,7 +104,9 @@ class Database:
     def open(cls, path: Path, *, write: bool) -> "Database":
         """Opens an existing file. Raises UserError if it is missing, damaged or of another version."""
         if not path.is_file():
-            raise UserError(f"{path.parent}: no gallery here ({path.name} is missing); create one with create")
+            raise UserError(
+                f"{path.parent}: no gallery here ({path.name} is missing); create one with `facelt gallery create`"
+            )
         database = cls(path, _connection(path))
         try:
             header = database.fetch_one("PRAGMA application_id")[0], database.fetch_one("PRAGMA user_version")[0]

@@ -26,8 +26,8 @@ def test_default_rates_apply_without_a_threshold():
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        (["gallery.path=z"], "gallery requires embeddings, which are not named"),
-        (["shots.train=z"], "shots.train requires embeddings, which are not named"),
+        (["gallery.path=z"], "gallery requires embeddings: set embeddings.path"),
+        (["shots.train=z"], "shots.train requires embeddings: set embeddings.path"),
         (["attributes.actors=z"], "attributes: actors and actresses go together: give both files or neither"),
         (["by=[]"], "by: "),
         (["by=[[]]"], "by.0: "),

@@ -135,7 +135,7 @@ def test_people_whose_samples_cancel_have_no_template(gallery):
 
 
 def test_folders_that_are_no_gallery(tmp_path, model_spec):
-    with pytest.raises(UserError, match="no gallery here"):
+    with pytest.raises(UserError, match=r"no gallery here .*; create one with `facelt gallery create`"):
         LocalGallery(tmp_path / "absent")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "photo.jpg").touch()

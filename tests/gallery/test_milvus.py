@@ -103,9 +103,11 @@ def test_people_below_the_floor_need_not_be_looked_for(backend):
 
 
 def test_names_that_are_none(uri, model_spec):
-    with pytest.raises(UserError, match="there is no gallery 'facelt_test_absent' here"):
+    with pytest.raises(
+        UserError, match="no gallery 'facelt_test_absent' here; create one with `facelt gallery create`"
+    ):
         MilvusGallery(f"{uri}#facelt_test_absent")
-    with pytest.raises(UserError, match="cannot be the name of a collection"):
+    with pytest.raises(UserError, match="is not a valid collection name"):
         MilvusGallery(f"{uri}#drop table")
 
 
