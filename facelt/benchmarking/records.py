@@ -11,12 +11,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from facelt.config.base import StrictModel
+from facelt.config.base import Fraction, StrictModel
 from facelt.config.loading import load_config
 from facelt.config.train import RESUME_MAY_CHANGE, TrainConfig, matches_any
 from facelt.errors import UserError
-
-_Fraction = Annotated[float, Field(ge=0, le=1)]
 
 _NEUTRAL_KEYS = RESUME_MAY_CHANGE | {"out", "seed", "device", "data.root", "data.download"}
 """Keys that do not change a recipe: paths, seed, machine."""
@@ -43,10 +41,10 @@ class RunRecord(_RunInfo):
     """
 
     kind: Literal["run"] = "run"
-    overall: _Fraction
-    many: _Fraction | None
-    medium: _Fraction | None
-    few: _Fraction | None
+    overall: Fraction
+    many: Fraction | None
+    medium: Fraction | None
+    few: Fraction | None
     chosen: str
     minutes: float | None = Field(ge=0)
 

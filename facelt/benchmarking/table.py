@@ -10,8 +10,7 @@ from facelt.benchmarking.run import all_recipes, imbalance_of
 from facelt.config.loading import load_config
 from facelt.config.train import TrainConfig
 from facelt.report.benchmarks import BenchmarkRow, MeanStd, PublishedResult
-
-_BANDS = ("many", "medium", "few")
+from facelt.report.schema import SHOT_BAND_NAMES
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def _run_row(records: list[RunRecord], published: Sequence[PublishedMethod]) -> 
         settings=first.settings,
         seeds=tuple(record.seed for record in records),
         overall=_mean_and_std([record.overall for record in records]),
-        bands={band: _mean_and_std([getattr(record, band) for record in records]) for band in _BANDS},
+        bands={band: _mean_and_std([getattr(record, band) for record in records]) for band in SHOT_BAND_NAMES},
         minutes=None if None in times else statistics.fmean(times),
         machines=_distinct(f"{record.machine}, torch {record.torch}" for record in records),
         commits=_distinct(record.commit for record in records),

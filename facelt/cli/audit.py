@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from facelt.config.base import EmbeddingKind
 from facelt.errors import UserError
 
 # Exit code if a condition of --fail-if is met.
@@ -51,7 +52,7 @@ def audit(
     against_gallery: Annotated[
         Path | None, typer.Option(help="The other model's embeddings of the same distractors.")
     ] = None,
-    kind: Annotated[Literal["direct", "meta", "meta_unit"] | None, typer.Option(help="Kind of embedding.")] = None,
+    kind: Annotated[EmbeddingKind | None, typer.Option(help="Kind of embedding.")] = None,
     noise: Annotated[Literal["drop", "raw"] | None, typer.Option(help="raw keeps the images on noise lists.")] = None,
     allow_missing: Annotated[int | None, typer.Option(min=0, help="Most failures to enrol that are accepted.")] = None,
     fail_if: Annotated[

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from facelt.errors import UserError
+from facelt.store.store import META_FILE, StoreDtype, read_meta
 from facelt.utils.cli import set_openmp_wait_policy
 
 
@@ -21,7 +22,7 @@ def embed(
     batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 128,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    dtype: Annotated[Literal["float16", "float32"], typer.Option(help="Type of the stored embeddings.")] = "float16",
+    dtype: Annotated[StoreDtype, typer.Option(help="Type of the stored embeddings.")] = "float16",
     max_bad_images: Annotated[int, typer.Option(min=0, help="Unusable images to leave out before giving up.")] = 0,
     align: Annotated[str | None, typer.Option(help="Align photographs by yunet:FILE.onnx or insightface:ROOT.")] = None,
     faces: Annotated[
@@ -43,7 +44,6 @@ def embed(
     from facelt.inference.embed import embed_images
     from facelt.inference.model import load_model
     from facelt.inference.sources import open_image_source, open_photograph_source
-    from facelt.store.store import META_FILE, read_meta
     from recordio_tools.progress import progress_bars
 
     is_leader = os.environ.get("RANK", "0") == "0"

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from facelt.config.base import ShotConvention
 from facelt.errors import UserError
 from facelt.utils.cli import set_openmp_wait_policy
 
@@ -15,7 +16,7 @@ def evaluate(
     ],
     split: Annotated[Literal["validation", "test"], typer.Option(help="Split to evaluate on.")] = "validation",
     convention: Annotated[
-        Literal["paper", "released"],
+        ShotConvention,
         typer.Option(help="Shot bands: many > 100 and few < 20 (paper), or >= 100 and <= 20."),
     ] = "paper",
     open_: Annotated[

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from facelt.config.base import EmbeddingKind, ShotConvention
 from facelt.errors import UserError
 from facelt.utils.cli import set_openmp_wait_policy
 
@@ -21,14 +22,14 @@ def figures(
     out: Annotated[Path, typer.Option(help="Folder for the pictures and their CSV file.")],
     against: Annotated[Path | None, typer.Option(help="gain: the baseline model.")] = None,
     split: Annotated[Literal["validation", "test", "open"], typer.Option(help="Split to draw.")] = "test",
-    kind: Annotated[Literal["direct", "meta", "meta_unit"], typer.Option(help="tsne: kind of embedding.")] = "direct",
+    kind: Annotated[EmbeddingKind, typer.Option(help="tsne: kind of embedding.")] = "direct",
     images: Annotated[int | None, typer.Option(min=1, help="tsne, concepts: number of images, sampled.")] = None,
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="gain: reject below this probability, and add the open set.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the sample.")] = 0,
     convention: Annotated[
-        Literal["paper", "released"],
+        ShotConvention,
         typer.Option(help="Shot bands: many > 100 and few < 20 (paper), or >= 100 and <= 20."),
     ] = "paper",
     batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 128,

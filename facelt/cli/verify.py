@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
+from facelt.config.base import EmbeddingKind
 from facelt.errors import UserError
 from facelt.utils.cli import set_openmp_wait_policy
 
@@ -27,7 +28,7 @@ def verify(
         ),
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of a list's paths; by default that of the list.")] = None,
-    kind: Annotated[Literal["direct", "meta", "meta_unit"], typer.Option(help="Kind of embedding.")] = "direct",
+    kind: Annotated[EmbeddingKind, typer.Option(help="Kind of embedding.")] = "direct",
     flip: Annotated[bool, typer.Option(help="Average each image with its mirror image.")] = True,
     batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 128,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 1,

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from facelt.config.base import EmbeddingKind, StrictModel
+from facelt.config.base import EmbeddingKind, ShotConvention, StrictModel
 
 _Rate = Annotated[float, Field(gt=0, lt=1)]
 _Column = Annotated[str, Field(min_length=1)]
@@ -82,7 +82,7 @@ class TrainingConfig(StrictModel):
 
     record: Path | None = None
     identities: Path | None = None
-    convention: Literal["paper", "released"] = "paper"
+    convention: ShotConvention = "paper"
 
 
 class StatisticsConfig(StrictModel):

@@ -2,12 +2,14 @@
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 EmbeddingKind = Literal["direct", "meta", "meta_unit"]
+ShotConvention = Literal["paper", "released"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class StrictModel(BaseModel):

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from facelt.config.base import NamedSettings, StrictModel
+from facelt.config.base import Fraction, NamedSettings, StrictModel
 from facelt.config.registry import BACKBONES, DATA_KINDS, EMBEDDINGS, METHODS
 
 NetworkPart = Literal["backbone", "attention", "embedding"]
@@ -29,9 +29,6 @@ def matches_any(key: str, keys: Collection[str]) -> bool:
 def is_external_ref(name: str) -> bool:
     """Checks if a stage reference is the FOLDER/STAGE of another run."""
     return "/" in name
-
-
-_Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class ModelConfig(StrictModel):
@@ -89,7 +86,7 @@ class ScheduleConfig(StrictModel):
 
     name: Literal["step", "multistep", "cosine", "constant"] = "step"
     step_size: int = Field(10, ge=1)
-    milestones: tuple[_Fraction, ...] = (0.8, 0.9)
+    milestones: tuple[Fraction, ...] = (0.8, 0.9)
     gamma: float = Field(0.1, gt=0, le=1)
     warmup_epochs: float = Field(0.0, ge=0)
 

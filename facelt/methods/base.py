@@ -6,7 +6,7 @@ B batch, b images of this rank, D feature, C identities.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -16,9 +16,8 @@ from torch import nn
 from facelt.distributed.comm import rank
 from facelt.distributed.logits import GatheredFeatures, ShardedLogits
 from facelt.errors import UserError
+from facelt.metrics.classification import ShotBand
 from facelt.models.network import Network
-
-ShotBand = Literal["many", "medium", "few"]
 
 
 class TrainBatch(NamedTuple):

@@ -6,7 +6,7 @@ B images of all ranks, b of this rank, W ranks, C classes, D feature.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from pydantic import Field, model_validator
@@ -31,6 +31,7 @@ from facelt.losses.classification import ClassWeightsConfig, LogitLoss, LossConf
 from facelt.losses.metric import MetricLossConfig
 from facelt.methods.base import Method, SamplerSpec, StepContext, StepOutput, TrainBatch
 from facelt.methods.cam_sampling import ForegroundSettings, ForegroundTransform
+from facelt.metrics.classification import ShotBand
 from facelt.models.network import Network
 
 
@@ -190,7 +191,7 @@ class ClassifySettings(MethodSettings):
     """
 
     sampler: SamplerName = "instance"
-    shots: Literal["many", "medium", "few"] | None = None
+    shots: ShotBand | None = None
     head: Annotated[str, HEADS.name_choice()] = "linear"
     scale: float | None = Field(None, gt=0)
     learn_scale: bool = False

@@ -6,6 +6,7 @@ N images, C classes, K experts. Label -1 marks an image of an unknown ("open") c
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -50,7 +51,8 @@ def _integer_vector(values: np.ndarray, name: str) -> np.ndarray:
     return vector.astype(np.int64)
 
 
-SHOT_BANDS = ("many", "medium", "few")
+ShotBand = Literal["many", "medium", "few"]
+SHOT_BANDS = get_args(ShotBand)
 
 # Smallest count of a many-shot class, largest count of a few-shot class. The OLTR paper says 'more than 100' and
 # 'fewer than 20'; its released code includes classes with exactly 100 and exactly 20 images.

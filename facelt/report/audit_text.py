@@ -15,6 +15,7 @@ from facelt.report.audit_schema import (
     TrainingGrouping,
 )
 from facelt.report.formatting import EN_DASH, interval_end, p_value, small_percent, small_percent_interval, three_digits
+from facelt.report.schema import PSEUDO_SHOT_BAND_NAMES
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,6 @@ DISPARITY_NAMES: Mapping[str, str] = MappingProxyType(
     }
 )
 # Shot bands are listed in this order, not alphabetically.
-_SHOT_BANDS = ("many", "few", "one", "zero")
 
 
 def group_name(values: list[str]) -> str:
@@ -60,7 +60,7 @@ def group_name(values: list[str]) -> str:
 def group_order(by: list[str], values: list[str]) -> tuple:
     """Returns a sort key: groups by name, shot bands from many to zero."""
     bands = [
-        _SHOT_BANDS.index(value) if name == "shots" and value in _SHOT_BANDS else -1
+        PSEUDO_SHOT_BAND_NAMES.index(value) if name == "shots" and value in PSEUDO_SHOT_BAND_NAMES else -1
         for name, value in zip(by, values, strict=True)
     ]
     return tuple(zip(bands, values, strict=True))

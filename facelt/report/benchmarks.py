@@ -4,10 +4,11 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from facelt.report.schema import SHOT_BAND_NAMES
 from facelt.utils.text import sanitize
 
 _NONE = "-"
-_COLUMNS = ("recipe", "IF", "overall", "many", "medium", "few", "seeds", "minutes", "machine", "commit", "published")
+_COLUMNS = ("recipe", "IF", "overall", *SHOT_BAND_NAMES, "seeds", "minutes", "machine", "commit", "published")
 
 _MISSING_COLUMNS = ("not run", "smoke test", "published")
 
@@ -117,7 +118,7 @@ def _cells(row: BenchmarkRow) -> list[str]:
     overall += "".join(f" ({markdown_cell(chosen)})" for chosen in row.chosen if chosen != "last epoch")
     return [
         *(markdown_cell(name), _number(row.imbalance), overall),
-        *(_percent(row.bands.get(band)) for band in ("many", "medium", "few")),
+        *(_percent(row.bands.get(band)) for band in SHOT_BAND_NAMES),
         ", ".join(map(str, row.seeds)),
         _NONE if row.minutes is None else f"{row.minutes:.1f}",
         "; ".join(map(markdown_cell, row.machines)),

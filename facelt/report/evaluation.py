@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from facelt.report.schema import EvaluationReport, ExpertSummary, OpenEvaluation
+from facelt.report.schema import SHOT_BAND_NAMES, EvaluationReport, ExpertSummary, OpenEvaluation
 from facelt.report.terminal import make_table
 from facelt.utils.text import sanitize
 
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-_BANDS = ("many", "medium", "few")
 OPEN_SET_METRICS = MappingProxyType(
     {
         "open_rejected": "open images rejected",
@@ -64,12 +63,12 @@ def _print(console: "Console", title: str, table: "Table") -> None:
 
 
 def _accuracies(report: EvaluationReport) -> "Table":
-    table = make_table("", ("overall", *_BANDS))
+    table = make_table("", ("overall", *SHOT_BAND_NAMES))
     rows = {"accuracy": report} | ({"with rejection": report.open} if report.open else {})
     for name, accuracies in rows.items():
-        table.add_row(name, *(_percent(getattr(accuracies, band)) for band in ("overall", *_BANDS)))
+        table.add_row(name, *(_percent(getattr(accuracies, band)) for band in ("overall", *SHOT_BAND_NAMES)))
     for name in ("classes", "images"):
-        counts = [getattr(getattr(report, name), band) for band in _BANDS]
+        counts = [getattr(getattr(report, name), band) for band in SHOT_BAND_NAMES]
         table.add_row(name, *_counts((sum(counts), *counts)))
     return table
 
@@ -90,7 +89,7 @@ def _open_set_metrics(rejection: OpenEvaluation) -> "Table":
 
 
 def _confusion(rejection: OpenEvaluation) -> "Table":
-    table = make_table("", ("right", *(f"as {band}" for band in _BANDS), "rejected", "all"))
+    table = make_table("", ("right", *(f"as {band}" for band in SHOT_BAND_NAMES), "rejected", "all"))
     for true, row in rejection.confusion.items():
         # No answer to an open image is right but a rejection.
         cells = ["" if (true, answer) == ("open", "right") else f"{count:,}" for answer, count in row.items()]

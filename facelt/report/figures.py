@@ -11,6 +11,7 @@ import numpy as np
 
 from facelt.report.drawing import GRID, INK, MARKERS, MUTED, PALETTE, Style, figure_files
 from facelt.report.plots import HEIGHT, WIDTH
+from facelt.report.schema import SHOT_BAND_NAMES
 from facelt.utils.tables import Table
 from facelt.utils.text import shorten
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 OPEN = "open set"
 # The open set is grey.
-GROUP_COLOURS = {**dict(zip(("many", "medium", "few"), PALETTE, strict=False)), OPEN: "#b9bfc6"}
+GROUP_COLOURS = {**dict(zip(SHOT_BAND_NAMES, PALETTE, strict=False)), OPEN: "#b9bfc6"}
 _MAX_TICKS = 8
 
 

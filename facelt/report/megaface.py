@@ -15,6 +15,7 @@ from facelt.report.megaface_thresholds import (
     threshold_plots,
     verification_table,
 )
+from facelt.report.schema import PSEUDO_SHOT_BAND_NAMES
 from facelt.utils.tables import Table
 
 # The columns of the OLTR paper's Table 4, in its order; other groups follow.
@@ -22,7 +23,6 @@ _FIRST_COLUMNS = (
     ("shots", "many"), ("shots", "few"), ("shots", "one"), ("shots", "zero"),
     ("all", "full"), ("gender", "male"), ("gender", "female"),
 )  # fmt: skip
-_SHOT_BANDS = ("many", "few", "one", "zero")
 _BUILT_IN_GROUPS = ("shots", "all", "gender")
 _COUNTS = ("pairs", "probes", "identities")
 _NOT_MEASURED = GroupFigure(name="", group="", rate=None, low=None, high=None, pairs=0, probes=0, identities=0)
@@ -172,7 +172,11 @@ def _rate_plots(
         drawn.append(_size_plot(report.curves, level, styles))
     if report.cmc:
         drawn.append(_cmc_plot(report.cmc, styles))
-    bands = [index for index, column in enumerate(columns) if column.group == "shots" and column.name in _SHOT_BANDS]
+    bands = [
+        index
+        for index, column in enumerate(columns)
+        if column.group == "shots" and column.name in PSEUDO_SHOT_BAND_NAMES
+    ]
     if _is_measured(headline, bands):
         drawn.append(_shots_plot(report, columns, headline, bands, level, styles))
     groups = [index for index, column in enumerate(columns) if column.group not in ("shots", "all")]

@@ -70,6 +70,10 @@ class BandCounts(ReportPart):
     few: int
 
 
+SHOT_BAND_NAMES = tuple(BandCounts.model_fields)
+PSEUDO_SHOT_BAND_NAMES = ("many", "few", "one", "zero")
+
+
 class _Accuracies(ReportPart):
     overall: OptionalRate
     many: OptionalRate

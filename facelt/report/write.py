@@ -14,12 +14,11 @@ from facelt.report.audit_text import model_card
 from facelt.report.figures import draw_sweep
 from facelt.report.megaface import megaface_page, megaface_tables
 from facelt.report.megaface_schema import MegafaceReport
-from facelt.report.schema import EvaluationReport
+from facelt.report.schema import SHOT_BAND_NAMES, EvaluationReport
 from facelt.utils.json_values import json_text
 from facelt.utils.tables import Table, csv_text
 from recordio_tools.atomic_io import write_text
 
-_BANDS = ("many", "medium", "few")
 # A point per image would make the file of a curve too large.
 MAX_CURVE_POINTS = 500
 
@@ -69,7 +68,7 @@ def write_open(
         if curve is not None
         for point in zip(*(_thinned(side_T) for side_T in curve), strict=True)
     ]
-    answers = ("right", *(f"named_{band}" for band in _BANDS), "rejected")
+    answers = ("right", *(f"named_{band}" for band in SHOT_BAND_NAMES), "rejected")
     return [
         write_table(out / "confusion.csv", ("model", "true", *answers), confusions),
         write_table(out / "oscr.csv", ("model", "open_accepted", "known_right"), points),

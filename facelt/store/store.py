@@ -22,20 +22,22 @@ from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
+from facelt.config.base import EmbeddingKind
 from facelt.errors import UserError
 from recordio_tools.atomic_io import sync, write_text
 
 STORE_SCHEMA = "facelt.store/1"
-EMBEDDING_KINDS = ("direct", "meta", "meta_unit")
+EMBEDDING_KINDS = get_args(EmbeddingKind)
 # Kinds with rows of unit norm; the norm of `meta` is below one and encodes how familiar the image is.
 UNIT_KINDS = frozenset({"direct", "meta_unit"})
 # Stored as float16, unit vectors are off by at most 1e-3; a larger deviation is an error.
 _UNIT_TOLERANCE = 0.01
-STORE_DTYPES = ("float16", "float32")
+StoreDtype = Literal["float16", "float32"]
+STORE_DTYPES = get_args(StoreDtype)
 _RESERVED_META = frozenset({"schema", "rows", "kinds", "dtype", "reachability"})
 
 ITEMS_FILE = "items.csv"
