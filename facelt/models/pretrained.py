@@ -2,7 +2,6 @@
 
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -21,16 +20,7 @@ _WRAPPER_KEYS = ("state_dict", "state_dict_backbone", "model")
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32}
 
 
-@dataclass(frozen=True)
-class LoadSummary:
-    """Entry names: `loaded` and `initial` (unchanged) of the network, `ignored` of the file."""
-
-    loaded: tuple[str, ...]
-    initial: tuple[str, ...]
-    ignored: tuple[str, ...]
-
-
-def load_pretrained(network: Network, path: str | Path) -> LoadSummary:
+def load_pretrained(network: Network, path: str | Path) -> None:
     """Copies a .pth, .pt or .safetensors state dict into the network, in place.
 
     The backbone must match completely, in names and shapes. The attention and the embedding each match completely or,
@@ -38,18 +28,11 @@ def load_pretrained(network: Network, path: str | Path) -> LoadSummary:
     `fc` and `features` become the embedding. Raises UserError, with nothing changed, naming the file and the first
     wrong entry.
     """
-    matching, ignored = matching_state(network, path)
-    network.load_state_dict(matching, strict=False)
-    names = network.state_dict()
-    return LoadSummary(
-        loaded=tuple(name for name in names if name in matching),
-        initial=tuple(name for name in names if name not in matching),
-        ignored=ignored,
-    )
+    network.load_state_dict(matching_state(network, path), strict=False)
 
 
-def matching_state(network: Network, path: str | Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Returns the file's tensors under the network's names, and the file's names of tensors that are not used.
+def matching_state(network: Network, path: str | Path) -> dict[str, Tensor]:
+    """Returns the file's tensors that `load_pretrained` copies, under the network's names.
 
     Only the network's names and shapes are read: it may be on the meta device. Raises UserError as `load_pretrained`.
     """
@@ -67,7 +50,7 @@ def matching_state(network: Network, path: str | Path) -> tuple[dict[str, Tensor
     for name, value in matching.items():
         if not bool(torch.isfinite(value).all()):
             raise UserError(f"{path}: entry {source[name]!r} has values that are not finite; the file cannot be used")
-    return matching, tuple(source[name] for name in source if name not in matching)
+    return matching
 
 
 def load_stage_weights(network: Network, state_dict: Mapping[str, Tensor]) -> tuple[str, ...]:

@@ -60,7 +60,6 @@ class Difficulty:
 
 
 DEMO = Difficulty()
-STUDIO = DEMO.scaled(0.0)
 
 
 class StreamId(IntEnum):

@@ -31,7 +31,6 @@ def test_gap_equals_an_enumeration():
     result = permutation_test(error, trial, np.array([0, 0, 0, 1, 1, 1, 1]), **OPTIONS)
     assert result.statistic == pytest.approx(seen)
     assert result.p == pytest.approx(np.mean([d >= seen - 1e-12 for d in divisions]), abs=0.01)
-    assert result.null_median == pytest.approx(np.quantile(divisions, 0.5), abs=0.01)
 
 
 def test_nonmated_gap_equals_an_enumeration():
@@ -82,7 +81,6 @@ def test_other_figures_and_the_smallest_p():
     result = permutation_test(error, trial, np.repeat([0, 1], 12), permutations=500, seed=1, figure=disparity.ratio)
     assert result.statistic == pytest.approx(40)
     assert result.p == pytest.approx(1 / 501)
-    assert result.null_high < 10
 
 
 def test_identities_without_group_or_trials_are_left_out():

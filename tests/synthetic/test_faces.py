@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facelt.errors import UserError
-from facelt.synthetic.identity import DEMO, HAIR_STYLES, STUDIO, Difficulty, draw_identity, draw_nuisance
+from facelt.synthetic.identity import DEMO, HAIR_STYLES, Difficulty, draw_identity, draw_nuisance
 from facelt.synthetic.render import encode_face, render_face
+
+STUDIO = DEMO.scaled(0.0)  # no nuisance: a studio portrait
 
 
 def values(record: object) -> dict:
