@@ -104,9 +104,9 @@ def read_lst(path: Path, root: Path | None = None) -> list[ListedImage]:
 
 
 def _parse_lst(where: str, fields: list[str], root: Path) -> ListedImage:
-    im2rec = len(fields) >= 3 and fields[0].isdecimal() and all(_is_number(field) for field in fields[1:-1])
-    insightface = len(fields) >= 3 and fields[0] in ("0", "1") and _is_number(fields[2])
-    if im2rec and not (insightface and _is_number(fields[-1])):
+    im2rec = len(fields) >= 3 and fields[0].isdecimal() and all(is_number(field) for field in fields[1:-1])
+    insightface = len(fields) >= 3 and fields[0] in ("0", "1") and is_number(fields[2])
+    if im2rec and not (insightface and is_number(fields[-1])):
         label, name = fields[1], fields[-1]
     elif insightface and not im2rec:
         if fields[0] == "0":
@@ -123,7 +123,8 @@ def _parse_lst(where: str, fields: list[str], root: Path) -> ListedImage:
     return ListedImage(image, int(number))
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Checks if `float` can read a text."""
     try:
         float(text)
     except ValueError:

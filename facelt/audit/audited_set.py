@@ -15,6 +15,7 @@ from facelt.identification.all_pairs import PairHistograms, pair_errors, pair_hi
 from facelt.identification.error_rates import ScoreGrid
 from facelt.stats.groups import Grouping, PairCounter, UnitPairCounts, Units
 from facelt.utils.tables import CsvRows, read_chunks
+from recordio_tools.lists import is_number
 
 _SCORE_COLUMNS = ("id1", "id2", "score", "label")
 _LABELS = {"0": False, "1": True}
@@ -174,7 +175,7 @@ def _parse_scores(path: Path, rows: CsvRows) -> np.ndarray:
     try:
         score_M = np.array(list(map(float, texts)), dtype=np.float64)
     except ValueError:
-        row = next(row for row, text in enumerate(texts) if not _is_number(text))
+        row = next(row for row, text in enumerate(texts) if not is_number(text))
         raise _row_error(path, rows, row, "score", "is not a number") from None
     if not np.isfinite(score_M).all():
         raise _row_error(path, rows, int(np.argmin(np.isfinite(score_M))), "score", "is not finite")
@@ -186,14 +187,6 @@ def _encode_identities(path: Path, rows: CsvRows, name: str, code: dict[str, int
     if "" in identities:
         raise _row_error(path, rows, identities.index(""), name, "is empty; expected an identity")
     return np.array([code.setdefault(identity, len(code)) for identity in identities], dtype=np.int64)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _row_error(path: Path, rows: CsvRows, row: int, column: str, problem: str) -> UserError:

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from facelt.errors import UserError
-from facelt.utils.cli import set_openmp_wait_policy
+from facelt.utils.cli import CHECKOUT, set_openmp_wait_policy
 
 if TYPE_CHECKING:
     from facelt.benchmarking.run import BenchmarkRun
 
-CHECKOUT = Path(__file__).resolve().parent.parent.parent
 _RECORDS, _PUBLISHED, _PAGE = "benchmarks.jsonl", "published.yaml", "benchmarks.md"
 
 

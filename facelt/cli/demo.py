@@ -12,8 +12,8 @@ from typing import Annotated
 import typer
 
 from facelt.errors import UserError
+from facelt.utils.cli import CHECKOUT
 
-_CHECKOUT = Path(__file__).resolve().parent.parent.parent
 _MARKER = ".facelt-demo"
 
 # Images of 112 pixels would take three times as long on two cores.
@@ -30,9 +30,9 @@ def demo(
 ) -> None:
     """Draw synthetic faces, sample a long-tailed set, train a plain model and OLTR, and evaluate both like MegaFace."""
     started = time.perf_counter()
-    if not (_CHECKOUT / "configs" / "demo.yaml").is_file():
+    if not (CHECKOUT / "configs" / "demo.yaml").is_file():
         raise UserError(
-            f"{_CHECKOUT / 'configs' / 'demo.yaml'}: no such file; run the demo in a checkout of the project"
+            f"{CHECKOUT / 'configs' / 'demo.yaml'}: no such file; run the demo in a checkout of the project"
         )
     _clear(out)
     _write_faces(out, seed)
@@ -49,7 +49,7 @@ def demo(
 
 def commands(out: Path, seed: int) -> list[list[str]]:
     """Returns the commands that a user would type after the faces are written, in order."""
-    root = Path() if Path.cwd() == _CHECKOUT else _CHECKOUT
+    root = Path() if Path.cwd() == CHECKOUT else CHECKOUT
     selection, run, suite = out / "long_tail", out / "run", out / "suite"
     sample = ["sample", out / "faces" / "train.rec", "--out", selection, "--pack", "--seed", seed]
     sample += ["--images", _SELECTED_IMAGES, "--identities", _SELECTED_IDENTITIES]

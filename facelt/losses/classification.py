@@ -74,13 +74,17 @@ class FocalSettings(NamedSettings):
     gamma: float = Field(1.0, ge=0)
 
 
-@register_loss("focal", FocalSettings)
-class FocalLoss(LogitLoss):
-    """Softmax focal loss: -(1 - p)^gamma log p of the target class, as in LDAM's code."""
+class _FocalBase(LogitLoss):
+    """Base class of the focal losses: keeps the exponent `gamma`."""
 
     def __init__(self, counts_C: torch.Tensor, gamma: float = 1.0) -> None:
         super().__init__(counts_C)
         self.gamma = gamma
+
+
+@register_loss("focal", FocalSettings)
+class FocalLoss(_FocalBase):
+    """Softmax focal loss: -(1 - p)^gamma log p of the target class, as in LDAM's code."""
 
     def per_image(
         self, logits_BC: torch.Tensor, label_B: torch.Tensor, generator: torch.Generator | None = None
@@ -92,7 +96,7 @@ class FocalLoss(LogitLoss):
 
 
 @register_loss("sigmoid_focal", FocalSettings)
-class SigmoidFocalLoss(LogitLoss):
+class SigmoidFocalLoss(_FocalBase):
     """Sigmoid focal loss (Lin et al., ICCV 2017): the sum over the classes of -(1 - q)^gamma log q.
 
     q is the sigmoid's probability of the right answer for a class. With class weights the sum is divided by the number
@@ -100,10 +104,6 @@ class SigmoidFocalLoss(LogitLoss):
     """
 
     divides_by_images = True
-
-    def __init__(self, counts_C: torch.Tensor, gamma: float = 1.0) -> None:
-        super().__init__(counts_C)
-        self.gamma = gamma
 
     def per_image(
         self, logits_BC: torch.Tensor, label_B: torch.Tensor, generator: torch.Generator | None = None

@@ -42,7 +42,19 @@ class LinearAndNcmSettings(SecondStageSettings):
     scaled: bool = True
 
 
-class LinearAndNcm(FrozenBackboneMethod):
+class _NcmMethod(Method):
+    """Base class of methods with class means from a pass over the training set."""
+
+    ncm: NcmHead
+
+    def observe(self, batch: TrainBatch) -> None:
+        self.ncm.accumulate(self.gathered_features(batch.image_B3HW), batch.label_B)
+
+    def end_dataset_pass(self) -> None:
+        self.ncm.finish()
+
+
+class LinearAndNcm(_NcmMethod, FrozenBackboneMethod):
     """Base class: the earlier stage's linear head, and the cosines to class means from a pass over the training set."""
 
     def __init__(self, network: Network, num_classes: int, scaled: bool) -> None:
@@ -58,12 +70,6 @@ class LinearAndNcm(FrozenBackboneMethod):
     @property
     def needs_dataset_pass(self) -> bool:
         return not self.ncm.memory.is_filled
-
-    def observe(self, batch: TrainBatch) -> None:
-        self.ncm.accumulate(self.gathered_features(batch.image_B3HW), batch.label_B)
-
-    def end_dataset_pass(self) -> None:
-        self.ncm.finish()
 
     def logit_pair(self, feature: GatheredFeatures) -> LogitPair:
         """Returns the logits of both classifiers."""
@@ -253,7 +259,7 @@ class FusionKtSettings(MethodSettings):
 
 
 @register_method("fusion_kt", FusionKtSettings)
-class FusionKt(Method):
+class FusionKt(_NcmMethod):
     """Knowledge transfer from the nearest class mean to a second linear head, while the network trains.
 
     The network and the first head train by cross-entropy. The second head makes the predictions and is trained on
@@ -281,12 +287,6 @@ class FusionKt(Method):
     @property
     def needs_dataset_pass(self) -> bool:
         return self._uses_memory and not self.ncm.memory.is_filled
-
-    def observe(self, batch: TrainBatch) -> None:
-        self.ncm.accumulate(self.gathered_features(batch.image_B3HW), batch.label_B)
-
-    def end_dataset_pass(self) -> None:
-        self.ncm.finish()
 
     def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
         (batch,) = batches

@@ -5,7 +5,7 @@ b images of this rank, B of all ranks, K experts, J = K - 1 routing decisions, C
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,15 @@ from facelt.distributed.logits import (
 from facelt.heads.classifiers import load_head
 from facelt.losses.classification import ClassBalancedSettings, ClassWeightsConfig, LdamSettings, LogitLoss, LossConfig
 from facelt.losses.experts import distillation_kl, diversity_temperature, ride_loss
-from facelt.methods.base import Embeddings, Method, SamplerSpec, StepContext, StepOutput, TrainBatch
+from facelt.methods.base import (
+    Embeddings,
+    FrozenBackboneMethod,
+    Method,
+    SamplerSpec,
+    StepContext,
+    StepOutput,
+    TrainBatch,
+)
 from facelt.methods.classify import ClassificationLoss, check_ldam_scale
 from facelt.models.network import Network
 
@@ -247,7 +255,7 @@ class RideRouterSettings(MethodSettings):
 
 
 @register_method("ride_router", RideRouterSettings)
-class RideRouter(MultiExpertMethod):
+class RideRouter(MultiExpertMethod, FrozenBackboneMethod):
     """RIDE's expert assignment: trains a router on frozen experts; each image uses as many experts as it needs.
 
     The prediction is the mean of the experts used. The network still runs all branches on every image: the saving is
@@ -268,12 +276,6 @@ class RideRouter(MultiExpertMethod):
         """Loads the heads of the experts. Raises UserError if the earlier stage has none like them."""
         for expert, head in enumerate(self.heads):
             load_head(head, state, f"heads.{expert}.")
-
-    def train(self, mode: bool = True) -> Self:
-        """Sets the training mode of everything but the network, which stays in evaluation mode."""
-        super().train(mode)
-        self.network.eval()
-        return self
 
     def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
         """Returns the loss of the global batch; every rank computes it, and so the full gradient of the router."""

@@ -251,7 +251,7 @@ def _shots_plot(
     ]  # fmt: skip
     svg = plots.bar_plot(
         series, names, y_label="rank-1 rate (%)",
-        description=f"Bar plot of the rank-1 rate by training shots: {_spoken(series, names)}.",
+        description=f"Bar plot of the rank-1 rate by training shots: {_rates_text(series, names)}.",
     )  # fmt: skip
     caption = (
         f"By the number of training embeddings similar to the probe. Thin lines are {level}; a dash marks a band "
@@ -270,7 +270,7 @@ def _group_plot(
     ]  # fmt: skip
     svg = plots.dot_plot(
         series, names, x_label="rank-1 rate (%)",
-        description=f"Dot plot of the rank-1 rate by group: {_spoken(series, names)}.",
+        description=f"Dot plot of the rank-1 rate by group: {_rates_text(series, names)}.",
     )  # fmt: skip
     caption = f"Dots are rates, lines are {level}. The axis does not start at 0."
     return Plot("Rank-1 rate by group", caption, markup(svg), series, (), ())
@@ -293,7 +293,7 @@ def _percents(fractions: Iterable[float | None]) -> list[float | None]:
     return [None if fraction is None else 100 * fraction for fraction in fractions]
 
 
-def _spoken(series: Sequence[Series], names: Sequence[str]) -> str:
+def _rates_text(series: Sequence[Series], names: Sequence[str]) -> str:
     return "; ".join(
         f"{line.label}: "
         + ", ".join(f"{name} {'empty' if rate is None else f'{rate:.2f} percent'}" for name, rate in

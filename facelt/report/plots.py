@@ -216,7 +216,7 @@ def open_set_plot(curves: Sequence[TradeoffCurve], *, title: str = "Open-set ide
 def _tradeoff(
     curves: Sequence[TradeoffCurve], title: str, alarms: tuple[str, str], misses: tuple[str, str], trials: str
 ) -> Plot:
-    spoken = "; ".join(f"{curve.label}: {_spoken(curve, alarms[0], misses[0])}" for curve in curves)
+    spoken = "; ".join(f"{curve.label}: {_tradeoff_text(curve, alarms[0], misses[0])}" for curve in curves)
     svg = tradeoff_plot(
         curves,
         x_label=f"{alarms[1]}, {alarms[0]} (%)",
@@ -299,7 +299,7 @@ def _exact_percent(rate: float) -> str:
     return f"{100 * rate:.10f}".rstrip("0").rstrip(".")
 
 
-def _spoken(curve: TradeoffCurve, alarms: str, misses: str) -> str:
+def _tradeoff_text(curve: TradeoffCurve, alarms: str, misses: str) -> str:
     sentences = []
     for rate, miss_rate in curve.points:
         measured = "not measured" if miss_rate is None else f"{percent(miss_rate)} percent"

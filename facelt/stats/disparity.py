@@ -13,6 +13,8 @@ from types import MappingProxyType
 
 import numpy as np
 
+from facelt.stats.intervals import divide
+
 # Weight of FMR against FNMR in the joint measures.
 DEFAULT_ALPHA = 0.5
 
@@ -26,7 +28,7 @@ def gap(rate_G: np.ndarray) -> np.ndarray:
 def ratio(rate_G: np.ndarray) -> np.ndarray:
     """Returns the largest over the smallest rate, [...]; infinite if only the smallest is 0, NaN if all are 0."""
     rate_G = _rates(rate_G)
-    return _divide(rate_G.max(axis=-1), rate_G.min(axis=-1))
+    return divide(rate_G.max(axis=-1), rate_G.min(axis=-1))
 
 
 def max_over_geometric_mean(rate_G: np.ndarray) -> np.ndarray:
@@ -38,7 +40,7 @@ def max_over_geometric_mean(rate_G: np.ndarray) -> np.ndarray:
     rate_G = _rates(rate_G)
     with np.errstate(divide="ignore"):
         mean = np.exp(np.log(rate_G).mean(axis=-1))
-    return _divide(rate_G.max(axis=-1), mean)
+    return divide(rate_G.max(axis=-1), mean)
 
 
 def gini(rate_G: np.ndarray) -> np.ndarray:
@@ -52,7 +54,7 @@ def gini(rate_G: np.ndarray) -> np.ndarray:
     groups = rate_G.shape[-1]
     # In sorted order, x_k is the larger one of k differences and the smaller one of groups - 1 - k.
     factor_G = 2 * np.arange(groups) - (groups - 1)
-    return _divide((rate_G * factor_G).sum(axis=-1), (groups - 1) * rate_G.sum(axis=-1))
+    return divide((rate_G * factor_G).sum(axis=-1), (groups - 1) * rate_G.sum(axis=-1))
 
 
 def fairness_discrepancy_rate(fmr_G: np.ndarray, fnmr_G: np.ndarray, alpha: float = DEFAULT_ALPHA) -> np.ndarray:
@@ -94,11 +96,6 @@ def _alpha(alpha: float) -> float:
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha {alpha} must lie between 0 and 1")
     return alpha
-
-
-def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return numerator / denominator
 
 
 @dataclass(frozen=True)

@@ -164,14 +164,14 @@ def _degrees_of_freedom(trial_FI: np.ndarray, influence_FI: np.ndarray, identiti
     most trials. Satterthwaite's from the observed influences u_i, 2 (sum u^2)^2 / (sum u^4 - (sum u^2)^2 / I), equal to
     I if they are normal, is small if a few identities have most errors.
     """
-    kish_F = _divide(trial_FI.sum(axis=1) ** 2, (trial_FI**2).sum(axis=1)) - 1
+    kish_F = divide(trial_FI.sum(axis=1) ** 2, (trial_FI**2).sum(axis=1)) - 1
     return np.maximum(np.fmin(kish_F, _satterthwaite_dof(influence_FI, identities_F)), 1)
 
 
 def _satterthwaite_dof(influence_FI: np.ndarray, identities_F: np.ndarray) -> np.ndarray:
     square_F = (influence_FI**2).sum(axis=1) ** 2
     spread_F = (influence_FI**4).sum(axis=1) - square_F / np.maximum(identities_F, 1)
-    return np.where(spread_F > 0, _divide(2 * square_F, spread_F), np.inf)
+    return np.where(spread_F > 0, divide(2 * square_F, spread_F), np.inf)
 
 
 def _variance(influence_FI: np.ndarray, identities_F: np.ndarray) -> np.ndarray:
@@ -182,20 +182,21 @@ def _effective_trials(
     rate_F: np.ndarray, variance_F: np.ndarray, trial_F: np.ndarray, cluster_F: np.ndarray
 ) -> np.ndarray:
     has_variance_F = variance_F > 0
-    effective_F = np.minimum(_divide(rate_F * (1 - rate_F), np.where(has_variance_F, variance_F, 1)), trial_F)
+    effective_F = np.minimum(divide(rate_F * (1 - rate_F), np.where(has_variance_F, variance_F, 1)), trial_F)
     # Intraclass correlation: 0 for independent trials, 1 if all trials of an identity end the same.
     known_F = has_variance_F & (cluster_F > 1)
     correlation_F = (trial_F[known_F] / effective_F[known_F] - 1) / (cluster_F[known_F] - 1)
     correlation = np.clip(correlation_F, 0, 1).mean() if known_F.any() else 1.0
     design_effect_F = 1 + (np.maximum(cluster_F, 1) - 1) * correlation
-    return np.where(has_variance_F, effective_F, _divide(trial_F, design_effect_F))
+    return np.where(has_variance_F, effective_F, divide(trial_F, design_effect_F))
 
 
 def _combined(a: float, b: float, correlation: float) -> float:
     return float(np.sqrt(max(a**2 + b**2 - 2 * correlation * a * b, 0)))
 
 
-def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Returns the quotient without warnings: a division by zero gives infinity, or NaN for 0 / 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return numerator / denominator
 

@@ -6,11 +6,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from pathlib import Path
 
 import typer
 
 from facelt.errors import UserError
 
+# Root of the source checkout, if the package is imported from one.
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
 # The extra of facelt that installs a package.
 _EXTRAS = {
     **dict.fromkeys(("torch", "torchvision", "tensorboard", "safetensors", "sklearn"), "train"),
