@@ -113,7 +113,7 @@ def test_names_that_are_none(uri, model_spec):
 
 def test_an_approximate_index_is_reported(backend):
     backend.upsert(some_samples(300, 100))
-    client, name = backend._at._client, backend._name
+    client, name = backend._collections._client, backend._name
     client.release_collection(name)
     client.drop_index(name, index_name="row")
     index = client.prepare_index_params()
