@@ -52,6 +52,7 @@ ENTRIES = {"facelt.__main__": "cli", "facelt.train": "cli utils"}
 # Packages that a folder never imports at the top of a file; the measuring side imports torch and faiss in its engines.
 HEAVY = {"torch", "torchvision", "faiss", "matplotlib", "sklearn", "fairlearn", "tensorboard", "safetensors"}
 LIGHT = {*MEASURING, "recordio_tools", "utils", "config", "synthetic", "alignment", "eval_megaface", "cli"}
+PLUGINS = {"losses", "methods", "models", "heads", "openset"}
 ENGINES = {"facelt.search.faiss_engine", "facelt.search.torch_engine"}
 
 
@@ -163,7 +164,8 @@ def test_module_counts():
     assert len(lines) <= 200
     assert statistics.median(lines.values()) >= 120
     assert max(lines.values()) <= 500
-    assert sum(count < 40 for count in lines.values()) <= 10
+    # A plug-in that a user picks by name may be smaller.
+    assert sum(count < 40 for module, count in lines.items() if folder_of(module) not in PLUGINS) <= 10
 
 
 def test_the_root_holds_packages_and_entries():
