@@ -4,31 +4,9 @@ import pytest
 
 from recordio_tools.face_set import FaceRecord
 from tests.alignment.conftest import drawn, photos
-from tests.training.fixtures import (
-    assert_same_weights,
-    finished_run,
-    interrupt,
-    metrics,
-    plain_stage,
-    rank_pool,
-    saved,
-    thin_backbone,
-    train,
-)
+from tests.training.fixtures import *  # noqa: F403
 
-__all__ = [
-    "assert_same_weights",
-    "drawn",
-    "finished_run",
-    "interrupt",
-    "metrics",
-    "photos",
-    "plain_stage",
-    "rank_pool",
-    "saved",
-    "thin_backbone",
-    "train",
-]
+__all__ = ["drawn", "photos"]
 
 
 @pytest.fixture

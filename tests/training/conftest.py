@@ -1,25 +1,3 @@
-"""Fixtures of small training runs."""
+"""Fixtures of small training runs, shared with tests/training."""
 
-from tests.training.fixtures import (
-    assert_same_weights,
-    finished_run,
-    interrupt,
-    metrics,
-    plain_stage,
-    rank_pool,
-    saved,
-    thin_backbone,
-    train,
-)
-
-__all__ = [
-    "assert_same_weights",
-    "finished_run",
-    "interrupt",
-    "metrics",
-    "plain_stage",
-    "rank_pool",
-    "saved",
-    "thin_backbone",
-    "train",
-]
+from tests.training.fixtures import *  # noqa: F403

@@ -14,6 +14,18 @@ from facelt.training.run import run
 from tests.training.rank_pool import RankPool
 from tests.training.thin import THIN
 
+__all__ = [
+    "assert_same_weights",
+    "finished_run",
+    "interrupt",
+    "metrics",
+    "plain_stage",
+    "rank_pool",
+    "saved",
+    "thin_backbone",
+    "train",
+]
+
 
 @pytest.fixture(scope="module", autouse=True)
 def thin_backbone():
