@@ -21,7 +21,7 @@ from facelt.config.train import TrainConfig
 from facelt.export.onnx import compare_outputs, export_onnx, onnx_outputs, reference_outputs
 from facelt.inference.model import TrainedModel, build_card, build_method
 
-GRAPHS = {"direct": ("direct", True), "direct, no mirror": ("direct", False), "meta": ("meta", True)}
+VARIANTS = {"direct": ("direct", True), "direct, no mirror": ("direct", False), "meta": ("meta", True)}
 BATCHES = (1, 7, 64)
 
 
@@ -70,7 +70,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         sessions = {}
-        for name, (kind, flip) in GRAPHS.items():
+        for name, (kind, flip) in VARIANTS.items():
             path = folder / f"{name.replace(', ', '-').replace(' ', '-')}.onnx"
             started = time.perf_counter()
             export_onnx(model, path, kind, flip)
@@ -80,7 +80,7 @@ def main() -> None:
             sessions[name] = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         for batch in BATCHES:
             image_NHW3 = torch.randint(256, (batch, *model.config.data.image_size, 3), dtype=torch.uint8)
-            for name, (kind, flip) in GRAPHS.items():
+            for name, (kind, flip) in VARIANTS.items():
                 parity = compare_outputs(
                     onnx_outputs(sessions[name], image_NHW3), reference_outputs(model, image_NHW3, kind, flip)
                 )

@@ -28,7 +28,7 @@ from facelt.gallery.model_spec import ModelSpec
 from facelt.gallery.samples import Samples
 from facelt.search.factory import open_engine
 
-MODEL_SPEC = ModelSpec("timed", "0" * 64, "direct", 512)
+TIMED_MODEL = ModelSpec("timed", "0" * 64, "direct", 512)
 TOP = 5
 BATCH = 4096
 SAMPLES_PER_PERSON = 4
@@ -41,7 +41,7 @@ THRESHOLD = 0.5
 def batch(start: int, rows: int) -> Samples:
     """Returns samples around a random direction for each person; `start` is a multiple of SAMPLES_PER_PERSON."""
     random = np.random.default_rng(start)
-    centre_CD = random.standard_normal((-(-rows // SAMPLES_PER_PERSON), MODEL_SPEC.dimension), dtype=np.float32)
+    centre_CD = random.standard_normal((-(-rows // SAMPLES_PER_PERSON), TIMED_MODEL.dimension), dtype=np.float32)
     row_ND = np.repeat(centre_CD, SAMPLES_PER_PERSON, axis=0)[:rows]
     row_ND += NOISE * random.standard_normal(row_ND.shape, dtype=np.float32)
     keys = [f"photo-{row}" for row in range(start, start + rows)]
@@ -59,7 +59,7 @@ def print_json(**figures: object) -> None:
 
 
 def enrol(folder: Path, rows: int, _: int) -> None:
-    gallery = Gallery.create(folder, MODEL_SPEC)
+    gallery = Gallery.create(folder, TIMED_MODEL)
     before, peak, seconds = anonymous_mb(), 0.0, 0.0
     for start in range(0, rows, BATCH):
         samples = batch(start, min(BATCH, rows - start))
@@ -89,7 +89,7 @@ def open_gallery(folder: Path, rows: int, _: int) -> None:
     )
 
 
-def identify(folder: Path, rows: int, rounds: int) -> None:
+def time_identification(folder: Path, rows: int, rounds: int) -> None:
     import faiss
 
     gallery = Gallery.open(folder)
@@ -125,7 +125,7 @@ def identify(folder: Path, rows: int, rounds: int) -> None:
 def mapped_rows(folder: Path, rows: int) -> np.ndarray:
     """Returns the memory-mapped rows of the gallery's index."""
     (mapped,) = (folder / "index").glob("rows-*.f32")
-    return np.memmap(mapped, np.float32, "r").reshape(-1, MODEL_SPEC.dimension)[:rows]
+    return np.memmap(mapped, np.float32, "r").reshape(-1, TIMED_MODEL.dimension)[:rows]
 
 
 def searches(row_GD: np.ndarray, probes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -133,7 +133,7 @@ def searches(row_GD: np.ndarray, probes: int) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(0)
     row_P = random.integers(0, len(row_GD), probes)
     row_P[1::2] = -1
-    probe_PD = random.standard_normal((probes, MODEL_SPEC.dimension), dtype=np.float32)
+    probe_PD = random.standard_normal((probes, TIMED_MODEL.dimension), dtype=np.float32)
     probe_PD /= np.linalg.norm(probe_PD, axis=1, keepdims=True)
     probe_PD[::2] = row_GD[row_P[::2]] + NOISE * probe_PD[::2]
     return row_P, probe_PD / np.linalg.norm(probe_PD, axis=1, keepdims=True)
@@ -144,7 +144,7 @@ def bare_index(folder: Path, rows: int, rounds: int) -> None:
     import faiss
 
     row_GD = mapped_rows(folder, rows)
-    index = faiss.IndexFlatIP(MODEL_SPEC.dimension)
+    index = faiss.IndexFlatIP(TIMED_MODEL.dimension)
     for start in range(0, rows, BATCH):
         index.add(np.ascontiguousarray(row_GD[start : start + BATCH]))
     for probes in (1, 64):
@@ -158,7 +158,7 @@ def bare_index(folder: Path, rows: int, rounds: int) -> None:
         print_json(part="IndexFlatIP", probes=probes, seconds=float(np.median(seconds)))
 
 
-def remove(folder: Path, rows: int, _: int) -> None:
+def time_removal(folder: Path, rows: int, _: int) -> None:
     gallery = LocalGallery(folder, write=True)
     before, started = anonymous_mb(), time.perf_counter()
     gallery.remove(people=["person-0"])
@@ -169,7 +169,13 @@ def remove(folder: Path, rows: int, _: int) -> None:
     gallery.close()
 
 
-PARTS = {"enrol": enrol, "open": open_gallery, "identify": identify, "bare": bare_index, "remove": remove}
+PARTS = {
+    "enrol": enrol,
+    "open": open_gallery,
+    "identify": time_identification,
+    "bare": bare_index,
+    "remove": time_removal,
+}
 
 
 def main() -> None:

@@ -165,7 +165,7 @@ def check_bytes(folder: Path, absent: Enrolled, removed_people: set[str]) -> Non
                 assert needle not in content, f"{path} still contains {what}"
 
 
-def run(folder: Path, kills: int, seed: int) -> dict[str, int]:
+def run_kills(folder: Path, kills: int, seed: int) -> dict[str, int]:
     """Kills `kills` writers of a new gallery in `folder`; returns counts. Raises AssertionError if a check fails."""
     Gallery.create(folder / "gallery", MODEL_SPEC).close()
     random = np.random.default_rng(seed)
@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(run(Path(folder), arguments.kills, arguments.seed)))
+        print(json.dumps(run_kills(Path(folder), arguments.kills, arguments.seed)))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ ROWS = {"cosine": (1, 1), "dynamic_meta": (3, 3)}
 ENVIRONMENT = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2 << 20)}
 
 
-def measure(head: str, identities: int, dim: int, batch: int, budget: float) -> dict:
+def measure_step(head: str, identities: int, dim: int, batch: int, budget: float) -> dict:
     """Best processor seconds of a forward and backward step; peak bytes without parameters and gradients."""
     import torch
     from head import cosine_step, head_step
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(measure(*arguments.one)))
+        print(json.dumps(measure_step(*arguments.one)))
         return
     points = []
     for identities in arguments.identities:

@@ -66,7 +66,7 @@ class Parts(NamedTuple):
         return cls((people.only(is_first_N), thirds[0]), people.only(~is_first_N), thirds[1], thirds[2])
 
 
-def measure(parts: Parts, model_spec: ModelSpec, by: str, fpir: float) -> tuple[str, str, str]:
+def open_set_row(parts: Parts, model_spec: ModelSpec, by: str, fpir: float) -> tuple[str, str, str]:
     """Returns threshold, FNIR and FPIR of one kind of embedding and threshold, as table cells."""
 
     def compared_reachability(images: Images) -> np.ndarray | None:
@@ -127,7 +127,7 @@ def main() -> None:
         model_spec = ModelSpec.of_store(stores[0], kind)
         # The reachability of a probe does not depend on the kind of embedding.
         for by in ("similarity", "reachability") if kind == "meta" else ("similarity",):
-            print(f"| {kind} | {by} | {' | '.join(measure(parts, model_spec, by, arguments.fpir))} |", flush=True)
+            print(f"| {kind} | {by} | {' | '.join(open_set_row(parts, model_spec, by, arguments.fpir))} |", flush=True)
     sizes = [len(images.key_N) for images in (*parts.enrolled, *parts[1:])]
     print(f"{sum(sizes[:2]):,} enrolled, {sizes[2]:,} mated, {sizes[3]:,} and {sizes[4]:,} non-mated searches")
 

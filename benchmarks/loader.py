@@ -87,7 +87,7 @@ def programs(dataset: RecordDataset, images: int, batch: int) -> Iterator[dict[s
         loader.close()
 
 
-def measure(programs_by_name: dict[str, Callable[[], int]], rounds: int) -> dict[str, float]:
+def reading_speeds(programs_by_name: dict[str, Callable[[], int]], rounds: int) -> dict[str, float]:
     """Returns the images per second of each program in its best round, after one to warm up."""
     best = dict.fromkeys(programs_by_name, 0.0)
     for program in programs_by_name.values():
@@ -113,7 +113,7 @@ def main() -> None:
         if arguments.side:
             dataset = open_dataset(repack(dataset, arguments.side, Path(folder) / "train.rec"))
         with programs(dataset, arguments.images, arguments.batch) as programs_by_name:
-            speeds = measure(programs_by_name, arguments.rounds)
+            speeds = reading_speeds(programs_by_name, arguments.rounds)
     for name, speed in speeds.items():
         print(json.dumps({"images": "{} x {}".format(*dataset.image_size), "program": name, "images_per_s": speed}))
     for numerator, denominator in (

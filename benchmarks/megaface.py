@@ -60,7 +60,7 @@ def _unit(rows_ND: np.ndarray) -> np.ndarray:
     return rows_ND / np.linalg.norm(rows_ND, axis=1, keepdims=True)
 
 
-def write_suite(folder: Path, distractors: int, training: int) -> None:
+def write_synthetic_suite(folder: Path, distractors: int, training: int) -> None:
     """Writes the lists and stores below `folder`, unless they are complete."""
     if (folder / "complete").exists():
         return
@@ -224,7 +224,7 @@ def main() -> None:
         result = PROGRAMS[arguments.program](arguments)
         print(json.dumps({**result, "process_cpu_seconds": time.process_time()}))
         return
-    write_suite(arguments.folder, arguments.distractors, arguments.training)
+    write_synthetic_suite(arguments.folder, arguments.distractors, arguments.training)
     best: dict[str, float] = {}
     for _ in range(arguments.rounds):
         for program in PROGRAMS:

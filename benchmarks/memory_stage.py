@@ -118,7 +118,7 @@ def timed(step: Callable[[], None], steps: int, device: str) -> float:
     return time.perf_counter() - started
 
 
-def measure(arguments: argparse.Namespace) -> None:
+def measure_stage(arguments: argparse.Namespace) -> None:
     programs = ("network alone", "cosine classifier", "memory stage")
     settings = list(itertools.product(programs, SWITCH[arguments.channels_last], SWITCH[arguments.compile]))
     steps = {setting: make_step(*setting, arguments) for setting in settings}
@@ -212,7 +212,7 @@ def main() -> None:
         return account(arguments)
     hardware = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{torch.get_num_threads()} threads"
     print(json.dumps({"torch": torch.__version__, "on": hardware, **vars(arguments)}))
-    return measure(arguments)
+    return measure_stage(arguments)
 
 
 if __name__ == "__main__":

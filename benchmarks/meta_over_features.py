@@ -40,7 +40,9 @@ class FixedFeatures(nn.Module):
         return feature_BD
 
 
-def train(method: Method, feature_ND: torch.Tensor, label_N: torch.Tensor, arguments: argparse.Namespace) -> float:
+def train_over_features(
+    method: Method, feature_ND: torch.Tensor, label_N: torch.Tensor, arguments: argparse.Namespace
+) -> float:
     """Trains a method on fixed features; returns the mean loss of the last epoch."""
     if method.needs_dataset_pass:
         method.observe(TrainBatch(feature_ND, label_N))
@@ -104,7 +106,7 @@ def main() -> None:
         network = Network(nn.Identity(), None, FixedFeatures(feature_ND.shape[1]))
         method = METHODS[config.name](config, network, classes)
         method.load_stage(state)
-        loss = train(method.train(), feature_ND, label_N, arguments)
+        loss = train_over_features(method.train(), feature_ND, label_N, arguments)
         method.eval()
         with torch.no_grad():
             right = (method.logits(feature_ND).argmax() == label_N).float().mean()

@@ -2,12 +2,12 @@
 
 import pytest
 
-from benchmarks.gallery_kills import MODEL_SPEC, Operation, expected_samples, run, stored_samples
+from benchmarks.gallery_kills import MODEL_SPEC, Operation, expected_samples, run_kills, stored_samples
 from facelt.gallery.gallery import Gallery
 
 
 def test_no_kill_loses_or_revives_a_sample(tmp_path):
-    counts = run(tmp_path, kills=12, seed=3)
+    counts = run_kills(tmp_path, kills=12, seed=3)
     assert counts["kills"] == 12
     assert counts["kills within an operation"] > 3
 
