@@ -307,8 +307,10 @@ class StoreWriter:
         pieces = {name: self._checked(name, np.asarray(values), row_n) for name, values in arrays.items()}
         try:
             for name, values in pieces.items():
-                block = np.zeros((rows, *values.shape[1:]), dtype=values.dtype)
-                block[row_n - start] = values
+                block = values
+                if left_out:
+                    block = np.zeros((rows, *values.shape[1:]), dtype=values.dtype)
+                    block[row_n - start] = values
                 with self._file(name).open("r+b") as file:
                     file.seek(self._offset(name, start))
                     file.write(block.tobytes())
