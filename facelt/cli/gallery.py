@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -205,11 +206,8 @@ def identify(
 @gallery_app.command("verify")
 def verify_gallery(gallery: GalleryArgument) -> None:
     """Read all files of a gallery and report defects."""
-    local = _local(gallery, write=False)
-    try:
+    with closing(_local(gallery, write=False)) as local:
         defects = local.check_integrity()
-    finally:
-        local.close()
     if defects:
         raise UserError("\n".join(defects))
     typer.echo(f"no defects: {gallery}")
@@ -218,11 +216,8 @@ def verify_gallery(gallery: GalleryArgument) -> None:
 @gallery_app.command()
 def rebuild(gallery: GalleryArgument) -> None:
     """Rebuild the search index from the database."""
-    local = _local(gallery, write=True)
-    try:
+    with closing(_local(gallery, write=True)) as local:
         local.rebuild()
-    finally:
-        local.close()
     typer.echo(f"rebuilt: {gallery}")
 
 

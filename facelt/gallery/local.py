@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -207,7 +208,11 @@ class LocalGallery:
                                 floor=floor,
                                 exhaustive=snapshot.exhaustive_search,
                             )
-                            candidates = self._candidates(ranked, probe_PD, templates)
+                            candidates = (
+                                self._template_candidates(ranked)
+                                if templates
+                                else self._sample_candidates(ranked, probe_PD)
+                            )
                 except BadRow as error:
                     if error.side != "database":
                         raise
@@ -291,15 +296,10 @@ class LocalGallery:
     def _next(self, batches: Iterator[Samples]) -> Samples | None:
         return next(batches, None)
 
-    def _candidates(
-        self, ranked: Sequence[NearestSamples], probe_PD: np.ndarray, templates: bool
-    ) -> list[list[Candidate]] | None:
-        """Returns the candidates of each probe, or None if they contradict the database: the index was changed."""
-        return self._template_candidates(ranked) if templates else self._sample_candidates(ranked, probe_PD)
-
     def _sample_candidates(
         self, ranked: Sequence[NearestSamples], probe_PD: np.ndarray
     ) -> list[list[Candidate]] | None:
+        """Returns the candidates of each probe, or None if they contradict the database: the index was changed."""
         sample_M = np.concatenate([nearest.sample_PT[0] for nearest in ranked]) if ranked else np.empty(0, np.int64)
         score_M = np.concatenate([nearest.score_PT[0] for nearest in ranked]) if ranked else np.empty(0)
         probe_M = np.repeat(np.arange(len(ranked)), [nearest.score_PT.shape[1] for nearest in ranked])
@@ -321,6 +321,7 @@ class LocalGallery:
         ]
 
     def _template_candidates(self, ranked: Sequence[NearestSamples]) -> list[list[Candidate]] | None:
+        """See `_sample_candidates`; these have no sample key."""
         ids = sorted({person for nearest in ranked for person in nearest.person_PT[0].tolist()})
         names = self._store.names_by_id(ids)
         if len(names) != len(ids):
@@ -356,13 +357,10 @@ class LocalGallery:
         people, keys = self._store.removing()
         for path in self._store.snapshots():
             try:
-                copy = LocalGallery(path, write=True)
-                try:
+                with closing(LocalGallery(path, write=True)) as copy:
                     if copy.info()["gallery"] != self.info()["gallery"]:
                         raise UserError(f"{path}: is a different gallery now")
                     unfinished += copy.remove(people, keys).unfinished
-                finally:
-                    copy.close()
             except UserError as error:
                 unfinished.append(f"removed people may still be in a snapshot: {error}")
         remaining = "bytes of removed samples may remain until the gallery is next opened for writing"

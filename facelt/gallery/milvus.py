@@ -17,7 +17,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -278,12 +278,9 @@ class MilvusGallery:
         yield from sorted((row["person"], row["samples"]) for batch in batches for row in batch)
 
     def snapshot(self, path: Path) -> None:
-        copy = LocalGallery.create(path, self.model_spec)
-        try:
+        with closing(LocalGallery.create(path, self.model_spec)) as copy:
             for batch in self._collections.query(self._name, "", "key", "person", "metadata", "provenance", "row"):
                 copy.upsert(_samples(batch))
-        finally:
-            copy.close()
 
     def setting(self, name: str) -> Any:
         rows = self._collections.get(self._settings, [_id(name)], "value")
