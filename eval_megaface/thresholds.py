@@ -4,12 +4,13 @@ P probes, B bins of a histogram, E enrolled images, M mated and N non-mated sear
 """
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from eval_megaface.config import OpenSetConfig
-from eval_megaface.protocol import EvaluationContext, name_bad_rows, probe_rows
+from eval_megaface.protocol import Arrays, EvaluationContext, name_bad_rows, probe_rows
 from eval_megaface.sources import ModelSources, ModelVariant, content_hash
 from eval_megaface.suite import Suite
 from facelt.errors import UserError
@@ -22,6 +23,7 @@ from facelt.identification.open_set import (
     open_set_searches,
 )
 from facelt.identification.verification import FARS, verification_rates
+from facelt.search.exact import MatrixLike
 from facelt.store.store import UNIT_KINDS
 from recordio_tools.progress import ProgressFn, relabel
 
@@ -61,27 +63,19 @@ def _score_histograms(
     context: EvaluationContext, variant: ModelVariant, progress: ProgressFn
 ) -> tuple[ScoreHistograms, float]:
     """Returns the histograms of one pass and its seconds, from the cache if it is finished."""
-    suite, source, kind = context.suite, variant.source, variant.kind
-    dependencies = {
-        "what": "verification", "kind": kind, "embeddings": source.fingerprint(kind), **context.probe_dependencies(),
-        "distractors": content_hash(suite.distractor_paths),
-    }  # fmt: skip
-    if (arrays := context.cache.load(dependencies)) is None:
-        started = time.perf_counter()
-        probe_PD = probe_rows(context, source.probes, kind)
-        rows_GD = source.distractors.rows(kind, suite.distractor_paths)
-        with name_bad_rows(kind, (source.probes, suite.probe_paths), (source.distractors, suite.distractor_paths)):
-            cosine = kind in UNIT_KINDS
-            result = verification_rates(probe_PD, suite.identity_P, rows_GD, cosine=cosine, progress=progress)
+
+    def compute(probe_PD: np.ndarray, rows_GD: MatrixLike) -> Arrays:
+        cosine = variant.kind in UNIT_KINDS
+        result = verification_rates(probe_PD, context.suite.identity_P, rows_GD, cosine=cosine, progress=progress)
         histograms = result.histograms
-        arrays = {
+        return {
             "mated_B": histograms.mated_B,
             "nonmated_B": histograms.nonmated_B,
             "scale": np.array(histograms.grid.scale),
             "steps": np.array(histograms.grid.steps),
-            "seconds": np.array(time.perf_counter() - started),
         }
-        context.cache.save(dependencies, arrays)
+
+    arrays = _cached_pass(context, variant, {"what": "verification"}, compute)
     grid = ScoreGrid(float(arrays["scale"]), int(arrays["steps"]))
     return ScoreHistograms(grid, arrays["mated_B"], arrays["nonmated_B"]), float(arrays["seconds"])
 
@@ -169,26 +163,20 @@ def _search_halves(
     context: EvaluationContext, variant: ModelVariant, config: OpenSetConfig, progress: ProgressFn
 ) -> tuple[OpenSetSearches, float]:
     """Returns both halves' searches and their seconds, from the cache if they are finished."""
-    suite, source, kind = context.suite, variant.source, variant.kind
-    dependencies = {
-        "what": "open set", "kind": kind, "embeddings": source.fingerprint(kind), **context.probe_dependencies(),
-        "distractors": content_hash(suite.distractor_paths), "rank": config.rank, "seed": config.seed,
-    }  # fmt: skip
-    if (arrays := context.cache.load(dependencies)) is None:
-        started = time.perf_counter()
-        probe_PD = probe_rows(context, source.probes, kind)
-        rows_GD = source.distractors.rows(kind, suite.distractor_paths)
-        with name_bad_rows(kind, (source.probes, suite.probe_paths), (source.distractors, suite.distractor_paths)):
-            searches = open_set_searches(
-                probe_PD, suite.identity_P, rows_GD, rank=config.rank, seed=config.seed, cosine=kind in UNIT_KINDS,
-                search=context.search.top_k, progress=progress,
-            )  # fmt: skip
+
+    def compute(probe_PD: np.ndarray, rows_GD: MatrixLike) -> Arrays:
+        searches = open_set_searches(
+            probe_PD, context.suite.identity_P, rows_GD, rank=config.rank, seed=config.seed,
+            cosine=variant.kind in UNIT_KINDS, search=context.search.top_k, progress=progress,
+        )  # fmt: skip
         arrays = {}
         for number, half in enumerate(searches.halves):
             arrays |= {f"{name}_{number}": getattr(half, name) for name in _SEARCH_ARRAYS}
             arrays[f"gallery_{number}"] = np.array(half.gallery)
-        arrays["seconds"] = np.array(time.perf_counter() - started)
-        context.cache.save(dependencies, arrays)
+        return arrays
+
+    settings = {"what": "open set", "rank": config.rank, "seed": config.seed}
+    arrays = _cached_pass(context, variant, settings, compute)
     halves = tuple(
         HalfSearches(
             gallery=int(arrays[f"gallery_{number}"]), **{name: arrays[f"{name}_{number}"] for name in _SEARCH_ARRAYS}
@@ -196,6 +184,31 @@ def _search_halves(
         for number in range(2)
     )
     return OpenSetSearches(halves, config.rank, config.seed), float(arrays["seconds"])
+
+
+def _cached_pass(
+    context: EvaluationContext,
+    variant: ModelVariant,
+    settings: dict[str, Any],
+    compute: Callable[[np.ndarray, MatrixLike], Arrays],
+) -> Arrays:
+    """Returns the arrays of `compute`, with its `seconds`, from the cache if they were computed with these `settings`.
+
+    `compute` takes the embeddings of the probes [P,D] and of all distractors [G,D].
+    """
+    suite, source, kind = context.suite, variant.source, variant.kind
+    dependencies = {
+        **settings, "kind": kind, "embeddings": source.fingerprint(kind), **context.probe_dependencies(),
+        "distractors": content_hash(suite.distractor_paths),
+    }  # fmt: skip
+    if (arrays := context.cache.load(dependencies)) is not None:
+        return arrays
+    started = time.perf_counter()
+    probe_PD = probe_rows(context, source.probes, kind)
+    rows_GD = source.distractors.rows(kind, suite.distractor_paths)
+    with name_bad_rows(kind, (source.probes, suite.probe_paths), (source.distractors, suite.distractor_paths)):
+        arrays = compute(probe_PD, rows_GD)
+    return context.cache.save(dependencies, arrays | {"seconds": np.array(time.perf_counter() - started)})
 
 
 def _open_set_point(point: OpenSetPoint) -> dict[str, Any]:
