@@ -14,8 +14,8 @@ from facelt.config.registry import register_data_kind
 from facelt.data.dataset import EncodedImageDataset
 from facelt.data.decode import BadImageError
 from facelt.data.kind import RELABELLED, ClassMap, DataKind, Split, TrainingData
-from facelt.data.samplers import train_validation_split
-from facelt.data.transforms import ExpectSize, ImageTransform
+from facelt.data.samplers import split_test_images, train_validation_split
+from facelt.data.transforms import ExpectSize, ImageTransform, Resize
 from facelt.errors import UserError
 from recordio_tools.errors import RecordIOError
 from recordio_tools.face_set import IDENTITIES_FILE, FaceRecord, read_identities
@@ -26,26 +26,36 @@ from recordio_tools.image_header import DEFAULT_MAX_PIXELS
 class RecordData(DataKind):
     """A .rec in InsightFace's layout; `manifest` selects some of its records, as `recordio_tools sample` writes it.
 
-    `validation_fraction` of the images are held out for validation, but never an identity's last one.
+    With a `test_fraction`, that part of the images of each identity with two or more, at least one and at most
+    `test_limit`, are the split `test`. `validation_fraction` of the others are held out for validation, but never an
+    identity's last one. With `resize` images of another size than `image_size` are resized to it, else they are bad
+    images.
     """
 
     train: Path
     manifest: Path | None = None
     image_size: tuple[Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]] = (112, 112)
+    resize: bool = False
     flip: bool = True
     validation_fraction: float = Field(0.05, ge=0, lt=1)
+    test_fraction: float = Field(0.0, ge=0, lt=1)
+    test_limit: int = Field(5, ge=1)
 
     def open(self, seed: int) -> TrainingData:
         dataset = RecordDataset(
             self.train, manifest=self.manifest, transform=self.eval_transform(), max_pixels=self.max_pixels
         )
-        train_index, validation_index = train_validation_split(dataset.labels, self.validation_fraction, seed)
-        train = Split(dataset, train_index)
-        evaluation = {"validation": Split(dataset, validation_index)} if len(validation_index) else {}
+        rest_index, test_index = split_test_images(dataset.labels, self.test_fraction, self.test_limit, seed)
+        train_N, validation_N = train_validation_split(dataset.labels[rest_index], self.validation_fraction, seed)
+        train = Split(dataset, rest_index[train_N])
+        members = {"validation": rest_index[validation_N], "test": test_index}
+        evaluation = {name: Split(dataset, index) for name, index in members.items() if len(index)}
         return TrainingData(train, train, evaluation, dataset.num_classes, self.preprocessing(flip=self.flip))
 
     def eval_transform(self) -> ImageTransform:
-        return ExpectSize(self.image_size)
+        if self.resize:
+            return Resize(self.image_size)
+        return ExpectSize(self.image_size, remedy="; data.resize: true resizes it")
 
     def known_class_names(self, data: TrainingData) -> dict[int, str]:
         """Returns the names in identities.csv in the folder of the record."""

@@ -32,6 +32,7 @@ class RngStream(IntEnum):
     EQUAL_COUNT_IMAGES = 8
     EQUAL_COUNT_ORDER = 9
     SAMPLER_SEED = 10
+    TEST = 11
 
 
 def hash_words(*words: int | np.ndarray) -> np.ndarray:
@@ -313,3 +314,22 @@ def train_validation_split(label_N: np.ndarray, fraction: float, seed: int) -> t
     last_of_class_N = np.append(sorted_N[1:] != sorted_N[:-1], True)[: len(label_N)]
     in_validation_N[order_N[last_of_class_N]] = False
     return np.flatnonzero(~in_validation_N), np.flatnonzero(in_validation_N)
+
+
+def split_test_images(label_N: np.ndarray, fraction: float, most: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Splits off test images by class: of n images `fraction` * n, at least one, at most `most`, and never all.
+
+    Each class gives its images of the lowest hashes. Returns (rest_index, test_index), int64 in ascending order;
+    together they hold every index once.
+
+    Raises ValueError for a fraction outside [0, 1) or a limit below 1.
+    """
+    if not 0 <= fraction < 1 or most < 1:
+        raise ValueError(f"the test fraction must be in [0, 1) and its limit positive, not {fraction} and {most}")
+    label_N = np.asarray(label_N)
+    order_N = np.lexsort((hash_words(RngStream.TEST, seed, np.arange(len(label_N))), label_N))
+    _, start_C, count_C = np.unique(label_N[order_N], return_index=True, return_counts=True)
+    quota_C = np.minimum(np.clip((count_C * fraction).astype(np.int64), 1, most), count_C - 1) * (fraction > 0)
+    in_test_N = np.zeros(len(label_N), dtype=bool)
+    in_test_N[order_N] = np.arange(len(label_N)) - np.repeat(start_C, count_C) < np.repeat(quota_C, count_C)
+    return np.flatnonzero(~in_test_N), np.flatnonzero(in_test_N)

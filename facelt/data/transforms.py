@@ -25,24 +25,30 @@ ImageTransform = Callable[[np.ndarray, int], np.ndarray]
 
 @dataclass(frozen=True)
 class ExpectSize:
-    """Identity for images that are stored ready, such as aligned faces; an image of another size is a bad image."""
+    """Identity for images that are stored ready, such as aligned faces; an image of another size is a bad image.
+
+    `remedy` is added to its reason.
+    """
 
     image_size: tuple[int, int]
+    remedy: str = ""
 
     def __call__(self, image_HW3: np.ndarray, seed: int) -> np.ndarray:
         if image_HW3.shape[:2] != self.image_size:
             actual, expected = ("{} x {}".format(*size) for size in (image_HW3.shape[:2], self.image_size))
-            raise BadImageError(f"the image is {actual} pixels (height x width), expected {expected}")
+            raise BadImageError(f"the image is {actual} pixels (height x width), expected {expected}{self.remedy}")
         return image_HW3
 
 
 @dataclass(frozen=True)
 class Resize:
-    """Resizes the whole image to (height, width); the aspect ratio is not kept."""
+    """Resizes the whole image to (height, width), unless it has that size; the aspect ratio is not kept."""
 
     image_size: tuple[int, int]
 
     def __call__(self, image_HW3: np.ndarray, seed: int) -> np.ndarray:
+        if image_HW3.shape[:2] == self.image_size:
+            return image_HW3
         image_3HW = torch.from_numpy(image_HW3).permute(2, 0, 1)
         return v2.functional.resize(image_3HW, list(self.image_size), antialias=True).permute(1, 2, 0).numpy()
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from facelt.data.batch import BadImage, Sample, SampleRequest
-from facelt.data.records import RecordDataset
+from facelt.data.records import RecordData, RecordDataset
 from facelt.data.transforms import CenterCrop
 from facelt.errors import UserError
 from recordio_tools.face_set import FaceRecord
@@ -136,3 +136,23 @@ def test_real_faces(real_data):
         sample = dataset[SampleRequest(index, 0)]
         assert isinstance(sample, Sample)
         assert sample.image_HW3.shape == (112, 112, 3)
+
+
+def test_a_test_split_of_every_identity_with_several_images(face_rec):
+    config = RecordData(
+        kind="record", train=face_rec, image_size=(16, 16), test_fraction=0.3, test_limit=2, validation_fraction=0.3
+    )
+    data = config.open(0)
+    test, validation = data.evaluation["test"].members, data.evaluation["validation"].members
+    labels = data.train.dataset.labels
+    assert np.bincount(labels[test], minlength=5).tolist() == [2, 2, 1, 1, 0]
+    members = np.concatenate([data.train.members, validation, test])
+    np.testing.assert_array_equal(np.sort(members), np.arange(24))
+    assert (data.train_counts > 0).all()
+
+
+def test_images_are_resized_on_request_only(face_rec):
+    data = RecordData(kind="record", train=face_rec, image_size=(8, 12), resize=True).open(0)
+    assert data.train.dataset[SampleRequest(0, 0)].image_HW3.shape == (8, 12, 3)
+    plain = RecordData(kind="record", train=face_rec, image_size=(8, 12)).open(0)
+    assert "expected 8 x 12; data.resize: true resizes it" in plain.train.dataset[SampleRequest(0, 0)].reason
