@@ -117,6 +117,11 @@ class MethodSettings(NamedSettings):
         """Allowed numbers of teachers, by default 0 only."""
         return range(1)
 
+    @property
+    def needs_trained_network(self) -> bool:
+        """The method begins with features that only a trained network gives."""
+        return False
+
     def teacher_error(self, stage: "StageConfig") -> str | None:
         """Returns the reason why a model trained by that stage cannot be a teacher, as a clause, or None."""
         return None
@@ -218,6 +223,11 @@ class TrainConfig(StrictModel):
             allowed = ", ".join([*earlier, "the FOLDER/STAGE of another run"])
             if stage.init_from is not None and stage.init_from not in earlier and not is_external_ref(stage.init_from):
                 raise ValueError(f"stages: {stage.name!r} starts from {stage.init_from!r}; allowed: {allowed}")
+            if stage.method.needs_trained_network and stage.init_from is None and self.model.pretrained is None:
+                raise ValueError(
+                    f"stages: {stage.name!r} takes class means of a trained network and has none; set init_from, "
+                    "model.pretrained, or classifier_init: random"
+                )
             for teacher in stage.teachers:
                 if teacher not in earlier and not is_external_ref(teacher):
                     raise ValueError(f"stages: {stage.name!r} has the teacher {teacher!r}; allowed: {allowed}")

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
 from facelt.config.registry import register_head
 from facelt.distributed.class_shards import ClassRange, ClassSample, sharded_entries
-from facelt.distributed.comm import BatchSplit, sum_grad_over_ranks
+from facelt.distributed.comm import BatchSplit, all_reduce, sum_grad_over_ranks
 from facelt.distributed.logits import NORM_EPS, ClassifierLogits, ClassWeights, GatheredFeatures
 from facelt.errors import UserError
 
@@ -123,6 +124,18 @@ class CosineHead(Head):
         self.learned_scale = _LearnedScale(scale) if learn_scale else None
         self.sample_rate = sample_rate
         self.weight = nn.Parameter(self.classes.uniform_rows(dim, dim**-0.5))
+
+    @torch.no_grad()
+    def imprint(self, mean_CD: torch.Tensor, filled_C: torch.Tensor) -> int:
+        """Turns the rows of the classes in the mask to their means; returns the number of other rows, of all ranks.
+
+        Each row keeps its length, on which the size of its gradient depends. Source: imprinted weights, Qi, Brown and
+        Lowe, Low-Shot Learning with Imprinted Weights, CVPR 2018.
+        """
+        length_C1 = torch.linalg.vector_norm(self.weight, dim=1, keepdim=True)
+        imprinted_CD = (length_C1 * F.normalize(mean_CD, dim=1, eps=NORM_EPS)).to(self.weight.dtype)
+        self.weight.copy_(torch.where(filled_C[:, None], imprinted_CD, self.weight))
+        return int(all_reduce((~filled_C).sum(), dist.ReduceOp.SUM))
 
     def scaled_logits(self, vector_BD: torch.Tensor, batch_split: BatchSplit) -> ClassifierLogits:
         """Returns z = scale * v . w / |w| for vectors of all ranks, which are not normalised."""

@@ -1,4 +1,4 @@
-"""Identity centroids (the visual memory of OLTR) and a bank of training features.
+"""Class means, identity centroids (the visual memory of OLTR) and a bank of training features.
 
 b images of this rank, B of all ranks, D feature, C identities of this rank's range, N of a block of them or features in
 the bank, K selected.
@@ -20,6 +20,48 @@ UpdateRule = Literal["released", "tracking"]
 # Centroids per image whose distance is recomputed, and the number of columns whose minimum preselects them.
 _CANDIDATES = 4
 _GROUP = 64
+
+
+class ClassMeans:
+    """Means of the features of each class over one pass, for this rank's range of classes; not part of any state."""
+
+    def __init__(self, classes: ClassRange, dim: int) -> None:
+        self.classes = classes
+        self._dim = dim
+        self._sum_CD: torch.Tensor | None = None
+        self._count_C: torch.Tensor | None = None
+
+    @torch.no_grad()
+    def add(self, feature: GatheredFeatures, label_b: torch.Tensor) -> None:
+        """Adds a batch's features to the sums of their classes."""
+        device = feature.global_BD.device
+        if self._sum_CD is None or self._count_C is None:
+            self._sum_CD = torch.zeros(len(self.classes), self._dim, dtype=torch.float64, device=device)
+            self._count_C = torch.zeros(len(self.classes), dtype=torch.int64, device=device)
+        feature_KD, index_K = features_of_range(self.classes, feature, label_b)
+        self._sum_CD.index_add_(0, index_K, feature_KD.to(torch.float64))
+        self._count_C.index_add_(0, index_K, torch.ones_like(index_K))
+
+    def finish(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the means, float64 [C,D], 0 for a class without images, and the classes with images, bool [C].
+
+        Raises RuntimeError if nothing was added.
+        """
+        if self._sum_CD is None or self._count_C is None:
+            raise RuntimeError("finish() before any add()")
+        mean_CD, filled_C = self._sum_CD / self._count_C.clamp_min(1)[:, None], self._count_C > 0
+        self._sum_CD = self._count_C = None
+        return mean_CD, filled_C
+
+
+def features_of_range(
+    classes: ClassRange, feature: GatheredFeatures, label_b: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the global batch's features whose classes are in a range, without gradient, and their positions in it."""
+    label_B = feature.batch_split.gather(label_b)
+    classes.check_labels(label_B)
+    is_local_B = classes.contains(label_B)
+    return feature.global_BD.detach()[is_local_B], label_B[is_local_B] - classes.first
 
 
 class IdentityMemory(nn.Module):
@@ -54,23 +96,16 @@ class IdentityMemory(nn.Module):
         else:
             self.register_buffer("centroid_CD", centroid_CD)
         self.register_buffer("filled_C", torch.zeros(len(self.classes), dtype=torch.bool))
-        self._sum_CD: torch.Tensor | None = None
-        self._count_C: torch.Tensor | None = None
+        self._means = ClassMeans(self.classes, dim)
 
     @property
     def is_filled(self) -> bool:
         """True if any rank has a centroid; a collective call."""
         return bool(all_reduce(self.filled_C.any().to(torch.uint8), dist.ReduceOp.MAX))
 
-    @torch.no_grad()
     def accumulate(self, feature: GatheredFeatures, label_b: torch.Tensor) -> None:
         """Adds features to the running class sums; after one pass over the data call `finish`."""
-        if self._sum_CD is None or self._count_C is None:
-            self._sum_CD = torch.zeros_like(self.centroid_CD, dtype=torch.float64)
-            self._count_C = torch.zeros(len(self.classes), dtype=torch.int64, device=self.centroid_CD.device)
-        feature_KD, index_K = self._local_features(feature, label_b)
-        self._sum_CD.index_add_(0, index_K, feature_KD.to(torch.float64))
-        self._count_C.index_add_(0, index_K, torch.ones_like(index_K))
+        self._means.add(feature, label_b)
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -79,12 +114,9 @@ class IdentityMemory(nn.Module):
         The centroid of an identity without images stays 0: it adds nothing to a readout and is never the nearest.
         Raises RuntimeError if nothing was accumulated.
         """
-        if self._sum_CD is None or self._count_C is None:
-            raise RuntimeError("finish() before any accumulate()")
-        mean_CD = self._sum_CD / self._count_C.clamp_min(1)[:, None]
+        mean_CD, filled_C = self._means.finish()
         self.centroid_CD.copy_(mean_CD)
-        self.filled_C.copy_(self._count_C > 0)
-        self._sum_CD = self._count_C = None
+        self.filled_C.copy_(filled_C)
 
     def nearest(self, feature: GatheredFeatures) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns (distance [b], identity [b]) of the nearest centroid on any rank.
@@ -109,7 +141,7 @@ class IdentityMemory(nn.Module):
     @torch.no_grad()
     def mean_target_distance(self, feature: GatheredFeatures, label_b: torch.Tensor) -> torch.Tensor:
         """Returns the mean distance of the global batch's features to the centroids of their identities, a scalar."""
-        feature_KD, index_K = self._local_features(feature, label_b)
+        feature_KD, index_K = features_of_range(self.classes, feature, label_b)
         total = torch.linalg.vector_norm(feature_KD - self.centroid_CD[index_K], dim=1).sum()
         return all_reduce(total, dist.ReduceOp.SUM) / feature.batch_split.total
 
@@ -125,7 +157,7 @@ class IdentityMemory(nn.Module):
         """Moves the centroids of the batch's identities by the `tracking` rule; a no-op for `released`."""
         if self.update_rule != "tracking":
             return
-        feature_KD, index_K = self._local_features(feature, label_b)
+        feature_KD, index_K = features_of_range(self.classes, feature, label_b)
         identity_U, inverse_K = index_K.unique(return_inverse=True)
         feature_KD = feature_KD.to(self.centroid_CD.dtype)
         sum_UD = feature_KD.new_zeros(len(identity_U), feature_KD.shape[1]).index_add_(0, inverse_K, feature_KD)
@@ -134,13 +166,6 @@ class IdentityMemory(nn.Module):
         step_UD = self.rate * (sum_UD - count_U1 * centroid_UD) / (1 + count_U1)
         self.centroid_CD.index_copy_(0, identity_U, centroid_UD + step_UD)
         self.filled_C[identity_U] = True
-
-    def _local_features(self, feature: GatheredFeatures, label_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the global batch's features whose identities are in this rank's range, and their positions in it."""
-        label_B = feature.batch_split.gather(label_b)
-        self.classes.check_labels(label_B)
-        is_local_B = self.classes.contains(label_B)
-        return feature.global_BD.detach()[is_local_B], label_B[is_local_B] - self.classes.first
 
     def _nearest_local(self, feature_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns (distance, position) of this rank's nearest centroid, [B] each; inf without one."""

@@ -6,7 +6,7 @@ B batch, b images of this rank, D feature, C identities.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from facelt.distributed.logits import GatheredFeatures, ShardedLogits
 from facelt.errors import UserError
 from facelt.metrics.classification import ShotBand
 from facelt.models.network import Network
+
+ClassifierInit = Literal["random", "class_means"]
+"""Initial rows of a cosine classifier: random ones, or the class means of the training features."""
 
 
 class TrainBatch(NamedTuple):

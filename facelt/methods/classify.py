@@ -27,9 +27,10 @@ from facelt.config.train import MethodSettings, StageConfig
 from facelt.distributed.comm import gather_replicated
 from facelt.distributed.logits import ClassifierLogits, GatheredFeatures
 from facelt.heads.classifiers import CombinedMargin, load_head
+from facelt.heads.memory import ClassMeans
 from facelt.losses.classification import ClassWeightsConfig, LogitLoss, LossConfig
 from facelt.losses.metric import MetricLossConfig
-from facelt.methods.base import Method, SamplerSpec, StepContext, StepOutput, TrainBatch
+from facelt.methods.base import ClassifierInit, Method, SamplerSpec, StepContext, StepOutput, TrainBatch
 from facelt.methods.cam_sampling import ForegroundSettings, ForegroundTransform
 from facelt.metrics.classification import ShotBand
 from facelt.models.network import Network
@@ -183,7 +184,9 @@ class ClassifySettings(MethodSettings):
     `scale` multiplies the cosines of the heads `cosine` (default 16) and `margin` (64); `learn_scale` makes that of
     `cosine` a parameter. `margins` belong to the head `margin`, cos(m1 theta + m2) - m3: (1, 0.5, 0) is ArcFace,
     (1, 0, 0.4) CosFace. With `sample_rate` < 1 these two heads train on the identities of the batch and a sample of the
-    others, this fraction in total (Partial FC). `keep_head` loads the head of the stage in `init_from`.
+    others, this fraction in total (Partial FC). `keep_head` loads the head of the stage in `init_from`;
+    `classifier_init: class_means` starts the rows of these two heads at the class means of the initial network's
+    features (imprinted weights, Qi et al., CVPR 2018).
 
     `mix` trains on blends of two images. `move_foreground` needs one teacher, a linear classifier on the averaged map,
     whose activation map locates the foreground. With `shots` the method is an expert, trained only on the images of
@@ -198,11 +201,16 @@ class ClassifySettings(MethodSettings):
     margins: tuple[float, float, float] | None = None
     sample_rate: float = Field(1.0, gt=0, le=1)
     keep_head: bool = False
+    classifier_init: ClassifierInit = "random"
     loss: LossConfig = NamedSettings(name="softmax")
     weights: ClassWeightsConfig | None = None
     metric_loss: MetricLossConfig | None = None
     mix: Annotated[MixupSettings, MIXINGS.choice()] | None = None
     move_foreground: ForegroundSettings | None = None
+
+    @property
+    def needs_trained_network(self) -> bool:
+        return self.classifier_init == "class_means"
 
     @property
     def num_teachers(self) -> range:
@@ -248,6 +256,10 @@ class ClassifySettings(MethodSettings):
             raise ValueError("scale: the head linear has no scale; it applies to cosine and margin")
         if self.learn_scale and (self.head != "cosine" or self.loss.name == "ldam"):
             raise ValueError("learn_scale: only the head cosine learns its scale, and ldam needs a fixed one")
+        if self.classifier_init == "class_means" and self.head == "linear":
+            raise ValueError("classifier_init: the head linear has no class means; use the head cosine or margin")
+        if self.classifier_init == "class_means" and self.keep_head:
+            raise ValueError("classifier_init: keep_head loads all rows of the head; use one of the two keys")
         if self.margins is not None and self.head != "margin":
             raise ValueError(f"margins: the head {self.head} has no margins; they apply to the head margin")
         if self.sample_rate < 1 and self.head == "linear":
@@ -283,6 +295,11 @@ class Classify(Method):
         if config.loss.name == "sigmoid_focal":
             # All sigmoids start at 1 / C, so that the sum over the other classes does not dominate.
             nn.init.constant_(self.head.bias, -math.log(max(num_classes - 1, 1)))
+        self.class_means: ClassMeans | None = None
+        if config.classifier_init == "class_means":
+            self.class_means = ClassMeans(self.head.classes, network.dim)
+            # Rows that stay random because their class has no image; below 0 before the pass.
+            self.register_buffer("random_rows", torch.tensor(-1))
         self.classification_loss = ClassificationLoss(config.loss, config.weights, counts_C)
         self.metric_loss = config.metric_loss
         self.mixing = None if config.mix is None else MIXINGS[config.mix.name](counts_C, **config.mix.options)
@@ -296,6 +313,21 @@ class Classify(Method):
         """Loads the head if `keep_head` is set."""
         if self.keep_head:
             load_head(self.head, state)
+
+    @property
+    def needs_dataset_pass(self) -> bool:
+        return self.class_means is not None and bool(self.random_rows < 0)
+
+    def observe(self, batch: TrainBatch) -> None:
+        self.class_means.add(self.gathered_features(batch.image_B3HW), batch.label_B)
+
+    def end_dataset_pass(self) -> None:
+        self.random_rows.fill_(self.head.imprint(*self.class_means.finish()))
+
+    def diagnostics(self) -> Mapping[str, float]:
+        """Returns the number of rows of the head that have no class mean, if there are any."""
+        random_rows = 0 if self.class_means is None else int(self.random_rows)
+        return {"random_rows": random_rows} if random_rows else {}
 
     def set_teachers(self, teachers: Sequence[Method]) -> None:
         """Sets the teacher of `move_foreground`."""

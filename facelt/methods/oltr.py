@@ -19,7 +19,7 @@ from facelt.distributed.logits import GatheredFeatures, ShardedLogits
 from facelt.heads.dynamic_meta import DynamicMetaHead, HeadVariantName
 from facelt.heads.memory import IdentityMemory, UpdateRule
 from facelt.losses.centroids import discriminative_centroids_loss
-from facelt.methods.base import Embeddings, Method, SamplerSpec, StepContext, StepOutput, TrainBatch
+from facelt.methods.base import ClassifierInit, Embeddings, Method, SamplerSpec, StepContext, StepOutput, TrainBatch
 from facelt.models.network import Network
 
 
@@ -29,20 +29,31 @@ class DynamicMetaSettings(MethodSettings):
     `variant` selects the paper or the released code where they differ (paper / released): weight of the centroids loss
     0.1 / 0.01, applied to the gradient of the centroids / not applied; centroids loss on the meta-embedding / on the
     direct feature; squash n^2 / (1 + n^2) / n / (1 + n); reachability 1 / 10 over the distance.
+
+    `classifier_init: class_means` starts the rows of the cosine classifier at the memory's class means (imprinted
+    weights, Qi et al., CVPR 2018). `centroids_weight` replaces the variant's. `direct_loss` is the weight of a second
+    cross-entropy, of the direct feature classified by the same rows.
     """
 
     sampler: SamplerName = "class_aware"
     variant: HeadVariantName = "released"
     centroid_update: UpdateRule = "released"
     tracking_rate: float = Field(0.5, gt=0, le=1)
+    centroids_weight: float | None = Field(None, ge=0)
     margin_form: Literal["batch_mean", "per_image"] = "batch_mean"
     margin: float = Field(10.0, ge=0)
     repel_weight: float = Field(0.01, ge=0)
     scale: float = Field(16.0, gt=0)
+    classifier_init: ClassifierInit = "random"
+    direct_loss: float = Field(0.0, ge=0)
     min_distance: float = Field(1e-3, gt=0)
     memory: bool = True
     selector: bool = True
     reachability: bool = True
+
+    @property
+    def needs_trained_network(self) -> bool:
+        return self.classifier_init == "class_means"
 
 
 @register_method("dynamic_meta", DynamicMetaSettings)
@@ -68,6 +79,9 @@ class DynamicMeta(Method):
         super().__init__(network)
         self.config = config
         self.is_paper = config.variant == "paper"
+        self.centroids_weight = config.centroids_weight
+        if self.centroids_weight is None:
+            self.centroids_weight = 0.1 if self.is_paper else 0.01
         memory = IdentityMemory(
             num_classes,
             network.dim,
@@ -119,6 +133,8 @@ class DynamicMeta(Method):
 
     def end_dataset_pass(self) -> None:
         self.memory.finish()
+        if self.config.classifier_init == "class_means":
+            self.head.classifier.imprint(self.memory.centroid_CD, self.memory.filled_C)
 
     def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
         (batch,) = batches
@@ -135,15 +151,19 @@ class DynamicMeta(Method):
             margin_form=self.config.margin_form,
             scale_centroid_gradient=self.is_paper,
         )
+        loss = cross_entropy + self.centroids_weight * centroids
+        parts = {"cross_entropy": cross_entropy.detach(), "centroids_loss": centroids.detach()}
+        if self.config.direct_loss:
+            direct_loss = self.head.classifier(feature).cross_entropy(batch.label_B)
+            loss = loss + self.config.direct_loss * direct_loss
+            parts["direct_loss"] = direct_loss.detach()
         norm_b = torch.linalg.vector_norm(feature.local_bD.detach(), dim=1)
         sums = torch.stack([embedding.reachability_b.detach().sum(), norm_b.sum()])
         reachability, feature_norm = all_reduce(sums, dist.ReduceOp.SUM) / feature.batch_split.total
-        centroid_weight = 0.1 if self.is_paper else 0.01
         return StepOutput(
-            cross_entropy + centroid_weight * centroids,
-            {
-                "cross_entropy": cross_entropy.detach(),
-                "centroids_loss": centroids.detach(),
+            loss,
+            parts
+            | {
                 "reachability": reachability,
                 "feature_norm": feature_norm,
                 "target_distance": self.memory.mean_target_distance(feature, batch.label_B),
@@ -170,9 +190,16 @@ class DynamicMeta(Method):
         )
 
     def diagnostics(self) -> Mapping[str, float]:
-        """Returns the mean norm of the centroids; far below `feature_norm` the memory shrinks or lags."""
+        """Returns the mean norm of the centroids; far below `feature_norm` the memory shrinks or lags.
+
+        With class means as initial rows of the classifier also the number of rows without one, if there are any.
+        """
         length_C = torch.linalg.vector_norm(self.memory.centroid_CD.detach(), dim=1)
         filled_C = self.memory.filled_C
         sums = torch.stack([length_C[filled_C].sum(), filled_C.sum().to(length_C.dtype)])
         total, count = all_reduce(sums, dist.ReduceOp.SUM).tolist()
-        return {"centroid_norm": total / count}
+        figures = {"centroid_norm": total / count}
+        random_rows = self.memory.classes.total - count
+        if self.config.classifier_init == "class_means" and random_rows:
+            figures["random_rows"] = random_rows
+        return figures

@@ -150,5 +150,5 @@ def test_readout_of_normalized_weights_is_refused():
 
 
 def test_finish_without_a_pass_is_an_error():
-    with pytest.raises(RuntimeError, match="before any accumulate"):
+    with pytest.raises(RuntimeError, match="before any add"):
         IdentityMemory(1, 1).finish()
