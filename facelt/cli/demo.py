@@ -1,4 +1,4 @@
-"""`facelt demo`: the whole pipeline on synthetic faces, from a record file to the MegaFace report."""
+"""`facelt demo`: the whole pipeline on synthetic faces, from a record file to two reports."""
 
 import os
 import shlex
@@ -20,7 +20,7 @@ _MARKER = ".facelt-demo"
 _SIZE = 64
 _TRAINING_IDENTITIES, _IMAGES_EACH = 500, 16.0
 _SELECTED_IMAGES, _SELECTED_IDENTITIES = 3200, 400
-_PROBE_IDENTITIES, _IMAGES_PER_PROBE = 24, 10
+_PROBE_IDENTITIES, _IMAGES_PER_PROBE = 120, 5
 _DISTRACTORS = (10, 100, 1000)
 
 
@@ -28,7 +28,9 @@ def demo(
     out: Annotated[Path, typer.Option(help="Output folder for everything.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(min=0, help="Random seed; it determines all results.")] = 0,
 ) -> None:
-    """Draw synthetic faces, sample a long-tailed set, train a plain model and OLTR, and evaluate both like MegaFace."""
+    """Draw synthetic faces, sample a long-tailed set, train a plain model and OLTR, and evaluate both on unseen people
+    (MegaFace) and on known people.
+    """
     started = time.perf_counter()
     if not (CHECKOUT / "configs" / "demo.yaml").is_file():
         raise UserError(
@@ -44,7 +46,7 @@ def demo(
         if result.returncode:
             raise UserError(f"the command above failed with exit code {result.returncode}")
     print(f"\nAll faces here are synthetic drawings. {time.perf_counter() - started:.0f} s.")
-    print(f"Open {out / 'report' / 'report.html'}")
+    print(f"Open {out / 'report' / 'report.html'} and {out / 'known_people' / 'report.html'}")
 
 
 def commands(out: Path, seed: int) -> list[list[str]]:
@@ -58,20 +60,26 @@ def commands(out: Path, seed: int) -> list[list[str]]:
         train += ["--set", setting]
     measure = ["--config", root / "configs" / "demo_megaface.yaml", "--out", out / "report"]
     measure += ["--set", f"suite.root={suite}"]
-    embeds = []
-    for stage in ("plain", "oltr"):
-        probes = [suite / "facescrub_lst", "--root", suite / "facescrub_images"]
-        distractors = [suite / "megaface_lst", "--root", suite / "megaface_images"]
-        for name, images in (("train", [selection / "train.rec"]), ("probes", probes), ("distractors", distractors)):
+    probes = [suite / "facescrub_lst", "--root", suite / "facescrub_images"]
+    distractors = [suite / "megaface_lst", "--root", suite / "megaface_images"]
+    embeds, known = [], []
+    for stage in ("plain_long", "oltr"):
+        sources = {"probes": probes, "distractors": distractors}
+        if stage == "plain_long":  # the reference of the shots
+            sources["train"] = [selection / "train.rec"]
+        for name, images in sources.items():
             store = out / "stores" / stage / name
             embeds.append(["--checkpoint", run / stage, "--images", *images, "--out", store])
             measure += ["--set", f"models.{stage}.{name}={store}"]
         measure += ["--set", f"models.{stage}.training_identities={selection / 'identities.csv'}"]
+        known += ["--checkpoint", run / stage]
+    known += ["--open-images", distractors[0], "--open-root", distractors[2], "--out", out / "known_people"]
     lines = [
         ["-m", "recordio_tools", *sample],
         ["-m", "facelt.train", *train],
         *(["-m", "facelt", "embed", *embed] for embed in embeds),
         [root / "eval_megaface" / "run.py", *measure],
+        ["-m", "facelt", "evaluate", *known],
     ]
     return [["python", *(str(word) for word in line)] for line in lines]
 

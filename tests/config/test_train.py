@@ -105,13 +105,25 @@ def test_the_recipe_for_detection_is_odins_row():
 
 def test_the_faces_recipe_is_for_the_long_tail_of_ms1m():
     config = load_config(CONFIGS / "ms1m_lt.yaml", TrainConfig)
-    plain, oltr = config.stages
+    plain, plain_long, oltr = config.stages
     assert (config.model.backbone, config.model.dim, config.data.image_size) == ("resnet50", 512, (112, 112))
     assert (config.device, config.precision) == ("cuda", "bf16")
     assert (plain.method.name, oltr.method.name, oltr.init_from) == ("classify", "dynamic_meta", plain.name)
-    assert {plain.embedding, oltr.embedding} == {"linear_bn"}
-    assert (oltr.method.centroid_update, oltr.method.sampler, oltr.attention) == ("tracking", "class_aware", True)
-    # The measurement looks for the stores of these two stages.
+    assert {stage.embedding for stage in config.stages} == {"linear_bn"}
+    assert (oltr.method.centroid_update, oltr.method.sampler, oltr.attention) == ("tracking", "instance", True)
+
+
+@pytest.mark.parametrize("name", ["ms1m_lt.yaml", "faces_small.yaml", "demo.yaml"])
+def test_oltr_on_faces_starts_at_class_means_and_is_compared_with_as_many_plain_epochs(name):
+    plain, plain_long, oltr = load_config(CONFIGS / name, TrainConfig).stages
+    assert (oltr.method.classifier_init, oltr.method.sampler, oltr.freeze) == ("class_means", "instance", ())
+    assert (plain_long.name, plain_long.method.keep_head, plain_long.init_from) == ("plain_long", True, plain.name)
+    assert (plain_long.epochs, plain_long.lr_mult, plain_long.schedule) == (oltr.epochs, oltr.lr_mult, oltr.schedule)
+    assert plain_long.method.model_copy(update={"keep_head": False}) == plain.method
+
+
+def test_the_measurement_of_ms1m_reads_the_stores_of_its_stages():
+    config = load_config(CONFIGS / "ms1m_lt.yaml", TrainConfig)
     measured = load_config(CONFIGS / "megaface.yaml", MegafaceConfig)
     assert {str(model.probes.parent) for model in measured.models.values()} == {
         str(config.out / stage.name) for stage in config.stages
