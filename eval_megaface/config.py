@@ -75,10 +75,8 @@ class MegafaceShotsConfig(StrictModel):
 
 
 class IntervalConfig(StrictModel):
-    """Bootstrap over identities."""
+    """Confidence intervals of rates and of differences, over identities."""
 
-    replicates: int = Field(2000, ge=1, le=1_000_000)
-    seed: int = Field(0, ge=0, lt=2**63)
     level: float = Field(0.95, gt=0, lt=1)
 
 

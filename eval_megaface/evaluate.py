@@ -71,8 +71,8 @@ def evaluate_megaface(config: MegafaceConfig, progress: ProgressFn = no_progress
     for variant in variants:
         hits = find_hits(context, variant, progress)
         groups = _probe_groups(suite, bands.get(variant.model, {}))
-        rows += [variant.labels | row for row in report_rows(suite, groups, hits, config.ranks, config.interval)]
-        curves.append(variant.labels | size_curve(suite, hits, config.interval))
+        rows += [variant.labels | row for row in report_rows(suite, groups, hits, config.ranks, config.interval.level)]
+        curves.append(variant.labels | size_curve(suite, hits, config.interval.level))
         cmc.append(variant.labels | cmc_curve(suite, hits))
         if search.is_first:
             _write_devkit(config, suite, f"{variant.model}_{variant.kind}", hits)
@@ -91,9 +91,7 @@ def evaluate_megaface(config: MegafaceConfig, progress: ProgressFn = no_progress
         },
         "interval": {
             "level": config.interval.level,
-            "method": "bootstrap over identities, percentile",
-            "replicates": config.interval.replicates,
-            "seed": config.interval.seed,
+            "method": "jackknife over identities, Wilson limits of the effective trials",
         },
         "rows": rows,
         "curves": curves,

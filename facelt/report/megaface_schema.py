@@ -50,8 +50,6 @@ class IntervalSummary(ReportPart):
 
     level: float
     method: str
-    replicates: int
-    seed: int
 
 
 class GroupFigure(ReportPart):

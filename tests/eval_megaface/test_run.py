@@ -36,6 +36,7 @@ def test_script_writes_the_report(small, root, tmp_path):
         (["--set", "noise.mode=none"], "noise.mode"),
         (["--set", "suite.facescrub_lst=x"], "did you mean 'facescrub_list'"),
         (["--set", "ranks=[0]"], "ranks"),
+        (["--set", "interval.replicates=2000"], "interval.replicates: unknown key; allowed: level"),
         (["--set", "suite.actors=null"], "actors and actresses go together"),
         (["--set", "suite.root=nowhere"], "cannot be read"),
     ],

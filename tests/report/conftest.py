@@ -42,7 +42,7 @@ _REPORT = {
         "threshold": 0.7, "reference": "each model's own direct",
         "bands": {"many": ">= 5", "few": "2..4", "one": "1", "zero": "0"},
     },
-    "interval": {"level": 0.95, "method": "identity bootstrap", "replicates": 2000, "seed": 0},
+    "interval": {"level": 0.95, "method": "jackknife over identities"},
     "rows": [row(*entry) for entry in _SERIES],
     "curves": [
         {
