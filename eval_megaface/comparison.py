@@ -8,8 +8,6 @@ from dataclasses import asdict
 from math import ceil
 from typing import Any
 
-import numpy as np
-
 from eval_megaface.config import MegafaceConfig
 from eval_megaface.protocol import Hits, sum_by_identity
 from eval_megaface.sources import ModelVariant
@@ -51,12 +49,11 @@ def compare_with_reference(
         | {
             "rank": rank,
             "distractors": hits[variant].sizes_S[-1],
-            "figures": _paired_figures(config, suite, groups, hits[reference].mean_hit_P(rank), hit_P),
+            "figures": _paired_figures(config, suite, groups, (hits[reference], hits[variant]), rank),
         }
         for variant in hits
         if variant is not reference
         for rank in sorted(set(config.ranks))
-        for hit_P in [hits[variant].mean_hit_P(rank)]
     ]
     figures = [figure for row in rows for figure in row["figures"]]
     p_values = [figure["p"] for figure in figures]
@@ -69,7 +66,7 @@ def compare_with_reference(
     return {
         "reference": compare.reference,
         "kind": compare.kind,
-        "shots": config.reference_model(compare.reference) if bands else None,
+        "shots": config.shots_reference_model(compare.reference) if bands else None,
         "permutations": compare.permutations,
         "seed": compare.seed,
         "tests": len(p_values) - p_values.count(None),
@@ -78,11 +75,11 @@ def compare_with_reference(
 
 
 def _paired_figures(
-    config: MegafaceConfig, suite: Suite, groups: Sequence[ProbeGroup], reference_P: np.ndarray, hit_P: np.ndarray
+    config: MegafaceConfig, suite: Suite, groups: Sequence[ProbeGroup], hits: tuple[Hits, Hits], rank: int
 ) -> list[dict[str, Any]]:
-    reference_GI, hit_GI, pair_GI = (
-        sum_by_identity(suite, groups, count_P) for count_P in (reference_P, hit_P, suite.pairs_P)
-    )
+    """Returns the figures of all groups at one rank; `hits` are those of the reference and of the other."""
+    counts_P = (*(model_hits.mean_hit_P(rank) for model_hits in hits), suite.pairs_P)
+    reference_GI, hit_GI, pair_GI = (sum_by_identity(suite, groups, count_P) for count_P in counts_P)
     options = {"permutations": config.compare.permutations, "seed": config.compare.seed}
     differences = paired_differences(reference_GI, hit_GI, pair_GI, level=config.interval.level, **options)
     return [
@@ -104,6 +101,6 @@ def power_notes(section: Mapping[str, Any], level: float) -> list[str]:
         return []
     needed = ceil(tests / (1 - level))
     return [
-        f"compare.permutations: {permutations:,} permutations cannot decide any of {tests:,} differences; set it to "
-        f"at least {needed:,}."
+        f"compare.permutations: {permutations:,} permutations are too few to decide a difference by {tests:,} tests; "
+        f"set it to at least {needed:,}."
     ]

@@ -138,7 +138,7 @@ class MegafaceConfig(StrictModel):
         reference = self.shots.reference
         if reference is None:
             return self
-        name = self.reference_model(next(iter(self.models)))
+        name = self.shots_reference_model(next(iter(self.models)))
         if name is None:
             raise ValueError(
                 f"shots.reference: {reference!r} is neither a model ({', '.join(self.models)}) nor a model's train"
@@ -153,7 +153,7 @@ class MegafaceConfig(StrictModel):
             raise ValueError(f"compare.reference: {name!r} is no model; {allowed_names(name, self.models)}")
         return self
 
-    def reference_model(self, model: str) -> str | None:
+    def shots_reference_model(self, model: str) -> str | None:
         """Returns the name of the model whose similarities define the shots of `model`; None for an unknown one."""
         reference = self.shots.reference
         if reference is None:

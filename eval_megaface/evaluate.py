@@ -144,7 +144,7 @@ def _shot_bands(
     by_reference: dict[str, dict[str, np.ndarray]] = {}
     bands = {}
     for name in sources:
-        reference = config.reference_model(name)
+        reference = config.shots_reference_model(name)
         source = sources[reference]
         if source.train is None:
             continue
@@ -157,7 +157,7 @@ def _shot_bands(
 
 def _shots_reference(config: MegafaceConfig, bands: dict[str, Any]) -> str:
     """Returns the name of the model whose similarities define the shots, for the report."""
-    references = {config.reference_model(name) for name in bands}
+    references = {config.shots_reference_model(name) for name in bands}
     if not references:
         return "none"
     return f"{references.pop()}, direct" if len(references) == 1 else "each model's own, direct"

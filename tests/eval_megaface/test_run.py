@@ -64,7 +64,7 @@ def test_shipped_configuration_is_valid(root):
     from eval_megaface.config import MegafaceConfig
     from facelt.config.loading import load_config
 
-    assert load_config(root / "configs/megaface.yaml", MegafaceConfig).reference_model("oltr") == "plain"
+    assert load_config(root / "configs/megaface.yaml", MegafaceConfig).shots_reference_model("oltr") == "plain"
 
 
 def test_help_loads_nothing_heavy(root):
