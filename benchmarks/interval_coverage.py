@@ -19,7 +19,7 @@ import numpy as np
 
 from facelt.stats import disparity
 from facelt.stats.intervals import ClusteredCounts, RateIntervals, rate_intervals
-from facelt.stats.resampling import bias_corrected_limits, bootstrap_rates, identity_weights, replicate_rates
+from facelt.stats.resampling import bias_corrected_limits, identity_weights, replicate_rates
 
 # Draws the numbers of images of I identities: int64 [I].
 ImageCounts = Callable[[np.random.Generator, int], np.ndarray]
@@ -182,8 +182,7 @@ def search_limits(
     yield "paired_difference", (*models.difference(0, 1), 0.3 * world.rate)
     if replicates:
         options = {"replicates": replicates, "seed": int(random.integers(1 << 31))}
-        low_F, high_F = bootstrap_rates(error_I, trial_I, level=level, **options)
-        yield "search_percentile", (low_F[0], high_F[0], world.rate)
+        yield "search_percentile", (*_percentile_limits(error_I, trial_I, level=level, **options), world.rate)
         weight_RI = identity_weights(np.repeat([0, 1], identities), **options)
         gap_R = disparity.gap(replicate_rates(errors, trials, weight_RI))
         gap = float(disparity.gap(groups.rate_F))
@@ -216,6 +215,21 @@ def pair_limits(
         tail = (1 - level) / 2
         low, high = np.quantile(error_R[trial_R > 0] / trial_R[trial_R > 0], [tail, 1 - tail])
         yield "pair_percentile", (low, high, world.rate)
+
+
+def _percentile_limits(
+    error_I: np.ndarray, trial_I: np.ndarray, *, replicates: int, level: float, seed: int
+) -> tuple[float, float]:
+    """Returns percentile limits of a rate of searches by resampling identities with replacement.
+
+    Cluster bootstrap (Davison and Hinkley, Bootstrap Methods and their Application, 1997, 3.8 and 5.3).
+    """
+    identities = len(trial_I)
+    drawn_RI = np.random.default_rng(seed).multinomial(identities, np.full(identities, 1 / identities), size=replicates)
+    rate_R = replicate_rates(error_I, trial_I, drawn_RI.astype(np.float64))[:, 0]
+    tail = (1 - level) / 2
+    low, high = np.nanquantile(rate_R, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def _pair_intervals(error_FII: np.ndarray, trial_FII: np.ndarray, level: float) -> RateIntervals:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from facelt.config.base import EmbeddingKind, StrictModel
+from facelt.config.base import EmbeddingKind, StrictModel, allowed_names
 from facelt.search.factory import EngineName
 
 _PositiveInt = Annotated[int, Field(ge=1)]
@@ -75,11 +75,21 @@ class MegafaceShotsConfig(StrictModel):
 
 
 class IntervalConfig(StrictModel):
-    """Bootstrap over identities."""
+    """Confidence intervals of rates and of differences, over identities."""
 
-    replicates: int = Field(2000, ge=1, le=1_000_000)
-    seed: int = Field(0, ge=0, lt=2**63)
     level: float = Field(0.95, gt=0, lt=1)
+
+
+class CompareConfig(StrictModel):
+    """Comparison of every other model and kind with the embeddings `kind` of the model `reference`.
+
+    `permutations` and `seed` are those of the paired permutation test.
+    """
+
+    reference: str
+    kind: EmbeddingKind = "direct"
+    permutations: int = Field(10_000, ge=100, le=1_000_000)
+    seed: int = Field(0, ge=0, lt=2**63)
 
 
 class SearchConfig(StrictModel):
@@ -101,6 +111,8 @@ class OpenSetConfig(StrictModel):
 class MegafaceConfig(StrictModel):
     """Configuration of `facelt megaface`. `ranks` are those of the tables; the CMC always has ranks 1 to 20.
 
+    With `compare` the shot bands of all differences are those of its `reference`, or of `shots.reference` if set.
+
     `verification` and `open_set` (null: off) each take one more pass over all distractors for every model and kind.
     """
 
@@ -114,6 +126,7 @@ class MegafaceConfig(StrictModel):
     noise: NoiseConfig = NoiseConfig()
     shots: MegafaceShotsConfig = MegafaceShotsConfig()
     interval: IntervalConfig = IntervalConfig()
+    compare: CompareConfig | None = None
     search: SearchConfig = SearchConfig()
     verification: bool = False
     open_set: OpenSetConfig | None = None
@@ -125,7 +138,7 @@ class MegafaceConfig(StrictModel):
         reference = self.shots.reference
         if reference is None:
             return self
-        name = self.reference_model(next(iter(self.models)))
+        name = self.shots_reference_model(next(iter(self.models)))
         if name is None:
             raise ValueError(
                 f"shots.reference: {reference!r} is neither a model ({', '.join(self.models)}) nor a model's train"
@@ -134,7 +147,13 @@ class MegafaceConfig(StrictModel):
             raise ValueError(f"shots.reference: the model {name!r} has no train store to count in")
         return self
 
-    def reference_model(self, model: str) -> str | None:
+    @model_validator(mode="after")
+    def _require_compared_model(self) -> "MegafaceConfig":
+        if self.compare is not None and (name := self.compare.reference) not in self.models:
+            raise ValueError(f"compare.reference: {name!r} is no model; {allowed_names(name, self.models)}")
+        return self
+
+    def shots_reference_model(self, model: str) -> str | None:
         """Returns the name of the model whose similarities define the shots of `model`; None for an unknown one."""
         reference = self.shots.reference
         if reference is None:

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from eval_megaface.comparison import check_comparison, compare_with_reference, power_notes
 from eval_megaface.config import MegafaceConfig
 from eval_megaface.protocol import (
     EvaluationContext,
@@ -51,6 +52,8 @@ def evaluate_megaface(config: MegafaceConfig, progress: ProgressFn = no_progress
     search = open_search(config.search.engine, pairs)
     sources = {name: ModelSources(files) for name, files in config.models.items()}
     kinds = {name: select_kinds(name, source, config) for name, source in sources.items()}
+    if config.compare:
+        check_comparison(config, kinds)
     notes = [*config.notes, *suite.notes, *_overlap_notes(config, suite), *unmatched_kind_notes(sources)]
     for name, source in sources.items():
         source.inspect(suite, kinds[name])
@@ -67,15 +70,20 @@ def evaluate_megaface(config: MegafaceConfig, progress: ProgressFn = no_progress
     bands = _shot_bands(context, config, sources, progress)
     notes += [f"{name}: no train store, so its shots are not measured." for name in sources if name not in bands]
     notes += reachability_notes
-    rows, curves, cmc = [], [], []
+    rows, curves, cmc, hits_of = [], [], [], {}
     for variant in variants:
-        hits = find_hits(context, variant, progress)
+        hits_of[variant] = hits = find_hits(context, variant, progress)
         groups = _probe_groups(suite, bands.get(variant.model, {}))
-        rows += [variant.labels | row for row in report_rows(suite, groups, hits, config.ranks, config.interval)]
-        curves.append(variant.labels | size_curve(suite, hits, config.interval))
+        rows += [variant.labels | row for row in report_rows(suite, groups, hits, config.ranks, config.interval.level)]
+        curves.append(variant.labels | size_curve(suite, hits, config.interval.level))
         cmc.append(variant.labels | cmc_curve(suite, hits))
         if search.is_first:
             _write_devkit(config, suite, f"{variant.model}_{variant.kind}", hits)
+    comparison = None
+    if config.compare:
+        groups = _probe_groups(suite, bands.get(config.compare.reference, {}))
+        comparison = compare_with_reference(config, suite, groups, hits_of)
+        notes += power_notes(comparison, config.interval.level)
     verification = measure_verification(context, variants, progress) if config.verification else None
     open_set = None
     if config.open_set:
@@ -91,13 +99,12 @@ def evaluate_megaface(config: MegafaceConfig, progress: ProgressFn = no_progress
         },
         "interval": {
             "level": config.interval.level,
-            "method": "bootstrap over identities, percentile",
-            "replicates": config.interval.replicates,
-            "seed": config.interval.seed,
+            "method": "jackknife over identities, Wilson limits of the effective trials",
         },
         "rows": rows,
         "curves": curves,
         "cmc": cmc,
+        "comparison": comparison,
         "verification": verification,
         "open_set": open_set,
         "models": {name: source.describe() for name, source in sources.items()},
@@ -137,7 +144,7 @@ def _shot_bands(
     by_reference: dict[str, dict[str, np.ndarray]] = {}
     bands = {}
     for name in sources:
-        reference = config.reference_model(name)
+        reference = config.shots_reference_model(name)
         source = sources[reference]
         if source.train is None:
             continue
@@ -150,7 +157,7 @@ def _shot_bands(
 
 def _shots_reference(config: MegafaceConfig, bands: dict[str, Any]) -> str:
     """Returns the name of the model whose similarities define the shots, for the report."""
-    references = {config.reference_model(name) for name in bands}
+    references = {config.shots_reference_model(name) for name in bands}
     if not references:
         return "none"
     return f"{references.pop()}, direct" if len(references) == 1 else "each model's own, direct"

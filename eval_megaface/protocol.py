@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from eval_megaface.config import MAX_RANK, IntervalConfig
+from eval_megaface.config import MAX_RANK
 from eval_megaface.sources import FeatureSource, ModelSources, ModelVariant, content_hash
 from eval_megaface.suite import ProbeGroup, Suite, replace_noisy
 from facelt.errors import UserError
 from facelt.identification.rank import hit_ranks, probe_hits, pseudo_shot_bands
 from facelt.search.exact import BadRow
 from facelt.search.search import Search
-from facelt.stats.resampling import bootstrap_rates
+from facelt.stats.intervals import ClusteredCounts, rate_intervals
 from facelt.store.store import UNIT_KINDS
 from recordio_tools.atomic_io import atomic_replace
 from recordio_tools.progress import ProgressFn, no_progress, relabel
@@ -103,6 +103,10 @@ class Hits:
         sizes = np.array([size for size, _ in self.lists])
         return np.stack([self.hit_CPK[sizes == size].sum(axis=0) for size in self.sizes_S])
 
+    def mean_hit_P(self, rank: int) -> np.ndarray:
+        """Returns the hits of each probe at `rank` among the most distractors, averaged over the sets, [P]."""
+        return self.hit_SPK[-1, :, rank - 1] / self.sets_S[-1]
+
 
 def find_hits(context: EvaluationContext, variant: ModelVariant, progress: ProgressFn = no_progress) -> Hits:
     """Returns the hits of all pairs, from one search of every gallery with every probe; finished searches are cached.
@@ -175,54 +179,57 @@ def name_bad_rows(
 
 
 def report_rows(
-    suite: Suite, groups: Sequence[ProbeGroup], hits: Hits, ranks: Sequence[int], interval: IntervalConfig
+    suite: Suite, groups: Sequence[ProbeGroup], hits: Hits, ranks: Sequence[int], level: float
 ) -> list[dict[str, Any]]:
     """Returns the report's rows: the rates of all groups among the most distractors, at each of `ranks`."""
     return [
         {
             "rank": rank,
             "distractors": hits.sizes_S[-1],
-            "figures": _group_rates(suite, groups, hits.hit_SPK[-1, :, rank - 1] / hits.sets_S[-1], interval),
+            "figures": _group_rates(suite, groups, hits.mean_hit_P(rank), level),
         }
         for rank in sorted(set(ranks))
     ]
 
 
-def _group_rates(
-    suite: Suite, groups: Sequence[ProbeGroup], hit_P: np.ndarray, interval: IntervalConfig
-) -> list[dict[str, Any]]:
+def _group_rates(suite: Suite, groups: Sequence[ProbeGroup], hit_P: np.ndarray, level: float) -> list[dict[str, Any]]:
     """Returns rate, interval and counts of each group; `hit_P` are the hits of each probe, averaged over sets.
 
-    A group without pairs has the rate None; one with pairs of fewer than two identities has no interval.
+    A group without pairs has the rate None; one with pairs of fewer than two identities has no interval. The groups of
+    one row share a call of `rate_intervals`: one whose pairs all end the same borrows the correlation of the others.
     """
-    identities = len(suite.names)
-    hit_GI = np.stack([np.bincount(suite.identity_P, hit_P * group.mask_P, identities) for group in groups])
-    pair_GI = np.stack([np.bincount(suite.identity_P, suite.pairs_P * group.mask_P, identities) for group in groups])
-    low_G, high_G = _intervals(hit_GI, pair_GI, interval)
+    hit_GI, pair_GI = (sum_by_identity(suite, groups, count_P) for count_P in (hit_P, suite.pairs_P))
+    intervals = rate_intervals(ClusteredCounts.by_identity(hit_GI, pair_GI), level=level)
     return [
         {
             "name": group.name,
             "group": group.group,
-            "rate": float(hit_I.sum() / pair_I.sum()) if pair_I.sum() else None,
-            "low": low,
-            "high": high,
-            "pairs": int(pair_I.sum()),
+            "rate": intervals.rate_F[g],
+            "low": intervals.low_F[g],
+            "high": intervals.high_F[g],
+            "pairs": int(pair_GI[g].sum()),
             "probes": int(group.mask_P.sum()),
             "identities": len(np.unique(suite.identity_P[group.mask_P])),
         }
-        for group, hit_I, pair_I, low, high in zip(groups, hit_GI, pair_GI, low_G, high_G, strict=True)
+        for g, group in enumerate(groups)
     ]
 
 
-def size_curve(suite: Suite, hits: Hits, interval: IntervalConfig) -> dict[str, Any]:
-    """Returns the rank-1 rate of all pairs against the number of distractors."""
-    identities, pairs = len(suite.names), len(suite.pairs)
+def sum_by_identity(suite: Suite, groups: Sequence[ProbeGroup], count_P: np.ndarray) -> np.ndarray:
+    """Returns the sum of `count_P` over each identity's probes in each group, float64 [G,I]."""
+    identities = len(suite.names)
+    return np.stack([np.bincount(suite.identity_P, count_P * group.mask_P, identities) for group in groups])
+
+
+def size_curve(suite: Suite, hits: Hits, level: float) -> dict[str, Any]:
+    """Returns the rank-1 rate of all pairs against the number of distractors, with intervals of one call."""
+    identities = len(suite.names)
     hit_SP = hits.hit_SPK[:, :, 0] / hits.sets_S[:, None]
     hit_SI = np.stack([np.bincount(suite.identity_P, hit_P, identities) for hit_P in hit_SP])
     pair_SI = np.broadcast_to(np.bincount(suite.identity_P, suite.pairs_P, identities), hit_SI.shape)
-    low_S, high_S = _intervals(hit_SI, pair_SI, interval)
-    rate_S = [float(hit_I.sum() / pairs) if pairs else None for hit_I in hit_SI]
-    return {"rank": 1, "sizes": hits.sizes_S, "rate": rate_S, "low": low_S, "high": high_S}
+    intervals = rate_intervals(ClusteredCounts.by_identity(hit_SI, pair_SI), level=level)
+    limits = {"rate": intervals.rate_F, "low": intervals.low_F, "high": intervals.high_F}
+    return {"rank": 1, "sizes": hits.sizes_S, **limits}
 
 
 def cmc_curve(suite: Suite, hits: Hits) -> dict[str, Any]:
@@ -231,7 +238,3 @@ def cmc_curve(suite: Suite, hits: Hits) -> dict[str, Any]:
     pairs = len(suite.pairs)
     rate_K = [float(hit / pairs) if pairs else None for hit in hit_K]
     return {"distractors": hits.sizes_S[-1], "ranks": list(range(1, len(hit_K) + 1)), "rate": rate_K}
-
-
-def _intervals(hit_GI: np.ndarray, pair_GI: np.ndarray, interval: IntervalConfig) -> tuple[np.ndarray, np.ndarray]:
-    return bootstrap_rates(hit_GI, pair_GI, replicates=interval.replicates, level=interval.level, seed=interval.seed)

@@ -29,8 +29,8 @@ def megaface(
 ) -> None:
     """Evaluate rank-k identification among MegaFace's distractors, by shots and groups, with intervals and a report.
 
-    The keys verification and open_set add TAR at FAR and FNIR at FPIR. An interrupted run resumes where it stopped.
-    Under torchrun each process searches a share of the distractors.
+    The key compare adds paired differences to one of the models; verification and open_set add TAR at FAR and FNIR at
+    FPIR. An interrupted run resumes where it stopped. Under torchrun each process searches a share of the distractors.
     """
     from eval_megaface.config import MegafaceConfig
     from eval_megaface.evaluate import evaluate_megaface

@@ -12,8 +12,7 @@ from facelt.audit.inputs import AuditInputs
 from facelt.audit.measure import SearchOutcomes
 from facelt.config.audit import AuditConfig
 from facelt.stats.groups import Units
-from facelt.stats.intervals import ClusteredCounts, rate_intervals
-from facelt.stats.permutation import holm_adjust, paired_permutation_test
+from facelt.stats.permutation import holm_adjust, paired_differences
 
 
 def compare_models(
@@ -46,25 +45,20 @@ def _compare_by_group(
         units.sum_by_group(np.bincount(units.unit_N, weights=count_P, minlength=len(units)), grouping)
         for count_P in (first.event_P, second.event_P, first.trial_P)
     )
-    counts = ClusteredCounts.by_identity(np.concatenate([hit_GI, other_hit_GI]), np.concatenate([trial_GI, trial_GI]))
-    intervals = rate_intervals(counts, level=config.statistics.level)
-    draws = {"permutations": config.statistics.replicates, "seed": config.statistics.seed}
-    rows = []
-    for g, name in enumerate(grouping.names):
-        other_index = len(grouping) + g
-        low, high = intervals.difference(other_index, g)
-        test = paired_permutation_test(hit_GI[g], other_hit_GI[g], trial_GI[g], **draws)
-        rows.append(
-            {
-                "group": list(name),
-                "rate": intervals.rate_F[g],
-                "other_rate": intervals.rate_F[other_index],
-                "difference": intervals.rate_F[other_index] - intervals.rate_F[g],
-                "low": low,
-                "high": high,
-                "identities": int(intervals.identities_F[g]),
-                "small": bool(intervals.identities_F[g] < config.min_identities),
-                "p": None if test is None else test.p,
-            }
-        )
-    return rows
+    statistics = config.statistics
+    options = {"level": statistics.level, "permutations": statistics.replicates, "seed": statistics.seed}
+    differences = paired_differences(hit_GI, other_hit_GI, trial_GI, **options)
+    return [
+        {
+            "group": list(name),
+            "rate": difference.reference_rate,
+            "other_rate": difference.rate,
+            "difference": difference.difference,
+            "low": difference.low,
+            "high": difference.high,
+            "identities": difference.identities,
+            "small": difference.identities < config.min_identities,
+            "p": difference.p,
+        }
+        for name, difference in zip(grouping.names, differences, strict=True)
+    ]

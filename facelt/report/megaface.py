@@ -8,7 +8,16 @@ from facelt.report import plots
 from facelt.report.drawing import Plot, Series, Styles, assign_styles
 from facelt.report.formatting import EN_DASH, percent
 from facelt.report.html_page import markup, render
-from facelt.report.megaface_schema import CmcCurve, GroupFigure, MegafaceReport, SizeCurve
+from facelt.report.megaface_comparison import comparison_table, points_interval, signed_points
+from facelt.report.megaface_schema import (
+    CmcCurve,
+    ComparisonRow,
+    GroupFigure,
+    MegafaceReport,
+    MegafaceRow,
+    PairedFigure,
+    SizeCurve,
+)
 from facelt.report.megaface_thresholds import (
     open_set_table,
     threshold_csv_tables,
@@ -43,13 +52,13 @@ class RateColumn:
 
 @dataclass(frozen=True)
 class RateRow:
-    """Row of the rate table; `cells` holds each column's figure, None if the report has none."""
+    """Row of a table of rates or differences; `cells` holds each column's figure, None if the report has none."""
 
     model: str
     kind: str
     rank: int
     distractors: int
-    cells: tuple[GroupFigure | None, ...]
+    cells: tuple[GroupFigure | PairedFigure | None, ...]
 
 
 def rate_columns(report: MegafaceReport) -> tuple[RateColumn, ...]:
@@ -60,14 +69,14 @@ def rate_columns(report: MegafaceReport) -> tuple[RateColumn, ...]:
     return tuple(RateColumn(*key) for key in sorted(keys, key=lambda key: groups.index(key[0])))
 
 
-def rate_rows(report: MegafaceReport, columns: Sequence[RateColumn]) -> tuple[RateRow, ...]:
-    """Returns the report's rows with their figures in the order of `columns`."""
-    rows = []
-    for row in report.rows:
+def rate_rows(rows: Sequence[MegafaceRow | ComparisonRow], columns: Sequence[RateColumn]) -> tuple[RateRow, ...]:
+    """Returns rows of the report with their figures in the order of `columns`."""
+    aligned = []
+    for row in rows:
         figures = {(figure.group, figure.name): figure for figure in row.figures}
         cells = tuple(figures.get((column.group, column.name)) for column in columns)
-        rows.append(RateRow(row.model, row.kind, row.rank, row.distractors, cells))
-    return tuple(rows)
+        aligned.append(RateRow(row.model, row.kind, row.rank, row.distractors, cells))
+    return tuple(aligned)
 
 
 def headline_rows(rows: Sequence[RateRow]) -> tuple[RateRow, ...]:
@@ -124,6 +133,7 @@ def megaface_tables(report: MegafaceReport) -> dict[str, Table]:
         "figures.csv": Table((*row_keys, *figure_keys), figures),
         "rate_by_size.csv": Table((*row_keys, "rate", "low", "high"), curves),
         "cmc.csv": Table(("model", "kind", "distractors", "rank", "rate"), cmc),
+        **({"differences.csv": comparison_table(report.comparison)} if report.comparison else {}),
         **threshold_csv_tables(report),
     }
 
@@ -131,7 +141,7 @@ def megaface_tables(report: MegafaceReport) -> dict[str, Table]:
 def megaface_page(report: MegafaceReport) -> str:
     """Returns the report as one HTML page."""
     columns = rate_columns(report)
-    rows = rate_rows(report, columns)
+    rows = rate_rows(report.rows, columns)
     headline = headline_rows(rows)
     sections = [section for section in (report.verification, report.open_set) if section]
     parts = [*report.rows, *report.curves, *report.cmc, *(rates for section in sections for rates in section.rates)]
@@ -145,9 +155,12 @@ def megaface_page(report: MegafaceReport) -> str:
         "headline": headline,
         "full": columns.index(RateColumn("all", "full")),
         "count_rows": count_rows(rows),
+        "signed_points": signed_points,
+        "points_interval": points_interval,
         "several_searches": len({(row.rank, row.distractors) for row in rows}) > 1,
         "kinds": list(dict.fromkeys(kind for _, kind in keys)),
         "styles": styles,
+        "differences": rate_rows(report.comparison.rows, columns) if report.comparison else (),
         "verification": verification_table(report, styles),
         "open_set": open_set_table(report, styles),
         "plots": [*_rate_plots(report, columns, headline, styles), *threshold_plots(report, styles)],

@@ -50,8 +50,6 @@ class IntervalSummary(ReportPart):
 
     level: float
     method: str
-    replicates: int
-    seed: int
 
 
 class GroupFigure(ReportPart):
@@ -75,6 +73,52 @@ class MegafaceRow(ReportPart):
     rank: int
     distractors: int
     figures: list[GroupFigure]
+
+
+class PairedFigure(ReportPart):
+    """Rate of one group of probes minus the reference's, with its interval and p-values.
+
+    `decided`: the interval excludes 0 and `adjusted_p`, Holm's over the section, is below 1 - level.
+    """
+
+    name: str
+    group: str
+    reference_rate: OptionalRate
+    rate: OptionalRate
+    difference: OptionalRate
+    low: OptionalRate
+    high: OptionalRate
+    pairs: int
+    identities: int
+    p: float | None
+    adjusted_p: float | None
+    decided: bool
+
+
+class ComparisonRow(ReportPart):
+    """Differences of all groups, for one model and kind at one rank; `sentence` states that of all probes."""
+
+    model: str
+    kind: str
+    rank: int
+    distractors: int
+    figures: list[PairedFigure]
+    sentence: str
+
+
+class ComparisonSection(ReportPart):
+    """Paired differences to the `kind` of the model `reference` on the same probes.
+
+    `shots` is the model whose similarities define the shot bands, None without any; `tests` counts the p-values.
+    """
+
+    reference: str
+    kind: str
+    shots: str | None
+    permutations: int
+    seed: int
+    tests: int
+    rows: list[ComparisonRow]
 
 
 class SizeCurve(ReportPart):
@@ -203,6 +247,7 @@ class MegafaceReport(ReportModel):
     rows: list[MegafaceRow]
     curves: list[SizeCurve]
     cmc: list[CmcCurve]
+    comparison: ComparisonSection | None = None
     verification: VerificationSection | None = None
     open_set: OpenSetSection | None = None
     models: dict[str, Any]

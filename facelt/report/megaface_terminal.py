@@ -1,12 +1,14 @@
-"""MegaFace report on the terminal: rate tables, verification, open-set identification, notes."""
+"""MegaFace report on the terminal: tables of rates and differences, verification, open-set identification, notes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
-from facelt.report.formatting import percent, percent_interval, rate_name
+from facelt.report.formatting import p_value, percent, percent_interval, rate_name
 from facelt.report.megaface import RateColumn, RateRow, count_rows, rate_columns, rate_rows
-from facelt.report.megaface_schema import GroupFigure, MegafaceReport
+from facelt.report.megaface_comparison import points_interval, signed_points
+from facelt.report.megaface_schema import GroupFigure, MegafaceReport, PairedFigure
 from facelt.report.megaface_thresholds import ThresholdCell, ThresholdTable, open_set_table, verification_table
 from facelt.report.terminal import label, make_table
 from facelt.utils.text import sanitize, shorten
@@ -18,34 +20,60 @@ if TYPE_CHECKING:
 
 _LABEL_WIDTH = 20
 _CELL_WIDTH = 12
+# Of an interval with two signs: -12.1 to -10.9.
+_DIFFERENCE_WIDTH = 14
 # From this width on there is room for the interval of each of the seven columns, not of the full rate alone.
 _WIDE = 100
+_WIDE_DIFFERENCES = 115
 
 
 def print_megaface(report: MegafaceReport, console: "Console | None" = None) -> None:
-    """Prints the rates in percent: the paper's Table 4, one table per other group, then the rates at thresholds.
+    """Prints the rates in percent and the differences to the reference, then the rates at thresholds.
 
-    `console` is by default one on standard output.
+    Each has a table of the columns of the paper's Table 4 and one per other group. `console` is by default one on
+    standard output.
     """
     from rich.console import Console
     from rich.text import Text
 
     console = console or Console()
     columns = rate_columns(report)
-    rows = rate_rows(report, columns)
-    table_4 = [index for index, column in enumerate(columns) if column.group in ("shots", "all", "gender")]
-    console.print(_rate_table(columns, rows, table_4, report.title, every_interval=console.width >= _WIDE))
-    for group in dict.fromkeys(column.group for column in columns if column.group not in ("shots", "all", "gender")):
-        indices = [index for index, column in enumerate(columns) if column.group == group]
-        per_table = max(1, (console.width - _LABEL_WIDTH) // (_CELL_WIDTH + 1))
-        for start in range(0, len(indices), per_table):
-            selected = indices[start : start + per_table]
-            console.print(_rate_table(columns, rows, selected, group, every_interval=True))
+    rows = rate_rows(report.rows, columns)
+    selections = list(_column_selections(columns, console.width))
+    for group, indices in selections:
+        has_intervals = bool(group) or console.width >= _WIDE
+        console.print(_rate_table(columns, rows, indices, group or report.title, has_intervals))
+    if report.comparison:
+        differences = rate_rows(report.comparison.rows, columns)
+        for group, indices in selections:
+            title = f"Points above or below {report.comparison.reference} {report.comparison.kind}"
+            title += f", by {group}" if group else ""
+            cell = partial(_difference_cell, every_interval=bool(group) or console.width >= _WIDE_DIFFERENCES)
+            console.print(_figure_table(columns, differences, indices, title, cell, _DIFFERENCE_WIDTH))
+        for row in report.comparison.rows:
+            console.print(Text(sanitize(row.sentence)))
+        console.print()
     tables = [table for table in (verification_table(report), open_set_table(report)) if table]
     for table in tables:
         console.print(_threshold_table(table))
-    lines = [_rate_legend(report), *_threshold_legend(report, tables), *(f"Note: {note}" for note in report.notes)]
+    lines = [
+        _rate_legend(report),
+        *_difference_legend(report),
+        *_threshold_legend(report, tables),
+        *(f"Note: {note}" for note in report.notes),
+    ]
     console.print(Text("\n".join(map(sanitize, lines))), style="dim")
+
+
+def _column_selections(columns: Sequence[RateColumn], width: int) -> Iterator[tuple[str, list[int]]]:
+    """Yields the columns of each table by index, with their group: Table 4 (no group), then the other groups."""
+    built_in = ("shots", "all", "gender")
+    yield "", [index for index, column in enumerate(columns) if column.group in built_in]
+    per_table = max(1, (width - _LABEL_WIDTH) // (_CELL_WIDTH + 1))
+    for group in dict.fromkeys(column.group for column in columns if column.group not in built_in):
+        indices = [index for index, column in enumerate(columns) if column.group == group]
+        for start in range(0, len(indices), per_table):
+            yield group, indices[start : start + per_table]
 
 
 def _rate_table(
@@ -53,19 +81,42 @@ def _rate_table(
 ) -> "Table":
     from rich.text import Text
 
-    titles = [shorten(columns[index].title) for index in indices]
-    table = make_table("model\nkind", titles, title=title, label_width=_LABEL_WIDTH, cell_width=_CELL_WIDTH)
-    several_searches = len({(row.rank, row.distractors) for row in rows}) > 1
-    for row in rows:
-        search = [f"rank {row.rank}, {row.distractors:,}"] if several_searches else []
-        cells = (_rate_cell(row.cells[index], columns[index].group == "all", every_interval) for index in indices)
-        table.add_row(label(row.model, row.kind, *search), *cells)
+    table = _figure_table(
+        columns, rows, indices, title, partial(_rate_cell, every_interval=every_interval), _CELL_WIDTH
+    )
     table.add_section()
     selected = [replace(row, cells=tuple(row.cells[index] for index in indices)) for row in rows]
     for name, cells in count_rows(selected):
         counts = (Text(_short_count(cell.pairs) if cell else "-", style="dim") for cell in cells)
         table.add_row(label("pairs" + (f" ({name})" if name else ""), style="dim"), *counts)
     return table
+
+
+def _figure_table(
+    columns: Sequence[RateColumn],
+    rows: Sequence[RateRow],
+    indices: list[int],
+    title: str,
+    cell: Callable[..., "Text"],
+    cell_width: int,
+) -> "Table":
+    titles = [shorten(columns[index].title) for index in indices]
+    table = make_table("model\nkind", titles, title=title, label_width=_LABEL_WIDTH, cell_width=cell_width)
+    several_searches = len({(row.rank, row.distractors) for row in rows}) > 1
+    for row in rows:
+        search = [f"rank {row.rank}, {row.distractors:,}"] if several_searches else []
+        cells = (cell(row.cells[index], columns[index].group == "all") for index in indices)
+        table.add_row(label(row.model, row.kind, *search), *cells)
+    return table
+
+
+def _difference_cell(cell: PairedFigure | None, is_full: bool, every_interval: bool) -> "Text":
+    """Returns the difference with a star if it is decided, its interval and its p-value."""
+    if cell is None or cell.difference is None:
+        return label("-", style="")
+    details = [points_interval(cell.low, cell.high), f"p {p_value(cell.adjusted_p)}"]
+    shown = filter(None, details if is_full or every_interval else [])
+    return label(signed_points(cell.difference) + "*" * cell.decided, *shown, style="bold" if cell.decided else "")
 
 
 def _rate_cell(cell: GroupFigure | None, is_full: bool, every_interval: bool) -> "Text":
@@ -108,6 +159,18 @@ def _rate_legend(report: MegafaceReport) -> str:
         f"Below a rate: its {100 * interval.level:.0f} % interval ({interval.method}). "
         f"Shots: training embeddings more similar than {shots.threshold:g}; {bands}; reference {shots.reference}."
     )
+
+
+def _difference_legend(report: MegafaceReport) -> list[str]:
+    if report.comparison is None:
+        return []
+    comparison, level = report.comparison, report.interval.level
+    shots = f" Shots: bands of {comparison.shots} for both." if comparison.shots else ""
+    return [
+        f"Differences in points over the same probes; {100 * level:.0f} % intervals over identities; p adjusted by "
+        f"Holm's method over {comparison.tests:,} tests ({comparison.permutations:,} permutations, seed "
+        f"{comparison.seed}). A star: decided, the interval excludes 0 and p is below {1 - level:.2g}.{shots}"
+    ]
 
 
 def _threshold_legend(report: MegafaceReport, tables: Sequence[ThresholdTable]) -> list[str]:

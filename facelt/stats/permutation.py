@@ -1,4 +1,4 @@
-"""Permutation tests over identities, contrasts of two groups, and Holm's adjustment of p-values.
+"""Permutation tests over identities, contrasts of two groups or two models, and Holm's adjustment of p-values.
 
 Groups are compared by permuting the groups of identities, two models by swapping the models of identities.
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from facelt.stats import disparity
 from facelt.stats.groups import GroupTable
+from facelt.stats.intervals import ClusteredCounts, rate_intervals
 from facelt.stats.resampling import iterate_row_slices
 
 # Statistics within this distance are ties: their sums may round differently.
@@ -118,6 +119,52 @@ def paired_permutation_test(
         ]
     )
     return _compare_with_null(float(abs(difference_I.sum())), np.abs(sum_P))
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Rate of a model minus that of the reference on the same searches; limits NaN with fewer than two identities.
+
+    Rates are NaN and `p`, of the paired permutation test, None without searches.
+    """
+
+    reference_rate: float
+    rate: float
+    difference: float
+    low: float
+    high: float
+    identities: int
+    p: float | None
+
+
+def paired_differences(
+    reference_GI: np.ndarray, event_GI: np.ndarray, trial_GI: np.ndarray, *, level: float, permutations: int, seed: int
+) -> list[PairedDifference]:
+    """Returns the difference of two models' rates in each group, from their events in the same trials, [G,I] each.
+
+    The rates of both models and all groups come from one call of `rate_intervals`; its joint limits account for the
+    correlation of the models over identities. Holm's adjustment is left to the caller, who knows all tests of a report.
+    """
+    groups = len(trial_GI)
+    both_FI, trial_FI = np.concatenate([reference_GI, event_GI]), np.concatenate([trial_GI, trial_GI])
+    intervals = rate_intervals(ClusteredCounts.by_identity(both_FI, trial_FI), level=level)
+    differences = []
+    for g in range(groups):
+        low, high = intervals.difference(groups + g, g)
+        test = paired_permutation_test(reference_GI[g], event_GI[g], trial_GI[g], permutations=permutations, seed=seed)
+        reference_rate, rate = float(intervals.rate_F[g]), float(intervals.rate_F[groups + g])
+        differences.append(
+            PairedDifference(
+                reference_rate,
+                rate,
+                rate - reference_rate,
+                low,
+                high,
+                int(intervals.identities_F[g]),
+                None if test is None else test.p,
+            )
+        )
+    return differences
 
 
 def _test(

@@ -1,4 +1,4 @@
-"""Bootstrap over identities: replicate weights and rates, percentile and bias-corrected limits.
+"""Bootstrap over identities: replicate weights and rates, bias-corrected percentile limits.
 
 A replicate is a weight for each identity. A search or a mated pair has its identity's weight, a non-mated pair the
 product of both identities' weights, so that no replicate needs a loop over pairs.
@@ -70,36 +70,6 @@ def iterate_row_slices(rows: int, width: int) -> Iterator[slice]:
     """Yields slices of at least one row and at most 32 MB of float64 rows of that width."""
     step = max(1, (1 << 22) // max(width, 1))
     return (slice(start, start + step) for start in range(0, rows, step))
-
-
-def bootstrap_rates(
-    hit_FI: np.ndarray, pair_FI: np.ndarray, *, replicates: int, level: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns percentile intervals of F rates by resampling identities with replacement: low [F] and high [F].
-
-    `hit_FI[f, i]` of the `pair_FI[f, i]` pairs of identity i count for figure f; all figures share the replicates.
-    Replicates in which a figure has no pair are ignored for it. NaN if fewer than two identities have pairs.
-
-    Cluster bootstrap with percentile limits (Davison and Hinkley, Bootstrap Methods and their Application, 1997, 3.8
-    and 5.3). Raises ValueError on a level outside (0, 1), no replicate, or unequal shapes.
-    """
-    hit_FI, pair_FI = np.atleast_2d(hit_FI).astype(np.float64), np.atleast_2d(pair_FI).astype(np.float64)
-    if hit_FI.shape != pair_FI.shape:
-        raise ValueError(f"hits are {list(hit_FI.shape)} and pairs {list(pair_FI.shape)}")
-    if not 0 < level < 1 or replicates < 1:
-        raise ValueError(f"level {level} must lie between 0 and 1 and replicates {replicates} be positive")
-    low_F, high_F = np.full((2, len(hit_FI)), np.nan)
-    known_F = (pair_FI > 0).sum(axis=1) >= 2
-    if not known_F.any():
-        return low_F, high_F
-    identities = pair_FI.shape[1]
-    drawn_RI = np.random.default_rng(seed).multinomial(identities, np.full(identities, 1 / identities), size=replicates)
-    drawn_IR = drawn_RI.T.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        rate_FR = (hit_FI[known_F] @ drawn_IR) / (pair_FI[known_F] @ drawn_IR)
-    tail = (1 - level) / 2
-    low_F[known_F], high_F[known_F] = np.nanquantile(rate_FR, [tail, 1 - tail], axis=1)
-    return low_F, high_F
 
 
 def bias_corrected_limits(

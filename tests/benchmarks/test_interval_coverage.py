@@ -71,6 +71,26 @@ def test_pair_counts_are_symmetric():
     assert (error_II <= trial_II).all()
 
 
+def test_percentile_limits_equal_a_loop_over_drawn_people():
+    random = np.random.default_rng(4)
+    trials = random.integers(1, 5, 6)
+    errors = random.binomial(trials, 0.4)
+    rates = []
+    for draw in np.random.default_rng(7).multinomial(6, [1 / 6] * 6, size=200):
+        people = [i for i in range(6) for _ in range(draw[i])]
+        rates.append(sum(errors[i] for i in people) / sum(trials[i] for i in people))
+    result = interval_coverage._percentile_limits(errors, trials, replicates=200, level=0.9, seed=7)
+    assert result == pytest.approx(np.quantile(rates, [0.05, 0.95]), rel=1e-12)
+
+
+def test_percentile_limits_of_equal_people_are_binomial():
+    # 400 people with one trial each, 25% errors: the bootstrap is a binomial(400, 0.25) / 400.
+    errors = np.repeat([1, 0], [100, 300])
+    result = interval_coverage._percentile_limits(errors, np.ones(400), replicates=4000, level=0.95, seed=3)
+    spread = 1.96 * np.sqrt(0.75 * 0.25 / 400)
+    assert result == pytest.approx((0.25 - spread, 0.25 + spread), abs=0.006)
+
+
 @pytest.mark.parametrize("kind", ["search", "pair"])
 def test_the_table_is_what_is_measured(kind):
     worlds = SEARCH_WORLDS if kind == "search" else PAIR_WORLDS

@@ -75,7 +75,6 @@ class SmallSuite:
                 "actresses": "actresses.txt",
             },
             "models": {"plain": files},
-            "interval": {"replicates": 50},
             "shots": {"threshold": 0.3},
         } | changes
 
@@ -165,5 +164,4 @@ def real_config(real_data, real_stores, tmp_path):
                 "training_identities": real_data / "faces/train/identities.csv",
             }
         },
-        "interval": {"replicates": 200},
     }

@@ -5,10 +5,12 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from eval_megaface.config import MegafaceConfig
 from eval_megaface.evaluate import evaluate_megaface
 from facelt.errors import UserError
+from facelt.stats.intervals import ClusteredCounts, rate_intervals
 from tests.feature_files import write_feature
 
 
@@ -29,7 +31,6 @@ def test_golden_tree_exactly(golden, tmp_path):
             }
         },
         "noise": {"mode": "raw"},
-        "interval": {"replicates": 20},
     }
     report = evaluate_megaface(MegafaceConfig.model_validate(config)).json_values()
     expected = json.loads((folder / "expected.json").read_text())
@@ -129,6 +130,57 @@ def test_sets_are_averaged(small, write_list):
     assert figures_of(report["rows"][0])["full"]["pairs"] == 14
     assert report["suite"]["sets"] == [1, 2]
     assert report["suite"]["distractors"] == 10
+
+
+def plain_counts(small, probe_rows, lists, rank=1, probe_PD=None, distractor_GD=None):
+    """Hits at `rank`, averaged over the lists, and pairs of each person by plain loops, as dicts."""
+    probe_PD = (small.probe_PD if probe_PD is None else probe_PD).astype(float)
+    distractor_GD = small.distractor_GD if distractor_GD is None else distractor_GD
+    hits, pairs = {}, {}
+    for mate, probe in itertools.permutations(probe_rows, 2):
+        person = small.probes[probe].split("/")[0]
+        if small.probes[mate].split("/")[0] == person:
+            score = float(np.dot(probe_PD[mate], probe_PD[probe]))
+            more = [sum(float(np.dot(probe_PD[probe], distractor_GD[g])) > score for g in rows) for rows in lists]
+            hits[person] = hits.get(person, 0) + np.mean([count < rank for count in more])
+            pairs[person] = pairs.get(person, 0) + 1
+    return hits, pairs
+
+
+def test_intervals_are_those_of_the_identities_of_each_group(small, write_list):
+    write_list(small.root / "lists/megaface_features_list.json_5_2", small.distractors[20:25])
+    report = small.run("noise.mode=raw", "suite.sizes=[5]", "interval.level=0.9")
+    hits, pairs = plain_counts(small, range(9), (range(5), range(20, 25)))
+    assert any(hit != int(hit) for hit in hits.values())  # averaged over the sets, a count is not always whole
+    people = {"full": list(pairs), "male": ["Bob_Ray", "Cy_Doe_Jr."], "female": ["Ann_Lee"]}
+    counts = ([[d.get(p, 0) if p in group else 0 for p in pairs] for group in people.values()] for d in (hits, pairs))
+    expected = rate_intervals(ClusteredCounts.by_identity(*map(np.array, counts)), level=0.9)
+    result = figures_of(report["rows"][0])
+    for index, name in enumerate(people):
+        limits = [result[name][key] for key in ("rate", "low", "high")]
+        if name == "female":
+            assert limits[1:] == [None, None]
+        else:
+            assert limits == pytest.approx([getattr(expected, key)[index] for key in ("rate_F", "low_F", "high_F")])
+    assert report["interval"] == {
+        "level": 0.9,
+        "method": "jackknife over identities, Wilson limits of the effective trials",
+    }
+
+
+def test_a_group_without_a_miss_has_an_interval(small, write_store):
+    random = np.random.default_rng(0)
+    near_PD = np.ones((9, 6)) + random.normal(0, 0.01, (9, 6))
+    write_store(small.root / "near", small.probes, {"direct": small.unit(near_PD)})
+    write_store(small.root / "far", small.distractors, {"direct": small.unit(-np.ones((30, 6)))})
+    models = {"apart": {"probes": str(small.root / "near"), "distractors": str(small.root / "far")}}
+    report = small.run("noise.mode=raw", models=models)
+    full = figures_of(report["rows"][0])["full"]
+    assert (full["rate"], full["high"]) == (1, 1)
+    # 6, 6 and 2 pairs, taken to end the same within a person: worth (sum n)^2 / sum n^2 independent ones.
+    effective = 14**2 / (6**2 + 6**2 + 2**2)
+    assert full["low"] == pytest.approx(effective / (effective + stats.t.ppf(0.975, effective - 1) ** 2))
+    assert report["curves"][0]["low"] == [full["low"]] * 2
 
 
 def test_an_empty_group_has_no_rate(small):

@@ -34,7 +34,7 @@ def test_a_second_run_searches_nothing(small, searches):
     assert searches == ["count_above", "top_k"]
     assert small.run() == report
     # Other intervals, ranks or groups need no other search.
-    assert small.run("interval.replicates=7", "ranks=[2]")["cmc"] == report["cmc"]
+    assert small.run("interval.level=0.8", "ranks=[2]")["cmc"] == report["cmc"]
     assert searches == ["count_above", "top_k"]
 
 

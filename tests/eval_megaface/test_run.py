@@ -36,6 +36,7 @@ def test_script_writes_the_report(small, root, tmp_path):
         (["--set", "noise.mode=none"], "noise.mode"),
         (["--set", "suite.facescrub_lst=x"], "did you mean 'facescrub_list'"),
         (["--set", "ranks=[0]"], "ranks"),
+        (["--set", "interval.replicates=2000"], "interval.replicates: unknown key; allowed: level"),
         (["--set", "suite.actors=null"], "actors and actresses go together"),
         (["--set", "suite.root=nowhere"], "cannot be read"),
     ],
@@ -63,7 +64,7 @@ def test_shipped_configuration_is_valid(root):
     from eval_megaface.config import MegafaceConfig
     from facelt.config.loading import load_config
 
-    assert load_config(root / "configs/megaface.yaml", MegafaceConfig).reference_model("oltr") == "plain"
+    assert load_config(root / "configs/megaface.yaml", MegafaceConfig).shots_reference_model("oltr") == "plain"
 
 
 def test_help_loads_nothing_heavy(root):

@@ -42,7 +42,7 @@ _REPORT = {
         "threshold": 0.7, "reference": "each model's own direct",
         "bands": {"many": ">= 5", "few": "2..4", "one": "1", "zero": "0"},
     },
-    "interval": {"level": 0.95, "method": "identity bootstrap", "replicates": 2000, "seed": 0},
+    "interval": {"level": 0.95, "method": "jackknife over identities"},
     "rows": [row(*entry) for entry in _SERIES],
     "curves": [
         {
@@ -65,6 +65,43 @@ _REPORT = {
 @pytest.fixture
 def report():
     return copy.deepcopy(_REPORT)
+
+
+def _difference(name, group, rate, half, adjusted_p):
+    ends = (None, None) if half is None else (round(rate - half, 4), round(rate + half, 4))
+    reference_rate = 0.8 if adjusted_p is not None else None
+    return {
+        "name": name, "group": group, "reference_rate": reference_rate,
+        "rate": None if reference_rate is None else 0.8 + rate, "difference": rate, "low": ends[0], "high": ends[1],
+        "pairs": 26202 if adjusted_p is not None else 0, "identities": 14, "p": adjusted_p, "adjusted_p": adjusted_p,
+        "decided": half is not None and half < abs(rate) and adjusted_p < 0.05,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def compared(report):
+    """The report with a comparison: `oltr direct` decided above the reference, `oltr meta` undecided below it."""
+    rows = [
+        ("direct", 0.0382, 0.0261, 0.0121, "oltr direct is 3.8 points above plain direct at rank 1"),
+        ("meta", -0.0062, 0.0152, 0.43, "oltr meta is 0.6 points below plain direct at rank 1: undecided"),
+    ]
+    report["comparison"] = {
+        "reference": "plain", "kind": "direct", "shots": "plain", "permutations": 10000, "seed": 0, "tests": 14,
+        "rows": [
+            {
+                "model": "oltr", "kind": kind, "rank": 1, "distractors": 6732,
+                "figures": [
+                    _difference("full", "all", rate, half, p), _difference("many", "shots", None, None, None),
+                    _difference("few", "shots", rate / 2, 0.1234, 1.0), _difference("male", "gender", 0.0, 0.02, 1.0),
+                    _difference("female", "gender", 0.25, None, 0.5),
+                    _difference("under 40", "age", 0.071, 0.01, 0.001),
+                ],
+                "sentence": sentence,
+            }
+            for kind, rate, half, p, sentence in rows
+        ],
+    }  # fmt: skip
+    return report
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ def columns(values):
 
 
 def rows(values):
-    return rate_rows(MegafaceReport.build(values), columns(values))
+    return rate_rows(MegafaceReport.build(values).rows, columns(values))
 
 
 def test_table_4_comes_first_and_each_group_stays_together(report):

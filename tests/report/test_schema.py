@@ -46,7 +46,7 @@ def key_paths(part, path=()):
 
 
 # Keys that may be absent, and tables whose keys are names.
-OPTIONAL = {"schema", "weights_sha256", "verification", "open_set"}
+OPTIONAL = {"schema", "weights_sha256", "comparison", "verification", "open_set"}
 TABLES = {"files", "models", "thresholds", "overall", "rates", "confusion", "bands"}
 ROW_TABLES = {"confusion"}
 

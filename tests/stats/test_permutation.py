@@ -1,14 +1,17 @@
 """Permutation tests against full enumeration, under the null hypothesis, and under a large difference."""
 
+from dataclasses import astuple
 from itertools import combinations, product
 
 import numpy as np
 import pytest
 
 from facelt.stats import disparity
+from facelt.stats.intervals import ClusteredCounts, rate_intervals
 from facelt.stats.permutation import (
     holm_adjust,
     nonmated_permutation_test,
+    paired_differences,
     paired_permutation_test,
     permutation_test,
     permuted_groups,
@@ -63,6 +66,40 @@ def test_paired_test_equals_an_enumeration():
     result = paired_permutation_test(first, second, trial, **OPTIONS)
     assert result.statistic == pytest.approx(9 / 45)
     assert result.p == pytest.approx(np.mean([s >= 9 for s in sums]), abs=0.02)
+
+
+def test_paired_differences_are_those_of_joint_intervals_and_of_the_test():
+    random = np.random.default_rng(2)
+    trial_GI = random.integers(1, 20, (3, 9))
+    trial_GI[1, 4:] = 0
+    trial_GI[2] = 0
+    event_GI, reference_GI = random.binomial(trial_GI, 0.7), random.binomial(trial_GI, 0.5)
+    result = paired_differences(reference_GI, event_GI, trial_GI, level=0.9, **OPTIONS)
+    counts = ClusteredCounts.by_identity(np.vstack([reference_GI, event_GI]), np.vstack([trial_GI, trial_GI]))
+    joint = rate_intervals(counts, level=0.9)
+    for g in (0, 1):
+        test = paired_permutation_test(event_GI[g], reference_GI[g], trial_GI[g], **OPTIONS)
+        rate, reference_rate = (count_GI[g].sum() / trial_GI[g].sum() for count_GI in (event_GI, reference_GI))
+        expected = (reference_rate, rate, rate - reference_rate, *joint.difference(3 + g, g), (9, 4)[g], test.p)
+        assert astuple(result[g]) == expected
+    assert result[0].low < result[0].difference < result[0].high
+    assert np.isnan([result[2].rate, result[2].difference, result[2].low, result[2].high]).all()
+    assert (result[2].identities, result[2].p) == (0, None)
+
+
+def test_paired_differences_are_narrow_if_both_models_fail_on_the_same_people():
+    random = np.random.default_rng(0)
+    trial_I = np.full(30, 20)
+    common_I = random.binomial(18, random.beta(1, 1, 30))
+    better_I = common_I + random.integers(1, 3, 30)
+    (paired,) = paired_differences(common_I[None], better_I[None], trial_I[None], level=0.95, **OPTIONS)
+    shuffled_I = random.permutation(better_I)
+    (other,) = paired_differences(common_I[None], shuffled_I[None], trial_I[None], level=0.95, **OPTIONS)
+    assert paired.difference == pytest.approx(other.difference)
+    assert paired.high - paired.low < 0.3 * (other.high - other.low)
+    assert paired.low > 0 > other.low
+    assert paired.p == pytest.approx(1 / 4001)
+    assert other.p > 0.05
 
 
 def test_p_values_are_uniform_without_a_difference():

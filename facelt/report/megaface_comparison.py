@@ -1,0 +1,63 @@
+"""Comparison of models in a MegaFace report: differences in words, as signed points, and as a CSV table."""
+
+from collections.abc import Mapping
+from math import isnan
+from typing import Any
+
+from facelt.report.formatting import EN_DASH, p_value, small_percent
+from facelt.report.megaface_schema import ComparisonSection, PairedFigure
+from facelt.utils.tables import Table
+
+
+def difference_sentence(row: Mapping[str, Any], reference: str, level: float) -> str:
+    """Returns the difference of all probes in words; `row` has the values of a ComparisonRow but for its sentence.
+
+    `oltr direct is 3.8 points above plain direct at rank 1, 95% interval 1.2 to 6.4`; an undecided one says so and
+    names the number of identities, and its adjusted p-value if the interval alone would suggest otherwise.
+    """
+    figure = next(figure for figure in row["figures"] if figure["group"] == "all")
+    name, low, high = f"{row['model']} {row['kind']}", figure["low"], figure["high"]
+    if figure["p"] is None:
+        return f"{name} cannot be compared with {reference} at rank {row['rank']}: there are no pairs"
+    points = _points(abs(figure["difference"]))
+    side = "above" if figure["difference"] > 0 else "below"
+    relation = f"equal to {reference}" if points == "0" else f"{points} points {side} {reference}"
+    ends = "no interval" if isnan(low) else f"{100 * level:g}% interval {points_interval(low, high)}"
+    sentence = f"{name} is {relation} at rank {row['rank']}, {ends}"
+    if figure["decided"]:
+        return sentence
+    if low > 0 or high < 0:
+        sentence += f", but adjusted p {p_value(figure['adjusted_p'])}"
+    people = figure["identities"]
+    return f"{sentence}: undecided at {people:,} {'identity' if people == 1 else 'identities'}"
+
+
+def signed_points(difference: float | None) -> str:
+    """Returns a difference of rates in points with its sign, a dash for None: 0.038 -> '+3.80'."""
+    if difference is None:
+        return EN_DASH
+    text = f"{100 * difference:+.2f}"
+    return "0.00" if text in ("+0.00", "-0.00") else text
+
+
+def points_interval(low: float | None, high: float | None) -> str:
+    """Returns both ends of the interval of a difference in points, empty if either is missing: '-2.1 to 0.9'."""
+    return "" if low is None or high is None else f"{_points(low)} to {_points(high)}"
+
+
+def _points(rate: float) -> str:
+    """Returns a difference in points with one decimal; with two significant digits if that would be 0.0."""
+    return f"{100 * rate:.1f}" if abs(rate) >= 0.0005 else small_percent(rate)
+
+
+def comparison_table(section: ComparisonSection) -> Table:
+    """Returns all differences as a CSV table, one row per model, kind, rank and group."""
+    row_keys = ("model", "kind", "rank", "distractors")
+    figure_keys = tuple(PairedFigure.model_fields)
+    rows = [
+        [section.reference, section.kind, *(getattr(row, key) for key in row_keys),
+         *(getattr(figure, key) for key in figure_keys)]
+        for row in section.rows
+        for figure in row.figures
+    ]  # fmt: skip
+    return Table(("reference", "reference_kind", *row_keys, *figure_keys), rows)
