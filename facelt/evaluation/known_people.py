@@ -26,7 +26,7 @@ from facelt.evaluation.identity_scores import (
     default_score,
 )
 from facelt.evaluation.known_rates import COMPARED_FAR, LEVEL, KnownRates, KnownScores
-from facelt.inference.model import CARD_FILE, find_model_folder, load_model, run_stage_name, read_card
+from facelt.inference.model import CARD_FILE, find_model_folder, load_model, read_card, run_stage_name
 from facelt.inference.predict import Predictor
 from facelt.inference.sources import ImageSource, open_image_source
 from facelt.metrics.classification import known_band_limits, known_bands
