@@ -19,7 +19,6 @@ from facelt.errors import UserError
 from facelt.evaluation.evaluate import VALIDATION_SPLIT, find_split
 from facelt.evaluation.identity_scores import (
     IDENTITY_SCORES,
-    ScoredIdentities,
     available_scores,
     collect_outputs,
     collect_trained_identities,
@@ -231,14 +230,12 @@ def _open_strangers(candidate: _KnownCandidate, options: KnownPeopleOptions) -> 
                 f"--open-images {path}: {candidate.name} is trained on this record; name images of strangers"
             )
         source = open_image_source(path, candidate.config, root=root)
-        shared = sorted(
-            {trained[name] for name in map(canonical_name, _identity_names(path, source)) if name in trained}
-        )
-        if shared:
+        names = set(map(canonical_name, _identity_names(path, source)))
+        if shared := sorted(trained[name] for name in names & trained.keys()):
             named = ", ".join(shared[:_MAX_NAMED]) + (", ..." if len(shared) > _MAX_NAMED else "")
             raise UserError(
-                f"--open-images {path}: {len(shared)} identities are in the training data of {candidate.name} and are "
-                f"no strangers: {named}; leave their images out"
+                f"--open-images {path}: has people that {candidate.name} is trained on, {len(shared)} in all: {named}; "
+                "leave their images out"
             )
         splits.append(Split(source.dataset, source.members))
     return splits
@@ -276,7 +273,9 @@ def _measure_model(
     results = []
     for name in candidate.scores:
         known, *strangers = (part[name] for part in scored)
-        results.append(_known_scores(candidate.name, name, known, strangers, label_N))
+        stranger_score_S = np.concatenate([part.score_N for part in strangers])
+        is_right_N = known.identity_N == label_N
+        results.append(KnownScores(candidate.name, name, is_right_N, known.score_N, stranger_score_S))
     summary = {
         "name": candidate.name,
         "weights_sha256": model.weights_sha256,
@@ -284,13 +283,6 @@ def _measure_model(
         "default_score": default_score(candidate.scores),
     }
     return summary, indices, results
-
-
-def _known_scores(
-    model: str, score: str, known: ScoredIdentities, strangers: Sequence[ScoredIdentities], label_N: np.ndarray
-) -> KnownScores:
-    stranger_score_S = np.concatenate([part.score_N for part in strangers])
-    return KnownScores(model, score, known.identity_N == label_N, known.score_N, stranger_score_S)
 
 
 def _check_same_readable(candidates: Sequence[_KnownCandidate], readable: Sequence[Sequence[np.ndarray]]) -> None:
