@@ -268,7 +268,7 @@ def tradeoff_plot(
                 markeredgecolor="white", markeredgewidth=0.7,
             )  # fmt: skip
         drawn = [(100 * x, 100 * y) for curve in curves for x, y in (*zip(curve.x, curve.y, strict=True), *curve.points)
-                 if x and y]  # fmt: skip
+                 if x and (y or (y == 0 and not log_y))]  # fmt: skip
         _set_rate_axis(axes.xaxis, axes.set_xlim, [x for x, _ in drawn])
         if log_y:
             _set_rate_axis(axes.yaxis, axes.set_ylim, [y for _, y in drawn])
