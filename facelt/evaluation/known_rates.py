@@ -90,7 +90,7 @@ class KnownRates:
         """Returns the values of the report's `KnownScoreResult`."""
         detection = detection_metrics(result.score_N, result.stranger_score_S)
         curve = oscr_curve(result.score_N, result.is_right_N, result.stranger_score_S)
-        far_K, dir_K = _thinned_curve(curve.fpr_T, curve.rate_T, len(result.stranger_score_S))
+        far_K, dir_K = _curve_at_fars(curve.fpr_T, curve.rate_T, len(result.stranger_score_S))
         is_compared = result.threshold(COMPARED_FAR) is not None
         return {
             "model": result.model,
@@ -213,10 +213,13 @@ class _Figures:
         }
 
 
-def _thinned_curve(far_T: np.ndarray, dir_T: np.ndarray, strangers: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns DIR at log-spaced FARs from one stranger accepted to all: FAR ascending and DIR, float64 [K] each."""
+def _curve_at_fars(far_T: np.ndarray, dir_T: np.ndarray, strangers: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns FARs, log-spaced from one stranger accepted to all, and DIR at the lowest thresholds that keep them.
+
+    `far_T` and `dir_T` are the FAR, ascending, and DIR at each threshold.
+    """
     steps = math.ceil(_POINTS_PER_DECADE * math.log10(strangers))
-    wanted_K = np.maximum(1 / strangers, 10.0 ** (-np.arange(steps, -1, -1) / _POINTS_PER_DECADE))
-    # The last point of the curve within each FAR has the lowest threshold.
-    last_K = np.unique(np.searchsorted(far_T, wanted_K * (1 + 1e-12), side="right") - 1)
-    return far_T[last_K], dir_T[last_K]
+    far_K = np.unique(np.maximum(1 / strangers, 10.0 ** (-np.arange(steps, -1, -1) / _POINTS_PER_DECADE)))
+    # The last point within a FAR has the lowest threshold.
+    last_K = np.searchsorted(far_T, far_K * (1 + 1e-12), side="right") - 1
+    return far_K, dir_T[last_K]

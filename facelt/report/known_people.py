@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from facelt.report.drawing import Plot, Series, Styles, assign_styles
-from facelt.report.formatting import percent, percent_interval
+from facelt.report.formatting import EN_DASH, percent, percent_interval
 from facelt.report.html_page import markup, render
 from facelt.report.known_people_schema import (
     KnownComparison,
@@ -37,10 +37,18 @@ def comparison_sentence(comparison: KnownComparison, report: KnownPeopleReport) 
     )
     if comparison.low is not None and comparison.high is not None:
         # The interval has the sign of the sentence: fewer by 1 to 3 points.
-        ends = sorted((-1 if points < 0 else 1) * 100 * end for end in (comparison.low, comparison.high))
-        sentence += f", {100 * report.level:g} % interval {ends[0]:.1f} to {ends[1]:.1f}"
+        ends = sorted((-1 if points < 0 else 1) * end for end in (comparison.low, comparison.high))
+        sentence += f", {100 * report.level:g} % interval {points_interval(*ends)}"
     noun = "identity" if comparison.identities == 1 else "identities"
     return sentence + ("" if comparison.decided else f": undecided at {comparison.identities:,} {noun}")
+
+
+def points_interval(low: float | None, high: float | None) -> str:
+    """Returns both ends of an interval of a difference in percentage points, a dash without an interval."""
+    if low is None or high is None:
+        return EN_DASH
+    # Adding 0 removes the sign of -0.0.
+    return " to ".join(f"{round(100 * end, 1) + 0.0:.1f}" for end in (low, high))
 
 
 def headline_sentences(report: KnownPeopleReport) -> list[str]:
@@ -101,7 +109,7 @@ def known_people_page(report: KnownPeopleReport) -> str:
         {
             "report": report,
             "sentences": headline_sentences(report),
-            "sentence": comparison_sentence,
+            "interval": points_interval,
             "reasons": unmeasured_reasons(report),
             "strangers": sum(source.images for source in report.strangers),
             "plots": [_dir_plot(report, headline, styles), _accuracy_plot(report, headline, styles)],

@@ -198,11 +198,14 @@ def test_dir_is_that_of_the_best_threshold_that_keeps_the_far(report, plain_mode
 
 
 @pytest.mark.parametrize(("model", "score"), SERIES)
-def test_the_curve_runs_through_the_points(report, plain_results, model, score):
+def test_the_curve_runs_through_the_dir_at_each_far(report, plain_results, model, score):
     _, right, known, strangers = plain_results[model, score]
     curve = of(report, model, score).curve
-    assert curve.far == sorted(curve.far)
-    assert curve.far[-1] == 1
+    assert curve.far == sorted({*curve.far, 0.01, 0.1, 1})
+    assert curve.far[0] == pytest.approx(1 / 120)
+    assert [rate for far, rate in zip(curve.far, curve.dir, strict=True) if far in (0.01, 0.1)] == [
+        point.rate.rate for point in of(report, model, score).dir[1::-1]
+    ]
     for far, rate in zip(curve.far, curve.dir, strict=True):
         assert rate == pytest.approx(highest_dir(right, known, strangers, far + 1e-9)[0])
 
