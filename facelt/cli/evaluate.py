@@ -59,7 +59,8 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for the report on known people, or for tables of the sweep, the confusion and the OSCR curve."
+            help="Folder for the report on known people, or for tables of the sweep, the open-set confusion and the "
+            "OSCR curve."
         ),
     ] = None,
     experts: Annotated[
@@ -75,8 +76,9 @@ def evaluate(
 ) -> None:
     """Measure accuracy on the training classes: overall, and the mean class accuracy of many, medium and few shots.
 
-    With --open, also measure how well images of unknown classes are rejected. With --open-images alone, measure how
-    well people of the training record are named from held-out images while strangers are kept out.
+    With --open, also measure how well images of unknown classes are rejected.
+
+    With --open-images alone, measure how well people of the training record are named while strangers are kept out.
     """
     open_images, open_root = open_images or [], open_root or []
     is_known_people = bool(open_images) and open_ is None

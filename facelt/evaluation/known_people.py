@@ -157,11 +157,9 @@ def _open_candidates(checkpoints: Sequence[Path], split: str | None) -> tuple[st
                 "data.validation_fraction"
             )
         held_out = find_split(data, split)
-        # An identity whose training images were left out by the configuration is not known to the model.
+        # An identity without a training image is not known to the model.
         is_known_N = data.train_counts[held_out.labels] > 0
         known = Split(held_out.dataset, held_out.members[is_known_N])
-        if not len(known.members):
-            raise UserError(f"{path}: no identity in the split {split} has a training image")
         taken = {candidate.name for candidate in candidates}
         name = next(name for number in count(1) if (name := run_stage_name(config, card, number)) not in taken)
         scores = available_scores(METHODS[stage.method.name].kinds)

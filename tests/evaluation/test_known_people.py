@@ -314,13 +314,19 @@ def test_several_sources_of_strangers_are_one_set(report, faces, stages):
         assert [point.accepted for point in second.dir] == [point.accepted for point in first.dir]
 
 
-def test_without_a_test_split_validation_is_used_and_the_report_says_what_was_selected_on_it(recipe, faces, tmp_path):
+def test_without_a_test_split_validation_is_used_and_the_report_says_what_was_selected_on_it(
+    recipe, refused, faces, tmp_path
+):
     folder = train_known(recipe, tmp_path / "run", faces / "faces/train.rec", test_fraction=0, validation_fraction=0.3)
     options = KnownPeopleOptions([faces / "strangers"])
     report = evaluate_known_people([folder / "plain"], options, device=CPU, batch=16, workers=0)
     assert report.split == "validation"
     assert "the epoch of each model was selected" in report.notes[0]
     assert [row.model for row in report.comparisons] == ["run/plain"] * len(report.comparisons)
+    words = ("--checkpoint", folder, "--open-images", faces / "strangers", "--split", "test")
+    assert "--split test: the configuration of this model has no such split; it has: validation" in refused(
+        "evaluate", *words
+    )
 
 
 def test_a_record_without_names_is_noted(recipe, faces, tmp_path):
