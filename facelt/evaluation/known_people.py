@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from facelt.config.registry import METHODS
-from facelt.config.train import TrainConfig
+from facelt.config.train import StageConfig, TrainConfig
 from facelt.data.kind import Split, TrainingData
 from facelt.errors import UserError
 from facelt.evaluation.evaluate import VALIDATION_SPLIT, find_split
@@ -61,14 +61,19 @@ class KnownPeopleOptions:
 
 @dataclass(frozen=True, eq=False)
 class _KnownCandidate:
-    """A checkpoint that is not loaded yet: its folder, name, configuration, scores, data, and known images."""
+    """A checkpoint that is not loaded yet: its folder, name, configuration, data, and known images."""
 
     folder: Path
     name: str
     config: TrainConfig
-    scores: list[str]
+    stage: StageConfig
     data: TrainingData
     known: Split
+
+    @property
+    def scores(self) -> list[str]:
+        """The scores that the model has."""
+        return available_scores(METHODS[self.stage.method.name].kinds)
 
     def encoded(self, position: int) -> tuple[int, bytes]:
         """Returns the label and the encoded image of a known image."""
@@ -162,8 +167,7 @@ def _open_candidates(checkpoints: Sequence[Path], split: str | None) -> tuple[st
         known = Split(held_out.dataset, held_out.members[is_known_N])
         taken = {candidate.name for candidate in candidates}
         name = next(name for number in count(1) if (name := run_stage_name(config, card, number)) not in taken)
-        scores = available_scores(METHODS[stage.method.name].kinds)
-        candidates.append(_KnownCandidate(folder, name, config, scores, data, known))
+        candidates.append(_KnownCandidate(folder, name, config, stage, data, known))
     return split, candidates
 
 
@@ -295,10 +299,11 @@ def _check_same_readable(candidates: Sequence[_KnownCandidate], readable: Sequen
 
 def _notes(candidates: Sequence[_KnownCandidate], split: str) -> list[str]:
     notes = []
-    if split == VALIDATION_SPLIT:
+    selected = [candidate.name for candidate in candidates if candidate.stage.keep == "best"]
+    if split == VALIDATION_SPLIT and selected:
         notes.append(
-            "Measured on the split validation, on which the epoch of each model was selected: rates of known people "
-            "are optimistic. data.test_fraction holds out images that nothing was selected on."
+            f"Measured on the split validation, on which the epoch of {', '.join(selected)} was selected: rates of known "
+            "people are optimistic. data.test_fraction holds out images that nothing was selected on."
         )
     for candidate in candidates:
         if not candidate.config.data.known_class_names(candidate.data):

@@ -115,20 +115,22 @@ class KnownRates:
                 rows += self._differences(result.key, reference, seed)
         for row, adjusted in zip(rows, holm_adjust([row["p"] for row in rows]), strict=True):
             row["adjusted_p"] = adjusted
-            row["decided"] = bool(adjusted is not None and adjusted < 1 - LEVEL and (row["low"] > 0 or row["high"] < 0))
+            row["decided"] = bool(adjusted < 1 - LEVEL and (row["low"] > 0 or row["high"] < 0))
         return rows
 
     def _differences(self, series: tuple[str, str], reference: tuple[str, str], seed: int) -> list[dict[str, Any]]:
         keys = [_RateKey(series, None, band) for band in ALL_BANDS] + [_RateKey(series, COMPARED_FAR, "all")]
-        rows = []
-        for key in keys:
-            metric, other = "accuracy" if key.far is None else "dir", key._replace(series=reference)
-            figures = self._figures[key.far]
-            if key not in figures.position or not self._masks[key.band].any():
-                continue
-            rows.append({**dict(zip(("model", "score"), series, strict=True)), "metric": metric, "band": key.band})
-            rows[-1] |= figures.paired_difference(key, other, seed)
-        return rows
+        return [
+            {
+                "model": series[0],
+                "score": series[1],
+                "metric": "accuracy" if key.far is None else "dir",
+                "band": key.band,
+                **self._figures[key.far].paired_difference(key, key._replace(series=reference), seed),
+            }
+            for key in keys
+            if key in self._figures[key.far].position and self._masks[key.band].any()
+        ]
 
     def _dir_point(self, result: KnownScores, far: float) -> dict[str, Any]:
         strangers = len(result.stranger_score_S)
@@ -192,7 +194,9 @@ class _Figures:
         """Returns the values of the report's `KnownRate`."""
         f, intervals = self.position[key], self.intervals
         return {
-            **{"rate": intervals.rate_F[f], "low": intervals.low_F[f], "high": intervals.high_F[f]},
+            "rate": intervals.rate_F[f],
+            "low": intervals.low_F[f],
+            "high": intervals.high_F[f],
             "images": int(self.counts.trial_F[f]),
             "identities": int(intervals.identities_F[f]),
         }
@@ -200,6 +204,7 @@ class _Figures:
     def paired_difference(self, first: _RateKey, second: _RateKey, seed: int) -> dict[str, Any]:
         """Returns rate `first` minus rate `second` with its interval and the paired permutation test's p."""
         a, b = self.position[first], self.position[second]
+        rate, reference_rate = self.intervals.rate_F[a], self.intervals.rate_F[b]
         low, high = self.intervals.difference(a, b)
         hit_FI, trial_FI = self.counts.error_FI, self.counts.trial_FI
         tested_I = trial_FI[a] > 0
@@ -207,9 +212,13 @@ class _Figures:
             hit_FI[a][tested_I], hit_FI[b][tested_I], trial_FI[a][tested_I], permutations=_PERMUTATIONS, seed=seed
         )
         return {
-            **{"rate": self.intervals.rate_F[a], "reference_rate": self.intervals.rate_F[b]},
-            "difference": self.intervals.rate_F[a] - self.intervals.rate_F[b],
-            **{"low": low, "high": high, "identities": int(tested_I.sum()), "p": None if test is None else test.p},
+            "rate": rate,
+            "reference_rate": reference_rate,
+            "difference": rate - reference_rate,
+            "low": low,
+            "high": high,
+            "identities": int(tested_I.sum()),
+            "p": test.p,
         }
 
 

@@ -100,8 +100,8 @@ class KnownComparison(ReportPart):
     low: OptionalRate
     high: OptionalRate
     identities: int
-    p: float | None
-    adjusted_p: float | None
+    p: float
+    adjusted_p: float
     decided: bool
 
 

@@ -321,7 +321,7 @@ def test_without_a_test_split_validation_is_used_and_the_report_says_what_was_se
     options = KnownPeopleOptions([faces / "strangers"])
     report = evaluate_known_people([folder / "plain"], options, device=CPU, batch=16, workers=0)
     assert report.split == "validation"
-    assert "the epoch of each model was selected" in report.notes[0]
+    assert "on which the epoch of run/plain was selected" in report.notes[0]
     assert [row.model for row in report.comparisons] == ["run/plain"] * len(report.comparisons)
     words = ("--checkpoint", folder, "--open-images", faces / "strangers", "--split", "test")
     assert "--split test: the configuration of this model has no such split; it has: validation" in refused(
