@@ -302,8 +302,8 @@ def _notes(candidates: Sequence[_KnownCandidate], split: str) -> list[str]:
     selected = [candidate.name for candidate in candidates if candidate.stage.keep == "best"]
     if split == VALIDATION_SPLIT and selected:
         notes.append(
-            f"Measured on the split validation, on which the epoch of {', '.join(selected)} was selected: rates of known "
-            "people are optimistic. data.test_fraction holds out images that nothing was selected on."
+            f"Measured on the split validation, on which the epoch of {', '.join(selected)} was selected: rates of "
+            "known people are optimistic. data.test_fraction holds out images that nothing was selected on."
         )
     for candidate in candidates:
         if not candidate.config.data.known_class_names(candidate.data):
