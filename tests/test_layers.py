@@ -39,7 +39,8 @@ ALLOWED = {
     "methods": "config models distributed losses heads metrics",
     "openset": "config",
     "inference": "config data distributed models methods openset metrics store alignment",
-    "evaluation": "config report data distributed methods openset metrics inference",
+    "evaluation": "config report data distributed heads methods openset metrics inference store search identification"
+    " stats",
     "export": "data models methods inference",
     "training": "config data distributed models methods metrics inference",
     "benchmarking": "config distributed inference evaluation training report",

@@ -14,7 +14,10 @@ def evaluate(
     checkpoint: Annotated[
         list[Path], typer.Option(help="Run folder, or a stage's folder in it; repeat to compare models.")
     ],
-    split: Annotated[Literal["validation", "test"], typer.Option(help="Split to evaluate on.")] = "validation",
+    split: Annotated[
+        Literal["validation", "test"] | None,
+        typer.Option(help="Split to evaluate on: validation, or for known people test if there is one."),
+    ] = None,
     convention: Annotated[
         ShotConvention,
         typer.Option(help="Shot bands: many > 100 and few < 20 (paper), or >= 100 and <= 20."),
@@ -33,16 +36,32 @@ def evaluate(
         ),
     ] = None,
     open_images: Annotated[
-        Path | None, typer.Option(help="Other images of unknown classes: a folder, a .rec, or a list with --open-root.")
+        list[Path] | None,
+        typer.Option(
+            help="Other images of unknown classes: a folder, a .rec, or a list with --open-root. Without --open: "
+            "strangers, to be separated from the people of the training record; may be repeated."
+        ),
     ] = None,
-    open_root: Annotated[Path | None, typer.Option(help="Folder of that list's paths.")] = None,
+    open_root: Annotated[
+        list[Path] | None, typer.Option(help="Folder of a list's paths; one for all lists, or one for each source.")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Model (RUN/STAGE) that known people are compared with; the first by default.")
+    ] = None,
+    reference_score: Annotated[
+        str | None, typer.Option(help="Score that known people are compared with; class_mean by default.")
+    ] = None,
     sweep: Annotated[
         Literal["threshold", "open-classes", "longtailness"] | None,
         typer.Option(help="Write metrics over it to --out, as CSV and plot; longtailness compares checkpoints."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the order of open classes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order of open classes and of permutation tests.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for tables of the sweep, the open-set confusion and the OSCR curve.")
+        Path | None,
+        typer.Option(
+            help="Folder for the report on known people, or for tables of the sweep, the open-set confusion and the "
+            "OSCR curve."
+        ),
     ] = None,
     experts: Annotated[
         bool, typer.Option("--experts", help="Count the images that single experts get right and their average wrong.")
@@ -58,10 +77,33 @@ def evaluate(
     """Measure accuracy on the training classes: overall, and the mean class accuracy of many, medium and few shots.
 
     With --open, also measure how well images of unknown classes are rejected.
+
+    With --open-images alone, measure how well people of the training record are named while strangers are kept out.
     """
-    _validate_options(open_, threshold, open_images, sweep, out, per_class, len(checkpoint))
+    open_images, open_root = open_images or [], open_root or []
+    is_known_people = bool(open_images) and open_ is None
+    _validate_options(open_, threshold, sweep, out, per_class, len(checkpoint), is_known_people)
+    if is_known_people:
+        _refuse(
+            "applies to no evaluation of known people; leave it out", sweep=sweep, per_class=per_class, experts=experts
+        )
+    else:
+        needs_strangers = (
+            "applies to known people and strangers; name images of strangers with --open-images, no --open"
+        )
+        _refuse(needs_strangers, reference=reference, reference_score=reference_score)
+        _refuse("takes one source with --open", open_images=open_images[1:], open_root=open_root[1:])
     set_openmp_wait_policy(device)
     from facelt.distributed.launch import resolve_device
+
+    if is_known_people:
+        from facelt.evaluation.known_people import KnownPeopleOptions
+
+        options = KnownPeopleOptions(open_images, open_root, split, convention, reference, reference_score, seed)
+        _evaluate_known_people(
+            checkpoint, options, device=resolve_device(device), batch=batch, workers=workers, out=out, json=json
+        )
+        return
     from facelt.evaluation.evaluate import OpenSetOptions, evaluate_model
     from facelt.evaluation.sweeps import SWEEPS
     from facelt.inference.model import load_model
@@ -70,13 +112,21 @@ def evaluate(
     from facelt.utils.json_values import json_line
     from recordio_tools.progress import progress_bars
 
-    options = OpenSetOptions(open_, threshold, open_images, open_root) if open_ else None
+    images_path, images_root = next(iter(open_images), None), next(iter(open_root), None)
+    options = OpenSetOptions(open_, threshold, images_path, images_root) if open_ else None
     evaluations = []
     for path in checkpoint:
         model = load_model(path, resolve_device(device))
         with progress_bars() as progress:
             evaluation, images = evaluate_model(
-                model, split, convention, options, batch=batch, workers=workers, experts=experts, progress=progress
+                model,
+                split or "validation",
+                convention,
+                options,
+                batch=batch,
+                workers=workers,
+                experts=experts,
+                progress=progress,
             )
         evaluations.append(evaluation.with_unique_name(evaluations))
         report = evaluations[-1].report()
@@ -96,16 +146,41 @@ def evaluate(
         typer.echo(f"written: {path}", err=json)
 
 
-def _validate_options(open_, threshold, open_images, sweep, out, per_class, checkpoints: int) -> None:
+def _evaluate_known_people(checkpoint, options, *, device, batch: int, workers: int, out, json: bool) -> None:
+    from facelt.evaluation.known_people import evaluate_known_people
+    from facelt.report.known_people_terminal import print_known_people
+    from facelt.report.write import write_report
+    from facelt.utils.json_values import json_line
+    from recordio_tools.progress import progress_bars
+
+    with progress_bars() as progress:
+        report = evaluate_known_people(
+            checkpoint, options, device=device, batch=batch, workers=workers, progress=progress
+        )
+    if json:
+        typer.echo(json_line(report.json_values()))
+    else:
+        print_known_people(report)
+    if out is not None:
+        typer.echo(f"written: {write_report(report, out)}", err=json)
+
+
+def _refuse(reason: str, **values) -> None:
+    """Raises UserError for the first option that is set."""
+    for name, value in values.items():
+        if value:
+            raise UserError(f"--{name.replace('_', '-')}: {reason}")
+
+
+def _validate_options(open_, threshold, sweep, out, per_class, checkpoints: int, is_known_people: bool) -> None:
     """Raises UserError for options that exclude each other, before anything is loaded."""
-    for option, value in (("--threshold", threshold), ("--open-images", open_images)):
-        if value is not None and open_ is None:
-            raise UserError(f"{option}: applies to open-set methods only; choose one with --open")
+    if threshold is not None and open_ is None:
+        raise UserError("--threshold: applies to open-set methods only; choose one with --open")
     if sweep in ("threshold", "open-classes") and open_ is None:
         raise UserError(f"--sweep {sweep}: applies to open-set methods only; choose one with --open")
     if sweep is not None and out is None:
         raise UserError(f"--sweep {sweep}: set --out, the folder for its table and plot")
-    if out is not None and open_ is None and sweep is None:
-        raise UserError("--out: there is nothing to write into it without --open or --sweep")
+    if out is not None and open_ is None and sweep is None and not is_known_people:
+        raise UserError("--out: there is nothing to write into it without --open, --open-images or --sweep")
     if per_class is not None and checkpoints > 1:
         raise UserError("--per-class: applies to one model; give one --checkpoint")

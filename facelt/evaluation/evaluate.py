@@ -13,7 +13,7 @@ from facelt.config.train import TrainConfig
 from facelt.data.image_files import folder_names
 from facelt.data.kind import Split, TrainingData
 from facelt.errors import UserError
-from facelt.inference.model import TrainedModel
+from facelt.inference.model import TrainedModel, run_stage_name
 from facelt.inference.predict import OpenSetPredictions, Predictor, fit_scorer, predict_all, predict_open_set
 from facelt.inference.sources import open_image_source
 from facelt.metrics.classification import (
@@ -99,9 +99,8 @@ class Evaluation:
 
     @property
     def name(self) -> str:
-        """The model's run and stage, and its number among models of the same name, from 2."""
-        suffix = f" ({self.number})" if self.number > 1 else ""
-        return f"{self.model.config.out.name}/{self.model.card['stage']}{suffix}"
+        """The model's name, see `run_stage_name`."""
+        return run_stage_name(self.model.config, self.model.card, self.number)
 
     def with_unique_name(self, others: Sequence["Evaluation"]) -> "Evaluation":
         """Returns a copy whose name differs from those of the others."""

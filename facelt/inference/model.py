@@ -54,6 +54,11 @@ class TrainedModel:
             )
 
 
+def run_stage_name(config: TrainConfig, card: dict[str, Any], number: int = 1) -> str:
+    """Returns a model's run and stage, and its number among models of the same name, from 2."""
+    return f"{config.out.name}/{card['stage']}" + (f" ({number})" if number > 1 else "")
+
+
 def load_model(path: Path, device: torch.device) -> TrainedModel:
     """Loads the model in a stage's folder, or that of a run's last finished stage.
 

@@ -90,6 +90,25 @@ def shot_bands(train_counts_C: np.ndarray, convention: str) -> np.ndarray:
     return np.where(count_C >= many_from, 0, np.where(count_C <= few_to, 2, 1))
 
 
+KNOWN_BANDS = (*SHOT_BANDS, "one")
+
+
+def known_bands(train_counts_C: np.ndarray, convention: str) -> np.ndarray:
+    """Returns the band of each class as an index into `KNOWN_BANDS`, int [C]: `few` without classes of one image.
+
+    Raises as `shot_bands` does.
+    """
+    band_C = shot_bands(train_counts_C, convention)
+    return np.where(np.asarray(train_counts_C) == 1, KNOWN_BANDS.index("one"), band_C)
+
+
+def known_band_limits(convention: str) -> dict[str, str]:
+    """Returns the training images of each of the `KNOWN_BANDS` as text: '> 100', '20 to 100', '2 to 19', '1'."""
+    many_from, few_to = SHOT_CONVENTIONS[convention]
+    limits = (f"> {many_from - 1}", f"{few_to + 1} to {many_from - 1}", f"2 to {few_to}", "1")
+    return dict(zip(KNOWN_BANDS, limits, strict=True))
+
+
 def shot_accuracy(
     train_counts_C: np.ndarray, label_N: np.ndarray, prediction_N: np.ndarray, convention: str
 ) -> ShotAccuracy:

@@ -186,10 +186,10 @@ def _set_x_ticks(axes: "Axes", ticks: list[float], log_x: bool) -> None:
 
 @dataclass(frozen=True)
 class TradeoffCurve:
-    """Curve of one model or group: miss rates `y` over false-alarm rates `x`, fractions, `x` ascending.
+    """Curve of one model or group: miss or hit rates `y` over false-alarm rates `x`, fractions, `x` ascending.
 
-    `points` are the operating points (false-alarm rate, miss rate or None), drawn as markers and listed in the table.
-    Left of `supported_from` the curve rests on fewer than 30 errors and is drawn faint.
+    `points` are the operating points (false-alarm rate, `y` or None), drawn as markers and listed in the table. Left of
+    `supported_from` the curve rests on fewer than 30 errors and is drawn faint.
     """
 
     label: str
@@ -213,54 +213,68 @@ def open_set_plot(curves: Sequence[TradeoffCurve], *, title: str = "Open-set ide
     )
 
 
+def dir_plot(curves: Sequence[TradeoffCurve], *, title: str = "Known people named, strangers accepted") -> Plot:
+    """Returns DIR over FAR on a logarithmic axis of FAR, one curve per model and score."""
+    hits = ("DIR", "detection and identification rate")
+    return _tradeoff(curves, title, ("FAR", "share of strangers accepted"), hits, "images of strangers", are_hits=True)
+
+
 def _tradeoff(
-    curves: Sequence[TradeoffCurve], title: str, alarms: tuple[str, str], misses: tuple[str, str], trials: str
-) -> Plot:
+    curves: Sequence[TradeoffCurve], title: str, alarms: tuple[str, str], misses: tuple[str, str], trials: str,
+    *, are_hits: bool = False,
+) -> Plot:  # fmt: skip
+    axes = "a logarithmic axis" if are_hits else "logarithmic axes"
     spoken = "; ".join(f"{curve.label}: {_tradeoff_text(curve, alarms[0], misses[0])}" for curve in curves)
     svg = tradeoff_plot(
         curves,
         x_label=f"{alarms[1]}, {alarms[0]} (%)",
         y_label=f"{misses[0]} (%)",
-        description=f"Line plot on logarithmic axes of the {misses[1]} against the {alarms[1]}. {spoken}.",
+        description=f"Line plot on {axes} of the {misses[1]} against the {alarms[1]}. {spoken}.",
+        log_y=not are_hits,
     )
     alarm_rates = sorted({rate for curve in curves for rate, _ in curve.points}, reverse=True)
     caption = f"{misses[0]} is the {misses[1]}. Lower is better. Both axes are logarithmic; zeros are not drawn."
+    if are_hits:
+        caption = f"{misses[0]} is the {misses[1]}. Higher is better. The axis of the {alarms[0]} is logarithmic."
     if any(_has_faint_part(curve) for curve in curves):
         caption += f" Faint: fewer than 30 errors expected among the {trials}."
     return Plot(
-        title, caption, markup(svg), tuple(_series(curve) for curve in curves),
+        title, caption, markup(svg), tuple(_series(curve, log_y=not are_hits) for curve in curves),
         ("", *(f"{misses[0]} (%) at {alarms[0]} {_exact_percent(rate)} %" for rate in alarm_rates)),
         tuple((curve.label, *(percent(dict(curve.points).get(rate)) for rate in alarm_rates)) for curve in curves),
     )  # fmt: skip
 
 
-def tradeoff_plot(curves: Sequence[TradeoffCurve], *, x_label: str, y_label: str, description: str) -> str:
-    """Returns the SVG of the curves; `description` is the text for screen readers."""
+def tradeoff_plot(
+    curves: Sequence[TradeoffCurve], *, x_label: str, y_label: str, description: str, log_y: bool = True
+) -> str:
+    """Returns the SVG of the curves; `description` is the text for screen readers. Without `log_y`, y is 0 to 100 %."""
     with inline_figure(WIDTH, HEIGHT, description) as page:
         axes = page.axes
         axes.set_xscale("log")
-        axes.set_yscale("log")
+        axes.set_yscale("log" if log_y else "linear")
         for curve in curves:
-            line = _series(curve)
+            line = _series(curve, log_y=log_y)
             x, y = np.asarray(line.x, dtype=float), np.asarray(line.rate, dtype=float)
             look = {"color": curve.style.colour, "linestyle": curve.style.dash, "lw": 1.8}
             # Both parts include the point where they meet.
             first = np.searchsorted(x, 100 * (curve.supported_from or 0.0), side="left")
             axes.plot(x[: first + 1], y[: first + 1], **{**look, "alpha": 0.4})
             axes.plot(x[first:], y[first:], **look)
-            marks = [(100 * rate, 100 * share) for rate, share in curve.points if share]
+            marks = [(100 * rate, 100 * share) for rate, share in curve.points if share or (share == 0 and not log_y)]
             axes.plot(
                 *(list(side) for side in (zip(*marks, strict=True) if marks else ((), ()))),
                 color=curve.style.colour, linestyle="none", marker=curve.style.marker, markersize=6,
                 markeredgecolor="white", markeredgewidth=0.7,
             )  # fmt: skip
         drawn = [(100 * x, 100 * y) for curve in curves for x, y in (*zip(curve.x, curve.y, strict=True), *curve.points)
-                 if x and y]  # fmt: skip
-        for axis, limit, values in (
-            (axes.xaxis, axes.set_xlim, [x for x, _ in drawn]),
-            (axes.yaxis, axes.set_ylim, [y for _, y in drawn]),
-        ):
-            _set_rate_axis(axis, limit, values)
+                 if x and (y or (y == 0 and not log_y))]  # fmt: skip
+        _set_rate_axis(axes.xaxis, axes.set_xlim, [x for x, _ in drawn])
+        if log_y:
+            _set_rate_axis(axes.yaxis, axes.set_ylim, [y for _, y in drawn])
+        else:
+            # A little beyond both ends, so that a marker on either is not clipped.
+            axes.set_ylim(-1, 101)
         axes.set_xlabel(sanitize(x_label))
         axes.set_ylabel(sanitize(y_label))
         axes.grid(color=GRID, lw=0.8)
@@ -269,9 +283,10 @@ def tradeoff_plot(curves: Sequence[TradeoffCurve], *, x_label: str, y_label: str
     return page.svg
 
 
-def _series(curve: TradeoffCurve) -> Series:
-    """Returns the curve in percent, without zeros."""
-    positive = [(100 * x, 100 * y) for x, y in zip(curve.x, curve.y, strict=True) if x > 0 and y > 0]
+def _series(curve: TradeoffCurve, *, log_y: bool = True) -> Series:
+    """Returns the curve in percent, without zeros on logarithmic axes."""
+    points = zip(curve.x, curve.y, strict=True)
+    positive = [(100 * x, 100 * y) for x, y in points if x > 0 and (y > 0 or not log_y)]
     return Series(curve.label, [y for _, y in positive], x=[x for x, _ in positive], style=curve.style)
 
 

@@ -12,6 +12,8 @@ from facelt.report.audit import audit_page, audit_tables
 from facelt.report.audit_schema import AuditReport
 from facelt.report.audit_text import model_card
 from facelt.report.figures import draw_sweep
+from facelt.report.known_people import known_people_page, known_people_tables
+from facelt.report.known_people_schema import KnownPeopleReport
 from facelt.report.megaface import megaface_page, megaface_tables
 from facelt.report.megaface_schema import MegafaceReport
 from facelt.report.schema import SHOT_BAND_NAMES, EvaluationReport
@@ -23,7 +25,7 @@ from recordio_tools.atomic_io import write_text
 MAX_CURVE_POINTS = 500
 
 
-def write_report(report: AuditReport | MegafaceReport, out: Path) -> Path:
+def write_report(report: AuditReport | MegafaceReport | KnownPeopleReport, out: Path) -> Path:
     """Writes `report.json`, `report.html` and `tables/*.csv`, for an audit also `model_card.md`, into the folder `out`.
 
     Everything is rendered before anything is written, and each file is written atomically. Returns the path of
@@ -34,6 +36,8 @@ def write_report(report: AuditReport | MegafaceReport, out: Path) -> Path:
     if isinstance(report, AuditReport):
         tables, page = audit_tables(report), audit_page(report)
         texts[out / "model_card.md"] = model_card(report) + "\n"
+    elif isinstance(report, KnownPeopleReport):
+        tables, page = known_people_tables(report), known_people_page(report)
     else:
         tables, page = megaface_tables(report), megaface_page(report)
     texts |= {out / "tables" / name: csv_text(table) for name, table in tables.items()}

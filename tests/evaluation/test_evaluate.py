@@ -331,7 +331,7 @@ def test_open_images_from_elsewhere(report, trained, lists):
     ("words", "message"),
     [
         (("--threshold", 0.5), "--threshold: applies to open-set methods only; choose one with --open"),
-        (("--open-images", "x"), "--open-images: applies to open-set methods only"),
+        (("--open-images", "x"), "is trained on data of kind list; without --open"),
         (("--sweep", "threshold", "--out", "x"), "--sweep threshold: applies to open-set methods only"),
         (("--open", "threshold", "--sweep", "threshold"), "--sweep threshold: set --out"),
         (("--out", "x"), "--out: there is nothing to write into it"),

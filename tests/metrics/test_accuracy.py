@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facelt.errors import UserError
-from facelt.metrics.classification import SHOT_BANDS, shot_accuracy, shot_bands
+from facelt.metrics.classification import (
+    KNOWN_BANDS,
+    SHOT_BANDS,
+    known_band_limits,
+    known_bands,
+    shot_accuracy,
+    shot_bands,
+)
 from facelt.metrics.open_set import closed_macro_f, open_set_f_measure
 
 
@@ -39,6 +46,27 @@ def test_f_measures_equal_the_released_code(released):
 def test_bands_at_their_edges(convention, expected):
     counts = np.array([19, 20, 21, 100, 101])
     assert [SHOT_BANDS[band] for band in shot_bands(counts, convention)] == expected
+
+
+@pytest.mark.parametrize(
+    ("convention", "limits"),
+    [
+        ("paper", {"many": "> 100", "medium": "20 to 100", "few": "2 to 19", "one": "1"}),
+        ("released", {"many": "> 99", "medium": "21 to 99", "few": "2 to 20", "one": "1"}),
+    ],
+)
+def test_known_bands_are_those_of_their_limits(convention, limits):
+    counts = np.arange(1, 300)
+    expected = []
+    for count in counts.tolist():
+        for band, text in limits.items():
+            low, _, high = text.removeprefix("> ").partition(" to ")
+            if count > int(low) if text.startswith(">") else int(low) <= count <= int(high or low):
+                expected.append(band)
+    assert [KNOWN_BANDS[band] for band in known_bands(counts, convention)] == expected
+    assert known_band_limits(convention) == limits
+    with pytest.raises(ValueError, match="negative count"):
+        known_bands([-1], convention)
 
 
 def test_a_band_is_the_mean_of_its_classes_and_overall_counts_images():

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from facelt.report.drawing import Style
-from facelt.report.plots import TradeoffCurve, det_plot, open_set_plot, tradeoff_plot
+from facelt.report.plots import TradeoffCurve, det_plot, dir_plot, open_set_plot, tradeoff_plot
 
 
 def texts(svg):
@@ -102,3 +102,16 @@ def test_a_single_point_and_hostile_names_are_drawn():
     assert not list(root.iter("script"))
     assert "no operating points" in root.get("aria-label")
     assert "\x00" not in figure.svg
+
+
+def test_dir_is_drawn_on_a_linear_axis_with_its_zeros():
+    plot = dir_plot([curve(x=[1e-3, 1e-2, 1e-1, 1.0], y=[0.0, 0.25, 0.5, 1.0], points=[(1e-3, 0.0)])])
+    drawn = [points for points, _ in lines(plot.svg, "#123456")]
+    (line,) = [points for points in drawn if len(points) == 4]
+    (x0, y0), (x1, y1), (x2, y2), (x3, y3) = line
+    assert [(x2 - x1) / (x1 - x0), (x3 - x2) / (x1 - x0)] == pytest.approx([1, 1], rel=1e-3)
+    assert [(y2 - y1) / (y1 - y0), (y3 - y2) / (y1 - y0)] == pytest.approx([1, 2], rel=1e-3)
+    assert {"0", "20", "100", "0.1", "1", "10"} <= set(texts(plot.svg))
+    assert plot.header == ("", "DIR (%) at FAR 0.1 %")
+    assert plot.data == (("plain", "0.00"),)
+    assert "Higher is better" in plot.caption
