@@ -105,7 +105,7 @@ def test_the_recipe_for_detection_is_odins_row():
 
 def test_the_faces_recipe_is_for_the_long_tail_of_ms1m():
     config = load_config(CONFIGS / "ms1m_lt.yaml", TrainConfig)
-    plain, plain_long, oltr = config.stages
+    plain, _, oltr = config.stages
     assert (config.model.backbone, config.model.dim, config.data.image_size) == ("resnet50", 512, (112, 112))
     assert (config.device, config.precision) == ("cuda", "bf16")
     assert (plain.method.name, oltr.method.name, oltr.init_from) == ("classify", "dynamic_meta", plain.name)
