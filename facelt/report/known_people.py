@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from facelt.report.drawing import Plot, Series, Styles, assign_styles
-from facelt.report.formatting import EN_DASH, percent, percent_interval
+from facelt.report.formatting import EN_DASH, p_value, percent, percent_interval
 from facelt.report.html_page import markup, render
 from facelt.report.known_people_schema import (
     KnownComparison,
@@ -39,8 +39,11 @@ def comparison_sentence(comparison: KnownComparison, report: KnownPeopleReport) 
         # The interval has the sign of the sentence: fewer by 1 to 3 points.
         ends = sorted((-1 if points < 0 else 1) * end for end in (comparison.low, comparison.high))
         sentence += f", {100 * report.level:g} % interval {points_interval(*ends)}"
+    if comparison.decided:
+        return sentence
     noun = "identity" if comparison.identities == 1 else "identities"
-    return sentence + ("" if comparison.decided else f": undecided at {comparison.identities:,} {noun}")
+    # An interval may exclude 0 while the p-value, adjusted for all comparisons, does not decide.
+    return f"{sentence}: undecided at {comparison.identities:,} {noun} (adjusted p {p_value(comparison.adjusted_p)})"
 
 
 def points_interval(low: float | None, high: float | None) -> str:

@@ -114,11 +114,12 @@ def test_a_difference_is_said_in_words():
     fewer = sentence(difference=-0.0331, low=-0.051, high=0.002, decided=False)
     assert fewer == (
         "run/oltr reachability names 3.3 points fewer known people than run/plain class_mean without rejection, 95 % "
-        "interval -0.2 to 5.1: undecided at 3,210 identities"
+        "interval -0.2 to 5.1: undecided at 3,210 identities (adjusted p 0.0014)"
     )
     alone = sentence(difference=0.0, low=None, high=None, identities=1, decided=False)
     assert alone.endswith(
-        "names 0.0 points more known people than run/plain class_mean without rejection: undecided at 1 identity"
+        "names 0.0 points more known people than run/plain class_mean without rejection: undecided at 1 identity "
+        "(adjusted p 0.0014)"
     )
 
 
