@@ -10,7 +10,7 @@ N known images, S images of strangers, I identities of the known images, F figur
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from facelt.identification.open_set import lowest_threshold
 from facelt.metrics.classification import KNOWN_BANDS
 from facelt.metrics.open_set import detection_metrics, oscr_curve
 from facelt.stats.intervals import ClusteredCounts, RateIntervals, rate_intervals
-from facelt.stats.permutation import holm_adjust, paired_permutation_test
+from facelt.stats.permutation import PairedDifference, holm_adjust, paired_differences
 
 LEVEL = 0.95
 STRANGER_FARS = (0.1, 0.01, 0.001)
@@ -119,18 +119,16 @@ class KnownRates:
         return rows
 
     def _differences(self, series: tuple[str, str], reference: tuple[str, str], seed: int) -> list[dict[str, Any]]:
-        keys = [_RateKey(series, None, band) for band in ALL_BANDS] + [_RateKey(series, COMPARED_FAR, "all")]
-        return [
-            {
-                "model": series[0],
-                "score": series[1],
-                "metric": "accuracy" if key.far is None else "dir",
-                "band": key.band,
-                **self._figures[key.far].paired_difference(key, key._replace(series=reference), seed),
-            }
-            for key in keys
-            if key in self._figures[key.far].position and self._masks[key.band].any()
-        ]
+        rows = []
+        for metric, far, bands in (("accuracy", None, ALL_BANDS), ("dir", COMPARED_FAR, ("all",))):
+            figures, measured = self._figures[far], [band for band in bands if self._masks[band].any()]
+            if any(_RateKey(key, far, "all") not in figures.position for key in (series, reference)):
+                continue
+            keys = [[_RateKey(key, far, band) for band in measured] for key in (reference, series)]
+            for band, difference in zip(measured, figures.paired_differences(*keys, seed), strict=True):
+                row = {"model": series[0], "score": series[1], "metric": metric, "band": band}
+                rows.append(row | asdict(difference))
+        return rows
 
     def _dir_point(self, result: KnownScores, far: float) -> dict[str, Any]:
         strangers = len(result.stranger_score_S)
@@ -201,25 +199,15 @@ class _Figures:
             "identities": int(intervals.identities_F[f]),
         }
 
-    def paired_difference(self, first: _RateKey, second: _RateKey, seed: int) -> dict[str, Any]:
-        """Returns rate `first` minus rate `second` with its interval and the paired permutation test's p."""
-        a, b = self.position[first], self.position[second]
-        rate, reference_rate = self.intervals.rate_F[a], self.intervals.rate_F[b]
-        low, high = self.intervals.difference(a, b)
+    def paired_differences(
+        self, reference: Sequence[_RateKey], others: Sequence[_RateKey], seed: int
+    ) -> list[PairedDifference]:
+        """Returns the rates of `others` minus those of `reference`, figure by figure."""
+        rows, reference_rows = ([self.position[key] for key in keys] for keys in (others, reference))
         hit_FI, trial_FI = self.counts.error_FI, self.counts.trial_FI
-        tested_I = trial_FI[a] > 0
-        test = paired_permutation_test(
-            hit_FI[a][tested_I], hit_FI[b][tested_I], trial_FI[a][tested_I], permutations=_PERMUTATIONS, seed=seed
+        return paired_differences(
+            hit_FI[reference_rows], hit_FI[rows], trial_FI[rows], level=LEVEL, permutations=_PERMUTATIONS, seed=seed
         )
-        return {
-            "rate": rate,
-            "reference_rate": reference_rate,
-            "difference": rate - reference_rate,
-            "low": low,
-            "high": high,
-            "identities": int(tested_I.sum()),
-            "p": test.p,
-        }
 
 
 def _curve_at_fars(far_T: np.ndarray, dir_T: np.ndarray, strangers: int) -> tuple[np.ndarray, np.ndarray]:

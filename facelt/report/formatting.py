@@ -47,6 +47,24 @@ def interval_end(rate: float | None) -> str:
     return f"{100 * rate:.1f}" if abs(rate) >= 0.01 else small_percent(rate)
 
 
+def points(difference: float) -> str:
+    """Returns a difference of rates in points with one decimal, with two significant digits if that would be 0.0."""
+    return f"{100 * difference:.1f}" if abs(difference) >= 0.0005 else small_percent(difference)
+
+
+def signed_points(difference: float | None) -> str:
+    """Returns a difference of rates in points with its sign, a dash for None: 0.038 -> '+3.80'."""
+    if difference is None:
+        return EN_DASH
+    text = f"{100 * difference:+.2f}"
+    return "0.00" if text in ("+0.00", "-0.00") else text
+
+
+def points_interval(low: float | None, high: float | None) -> str:
+    """Returns both ends of the interval of a difference in points, empty if either is missing: '-2.1 to 0.9'."""
+    return "" if low is None or high is None else f"{points(low)} to {points(high)}"
+
+
 def rate_name(rate: float) -> str:
     """Returns a false-alarm rate in its usual notation: 0.1, 0.001, 1e-6."""
     if rate >= 1e-3:

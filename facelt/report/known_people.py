@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from facelt.report.drawing import Plot, Series, Styles, assign_styles
-from facelt.report.formatting import EN_DASH, p_value, percent, percent_interval
+from facelt.report.formatting import p_value, percent, percent_interval, points, points_interval
 from facelt.report.html_page import markup, render
 from facelt.report.known_people_schema import (
     KnownComparison,
@@ -28,30 +28,25 @@ def headline_scores(report: KnownPeopleReport) -> list[KnownScoreResult]:
 
 def comparison_sentence(comparison: KnownComparison, report: KnownPeopleReport) -> str:
     """Returns a paired difference over all bands in words, with its interval, and if it is undecided."""
-    points = 100 * comparison.difference
+    size = points(abs(comparison.difference))
     condition = f"at FAR {100 * report.compared_far:g} %" if comparison.metric == "dir" else "without rejection"
-    direction = "fewer" if points < 0 else "more"
+    is_lower = comparison.difference < 0
+    relation = f"{size} points {'fewer' if is_lower else 'more'} known people than"
+    if size == "0":
+        relation = "as many known people as"
     sentence = (
-        f"{comparison.model} {comparison.score} names {abs(points):.1f} points {direction} known people than "
+        f"{comparison.model} {comparison.score} names {relation} "
         f"{report.reference.model} {report.reference.score} {condition}"
     )
     if comparison.low is not None and comparison.high is not None:
         # The interval has the sign of the sentence: fewer by 1 to 3 points.
-        ends = sorted((-1 if points < 0 else 1) * end for end in (comparison.low, comparison.high))
+        ends = sorted((-1 if is_lower else 1) * end for end in (comparison.low, comparison.high))
         sentence += f", {100 * report.level:g} % interval {points_interval(*ends)}"
     if comparison.decided:
         return sentence
     noun = "identity" if comparison.identities == 1 else "identities"
     # An interval may exclude 0 while the p-value, adjusted for all comparisons, does not decide.
     return f"{sentence}: undecided at {comparison.identities:,} {noun} (adjusted p {p_value(comparison.adjusted_p)})"
-
-
-def points_interval(low: float | None, high: float | None) -> str:
-    """Returns both ends of an interval of a difference in percentage points, a dash without an interval."""
-    if low is None or high is None:
-        return EN_DASH
-    # Adding 0 removes the sign of -0.0.
-    return " to ".join(f"{round(100 * end, 1) + 0.0:.1f}" for end in (low, high))
 
 
 def headline_sentences(report: KnownPeopleReport) -> list[str]:
@@ -112,7 +107,6 @@ def known_people_page(report: KnownPeopleReport) -> str:
         {
             "report": report,
             "sentences": headline_sentences(report),
-            "interval": points_interval,
             "reasons": unmeasured_reasons(report),
             "strangers": sum(source.images for source in report.strangers),
             "plots": [_dir_plot(report, headline, styles), _accuracy_plot(report, headline, styles)],

@@ -8,7 +8,7 @@ from facelt.report import plots
 from facelt.report.drawing import Plot, Series, Styles, assign_styles
 from facelt.report.formatting import EN_DASH, percent
 from facelt.report.html_page import markup, render
-from facelt.report.megaface_comparison import comparison_table, points_interval, signed_points
+from facelt.report.megaface_comparison import comparison_table
 from facelt.report.megaface_schema import (
     CmcCurve,
     ComparisonRow,
@@ -155,8 +155,6 @@ def megaface_page(report: MegafaceReport) -> str:
         "headline": headline,
         "full": columns.index(RateColumn("all", "full")),
         "count_rows": count_rows(rows),
-        "signed_points": signed_points,
-        "points_interval": points_interval,
         "several_searches": len({(row.rank, row.distractors) for row in rows}) > 1,
         "kinds": list(dict.fromkeys(kind for _, kind in keys)),
         "styles": styles,

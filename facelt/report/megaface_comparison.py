@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from math import isnan
 from typing import Any
 
-from facelt.report.formatting import EN_DASH, p_value, small_percent
+from facelt.report.formatting import p_value, points, points_interval
 from facelt.report.megaface_schema import ComparisonSection, PairedFigure
 from facelt.utils.tables import Table
 
@@ -19,9 +19,9 @@ def difference_sentence(row: Mapping[str, Any], reference: str, level: float) ->
     name, low, high = f"{row['model']} {row['kind']}", figure["low"], figure["high"]
     if figure["p"] is None:
         return f"{name} cannot be compared with {reference} at rank {row['rank']}: there are no pairs"
-    points = _points(abs(figure["difference"]))
+    size = points(abs(figure["difference"]))
     side = "above" if figure["difference"] > 0 else "below"
-    relation = f"equal to {reference}" if points == "0" else f"{points} points {side} {reference}"
+    relation = f"equal to {reference}" if size == "0" else f"{size} points {side} {reference}"
     ends = "no interval" if isnan(low) else f"{100 * level:g}% interval {points_interval(low, high)}"
     sentence = f"{name} is {relation} at rank {row['rank']}, {ends}"
     if figure["decided"]:
@@ -30,24 +30,6 @@ def difference_sentence(row: Mapping[str, Any], reference: str, level: float) ->
         sentence += f", but adjusted p {p_value(figure['adjusted_p'])}"
     people = figure["identities"]
     return f"{sentence}: undecided at {people:,} {'identity' if people == 1 else 'identities'}"
-
-
-def signed_points(difference: float | None) -> str:
-    """Returns a difference of rates in points with its sign, a dash for None: 0.038 -> '+3.80'."""
-    if difference is None:
-        return EN_DASH
-    text = f"{100 * difference:+.2f}"
-    return "0.00" if text in ("+0.00", "-0.00") else text
-
-
-def points_interval(low: float | None, high: float | None) -> str:
-    """Returns both ends of the interval of a difference in points, empty if either is missing: '-2.1 to 0.9'."""
-    return "" if low is None or high is None else f"{_points(low)} to {_points(high)}"
-
-
-def _points(rate: float) -> str:
-    """Returns a difference in points with one decimal; with two significant digits if that would be 0.0."""
-    return f"{100 * rate:.1f}" if abs(rate) >= 0.0005 else small_percent(rate)
 
 
 def comparison_table(section: ComparisonSection) -> Table:

@@ -5,9 +5,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from facelt.report.formatting import p_value, percent, percent_interval, rate_name
+from facelt.report.formatting import p_value, percent, percent_interval, points_interval, rate_name, signed_points
 from facelt.report.megaface import RateColumn, RateRow, count_rows, rate_columns, rate_rows
-from facelt.report.megaface_comparison import points_interval, signed_points
 from facelt.report.megaface_schema import GroupFigure, MegafaceReport, PairedFigure
 from facelt.report.megaface_thresholds import ThresholdCell, ThresholdTable, open_set_table, verification_table
 from facelt.report.terminal import label, make_table

@@ -28,9 +28,10 @@ def test_the_demo_measures_both_models(small_demo, tmp_path, capfd):
     out = tmp_path / "demo"
     demo(out, seed=0)
     printed = capfd.readouterr().out
-    rows = json.loads((out / "report" / "report.json").read_text())["rows"]
+    report = json.loads((out / "report" / "report.json").read_text())
+    rows = report["rows"]
     assert [(row["model"], row["kind"]) for row in rows] == [
-        ("plain", "direct"),
+        ("plain_long", "direct"),
         ("oltr", "direct"),
         ("oltr", "meta"),
         ("oltr", "meta_unit"),
@@ -38,6 +39,11 @@ def test_the_demo_measures_both_models(small_demo, tmp_path, capfd):
     assert {figure["name"] for figure in rows[0]["figures"]} == {
         *["many", "few", "one", "zero", "full", "male", "female"]
     }
+    assert all(row["sentence"] in " ".join(printed.split()) for row in report["comparison"]["rows"])
+    known = json.loads((out / "known_people" / "report.json").read_text())
+    assert [model["name"] for model in known["models"]] == ["run/plain_long", "run/oltr"]
+    assert {score["score"] for score in known["scores"]} >= {"class_mean", "softmax", "reachability"}
+    assert (out / "known_people" / "report.html").is_file()
     assert "synthetic" in printed
     assert str(out / "report" / "report.html") in printed
 
@@ -55,5 +61,6 @@ def test_the_commands_are_those_of_the_readme(root, monkeypatch):
     lines = [" ".join(command) for command in commands(Path("runs/demo"), 0)]
     assert lines[0].startswith("python -m recordio_tools sample runs/demo/faces/train.rec")
     assert lines[1].startswith("python -m facelt.train --config configs/demo.yaml")
-    assert lines[-1].startswith("python eval_megaface/run.py --config configs/demo_megaface.yaml")
-    assert sum(line.startswith("python -m facelt embed") for line in lines) == 6
+    assert lines[-2].startswith("python eval_megaface/run.py --config configs/demo_megaface.yaml")
+    assert lines[-1].startswith("python -m facelt evaluate --checkpoint runs/demo/run/plain_long")
+    assert sum(line.startswith("python -m facelt embed") for line in lines) == 5

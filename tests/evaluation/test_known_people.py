@@ -233,12 +233,17 @@ def test_intervals_and_differences_are_those_of_plain_counts_by_identity(report,
         for comparison in report.comparisons:
             if comparison.metric != metric:
                 continue
-            f = keys.index(((comparison.model, comparison.score), comparison.band))
-            reference = keys.index((SERIES[0], comparison.band))
-            assert comparison.difference == pytest.approx(intervals.rate_F[f] - intervals.rate_F[reference])
-            assert [comparison.low, comparison.high] == limits(*intervals.difference(f, reference))
-            tested = np.array(trials[f]) > 0
-            rows = (np.array(rows)[tested] for rows in (hits[f], hits[reference], trials[f]))
+            series = comparison.model, comparison.score
+            names = ["all", *BANDS] if metric == "accuracy" else ["all"]
+            # The figures of the two series alone share an intraclass correlation.
+            figures = [keys.index((each, name)) for each in (SERIES[0], series) for name in names]
+            pair = ClusteredCounts.by_identity([hits[f] for f in figures], [trials[f] for f in figures])
+            reference = names.index(comparison.band)
+            paired = rate_intervals(pair, level=0.95)
+            f = len(names) + reference
+            assert comparison.difference == pytest.approx(paired.rate_F[f] - paired.rate_F[reference])
+            assert [comparison.low, comparison.high] == limits(*paired.difference(f, reference))
+            rows = pair.error_FI[reference], pair.error_FI[f], pair.trial_FI[f]
             assert comparison.p == pytest.approx(paired_permutation_test(*rows, permutations=4999, seed=0).p)
 
 

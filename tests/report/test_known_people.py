@@ -110,7 +110,7 @@ def test_a_difference_is_said_in_words():
         "run/oltr reachability names 4.2 points more known people than run/plain class_mean at FAR 1 %, 95 % interval "
         "1.0 to 7.4"
     )
-    assert sentence(low=-0.0004, high=0.0741).endswith(" 0.0 to 7.4")
+    assert sentence(low=-0.0004, high=0.0741).endswith(" -0.04 to 7.4")
     fewer = sentence(difference=-0.0331, low=-0.051, high=0.002, decided=False)
     assert fewer == (
         "run/oltr reachability names 3.3 points fewer known people than run/plain class_mean without rejection, 95 % "
@@ -118,7 +118,7 @@ def test_a_difference_is_said_in_words():
     )
     alone = sentence(difference=0.0, low=None, high=None, identities=1, decided=False)
     assert alone.endswith(
-        "names 0.0 points more known people than run/plain class_mean without rejection: undecided at 1 identity "
+        "names as many known people as run/plain class_mean without rejection: undecided at 1 identity "
         "(adjusted p 0.0014)"
     )
 

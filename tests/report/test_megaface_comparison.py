@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from facelt.report.megaface_comparison import difference_sentence, points_interval, signed_points
+from facelt.report.formatting import points_interval, signed_points
+from facelt.report.megaface_comparison import difference_sentence
 from facelt.report.megaface_schema import MegafaceReport
 from facelt.report.megaface_terminal import print_megaface
 from facelt.report.write import write_report
