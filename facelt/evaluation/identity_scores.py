@@ -1,13 +1,14 @@
 """Identity scores: the trained identity that a model gives an image, and an acceptance score, higher for known people.
 
-N images, B of a batch, T training images, C classes, K classes with a training image, R rows that are searched, D
-feature.
+N images, B of a batch, T training images, C classes, K classes with a training image, R rows that are searched, E
+excluded identities, V values, D feature.
 """
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cached_property, partial
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from facelt.errors import UserError
 from facelt.heads.memory import IdentityMemory
 from facelt.inference.predict import Predictions, Predictor, predict
 from facelt.search.search import Search
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 # Kinds whose class means are scores: the direct embedding, and the direction of the meta-embedding.
 _MEAN_KINDS = ("direct", "meta_unit")
@@ -103,7 +107,8 @@ class TrainedIdentities:
     """The training images as a model sees them: labels int64 [T] and direct embeddings [T,D], float32, of unit length.
 
     `identity_K` are the classes with a readable training image; `means` holds their mean unit-length embedding by kind,
-    float64 [K,D]. `search` is the exact search of all scores.
+    float64 [K,D]. `search` is the exact search of all scores. `validation` are the outputs of held-out images of
+    trained identities, as they are and with their own identity left out, for the score `calibrated`.
     """
 
     label_T: np.ndarray
@@ -111,6 +116,22 @@ class TrainedIdentities:
     identity_K: np.ndarray
     means: dict[str, np.ndarray]
     search: Search
+    validation: tuple[ImageOutputs, ImageOutputs] | None = None
+
+    @cached_property
+    def calibration(self) -> "Pipeline":
+        """Logistic regression of known people against strangers: the validation images with their own identity left
+        out.
+        """
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        known_NV, stranger_NV = (_known_evidence(images, self) for images in self.validation)
+        is_known_N = np.repeat([True, False], [len(known_NV), len(stranger_NV)])
+        return make_pipeline(StandardScaler(), LogisticRegression()).fit(
+            np.concatenate([known_NV, stranger_NV]), is_known_N
+        )
 
 
 def collect_trained_identities(
@@ -155,32 +176,66 @@ def _reachability(images: ImageOutputs, trained: TrainedIdentities) -> ScoredIde
 
 
 def _class_mean(images: ImageOutputs, trained: TrainedIdentities) -> ScoredIdentities:
-    return _nearest(images, "direct", trained.means["direct"], trained.identity_K, trained.search)
+    return _nearest_mean("direct", images, trained, images.own_N[:, None])
 
 
 def _meta_class_mean(images: ImageOutputs, trained: TrainedIdentities) -> ScoredIdentities:
-    return _nearest(images, "meta_unit", trained.means["meta_unit"], trained.identity_K, trained.search)
+    return _nearest_mean("meta_unit", images, trained, images.own_N[:, None])
 
 
 def _nearest_image(images: ImageOutputs, trained: TrainedIdentities) -> ScoredIdentities:
-    return _nearest(images, "direct", trained.embedding_TD, trained.label_T, trained.search)
+    return _nearest_training_image(images, trained, images.own_N[:, None])
+
+
+def _calibrated(images: ImageOutputs, trained: TrainedIdentities) -> ScoredIdentities:
+    score_N = trained.calibration.decision_function(_known_evidence(images, trained))
+    return ScoredIdentities(_class_mean(images, trained).identity_N, score_N)
+
+
+def _known_evidence(images: ImageOutputs, trained: TrainedIdentities) -> np.ndarray:
+    """Returns the cosines to the nearest class mean and training image, each with that of the nearest one of another
+    identity, and with a memory the logarithm of the reachability; float64 [N,V].
+    """
+    columns = []
+    for nearest in (partial(_nearest_mean, "direct"), _nearest_training_image):
+        best = nearest(images, trained, images.own_N[:, None])
+        runner_up = nearest(images, trained, np.stack([images.own_N, best.identity_N], axis=1))
+        columns += [best.score_N, runner_up.score_N]
+    # Without another identity the runner-up is as dissimilar as possible.
+    columns = [np.maximum(column_N, -1.0) for column_N in columns]
+    if images.reachability_N is not None:
+        columns.append(np.log(images.reachability_N))
+    return np.stack(columns, axis=1)
+
+
+def _nearest_mean(
+    kind: EmbeddingKind, images: ImageOutputs, trained: TrainedIdentities, excluded_NE: np.ndarray
+) -> ScoredIdentities:
+    return _nearest(images.embeddings[kind], trained.means[kind], trained.identity_K, trained.search, excluded_NE)
+
+
+def _nearest_training_image(
+    images: ImageOutputs, trained: TrainedIdentities, excluded_NE: np.ndarray
+) -> ScoredIdentities:
+    query_ND = images.embeddings["direct"]
+    return _nearest(query_ND, trained.embedding_TD, trained.label_T, trained.search, excluded_NE)
 
 
 def _nearest(
-    images: ImageOutputs, kind: str, row_RD: np.ndarray, identity_R: np.ndarray, search: Search
+    query_ND: np.ndarray, row_RD: np.ndarray, identity_R: np.ndarray, search: Search, excluded_NE: np.ndarray
 ) -> ScoredIdentities:
-    """Returns the identity and cosine of the most similar row of another identity than the image's own."""
-    query_ND = images.embeddings[kind]
+    """Returns the identity and cosine of the most similar row whose identity is not excluded; -1 excludes none."""
     best = ScoredIdentities(np.full(len(query_ND), -1), np.full(len(query_ND), -np.inf))
     open_U = np.arange(len(query_ND))
-    # Of some images the best rows may all be of the own identity: those are searched for more rows.
-    count = 2 if (images.own_N >= 0).any() else 1
+    # Of some images the best rows may all be of excluded identities: those are searched for more rows.
+    count = 1 + int((excluded_NE >= 0).any(axis=0).sum())
     while len(open_U):
         score_UK, row_UK = (
             value[0] for value in search.top_k(query_ND[open_U], row_RD, count, [len(row_RD)], cosine=True)
         )
         identity_UK = np.where(row_UK >= 0, identity_R[row_UK], -1)
-        is_other_UK = (row_UK >= 0) & (identity_UK != images.own_N[open_U, None])
+        is_excluded_UK = (identity_UK[:, :, None] == excluded_NE[open_U, None, :]).any(axis=2)
+        is_other_UK = (row_UK >= 0) & ~is_excluded_UK
         is_done_U = is_other_UK.any(axis=1)
         first_U = is_other_UK.argmax(axis=1)[is_done_U]
         best.identity_N[open_U[is_done_U]] = identity_UK[is_done_U, first_U]
@@ -192,11 +247,15 @@ def _nearest(
 
 @dataclass(frozen=True)
 class IdentityScore:
-    """An identity score; the model must make embeddings of `kind`, `meta_unit` for a score of the memory."""
+    """An identity score; the model must make embeddings of `kind`, `meta_unit` for a score of the memory.
+
+    With `needs_validation` it is fitted to validation images, which are then not evaluated.
+    """
 
     definition: str
     compute: Callable[[ImageOutputs, TrainedIdentities], ScoredIdentities]
     kind: EmbeddingKind = "direct"
+    needs_validation: bool = False
 
 
 IDENTITY_SCORES = MappingProxyType(
@@ -219,16 +278,28 @@ IDENTITY_SCORES = MappingProxyType(
             _meta_class_mean,
             "meta_unit",
         ),
+        "calibrated": IdentityScore(
+            "identity of the nearest class mean, accepted by the log odds of known against unknown: a logistic "
+            "regression of the cosines to the nearest class mean and training image, those to the nearest ones of "
+            "another identity, and with a memory the log reachability; fitted to validation images, which stand for "
+            "strangers where their own identity is left out",
+            _calibrated,
+            needs_validation=True,
+        ),
     }
 )
 """All identity scores by name. Another score is one entry."""
 
 
-def available_scores(kinds: Collection[str]) -> list[str]:
-    """Returns the scores of a model that makes embeddings of these kinds."""
-    return [name for name, score in IDENTITY_SCORES.items() if score.kind in kinds]
+def available_scores(kinds: Collection[str], *, has_validation: bool) -> list[str]:
+    """Returns the scores of a model that makes embeddings of these kinds, with validation images or without."""
+    return [
+        name
+        for name, score in IDENTITY_SCORES.items()
+        if score.kind in kinds and (has_validation or not score.needs_validation)
+    ]
 
 
 def default_score(names: Collection[str]) -> str:
-    """Returns the score that stands for a model with these scores: reachability with a memory, else class_mean."""
-    return "reachability" if "reachability" in names else "class_mean"
+    """Returns the score that stands for a model with these scores: calibrated if it can be, else class_mean."""
+    return "calibrated" if "calibrated" in names else "class_mean"

@@ -4,7 +4,7 @@ N known images, C classes, S images of strangers.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -61,7 +61,10 @@ class KnownPeopleOptions:
 
 @dataclass(frozen=True, eq=False)
 class _KnownCandidate:
-    """A checkpoint that is not loaded yet: its folder, name, configuration, data, and known images."""
+    """A checkpoint that is not loaded yet: its folder, name, configuration, stage, data, and known images.
+
+    `validation` are other known images, to fit a score to; None without any.
+    """
 
     folder: Path
     name: str
@@ -69,11 +72,12 @@ class _KnownCandidate:
     stage: StageConfig
     data: TrainingData
     known: Split
+    validation: Split | None
 
     @property
     def scores(self) -> list[str]:
         """The scores that the model has."""
-        return available_scores(METHODS[self.stage.method.name].kinds)
+        return available_scores(METHODS[self.stage.method.name].kinds, has_validation=self.validation is not None)
 
     def encoded(self, position: int) -> tuple[int, bytes]:
         """Returns the label and the encoded image of a known image."""
@@ -115,6 +119,12 @@ def evaluate_known_people(
     _check_same_readable(candidates, readable)
     label_N = candidates[0].known.dataset.labels[readable[0][0]]
     band_C = known_bands(candidates[0].data.train_counts, options.convention)
+    compared = [
+        (candidate.name, name)
+        for candidate in candidates
+        for name in dict.fromkeys((reference[1], default_score(candidate.scores)))
+        if name in candidate.scores
+    ]
     rates = KnownRates(results, label_N, band_C[label_N])
     values = {
         "title": "Known people and strangers",
@@ -137,7 +147,7 @@ def evaluate_known_people(
         },
         "scores": [rates.score_summary(result) for result in results],
         "reference": dict(zip(("model", "score"), reference, strict=True)),
-        "comparisons": rates.comparisons(reference, options.seed),
+        "comparisons": rates.comparisons(reference, compared, options.seed),
     }
     return KnownPeopleReport.build(values)
 
@@ -161,14 +171,19 @@ def _open_candidates(checkpoints: Sequence[Path], split: str | None) -> tuple[st
                 f"{path}: its record has no images held out to evaluate on; train with data.test_fraction or "
                 "data.validation_fraction"
             )
-        held_out = find_split(data, split)
-        # An identity without a training image is not known to the model.
-        is_known_N = data.train_counts[held_out.labels] > 0
-        known = Split(held_out.dataset, held_out.members[is_known_N])
+        known = _known_images(data, split)
+        has_validation = split != VALIDATION_SPLIT and VALIDATION_SPLIT in data.evaluation
+        validation = _known_images(data, VALIDATION_SPLIT) if has_validation else None
         taken = {candidate.name for candidate in candidates}
         name = next(name for number in count(1) if (name := run_stage_name(config, card, number)) not in taken)
-        candidates.append(_KnownCandidate(folder, name, config, stage, data, known))
+        candidates.append(_KnownCandidate(folder, name, config, stage, data, known, validation))
     return split, candidates
+
+
+def _known_images(data: TrainingData, split: str) -> Split:
+    """Returns the images of a split without those of identities that have no training image."""
+    held_out = find_split(data, split)
+    return Split(held_out.dataset, held_out.members[data.train_counts[held_out.labels] > 0])
 
 
 def _find_reference(candidates: Sequence[_KnownCandidate], options: KnownPeopleOptions) -> tuple[str, str]:
@@ -265,6 +280,13 @@ def _measure_model(
     trained = collect_trained_identities(
         predictor, candidate.data, open_search(), title=f"{candidate.name}, training images"
     )
+    if candidate.validation is not None:
+        title = f"{candidate.name}, validation images"
+        validation = tuple(
+            collect_outputs(predictor, candidate.validation, without_own=without_own, title=title)
+            for without_own in (False, True)
+        )
+        trained = replace(trained, validation=validation)
     splits = {"known images": candidate.known, **{f"strangers {n}": split for n, split in enumerate(sources, start=1)}}
     indices, scored = [], []
     for title, split in splits.items():

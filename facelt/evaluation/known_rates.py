@@ -107,12 +107,14 @@ class KnownRates:
             "curve": {"far": far_K, "dir": dir_K},
         }
 
-    def comparisons(self, reference: tuple[str, str], seed: int) -> list[dict[str, Any]]:
-        """Returns the values of the report's `KnownComparison`: each score minus the reference."""
+    def comparisons(
+        self, reference: tuple[str, str], compared: Sequence[tuple[str, str]], seed: int
+    ) -> list[dict[str, Any]]:
+        """Returns the values of the report's `KnownComparison`: each compared score minus the reference."""
         rows = []
-        for result in self.results:
-            if result.key != reference:
-                rows += self._differences(result.key, reference, seed)
+        for series in compared:
+            if series != reference:
+                rows += self._differences(series, reference, seed)
         for row, adjusted in zip(rows, holm_adjust([row["p"] for row in rows]), strict=True):
             row["adjusted_p"] = adjusted
             row["decided"] = bool(adjusted < 1 - LEVEL and (row["low"] > 0 or row["high"] < 0))

@@ -104,3 +104,14 @@ def plain_scores(outputs: dict, training: list[tuple[int, dict]], own: int = -1)
         others = [distance for label, distance in enumerate(outputs["distances"]) if label != own]
         result["reachability"] = (result["softmax"][0], 10 / min(others))
     return result
+
+
+def plain_evidence(outputs: dict, training: list[tuple[int, dict]], own: int = -1) -> list[float]:
+    """Returns the values behind `calibrated`: best and runner-up of means and of images, log reachability."""
+    scores = plain_scores(outputs, training, own)
+    others = [
+        plain_scores(outputs, [part for part in training if part[0] not in (own, scores[name][0])])[name]
+        for name in ("class_mean", "nearest_image")
+    ]
+    evidence = [scores["class_mean"][1], others[0][1], scores["nearest_image"][1], others[1][1]]
+    return evidence + ([np.log(scores["reachability"][1])] if "reachability" in scores else [])
