@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated
 
 import typer
@@ -18,8 +19,10 @@ _MARKER = ".facelt-demo"
 
 # Images of 112 pixels would take three times as long on two cores.
 _SIZE = 64
-_TRAINING_IDENTITIES, _IMAGES_EACH = 500, 16.0
-_SELECTED_IMAGES, _SELECTED_IDENTITIES = 3200, 400
+TRAINING_SET = MappingProxyType({"identities": 500, "images_per_identity": 16.0, "size": _SIZE})
+"""Arguments of `write_training_record`."""
+SELECTION = MappingProxyType({"images": 3200, "identities": 400})
+"""Options of `recordio-tools sample`."""
 _PROBE_IDENTITIES, _IMAGES_PER_PROBE = 120, 5
 _DISTRACTORS = (10, 100, 1000)
 
@@ -54,7 +57,7 @@ def commands(out: Path, seed: int) -> list[list[str]]:
     root = Path() if Path.cwd() == CHECKOUT else CHECKOUT
     selection, run, suite = out / "long_tail", out / "run", out / "suite"
     sample = ["sample", out / "faces" / "train.rec", "--out", selection, "--pack", "--seed", seed]
-    sample += ["--images", _SELECTED_IMAGES, "--identities", _SELECTED_IDENTITIES]
+    sample += [word for name, value in SELECTION.items() for word in (f"--{name}", value)]
     train = ["--config", root / "configs" / "demo.yaml"]
     for setting in (f"out={run}", f"seed={seed}", f"data.train={selection / 'train.rec'}"):
         train += ["--set", setting]
@@ -98,9 +101,7 @@ def _write_faces(out: Path, seed: int) -> None:
     from facelt.synthetic.datasets import write_suite, write_training_record
 
     print("drawing synthetic faces ...", flush=True)
-    training = write_training_record(
-        out / "faces", identities=_TRAINING_IDENTITIES, images_per_identity=_IMAGES_EACH, seed=seed, size=_SIZE
-    )
+    training = write_training_record(out / "faces", **TRAINING_SET, seed=seed)
     suite = write_suite(
         out / "suite",
         probe_identities=_PROBE_IDENTITIES,

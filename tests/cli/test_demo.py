@@ -13,10 +13,8 @@ from facelt.errors import UserError
 @pytest.fixture
 def small_demo(monkeypatch):
     for name, value in {
-        "_TRAINING_IDENTITIES": 24,
-        "_IMAGES_EACH": 9.0,
-        "_SELECTED_IMAGES": 130,
-        "_SELECTED_IDENTITIES": 20,
+        "TRAINING_SET": {"identities": 24, "images_per_identity": 9.0, "size": 64},
+        "SELECTION": {"images": 130, "identities": 20},
         "_PROBE_IDENTITIES": 4,
         "_IMAGES_PER_PROBE": 4,
         "_DISTRACTORS": (10, 40),

@@ -1,0 +1,167 @@
+"""Second stages of one first stage: what each choice of OLTR's recipe is worth on unseen and on known people.
+
+python benchmarks/second_stages.py faces --out FOLDER --seed 0 [--variants oltr,plain_long]
+python benchmarks/second_stages.py drawings --out FOLDER --seed 0
+
+`faces` trains the first stage of configs/faces_small.yaml and measures on the suite of faces_power_megaface.yaml, with
+the people of faces_small_megaface.yaml as strangers; `drawings` is the demo's training set, with 150 other identities
+and 2,000 distractors. Every variant starts from the same first stage and changes the recipe's stage oltr; plain_scratch
+is one plain stage of as many epochs. Each step is a facelt command that is skipped if its result is there: an
+interrupted run is resumed by the same command, and several may fill one folder with different variants.
+`--report` compares all variants in the folder with plain_long: FOLDER/SEED/unseen and FOLDER/SEED/known.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from facelt.cli.demo import SELECTION, TRAINING_SET
+from facelt.config.loading import read_values
+from facelt.synthetic.datasets import write_suite, write_training_record
+
+ROOT = Path(__file__).resolve().parent.parent
+REFERENCE = "plain_long"
+_CLASSIFY = {"name": "classify", "sampler": "instance"}
+_COSFACE = {**_CLASSIFY, "head": "margin", "scale": 32.0, "margins": [1, 0, 0.2]}
+# Changes of the stage oltr of the recipe; a method that names itself replaces the stage's.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "oltr": {},
+    REFERENCE: {"method": {**_CLASSIFY, "head": "linear", "keep_head": True}, "attention": False},
+    "released": {"method": {"sampler": "class_aware", "classifier_init": "random"}},
+    "class_aware": {"method": {"sampler": "class_aware"}},
+    "square_root": {"method": {"sampler": "square_root"}},
+    "random_init": {"method": {"classifier_init": "random"}},
+    "direct_loss": {"method": {"direct_loss": 1.0}},
+    "no_memory": {"method": {"memory": False}},
+    "no_selector": {"method": {"selector": False}},
+    "no_reachability": {"method": {"reachability": False}},
+    "centroids_0": {"method": {"centroids_weight": 0.0}},
+    "centroids_0.1": {"method": {"centroids_weight": 0.1}},
+    "network_lr_0.01": {"lr_mult": {"network": 0.01, "head": 1.0}},
+    "network_lr_1": {"lr_mult": {"network": 1.0, "head": 1.0}},
+    "cosine": {"method": {**_CLASSIFY, "head": "cosine", "classifier_init": "class_means"}, "attention": False},
+    "cosface": {"method": {**_COSFACE, "classifier_init": "class_means"}, "attention": False},
+}  # fmt: skip
+PLAIN_SCRATCH = "plain_scratch"
+
+
+def prepare_faces(out: Path) -> tuple[dict[str, Any], dict[str, Any], list[tuple[Path, Path]]]:
+    """Returns the recipe, the MegaFace configuration, and the lists of strangers with their folders."""
+    measure = read_values(ROOT / "configs/faces_power_megaface.yaml", [])
+    suite = Path(read_values(ROOT / "configs/faces_small_megaface.yaml", [])["suite"]["root"])
+    strangers = [(suite / f"{name}_lst", suite / f"{name}_images") for name in ("facescrub", "megaface")]
+    return read_values(ROOT / "configs/faces_small.yaml", []), measure, strangers
+
+
+def prepare_drawings(out: Path, seed: int) -> tuple[dict[str, Any], dict[str, Any], list[tuple[Path, Path]]]:
+    """Draws a training set and a suite unless they are there; returns as `prepare_faces`."""
+    suite, selection = out / "suite", out / "long_tail"
+    if not suite.exists():
+        training = write_training_record(out / "faces", **TRAINING_SET, seed=seed)
+        write_suite(
+            suite,
+            probe_identities=150,
+            images_per_probe=6,
+            distractors=2000,
+            sizes=(10, 100, 1000, 2000),
+            seed=seed,
+            first_identity=training.next_identity,
+            size=TRAINING_SET["size"],
+        )
+    if not selection.exists():
+        options = [f"--{name}={value}" for name, value in SELECTION.items()]
+        _run("-m", "recordio_tools", "sample", out / "faces/train.rec", "--out", selection, "--pack", *options,
+             f"--seed={seed}")  # fmt: skip
+    recipe = read_values(ROOT / "configs/demo.yaml", [f"data.train={selection / 'train.rec'}"])
+    measure = read_values(ROOT / "configs/demo_megaface.yaml", [f"suite.root={suite}", "verification=true"])
+    return recipe, measure, [(suite / "megaface_lst", suite / "megaface_images")]
+
+
+def train_variant(out: Path, name: str, recipe: dict[str, Any]) -> Path:
+    """Trains a variant from the first stage, which is trained before if it is not there; returns its folder."""
+    plain, _, oltr = recipe["stages"]
+    if name == "plain":
+        stage = plain
+    elif name == PLAIN_SCRATCH:
+        stage = {**plain, "epochs": plain["epochs"] + oltr["epochs"]}
+    else:
+        changes = dict(VARIANTS[name])
+        method = changes.pop("method", {})
+        stage = {**oltr, **changes, "method": method if "name" in method else {**oltr["method"], **method}}
+        stage["init_from"] = str(train_variant(out, "plain", recipe))
+    folder = out / name
+    if not (folder / "model/card.json").exists():
+        values = {**recipe, "out": str(folder), "stages": [{**stage, "name": "model"}]}
+        config = out / f"{name}.yaml"
+        config.parent.mkdir(parents=True, exist_ok=True)
+        config.write_text(yaml.safe_dump(values, sort_keys=False))
+        _run("-m", "facelt", "train", "--config", config, "--resume")
+    return folder / "model"
+
+
+def embed_suite(out: Path, name: str, measure: dict[str, Any], record: str | None) -> dict[str, str]:
+    """Embeds the suite, and the training record if it is given; returns the entry of the model in the configuration."""
+    root = Path(measure["suite"]["root"])
+    sources: dict[str, list[Any]] = {
+        "probes": [root / "facescrub_lst", "--root", root / "facescrub_images"],
+        "distractors": [root / "megaface_lst", "--root", root / "megaface_images"],
+    }
+    if record is not None:
+        sources["train"] = [record]
+    for source, images in sources.items():
+        store = out / "stores" / name / source
+        if not (store / "meta.json").exists():
+            _run("-m", "facelt", "embed", "--checkpoint", out / name, "--images", *images, "--out", store)
+    return {source: str(out / "stores" / name / source) for source in sources}
+
+
+def report(out: Path, recipe: dict[str, Any], measure: dict[str, Any], strangers: list[tuple[Path, Path]]) -> None:
+    """Compares the trained variants with plain_long on unseen and on known people."""
+    names = [
+        name for name in (REFERENCE, "plain", PLAIN_SCRATCH, *VARIANTS) if (out / name / "model/card.json").exists()
+    ]
+    names = list(dict.fromkeys(names))
+    models = {
+        name: embed_suite(out, name, measure, recipe["data"]["train"] if name == REFERENCE else None) for name in names
+    }
+    values = {**measure, "out": str(out / "unseen"), "models": models, "verification": True}
+    values |= {"shots": {"threshold": 0.7, "reference": REFERENCE}, "compare": {"reference": REFERENCE}}
+    (out / "unseen.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    _run("-m", "facelt", "megaface", "--config", out / "unseen.yaml")
+    options = [word for name in names for word in ("--checkpoint", out / name)]
+    for images, root in strangers:
+        options += ["--open-images", images, "--open-root", root]
+    _run("-m", "facelt", "evaluate", *options, "--out", out / "known")
+
+
+def _run(*words: Any) -> None:
+    command = [sys.executable, *map(str, words)]
+    print(" ".join(["python", *command[1:]]), flush=True)
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", choices=("faces", "drawings"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--variants", default=",".join(("plain", *VARIANTS)), help="names, separated by commas")
+    parser.add_argument("--report", action="store_true", help="compare the variants in the folder")
+    arguments = parser.parse_args()
+    out = arguments.out.resolve() / str(arguments.seed)
+    prepared = prepare_drawings(out, arguments.seed) if arguments.data == "drawings" else prepare_faces(out)
+    recipe, measure, strangers = prepared
+    recipe["seed"] = arguments.seed
+    for name in filter(None, arguments.variants.split(",")):
+        train_variant(out, name, recipe)
+        embed_suite(out, name, measure, None)
+    if arguments.report:
+        report(out, recipe, measure, strangers)
+
+
+if __name__ == "__main__":
+    main()
