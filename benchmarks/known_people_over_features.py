@@ -173,7 +173,8 @@ def main() -> None:
         cells = [result.model, result.score, *accuracy, percent(summary["auroc"], 1), *detection]
         print(f"| {' | '.join(cells)} |")
     reference = ("linear", "class_mean")
-    rows = rates.comparisons(reference, [result.key for result in results], arguments.seed)
+    pairs = [(result.key, reference) for result in results if result.key != reference]
+    rows = rates.comparisons(pairs, arguments.seed)
     print(f"\nDIR at FAR {100 * COMPARED_FAR:g}% and accuracy minus those of class_mean, in points:")
     for row in rows:
         if row["band"] == "all":

@@ -38,6 +38,8 @@ from recordio_tools.progress import ProgressFn, no_progress
 TEST_SPLIT = "test"
 # The nearest class mean needs no classifier: it is the baseline to beat.
 REFERENCE_SCORE = "class_mean"
+# The score of a model's own classifier.
+CLASSIFIER_SCORE = "softmax"
 _MAX_NAMED = 5
 
 
@@ -119,12 +121,6 @@ def evaluate_known_people(
     _check_same_readable(candidates, readable)
     label_N = candidates[0].known.dataset.labels[readable[0][0]]
     band_C = known_bands(candidates[0].data.train_counts, options.convention)
-    compared = [
-        (candidate.name, name)
-        for candidate in candidates
-        for name in dict.fromkeys((reference[1], default_score(candidate.scores)))
-        if name in candidate.scores
-    ]
     rates = KnownRates(results, label_N, band_C[label_N])
     values = {
         "title": "Known people and strangers",
@@ -147,7 +143,7 @@ def evaluate_known_people(
         },
         "scores": [rates.score_summary(result) for result in results],
         "reference": dict(zip(("model", "score"), reference, strict=True)),
-        "comparisons": rates.comparisons(reference, compared, options.seed),
+        "comparisons": rates.comparisons(_compared_pairs(candidates, reference), options.seed),
     }
     return KnownPeopleReport.build(values)
 
@@ -195,6 +191,25 @@ def _find_reference(candidates: Sequence[_KnownCandidate], options: KnownPeopleO
     if score not in scores[name]:
         raise UserError(f"--reference-score {score}: no score of {name}; choose one of {', '.join(scores[name])}")
     return name, score
+
+
+def _compared_pairs(
+    candidates: Sequence[_KnownCandidate], reference: tuple[str, str]
+) -> list[tuple[tuple[str, str], tuple[str, str]]]:
+    """Returns the compared (model, score), each with its reference.
+
+    These are the default score and the reference score of every model, compared with the reference, and the softmax of
+    every other model, compared with that of the reference model: the classifiers themselves.
+    """
+    pairs = []
+    for candidate in candidates:
+        names = dict.fromkeys((default_score(candidate.scores), reference[1]))
+        series = [(candidate.name, name) for name in names if name in candidate.scores]
+        pairs += [(key, reference) for key in series if key != reference]
+        classifier = (candidate.name, CLASSIFIER_SCORE)
+        if candidate.name != reference[0] and (classifier, reference) not in pairs:
+            pairs.append((classifier, (reference[0], CLASSIFIER_SCORE)))
+    return pairs
 
 
 def _check_same_images(first: _KnownCandidate, second: _KnownCandidate) -> None:

@@ -107,14 +107,9 @@ class KnownRates:
             "curve": {"far": far_K, "dir": dir_K},
         }
 
-    def comparisons(
-        self, reference: tuple[str, str], compared: Sequence[tuple[str, str]], seed: int
-    ) -> list[dict[str, Any]]:
-        """Returns the values of the report's `KnownComparison`: each compared score minus the reference."""
-        rows = []
-        for series in compared:
-            if series != reference:
-                rows += self._differences(series, reference, seed)
+    def comparisons(self, pairs: Sequence[tuple[tuple[str, str], tuple[str, str]]], seed: int) -> list[dict[str, Any]]:
+        """Returns the values of the report's `KnownComparison` for pairs of a model's score and its reference."""
+        rows = [row for series, reference in pairs for row in self._differences(series, reference, seed)]
         for row, adjusted in zip(rows, holm_adjust([row["p"] for row in rows]), strict=True):
             row["adjusted_p"] = adjusted
             row["decided"] = bool(adjusted < 1 - LEVEL and (row["low"] > 0 or row["high"] < 0))
@@ -129,6 +124,7 @@ class KnownRates:
             keys = [[_RateKey(key, far, band) for band in measured] for key in (reference, series)]
             for band, difference in zip(measured, figures.paired_differences(*keys, seed), strict=True):
                 row = {"model": series[0], "score": series[1], "metric": metric, "band": band}
+                row |= {"reference_model": reference[0], "reference_score": reference[1]}
                 rows.append(row | asdict(difference))
         return rows
 

@@ -29,19 +29,19 @@ def headline_scores(report: KnownPeopleReport) -> list[KnownScoreResult]:
 def comparison_sentence(comparison: KnownComparison, report: KnownPeopleReport) -> str:
     """Returns a paired difference over all bands in words, with its interval, and if it is undecided."""
     size = points(abs(comparison.difference))
-    condition = f"at FAR {100 * report.compared_far:g} %" if comparison.metric == "dir" else "without rejection"
+    condition = f"at FAR {100 * report.compared_far:g}%" if comparison.metric == "dir" else "without rejection"
     is_lower = comparison.difference < 0
     relation = f"{size} points {'fewer' if is_lower else 'more'} known people than"
     if size == "0":
         relation = "as many known people as"
     sentence = (
         f"{comparison.model} {comparison.score} names {relation} "
-        f"{report.reference.model} {report.reference.score} {condition}"
+        f"{comparison.reference_model} {comparison.reference_score} {condition}"
     )
     if comparison.low is not None and comparison.high is not None:
         # The interval has the sign of the sentence: fewer by 1 to 3 points.
         ends = sorted((-1 if is_lower else 1) * end for end in (comparison.low, comparison.high))
-        sentence += f", {100 * report.level:g} % interval {points_interval(*ends)}"
+        sentence += f", {100 * report.level:g}% interval {points_interval(*ends)}"
     if comparison.decided:
         return sentence
     noun = "identity" if comparison.identities == 1 else "identities"
@@ -50,12 +50,14 @@ def comparison_sentence(comparison: KnownComparison, report: KnownPeopleReport) 
 
 
 def headline_sentences(report: KnownPeopleReport) -> list[str]:
-    """Returns a sentence on accuracy and one on DIR for each headline score but the reference."""
+    """Returns a sentence on accuracy and one on DIR for each headline score but the reference, and for classifiers."""
+    reference = (report.reference.model, report.reference.score)
     shown = {(result.model, result.score) for result in headline_scores(report)}
     return [
-        comparison_sentence(comparison, report)
-        for comparison in report.comparisons
-        if comparison.band == "all" and (comparison.model, comparison.score) in shown
+        comparison_sentence(row, report)
+        for row in report.comparisons
+        if row.band == "all"
+        and ((row.model, row.score) in shown or (row.reference_model, row.reference_score) != reference)
     ]
 
 

@@ -84,7 +84,7 @@ class ReferenceScore(ReportPart):
 
 
 class KnownComparison(ReportPart):
-    """Paired difference of one score of one model to the reference, on the same images.
+    """Paired difference of one score of one model to a reference, on the same images.
 
     `metric` is `accuracy` or, at the compared FAR, `dir`. `adjusted_p` is Holm's over all comparisons of the report;
     `decided` is true if the interval excludes 0 and `adjusted_p` is below 1 - level.
@@ -94,6 +94,8 @@ class KnownComparison(ReportPart):
     score: str
     metric: Literal["accuracy", "dir"]
     band: str
+    reference_model: str
+    reference_score: str
     rate: float
     reference_rate: float
     difference: float

@@ -41,8 +41,13 @@ PLAIN_SCORES = ["class_mean", "nearest_image", "softmax"]
 MEMORY_SCORES = [*PLAIN_SCORES, "reachability", "meta_class_mean"]
 SERIES = [("run/plain", score) for score in (*PLAIN_SCORES, "calibrated")]
 SERIES += [("run/oltr", score) for score in (*MEMORY_SCORES, "calibrated")]
-# The scores that are compared with class_mean of plain.
-COMPARED = [("run/plain", "calibrated"), ("run/oltr", "class_mean"), ("run/oltr", "calibrated")]
+# The scores that are compared, with their references.
+COMPARED = [
+    (("run/plain", "calibrated"), ("run/plain", "class_mean")),
+    (("run/oltr", "calibrated"), ("run/plain", "class_mean")),
+    (("run/oltr", "class_mean"), ("run/plain", "class_mean")),
+    (("run/oltr", "softmax"), ("run/plain", "softmax")),
+]
 BANDS = ("many", "medium", "few", "one")
 
 
@@ -256,7 +261,8 @@ def test_intervals_and_differences_are_those_of_plain_counts_by_identity(report,
             series = comparison.model, comparison.score
             names = ["all", *BANDS] if metric == "accuracy" else ["all"]
             # The figures of the two series alone share an intraclass correlation.
-            figures = [keys.index((each, name)) for each in (SERIES[0], series) for name in names]
+            other = comparison.reference_model, comparison.reference_score
+            figures = [keys.index((each, name)) for each in (other, series) for name in names]
             pair = ClusteredCounts.by_identity([hits[f] for f in figures], [trials[f] for f in figures])
             reference = names.index(comparison.band)
             paired = rate_intervals(pair, level=0.95)
@@ -267,10 +273,13 @@ def test_intervals_and_differences_are_those_of_plain_counts_by_identity(report,
             assert comparison.p == pytest.approx(paired_permutation_test(*rows, permutations=4999, seed=0).p)
 
 
-def test_default_and_reference_scores_are_compared_with_the_reference_and_holm_adjusts_all_tests(report):
-    compared = [(row.model, row.score, row.metric, row.band) for row in report.comparisons]
+def test_default_scores_and_classifiers_are_compared_and_holm_adjusts_all_tests(report):
+    compared = [
+        ((row.model, row.score), (row.reference_model, row.reference_score), row.metric, row.band)
+        for row in report.comparisons
+    ]
     figures = [("accuracy", name) for name in ("all", *BANDS)] + [("dir", "all")]
-    assert compared == [(*series, *figure) for series in COMPARED for figure in figures]
+    assert compared == [(*pair, *figure) for pair in COMPARED for figure in figures]
     order = sorted(range(len(compared)), key=lambda index: report.comparisons[index].p)
     largest = 0
     for rank, index in enumerate(order):
