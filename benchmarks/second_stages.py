@@ -81,8 +81,8 @@ def prepare_drawings(out: Path, seed: int) -> tuple[dict[str, Any], dict[str, An
     return recipe, measure, [(suite / "megaface_lst", suite / "megaface_images")]
 
 
-def train_variant(out: Path, name: str, recipe: dict[str, Any]) -> Path:
-    """Trains a variant from the first stage, which is trained before if it is not there; returns its folder."""
+def variant_recipe(out: Path, name: str, recipe: dict[str, Any]) -> dict[str, Any]:
+    """Returns the recipe of a variant: one stage, named model, below the folder OUT/NAME."""
     plain, _, oltr = recipe["stages"]
     if name == "plain":
         stage = plain
@@ -92,15 +92,19 @@ def train_variant(out: Path, name: str, recipe: dict[str, Any]) -> Path:
         changes = dict(VARIANTS[name])
         method = changes.pop("method", {})
         stage = {**oltr, **changes, "method": method if "name" in method else {**oltr["method"], **method}}
-        stage["init_from"] = str(train_variant(out, "plain", recipe))
-    folder = out / name
-    if not (folder / "model/card.json").exists():
-        values = {**recipe, "out": str(folder), "stages": [{**stage, "name": "model"}]}
-        config = out / f"{name}.yaml"
+        stage["init_from"] = str(out / "plain/model")
+    return {**recipe, "out": str(out / name), "stages": [{**stage, "name": "model"}]}
+
+
+def train_variant(out: Path, name: str, recipe: dict[str, Any]) -> None:
+    """Trains a variant and, if it is not there, the first stage that it starts from."""
+    if name in VARIANTS:
+        train_variant(out, "plain", recipe)
+    if not (out / name / "model/card.json").exists():
+        values, config = variant_recipe(out, name, recipe), out / f"{name}.yaml"
         config.parent.mkdir(parents=True, exist_ok=True)
         config.write_text(yaml.safe_dump(values, sort_keys=False))
         _run("-m", "facelt", "train", "--config", config, "--resume")
-    return folder / "model"
 
 
 def embed_suite(out: Path, name: str, measure: dict[str, Any], record: str | None) -> dict[str, str]:
