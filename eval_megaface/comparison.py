@@ -15,7 +15,7 @@ from eval_megaface.suite import ProbeGroup, Suite
 from facelt.config.base import EmbeddingKind
 from facelt.errors import UserError
 from facelt.report.megaface_comparison import difference_sentence
-from facelt.stats.permutation import holm_adjust, paired_differences
+from facelt.stats.permutation import holm_adjust, is_decided, paired_differences
 
 
 def check_comparison(config: MegafaceConfig, kinds: dict[str, list[EmbeddingKind]]) -> None:
@@ -59,7 +59,7 @@ def compare_with_reference(
     p_values = [figure["p"] for figure in figures]
     for figure, adjusted_p in zip(figures, holm_adjust(p_values), strict=True):
         figure["adjusted_p"] = adjusted_p
-        figure["decided"] = _is_decided(figure, config.interval.level)
+        figure["decided"] = is_decided(figure["low"], figure["high"], adjusted_p, level=config.interval.level)
     for row in rows:
         row["sentence"] = difference_sentence(row, f"{compare.reference} {compare.kind}", config.interval.level)
     bands = any(group.group == "shots" for group in groups)
@@ -86,12 +86,6 @@ def _paired_figures(
         {"name": group.name, "group": group.group, **asdict(difference), "pairs": int(pair_I.sum())}
         for group, difference, pair_I in zip(groups, differences, pair_GI, strict=True)
     ]
-
-
-def _is_decided(figure: Mapping[str, Any], level: float) -> bool:
-    """Returns True if the interval excludes 0 and the adjusted p-value is below 1 - level."""
-    excludes_zero = figure["low"] > 0 or figure["high"] < 0
-    return excludes_zero and figure["adjusted_p"] is not None and figure["adjusted_p"] < 1 - level
 
 
 def power_notes(section: Mapping[str, Any], level: float) -> list[str]:

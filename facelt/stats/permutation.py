@@ -200,6 +200,11 @@ def holm_adjust(p: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
+def is_decided(low: float, high: float, adjusted_p: float | None, *, level: float) -> bool:
+    """Returns True if the interval of a difference excludes 0 and its adjusted p-value is below 1 - level."""
+    return (low > 0 or high < 0) and adjusted_p is not None and adjusted_p < 1 - level
+
+
 # Tests a difference, given the group of each identity, below 0 to leave it out.
 DifferenceTest = Callable[[np.ndarray], PermutationResult | None]
 
