@@ -21,7 +21,7 @@ from facelt.identification.open_set import lowest_threshold
 from facelt.metrics.classification import KNOWN_BANDS
 from facelt.metrics.open_set import detection_metrics, oscr_curve
 from facelt.stats.intervals import ClusteredCounts, RateIntervals, rate_intervals
-from facelt.stats.permutation import PairedDifference, holm_adjust, paired_differences
+from facelt.stats.permutation import PairedDifference, holm_adjust, is_decided, paired_differences
 
 LEVEL = 0.95
 STRANGER_FARS = (0.1, 0.01, 0.001)
@@ -112,7 +112,7 @@ class KnownRates:
         rows = [row for series, reference in pairs for row in self._differences(series, reference, seed)]
         for row, adjusted in zip(rows, holm_adjust([row["p"] for row in rows]), strict=True):
             row["adjusted_p"] = adjusted
-            row["decided"] = bool(adjusted < 1 - LEVEL and (row["low"] > 0 or row["high"] < 0))
+            row["decided"] = is_decided(row["low"], row["high"], adjusted, level=LEVEL)
         return rows
 
     def _differences(self, series: tuple[str, str], reference: tuple[str, str], seed: int) -> list[dict[str, Any]]:
