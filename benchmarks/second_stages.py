@@ -8,7 +8,7 @@ the people of faces_small_megaface.yaml as strangers; `drawings` is the demo's t
 and 2,000 distractors. Every variant starts from the same first stage and changes the recipe's stage oltr; plain_scratch
 is one plain stage of as many epochs. Each step is a facelt command that is skipped if its result is there: an
 interrupted run is resumed by the same command, and several may fill one folder with different variants.
-`--report` compares all variants in the folder with plain_long: FOLDER/SEED/unseen and FOLDER/SEED/known.
+`--report` compares the variants with plain_long on unseen or on known people: FOLDER/SEED/unseen, FOLDER/SEED/known.
 """
 
 import argparse
@@ -49,7 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 PLAIN_SCRATCH = "plain_scratch"
 
 
-def prepare_faces(out: Path) -> tuple[dict[str, Any], dict[str, Any], list[tuple[Path, Path]]]:
+def prepare_faces() -> tuple[dict[str, Any], dict[str, Any], list[tuple[Path, Path]]]:
     """Returns the recipe, the MegaFace configuration, and the lists of strangers with their folders."""
     measure = read_values(ROOT / "configs/faces_power_megaface.yaml", [])
     suite = Path(read_values(ROOT / "configs/faces_small_megaface.yaml", [])["suite"]["root"])
@@ -123,12 +123,8 @@ def embed_suite(out: Path, name: str, measure: dict[str, Any], record: str | Non
     return {source: str(out / "stores" / name / source) for source in sources}
 
 
-def report(out: Path, recipe: dict[str, Any], measure: dict[str, Any], strangers: list[tuple[Path, Path]]) -> None:
-    """Compares the trained variants with plain_long on unseen and on known people."""
-    names = [
-        name for name in (REFERENCE, "plain", PLAIN_SCRATCH, *VARIANTS) if (out / name / "model/card.json").exists()
-    ]
-    names = list(dict.fromkeys(names))
+def compare_on_unseen(out: Path, names: list[str], recipe: dict[str, Any], measure: dict[str, Any]) -> None:
+    """Compares variants with plain_long by the MegaFace protocol, with the shots of plain_long."""
     models = {
         name: embed_suite(out, name, measure, recipe["data"]["train"] if name == REFERENCE else None) for name in names
     }
@@ -136,6 +132,10 @@ def report(out: Path, recipe: dict[str, Any], measure: dict[str, Any], strangers
     values |= {"shots": {"threshold": 0.7, "reference": REFERENCE}, "compare": {"reference": REFERENCE}}
     (out / "unseen.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     _run("-m", "facelt", "megaface", "--config", out / "unseen.yaml")
+
+
+def compare_on_known(out: Path, names: list[str], strangers: list[tuple[Path, Path]]) -> None:
+    """Compares variants with plain_long on held-out images of their training identities."""
     options = [word for name in names for word in ("--checkpoint", out / name)]
     for images, root in strangers:
         options += ["--open-images", images, "--open-root", root]
@@ -154,17 +154,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--variants", default=",".join(("plain", *VARIANTS)), help="names, separated by commas")
-    parser.add_argument("--report", action="store_true", help="compare the variants in the folder")
+    parser.add_argument("--report", choices=("unseen", "known"), help="compare the variants with plain_long")
     arguments = parser.parse_args()
     out = arguments.out.resolve() / str(arguments.seed)
-    prepared = prepare_drawings(out, arguments.seed) if arguments.data == "drawings" else prepare_faces(out)
+    prepared = prepare_drawings(out, arguments.seed) if arguments.data == "drawings" else prepare_faces()
     recipe, measure, strangers = prepared
     recipe["seed"] = arguments.seed
-    for name in filter(None, arguments.variants.split(",")):
+    names = list(dict.fromkeys([REFERENCE, *arguments.variants.split(",")]))
+    for name in names:
         train_variant(out, name, recipe)
         embed_suite(out, name, measure, None)
-    if arguments.report:
-        report(out, recipe, measure, strangers)
+    if arguments.report == "unseen":
+        compare_on_unseen(out, names, recipe, measure)
+    elif arguments.report == "known":
+        compare_on_known(out, names, strangers)
 
 
 if __name__ == "__main__":
