@@ -28,7 +28,7 @@ REFERENCE = "plain_long"
 _CLASSIFY = {"name": "classify", "sampler": "instance"}
 _COSFACE = {**_CLASSIFY, "head": "margin", "scale": 32.0, "margins": [1, 0, 0.2]}
 # Changes of the stage oltr of the recipe; a method that names itself replaces the stage's.
-VARIANTS: dict[str, dict[str, Any]] = {
+SECOND_STAGES: dict[str, dict[str, Any]] = {
     "oltr": {},
     REFERENCE: {"method": {**_CLASSIFY, "head": "linear", "keep_head": True}, "attention": False},
     "released": {"method": {"sampler": "class_aware", "classifier_init": "random"}},
@@ -89,7 +89,7 @@ def variant_recipe(out: Path, name: str, recipe: dict[str, Any]) -> dict[str, An
     elif name == PLAIN_SCRATCH:
         stage = {**plain, "epochs": plain["epochs"] + oltr["epochs"]}
     else:
-        changes = dict(VARIANTS[name])
+        changes = dict(SECOND_STAGES[name])
         method = changes.pop("method", {})
         stage = {**oltr, **changes, "method": method if "name" in method else {**oltr["method"], **method}}
         stage["init_from"] = str(out / "plain/model")
@@ -98,7 +98,7 @@ def variant_recipe(out: Path, name: str, recipe: dict[str, Any]) -> dict[str, An
 
 def train_variant(out: Path, name: str, recipe: dict[str, Any]) -> None:
     """Trains a variant and, if it is not there, the first stage that it starts from."""
-    if name in VARIANTS:
+    if name in SECOND_STAGES:
         train_variant(out, "plain", recipe)
     if not (out / name / "model/card.json").exists():
         values, config = variant_recipe(out, name, recipe), out / f"{name}.yaml"
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("data", choices=("faces", "drawings"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--variants", default=",".join(("plain", *VARIANTS)), help="names, separated by commas")
+    parser.add_argument("--variants", default=",".join(("plain", *SECOND_STAGES)), help="names, separated by commas")
     parser.add_argument("--report", choices=("unseen", "known"), help="compare the variants with plain_long")
     arguments = parser.parse_args()
     out = arguments.out.resolve() / str(arguments.seed)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.second_stages import PLAIN_SCRATCH, REFERENCE, VARIANTS, variant_recipe
+from benchmarks.second_stages import PLAIN_SCRATCH, REFERENCE, SECOND_STAGES, variant_recipe
 from facelt.config.loading import read_values
 from facelt.config.train import TrainConfig
 
@@ -12,14 +12,14 @@ RECIPES = Path(__file__).resolve().parents[2] / "configs"
 
 
 @pytest.mark.parametrize("recipe", ["faces_small.yaml", "demo.yaml"])
-@pytest.mark.parametrize("name", ["plain", PLAIN_SCRATCH, *VARIANTS])
+@pytest.mark.parametrize("name", ["plain", PLAIN_SCRATCH, *SECOND_STAGES])
 def test_every_variant_is_a_valid_recipe(recipe, name, tmp_path):
     values = read_values(RECIPES / recipe, [])
     config = TrainConfig.model_validate(variant_recipe(tmp_path, name, values))
     plain, plain_long, oltr = TrainConfig.model_validate(values).stages
     (stage,) = config.stages
     assert config.out == tmp_path / name
-    if name in VARIANTS:
+    if name in SECOND_STAGES:
         assert stage.init_from == str(tmp_path / "plain/model")
         assert (stage.epochs, stage.schedule) == (oltr.epochs, oltr.schedule)
     else:
@@ -28,5 +28,5 @@ def test_every_variant_is_a_valid_recipe(recipe, name, tmp_path):
         assert (stage.method, stage.attention) == (oltr.method, oltr.attention)
     elif name == REFERENCE:
         assert (stage.method, stage.attention) == (plain_long.method, plain_long.attention)
-    elif name in VARIANTS:
+    elif name in SECOND_STAGES:
         assert stage.method != oltr.method or stage.lr_mult != oltr.lr_mult
