@@ -16,24 +16,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from meta_over_features import fixed_features, train_over_features
 
-from benchmarks.meta_over_features import FixedFeatures, train_over_features
 from facelt.config.registry import METHODS
 from facelt.data.samplers import split_test_images, train_validation_split
 from facelt.distributed.logits import GatheredFeatures
 from facelt.evaluation.identity_scores import (
     IDENTITY_SCORES,
-    ImageOutputs,
-    TrainedIdentities,
+    IdentityCandidates,
     available_scores,
+    image_outputs,
+    trained_identities,
 )
 from facelt.evaluation.known_rates import ALL_BANDS, COMPARED_FAR, KnownRates, KnownScores
+from facelt.inference.predict import Predictions
 from facelt.methods.base import Method
 from facelt.methods.classify import ClassifySettings
 from facelt.methods.oltr import DynamicMetaSettings
 from facelt.metrics.classification import known_bands
-from facelt.models.network import Network
 from facelt.report.formatting import p_value, percent, points_interval, signed_points
 from facelt.search.search import open_search
 
@@ -61,59 +61,34 @@ def classifiers() -> dict[str, ClassifySettings | DynamicMetaSettings]:
 
 
 @torch.no_grad()
-def image_outputs(method: Method, feature_ND: torch.Tensor, label_N: np.ndarray, *, without_own: bool) -> ImageOutputs:
-    """Returns the outputs of a method for features, as `collect_outputs` does for images."""
-    own_N = label_N if without_own else np.full(len(label_N), -1)
-    embeddings = method.embed_features(feature_ND)
-    if embeddings.reachability_B is None:
-        logit_NC, reachability_N = method.head(GatheredFeatures.gather(feature_ND)).full_BC.double(), None
-    else:
-        logit_NC = method.head(GatheredFeatures.gather(feature_ND))[0].full_BC.double()
-        reachability_N = embeddings.reachability_B.double()
-    if without_own:
-        own_N1 = torch.from_numpy(own_N)[:, None]
-        logit_NC.scatter_(1, own_N1, -torch.inf)
-        if reachability_N is not None:
-            distance_NC = torch.cdist(
-                feature_ND, method.memory.centroid_CD, compute_mode="donot_use_mm_for_euclid_dist"
-            )
-            distance_NC[:, ~method.memory.filled_C] = torch.inf
-            scale = method.head.variant.reachability_scale
-            reachability_N = scale / distance_NC.scatter(1, own_N1, torch.inf).amin(dim=1).double()
-    probability_N, class_N = logit_NC.softmax(dim=1).max(dim=1)
-    kinds = [kind for kind in ("direct", "meta_unit") if kind in method.kinds]
-    return ImageOutputs(
-        label_N,
-        np.arange(len(label_N)),
-        class_N.numpy(),
-        probability_N.numpy(),
-        None if reachability_N is None else reachability_N.numpy(),
-        {kind: embeddings.by_kind[kind].numpy() for kind in kinds},
-        own_N,
+def predictions(method: Method, feature_ND: torch.Tensor, label_N: np.ndarray) -> Predictions:
+    """Returns what `predict` returns for images, for features."""
+    embeddings, logits = method.embed_features(feature_ND), method.head(GatheredFeatures.gather(feature_ND))
+    if "meta" in method.kinds:
+        logits, _ = logits
+    return Predictions(
+        label_N=torch.from_numpy(label_N),
+        index_N=torch.arange(len(label_N)),
+        feature_ND=feature_ND,
+        logit_NC=logits.full_BC,
+        reachability_N=embeddings.reachability_B,
+        embeddings=dict(embeddings.by_kind),
     )
-
-
-def trained_identities(training: ImageOutputs) -> TrainedIdentities:
-    """Returns the training images and their class means, as `collect_trained_identities` does."""
-    count_C = np.bincount(training.label_N)
-    identity_K = np.flatnonzero(count_C)
-    means = {}
-    for kind, embedding_ND in training.embeddings.items():
-        sum_CD = np.zeros((len(count_C), embedding_ND.shape[1]))
-        np.add.at(sum_CD, training.label_N, embedding_ND)
-        means[kind] = sum_CD[identity_K] / count_C[identity_K, None]
-    return TrainedIdentities(training.label_N, training.embeddings["direct"], identity_K, means, open_search())
 
 
 def measure(name: str, method: Method, split: dict[str, tuple[torch.Tensor, np.ndarray]]) -> list[KnownScores]:
     """Returns all scores of a trained method."""
-    outputs = {part: image_outputs(method, *rows, without_own=False) for part, rows in split.items()}
-    strangers = image_outputs(method, *split["validation"], without_own=True)
-    trained = replace(trained_identities(outputs["train"]), validation=(outputs["validation"], strangers))
+    parts = {part: predictions(method, *rows) for part, rows in split.items()}
+    classes = int(split["train"][1].max()) + 1
+    validation = tuple(image_outputs(method, parts["validation"], without_own=own) for own in (False, True))
+    trained = replace(trained_identities([parts["train"]], classes, open_search()), validation=validation)
+    tested, strangers = (
+        IdentityCandidates(image_outputs(method, parts[part]), trained) for part in ("test", "strangers")
+    )
     results = []
     for score in available_scores(method.kinds, has_validation=True):
-        known, unknown = (IDENTITY_SCORES[score].compute(outputs[part], trained) for part in ("test", "strangers"))
-        is_right_N = known.identity_N == outputs["test"].label_N
+        known, unknown = (IDENTITY_SCORES[score].compute(candidates) for candidates in (tested, strangers))
+        is_right_N = known.identity_N == tested.images.label_N
         results.append(KnownScores(name, score, is_right_N, known.score_N, unknown.score_N))
     return results
 
@@ -149,7 +124,7 @@ def main() -> None:
     state: dict[str, torch.Tensor] = {}
     for name, config in classifiers().items():
         torch.manual_seed(arguments.seed)
-        network = Network(nn.Identity(), None, FixedFeatures(feature_ND.shape[1]))
+        network = fixed_features(feature_ND.shape[1])
         method = METHODS[config.name](config, network, len(count_C), torch.from_numpy(count_C))
         method.load_stage(state)
         train_over_features(method.train(), feature_ND, torch.from_numpy(label_N), arguments)

@@ -40,6 +40,11 @@ class FixedFeatures(nn.Module):
         return feature_BD
 
 
+def fixed_features(dim: int) -> Network:
+    """Returns a network whose features are its input."""
+    return Network(nn.Identity(), None, FixedFeatures(dim))
+
+
 def train_over_features(
     method: Method, feature_ND: torch.Tensor, label_N: torch.Tensor, arguments: argparse.Namespace
 ) -> float:
@@ -103,7 +108,7 @@ def main() -> None:
     classes = int(label_N.max()) + 1
     state = {}
     for config in STAGES:
-        network = Network(nn.Identity(), None, FixedFeatures(feature_ND.shape[1]))
+        network = fixed_features(feature_ND.shape[1])
         method = METHODS[config.name](config, network, classes)
         method.load_stage(state)
         loss = train_over_features(method.train(), feature_ND, label_N, arguments)

@@ -4,9 +4,9 @@ N images, B of a batch, T training images, C classes, K classes with a training 
 excluded identities, V values, D feature.
 """
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,9 +15,12 @@ import torch
 
 from facelt.config.base import EmbeddingKind
 from facelt.data.kind import Split, TrainingData
+from facelt.distributed.class_shards import ClassRange
+from facelt.distributed.logits import GatheredFeatures
 from facelt.errors import UserError
-from facelt.heads.memory import IdentityMemory
+from facelt.heads.memory import ClassMeans, IdentityMemory
 from facelt.inference.predict import Predictions, Predictor, predict
+from facelt.methods.base import Method
 from facelt.search.search import Search
 
 if TYPE_CHECKING:
@@ -45,37 +48,75 @@ class ImageOutputs:
     own_N: np.ndarray
 
 
-def collect_outputs(predictor: Predictor, split: Split, *, without_own: bool = False, title: str = "") -> ImageOutputs:
-    """Returns the outputs for a split, from one pass without mirror images; logits are reduced batch by batch.
+def image_outputs(method: Method, part: Predictions, *, without_own: bool = False) -> ImageOutputs:
+    """Returns the outputs for a batch from its labels, indices, logits, reachabilities and embeddings.
 
     `without_own` leaves each image's own identity out of all candidates, so that images of known people stand for
-    strangers: its logit is masked before the softmax, and the reachability is that of the nearest other centroid. The
-    embeddings are unchanged: a meta-embedding is still read from the whole memory.
+    strangers: its logit is masked before the softmax, and the reachability is that of the nearest other centroid, for
+    which the features are needed. The embeddings are unchanged: a meta-embedding is still read from the whole memory.
+    """
+    own_N = part.label_N if without_own else torch.full_like(part.label_N, -1)
+    logit_NC, reachability_N = part.logit_NC.double(), part.reachability_N
+    if without_own:
+        logit_NC = logit_NC.scatter(1, own_N[:, None], -torch.inf)
+    if reachability_N is not None:
+        factor_N = _nearest_other(method.memory, part) if without_own else 1.0
+        reachability_N = reachability_N.double() * factor_N
+    probability_N, class_N = logit_NC.softmax(dim=1).max(dim=1)
+    columns = (part.label_N, part.index_N, class_N, probability_N, reachability_N)
+    return ImageOutputs(
+        *(None if column_N is None else column_N.numpy() for column_N in columns),
+        {kind: part.embeddings[kind].numpy() for kind in _mean_kinds(method)},
+        own_N.numpy(),
+    )
+
+
+def collect_outputs(predictor: Predictor, split: Split, *, title: str = "") -> ImageOutputs:
+    """Returns the outputs for a split, from one pass without mirror images; logits are reduced batch by batch.
 
     Raises UserError as `predict` does, without a readable image, and for outputs that are not finite numbers.
     """
-    kinds = [kind for kind in _MEAN_KINDS if kind in predictor.method.kinds]
-    fields = ["label", "index", "logits", "reachability", *kinds] + ["features"] * without_own
-    batches = []
-    for part in predict(predictor, split, fields, flip=False, title=title):
-        own_B = part.label_N if without_own else torch.full_like(part.label_N, -1)
-        logit_BC, reachability_B = part.logit_NC.double(), part.reachability_N
-        if without_own:
-            logit_BC = logit_BC.scatter(1, own_B[:, None], -torch.inf)
-        if reachability_B is not None:
-            factor_B = _nearest_other(predictor.method.memory, part) if without_own else 1.0
-            reachability_B = reachability_B.double() * factor_B
-        probability_B, class_B = logit_BC.softmax(dim=1).max(dim=1)
-        columns = (part.label_N, part.index_N, class_B, probability_B, reachability_B, own_B)
-        batches.append((*columns, *(part.embeddings[kind] for kind in kinds)))
-    label_N, index_N, class_N, probability_N, reachability_N, own_N, *embeddings = (
-        None if column[0] is None else torch.cat(column).numpy() for column in zip(*batches, strict=True)
-    )
-    if not len(label_N):
-        raise UserError(f"{title}: none of the {len(split.members):,} images can be read")
-    by_kind = dict(zip(kinds, embeddings, strict=True))
-    _check_outputs(split, index_N, [probability_N, reachability_N, *by_kind.values()])
-    return ImageOutputs(label_N, index_N, class_N, probability_N, reachability_N, by_kind, own_N)
+    (outputs,) = _collect(predictor, split, (False,), title)
+    return outputs
+
+
+def collect_validation_outputs(
+    predictor: Predictor, split: Split, *, title: str = ""
+) -> tuple[ImageOutputs, ImageOutputs]:
+    """Returns the outputs as they are and `without_own`, see `image_outputs`, from one pass; as `collect_outputs`."""
+    outputs, without_own = _collect(predictor, split, (False, True), title)
+    return outputs, without_own
+
+
+def _collect(predictor: Predictor, split: Split, variants: Sequence[bool], title: str) -> list[ImageOutputs]:
+    """Returns the outputs of a split for each value of `without_own`."""
+    method = predictor.method
+    requested = ["label", "index", "logits", "reachability", *_mean_kinds(method)] + ["features"] * any(variants)
+    batches = [
+        [image_outputs(method, part, without_own=without_own) for without_own in variants]
+        for part in predict(predictor, split, requested, flip=False, title=title)
+    ]
+    collected = [_concatenate(parts) for parts in zip(*batches, strict=True)]
+    for outputs in collected:
+        if not len(outputs.label_N):
+            raise UserError(f"{title}: none of the {len(split.members):,} images can be read")
+        columns = [outputs.probability_N, outputs.reachability_N, *outputs.embeddings.values()]
+        _check_outputs(split, outputs.index_N, columns)
+    return collected
+
+
+def _concatenate(parts: Sequence[ImageOutputs]) -> ImageOutputs:
+    def joined(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
+        return None if arrays[0] is None else np.concatenate(arrays)
+
+    columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(ImageOutputs)}
+    by_part = columns.pop("embeddings")
+    embeddings = {kind: joined([embeddings[kind] for embeddings in by_part]) for kind in by_part[0]}
+    return ImageOutputs(**{name: joined(arrays) for name, arrays in columns.items()}, embeddings=embeddings)
+
+
+def _mean_kinds(method: Method) -> list[EmbeddingKind]:
+    return [kind for kind in _MEAN_KINDS if kind in method.kinds]
 
 
 def _nearest_other(memory: IdentityMemory, part: Predictions) -> torch.Tensor:
@@ -127,11 +168,32 @@ class TrainedIdentities:
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        known_NV, stranger_NV = (_known_evidence(images, self) for images in self.validation)
+        known_NV, stranger_NV = (IdentityCandidates(images, self).evidence_NV for images in self.validation)
         is_known_N = np.repeat([True, False], [len(known_NV), len(stranger_NV)])
         return make_pipeline(StandardScaler(), LogisticRegression()).fit(
             np.concatenate([known_NV, stranger_NV]), is_known_N
         )
+
+
+def trained_identities(parts: Iterable[Predictions], num_classes: int, search: Search) -> TrainedIdentities:
+    """Returns the training images and class means from batches of labels and embeddings."""
+    labels, direct, class_means = [], [], {}
+    for part in parts:
+        for kind in part.embeddings:
+            if kind not in class_means:
+                class_means[kind] = ClassMeans(ClassRange.local(num_classes), part.embeddings[kind].shape[1])
+            class_means[kind].add(GatheredFeatures.gather(part.embeddings[kind]), part.label_N)
+        labels.append(part.label_N)
+        direct.append(part.embeddings["direct"])
+    means = {kind: of_kind.finish() for kind, of_kind in class_means.items()}
+    _, filled_C = means["direct"]
+    return TrainedIdentities(
+        torch.cat(labels).numpy(),
+        torch.cat(direct).numpy(),
+        filled_C.nonzero()[:, 0].numpy(),
+        {kind: mean_CD[filled_C].numpy() for kind, (mean_CD, _) in means.items()},
+        search,
+    )
 
 
 def collect_trained_identities(
@@ -141,23 +203,18 @@ def collect_trained_identities(
 
     Raises UserError as `collect_outputs` does.
     """
-    kinds = [kind for kind in _MEAN_KINDS if kind in predictor.method.kinds]
-    sums = {kind: torch.zeros(data.num_classes, predictor.method.dim, dtype=torch.float64) for kind in kinds}
-    labels, indices, direct = [], [], []
-    for part in predict(predictor, data.train_plain, ("label", "index", *kinds), flip=False, title=title):
-        for kind in kinds:
-            sums[kind].index_add_(0, part.label_N, part.embeddings[kind].double())
-        labels.append(part.label_N)
-        indices.append(part.index_N)
-        direct.append(part.embeddings["direct"])
-    label_T, index_T, embedding_TD = (torch.cat(parts).numpy() for parts in (labels, indices, direct))
-    if not len(label_T):
-        raise UserError(f"{title}: none of the {len(data.train_plain.members):,} images can be read")
-    _check_outputs(data.train_plain, index_T, [embedding_TD])
-    count_C = np.bincount(label_T, minlength=data.num_classes)
-    identity_K = np.flatnonzero(count_C)
-    means = {kind: sums[kind].numpy()[identity_K] / count_C[identity_K, None] for kind in kinds}
-    return TrainedIdentities(label_T, embedding_TD, identity_K, means, search)
+    split = data.train_plain
+
+    def checked() -> Iterator[Predictions]:
+        requested = ("label", "index", *_mean_kinds(predictor.method))
+        for part in predict(predictor, split, requested, flip=False, title=title):
+            _check_outputs(split, part.index_N.numpy(), [part.embeddings["direct"].numpy()])
+            yield part
+
+    trained = trained_identities(checked(), data.num_classes, search)
+    if not len(trained.label_T):
+        raise UserError(f"{title}: none of the {len(split.members):,} images can be read")
+    return trained
 
 
 class ScoredIdentities(NamedTuple):
@@ -167,58 +224,62 @@ class ScoredIdentities(NamedTuple):
     score_N: np.ndarray
 
 
-def _softmax(images: ImageOutputs, trained: TrainedIdentities) -> ScoredIdentities:
-    return ScoredIdentities(images.class_N, images.probability_N)
+@dataclass(frozen=True, eq=False)
+class IdentityCandidates:
+    """The nearest trained identities of some images, each searched once for all scores."""
+
+    images: ImageOutputs
+    trained: TrainedIdentities
+
+    @cached_property
+    def class_mean(self) -> ScoredIdentities:
+        """The nearest class mean of the direct embeddings."""
+        return self.nearest_mean("direct")
+
+    @cached_property
+    def nearest_image(self) -> ScoredIdentities:
+        """The nearest training image."""
+        return self._nearest_image()
+
+    @cached_property
+    def evidence_NV(self) -> np.ndarray:
+        """The cosines to the nearest class mean and training image, each with that of the nearest one of another
+        identity, and with a memory the logarithm of the reachability; float64 [N,V].
+        """
+        runners_up = self.nearest_mean("direct", self.class_mean), self._nearest_image(self.nearest_image)
+        columns = [self.class_mean.score_N, runners_up[0].score_N, self.nearest_image.score_N, runners_up[1].score_N]
+        # Without another identity the runner-up is as dissimilar as possible.
+        columns = [np.maximum(column_N, -1.0) for column_N in columns]
+        if self.images.reachability_N is not None:
+            columns.append(np.log(self.images.reachability_N))
+        return np.stack(columns, axis=1)
+
+    def nearest_mean(self, kind: EmbeddingKind, excluded: ScoredIdentities | None = None) -> ScoredIdentities:
+        """Returns the nearest class mean of a kind, of another identity than those excluded."""
+        return self._nearest(kind, self.trained.means[kind], self.trained.identity_K, excluded)
+
+    def _nearest_image(self, excluded: ScoredIdentities | None = None) -> ScoredIdentities:
+        return self._nearest("direct", self.trained.embedding_TD, self.trained.label_T, excluded)
+
+    def _nearest(
+        self, kind: EmbeddingKind, row_RD: np.ndarray, identity_R: np.ndarray, excluded: ScoredIdentities | None
+    ) -> ScoredIdentities:
+        columns = [self.images.own_N] + ([] if excluded is None else [excluded.identity_N])
+        query_ND, search = self.images.embeddings[kind], self.trained.search
+        return _nearest(query_ND, row_RD, identity_R, search, np.stack(columns, axis=1))
 
 
-def _reachability(images: ImageOutputs, trained: TrainedIdentities) -> ScoredIdentities:
-    return ScoredIdentities(images.class_N, images.reachability_N)
+def _softmax(candidates: IdentityCandidates) -> ScoredIdentities:
+    return ScoredIdentities(candidates.images.class_N, candidates.images.probability_N)
 
 
-def _class_mean(images: ImageOutputs, trained: TrainedIdentities) -> ScoredIdentities:
-    return _nearest_mean("direct", images, trained, images.own_N[:, None])
+def _reachability(candidates: IdentityCandidates) -> ScoredIdentities:
+    return ScoredIdentities(candidates.images.class_N, candidates.images.reachability_N)
 
 
-def _meta_class_mean(images: ImageOutputs, trained: TrainedIdentities) -> ScoredIdentities:
-    return _nearest_mean("meta_unit", images, trained, images.own_N[:, None])
-
-
-def _nearest_image(images: ImageOutputs, trained: TrainedIdentities) -> ScoredIdentities:
-    return _nearest_training_image(images, trained, images.own_N[:, None])
-
-
-def _calibrated(images: ImageOutputs, trained: TrainedIdentities) -> ScoredIdentities:
-    score_N = trained.calibration.decision_function(_known_evidence(images, trained))
-    return ScoredIdentities(_class_mean(images, trained).identity_N, score_N)
-
-
-def _known_evidence(images: ImageOutputs, trained: TrainedIdentities) -> np.ndarray:
-    """Returns the cosines to the nearest class mean and training image, each with that of the nearest one of another
-    identity, and with a memory the logarithm of the reachability; float64 [N,V].
-    """
-    columns = []
-    for nearest in (partial(_nearest_mean, "direct"), _nearest_training_image):
-        best = nearest(images, trained, images.own_N[:, None])
-        runner_up = nearest(images, trained, np.stack([images.own_N, best.identity_N], axis=1))
-        columns += [best.score_N, runner_up.score_N]
-    # Without another identity the runner-up is as dissimilar as possible.
-    columns = [np.maximum(column_N, -1.0) for column_N in columns]
-    if images.reachability_N is not None:
-        columns.append(np.log(images.reachability_N))
-    return np.stack(columns, axis=1)
-
-
-def _nearest_mean(
-    kind: EmbeddingKind, images: ImageOutputs, trained: TrainedIdentities, excluded_NE: np.ndarray
-) -> ScoredIdentities:
-    return _nearest(images.embeddings[kind], trained.means[kind], trained.identity_K, trained.search, excluded_NE)
-
-
-def _nearest_training_image(
-    images: ImageOutputs, trained: TrainedIdentities, excluded_NE: np.ndarray
-) -> ScoredIdentities:
-    query_ND = images.embeddings["direct"]
-    return _nearest(query_ND, trained.embedding_TD, trained.label_T, trained.search, excluded_NE)
+def _calibrated(candidates: IdentityCandidates) -> ScoredIdentities:
+    score_N = candidates.trained.calibration.decision_function(candidates.evidence_NV)
+    return ScoredIdentities(candidates.class_mean.identity_N, score_N)
 
 
 def _nearest(
@@ -253,7 +314,7 @@ class IdentityScore:
     """
 
     definition: str
-    compute: Callable[[ImageOutputs, TrainedIdentities], ScoredIdentities]
+    compute: Callable[[IdentityCandidates], ScoredIdentities]
     kind: EmbeddingKind = "direct"
     needs_validation: bool = False
 
@@ -261,9 +322,12 @@ class IdentityScore:
 IDENTITY_SCORES = MappingProxyType(
     {
         "class_mean": IdentityScore(
-            "cosine to the nearest class mean: the mean of an identity's unit-length training embeddings", _class_mean
+            "cosine to the nearest class mean: the mean of an identity's unit-length training embeddings",
+            lambda candidates: candidates.class_mean,
         ),
-        "nearest_image": IdentityScore("cosine to the nearest training image, whose identity is given", _nearest_image),
+        "nearest_image": IdentityScore(
+            "cosine to the nearest training image, whose identity is given", lambda candidates: candidates.nearest_image
+        ),
         "softmax": IdentityScore(
             "softmax probability of the model's own classifier; the identity has the largest logit", _softmax
         ),
@@ -275,7 +339,7 @@ IDENTITY_SCORES = MappingProxyType(
         ),
         "meta_class_mean": IdentityScore(
             "cosine of the meta-embedding to the nearest mean of an identity's unit-length training meta-embeddings",
-            _meta_class_mean,
+            lambda candidates: candidates.nearest_mean("meta_unit"),
             "meta_unit",
         ),
         "calibrated": IdentityScore(

@@ -19,9 +19,11 @@ from facelt.errors import UserError
 from facelt.evaluation.evaluate import VALIDATION_SPLIT, find_split
 from facelt.evaluation.identity_scores import (
     IDENTITY_SCORES,
+    IdentityCandidates,
     available_scores,
     collect_outputs,
     collect_trained_identities,
+    collect_validation_outputs,
     default_score,
 )
 from facelt.evaluation.known_rates import COMPARED_FAR, LEVEL, KnownRates, KnownScores
@@ -297,17 +299,15 @@ def _measure_model(
     )
     if candidate.validation is not None:
         title = f"{candidate.name}, validation images"
-        validation = tuple(
-            collect_outputs(predictor, candidate.validation, without_own=without_own, title=title)
-            for without_own in (False, True)
-        )
+        validation = collect_validation_outputs(predictor, candidate.validation, title=title)
         trained = replace(trained, validation=validation)
     splits = {"known images": candidate.known, **{f"strangers {n}": split for n, split in enumerate(sources, start=1)}}
     indices, scored = [], []
     for title, split in splits.items():
         outputs = collect_outputs(predictor, split, title=f"{candidate.name}, {title}")
         indices.append(outputs.index_N)
-        scored.append({name: IDENTITY_SCORES[name].compute(outputs, trained) for name in candidate.scores})
+        nearest = IdentityCandidates(outputs, trained)
+        scored.append({name: IDENTITY_SCORES[name].compute(nearest) for name in candidate.scores})
     label_N = candidate.known.dataset.labels[indices[0]]
     results = []
     for name in candidate.scores:

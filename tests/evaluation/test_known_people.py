@@ -15,7 +15,13 @@ from sklearn.preprocessing import StandardScaler
 from facelt.config.train import TrainConfig
 from facelt.errors import UserError
 from facelt.evaluation.evaluate import find_split
-from facelt.evaluation.identity_scores import IDENTITY_SCORES, collect_outputs, collect_trained_identities
+from facelt.evaluation.identity_scores import (
+    IDENTITY_SCORES,
+    IdentityCandidates,
+    collect_outputs,
+    collect_trained_identities,
+    collect_validation_outputs,
+)
 from facelt.evaluation.known_people import KnownPeopleOptions, evaluate_known_people
 from facelt.inference.model import load_model
 from facelt.inference.predict import Predictor
@@ -297,11 +303,12 @@ def test_scores_without_the_own_identity_are_those_of_the_other_identities(stage
     plain = plain_models[f"run/{stage}"]
     predictor = Predictor.of(plain.model, 16, 0)
     trained = collect_trained_identities(predictor, plain.data, open_search())
-    outputs = collect_outputs(predictor, find_split(plain.data, "validation"), without_own=True)
+    _, outputs = collect_validation_outputs(predictor, find_split(plain.data, "validation"))
+    candidates = IdentityCandidates(outputs, trained)
     expected = [plain_scores(part, plain.training, own=label) for label, part in plain.splits["validation"]]
     assert len(expected) > 5
     for score in PLAIN_SCORES if stage == "plain" else MEMORY_SCORES:
-        result = IDENTITY_SCORES[score].compute(outputs, trained)
+        result = IDENTITY_SCORES[score].compute(candidates)
         assert result.identity_N.tolist() == [part[score][0] for part in expected]
         assert result.score_N == pytest.approx([part[score][1] for part in expected], rel=1e-4)
         assert not (result.identity_N == outputs.label_N).any()

@@ -16,6 +16,7 @@ from facelt.methods.classify import Classify, ClassifySettings
 from facelt.methods.oltr import DynamicMetaSettings
 from facelt.training.run import run
 from tests.distributed.ranks import run_ranks
+from tests.methods.interrupted import run_interrupted
 from tests.methods.small import CLASSES, COUNTS, FIRST, run_dataset_passes, small_network, training_set
 
 SETTINGS = {
@@ -130,17 +131,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(recipe, finished_run, tmp_pat
     log = [json.loads(line) for line in (tmp_path / "straight/metrics.jsonl").read_text().splitlines()]
     # tiny_faces has an identity without images.
     assert [line["random_rows"] for line in log if "random_rows" in line] == [1, 1]
-    original, calls = Classify.step, iter(range(100))
-
-    def stopped(self, batches, context):
-        if next(calls) == 3:
-            raise KeyboardInterrupt
-        return original(self, batches, context)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Classify, "step", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            train("stopped")
+    run_interrupted(monkeypatch, Classify, lambda: train("stopped"))
     monkeypatch.setattr(Classify, "observe", None)
     resumed = train("stopped", resume=True)
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)

@@ -10,6 +10,7 @@ from facelt.evaluation.evaluate import closed_set_accuracy
 from facelt.inference.model import load_model
 from facelt.methods.classify import Classify, ClassifySettings
 from facelt.training.run import run
+from tests.methods.interrupted import run_interrupted
 
 
 @pytest.mark.parametrize("rate", [0, -0.1, 1.5, float("nan")])
@@ -36,16 +37,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(head, recipe, tmp_path, monke
     straight = train("straight")
     model = load_model(tmp_path / "straight", torch.device("cpu"))
     assert 0 <= closed_set_accuracy(model, "validation", "paper", batch=4, workers=0).overall <= 1
-    original, calls = Classify.step, iter(range(100))
-
-    def stopped(self, batches, progress):
-        if next(calls) == 3:
-            raise KeyboardInterrupt
-        return original(self, batches, progress)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Classify, "step", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            train("stopped")
+    run_interrupted(monkeypatch, Classify, lambda: train("stopped"))
     resumed = train("stopped", resume=True)
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
