@@ -93,9 +93,9 @@ def test_cifar_100_lt_is_as_published(real_data, root, imbalance):
 
 def test_a_record_is_counted_as_it_is_split(tiny_faces, root):
     stats = stats_of(root / "configs/demo.yaml", train=tiny_faces, image_size="[32, 32]", validation_fraction=0.2)
-    train, validation = stats["splits"]["train"], stats["splits"]["validation"]
-    assert (stats["kind"], stats["classes"]) == ("record", 6)
-    assert train["images"] + validation["images"] == 42
+    train = stats["splits"]["train"]
+    assert (stats["kind"], stats["classes"], list(stats["splits"])) == ("record", 6, ["train", "validation", "test"])
+    assert sum(split["images"] for split in stats["splits"].values()) == 42
     assert (train["classes"], train["smallest"]) == (5, 1)
 
 
