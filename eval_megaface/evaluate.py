@@ -37,6 +37,7 @@ from facelt.identification.rank import pseudo_shot_labels
 from facelt.report.megaface_schema import MegafaceReport
 from facelt.search.search import open_search
 from facelt.store.attributes import canonical_name
+from facelt.store.mixed_models import mixed_model_notes
 from recordio_tools.atomic_io import write_text
 from recordio_tools.progress import ProgressFn, no_progress, relabel
 
@@ -55,6 +56,9 @@ def evaluate_megaface(config: MegafaceConfig, progress: ProgressFn = no_progress
     if config.compare:
         check_comparison(config, kinds)
     notes = [*config.notes, *suite.notes, *_overlap_notes(config, suite), *unmatched_kind_notes(sources)]
+    for name, source in sources.items():
+        model_notes = mixed_model_notes(source.describe(), allow_mixed=config.allow_mixed_models)
+        notes += [f"{name}: {note}" for note in model_notes]
     for name, source in sources.items():
         source.inspect(suite, kinds[name])
     excluded = excluded_images(sources, config.allow_missing)

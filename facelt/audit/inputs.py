@@ -3,7 +3,7 @@
 N images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from facelt.search.exact import BadRow
 from facelt.search.top_k import count_above
 from facelt.stats.groups import UNKNOWN, Units
 from facelt.store.attributes import AttributeColumns, attribute_columns, check_groupable
+from facelt.store.mixed_models import mixed_model_notes
 from recordio_tools.atomic_io import sha256_of
 
 # Column of pseudo-shot bands.
@@ -56,26 +57,28 @@ def open_inputs(config: AuditConfig) -> AuditInputs:
         return _open_scores(config)
     features = open_features(config.embeddings, config.kind, config.noise)
     audited = enrol_features(features, config.allow_missing)
-    gallery = _open_gallery(config.gallery, features, config) if config.gallery else None
+    sets: dict[str, FeatureSet | None] = {
+        "embeddings": features,
+        "gallery": _open_comparable(config.gallery, features, config, lazy=True),
+        "train": _open_comparable(_store_config(config.shots.train), features, config),
+        "thresholds": _open_comparable(_store_config(config.threshold.store), features, config),
+    }
+    gallery, train, calibration_features = sets["gallery"], sets["train"], sets["thresholds"]
+    model_notes = _mixed_model_notes(sets, config)
     columns = attribute_columns(config.attributes, features.keys, features.identities, config.bins, features.columns)
-    train = None
-    if config.shots.train is not None:
-        train = open_features(FeaturesConfig(path=config.shots.train), config.kind, config.noise)
-        columns[SHOTS] = _shot_column(audited, train, config.shots.threshold)
-    groupings, notes = _groupings(config, columns)
-    if config.embeddings.noises is None and config.noise == "drop":
-        notes.append("No noise list was given; mislabelled images, if any, are included.")
-    calibration = calibration_features = None
-    if config.threshold.store is not None:
-        calibration_features = open_features(FeaturesConfig(path=config.threshold.store), config.kind, config.noise)
-        calibration = enrol_features(calibration_features, config.allow_missing)
-    against = other_features = other_gallery = None
+    calibration = enrol_features(calibration_features, config.allow_missing) if calibration_features else None
+    against = other_gallery = None
     if config.against is not None:
         against, other_features, other_gallery = _open_against(config, features, audited)
-    sets = {
-        **{"embeddings": features, "gallery": gallery, "train": train, "thresholds": calibration_features},
-        **{"against": other_features, "against_gallery": other_gallery},
-    }
+        others = {"against": other_features, "against_gallery": other_gallery}
+        model_notes += _mixed_model_notes(others, config)
+        sets |= others
+    if train is not None:
+        columns[SHOTS] = _shot_column(audited, train, config.shots.threshold)
+    groupings, notes = _groupings(config, columns)
+    notes += model_notes
+    if config.embeddings.noises is None and config.noise == "drop":
+        notes.append("No noise list was given; mislabelled images, if any, are included.")
     summary = {
         "source": "embeddings",
         "images": len(features),
@@ -114,15 +117,28 @@ def _open_scores(config: AuditConfig) -> AuditInputs:
     return AuditInputs(audited, columns, groupings, summary, notes)
 
 
-def _open_gallery(gallery_config: FeaturesConfig, features: FeatureSet, config: AuditConfig) -> FeatureSet:
-    """Opens distractors; raises UserError if their dimension differs from that of the features."""
-    gallery = open_features(gallery_config, config.kind, config.noise, lazy=True)
-    if features.rows.shape[1] != gallery.rows.shape[1]:
+def _store_config(path: Path | None) -> FeaturesConfig | None:
+    return None if path is None else FeaturesConfig(path=path)
+
+
+def _open_comparable(
+    features_config: FeaturesConfig | None, features: FeatureSet, config: AuditConfig, *, lazy: bool = False
+) -> FeatureSet | None:
+    """Opens embeddings to compare with `features`, if any; raises UserError if their dimensions differ."""
+    if features_config is None:
+        return None
+    others = open_features(features_config, config.kind, config.noise, lazy=lazy)
+    if features.rows.shape[1] != others.rows.shape[1]:
         raise UserError(
-            f"{gallery.path}: embeddings have {gallery.rows.shape[1]} values, those in {features.path} "
+            f"{others.path}: embeddings have {others.rows.shape[1]} values, those in {features.path} "
             f"{features.rows.shape[1]}; both must come from one model"
         )
-    return gallery
+    return others
+
+
+def _mixed_model_notes(sets: Mapping[str, FeatureSet | None], config: AuditConfig) -> list[str]:
+    descriptions = {role: None if part is None else part.provenance for role, part in sets.items()}
+    return mixed_model_notes(descriptions, allow_mixed=config.allow_mixed_models)
 
 
 def _open_against(
@@ -141,7 +157,7 @@ def _open_against(
     if config.gallery is not None:
         if config.against_gallery is None:
             raise UserError("against_gallery: this key is required, the other model's embeddings of the distractors")
-        gallery = _open_gallery(config.against_gallery, other_features, config)
+        gallery = _open_comparable(config.against_gallery, other_features, config, lazy=True)
     against = enrol_features(other_features, config.allow_missing)
     if (differs_N := against.enrolled_N != audited.enrolled_N).any():
         raise UserError(

@@ -105,7 +105,10 @@ class ProvenanceConfig(StrictModel):
 
 
 class AuditConfig(StrictModel):
-    """Configuration of an audit; `by` has the groupings, each one column or several for their intersection."""
+    """Configuration of an audit; `by` has the groupings, each one column or several for their intersection.
+
+    `allow_mixed_models` accepts embeddings, gallery, training and threshold stores of different models.
+    """
 
     title: str = "Audit of face recognition by group"
     notes: tuple[str, ...] = ()
@@ -123,6 +126,7 @@ class AuditConfig(StrictModel):
     kind: EmbeddingKind = "direct"
     noise: Literal["drop", "raw"] = "drop"
     allow_missing: int = Field(0, ge=0)
+    allow_mixed_models: bool = False
     threshold: ThresholdConfig = ThresholdConfig()
     shots: AuditShotsConfig = AuditShotsConfig()
     statistics: StatisticsConfig = StatisticsConfig()
