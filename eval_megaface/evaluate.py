@@ -4,6 +4,7 @@ P probes, K ranks.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -37,6 +38,7 @@ from facelt.identification.rank import pseudo_shot_labels
 from facelt.report.megaface_schema import MegafaceReport
 from facelt.search.search import open_search
 from facelt.store.attributes import canonical_name
+from facelt.store.duplicates import duplicate_notes
 from facelt.store.mixed_models import mixed_model_notes
 from recordio_tools.atomic_io import write_text
 from recordio_tools.progress import ProgressFn, no_progress, relabel
@@ -67,9 +69,10 @@ def evaluate_megaface(config: MegafaceConfig, progress: ProgressFn = no_progress
     notes += coverage_notes(sources, excluded)
     for source in sources.values():
         source.check_dimensions(suite)
+    variants = [ModelVariant(name, source, kind) for name, source in sources.items() for kind in kinds[name]]
+    notes += _duplicate_notes(config, suite, variants)
     cache = ResultCache(config.out / "parts", writes=search.is_first)
     context = EvaluationContext(suite, search, cache, config.noise.seed)
-    variants = [ModelVariant(name, source, kind) for name, source in sources.items() for kind in kinds[name]]
     reachabilities, reachability_notes = read_reachabilities(suite, sources) if config.open_set else ({}, [])
     bands = _shot_bands(context, config, sources, progress)
     notes += [f"{name}: no train store, so its shots are not measured." for name in sources if name not in bands]
@@ -138,6 +141,22 @@ def _overlap_notes(config: MegafaceConfig, suite: Suite) -> list[str]:
                 "identification of unseen people. Remove them from the suite, or continue with --allow-overlap"
             )
         notes.append(f"{model}: {overlap}. Its rates are not those of unseen people.")
+    return notes
+
+
+def _duplicate_notes(config: MegafaceConfig, suite: Suite, variants: Sequence[ModelVariant]) -> list[str]:
+    """Refuses probes with the embedding of a distractor, or returns notes; see `duplicate_notes`."""
+    options = {
+        "noise_keys": "suite.facescrub_noises, suite.megaface_noises",
+        "allow_duplicates": config.allow_duplicates,
+    }
+    notes = []
+    for variant in variants:
+        source = variant.source
+        duplicates = source.find_duplicates(variant.kind, suite)
+        listed = suite.noise_lists.listed(duplicates)
+        paths = source.probes.path, source.distractors.path
+        notes += [f"{variant}: {note}" for note in duplicate_notes(duplicates, listed, paths, **options)]
     return notes
 
 

@@ -29,6 +29,9 @@ def megaface(
     allow_mixed_models: Annotated[
         bool, typer.Option("--allow-mixed-models", help="Compare stores of different models or preprocessing.")
     ] = False,
+    allow_duplicates: Annotated[
+        bool, typer.Option("--allow-duplicates", help="Keep probes that have the embedding of a distractor.")
+    ] = False,
 ) -> None:
     """Evaluate rank-k identification among MegaFace's distractors, by shots and groups, with intervals and a report.
 
@@ -44,6 +47,7 @@ def megaface(
 
     settings = load_config(config, MegafaceConfig, set_)
     flags = {"allow_overlap": allow_overlap, "allow_mixed_models": allow_mixed_models}
+    flags["allow_duplicates"] = allow_duplicates
     changes = {"out": out or settings.out} | {key: flag or getattr(settings, key) for key, flag in flags.items()}
     changes["allow_missing"] = settings.allow_missing if allow_missing is None else allow_missing
     settings = settings.model_copy(update=changes)

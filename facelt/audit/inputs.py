@@ -5,13 +5,14 @@ N images.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from facelt.audit.audited_set import AuditedSet, enrol_features, read_scores
-from facelt.audit.features import FeatureSet, open_features
+from facelt.audit.features import FeatureSet, is_noisy, open_features
 from facelt.config.audit import AuditConfig, FeaturesConfig
 from facelt.errors import UserError
 from facelt.identification.rank import pseudo_shot_bands
@@ -19,6 +20,7 @@ from facelt.search.exact import BadRow
 from facelt.search.top_k import count_above
 from facelt.stats.groups import UNKNOWN, Units
 from facelt.store.attributes import AttributeColumns, attribute_columns, check_groupable
+from facelt.store.duplicates import duplicate_notes, find_equal_rows, scan_rows
 from facelt.store.mixed_models import mixed_model_notes
 from recordio_tools.atomic_io import sha256_of
 
@@ -64,19 +66,24 @@ def open_inputs(config: AuditConfig) -> AuditInputs:
         "thresholds": _open_comparable(_store_config(config.threshold.store), features, config),
     }
     gallery, train, calibration_features = sets["gallery"], sets["train"], sets["thresholds"]
-    model_notes = _mixed_model_notes(sets, config)
+    set_notes = _mixed_model_notes(sets, config)
     columns = attribute_columns(config.attributes, features.keys, features.identities, config.bins, features.columns)
-    calibration = enrol_features(calibration_features, config.allow_missing) if calibration_features else None
+    searched, calibration = [(features, audited)], None
+    if calibration_features is not None:
+        calibration = enrol_features(calibration_features, config.allow_missing)
+        searched += [(calibration_features, calibration)] if config.threshold.wanted.fpir else []
+    set_notes += _duplicate_notes(searched, gallery, config)
     against = other_gallery = None
     if config.against is not None:
         against, other_features, other_gallery = _open_against(config, features, audited)
         others = {"against": other_features, "against_gallery": other_gallery}
-        model_notes += _mixed_model_notes(others, config)
+        set_notes += _mixed_model_notes(others, config)
+        set_notes += _duplicate_notes([(other_features, against)], other_gallery, config)
         sets |= others
     if train is not None:
         columns[SHOTS] = _shot_column(audited, train, config.shots.threshold)
     groupings, notes = _groupings(config, columns)
-    notes += model_notes
+    notes += set_notes
     if config.embeddings.noises is None and config.noise == "drop":
         notes.append("No noise list was given; mislabelled images, if any, are included.")
     summary = {
@@ -165,6 +172,28 @@ def _open_against(
             f"{features.keys[int(np.argmax(differs_N))]!r}; leave them out of both (--list)"
         )
     return against, other_features, gallery
+
+
+def _duplicate_notes(
+    searched: Sequence[tuple[FeatureSet, AuditedSet]], gallery: FeatureSet | None, config: AuditConfig
+) -> list[str]:
+    """Refuses enrolled images with the embedding of a distractor, or returns notes; see `duplicate_notes`."""
+    if gallery is None:
+        return []
+    _, _, hash_G = scan_rows(gallery.rows, np.arange(len(gallery)))
+    notes = []
+    for features, enrolled in searched:
+        equal = find_equal_rows(enrolled.embeddings.row_ED, gallery.rows, hash_G)
+        keys_E = list(compress(features.keys, enrolled.enrolled_N))
+        duplicates = {keys_E[e]: gallery.keys[g] for e, g in equal.items()}
+        listed = [
+            image
+            for image, distractor in duplicates.items()
+            if is_noisy(image, features.noisy) or is_noisy(distractor, gallery.noisy)
+        ]
+        options = {"noise_keys": "--noises, --gallery-noises", "allow_duplicates": config.allow_duplicates}
+        notes += duplicate_notes(duplicates, listed, (features.path, gallery.path), **options)
+    return notes
 
 
 def _shot_column(audited: AuditedSet, train: FeatureSet, threshold: float) -> list[str]:

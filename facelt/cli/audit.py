@@ -58,6 +58,9 @@ def audit(
     allow_mixed_models: Annotated[
         bool, typer.Option("--allow-mixed-models", help="Compare stores of different models or preprocessing.")
     ] = False,
+    allow_duplicates: Annotated[
+        bool, typer.Option("--allow-duplicates", help="Keep images that have the embedding of a distractor.")
+    ] = False,
     fail_if: Annotated[
         list[str], typer.Option(help="Exit with 3 if the condition is met: 'gap(rank1) > 0.05'; repeatable.")
     ] = [],  # noqa: B006
@@ -96,6 +99,7 @@ def audit(
         "against_gallery": {"path": against_gallery},
         **{"kind": kind, "noise": noise, "allow_missing": allow_missing, "fail_if": fail_if},
         "allow_mixed_models": allow_mixed_models or None,
+        "allow_duplicates": allow_duplicates or None,
         "provenance": {"data": data, "consent": consent, "licence": licence, "model": model, "auditor": auditor},
         **{"notes": note, "title": title, "out": out},
     }
