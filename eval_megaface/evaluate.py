@@ -91,10 +91,13 @@ def evaluate_megaface(config: MegafaceConfig, progress: ProgressFn = no_progress
         groups = _probe_groups(suite, bands.get(config.compare.reference, {}))
         comparison = compare_with_reference(config, suite, groups, hits_of)
         notes += power_notes(comparison, config.interval.level)
-    verification = measure_verification(context, variants, progress) if config.verification else None
-    open_set = None
+    verification = open_set = None
+    if config.verification:
+        verification, threshold_notes = measure_verification(context, variants, progress)
+        notes += threshold_notes
     if config.open_set:
-        open_set = measure_open_set(context, variants, config.open_set, reachabilities, progress)
+        open_set, threshold_notes = measure_open_set(context, variants, config.open_set, reachabilities, progress)
+        notes += threshold_notes
     values = {
         "title": config.title,
         "notes": notes,
