@@ -36,9 +36,13 @@ def mixed_model_notes(descriptions: Mapping[str, Mapping[str, Any] | None], *, a
             )
         notes.append(f"{text}. Scores between them mean nothing unless the models share one embedding space.")
     stated = {name for known in facts.values() for name in known}
-    unstated = [f"{names[role]} {', '.join(missing)}" for role in facts if (missing := _missing(facts[role], stated))]
+    unstated = [
+        f"{names[role]} does not state {', '.join(missing)}"
+        for role in facts
+        if (missing := _missing(facts[role], stated))
+    ]
     if unstated:
-        notes.append(f"One model may not have made all embeddings, as not all state it: {'; '.join(unstated)} unknown.")
+        notes.append(f"It is not known that one model made all embeddings: {'; '.join(unstated)}.")
     return notes
 
 

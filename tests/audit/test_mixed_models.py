@@ -47,9 +47,9 @@ def test_what_is_allowed_or_unknown_is_a_note(faces, settings, sets):
     (note,) = [
         note
         for note in open_inputs(settings(embeddings=probes, gallery={"path": str(faces.gallery())})).notes
-        if "One model may not have made all" in note
+        if "one model made all" in note
     ]
-    assert "gallery (gallery) preprocessing.flip_averaged, weights unknown" in note
+    assert "gallery (gallery) does not state preprocessing.flip_averaged, weights" in note
 
 
 def test_the_other_model_needs_its_own_distractors_only(faces, settings):

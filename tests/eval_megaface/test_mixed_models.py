@@ -54,8 +54,8 @@ def test_two_models_may_differ_from_each_other(small, models):
 
 def test_a_store_that_does_not_state_its_model_is_noted(small, models):
     report = small.run(models=models(probes="a", distractors=""))
-    (note,) = [note for note in report["notes"] if "One model may not" in note]
-    assert note.endswith("distractors_ (distractors) preprocessing, weights unknown.")
+    (note,) = [note for note in report["notes"] if "one model made all" in note]
+    assert note.endswith("distractors_ (distractors) does not state preprocessing, weights.")
 
 
 def test_the_option_of_the_command(small, models, capsys):
