@@ -99,16 +99,23 @@ def open_inputs(config: AuditConfig) -> AuditInputs:
 
 
 def _open_scores(config: AuditConfig) -> AuditInputs:
-    scores = read_scores(config.scores)
+    scores = read_scores(config.scores, config.higher_is)
     audited = AuditedSet(scores.identities, np.ones(len(scores.identities), dtype=bool), scores)
     columns = attribute_columns(config.attributes, None, scores.identities, config.bins)
     groupings, notes = _groupings(config, columns)
     notes.append("The input is a list of scored pairs: no search was made, so there is no rank 1, FNIR or FPIR.")
+    mated, non_mated = scores.mean_scores()
+    if mated < non_mated:
+        notes.append(
+            f"Mated pairs are less similar on average ({mated:.4g}) than non-mated pairs ({non_mated:.4g}), although "
+            f"higher_is is {config.higher_is}: check which way the scores run."
+        )
+    unit = "minus the score of the file, a distance" if config.higher_is == "different" else "as in the file"
     summary = {
         "source": "scores",
         "pairs": len(scores.score_M),
         "identities": len(scores.identities),
-        "score": "as in the file; larger means more similar",
+        "score": f"{unit}; larger means more similar",
         "files": {str(config.scores): sha256_of(config.scores), **_file_hashes(config)},
     }
     return AuditInputs(audited, columns, groupings, summary, notes)

@@ -28,6 +28,10 @@ def audit(
     gallery_list: Annotated[Path | None, typer.Option(help="List of the distractors; required for a tree.")] = None,
     gallery_noises: Annotated[Path | None, typer.Option(help="List of distractors to leave out.")] = None,
     scores: Annotated[Path | None, typer.Option(help="CSV file id1,id2,score,label instead of embeddings.")] = None,
+    higher_is: Annotated[
+        Literal["same", "different"] | None,
+        typer.Option(help="Meaning of a higher score in --scores: similarities are same, distances different."),
+    ] = None,
     training: Annotated[
         Path | None, typer.Option(help="Training .rec to count by group, with identities.csv in its folder.")
     ] = None,
@@ -81,7 +85,7 @@ def audit(
             **{"path": gallery, "list": gallery_list, "noises": gallery_noises},
             "algorithm": algorithm if gallery else None,
         },
-        "scores": scores,
+        **{"scores": scores, "higher_is": higher_is},
         "training": {"record": training},
         "attributes": {"tables": attributes, "key": key, "actors": actors, "actresses": actresses},
         "by": [columns.split(",") for columns in by],

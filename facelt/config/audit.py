@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 
 from facelt.config.base import EmbeddingKind, ShotConvention, StrictModel
 
+# Meaning of a higher score in a scores file: the two images are more likely of the `same` or of `different` people.
+HigherIs = Literal["same", "different"]
+
 _Rate = Annotated[float, Field(gt=0, lt=1)]
 _Column = Annotated[str, Field(min_length=1)]
 # Keys that only apply to embeddings.
@@ -105,7 +108,11 @@ class ProvenanceConfig(StrictModel):
 
 
 class AuditConfig(StrictModel):
-    """Configuration of an audit; `by` has the groupings, each one column or several for their intersection."""
+    """Configuration of an audit; `by` has the groupings, each one column or several for their intersection.
+
+    `higher_is` says whether the scores of `scores` are similarities (`same`) or distances (`different`); a given
+    `threshold.score` is in the unit of the file.
+    """
 
     title: str = "Audit of face recognition by group"
     notes: tuple[str, ...] = ()
@@ -115,6 +122,7 @@ class AuditConfig(StrictModel):
     against: FeaturesConfig | None = None
     against_gallery: FeaturesConfig | None = None
     scores: Path | None = None
+    higher_is: HigherIs | None = None
     training: TrainingConfig = TrainingConfig()
     attributes: AttributeTablesConfig = AttributeTablesConfig()
     by: Annotated[tuple[Annotated[tuple[_Column, ...], Field(min_length=1)], ...], Field(min_length=1)]
@@ -137,6 +145,8 @@ class AuditConfig(StrictModel):
             raise ValueError("nothing to audit: name embeddings, scores or training.record")
         if self.embeddings is None and (dependent := [name for name in _NEED_EMBEDDINGS if getattr(self, name)]):
             raise ValueError(f"{dependent[0]} requires embeddings: set embeddings.path")
+        if self.scores is None and self.higher_is is not None:
+            raise ValueError("higher_is requires scores: embeddings are compared by similarity")
         if self.embeddings is None and self.shots.train is not None:
             raise ValueError("shots.train requires embeddings: set embeddings.path")
         for column, edges in self.bins.items():

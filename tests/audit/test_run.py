@@ -132,6 +132,30 @@ def test_scores_give_the_same_match_errors_as_embeddings(faces, settings, tmp_pa
         run_audit(settings(embeddings=None, scores=str(path), threshold={"fpir": 0.1}))
 
 
+def test_distances_give_the_error_rates_of_a_plain_count(faces, settings, tmp_path):
+    pairs = list(itertools.combinations(range(64), 2))
+    distance = np.linalg.norm(faces.value_ND[:, None] - faces.value_ND, axis=-1).round(3)
+    people = faces.identities
+    lines = [f"{people[a]},{people[b]},{distance[a, b]:.3f},{int(people[a] == people[b])}" for a, b in pairs]
+    path = tmp_path / "distances.csv"
+    path.write_text("\n".join(["id1,id2,score,label", *lines]))
+    limit = 0.9004
+    of_file = {"embeddings": None, "scores": str(path), "threshold": {"score": limit}}
+    report = run(settings(**of_file, higher_is="different"))
+    missed = sum(distance[a, b] > limit for a, b in pairs if people[a] == people[b])
+    matched = sum(distance[a, b] <= limit for a, b in pairs if people[a] != people[b])
+    assert (report["overall"]["fnmr"]["events"], report["overall"]["fmr"]["events"]) == (missed, matched)
+    assert missed
+    assert matched
+    assert report["thresholds"]["pairs"]["score"] == -limit
+    assert report["subject"]["score"] == "minus the score of the file, a distance; larger means more similar"
+    with pytest.raises(UserError, match="--higher-is different"):
+        run_audit(settings(**of_file))
+    assert "check which way the scores run" in " ".join(run(settings(**of_file, higher_is="same"))["notes"])
+    with pytest.raises(ValueError, match="higher_is requires scores"):
+        settings(higher_is="same")
+
+
 def test_a_threshold_is_given_or_set_on_another_set(faces, settings):
     given = run(settings(threshold={"score": 0.5}))["thresholds"]
     assert [(use, threshold["score"], threshold["kind"]) for use, threshold in given.items()] == [
