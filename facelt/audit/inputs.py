@@ -18,7 +18,7 @@ from facelt.identification.rank import pseudo_shot_bands
 from facelt.search.exact import BadRow
 from facelt.search.top_k import count_above
 from facelt.stats.groups import UNKNOWN, Units
-from facelt.store.attributes import AttributeColumns, attribute_columns, check_groupable
+from facelt.store.attributes import AttributeColumns, attribute_columns, check_groupable, join_spellings
 from recordio_tools.atomic_io import sha256_of
 
 # Column of pseudo-shot bands.
@@ -174,20 +174,21 @@ def _shot_column(audited: AuditedSet, train: FeatureSet, threshold: float) -> li
 
 
 def _groupings(config: AuditConfig, columns: AttributeColumns) -> tuple[list[tuple[str, ...]], list[str]]:
-    """Returns the validated groupings, and a note for each column with missing values."""
+    """Returns the validated groupings, with notes on missing values and joined spellings; joins them in `columns`."""
     groupings = list(dict.fromkeys(config.by))
     if SHOTS in columns:
         groupings += [(*by, SHOTS) for by in groupings if SHOTS not in by and (*by, SHOTS) not in groupings]
+    used = list(dict.fromkeys(name for by in groupings for name in by))
+    joined = join_spellings(columns, [name for name in used if name in columns])
     for by in groupings:
         check_groupable(columns, by)
-    used = dict.fromkeys(name for by in groupings for name in by)
     missing = {name: sum(not value for value in columns[name]) for name in used}
     notes = [
         f"{count:,} of {len(columns[name]):,} have no {name} and form the group {UNKNOWN}."
         for name, count in missing.items()
         if count
     ]
-    return groupings, notes
+    return groupings, joined + notes
 
 
 def _file_hashes(config: AuditConfig) -> dict[str, str]:

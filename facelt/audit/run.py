@@ -59,9 +59,10 @@ def run_audit(config: AuditConfig, progress: ProgressFn = no_progress) -> AuditR
     figure that the report does not have, is no error here; the report marks it as undecided.
     """
     conditions = [parse_fail_condition(text) for text in config.fail_if]
+    training, notes = training_section(config, progress) if config.training.record else (None, [])
     report: dict[str, Any] = {
         "title": config.title,
-        "notes": list(config.notes),
+        "notes": [*config.notes, *notes],
         "provenance": config.provenance.model_dump(),
         "statistics": {**config.statistics.model_dump(), "min_identities": config.min_identities},
         "subject": None,
@@ -70,7 +71,7 @@ def run_audit(config: AuditConfig, progress: ProgressFn = no_progress) -> AuditR
         "det": None,
         "groupings": [],
         "against": None,
-        "training": training_section(config, progress) if config.training.record else None,
+        "training": training,
     }
     results: dict[tuple[str, ...], GroupingResult] = {}
     estimates: dict[tuple[str, ...], list[DisparityEstimate]] = {}

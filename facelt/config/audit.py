@@ -5,13 +5,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from facelt.config.base import EmbeddingKind, ShotConvention, StrictModel
+from facelt.config.base import ColumnName, EmbeddingKind, ShotConvention, StrictModel
 
 # Meaning of a higher score in a scores file: the two images are more likely of the `same` or of `different` people.
 HigherIs = Literal["same", "different"]
 
 _Rate = Annotated[float, Field(gt=0, lt=1)]
-_Column = Annotated[str, Field(min_length=1)]
 # Keys that only apply to embeddings.
 _NEED_EMBEDDINGS = ("gallery", "against", "against_gallery")
 
@@ -36,7 +35,7 @@ class AttributeTablesConfig(StrictModel):
     """
 
     tables: tuple[Path, ...] = ()
-    key: _Column | None = None
+    key: ColumnName | None = None
     actors: Path | None = None
     actresses: Path | None = None
 
@@ -125,8 +124,8 @@ class AuditConfig(StrictModel):
     higher_is: HigherIs | None = None
     training: TrainingConfig = TrainingConfig()
     attributes: AttributeTablesConfig = AttributeTablesConfig()
-    by: Annotated[tuple[Annotated[tuple[_Column, ...], Field(min_length=1)], ...], Field(min_length=1)]
-    bins: dict[_Column, Annotated[tuple[float, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    by: Annotated[tuple[Annotated[tuple[ColumnName, ...], Field(min_length=1)], ...], Field(min_length=1)]
+    bins: dict[ColumnName, Annotated[tuple[float, ...], Field(min_length=1)]] = Field(default_factory=dict)
     min_identities: int = Field(5, ge=2)
     kind: EmbeddingKind = "direct"
     noise: Literal["drop", "raw"] = "drop"

@@ -223,6 +223,17 @@ def test_unknown_attributes_are_a_group_and_a_note(faces, settings):
     assert "56 of 64 have no group and form the group (unknown)." in report["notes"]
 
 
+def test_spellings_of_a_group_are_joined_with_a_note(faces, settings):
+    text = faces.attributes().read_text().replace("identity,group", "Identity, Group ")
+    text = text.replace("Person_00,b", "Person_00, B").replace("Person_02,b", "Person_02,B")
+    table = faces.attributes(text, "spelled.csv")
+    spelled, plain = (
+        run(settings(attributes={"tables": [str(path)]}, by=[["GROUP"]])) for path in (table, faces.attributes())
+    )
+    assert spelled["groupings"] == plain["groupings"]
+    assert "group: ' B' (4), 'B' (4), 'b' (24) are one group, 'b'." in spelled["notes"]
+
+
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
