@@ -187,7 +187,7 @@ def read_identities(path: Path) -> dict[int, dict[str, str]]:
             if not {"label", "name"} <= set(reader.fieldnames or ()):
                 header = reader.fieldnames or ()
                 raise RecordIOError(
-                    f"{path}: needs columns label and name, separated by commas; its header is {', '.join(header)!r}"
+                    f"{path}: needs the columns label and name; its header is {', '.join(header)!r} between commas"
                 )
             for row in reader:
                 label = (row["label"] or "").strip()

@@ -1,4 +1,4 @@
-"""Embeddings of an audit, of the audited images or of distractors, from a store or a tree of .bin files.
+"""Embeddings of an audit, of the audited images or of distractors, from a store, a tree of .bin files or an array.
 
 N images, D feature.
 """
@@ -15,6 +15,7 @@ import numpy as np
 from facelt.config.audit import FeaturesConfig
 from facelt.errors import UserError
 from facelt.search.exact import MatrixLike
+from facelt.store.arrays import is_array_file, read_embedding_array
 from facelt.store.feature_tree import (
     FeatureTree,
     feature_path,
@@ -24,6 +25,7 @@ from facelt.store.feature_tree import (
     read_noise_names,
     size_inside_root,
 )
+from facelt.store.make import numbered_keys, read_row_names
 from facelt.store.store import UNIT_KINDS, EmbeddingStore, RowSubset
 from recordio_tools.atomic_io import sha256_of
 
@@ -70,7 +72,7 @@ def open_features(config: FeaturesConfig, kind: str, noise: str, *, lazy: bool =
     """Opens the configured embeddings, without the images on the noise list unless `noise` is `raw`.
 
     All embeddings of a tree are read and unusable ones are listed in `defects`. With `lazy` they are read when sliced,
-    and the first unusable one raises an error.
+    the first unusable one raises an error, and the rows of an array need no names.
 
     Raises UserError naming the file: neither store nor tree, a listed image that is absent, a kind that is not there.
     """
@@ -80,24 +82,49 @@ def open_features(config: FeaturesConfig, kind: str, noise: str, *, lazy: bool =
         noisy = frozenset(name if "/" in name else PurePosixPath(name).stem for name in names)
     if config.path.is_dir() and not (config.path / _STORE_META).is_file():
         return _open_tree(config, kind, noisy, lazy)
-    return _open_store(config, kind, noisy)
+    if is_array_file(config.path):
+        return _select(_open_array(config, kind, lazy), config.list, noisy)
+    if config.items is not None or config.array is not None:
+        raise UserError(f"{config.path}: items and array only apply to .npy and .npz files")
+    return _select(_open_store(config.path, kind), config.list, noisy)
 
 
-def _open_store(config: FeaturesConfig, kind: str, noisy: frozenset[str]) -> FeatureSet:
-    store = EmbeddingStore.open(config.path)
+def _open_store(path: Path, kind: str) -> FeatureSet:
+    store = EmbeddingStore.open(path)
     value_ND = store.embedding(kind)
-    hashes = {name: sha256_of(config.path / name) for name in (_STORE_META, "items.csv", f"{kind}.npy")}
-    provenance = {"path": str(config.path), **store.meta, "sha256": hashes}
-    is_cosine = kind in UNIT_KINDS
+    hashes = {name: sha256_of(path / name) for name in (_STORE_META, "items.csv", f"{kind}.npy")}
+    provenance = {"path": str(path), **store.meta, "sha256": hashes}
     columns = store.keys, store.identities, store.attributes
-    features = FeatureSet(config.path, *columns, value_ND, is_cosine, {}, 0, provenance)
-    if config.list is None and not noisy:
+    return FeatureSet(path, *columns, value_ND, kind in UNIT_KINDS, {}, 0, provenance)
+
+
+def _open_array(config: FeaturesConfig, kind: str, lazy: bool) -> FeatureSet:
+    path = config.path
+    if config.items is not None:
+        names = read_row_names(config.items)
+        value_ND = read_embedding_array(path, config.array, default=kind, rows=len(names.keys))
+        columns = names.keys, names.identities, names.columns
+    elif lazy:
+        value_ND = read_embedding_array(path, config.array, default=kind)
+        columns = numbered_keys(len(value_ND)), [""] * len(value_ND), {}
+    else:
+        raise UserError(
+            f"{path}: the rows of an array have no names; list them in their order in a CSV file (--items), or write a "
+            "store with `facelt store make`"
+        )
+    provenance = {"path": str(path), "format": path.suffix[1:], "sha256": {path.name: sha256_of(path)}}
+    return FeatureSet(path, *columns, value_ND, kind in UNIT_KINDS, {}, 0, provenance)
+
+
+def _select(features: FeatureSet, image_list: Path | None, noisy: frozenset[str]) -> FeatureSet:
+    """Returns the listed images, default all, without the noisy ones."""
+    if image_list is None and not noisy:
         return features
-    listed = store.keys if config.list is None else read_image_list(config.list)
-    position = {key: row for row, key in enumerate(store.keys)}
+    listed = features.keys if image_list is None else read_image_list(image_list)
+    position = {key: row for row, key in enumerate(features.keys)}
     if missing := [key for key in listed if key not in position]:
         raise UserError(
-            f"{config.list}: {len(missing)} of {len(listed)} listed images are not in {config.path}, "
+            f"{image_list}: {len(missing)} of {len(listed)} listed images are not in {features.path}, "
             f"such as {missing[0]!r}"
         )
     indices = [position[key] for key in listed if not _is_noisy(key, noisy)]
@@ -142,7 +169,8 @@ def _read_tree(root: Path, algorithm: str, keys: Sequence[str]) -> tuple[np.ndar
         try:
             features[index] = read_feature(path)
         except UserError as error:
-            defects[index] = "no such file" if size is None else str(error).removeprefix(f"{path}: ")
+            is_absent = size is None and not path.exists()
+            defects[index] = "no such file" if is_absent else str(error).removeprefix(f"{path}: ")
     common = Counter(map(len, features.values())).most_common(1)
     value_ND = np.zeros((len(keys), common[0][0] if common else 1), dtype=np.float32)
     for index, feature_D in features.items():

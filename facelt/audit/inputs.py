@@ -18,6 +18,7 @@ from facelt.identification.rank import pseudo_shot_bands
 from facelt.search.exact import BadRow
 from facelt.search.top_k import count_above
 from facelt.stats.groups import UNKNOWN, Units
+from facelt.store.arrays import is_array_file
 from facelt.store.attributes import AttributeColumns, attribute_columns, check_groupable, join_spellings
 from recordio_tools.atomic_io import sha256_of
 
@@ -135,8 +136,14 @@ def _open_gallery(gallery_config: FeaturesConfig, features: FeatureSet, config: 
 def _open_against(
     config: AuditConfig, features: FeatureSet, audited: AuditedSet
 ) -> tuple[AuditedSet, FeatureSet, FeatureSet | None]:
-    """Opens the same images by another model, in the same order, and that model's distractors."""
-    other_features = open_features(config.against, config.kind, config.noise)
+    """Opens the same images by another model, in the same order, and that model's distractors.
+
+    An array without `items` has the rows of the audited embeddings.
+    """
+    against = config.against
+    if is_array_file(against.path) and against.items is None:
+        against = against.model_copy(update={"items": config.embeddings.items})
+    other_features = open_features(against, config.kind, config.noise)
     position = {key: row for row, key in enumerate(other_features.keys)}
     if missing := [key for key in features.keys if key not in position]:
         raise UserError(
@@ -192,10 +199,10 @@ def _groupings(config: AuditConfig, columns: AttributeColumns) -> tuple[list[tup
 
 
 def _file_hashes(config: AuditConfig) -> dict[str, str]:
-    """Returns the SHA-256 of each attribute table, image list and noise list."""
-    attributes = config.attributes
+    """Returns the SHA-256 of each attribute table, image list, noise list and list of an array's rows."""
+    attributes, features = config.attributes, (config.embeddings, config.gallery, config.against)
     paths: Sequence[Path | None] = (
         *(*attributes.tables, attributes.actors, attributes.actresses),
-        *(path for part in (config.embeddings, config.gallery) if part for path in (part.list, part.noises)),
+        *(path for part in features if part for path in (part.list, part.noises, part.items)),
     )
     return {str(path): sha256_of(path) for path in paths if path is not None}

@@ -17,14 +17,20 @@ def audit(
     config: Annotated[Path | None, typer.Option(help="YAML file; the options below override its keys.")] = None,
     set_: Annotated[list[str], typer.Option("--set", help="Set any key: statistics.level=0.9.")] = [],  # noqa: B006
     embeddings: Annotated[
-        Path | None, typer.Option(help="Embeddings to audit: a store, or a tree of IMAGE_ALGORITHM.bin files.")
+        Path | None,
+        typer.Option(help="Embeddings to audit: a store, a .npy or .npz file, or a tree of IMAGE_ALGORITHM.bin files."),
     ] = None,
+    items: Annotated[
+        Path | None,
+        typer.Option(help="CSV file of the rows of a .npy or .npz file, in their order."),
+    ] = None,
+    array: Annotated[str | None, typer.Option(help="Name of the array in a .npz file.")] = None,
     images: Annotated[
         Path | None, typer.Option("--list", help="List of the images to audit; required for a tree.")
     ] = None,
     algorithm: Annotated[str | None, typer.Option(help="ALGORITHM in the file names of a tree.")] = None,
     noises: Annotated[Path | None, typer.Option(help="List of mislabelled images to leave out.")] = None,
-    gallery: Annotated[Path | None, typer.Option(help="Distractors to search among: a store or a tree.")] = None,
+    gallery: Annotated[Path | None, typer.Option(help="Distractors to search among: a store, array or tree.")] = None,
     gallery_list: Annotated[Path | None, typer.Option(help="List of the distractors; required for a tree.")] = None,
     gallery_noises: Annotated[Path | None, typer.Option(help="List of distractors to leave out.")] = None,
     scores: Annotated[Path | None, typer.Option(help="CSV file id1,id2,score,label instead of embeddings.")] = None,
@@ -80,7 +86,10 @@ def audit(
     from recordio_tools.progress import progress_bars
 
     options = {
-        "embeddings": {"path": embeddings, "list": images, "algorithm": algorithm, "noises": noises},
+        "embeddings": {
+            **{"path": embeddings, "list": images, "algorithm": algorithm, "noises": noises},
+            **{"items": items, "array": array},
+        },
         "gallery": {
             **{"path": gallery, "list": gallery_list, "noises": gallery_noises},
             "algorithm": algorithm if gallery else None,

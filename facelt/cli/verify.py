@@ -83,7 +83,7 @@ def _verify_model(
 
 def _verify_embeddings(path: Path, sets: list[Path]) -> dict[str, Any]:
     from facelt.data.pairs import ImagePairs, read_pairs
-    from facelt.identification.pair_verification import read_pair_embeddings
+    from facelt.store.arrays import read_pair_embeddings
 
     embedding_ND, same_P = read_pair_embeddings(path)
     if (len(sets), same_P is None) not in ((0, False), (1, True)):

@@ -16,15 +16,18 @@ _NEED_EMBEDDINGS = ("gallery", "against", "against_gallery")
 
 
 class FeaturesConfig(StrictModel):
-    """Embedding store, or tree of IMAGE_ALGORITHM.bin files with a list of its images.
+    """Embedding store, tree of IMAGE_ALGORITHM.bin files with a list of its images, or .npy or .npz file.
 
-    `noises` is a list of mislabelled images to leave out; `list` also selects images of a store.
+    `noises` is a list of mislabelled images to leave out; `list` also selects images of a store. `items` names the rows
+    of a .npy or .npz file, `array` the array in the latter (default: that named as the kind, or the only one).
     """
 
     path: Path
     algorithm: Annotated[str, Field(pattern=r"^[^/\\\x00]+$")] | None = None
     list: Path | None = None
     noises: Path | None = None
+    items: Path | None = None
+    array: str | None = None
 
 
 class AttributeTablesConfig(StrictModel):

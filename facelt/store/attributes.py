@@ -45,8 +45,8 @@ def bin_values(values: Sequence[str], edges: Sequence[float]) -> list[str]:
 
 
 # Columns that can identify a row, in the order in which they are tried.
-_IMAGE_COLUMN = "key"
-_IDENTITY_COLUMNS = ("identity", "name", "label")
+IMAGE_COLUMN = "key"
+IDENTITY_COLUMNS = ("identity", "name", "label")
 # A column with more values is a number or a name, not a grouping.
 MAX_GROUP_VALUES = 40
 
@@ -169,15 +169,15 @@ def _match_rows(
         tries = [(key, keys or (), str.strip), (key, identities, canonical_name)]
     else:
         tries = [
-            (_IMAGE_COLUMN, keys or (), str.strip),
-            *((name, identities, canonical_name) for name in _IDENTITY_COLUMNS),
+            (IMAGE_COLUMN, keys or (), str.strip),
+            *((name, identities, canonical_name) for name in IDENTITY_COLUMNS),
         ]
         tries = [attempt for attempt in tries if attempt[0] in rows.columns]
     names = list(dict.fromkeys(name for name, _, _ in tries))
     if not names:
         raise UserError(
             f"{path}: no column identifies the rows; set attributes.key, or name the column one of "
-            f"{', '.join((_IMAGE_COLUMN, *_IDENTITY_COLUMNS))}"
+            f"{', '.join((IMAGE_COLUMN, *IDENTITY_COLUMNS))}"
         )
     for name, names_N, normalise in tries:
         value_R = [normalise(value) for value in rows.columns[name]]
@@ -187,7 +187,7 @@ def _match_rows(
         for row, value in enumerate(value_R):
             if first_row[value] != row:
                 _refuse_conflict(path, rows, first_row[value], row, name)
-        others = [column for column in rows.columns if column not in (_IMAGE_COLUMN, *_IDENTITY_COLUMNS, key)]
+        others = [column for column in rows.columns if column not in (IMAGE_COLUMN, *IDENTITY_COLUMNS, key)]
         return {column: _values_of(rows.columns[column], first_row, names_N) for column in others}
     raise UserError(f"{path}: has none of the audited identities in its column {' or '.join(map(repr, names))}")
 
@@ -198,7 +198,7 @@ def _values_of(values: Sequence[str], first_row: Mapping[str, int], names_N: Seq
 
 def _refuse_conflict(path: Path, rows: CsvRows, first: int, second: int, key: str) -> None:
     for name, values in rows.columns.items():
-        is_attribute = name != key and name not in _IDENTITY_COLUMNS
+        is_attribute = name != key and name not in IDENTITY_COLUMNS
         if is_attribute and same_value(values[first]) != same_value(values[second]):
             raise UserError(
                 f"{path}: line {rows.line_N[second]} gives {rows.columns[key][second]!r} a second {name}: "

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
@@ -73,15 +74,23 @@ def test_damaged_files_of_a_tree_are_defects_or_an_error(faces, tree):
     write_feature(tree["path"] / f"{faces.keys[2]}_toy.bin", np.ones(5))
     (tree["path"] / f"{faces.keys[3]}_toy.bin").write_bytes(b"short")
     (tree["path"] / f"{faces.keys[4]}_toy.bin").unlink()
+    (tree["path"] / f"{faces.keys[5]}_toy.bin").unlink()
+    os.mkfifo(tree["path"] / f"{faces.keys[5]}_toy.bin")
+    os.truncate(tree["path"] / f"{faces.keys[6]}_toy.bin", 1 << 40)
     features = opened(**tree)
+    sparse = features.defects.pop(6)
+    assert sparse.startswith("is a sparse file of 1,099,511,627,776 bytes")
     assert features.defects == {
         2: "holds 5 values, most others 12",
         3: "has 5 bytes, fewer than the header of a feature file",
         4: "no such file",
+        5: "is not a regular file; write the embeddings to one",
     }
-    with pytest.raises(UserError, match="1 of 64 features"):
+    with pytest.raises(UserError, match="2 of 64 features"):
         opened(**tree, lazy=True)
-    write_feature(tree["path"] / f"{faces.keys[4]}_toy.bin", np.ones(12))
+    (tree["path"] / f"{faces.keys[5]}_toy.bin").unlink()
+    for index in (4, 5):
+        write_feature(tree["path"] / f"{faces.keys[index]}_toy.bin", np.ones(12))
     with pytest.raises(UserError, match=r"Person_00/2.jpg_toy.bin: holds 5 values, the other features 12"):
         opened(**tree, lazy=True)
 

@@ -111,6 +111,40 @@ def test_a_tree_and_a_store_give_the_same_figures(faces, settings, tmp_path):
         run_audit(settings(embeddings={"path": str(tree)}))
 
 
+def test_arrays_and_a_table_of_rows_give_the_figures_of_stores(faces, settings, tmp_path):
+    other_ND = faces.value_ND[:, ::-1].copy()
+    gallery, other_gallery = faces.gallery(), faces.gallery_GD[:, ::-1]
+    np.save(tmp_path / "gallery.npy", other_gallery)
+    of_stores = run(
+        settings(
+            gallery={"path": str(gallery)},
+            against={"path": str(faces.store("other", other_ND))},
+            against_gallery={"path": str(tmp_path / "gallery.npy")},
+        )
+    )
+    np.savez(tmp_path / "probes.npz", direct=faces.value_ND, ignored=np.ones(3))
+    np.save(tmp_path / "probes.npy", 5.0 * faces.value_ND)
+    np.save(tmp_path / "other.npy", other_ND)
+    np.save(tmp_path / "strangers.npy", faces.gallery_GD)
+    table = tmp_path / "rows.csv"
+    rows = zip(faces.keys, faces.identities, strict=True)
+    table.write_text("key,identity\n" + "".join(f"{key},{identity}\n" for key, identity in rows))
+    for name in ("probes.npz", "probes.npy"):
+        of_arrays = run(
+            settings(
+                embeddings={"path": str(tmp_path / name), "items": str(table)},
+                gallery={"path": str(tmp_path / "strangers.npy")},
+                against={"path": str(tmp_path / "other.npy")},
+                against_gallery={"path": str(tmp_path / "gallery.npy")},
+            )
+        )
+        assert rates(of_arrays) == rates(of_stores)
+        assert of_arrays["against"]["groupings"] == of_stores["against"]["groupings"]
+        assert str(table) in of_arrays["subject"]["files"]
+    with pytest.raises(UserError, match=r"probes\.npy: the rows of an array have no names; list them"):
+        run_audit(settings(embeddings={"path": str(tmp_path / "probes.npy")}))
+
+
 def test_scores_give_the_same_match_errors_as_embeddings(faces, settings, tmp_path):
     whole = run(settings())
     score = faces.value_ND.astype(np.float64) @ faces.value_ND.astype(np.float64).T
