@@ -3,7 +3,6 @@
 N images, D feature.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,9 +24,10 @@ from facelt.store.feature_tree import (
     read_noise_names,
     size_inside_root,
 )
+from facelt.store.input_hashes import store_inputs, tree_input
 from facelt.store.make import numbered_keys, read_row_names
 from facelt.store.store import UNIT_KINDS, EmbeddingStore, RowSubset
-from recordio_tools.atomic_io import sha256_of
+from facelt.utils.provenance import InputHash
 
 _STORE_META = "meta.json"
 # Features of a tree read at a time.
@@ -39,7 +39,7 @@ class FeatureSet:
     """N images with their identities, the store's attribute columns of them, and their embeddings, read when sliced.
 
     `defects` has, by position, the reason why an image has no embedding; `removed` counts images left out as noise;
-    `provenance` is the description in the report.
+    `provenance` is the description in the report, `inputs` are the hashes of the files.
     """
 
     path: Path
@@ -51,6 +51,7 @@ class FeatureSet:
     defects: dict[int, str]
     removed: int
     provenance: dict[str, Any]
+    inputs: tuple[InputHash, ...]
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -92,10 +93,10 @@ def open_features(config: FeaturesConfig, kind: str, noise: str, *, lazy: bool =
 def _open_store(path: Path, kind: str) -> FeatureSet:
     store = EmbeddingStore.open(path)
     value_ND = store.embedding(kind)
-    hashes = {name: sha256_of(path / name) for name in (_STORE_META, "items.csv", f"{kind}.npy")}
-    provenance = {"path": str(path), **store.meta, "sha256": hashes}
+    inputs = store_inputs(path, [kind])
+    provenance = {"path": str(path), **store.meta, "sha256": {Path(item.path).name: item.sha256 for item in inputs}}
     columns = store.keys, store.identities, store.attributes
-    return FeatureSet(path, *columns, value_ND, kind in UNIT_KINDS, {}, 0, provenance)
+    return FeatureSet(path, *columns, value_ND, kind in UNIT_KINDS, {}, 0, provenance, tuple(inputs))
 
 
 def _open_array(config: FeaturesConfig, kind: str, lazy: bool) -> FeatureSet:
@@ -112,8 +113,9 @@ def _open_array(config: FeaturesConfig, kind: str, lazy: bool) -> FeatureSet:
             f"{path}: the rows of an array have no names; list them in their order in a CSV file (--items), or write a "
             "store with `facelt store make`"
         )
-    provenance = {"path": str(path), "format": path.suffix[1:], "sha256": {path.name: sha256_of(path)}}
-    return FeatureSet(path, *columns, value_ND, kind in UNIT_KINDS, {}, 0, provenance)
+    inputs = (InputHash.of_file(path),)
+    provenance = {"path": str(path), "format": path.suffix[1:], "sha256": {path.name: inputs[0].sha256}}
+    return FeatureSet(path, *columns, value_ND, kind in UNIT_KINDS, {}, 0, provenance, inputs)
 
 
 def _select(features: FeatureSet, image_list: Path | None, noisy: frozenset[str]) -> FeatureSet:
@@ -148,11 +150,15 @@ def _open_tree(config: FeaturesConfig, kind: str, noisy: frozenset[str], lazy: b
     else:
         rows, defects = _read_tree(config.path, config.algorithm, keys)
         identities = [probe_identity(key, config.list) for key in keys]
+    for start in range(0, len(keys), _CHUNK) if lazy else ():
+        rows[start : start + _CHUNK]  # refuses an unusable file before any search
+    features = tree_input(config.path, config.algorithm, [config.list])
     provenance = {
         **{"path": str(config.path), "format": "bin", "algorithm": config.algorithm},
-        "sha256": {"values in the list's order": _hash_values(rows)},
+        "sha256": {"files in the list's order": features.sha256},
     }
-    return FeatureSet(config.path, keys, identities, {}, rows, True, defects, len(listed) - len(keys), provenance)
+    removed = len(listed) - len(keys)
+    return FeatureSet(config.path, keys, identities, {}, rows, True, defects, removed, provenance, (features,))
 
 
 def _is_noisy(key: str, noisy: frozenset[str]) -> bool:
@@ -179,11 +185,3 @@ def _read_tree(root: Path, algorithm: str, keys: Sequence[str]) -> tuple[np.ndar
         else:
             defects[index] = f"holds {len(feature_D)} values, most others {value_ND.shape[1]}"
     return value_ND, defects
-
-
-def _hash_values(rows: MatrixLike) -> str:
-    """Returns the SHA-256 of the values in order, which reads, and so validates, every file of a tree."""
-    digest = hashlib.sha256()
-    for start in range(0, rows.shape[0], _CHUNK):
-        digest.update(np.ascontiguousarray(rows[start : start + _CHUNK], dtype="<f4").tobytes())
-    return digest.hexdigest()

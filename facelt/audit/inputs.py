@@ -20,7 +20,7 @@ from facelt.search.top_k import count_above
 from facelt.stats.groups import UNKNOWN, Units
 from facelt.store.arrays import is_array_file
 from facelt.store.attributes import AttributeColumns, attribute_columns, check_groupable, join_spellings
-from recordio_tools.atomic_io import sha256_of
+from facelt.utils.provenance import InputHash
 
 # Column of pseudo-shot bands.
 SHOTS = "shots"
@@ -33,7 +33,8 @@ class AuditInputs:
     """Audited set with its attribute columns (N values each), distractors, and the optional other sets.
 
     `groupings` are the columns to group by, each also crossed with shots if those are known; `calibration` is the set
-    to set thresholds on if it is not the audited one; `against` has the same images by another model.
+    to set thresholds on if it is not the audited one; `against` has the same images by another model. `hashes` are
+    those of all files.
     """
 
     audited: AuditedSet
@@ -41,6 +42,7 @@ class AuditInputs:
     groupings: list[tuple[str, ...]]
     summary: dict[str, Any]
     notes: list[str]
+    hashes: list[InputHash]
     gallery: FeatureSet | None = None
     calibration: AuditedSet | None = None
     against: AuditedSet | None = None
@@ -73,6 +75,7 @@ def open_inputs(config: AuditConfig) -> AuditInputs:
     against = other_features = other_gallery = None
     if config.against is not None:
         against, other_features, other_gallery = _open_against(config, features, audited)
+    files = _file_hashes(config)
     sets = {
         **{"embeddings": features, "gallery": gallery, "train": train, "thresholds": calibration_features},
         **{"against": other_features, "against_gallery": other_gallery},
@@ -94,9 +97,12 @@ def open_inputs(config: AuditConfig) -> AuditInputs:
         "score": "cosine similarity" if features.cosine else "inner product",
         "shots": None if train is None else {"threshold": config.shots.threshold, "images": len(train)},
         "models": {name: feature_set.provenance for name, feature_set in sets.items() if feature_set is not None},
-        "files": _file_hashes(config),
+        "files": {item.path: item.sha256 for item in files},
     }
-    return AuditInputs(audited, columns, groupings, summary, notes, gallery, calibration, against, other_gallery)
+    hashes = [item for feature_set in sets.values() if feature_set is not None for item in feature_set.inputs] + files
+    return AuditInputs(
+        audited, columns, groupings, summary, notes, hashes, gallery, calibration, against, other_gallery
+    )
 
 
 def _open_scores(config: AuditConfig) -> AuditInputs:
@@ -112,14 +118,15 @@ def _open_scores(config: AuditConfig) -> AuditInputs:
             f"higher_is is {config.higher_is}: check which way the scores run."
         )
     unit = "minus the score of the file, a distance" if config.higher_is == "different" else "as in the file"
+    files = [InputHash.of_file(config.scores), *_file_hashes(config)]
     summary = {
         "source": "scores",
         "pairs": len(scores.score_M),
         "identities": len(scores.identities),
         "score": f"{unit}; larger means more similar",
-        "files": {str(config.scores): sha256_of(config.scores), **_file_hashes(config)},
+        "files": {item.path: item.sha256 for item in files},
     }
-    return AuditInputs(audited, columns, groupings, summary, notes)
+    return AuditInputs(audited, columns, groupings, summary, notes, files)
 
 
 def _open_gallery(gallery_config: FeaturesConfig, features: FeatureSet, config: AuditConfig) -> FeatureSet:
@@ -198,11 +205,11 @@ def _groupings(config: AuditConfig, columns: AttributeColumns) -> tuple[list[tup
     return groupings, joined + notes
 
 
-def _file_hashes(config: AuditConfig) -> dict[str, str]:
-    """Returns the SHA-256 of each attribute table, image list, noise list and list of an array's rows."""
+def _file_hashes(config: AuditConfig) -> list[InputHash]:
+    """Returns the hash of each attribute table, image list, noise list and list of an array's rows."""
     attributes, features = config.attributes, (config.embeddings, config.gallery, config.against)
     paths: Sequence[Path | None] = (
         *(*attributes.tables, attributes.actors, attributes.actresses),
         *(path for part in features if part for path in (part.list, part.noises, part.items)),
     )
-    return {str(path): sha256_of(path) for path in paths if path is not None}
+    return [InputHash.of_file(path) for path in dict.fromkeys(paths) if path is not None]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from facelt.audit.disparities import grouping_disparities
@@ -18,6 +19,7 @@ from facelt.stats.fail_conditions import FailCondition, parse_fail_condition
 from facelt.stats.groups import GroupRate
 from facelt.stats.intervals import measured_coverage
 from facelt.stats.permutation import Contrast, holm_adjust_contrasts
+from facelt.utils.provenance import InputHash
 from recordio_tools.progress import ProgressFn, no_progress, relabel, track
 
 if TYPE_CHECKING:
@@ -31,10 +33,11 @@ _EVERYONE = "(everyone)"
 
 @dataclass(frozen=True, eq=False)
 class AuditResult:
-    """Report of an audit, and the measurements by the columns of each grouping."""
+    """Report of an audit, the measurements by the columns of each grouping, and the hashes of the inputs."""
 
     report: AuditReport
     groupings: Mapping[tuple[str, ...], GroupingResult]
+    inputs: tuple[InputHash, ...]
 
     def metric_frame(self, metric: str, by: str | Sequence[str]) -> "MetricFrame":
         """Returns `rate`, `events` and `trials` of a metric by group as fairlearn's MetricFrame.
@@ -73,11 +76,14 @@ def run_audit(config: AuditConfig, progress: ProgressFn = no_progress) -> AuditR
         "against": None,
         "training": training,
     }
+    files = training["files"].items() if training else ()
+    hashes = [InputHash.of_file(Path(path), sha256) for path, sha256 in files]
     results: dict[tuple[str, ...], GroupingResult] = {}
     estimates: dict[tuple[str, ...], list[DisparityEstimate]] = {}
     if config.embeddings is not None or config.scores is not None:
         inputs = open_inputs(config)
         report["notes"] += inputs.notes
+        hashes += inputs.hashes
         report["subject"] = inputs.summary
         audited, seed = inputs.audited, config.statistics.seed
         searches = search_all(audited.embeddings, inputs.gallery, seed, progress) if audited.embeddings else None
@@ -103,7 +109,7 @@ def run_audit(config: AuditConfig, progress: ProgressFn = no_progress) -> AuditR
             report["against"] = compare_models(config, inputs, searches.rank1, other_searches.rank1, results)
     every_estimate = [estimate for of_grouping in estimates.values() for estimate in of_grouping]
     report["conditions"] = [_evaluate_condition(condition, every_estimate) for condition in conditions]
-    return AuditResult(AuditReport.build(report), results)
+    return AuditResult(AuditReport.build(report), results, tuple(hashes))
 
 
 def _grouping_sections(

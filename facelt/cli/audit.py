@@ -83,6 +83,7 @@ def audit(
     from facelt.config.loading import load_config
     from facelt.report.audit_terminal import print_audit
     from facelt.report.write import write_report
+    from facelt.utils.provenance import run_provenance
     from recordio_tools.progress import progress_bars
 
     options = {
@@ -110,7 +111,8 @@ def audit(
     }
     settings = load_config(config, AuditConfig, set_, _given(options))
     with progress_bars() as progress:
-        report = run_audit(settings, progress).report
+        result = run_audit(settings, progress)
+    report = result.report.with_run(run_provenance("audit", settings.model_dump(mode="json"), result.inputs))
     page = write_report(report, settings.out)
     print_audit(report)
     typer.echo(f"report: {page}")

@@ -214,8 +214,7 @@ class EmbeddingStore:
 
 def _map_array(path: Path, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> np.ndarray:
     """Memory-maps a .npy file after checking its header against meta.json."""
-    if path.exists():
-        refuse_special_file(path)
+    refuse_special_file(path)
     try:
         # An empty array cannot be mapped.
         array = np.load(path, mmap_mode="r" if 0 not in shape else None, allow_pickle=False)
