@@ -13,6 +13,7 @@ from facelt.audit.training_set import training_section
 from facelt.config.audit import AuditConfig
 from facelt.errors import UserError
 from facelt.identification.error_rates import ScoreHistograms
+from facelt.identification.open_set import open_set_rates
 from facelt.report.audit_schema import AuditReport
 from facelt.stats.disparity import DisparityEstimate
 from facelt.stats.fail_conditions import FailCondition, parse_fail_condition
@@ -72,6 +73,7 @@ def run_audit(config: AuditConfig, progress: ProgressFn = no_progress) -> AuditR
         "thresholds": {},
         "overall": {},
         "det": None,
+        "open_set": None,
         "groupings": [],
         "against": None,
         "training": training,
@@ -101,6 +103,8 @@ def run_audit(config: AuditConfig, progress: ProgressFn = no_progress) -> AuditR
         tables = everyone.tables.items()
         report["overall"] = {metric: _rate(table.rows[0], metric, table.level) for metric, table in tables}
         report["det"] = _det(everyone.histograms.overall)
+        if searches is not None:
+            report["open_set"] = [point.report() for point in open_set_rates(searches.open_set).points]
         fmr = thresholds["pairs"].wanted if thresholds["pairs"].kind == "fmr" else None
         report["groupings"] = _grouping_sections(results, estimates, fmr)
         if inputs.against is not None:

@@ -39,6 +39,10 @@ def audit_tables(report: AuditReport) -> dict[str, Table]:
             "contrasts.csv": _long_table(report.groupings, "contrasts", contrast_keys),
             "det.csv": _det_table(report),
         }
+    if report.open_set:
+        keys = ("wanted", "fnir", "fpir", "supported", "reason")
+        rows = [[*(getattr(point, key) for key in keys)] for point in report.open_set]
+        tables["open_set.csv"] = Table(keys, rows)
     if report.against is not None:
         keys = ("group", "rate", "other_rate", "difference", "low", "high", "identities", "small", "p", "adjusted_p")
         tables["against.csv"] = _long_table(report.against.groupings, "rows", keys)

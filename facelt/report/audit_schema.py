@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from facelt.report.megaface_schema import OpenSetRate
 from facelt.report.schema import OptionalRate, ReportModel, ReportPart
 
 
@@ -272,7 +273,7 @@ class ConditionResult(ReportPart):
 
 
 class AuditReport(ReportModel):
-    """Report of `facelt audit`; a training record alone has no `subject`."""
+    """Report of `facelt audit`; a training record alone has no `subject`, and only embeddings have an `open_set`."""
 
     schema_name: Literal["facelt.audit/1"] = Field("facelt.audit/1", alias="schema")
     title: str
@@ -283,6 +284,7 @@ class AuditReport(ReportModel):
     thresholds: dict[str, AuditThreshold]
     overall: dict[str, AuditRate]
     det: AuditDet | None
+    open_set: list[OpenSetRate] | None = None
     groupings: list[AuditGrouping]
     against: AgainstSection | None
     training: TrainingSection | None

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import yaml
 
+from facelt.audit.inputs import open_inputs
+from facelt.audit.measure import search_all
 from facelt.audit.run import run_audit
 from facelt.errors import UserError
 from tests.feature_files import write_feature
@@ -164,6 +166,21 @@ def test_scores_give_the_same_match_errors_as_embeddings(faces, settings, tmp_pa
     assert "no search was made" in report["notes"][-1]
     with pytest.raises(UserError, match="a scores file has no searches"):
         run_audit(settings(embeddings=None, scores=str(path), threshold={"fpir": 0.1}))
+
+
+def test_fnir_is_listed_at_several_fpirs(faces, settings):
+    inputs = open_inputs(settings(gallery={"path": str(faces.gallery())}))
+    halves = search_all(inputs.audited.embeddings, inputs.gallery, 0).open_set.halves
+    points = run(settings(gallery={"path": str(faces.gallery())}))["open_set"]
+    assert [point["wanted"] for point in points] == [0.1, 0.01, 0.003, 0.001]
+    threshold_2 = [sorted(half.best_score_N, reverse=True)[len(half.best_score_N) // 10] for half in halves]
+    missed = [
+        np.mean((half.mate_rank_M > 1) | (half.mate_score_M <= threshold))
+        for half, threshold in zip(halves, threshold_2, strict=True)
+    ]
+    assert points[0]["fnir"] == pytest.approx(np.mean(missed))
+    assert [part["threshold"] for part in points[0]["halves"]] == pytest.approx(threshold_2)
+    assert points[2]["reason"].startswith("a rate of 0.003 needs 334 non-mated searches; half 1 has")
 
 
 def test_distances_give_the_error_rates_of_a_plain_count(faces, settings, tmp_path):
