@@ -4,7 +4,7 @@ N images, D feature.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -67,6 +67,27 @@ class FeatureSet:
             rows=RowSubset(self.rows, np.asarray(indices, dtype=np.int64)),
             defects={new_position[row]: reason for row, reason in self.defects.items() if row in new_position},
         )
+
+
+def add_absent_images(features: FeatureSet, identity_of: Mapping[str, str], where: Path) -> FeatureSet:
+    """Returns the images with those of `identity_of`, identities by key, that lack an embedding, as defects.
+
+    Reads the embeddings of the others. Raises UserError naming an image without an identity.
+    """
+    present = set(features.keys)
+    absent = [key for key in identity_of if key not in present]
+    if unnamed := next((key for key in absent if not identity_of[key]), None):
+        raise UserError(f"{where}: {unnamed!r} has no embedding and no identity in a column identity, name or label")
+    rows, values = len(features), features.rows[0 : len(features)]
+    empty_ND = np.zeros((len(absent), values.shape[1]), dtype=np.float32)
+    return replace(
+        features,
+        keys=features.keys + absent,
+        identities=features.identities + [identity_of[key] for key in absent],
+        columns={name: [*column, *([""] * len(absent))] for name, column in features.columns.items()},
+        rows=np.concatenate([np.asarray(values, dtype=np.float32), empty_ND]),
+        defects=features.defects | {rows + index: f"listed in {where}, no embedding" for index in range(len(absent))},
+    )
 
 
 def open_features(config: FeaturesConfig, kind: str, noise: str, *, lazy: bool = False) -> FeatureSet:

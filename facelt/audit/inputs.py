@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from facelt.audit.audited_set import AuditedSet, enrol_features, read_scores
-from facelt.audit.features import FeatureSet, open_features
+from facelt.audit.features import FeatureSet, add_absent_images, open_features
 from facelt.config.audit import AuditConfig, FeaturesConfig
 from facelt.errors import UserError
 from facelt.identification.rank import pseudo_shot_bands
@@ -19,7 +19,7 @@ from facelt.search.exact import BadRow
 from facelt.search.top_k import count_above
 from facelt.stats.groups import UNKNOWN, Units
 from facelt.store.arrays import is_array_file
-from facelt.store.attributes import AttributeColumns, attribute_columns, check_groupable, join_spellings
+from facelt.store.attributes import AttributeColumns, attribute_columns, check_groupable, join_spellings, listed_images
 from facelt.utils.provenance import InputHash
 
 # Column of pseudo-shot bands.
@@ -58,6 +58,7 @@ def open_inputs(config: AuditConfig) -> AuditInputs:
     if config.scores is not None:
         return _open_scores(config)
     features = open_features(config.embeddings, config.kind, config.noise)
+    features, absent_notes = _count_absent(features, config)
     audited = enrol_features(features, config.allow_missing)
     gallery = _open_gallery(config.gallery, features, config) if config.gallery else None
     columns = attribute_columns(config.attributes, features.keys, features.identities, config.bins, features.columns)
@@ -66,6 +67,7 @@ def open_inputs(config: AuditConfig) -> AuditInputs:
         train = open_features(FeaturesConfig(path=config.shots.train), config.kind, config.noise)
         columns[SHOTS] = _shot_column(audited, train, config.shots.threshold)
     groupings, notes = _groupings(config, columns)
+    notes += absent_notes
     if config.embeddings.noises is None and config.noise == "drop":
         notes.append("No noise list was given; mislabelled images, if any, are included.")
     calibration = calibration_features = None
@@ -127,6 +129,27 @@ def _open_scores(config: AuditConfig) -> AuditInputs:
         "files": {item.path: item.sha256 for item in files},
     }
     return AuditInputs(audited, columns, groupings, summary, notes, files)
+
+
+def _count_absent(features: FeatureSet, config: AuditConfig) -> tuple[FeatureSet, list[str]]:
+    """Returns the images, with those that only an attribute table lists if these are failures, and notes on them."""
+    if config.embeddings.list is not None or config.embeddings.noises is not None:
+        return features, []
+    notes = []
+    for path in config.attributes.tables:
+        images = listed_images(path, config.attributes.key)
+        absent = len(images.keys() - set(features.keys))
+        if not absent or len(images) == absent:
+            continue
+        if config.attributes.absent == "failure":
+            features = add_absent_images(features, images, path)
+            notes.append(f"{absent:,} images of {path} without an embedding are failures to enrol.")
+        else:
+            notes.append(
+                f"{path} lists {absent:,} images without an embedding, which are ignored; --absent-as-failures counts "
+                "them as failures to enrol."
+            )
+    return features, notes
 
 
 def _open_gallery(gallery_config: FeaturesConfig, features: FeatureSet, config: AuditConfig) -> FeatureSet:

@@ -5,8 +5,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from facelt.audit.disparities import grouping_disparities
-from facelt.audit.inputs import open_inputs
+from facelt.audit.distributions import SECONDS, read_seconds, response_times, score_distributions, time_summary
+from facelt.audit.inputs import AuditInputs, open_inputs
 from facelt.audit.measure import GroupingResult, choose_thresholds, measure_grouping, search_all
 from facelt.audit.model_comparison import compare_models
 from facelt.audit.training_set import training_section
@@ -103,10 +106,13 @@ def run_audit(config: AuditConfig, progress: ProgressFn = no_progress) -> AuditR
         tables = everyone.tables.items()
         report["overall"] = {metric: _rate(table.rows[0], metric, table.level) for metric, table in tables}
         report["det"] = _det(everyone.histograms.overall)
+        report["scores"] = score_distributions(everyone.histograms.overall, everyone.histograms.overall)
         if searches is not None:
             report["open_set"] = [point.report() for point in open_set_rates(searches.open_set).points]
         fmr = thresholds["pairs"].wanted if thresholds["pairs"].kind == "fmr" else None
         report["groupings"] = _grouping_sections(results, estimates, fmr)
+        if SECONDS in inputs.columns and searches is not None:
+            _add_response_times(report, inputs)
         if inputs.against is not None:
             progress = relabel(progress, "searching, other model")
             other_searches = search_all(inputs.against.embeddings, inputs.against_gallery, seed, progress)
@@ -144,6 +150,7 @@ def _grouping_section(
                     metric: _rate(of_metric.get(size.group), metric, level) for metric, of_metric in rows.items()
                 },
                 "own_threshold": _own_threshold(histograms.get(size.group), fmr),
+                "scores": _scores(histograms.get(size.group), result.histograms.overall),
             }
             for size in result.sizes
         ],
@@ -152,6 +159,22 @@ def _grouping_section(
         "disparities": [asdict(estimate) for estimate in estimates],
         "contrasts": [asdict(contrast) for contrast in contrasts],
     }
+
+
+def _scores(histograms: ScoreHistograms | None, overall: ScoreHistograms) -> dict[str, Any] | None:
+    return None if histograms is None else score_distributions(histograms, overall)
+
+
+def _add_response_times(report: dict[str, Any], inputs: AuditInputs) -> None:
+    second_N = read_seconds(inputs.columns[SECONDS])
+    if np.isnan(second_N).all():
+        return
+    report["seconds"] = time_summary(second_N[~np.isnan(second_N)])
+    for grouping in report["groupings"]:
+        columns = {name: inputs.columns[name] for name in grouping["by"]}
+        times = response_times(inputs.audited.identities, columns, second_N)
+        for group in grouping["groups"]:
+            group["seconds"] = times.get(tuple(group["group"]))
 
 
 def _across_rate(row: GroupRate, columns: int, level: float) -> dict[str, Any]:

@@ -43,6 +43,12 @@ def audit(
     ] = None,
     attributes: Annotated[list[Path], typer.Option(help="CSV file of attributes; repeatable.")] = [],  # noqa: B006
     key: Annotated[str | None, typer.Option(help="Column of the CSV that names the image or identity.")] = None,
+    absent_as_failures: Annotated[
+        bool,
+        typer.Option(
+            "--absent-as-failures", help="Count images that an attribute table lists without an embedding as failures."
+        ),
+    ] = False,
     actors: Annotated[Path | None, typer.Option(help="FaceScrub's list of actors.")] = None,
     actresses: Annotated[Path | None, typer.Option(help="FaceScrub's list of actresses.")] = None,
     by: Annotated[
@@ -97,7 +103,10 @@ def audit(
         },
         **{"scores": scores, "higher_is": higher_is},
         "training": {"record": training},
-        "attributes": {"tables": attributes, "key": key, "actors": actors, "actresses": actresses},
+        "attributes": {
+            **{"tables": attributes, "key": key, "actors": actors, "actresses": actresses},
+            "absent": "failure" if absent_as_failures else None,
+        },
         "by": [columns.split(",") for columns in by],
         "bins": _named_values(bins, "--bins", "age=18,30", lambda edges: edges.split(",")),
         "min_identities": min_identities,

@@ -34,11 +34,12 @@ class AttributeTablesConfig(StrictModel):
     """Attributes of identities or images: CSV files, or FaceScrub's two tab-separated files.
 
     `key` is the column that identifies the image or identity; by default `key` (an image), else `identity`, `name` or
-    `label`.
+    `label`. `absent` says whether images that a table lists and the embeddings lack are failures to enrol.
     """
 
     tables: tuple[Path, ...] = ()
     key: ColumnName | None = None
+    absent: Literal["ignore", "failure"] = "ignore"
     actors: Path | None = None
     actresses: Path | None = None
 
@@ -149,9 +150,19 @@ class AuditConfig(StrictModel):
             raise ValueError(f"{dependent[0]} requires embeddings: set embeddings.path")
         if self.scores is None and self.higher_is is not None:
             raise ValueError("higher_is requires scores: embeddings are compared by similarity")
+        if self.attributes.absent == "failure" and not self._has_all_images():
+            raise ValueError(
+                "attributes.absent (--absent-as-failures) requires embeddings without list, noises and against: images "
+                "that were left out are no failures"
+            )
         if self.embeddings is None and self.shots.train is not None:
             raise ValueError("shots.train requires embeddings: set embeddings.path")
         for column, edges in self.bins.items():
             if list(edges) != sorted(set(edges)):
                 raise ValueError(f"bins.{column}: the edges must ascend")
         return self
+
+    def _has_all_images(self) -> bool:
+        """Returns whether no image of the embeddings is left out, and no other model lacks one."""
+        features = self.embeddings
+        return features is not None and (features.list, features.noises, self.against) == (None, None, None)

@@ -114,6 +114,19 @@ def attribute_columns(
     return columns
 
 
+def listed_images(path: Path, key: str | None = None) -> dict[str, str]:
+    """Returns the identity of each image that a table lists in its column `key`, empty if it has no identities.
+
+    `key` names another column of images.
+
+    Returns none without such a column. Raises UserError as `read_table` does.
+    """
+    columns = read_table(path).columns
+    keys = [key.strip() for key in columns.get(key or IMAGE_COLUMN, ())]
+    identities = next((columns[name] for name in IDENTITY_COLUMNS if name in columns), [""] * len(keys))
+    return {key: identity.strip() for key, identity in zip(keys, identities, strict=False) if key}
+
+
 def join_spellings(columns: AttributeColumns, names: Sequence[str]) -> list[str]:
     """Replaces, in these columns, values that are equal but for case and surrounding spaces by their commonest one.
 

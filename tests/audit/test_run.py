@@ -183,6 +183,58 @@ def test_fnir_is_listed_at_several_fpirs(faces, settings):
     assert points[2]["reason"].startswith("a rate of 0.003 needs 334 non-mated searches; half 1 has")
 
 
+def test_scores_and_times_are_listed_by_group(faces, settings):
+    rows = [f"{key},{0.5 + (index % 3)}" for index, key in enumerate(faces.keys) if index % 2]
+    times = faces.attributes("key,seconds\n" + "\n".join(rows) + "\n", "times.csv")
+    tables = [str(faces.attributes()), str(times)]
+    report = run(settings(attributes={"tables": tables}, by=[["group"]]))
+    score = faces.value_ND.astype(np.float64) @ faces.value_ND.astype(np.float64).T
+    people = np.array(faces.identities)
+    is_mated, is_pair = people[:, None] == people, np.triu(np.ones((64, 64), dtype=bool), 1)
+    in_a = np.array([int(person[-2:]) % 2 == 1 for person in people])
+    seconds = np.array([0.5 + (index % 3) if index % 2 else np.nan for index in range(64)])
+    for group in report["groupings"][0]["groups"]:
+        member = in_a if group["group"] == ["a"] else ~in_a
+        for name, kind in (("mated", is_mated), ("non_mated", ~is_mated)):
+            inside = score[is_pair & kind & member[:, None] & member]
+            assert group["scores"][name]["mean"] == pytest.approx(inside.mean(), abs=2e-5)
+            shift = inside.mean() - score[is_pair & kind].mean()
+            assert group["scores"][name]["shift"] == pytest.approx(shift, abs=4e-5)
+            assert report["scores"][name]["shift"] == 0
+        assert group["seconds"]["images"] == 16
+        assert group["seconds"]["mean"] == pytest.approx(np.nanmean(seconds[member]))
+    assert report["seconds"]["median"] == np.nanmedian(seconds)
+
+
+def test_images_that_only_a_table_lists_are_failures_on_demand(faces, settings):
+    absent = ["Person_00/x.jpg", "Person_01/y.jpg", "Person_01/z.jpg"]
+    lines = [
+        f"{key},{identity},{20 + index % 5}"
+        for index, (key, identity) in enumerate(zip(faces.keys, faces.identities, strict=True))
+    ]
+    lines += [f"{key},{key.partition('/')[0]},30" for key in absent]
+    images = faces.attributes("key,identity,age\n" + "\n".join(lines) + "\n", "images.csv")
+    tables = [
+        str(
+            faces.attributes(
+                "identity,group\n" + "\n".join(f"Person_{n:02d},{'ba'[n % 2]}" for n in range(16)), "p.csv"
+            )
+        )
+    ]
+    tables.append(str(images))
+    ignored = run(settings(attributes={"tables": tables}))
+    assert f"{images} lists 3 images without an embedding, which are ignored" in " ".join(ignored["notes"])
+    with pytest.raises(UserError, match="3 of 67 images have no usable embedding, allowed are 0"):
+        run_audit(settings(attributes={"tables": tables, "absent": "failure"}))
+    report = run(settings(attributes={"tables": tables, "absent": "failure"}, allow_missing=3))
+    groups = {row["group"][0]: row for row in report["groupings"][0]["groups"]}
+    assert [(groups[name]["failures"], groups[name]["images"]) for name in "ab"] == [(2, 34), (1, 33)]
+    assert groups["a"]["failure_rate"] == pytest.approx(2 / 34)
+    assert rates(report) == rates(ignored)
+    with pytest.raises(ValueError, match="requires embeddings without list, noises and against"):
+        settings(attributes={"absent": "failure"}, against={"path": "other"})
+
+
 def test_distances_give_the_error_rates_of_a_plain_count(faces, settings, tmp_path):
     pairs = list(itertools.combinations(range(64), 2))
     distance = np.linalg.norm(faces.value_ND[:, None] - faces.value_ND, axis=-1).round(3)
