@@ -210,6 +210,22 @@ def test_distributions_times_and_open_set_points_are_on_the_page(tmp_path):
     assert [row["fnir"] for row in read_csv(tmp_path / "tables/open_set.csv")] == ["0.2345", ""]
 
 
+def test_the_page_maps_the_report_to_annex_iv_of_the_ai_act(tmp_path):
+    values = make()
+    full = Page(write(values, tmp_path / "full")).text
+    values |= {"against": None, "training": None}
+    plain = Page(write(values, tmp_path / "plain")).text
+    for number, title in ((1, "General description"), (4, "Appropriateness"), (9, "Post-market monitoring")):
+        assert f"{number} {title}" in full
+    assert "the effect of another model by group" in full
+    assert "the effect of another model by group" not in plain
+    assert "composition of the training record" in full
+    assert "composition of the training record" not in plain
+    assert "no claim of conformity" in plain
+    training = make() | {"subject": None, "groupings": [], "overall": {}, "thresholds": {}, "against": None}
+    assert "Annex IV" not in Page(write(training, tmp_path / "training")).text
+
+
 def test_the_files_of_a_report(tmp_path):
     path = write(make(), tmp_path)
     assert json.loads((tmp_path / "report.json").read_text()) == make()
