@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from facelt.config.base import EmbeddingKind, StrictModel, allowed_names
+from facelt.config.base import ColumnName, EmbeddingKind, StrictModel, allowed_names
 from facelt.search.factory import EngineName
 
 _PositiveInt = Annotated[int, Field(ge=1)]
@@ -17,8 +17,8 @@ class AttributeTableConfig(StrictModel):
     """CSV file of attributes: the column that names the identity, and the columns to group by (default: all others)."""
 
     path: Path
-    identity: str = "identity"
-    columns: tuple[str, ...] | None = None
+    identity: ColumnName = "identity"
+    columns: tuple[ColumnName, ...] | None = None
 
 
 class SuiteConfig(StrictModel):

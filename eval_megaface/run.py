@@ -40,9 +40,11 @@ def megaface(
     """
     from eval_megaface.config import MegafaceConfig
     from eval_megaface.evaluate import evaluate_megaface
+    from eval_megaface.inputs import evaluation_inputs
     from facelt.config.loading import load_config
     from facelt.report.megaface_terminal import print_megaface
     from facelt.report.write import write_report
+    from facelt.utils.provenance import run_provenance
     from recordio_tools.progress import progress_bars
 
     settings = load_config(config, MegafaceConfig, set_)
@@ -58,6 +60,7 @@ def megaface(
         report = evaluate_megaface(settings, progress)
     for line in _coverage_lines(report.models):
         typer.echo(line, err=True)
+    report = report.with_run(run_provenance("megaface", settings.model_dump(mode="json"), evaluation_inputs(settings)))
     page = write_report(report, settings.out)
     print_megaface(report)
     typer.echo(f"report: {page}")

@@ -18,7 +18,7 @@ import numpy as np
 from eval_megaface.config import MegafaceConfig, SuiteConfig
 from facelt.errors import UserError
 from facelt.identification.rank import MatePairs, mate_pairs
-from facelt.store.attributes import MAX_GROUP_VALUES, actor_gender, canonical_name
+from facelt.store.attributes import MAX_GROUP_VALUES, actor_gender, canonical_name, join_spellings, same_value
 from facelt.store.feature_tree import probe_identity, read_features_list, read_noise_names
 from facelt.utils.tables import read_table
 from recordio_tools.atomic_io import sha256_of
@@ -328,7 +328,7 @@ def read_attributes(path: Path, identity: str, columns: Sequence[str] | None) ->
     table: Attributes = {name: {} for name in names}
     for name in names:
         for row, value in enumerate(rows.columns[name]):
-            if value and table[name].setdefault(people[row], value) != value:
+            if value.strip() and same_value(table[name].setdefault(people[row], value)) != same_value(value):
                 person = rows.columns[identity][row]
                 raise UserError(f"{path}: line {rows.line_N[row]} gives {person!r} a second {name}: {value!r}")
     return table
@@ -349,15 +349,17 @@ def read_names(path: Path) -> set[str]:
 def attribute_groups(
     attributes: Attributes, identity_P: np.ndarray, names: Sequence[str]
 ) -> tuple[list[ProbeGroup], list[str]]:
-    """Returns a group for each value of each column among the probe identities, and notes on missing values.
+    """Returns a group for each value of each column among the probe identities, and notes on its values.
 
     `identity_P` indexes `names`. Raises UserError if a column has too many values for a grouping.
     """
     groups, notes = [], []
     for column, value_of in attributes.items():
-        value_I = [value_of.get(canonical_name(name), "") for name in names]
+        values_of = {column: [value_of.get(canonical_name(name), "") for name in names]}
+        notes += join_spellings(values_of, [column])
+        value_I = values_of[column]
         # Gender keeps the order of its files, male before female; other columns are sorted.
-        values = [value for value in ("male", "female") if column == "gender" and value in value_of.values()]
+        values = [value for value in ("male", "female") if column == "gender" and value in value_I]
         values += sorted(set(value_I) - set(values) - {""})
         if len(values) > MAX_GROUP_VALUES:
             raise UserError(

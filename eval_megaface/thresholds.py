@@ -23,7 +23,6 @@ from facelt.identification.error_rates import (
 )
 from facelt.identification.open_set import (
     HalfSearches,
-    OpenSetPoint,
     OpenSetSearches,
     open_set_rates,
     open_set_searches,
@@ -166,7 +165,7 @@ def measure_open_set(
                 variant.labels
                 | {
                     "score": rates.score,
-                    "points": [_open_set_point(point) for point in rates.points],
+                    "points": [point.report() for point in rates.points],
                     "curve": {"fpir": rates.fpir_K, "fnir": rates.fnir_K},
                     "seconds": seconds,
                 }
@@ -243,17 +242,3 @@ def _cached_pass(
     with name_bad_rows(kind, (source.probes, suite.probe_paths), (source.distractors, suite.distractor_paths)):
         arrays = compute(probe_PD, rows_GD)
     return context.cache.save(dependencies, arrays | {"seconds": np.array(time.perf_counter() - started)})
-
-
-def _open_set_point(point: OpenSetPoint) -> dict[str, Any]:
-    keys = ("wanted", "fnir", "fpir", "supported", "reason")
-    halves = [
-        {
-            "threshold": half.threshold,
-            "fpir": half.fpir,
-            "fnir": half.fnir,
-            "false_positives": round(half.fpir * half.nonmated),
-        }
-        for half in point.halves
-    ]
-    return {**{key: getattr(point, key) for key in keys}, "halves": halves}

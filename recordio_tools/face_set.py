@@ -185,7 +185,10 @@ def read_identities(path: Path) -> dict[int, dict[str, str]]:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, strict=True)
             if not {"label", "name"} <= set(reader.fieldnames or ()):
-                raise RecordIOError(f"{path}: needs the columns label and name")
+                header = reader.fieldnames or ()
+                raise RecordIOError(
+                    f"{path}: needs the columns label and name; its header is {', '.join(header)!r} between commas"
+                )
             for row in reader:
                 label = (row["label"] or "").strip()
                 if None in row or None in row.values() or not label.isdecimal() or int(label) in rows:

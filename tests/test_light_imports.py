@@ -17,7 +17,7 @@ HEAVY = (
 )
 PROMISED = {
     *("train", "align", "dataset", "embed", "evaluate", "verify", "megaface", "audit"),
-    *("bench", "figures", "export", "gallery", "demo"),
+    *("bench", "figures", "export", "gallery", "store", "demo"),
 }
 
 REPORT = """

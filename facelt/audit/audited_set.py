@@ -6,10 +6,12 @@ N images, E enrolled images, D feature, M pairs.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from facelt.audit.features import FeatureSet
+from facelt.config.audit import HigherIs
 from facelt.errors import UserError
 from facelt.identification.all_pairs import PairHistograms, pair_errors, pair_histograms
 from facelt.identification.error_rates import ScoreGrid
@@ -75,6 +77,11 @@ class ScoredComparisons:
         for block in self.blocks():
             counter.add(*block)
         return counter.mated(0), counter.non_mated(0)
+
+    def mean_scores(self) -> tuple[float, float]:
+        """Returns the mean scores of mated and of non-mated pairs."""
+        mated_M = self.left_M == self.right_M
+        return float(self.score_M[mated_M].mean()), float(self.score_M[~mated_M].mean())
 
     def blocks(self) -> Iterator[PairBlock]:
         """Yields all pairs, once each."""
@@ -142,11 +149,17 @@ def _embedding_defects(row_ND: np.ndarray) -> dict[int, str]:
     return defects | dict.fromkeys(np.flatnonzero(square_N == 0).tolist(), "its embedding has length zero")
 
 
-def read_scores(path: Path) -> ScoredComparisons:
+def similarity(score: Any, higher_is: HigherIs | None) -> Any:
+    """Returns a score, or an array of scores, as similarity: negated if a higher one means different people."""
+    return -score if higher_is == "different" else score
+
+
+def read_scores(path: Path, higher_is: HigherIs | None = None) -> ScoredComparisons:
     """Reads a scores file: `id1` and `id2` are identities, `label` is 1 for a mated pair and 0 for a non-mated one.
 
     Raises UserError naming line and column: a score that is not a finite number, a label that is neither 0 nor 1 or
-    contradicts the identities, an empty identity; or a file without mated or without non-mated pairs.
+    contradicts the identities, an empty identity; or a file without mated or without non-mated pairs, or whose scores
+    look like distances while `higher_is` is None.
     """
     code: dict[str, int] = {}
     chunks = [_parse_chunk(path, rows, code) for rows in read_chunks(path, _SCORE_COLUMNS)]
@@ -154,7 +167,14 @@ def read_scores(path: Path) -> ScoredComparisons:
     if not (left_M == right_M).any() or (left_M == right_M).all():
         kind = "mated pair (label 1)" if not (left_M == right_M).any() else "non-mated pair (label 0)"
         raise UserError(f"{path}: has no {kind}; error rates need both kinds")
-    return ScoredComparisons(path, list(code), score_M, left_M, right_M)
+    scores = ScoredComparisons(path, list(code), similarity(score_M, higher_is), left_M, right_M)
+    mated, non_mated = scores.mean_scores()
+    if higher_is is None and mated < non_mated:
+        raise UserError(
+            f"{path}: mated pairs score {mated:.4g} on average, non-mated pairs {non_mated:.4g}, as distances do; set "
+            "--higher-is different if a higher score means different people, --higher-is same if not"
+        )
+    return scores
 
 
 def _parse_chunk(path: Path, rows: CsvRows, code: dict[str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

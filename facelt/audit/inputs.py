@@ -12,17 +12,18 @@ from typing import Any
 import numpy as np
 
 from facelt.audit.audited_set import AuditedSet, enrol_features, read_scores
-from facelt.audit.features import FeatureSet, is_noisy, open_features
+from facelt.audit.features import FeatureSet, add_absent_images, is_noisy, open_features
 from facelt.config.audit import AuditConfig, FeaturesConfig
 from facelt.errors import UserError
 from facelt.identification.rank import pseudo_shot_bands
 from facelt.search.exact import BadRow
 from facelt.search.top_k import count_above
 from facelt.stats.groups import UNKNOWN, Units
-from facelt.store.attributes import AttributeColumns, attribute_columns, check_groupable
+from facelt.store.arrays import is_array_file
+from facelt.store.attributes import AttributeColumns, attribute_columns, check_groupable, join_spellings, listed_images
 from facelt.store.duplicates import duplicate_notes, find_equal_rows, scan_rows
 from facelt.store.mixed_models import mixed_model_notes
-from recordio_tools.atomic_io import sha256_of
+from facelt.utils.provenance import InputHash
 
 # Column of pseudo-shot bands.
 SHOTS = "shots"
@@ -35,7 +36,8 @@ class AuditInputs:
     """Audited set with its attribute columns (N values each), distractors, and the optional other sets.
 
     `groupings` are the columns to group by, each also crossed with shots if those are known; `calibration` is the set
-    to set thresholds on if it is not the audited one; `against` has the same images by another model.
+    to set thresholds on if it is not the audited one; `against` has the same images by another model. `hashes` are
+    those of all files.
     """
 
     audited: AuditedSet
@@ -43,6 +45,7 @@ class AuditInputs:
     groupings: list[tuple[str, ...]]
     summary: dict[str, Any]
     notes: list[str]
+    hashes: list[InputHash]
     gallery: FeatureSet | None = None
     calibration: AuditedSet | None = None
     against: AuditedSet | None = None
@@ -58,6 +61,7 @@ def open_inputs(config: AuditConfig) -> AuditInputs:
     if config.scores is not None:
         return _open_scores(config)
     features = open_features(config.embeddings, config.kind, config.noise)
+    features, absent_notes = _count_absent(features, config)
     audited = enrol_features(features, config.allow_missing)
     sets: dict[str, FeatureSet | None] = {
         "embeddings": features,
@@ -83,9 +87,10 @@ def open_inputs(config: AuditConfig) -> AuditInputs:
     if train is not None:
         columns[SHOTS] = _shot_column(audited, train, config.shots.threshold)
     groupings, notes = _groupings(config, columns)
-    notes += set_notes
+    notes += absent_notes + set_notes
     if config.embeddings.noises is None and config.noise == "drop":
         notes.append("No noise list was given; mislabelled images, if any, are included.")
+    files = _file_hashes(config)
     summary = {
         "source": "embeddings",
         "images": len(features),
@@ -103,25 +108,57 @@ def open_inputs(config: AuditConfig) -> AuditInputs:
         "score": "cosine similarity" if features.cosine else "inner product",
         "shots": None if train is None else {"threshold": config.shots.threshold, "images": len(train)},
         "models": {name: feature_set.provenance for name, feature_set in sets.items() if feature_set is not None},
-        "files": _file_hashes(config),
+        "files": {item.path: item.sha256 for item in files},
     }
-    return AuditInputs(audited, columns, groupings, summary, notes, gallery, calibration, against, other_gallery)
+    hashes = [item for feature_set in sets.values() if feature_set is not None for item in feature_set.inputs] + files
+    return AuditInputs(
+        audited, columns, groupings, summary, notes, hashes, gallery, calibration, against, other_gallery
+    )
 
 
 def _open_scores(config: AuditConfig) -> AuditInputs:
-    scores = read_scores(config.scores)
+    scores = read_scores(config.scores, config.higher_is)
     audited = AuditedSet(scores.identities, np.ones(len(scores.identities), dtype=bool), scores)
     columns = attribute_columns(config.attributes, None, scores.identities, config.bins)
     groupings, notes = _groupings(config, columns)
     notes.append("The input is a list of scored pairs: no search was made, so there is no rank 1, FNIR or FPIR.")
+    mated, non_mated = scores.mean_scores()
+    if mated < non_mated:
+        notes.append(
+            f"Mated pairs are less similar on average ({mated:.4g}) than non-mated pairs ({non_mated:.4g}), although "
+            f"higher_is is {config.higher_is}: check which way the scores run."
+        )
+    unit = "minus the score of the file, a distance" if config.higher_is == "different" else "as in the file"
+    files = [InputHash.of_file(config.scores), *_file_hashes(config)]
     summary = {
         "source": "scores",
         "pairs": len(scores.score_M),
         "identities": len(scores.identities),
-        "score": "as in the file; larger means more similar",
-        "files": {str(config.scores): sha256_of(config.scores), **_file_hashes(config)},
+        "score": f"{unit}; larger means more similar",
+        "files": {item.path: item.sha256 for item in files},
     }
-    return AuditInputs(audited, columns, groupings, summary, notes)
+    return AuditInputs(audited, columns, groupings, summary, notes, files)
+
+
+def _count_absent(features: FeatureSet, config: AuditConfig) -> tuple[FeatureSet, list[str]]:
+    """Returns the images, with those that only an attribute table lists if these are failures, and notes on them."""
+    if config.embeddings.list is not None or config.embeddings.noises is not None:
+        return features, []
+    notes = []
+    for path in config.attributes.tables:
+        images = listed_images(path, config.attributes.key)
+        absent = len(images.keys() - set(features.keys))
+        if not absent or len(images) == absent:
+            continue
+        if config.attributes.absent == "failure":
+            features = add_absent_images(features, images, path)
+            notes.append(f"{absent:,} images of {path} without an embedding are failures to enrol.")
+        else:
+            notes.append(
+                f"{path} lists {absent:,} images without an embedding, which are ignored; --absent-as-failures counts "
+                "them as failures to enrol."
+            )
+    return features, notes
 
 
 def _store_config(path: Path | None) -> FeaturesConfig | None:
@@ -151,8 +188,14 @@ def _mixed_model_notes(sets: Mapping[str, FeatureSet | None], config: AuditConfi
 def _open_against(
     config: AuditConfig, features: FeatureSet, audited: AuditedSet
 ) -> tuple[AuditedSet, FeatureSet, FeatureSet | None]:
-    """Opens the same images by another model, in the same order, and that model's distractors."""
-    other_features = open_features(config.against, config.kind, config.noise)
+    """Opens the same images by another model, in the same order, and that model's distractors.
+
+    An array without `items` has the rows of the audited embeddings.
+    """
+    against = config.against
+    if is_array_file(against.path) and against.items is None:
+        against = against.model_copy(update={"items": config.embeddings.items})
+    other_features = open_features(against, config.kind, config.noise)
     position = {key: row for row, key in enumerate(other_features.keys)}
     if missing := [key for key in features.keys if key not in position]:
         raise UserError(
@@ -212,27 +255,28 @@ def _shot_column(audited: AuditedSet, train: FeatureSet, threshold: float) -> li
 
 
 def _groupings(config: AuditConfig, columns: AttributeColumns) -> tuple[list[tuple[str, ...]], list[str]]:
-    """Returns the validated groupings, and a note for each column with missing values."""
+    """Returns the validated groupings, with notes on missing values and joined spellings; joins them in `columns`."""
     groupings = list(dict.fromkeys(config.by))
     if SHOTS in columns:
         groupings += [(*by, SHOTS) for by in groupings if SHOTS not in by and (*by, SHOTS) not in groupings]
+    used = list(dict.fromkeys(name for by in groupings for name in by))
+    joined = join_spellings(columns, [name for name in used if name in columns])
     for by in groupings:
         check_groupable(columns, by)
-    used = dict.fromkeys(name for by in groupings for name in by)
     missing = {name: sum(not value for value in columns[name]) for name in used}
     notes = [
         f"{count:,} of {len(columns[name]):,} have no {name} and form the group {UNKNOWN}."
         for name, count in missing.items()
         if count
     ]
-    return groupings, notes
+    return groupings, joined + notes
 
 
-def _file_hashes(config: AuditConfig) -> dict[str, str]:
-    """Returns the SHA-256 of each attribute table, image list and noise list."""
-    attributes = config.attributes
+def _file_hashes(config: AuditConfig) -> list[InputHash]:
+    """Returns the hash of each attribute table, image list, noise list and list of an array's rows."""
+    attributes, features = config.attributes, (config.embeddings, config.gallery, config.against)
     paths: Sequence[Path | None] = (
         *(*attributes.tables, attributes.actors, attributes.actresses),
-        *(path for part in (config.embeddings, config.gallery) if part for path in (part.list, part.noises)),
+        *(path for part in features if part for path in (part.list, part.noises, part.items)),
     )
-    return {str(path): sha256_of(path) for path in paths if path is not None}
+    return [InputHash.of_file(path) for path in dict.fromkeys(paths) if path is not None]

@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from facelt.audit.audited_set import AuditedSet, EmbeddingComparisons
+from facelt.audit.audited_set import AuditedSet, EmbeddingComparisons, similarity
 from facelt.audit.features import FeatureSet
 from facelt.audit.inputs import AuditInputs
 from facelt.config.audit import AuditConfig, StatisticsConfig
@@ -162,7 +162,8 @@ def choose_thresholds(
     target, calibration, where = config.threshold.wanted, inputs.audited, "the audited set"
     uses = ("pairs",) if searches is None else ("pairs", "searches")
     if config.threshold.score is not None:
-        return dict.fromkeys(uses, DecisionThreshold(config.threshold.score, "given", "named by the auditor"))
+        score = similarity(config.threshold.score, config.higher_is)
+        return dict.fromkeys(uses, DecisionThreshold(score, "given", "named by the auditor"))
     if inputs.calibration is not None:
         calibration, where = inputs.calibration, str(config.threshold.store)
         if searches is not None and target.fpir is not None:

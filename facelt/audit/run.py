@@ -2,22 +2,28 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from facelt.audit.disparities import grouping_disparities
-from facelt.audit.inputs import open_inputs
+from facelt.audit.distributions import SECONDS, read_seconds, response_times, score_distributions, time_summary
+from facelt.audit.inputs import AuditInputs, open_inputs
 from facelt.audit.measure import GroupingResult, choose_thresholds, measure_grouping, search_all, threshold_notes
 from facelt.audit.model_comparison import compare_models
 from facelt.audit.training_set import training_section
 from facelt.config.audit import AuditConfig
 from facelt.errors import UserError
 from facelt.identification.error_rates import ScoreHistograms
+from facelt.identification.open_set import open_set_rates
 from facelt.report.audit_schema import AuditReport
 from facelt.stats.disparity import DisparityEstimate
 from facelt.stats.fail_conditions import FailCondition, parse_fail_condition
 from facelt.stats.groups import GroupRate
 from facelt.stats.intervals import measured_coverage
 from facelt.stats.permutation import Contrast, holm_adjust_contrasts
+from facelt.utils.provenance import InputHash
 from recordio_tools.progress import ProgressFn, no_progress, relabel, track
 
 if TYPE_CHECKING:
@@ -31,10 +37,11 @@ _EVERYONE = "(everyone)"
 
 @dataclass(frozen=True, eq=False)
 class AuditResult:
-    """Report of an audit, and the measurements by the columns of each grouping."""
+    """Report of an audit, the measurements by the columns of each grouping, and the hashes of the inputs."""
 
     report: AuditReport
     groupings: Mapping[tuple[str, ...], GroupingResult]
+    inputs: tuple[InputHash, ...]
 
     def metric_frame(self, metric: str, by: str | Sequence[str]) -> "MetricFrame":
         """Returns `rate`, `events` and `trials` of a metric by group as fairlearn's MetricFrame.
@@ -59,24 +66,29 @@ def run_audit(config: AuditConfig, progress: ProgressFn = no_progress) -> AuditR
     figure that the report does not have, is no error here; the report marks it as undecided.
     """
     conditions = [parse_fail_condition(text) for text in config.fail_if]
+    training, notes = training_section(config, progress) if config.training.record else (None, [])
     report: dict[str, Any] = {
         "title": config.title,
-        "notes": list(config.notes),
+        "notes": [*config.notes, *notes],
         "provenance": config.provenance.model_dump(),
         "statistics": {**config.statistics.model_dump(), "min_identities": config.min_identities},
         "subject": None,
         "thresholds": {},
         "overall": {},
         "det": None,
+        "open_set": None,
         "groupings": [],
         "against": None,
-        "training": training_section(config, progress) if config.training.record else None,
+        "training": training,
     }
+    files = training["files"].items() if training else ()
+    hashes = [InputHash.of_file(Path(path), sha256) for path, sha256 in files]
     results: dict[tuple[str, ...], GroupingResult] = {}
     estimates: dict[tuple[str, ...], list[DisparityEstimate]] = {}
     if config.embeddings is not None or config.scores is not None:
         inputs = open_inputs(config)
         report["notes"] += inputs.notes
+        hashes += inputs.hashes
         report["subject"] = inputs.summary
         audited, seed = inputs.audited, config.statistics.seed
         searches = search_all(audited.embeddings, inputs.gallery, seed, progress) if audited.embeddings else None
@@ -99,15 +111,20 @@ def run_audit(config: AuditConfig, progress: ProgressFn = no_progress) -> AuditR
         tables = everyone.tables.items()
         report["overall"] = {metric: _rate(table.rows[0], metric, table.level) for metric, table in tables}
         report["det"] = _det(everyone.histograms.overall)
+        report["scores"] = score_distributions(everyone.histograms.overall, everyone.histograms.overall)
+        if searches is not None:
+            report["open_set"] = [point.report() for point in open_set_rates(searches.open_set).points]
         fmr = thresholds["pairs"].wanted if thresholds["pairs"].kind == "fmr" else None
         report["groupings"] = _grouping_sections(results, estimates, fmr)
+        if SECONDS in inputs.columns and searches is not None:
+            _add_response_times(report, inputs)
         if inputs.against is not None:
             progress = relabel(progress, "searching, other model")
             other_searches = search_all(inputs.against.embeddings, inputs.against_gallery, seed, progress)
             report["against"] = compare_models(config, inputs, searches.rank1, other_searches.rank1, results)
     every_estimate = [estimate for of_grouping in estimates.values() for estimate in of_grouping]
     report["conditions"] = [_evaluate_condition(condition, every_estimate) for condition in conditions]
-    return AuditResult(AuditReport.build(report), results)
+    return AuditResult(AuditReport.build(report), results, tuple(hashes))
 
 
 def _grouping_sections(
@@ -138,6 +155,7 @@ def _grouping_section(
                     metric: _rate(of_metric.get(size.group), metric, level) for metric, of_metric in rows.items()
                 },
                 "own_threshold": _own_threshold(histograms.get(size.group), fmr),
+                "scores": _scores(histograms.get(size.group), result.histograms.overall),
             }
             for size in result.sizes
         ],
@@ -146,6 +164,22 @@ def _grouping_section(
         "disparities": [asdict(estimate) for estimate in estimates],
         "contrasts": [asdict(contrast) for contrast in contrasts],
     }
+
+
+def _scores(histograms: ScoreHistograms | None, overall: ScoreHistograms) -> dict[str, Any] | None:
+    return None if histograms is None else score_distributions(histograms, overall)
+
+
+def _add_response_times(report: dict[str, Any], inputs: AuditInputs) -> None:
+    second_N = read_seconds(inputs.columns[SECONDS])
+    if np.isnan(second_N).all():
+        return
+    report["seconds"] = time_summary(second_N[~np.isnan(second_N)])
+    for grouping in report["groupings"]:
+        columns = {name: inputs.columns[name] for name in grouping["by"]}
+        times = response_times(inputs.audited.identities, columns, second_N)
+        for group in grouping["groups"]:
+            group["seconds"] = times.get(tuple(group["group"]))
 
 
 def _across_rate(row: GroupRate, columns: int, level: float) -> dict[str, Any]:

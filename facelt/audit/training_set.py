@@ -11,7 +11,7 @@ import numpy as np
 from facelt.config.audit import AttributeTablesConfig, AuditConfig
 from facelt.metrics.classification import SHOT_BANDS, SHOT_CONVENTIONS, shot_bands
 from facelt.stats.groups import Units
-from facelt.store.attributes import attribute_columns, check_groupable
+from facelt.store.attributes import attribute_columns, check_groupable, join_spellings
 from recordio_tools.atomic_io import sha256_of
 from recordio_tools.face_set import IDENTITIES_FILE, FaceRecord
 from recordio_tools.progress import ProgressFn, no_progress
@@ -26,8 +26,8 @@ class _RecordIdentities:
     band_C: np.ndarray
 
 
-def training_section(config: AuditConfig, progress: ProgressFn = no_progress) -> dict[str, Any]:
-    """Returns the report section `training`: images and identities of each group and shot band, by grouping.
+def training_section(config: AuditConfig, progress: ProgressFn = no_progress) -> tuple[dict[str, Any], list[str]]:
+    """Returns the report section `training`, images and identities by grouping and shot band, and notes on it.
 
     Groupings whose columns the identity table lacks are skipped and listed. Raises UserError or RecordIOError naming
     the file: no record, no identity table, or none of the columns in it.
@@ -45,8 +45,9 @@ def training_section(config: AuditConfig, progress: ProgressFn = no_progress) ->
     groupings = [by for by in config.by if set(by) <= columns.keys()]
     if not groupings:
         check_groupable(columns, config.by[0])
+    notes = join_spellings(columns, list(dict.fromkeys(name for by in groupings for name in by)))
     many_from, few_to = SHOT_CONVENTIONS[convention]
-    return {
+    section = {
         "record": str(record),
         "files": {str(path): sha256_of(path) for path in (record, index_path, table) if path.is_file()},
         "images": int(identities.image_C.sum()),
@@ -56,6 +57,7 @@ def training_section(config: AuditConfig, progress: ProgressFn = no_progress) ->
         "not_grouped": [" & ".join(by) for by in config.by if by not in groupings],
         "groupings": [_grouping(identities, columns, by) for by in groupings],
     }
+    return section, [f"Training data, {note}" for note in notes]
 
 
 def _grouping(identities: _RecordIdentities, columns: dict[str, list[str]], by: tuple[str, ...]) -> dict[str, Any]:

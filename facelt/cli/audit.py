@@ -17,22 +17,38 @@ def audit(
     config: Annotated[Path | None, typer.Option(help="YAML file; the options below override its keys.")] = None,
     set_: Annotated[list[str], typer.Option("--set", help="Set any key: statistics.level=0.9.")] = [],  # noqa: B006
     embeddings: Annotated[
-        Path | None, typer.Option(help="Embeddings to audit: a store, or a tree of IMAGE_ALGORITHM.bin files.")
+        Path | None,
+        typer.Option(help="Embeddings to audit: a store, a .npy or .npz file, or a tree of IMAGE_ALGORITHM.bin files."),
     ] = None,
+    items: Annotated[
+        Path | None,
+        typer.Option(help="CSV file of the rows of a .npy or .npz file, in their order."),
+    ] = None,
+    array: Annotated[str | None, typer.Option(help="Name of the array in a .npz file.")] = None,
     images: Annotated[
         Path | None, typer.Option("--list", help="List of the images to audit; required for a tree.")
     ] = None,
     algorithm: Annotated[str | None, typer.Option(help="ALGORITHM in the file names of a tree.")] = None,
     noises: Annotated[Path | None, typer.Option(help="List of mislabelled images to leave out.")] = None,
-    gallery: Annotated[Path | None, typer.Option(help="Distractors to search among: a store or a tree.")] = None,
+    gallery: Annotated[Path | None, typer.Option(help="Distractors to search among: a store, array or tree.")] = None,
     gallery_list: Annotated[Path | None, typer.Option(help="List of the distractors; required for a tree.")] = None,
     gallery_noises: Annotated[Path | None, typer.Option(help="List of distractors to leave out.")] = None,
     scores: Annotated[Path | None, typer.Option(help="CSV file id1,id2,score,label instead of embeddings.")] = None,
+    higher_is: Annotated[
+        Literal["same", "different"] | None,
+        typer.Option(help="Meaning of a higher score in --scores: similarities are same, distances different."),
+    ] = None,
     training: Annotated[
         Path | None, typer.Option(help="Training .rec to count by group, with identities.csv in its folder.")
     ] = None,
     attributes: Annotated[list[Path], typer.Option(help="CSV file of attributes; repeatable.")] = [],  # noqa: B006
     key: Annotated[str | None, typer.Option(help="Column of the CSV that names the image or identity.")] = None,
+    absent_as_failures: Annotated[
+        bool,
+        typer.Option(
+            "--absent-as-failures", help="Count images that an attribute table lists without an embedding as failures."
+        ),
+    ] = False,
     actors: Annotated[Path | None, typer.Option(help="FaceScrub's list of actors.")] = None,
     actresses: Annotated[Path | None, typer.Option(help="FaceScrub's list of actresses.")] = None,
     by: Annotated[
@@ -79,17 +95,24 @@ def audit(
     from facelt.config.loading import load_config
     from facelt.report.audit_terminal import print_audit
     from facelt.report.write import write_report
+    from facelt.utils.provenance import run_provenance
     from recordio_tools.progress import progress_bars
 
     options = {
-        "embeddings": {"path": embeddings, "list": images, "algorithm": algorithm, "noises": noises},
+        "embeddings": {
+            **{"path": embeddings, "list": images, "algorithm": algorithm, "noises": noises},
+            **{"items": items, "array": array},
+        },
         "gallery": {
             **{"path": gallery, "list": gallery_list, "noises": gallery_noises},
             "algorithm": algorithm if gallery else None,
         },
-        "scores": scores,
+        **{"scores": scores, "higher_is": higher_is},
         "training": {"record": training},
-        "attributes": {"tables": attributes, "key": key, "actors": actors, "actresses": actresses},
+        "attributes": {
+            **{"tables": attributes, "key": key, "actors": actors, "actresses": actresses},
+            "absent": "failure" if absent_as_failures else None,
+        },
         "by": [columns.split(",") for columns in by],
         "bins": _named_values(bins, "--bins", "age=18,30", lambda edges: edges.split(",")),
         "min_identities": min_identities,
@@ -105,7 +128,8 @@ def audit(
     }
     settings = load_config(config, AuditConfig, set_, _given(options))
     with progress_bars() as progress:
-        report = run_audit(settings, progress).report
+        result = run_audit(settings, progress)
+    report = result.report.with_run(run_provenance("audit", settings.model_dump(mode="json"), result.inputs))
     page = write_report(report, settings.out)
     print_audit(report)
     typer.echo(f"report: {page}")

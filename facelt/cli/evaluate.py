@@ -1,13 +1,14 @@
 """`facelt evaluate`: closed-set and open-set evaluation of trained models."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from facelt.config.base import ShotConvention
 from facelt.errors import UserError
 from facelt.utils.cli import set_openmp_wait_policy
+from facelt.utils.provenance import InputHash
 
 
 def evaluate(
@@ -80,6 +81,7 @@ def evaluate(
 
     With --open-images alone, measure how well people of the training record are named while strangers are kept out.
     """
+    settings = {name.rstrip("_"): value for name, value in locals().items()}
     open_images, open_root = open_images or [], open_root or []
     is_known_people = bool(open_images) and open_ is None
     _validate_options(open_, threshold, sweep, out, per_class, len(checkpoint), is_known_people)
@@ -100,9 +102,7 @@ def evaluate(
         from facelt.evaluation.known_people import KnownPeopleOptions
 
         options = KnownPeopleOptions(open_images, open_root, split, convention, reference, reference_score, seed)
-        _evaluate_known_people(
-            checkpoint, options, device=resolve_device(device), batch=batch, workers=workers, out=out, json=json
-        )
+        _evaluate_known_people(checkpoint, options, settings, resolve_device(device))
         return
     from facelt.evaluation.evaluate import OpenSetOptions, evaluate_model
     from facelt.evaluation.sweeps import SWEEPS
@@ -110,6 +110,7 @@ def evaluate(
     from facelt.report.evaluation import print_evaluation
     from facelt.report.write import write_open, write_sweep, write_table
     from facelt.utils.json_values import json_line
+    from facelt.utils.provenance import run_provenance
     from recordio_tools.progress import progress_bars
 
     images_path, images_root = next(iter(open_images), None), next(iter(open_root), None)
@@ -129,7 +130,8 @@ def evaluate(
                 progress=progress,
             )
         evaluations.append(evaluation.with_unique_name(evaluations))
-        report = evaluations[-1].report()
+        run = run_provenance("evaluate", settings, checkpoint_inputs([path], open_images))
+        report = evaluations[-1].report().with_run(run)
         if json:
             typer.echo(json_line(report.json_values()))
         else:
@@ -146,17 +148,32 @@ def evaluate(
         typer.echo(f"written: {path}", err=json)
 
 
-def _evaluate_known_people(checkpoint, options, *, device, batch: int, workers: int, out, json: bool) -> None:
+def checkpoint_inputs(checkpoints: list[Path], files: list[Path]) -> list[InputHash]:
+    """Returns the hashes of weights and card of each model, whose card describes its training data, and of `files`.
+
+    Folders among `files` are left out. Raises UserError naming what cannot be read.
+    """
+    from facelt.inference.model import CARD_FILE, WEIGHTS_FILE, find_model_folder
+
+    folders = [find_model_folder(path) for path in checkpoints]
+    paths = [folder / name for folder in folders for name in (WEIGHTS_FILE, CARD_FILE)]
+    return [InputHash.of_file(path) for path in (*paths, *files) if path.is_file()]
+
+
+def _evaluate_known_people(checkpoint: list[Path], options: Any, settings: dict[str, Any], device: Any) -> None:
     from facelt.evaluation.known_people import evaluate_known_people
     from facelt.report.known_people_terminal import print_known_people
     from facelt.report.write import write_report
     from facelt.utils.json_values import json_line
+    from facelt.utils.provenance import run_provenance
     from recordio_tools.progress import progress_bars
 
+    batch, workers, out, json = (settings[name] for name in ("batch", "workers", "out", "json"))
     with progress_bars() as progress:
         report = evaluate_known_people(
             checkpoint, options, device=device, batch=batch, workers=workers, progress=progress
         )
+    report = report.with_run(run_provenance("evaluate", settings, checkpoint_inputs(checkpoint, options.strangers)))
     if json:
         typer.echo(json_line(report.json_values()))
     else:

@@ -13,6 +13,7 @@ from facelt.cli.evaluate import evaluate
 from facelt.cli.export import export
 from facelt.cli.figures import figures
 from facelt.cli.gallery import gallery_app
+from facelt.cli.store import store_app
 from facelt.cli.train import train
 from facelt.cli.verify import verify
 from facelt.utils.cli import run_app
@@ -26,6 +27,7 @@ app = typer.Typer(
 for command in (train, align, embed, evaluate, verify, megaface, audit, dataset, bench, figures, export, demo):
     app.command()(command)
 app.add_typer(gallery_app, name="gallery")
+app.add_typer(store_app, name="store")
 
 
 def main() -> None:

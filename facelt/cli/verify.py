@@ -36,6 +36,7 @@ def verify(
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of a table.")] = False,
 ) -> None:
     """Measure face verification: 10-fold accuracy as in arcface_torch, and TAR at FAR with confidence intervals."""
+    settings = {name.rstrip("_"): value for name, value in locals().items()}
     if (embeddings is None) == (checkpoint is None):
         raise UserError("give either a model with --checkpoint or computed embeddings with --embeddings")
     if embeddings is not None and (kind != "direct" or not flip or root is not None):
@@ -44,15 +45,18 @@ def verify(
     from facelt.report.schema import VerificationReport
     from facelt.report.verification import print_verification
     from facelt.utils.json_values import json_line
+    from facelt.utils.provenance import InputHash, run_provenance
 
     sets = sets or []
     if embeddings is not None:
         source: dict[str, Any] = {"name": str(embeddings), "kind": None, "flip_averaged": None}
         results = [_verify_embeddings(embeddings, sets)]
+        inputs = [InputHash.of_file(path) for path in (embeddings, *sets)]
     elif not sets:
         raise UserError("--set: give the pairs, a .bin file or a list")
     else:
         set_openmp_wait_policy(device)
+        from facelt.cli.evaluate import checkpoint_inputs
         from facelt.distributed.launch import resolve_device
         from facelt.inference.model import load_model
 
@@ -60,7 +64,9 @@ def verify(
         model.require_kind(kind)
         source = {"name": str(checkpoint), "weights_sha256": model.weights_sha256, "kind": kind, "flip_averaged": flip}
         results = list(_verify_model(model, sets, root, kind, flip, batch, workers))
+        inputs = checkpoint_inputs([checkpoint], sets)
     report = VerificationReport.build({"source": source, "level": PAIR_LEVEL, "sets": results})
+    report = report.with_run(run_provenance("verify", settings, inputs))
     if json:
         typer.echo(json_line(report.json_values()))
     else:
@@ -83,7 +89,7 @@ def _verify_model(
 
 def _verify_embeddings(path: Path, sets: list[Path]) -> dict[str, Any]:
     from facelt.data.pairs import ImagePairs, read_pairs
-    from facelt.identification.pair_verification import read_pair_embeddings
+    from facelt.store.arrays import read_pair_embeddings
 
     embedding_ND, same_P = read_pair_embeddings(path)
     if (len(sets), same_P is None) not in ((0, False), (1, True)):

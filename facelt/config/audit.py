@@ -5,35 +5,41 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from facelt.config.base import EmbeddingKind, ShotConvention, StrictModel
+from facelt.config.base import ColumnName, EmbeddingKind, ShotConvention, StrictModel
+
+# Meaning of a higher score in a scores file: the two images are more likely of the `same` or of `different` people.
+HigherIs = Literal["same", "different"]
 
 _Rate = Annotated[float, Field(gt=0, lt=1)]
-_Column = Annotated[str, Field(min_length=1)]
 # Keys that only apply to embeddings.
 _NEED_EMBEDDINGS = ("gallery", "against", "against_gallery")
 
 
 class FeaturesConfig(StrictModel):
-    """Embedding store, or tree of IMAGE_ALGORITHM.bin files with a list of its images.
+    """Embedding store, tree of IMAGE_ALGORITHM.bin files with a list of its images, or .npy or .npz file.
 
-    `noises` is a list of mislabelled images to leave out; `list` also selects images of a store.
+    `noises` is a list of mislabelled images to leave out; `list` also selects images of a store. `items` names the rows
+    of a .npy or .npz file, `array` the array in the latter (default: that named as the kind, or the only one).
     """
 
     path: Path
     algorithm: Annotated[str, Field(pattern=r"^[^/\\\x00]+$")] | None = None
     list: Path | None = None
     noises: Path | None = None
+    items: Path | None = None
+    array: str | None = None
 
 
 class AttributeTablesConfig(StrictModel):
     """Attributes of identities or images: CSV files, or FaceScrub's two tab-separated files.
 
     `key` is the column that identifies the image or identity; by default `key` (an image), else `identity`, `name` or
-    `label`.
+    `label`. `absent` says whether images that a table lists and the embeddings lack are failures to enrol.
     """
 
     tables: tuple[Path, ...] = ()
-    key: _Column | None = None
+    key: ColumnName | None = None
+    absent: Literal["ignore", "failure"] = "ignore"
     actors: Path | None = None
     actresses: Path | None = None
 
@@ -107,6 +113,8 @@ class ProvenanceConfig(StrictModel):
 class AuditConfig(StrictModel):
     """Configuration of an audit; `by` has the groupings, each one column or several for their intersection.
 
+    `higher_is` says whether the scores of `scores` are similarities (`same`) or distances (`different`); a given
+    `threshold.score` is in the unit of the file.
     `allow_mixed_models` accepts embeddings, gallery, training and threshold stores of different models,
     `allow_duplicates` images that have the embedding of a distractor.
     """
@@ -119,10 +127,11 @@ class AuditConfig(StrictModel):
     against: FeaturesConfig | None = None
     against_gallery: FeaturesConfig | None = None
     scores: Path | None = None
+    higher_is: HigherIs | None = None
     training: TrainingConfig = TrainingConfig()
     attributes: AttributeTablesConfig = AttributeTablesConfig()
-    by: Annotated[tuple[Annotated[tuple[_Column, ...], Field(min_length=1)], ...], Field(min_length=1)]
-    bins: dict[_Column, Annotated[tuple[float, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    by: Annotated[tuple[Annotated[tuple[ColumnName, ...], Field(min_length=1)], ...], Field(min_length=1)]
+    bins: dict[ColumnName, Annotated[tuple[float, ...], Field(min_length=1)]] = Field(default_factory=dict)
     min_identities: int = Field(5, ge=2)
     kind: EmbeddingKind = "direct"
     noise: Literal["drop", "raw"] = "drop"
@@ -143,9 +152,21 @@ class AuditConfig(StrictModel):
             raise ValueError("nothing to audit: name embeddings, scores or training.record")
         if self.embeddings is None and (dependent := [name for name in _NEED_EMBEDDINGS if getattr(self, name)]):
             raise ValueError(f"{dependent[0]} requires embeddings: set embeddings.path")
+        if self.scores is None and self.higher_is is not None:
+            raise ValueError("higher_is requires scores: embeddings are compared by similarity")
+        if self.attributes.absent == "failure" and not self._has_all_images():
+            raise ValueError(
+                "attributes.absent (--absent-as-failures) requires embeddings without list, noises and against: images "
+                "that were left out are no failures"
+            )
         if self.embeddings is None and self.shots.train is not None:
             raise ValueError("shots.train requires embeddings: set embeddings.path")
         for column, edges in self.bins.items():
             if list(edges) != sorted(set(edges)):
                 raise ValueError(f"bins.{column}: the edges must ascend")
         return self
+
+    def _has_all_images(self) -> bool:
+        """Returns whether no image of the embeddings is left out, and no other model lacks one."""
+        features = self.embeddings
+        return features is not None and (features.list, features.noises, self.against) == (None, None, None)

@@ -4,12 +4,14 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 EmbeddingKind = Literal["direct", "meta", "meta_unit"]
 ShotConvention = Literal["paper", "released"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+# Column of a table, in the form in which tables are read.
+ColumnName = Annotated[str, StringConstraints(strip_whitespace=True, to_lower=True, min_length=1)]
 
 
 class StrictModel(BaseModel):

@@ -13,6 +13,7 @@ import numpy as np
 
 from facelt.errors import UserError
 from facelt.gallery.model_spec import ModelSpec
+from facelt.store.arrays import read_embedding_array
 from facelt.store.store import EmbeddingStore
 
 # Longer names are a mistake in a table; the limits of Milvus are higher.
@@ -183,13 +184,8 @@ def read_labelled_embeddings(path: Path, kind: str, table: Path | None = None) -
 def _read_array(path: Path, table: Path | None) -> LabelledEmbeddings:
     if table is None:
         raise UserError(f"{path}: its rows have no names; pass --table, a CSV with the columns key and person")
-    try:
-        value_ND = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as .npy ({error})") from error
-    if not isinstance(value_ND, np.ndarray) or value_ND.ndim != 2:
-        raise UserError(f"{path}: must hold one matrix with one row per sample")
     columns = _read_table(table)
+    value_ND = read_embedding_array(path)
     if len(columns["key"]) != len(value_ND):
         raise UserError(f"{table}: has {len(columns['key'])} rows, {path} has {len(value_ND)}")
     return _with_labels(columns, value_ND, {"array": str(path)})

@@ -24,6 +24,7 @@ K points of a curve.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -140,7 +141,8 @@ def _mates(identity_P: np.ndarray, enrolled_E: np.ndarray) -> np.ndarray:
     return enrolled_I[code_P]
 
 
-FPIRS = (0.1, 0.01, 0.001)
+# 0.003 is the operating point that NIST's evaluation of identification (FRTE 1:N) reports.
+FPIRS = (0.1, 0.01, 0.003, 0.001)
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,20 @@ class OpenSetPoint:
     halves: tuple[HalfRates, ...] = ()
     supported: bool = False
     reason: str | None = None
+
+    def report(self) -> dict[str, Any]:
+        """Returns the point in the schemas of reports."""
+        halves = [
+            {
+                "threshold": half.threshold,
+                "fpir": half.fpir,
+                "fnir": half.fnir,
+                "false_positives": round(half.fpir * half.nonmated),
+            }
+            for half in self.halves
+        ]
+        keys = ("wanted", "fnir", "fpir", "supported", "reason")
+        return {**{key: getattr(self, key) for key in keys}, "halves": halves}
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,6 @@ U images, D feature, P pairs, I identities, A false accept rates, F folds.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,31 +114,6 @@ def verify_pairs(
         counts.highest_score,
         unit,
     )
-
-
-def read_pair_embeddings(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Reads embeddings [2P,D], the two of a pair in consecutive rows, and labels bool [P] or None.
-
-    A .npy file holds embeddings only; a .npz file has the arrays `embeddings` and `issame`. Raises UserError.
-    """
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        is_archive = isinstance(loaded, np.lib.npyio.NpzFile)
-        embedding_ND, same_P = (loaded["embeddings"], loaded["issame"]) if is_archive else (loaded, None)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except KeyError as error:
-        raise UserError(f"{path}: {error.args[0]}; it needs the arrays `embeddings` and `issame`") from None
-    except Exception as error:  # a damaged archive can raise anything
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{path}: not a .npy or .npz file of plain arrays ({reason})") from None
-    if embedding_ND.ndim != 2 or not embedding_ND.shape[1] or embedding_ND.dtype.kind != "f":
-        raise UserError(
-            f"{path}: embeddings must be floats [2P,D], not {embedding_ND.dtype} {list(embedding_ND.shape)}"
-        )
-    if same_P is not None and (same_P.ndim != 1 or not np.isin(same_P, (0, 1)).all()):
-        raise UserError(f"{path}: `issame` must be booleans [P], not {same_P.dtype} {list(same_P.shape)}")
-    return embedding_ND, None if same_P is None else same_P.astype(bool)
 
 
 def connected_identities(images: int, left_M: np.ndarray, right_M: np.ndarray) -> np.ndarray:

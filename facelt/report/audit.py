@@ -1,6 +1,6 @@
 """Audit report: CSV tables, plots of rates and error trade-offs by group, HTML page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from facelt.report import audit_text
 from facelt.report.audit_schema import (
@@ -10,6 +10,7 @@ from facelt.report.audit_schema import (
     AuditReport,
     ContrastEntry,
     DisparityEntry,
+    TimeSummary,
 )
 from facelt.report.audit_text import DISPARITY_NAMES, METRICS, group_name
 from facelt.report.drawing import MARKERS, PALETTE, Plot, Series, Style
@@ -30,7 +31,8 @@ def audit_tables(report: AuditReport) -> dict[str, Table]:
     if report.groupings:
         contrast_keys = [key for key in ContrastEntry.model_fields if key != "by"]
         disparity_keys = ("metric", "figure", "value", "low", "high", "at_least", "note")
-        group_keys = [key for key in AuditGroup.model_fields if key not in ("rates", "own_threshold")]
+        nested_keys = ("rates", "own_threshold", "scores", "seconds")
+        group_keys = [key for key in AuditGroup.model_fields if key not in nested_keys]
         tables = {
             "rates.csv": _rates_table(report),
             "groups.csv": _long_table(report.groupings, "groups", group_keys),
@@ -39,6 +41,16 @@ def audit_tables(report: AuditReport) -> dict[str, Table]:
             "contrasts.csv": _long_table(report.groupings, "contrasts", contrast_keys),
             "det.csv": _det_table(report),
         }
+        if report.scores is not None:
+            tables["scores.csv"] = _scores_table(report)
+        if report.seconds is not None:
+            timed = [(by, group, of_group.seconds) for by, group, of_group in _groups(report) if of_group.seconds]
+            rows = [[by, group, *seconds.model_dump().values()] for by, group, seconds in timed]
+            tables["seconds.csv"] = Table(("by", "group", *TimeSummary.model_fields), rows)
+    if report.open_set:
+        keys = ("wanted", "fnir", "fpir", "supported", "reason")
+        rows = [[*(getattr(point, key) for key in keys)] for point in report.open_set]
+        tables["open_set.csv"] = Table(keys, rows)
     if report.against is not None:
         keys = ("group", "rate", "other_rate", "difference", "low", "high", "identities", "small", "p", "adjusted_p")
         tables["against.csv"] = _long_table(report.against.groupings, "rows", keys)
@@ -61,6 +73,24 @@ def _rates_table(report: AuditReport) -> Table:
             entries += [(by, group_name(group.group), metric, rate) for metric, rate in group.rates.items() if rate]
     rows = [[*labels, *(getattr(rate, key) for key in _RATE_KEYS)] for *labels, rate in entries]
     return Table(("by", "group", "metric", *_RATE_KEYS), rows)
+
+
+def _groups(report: AuditReport) -> Iterator[tuple[str, str, AuditReport | AuditGroup]]:
+    """Yields all people, with empty names, and each group of each grouping."""
+    yield "", "", report
+    for grouping in report.groupings:
+        for group in grouping.groups:
+            yield " & ".join(grouping.by), group_name(group.group), group
+
+
+def _scores_table(report: AuditReport) -> Table:
+    shares = list(report.scores["mated"].quantiles)
+    rows = [
+        [by, group, pairs, scores.pairs, scores.mean, scores.shift, *scores.quantiles.values()]
+        for by, group, of_group in _groups(report)
+        for pairs, scores in (of_group.scores or {}).items()
+    ]
+    return Table(("by", "group", "pairs", "count", "mean", "shift", *(f"quantile_{share}" for share in shares)), rows)
 
 
 def _long_table(groupings: Sequence, part: str, keys: Sequence[str]) -> Table:
@@ -124,6 +154,7 @@ def _grouping_context(grouping: AuditGrouping, report: AuditReport) -> dict:
         "groups": groups,
         "contrasts": grouping.contrasts,
         "names": [group_name(group.group) for group in groups],
+        "times": [(group_name(group.group), group.seconds) for group in groups],
         "matrix": [[between.get((a, b)) or between.get((b, a)) for b in names] for a in names],
         "disparity_columns": [figure for figure in DISPARITY_NAMES if figure in used],
         "disparity_rows": [(metric, _by_figure(grouping.disparities, metric)) for metric in metrics],

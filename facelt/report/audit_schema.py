@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from facelt.report.megaface_schema import OpenSetRate
 from facelt.report.schema import OptionalRate, ReportModel, ReportPart
 
 
@@ -114,8 +115,29 @@ class OwnThreshold(ReportPart):
     reason: str | None
 
 
+class ScoreDistribution(ReportPart):
+    """Scores of some pairs: mean, quantiles by share, and `shift`, the mean minus that of all people's pairs."""
+
+    pairs: int
+    mean: float | None
+    shift: float | None
+    quantiles: dict[str, float | None]
+
+
+class TimeSummary(ReportPart):
+    """Response times in seconds of the images that have one."""
+
+    images: int
+    mean: float
+    median: float
+    quantile95: float
+
+
 class AuditGroup(ReportPart):
-    """Size and error rates, by metric, of one group; None for a metric that was not measured."""
+    """Size and error rates, by metric, of one group; None for a metric that was not measured.
+
+    `scores` are those of mated and non-mated pairs within the group.
+    """
 
     group: list[str]
     identities: int
@@ -125,6 +147,8 @@ class AuditGroup(ReportPart):
     small: bool
     rates: dict[str, AuditRate | None]
     own_threshold: OwnThreshold | None
+    scores: dict[str, ScoreDistribution] | None = None
+    seconds: TimeSummary | None = None
 
 
 class _BetweenGroups(ReportPart):
@@ -272,7 +296,7 @@ class ConditionResult(ReportPart):
 
 
 class AuditReport(ReportModel):
-    """Report of `facelt audit`; a training record alone has no `subject`."""
+    """Report of `facelt audit`; a training record alone has no `subject`, and only embeddings have an `open_set`."""
 
     schema_name: Literal["facelt.audit/1"] = Field("facelt.audit/1", alias="schema")
     title: str
@@ -283,6 +307,9 @@ class AuditReport(ReportModel):
     thresholds: dict[str, AuditThreshold]
     overall: dict[str, AuditRate]
     det: AuditDet | None
+    open_set: list[OpenSetRate] | None = None
+    scores: dict[str, ScoreDistribution] | None = None
+    seconds: TimeSummary | None = None
     groupings: list[AuditGrouping]
     against: AgainstSection | None
     training: TrainingSection | None

@@ -1,7 +1,7 @@
 """Report schemas: the base class of all reports, and the models of `facelt.evaluation/1` and `facelt.verification/1`.
 
-A model is the schema: `report.json` is its dump, keys in the order of the fields. Rates are fractions; None means that
-there was nothing to measure.
+A model is the schema: `report.json` is its dump, keys in the order of the fields, the run last. Rates are fractions;
+None means that there was nothing to measure.
 """
 
 from collections.abc import Mapping
@@ -20,8 +20,29 @@ class ReportPart(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+class RunInput(ReportPart):
+    """SHA-256 of an input, and a command line that computes it again."""
+
+    path: str
+    sha256: str
+    command: str
+
+
+class RunProvenance(ReportPart):
+    """Origin of a report: date (ISO 8601, UTC), version of facelt, command line, resolved settings, seeds, inputs."""
+
+    date: str
+    version: str
+    command: str
+    settings: dict[str, Any]
+    seeds: dict[str, int]
+    inputs: list[RunInput]
+
+
 class ReportModel(ReportPart):
-    """Base class of all reports."""
+    """Base class of all reports; commands add `run`, which is the last key of each."""
+
+    run: RunProvenance | None = None
 
     @classmethod
     def build(cls, values: Mapping[str, Any]) -> Self:
@@ -36,9 +57,15 @@ class ReportModel(ReportPart):
         except ValidationError as error:
             raise ValueError(f"{_first_error(error)} (schema {schema})") from error
 
+    def with_run(self, values: Mapping[str, Any]) -> Self:
+        """Returns a copy with the provenance of its run, as `run_provenance` returns it."""
+        return self.model_copy(update={"run": RunProvenance.model_validate(to_json_values(dict(values)))})
+
     def json_values(self) -> dict[str, Any]:
         """Returns the JSON values of `report.json`; an optional key that was not given stays absent."""
-        return self.model_dump(by_alias=True, exclude_unset=True)
+        values = self.model_dump(by_alias=True, exclude_unset=True)
+        run = values.pop("run", None)
+        return values if run is None else {**values, "run": run}
 
 
 def _first_error(error: ValidationError) -> str:

@@ -6,6 +6,7 @@ N images, R rows of a table.
 import csv
 import itertools
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from facelt.config.audit import AttributeTablesConfig
 from facelt.errors import UserError
-from facelt.utils.tables import CsvRows, read_table
+from facelt.utils.tables import CsvRows, column_name, read_table
 
 
 def bin_labels(edges: Sequence[float]) -> list[str]:
@@ -44,8 +45,8 @@ def bin_values(values: Sequence[str], edges: Sequence[float]) -> list[str]:
 
 
 # Columns that can identify a row, in the order in which they are tried.
-_IMAGE_COLUMN = "key"
-_IDENTITY_COLUMNS = ("identity", "name", "label")
+IMAGE_COLUMN = "key"
+IDENTITY_COLUMNS = ("identity", "name", "label")
 # A column with more values is a number or a name, not a grouping.
 MAX_GROUP_VALUES = 40
 
@@ -91,7 +92,11 @@ def attribute_columns(
     Raises UserError naming file, line and column: conflicting rows, a column in two files, a table without any of the
     identities, a text that is not a number, bins of an unknown column.
     """
-    columns: AttributeColumns = {name: list(values) for name, values in store_columns.items()}
+    columns: AttributeColumns = {}
+    for name, values in store_columns.items():
+        if column_name(name) in columns:
+            raise UserError(f"items.csv: the column {name!r} is there twice, but for case or spaces; rename one")
+        columns[column_name(name)] = list(values)
     canonical_identities = [canonical_name(identity) for identity in identities]
     for path in config.tables:
         rows = read_table(path)
@@ -100,12 +105,53 @@ def attribute_columns(
     if config.actors and config.actresses:
         gender = actor_gender(config.actors, config.actresses)
         _join(columns, {"gender": [gender.get(identity, "") for identity in canonical_identities]}, config.actors)
-    for name in bins.keys() & store_columns.keys():
-        columns[name] = _bin_store_column(name, store_columns[name], bins[name])
+    for name, values in store_columns.items():
+        if (name := column_name(name)) in bins:
+            columns[name] = _bin_store_column(name, values, bins[name])
     if missing := sorted(bins.keys() - columns.keys()):
         column_names = ", ".join(columns) or "none"
         raise UserError(f"bins.{missing[0]}: no table has a column {missing[0]!r}; known columns are {column_names}")
     return columns
+
+
+def listed_images(path: Path, key: str | None = None) -> dict[str, str]:
+    """Returns the identity of each image that a table lists in its column `key`, empty if it has no identities.
+
+    `key` names another column of images.
+
+    Returns none without such a column. Raises UserError as `read_table` does.
+    """
+    columns = read_table(path).columns
+    keys = [key.strip() for key in columns.get(key or IMAGE_COLUMN, ())]
+    identities = next((columns[name] for name in IDENTITY_COLUMNS if name in columns), [""] * len(keys))
+    return {key: identity.strip() for key, identity in zip(keys, identities, strict=False) if key}
+
+
+def join_spellings(columns: AttributeColumns, names: Sequence[str]) -> list[str]:
+    """Replaces, in these columns, values that are equal but for case and surrounding spaces by their commonest one.
+
+    Surrounding spaces are removed from all values. Returns a note for each value with several spellings.
+    """
+    notes = []
+    for name in names:
+        counts = Counter(columns[name])
+        spellings: dict[str, list[str]] = {}
+        for spelling in counts:
+            spellings.setdefault(same_value(spelling), []).append(spelling)
+        replacement = {}
+        for alike in spellings.values():
+            commonest = max(alike, key=counts.__getitem__).strip()
+            replacement |= dict.fromkeys(alike, commonest)
+            if len(alike) > 1 and commonest:
+                listed = ", ".join(f"{spelling!r} ({counts[spelling]:,})" for spelling in alike)
+                notes.append(f"{name}: {listed} are one group, {commonest!r}.")
+        columns[name] = [replacement[value] for value in columns[name]]
+    return notes
+
+
+def same_value(text: str) -> str:
+    """Returns a key that is equal for values that differ in case and surrounding spaces only."""
+    return text.strip().casefold()
 
 
 def check_groupable(columns: AttributeColumns, by: Sequence[str]) -> None:
@@ -133,15 +179,18 @@ def _match_rows(
     if key is not None and key not in rows.columns:
         raise UserError(f"{path}: no column {key!r}; its columns are {', '.join(rows.columns)}")
     if key is not None:
-        tries = [(key, keys or (), str), (key, identities, canonical_name)]
+        tries = [(key, keys or (), str.strip), (key, identities, canonical_name)]
     else:
-        tries = [(_IMAGE_COLUMN, keys or (), str), *((name, identities, canonical_name) for name in _IDENTITY_COLUMNS)]
+        tries = [
+            (IMAGE_COLUMN, keys or (), str.strip),
+            *((name, identities, canonical_name) for name in IDENTITY_COLUMNS),
+        ]
         tries = [attempt for attempt in tries if attempt[0] in rows.columns]
     names = list(dict.fromkeys(name for name, _, _ in tries))
     if not names:
         raise UserError(
             f"{path}: no column identifies the rows; set attributes.key, or name the column one of "
-            f"{', '.join((_IMAGE_COLUMN, *_IDENTITY_COLUMNS))}"
+            f"{', '.join((IMAGE_COLUMN, *IDENTITY_COLUMNS))}"
         )
     for name, names_N, normalise in tries:
         value_R = [normalise(value) for value in rows.columns[name]]
@@ -151,18 +200,19 @@ def _match_rows(
         for row, value in enumerate(value_R):
             if first_row[value] != row:
                 _refuse_conflict(path, rows, first_row[value], row, name)
-        others = [column for column in rows.columns if column not in (_IMAGE_COLUMN, *_IDENTITY_COLUMNS, key)]
+        others = [column for column in rows.columns if column not in (IMAGE_COLUMN, *IDENTITY_COLUMNS, key)]
         return {column: _values_of(rows.columns[column], first_row, names_N) for column in others}
     raise UserError(f"{path}: has none of the audited identities in its column {' or '.join(map(repr, names))}")
 
 
 def _values_of(values: Sequence[str], first_row: Mapping[str, int], names_N: Sequence[str]) -> list[str]:
-    return [values[first_row[name]].strip() if name in first_row else "" for name in names_N]
+    return [values[first_row[name]] if name in first_row else "" for name in names_N]
 
 
 def _refuse_conflict(path: Path, rows: CsvRows, first: int, second: int, key: str) -> None:
     for name, values in rows.columns.items():
-        if name != key and name not in _IDENTITY_COLUMNS and values[first] != values[second]:
+        is_attribute = name != key and name not in IDENTITY_COLUMNS
+        if is_attribute and same_value(values[first]) != same_value(values[second]):
             raise UserError(
                 f"{path}: line {rows.line_N[second]} gives {rows.columns[key][second]!r} a second {name}: "
                 f"{values[second]!r}; line {rows.line_N[first]} says {values[first]!r}"

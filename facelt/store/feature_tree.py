@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from facelt.errors import UserError
+from facelt.store.arrays import refuse_special_file
 
 
 def read_features_list(path: Path) -> list[str]:
@@ -109,8 +110,14 @@ def feature_path(root: Path, image: str, algorithm: str) -> Path:
 
 
 def read_feature(path: Path, dimension: int | None = None) -> np.ndarray:
-    """Reads one feature, float32 [D]. Raises UserError if the file is missing, truncated, malformed or not finite."""
+    """Reads one feature, float32 [D].
+
+    Raises UserError if the file is missing, not a regular one, truncated, malformed, too large or not finite.
+    """
+    refuse_special_file(path)
     try:
+        if (size := path.stat().st_size) > _HEADER_BYTES + _MAX_DIMENSION * _VALUE_DTYPE.itemsize:
+            raise UserError(f"{path}: has {size:,} bytes, more than a feature of {_MAX_DIMENSION:,} values")
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error

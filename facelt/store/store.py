@@ -28,6 +28,7 @@ import numpy as np
 
 from facelt.config.base import EmbeddingKind
 from facelt.errors import UserError
+from facelt.store.arrays import refuse_special_file
 from recordio_tools.atomic_io import sync, write_text
 
 STORE_SCHEMA = "facelt.store/1"
@@ -213,6 +214,7 @@ class EmbeddingStore:
 
 def _map_array(path: Path, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> np.ndarray:
     """Memory-maps a .npy file after checking its header against meta.json."""
+    refuse_special_file(path)
     try:
         # An empty array cannot be mapped.
         array = np.load(path, mmap_mode="r" if 0 not in shape else None, allow_pickle=False)

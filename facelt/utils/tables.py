@@ -17,10 +17,15 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\u
 
 @dataclass(frozen=True, eq=False)
 class CsvRows:
-    """Some rows of a table by column; `line_N` holds their line numbers."""
+    """Some rows of a table by column, named as `column_name` returns it; `line_N` holds their line numbers."""
 
     line_N: list[int]
     columns: dict[str, Sequence[str]]
+
+
+def column_name(text: str) -> str:
+    """Returns the normal form of a column name: names ignore case and surrounding spaces."""
+    return text.strip().lower()
 
 
 def read_table(path: Path, needed: Sequence[str] = (), **dialect) -> CsvRows:
@@ -41,8 +46,11 @@ def read_chunks(path: Path, needed: Sequence[str] = (), **dialect) -> Iterator[C
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True, **dialect)
-            header = next(reader, [])
-            _check_header(path, header, needed)
+            fields = next(reader, [])
+            header = [column_name(field) for field in fields]
+            _check_header(path, fields, header, reader.dialect.delimiter)
+            if missing := next((name for name in needed if name not in header), None):
+                raise UserError(f"{path}: has no column {missing!r}; its columns are {', '.join(header)}")
             numbered = ((reader.line_num, row) for row in reader if row)
             yield _columns(path, header, [])
             while chunk := list(itertools.islice(numbered, _CHUNK_ROWS)):
@@ -53,13 +61,20 @@ def read_chunks(path: Path, needed: Sequence[str] = (), **dialect) -> Iterator[C
         raise UserError(f"{path}: is not a table in UTF-8 ({error})") from error
 
 
-def _check_header(path: Path, header: list[str], needed: Sequence[str]) -> None:
-    if not header or len(header) > _MAX_COLUMNS:
-        raise UserError(f"{path}: the first line must name 1 to {_MAX_COLUMNS} columns; it has {len(header)} fields")
+def _check_header(path: Path, fields: list[str], header: list[str], delimiter: str) -> None:
+    """Raises UserError unless the fields of the first line, whose normal forms are `header`, can name columns."""
+    if not fields or len(fields) > _MAX_COLUMNS:
+        raise UserError(f"{path}: the first line must name 1 to {_MAX_COLUMNS} columns; it has {len(fields)} fields")
+    if len(fields) == 1 and delimiter == "," and {";", "\t"} & set(fields[0]):
+        raise UserError(f"{path}: the header is one column {fields[0][:200]!r}: separate columns with commas")
     if repeated := next((name for name in header if header.count(name) > 1), None):
-        raise UserError(f"{path}: line 1 names the column {repeated!r} twice")
-    if missing := next((name for name in needed if name not in header), None):
-        raise UserError(f"{path}: has no column {missing!r}; its columns are {', '.join(header)}")
+        first, second = [field for field, name in zip(fields, header, strict=True) if name == repeated][:2]
+        if first == second:
+            raise UserError(f"{path}: line 1 names the column {first!r} twice")
+        raise UserError(
+            f"{path}: line 1 names the columns {first!r} and {second!r}, which are equal but for case or spaces; "
+            "rename or remove one"
+        )
 
 
 def _columns(path: Path, header: list[str], numbered: list[tuple[int, list[str]]]) -> CsvRows:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
@@ -63,8 +64,10 @@ def test_a_tree_holds_what_was_written(faces, tree, lazy):
     features = opened(**tree, lazy=lazy)
     np.testing.assert_array_equal(features.rows[0:64], faces.value_ND)
     assert (features.keys, features.cosine, features.defects) == (faces.keys, True, {})
-    digest = hashlib.sha256(faces.value_ND.astype("<f4").tobytes()).hexdigest()
-    assert digest in features.provenance["sha256"].values()
+    contents = [(tree["path"] / f"{key}_toy.bin").read_bytes() for key in faces.keys]
+    digest = hashlib.sha256(b"".join(contents)).hexdigest()
+    assert features.provenance["sha256"] == {"files in the list's order": digest}
+    assert [item.sha256 for item in features.inputs] == [digest]
     if not lazy:
         assert features.identities == faces.identities
 
@@ -73,17 +76,28 @@ def test_damaged_files_of_a_tree_are_defects_or_an_error(faces, tree):
     write_feature(tree["path"] / f"{faces.keys[2]}_toy.bin", np.ones(5))
     (tree["path"] / f"{faces.keys[3]}_toy.bin").write_bytes(b"short")
     (tree["path"] / f"{faces.keys[4]}_toy.bin").unlink()
+    (tree["path"] / f"{faces.keys[5]}_toy.bin").unlink()
+    os.mkfifo(tree["path"] / f"{faces.keys[5]}_toy.bin")
     features = opened(**tree)
     assert features.defects == {
         2: "holds 5 values, most others 12",
         3: "has 5 bytes, fewer than the header of a feature file",
         4: "no such file",
+        5: "is not a regular file; write the embeddings to one",
     }
-    with pytest.raises(UserError, match="1 of 64 features"):
+    with pytest.raises(UserError, match="2 of 64 features"):
         opened(**tree, lazy=True)
-    write_feature(tree["path"] / f"{faces.keys[4]}_toy.bin", np.ones(12))
+    (tree["path"] / f"{faces.keys[5]}_toy.bin").unlink()
+    for index in (4, 5):
+        write_feature(tree["path"] / f"{faces.keys[index]}_toy.bin", np.ones(12))
     with pytest.raises(UserError, match=r"Person_00/2.jpg_toy.bin: holds 5 values, the other features 12"):
         opened(**tree, lazy=True)
+
+
+def test_a_sparse_file_of_a_tree_is_refused_before_it_is_read(faces, tree):
+    os.truncate(tree["path"] / f"{faces.keys[6]}_toy.bin", 1 << 40)
+    with pytest.raises(UserError, match=r"6\.jpg_toy\.bin: is a sparse file of 1,099,511,627,776 bytes"):
+        opened(**tree)
 
 
 def test_a_tree_holds_no_other_kind(tree):

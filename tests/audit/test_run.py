@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import yaml
 
+from facelt.audit.inputs import open_inputs
+from facelt.audit.measure import search_all
 from facelt.audit.run import run_audit
 from facelt.errors import UserError
 from tests.feature_files import write_feature
@@ -111,6 +113,40 @@ def test_a_tree_and_a_store_give_the_same_figures(faces, settings, tmp_path):
         run_audit(settings(embeddings={"path": str(tree)}))
 
 
+def test_arrays_and_a_table_of_rows_give_the_figures_of_stores(faces, settings, tmp_path):
+    other_ND = faces.value_ND[:, ::-1].copy()
+    gallery, other_gallery = faces.gallery(), faces.gallery_GD[:, ::-1]
+    np.save(tmp_path / "gallery.npy", other_gallery)
+    of_stores = run(
+        settings(
+            gallery={"path": str(gallery)},
+            against={"path": str(faces.store("other", other_ND))},
+            against_gallery={"path": str(tmp_path / "gallery.npy")},
+        )
+    )
+    np.savez(tmp_path / "probes.npz", direct=faces.value_ND, ignored=np.ones(3))
+    np.save(tmp_path / "probes.npy", 5.0 * faces.value_ND)
+    np.save(tmp_path / "other.npy", other_ND)
+    np.save(tmp_path / "strangers.npy", faces.gallery_GD)
+    table = tmp_path / "rows.csv"
+    rows = zip(faces.keys, faces.identities, strict=True)
+    table.write_text("key,identity\n" + "".join(f"{key},{identity}\n" for key, identity in rows))
+    for name in ("probes.npz", "probes.npy"):
+        of_arrays = run(
+            settings(
+                embeddings={"path": str(tmp_path / name), "items": str(table)},
+                gallery={"path": str(tmp_path / "strangers.npy")},
+                against={"path": str(tmp_path / "other.npy")},
+                against_gallery={"path": str(tmp_path / "gallery.npy")},
+            )
+        )
+        assert rates(of_arrays) == rates(of_stores)
+        assert of_arrays["against"]["groupings"] == of_stores["against"]["groupings"]
+        assert str(table) in of_arrays["subject"]["files"]
+    with pytest.raises(UserError, match=r"probes\.npy: the rows of an array have no names; list them"):
+        run_audit(settings(embeddings={"path": str(tmp_path / "probes.npy")}))
+
+
 def test_scores_give_the_same_match_errors_as_embeddings(faces, settings, tmp_path):
     whole = run(settings())
     score = faces.value_ND.astype(np.float64) @ faces.value_ND.astype(np.float64).T
@@ -130,6 +166,97 @@ def test_scores_give_the_same_match_errors_as_embeddings(faces, settings, tmp_pa
     assert "no search was made" in report["notes"][-1]
     with pytest.raises(UserError, match="a scores file has no searches"):
         run_audit(settings(embeddings=None, scores=str(path), threshold={"fpir": 0.1}))
+
+
+def test_fnir_is_listed_at_several_fpirs(faces, settings):
+    inputs = open_inputs(settings(gallery={"path": str(faces.gallery())}))
+    halves = search_all(inputs.audited.embeddings, inputs.gallery, 0).open_set.halves
+    points = run(settings(gallery={"path": str(faces.gallery())}))["open_set"]
+    assert [point["wanted"] for point in points] == [0.1, 0.01, 0.003, 0.001]
+    threshold_2 = [sorted(half.best_score_N, reverse=True)[len(half.best_score_N) // 10] for half in halves]
+    missed = [
+        np.mean((half.mate_rank_M > 1) | (half.mate_score_M <= threshold))
+        for half, threshold in zip(halves, threshold_2, strict=True)
+    ]
+    assert points[0]["fnir"] == pytest.approx(np.mean(missed))
+    assert [part["threshold"] for part in points[0]["halves"]] == pytest.approx(threshold_2)
+    assert points[2]["reason"].startswith("a rate of 0.003 needs 334 non-mated searches; half 1 has")
+
+
+def test_scores_and_times_are_listed_by_group(faces, settings):
+    rows = [f"{key},{0.5 + (index % 3)}" for index, key in enumerate(faces.keys) if index % 2]
+    times = faces.attributes("key,seconds\n" + "\n".join(rows) + "\n", "times.csv")
+    tables = [str(faces.attributes()), str(times)]
+    report = run(settings(attributes={"tables": tables}, by=[["group"]]))
+    score = faces.value_ND.astype(np.float64) @ faces.value_ND.astype(np.float64).T
+    people = np.array(faces.identities)
+    is_mated, is_pair = people[:, None] == people, np.triu(np.ones((64, 64), dtype=bool), 1)
+    in_a = np.array([int(person[-2:]) % 2 == 1 for person in people])
+    seconds = np.array([0.5 + (index % 3) if index % 2 else np.nan for index in range(64)])
+    for group in report["groupings"][0]["groups"]:
+        member = in_a if group["group"] == ["a"] else ~in_a
+        for name, kind in (("mated", is_mated), ("non_mated", ~is_mated)):
+            inside = score[is_pair & kind & member[:, None] & member]
+            assert group["scores"][name]["mean"] == pytest.approx(inside.mean(), abs=2e-5)
+            shift = inside.mean() - score[is_pair & kind].mean()
+            assert group["scores"][name]["shift"] == pytest.approx(shift, abs=4e-5)
+            assert report["scores"][name]["shift"] == 0
+        assert group["seconds"]["images"] == 16
+        assert group["seconds"]["mean"] == pytest.approx(np.nanmean(seconds[member]))
+    assert report["seconds"]["median"] == np.nanmedian(seconds)
+
+
+def test_images_that_only_a_table_lists_are_failures_on_demand(faces, settings):
+    absent = ["Person_00/x.jpg", "Person_01/y.jpg", "Person_01/z.jpg"]
+    lines = [
+        f"{key},{identity},{20 + index % 5}"
+        for index, (key, identity) in enumerate(zip(faces.keys, faces.identities, strict=True))
+    ]
+    lines += [f"{key},{key.partition('/')[0]},30" for key in absent]
+    images = faces.attributes("key,identity,age\n" + "\n".join(lines) + "\n", "images.csv")
+    tables = [
+        str(
+            faces.attributes(
+                "identity,group\n" + "\n".join(f"Person_{n:02d},{'ba'[n % 2]}" for n in range(16)), "p.csv"
+            )
+        )
+    ]
+    tables.append(str(images))
+    ignored = run(settings(attributes={"tables": tables}))
+    assert f"{images} lists 3 images without an embedding, which are ignored" in " ".join(ignored["notes"])
+    with pytest.raises(UserError, match="3 of 67 images have no usable embedding, allowed are 0"):
+        run_audit(settings(attributes={"tables": tables, "absent": "failure"}))
+    report = run(settings(attributes={"tables": tables, "absent": "failure"}, allow_missing=3))
+    groups = {row["group"][0]: row for row in report["groupings"][0]["groups"]}
+    assert [(groups[name]["failures"], groups[name]["images"]) for name in "ab"] == [(2, 34), (1, 33)]
+    assert groups["a"]["failure_rate"] == pytest.approx(2 / 34)
+    assert rates(report) == rates(ignored)
+    with pytest.raises(ValueError, match="requires embeddings without list, noises and against"):
+        settings(attributes={"absent": "failure"}, against={"path": "other"})
+
+
+def test_distances_give_the_error_rates_of_a_plain_count(faces, settings, tmp_path):
+    pairs = list(itertools.combinations(range(64), 2))
+    distance = np.linalg.norm(faces.value_ND[:, None] - faces.value_ND, axis=-1).round(3)
+    people = faces.identities
+    lines = [f"{people[a]},{people[b]},{distance[a, b]:.3f},{int(people[a] == people[b])}" for a, b in pairs]
+    path = tmp_path / "distances.csv"
+    path.write_text("\n".join(["id1,id2,score,label", *lines]))
+    limit = 0.9004
+    of_file = {"embeddings": None, "scores": str(path), "threshold": {"score": limit}}
+    report = run(settings(**of_file, higher_is="different"))
+    missed = sum(distance[a, b] > limit for a, b in pairs if people[a] == people[b])
+    matched = sum(distance[a, b] <= limit for a, b in pairs if people[a] != people[b])
+    assert (report["overall"]["fnmr"]["events"], report["overall"]["fmr"]["events"]) == (missed, matched)
+    assert missed
+    assert matched
+    assert report["thresholds"]["pairs"]["score"] == -limit
+    assert report["subject"]["score"] == "minus the score of the file, a distance; larger means more similar"
+    with pytest.raises(UserError, match="--higher-is different"):
+        run_audit(settings(**of_file))
+    assert "check which way the scores run" in " ".join(run(settings(**of_file, higher_is="same"))["notes"])
+    with pytest.raises(ValueError, match="higher_is requires scores"):
+        settings(higher_is="same")
 
 
 def test_a_threshold_is_given_or_set_on_another_set(faces, settings):
@@ -197,6 +324,17 @@ def test_unknown_attributes_are_a_group_and_a_note(faces, settings):
     report = run(settings(attributes={"tables": [str(table)]}))
     assert "(unknown)" in rates(report)
     assert "56 of 64 have no group and form the group (unknown)." in report["notes"]
+
+
+def test_spellings_of_a_group_are_joined_with_a_note(faces, settings):
+    text = faces.attributes().read_text().replace("identity,group", "Identity, Group ")
+    text = text.replace("Person_00,b", "Person_00, B").replace("Person_02,b", "Person_02,B")
+    table = faces.attributes(text, "spelled.csv")
+    spelled, plain = (
+        run(settings(attributes={"tables": [str(path)]}, by=[["GROUP"]])) for path in (table, faces.attributes())
+    )
+    assert spelled["groupings"] == plain["groupings"]
+    assert "group: ' B' (4), 'B' (4), 'b' (24) are one group, 'b'." in spelled["notes"]
 
 
 @pytest.mark.parametrize(

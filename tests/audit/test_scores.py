@@ -59,3 +59,18 @@ def test_pairs_of_one_kind_only_are_refused(write):
         read_scores(write("id1,id2,score,label\nx,x,1,1\n"))
     with pytest.raises(UserError, match="has no column 'label'"):
         read_scores(write("id1,id2,score\nx,x,1\n"))
+
+
+DISTANCES = "id1,id2,score,label\nx,x,0.1,1\nx,y,0.8,0\ny,z,1.1,0\nz,z,0.9,1\n"
+
+
+def test_distances_are_refused_unless_their_direction_is_given(write):
+    path = write(DISTANCES)
+    with pytest.raises(UserError) as error:
+        read_scores(path)
+    assert str(error.value).startswith(f"{path}: mated pairs score 0.5 on average, non-mated pairs 0.95")
+    assert "--higher-is different" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert read_scores(path, "different").score_M.tolist() == [-0.1, -0.8, -1.1, -0.9]
+    assert read_scores(path, "same").score_M.tolist() == [0.1, 0.8, 1.1, 0.9]
+    assert read_scores(write(GOOD)).score_M.tolist() == read_scores(write(GOOD), "same").score_M.tolist()

@@ -32,6 +32,12 @@ def test_a_model_on_two_sets(verify, finished_run, tiny_pairs):
     assert VerificationReport.build(report).json_values() == report
     first, second = report["sets"]
     assert first == second
+    run = report["run"]
+    assert run["settings"]["batch"] == 128
+    assert [item["path"].rpartition("/")[2] for item in run["inputs"]] == [
+        *("model.safetensors", "card.json", tiny_pairs.name)
+    ]
+    assert run["inputs"][0]["sha256"] == report["source"]["weights_sha256"]
     assert (first["name"], first["mated"], first["nonmated"]) == ("tiny", 10, 10)
     assert report["source"]["kind"] == "direct"
     assert report["source"]["flip_averaged"] is True

@@ -70,6 +70,17 @@ def test_values_become_groups_and_gaps_a_note():
     assert notes == ["1 of 4 probe identities have no skin and are in none of its groups."]
 
 
+def test_spellings_of_a_value_are_one_group(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("Name,Gender\nAnn,Female\nBob,male\nbob,Male\nCy, female\nDi,female\n")
+    groups, notes = attribute_groups(read_attributes(path, "name", None), np.arange(4), ["Ann", "Bob", "Cy", "Di"])
+    assert [(group.name, group.mask_P.tolist()) for group in groups] == [
+        ("male", [False, True, False, False]),
+        ("Female", [True, False, True, True]),
+    ]
+    assert notes == ["gender: 'Female' (1), ' female' (1), 'female' (1) are one group, 'Female'."]
+
+
 def test_a_column_of_numbers_is_no_grouping():
     names = [f"p{number}" for number in range(60)]
     with pytest.raises(UserError, match="'images' has 60 values"):

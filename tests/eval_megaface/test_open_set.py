@@ -24,11 +24,15 @@ def test_real_embeddings(real_config):
         assert half["enrolled"] + half["mated"] + half["nonmated"] == 607
     (entry,) = section["rates"]
     assert (entry["model"], entry["kind"], entry["score"]) == ("mobile", "direct", "similarity")
-    tenth, hundredth, thousandth = entry["points"]
+    tenth, hundredth, nist, thousandth = entry["points"]
     # From the whole matrix of scores, by a separate program.
     assert (tenth["wanted"], tenth["fnir"]) == (0.1, pytest.approx(0.1781, abs=5e-5))
     assert (hundredth["wanted"], hundredth["fnir"]) == (0.01, pytest.approx(0.2472, abs=5e-5))
     assert (thousandth["wanted"], thousandth["fnir"], thousandth["fpir"]) == (0.001, None, None)
+    assert (nist["wanted"], nist["fnir"], nist["reason"].partition(";")[0]) == (
+        *(0.003, None),
+        "a rate of 0.003 needs 334 non-mated searches",
+    )
     assert "needs 1,000 non-mated searches; half 1 has 292" in thousandth["reason"]
     assert thousandth["halves"] == []
     for point in (tenth, hundredth):

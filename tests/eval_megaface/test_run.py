@@ -27,7 +27,15 @@ def test_script_writes_the_report(small, root, tmp_path):
     assert "there/report.html" in done.stdout
     assert "Verification: TAR in % at FAR" in done.stdout
     assert "- FPIR 0.1: a rate of 0.1 needs 10 non-mated searches" in done.stdout
-    assert (tmp_path / "there/report.html").is_file()
+    run, page = report["run"], (tmp_path / "there/report.html").read_text()
+    assert run["command"].startswith("facelt megaface --config ")
+    assert run["seeds"] == {"noise.seed": 0, "open_set.seed": 0}
+    assert run["settings"]["noise"]["mode"] == "raw"
+    for item in run["inputs"]:
+        again = subprocess.run(["bash", "-c", item["command"]], capture_output=True, text=True, cwd=tmp_path)
+        assert again.stdout.split()[0] == item["sha256"]
+        assert item["sha256"] in page
+    assert len(run["inputs"]) > 4
 
 
 @pytest.mark.parametrize(

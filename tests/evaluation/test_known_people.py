@@ -331,7 +331,12 @@ def test_the_command_writes_what_it_measures(cli, report, faces, stages, tmp_pat
     assert "Known people named right on test in %" in out
     assert "run/oltr calibrated names" in out
     written = json.loads((tmp_path / "out/report.json").read_text())
+    run = written.pop("run")
     assert written == report.json_values()
+    weights = {item["path"]: item["sha256"] for item in run["inputs"] if item["path"].endswith("model.safetensors")}
+    assert list(weights.values()) == [model["weights_sha256"] for model in written["models"]]
+    assert (run["seeds"], run["settings"]["workers"]) == ({"seed": 0}, 0)
+    assert run["date"] in (tmp_path / "out/report.html").read_text()
     with (tmp_path / "out/tables/accuracy.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(SERIES) * 5

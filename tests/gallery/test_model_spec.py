@@ -1,5 +1,7 @@
 """Model specification of a gallery, read from stores, arrays and tables; errors of mismatching embeddings."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -94,13 +96,16 @@ def test_bad_arrays(tmp_path):
     with pytest.raises(UserError, match="pass --table"):
         read_labelled_embeddings(path, "direct")
     for values, message in (
-        (np.ones(3), "one matrix"),
+        (np.ones(3), r"embeddings must be floats \[N,D\], not float64 \[3\]"),
         (np.ones((2, 3)), "has 1 rows, .* has 2"),
-        (np.array([[object()]]), "cannot be read"),
+        (np.array([[object()]]), "holds Python objects"),
     ):
         np.save(path, values, allow_pickle=True)
         with pytest.raises(UserError, match=message):
             read_labelled_embeddings(path, "direct", table)
     path.unlink()
     with pytest.raises(UserError, match="cannot be read"):
+        read_labelled_embeddings(path, "direct", table)
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="is not a regular file"):
         read_labelled_embeddings(path, "direct", table)

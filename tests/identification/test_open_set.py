@@ -159,10 +159,11 @@ def test_the_curve_falls_and_holds_the_points():
     assert rates.fpir_K[-1] == 1.0
     assert rates.fpir_K[0] == 1 / 200
     at = dict(zip(rates.fpir_K.round(9), rates.fnir_K, strict=True))
-    tenth, hundredth, thousandth = rates.points
+    tenth, hundredth, nist, thousandth = rates.points
     assert at[round(tenth.fpir, 9)] == tenth.fnir
     assert at[round(hundredth.fpir, 9)] == hundredth.fnir
     assert (tenth.supported, hundredth.supported) == (False, False)
+    assert nist.reason == "a rate of 0.003 needs 334 non-mated searches; half 1 has 200"
     assert thousandth.reason == "a rate of 0.001 needs 1,000 non-mated searches; half 1 has 200"
 
 

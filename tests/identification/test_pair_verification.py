@@ -5,7 +5,7 @@ import pytest
 from scipy.special import stdtrit
 
 from facelt.errors import UserError
-from facelt.identification.pair_verification import PAIR_FARS, connected_identities, read_pair_embeddings, verify_pairs
+from facelt.identification.pair_verification import PAIR_FARS, connected_identities, verify_pairs
 
 
 def pairs_of(scores: list[float], same: list[bool]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -113,44 +113,3 @@ def test_too_few_pairs_and_useless_embeddings_are_refused():
         embedding_ND[7] = value
         with pytest.raises(UserError, match="pair 3: an embedding is not finite or is zero"):
             verify_pairs(embedding_ND, *pairs, unit=True)
-
-
-def test_embeddings_from_elsewhere(tmp_path):
-    rows, answers = np.ones((4, 3), dtype=np.float32), np.array([True, False])
-    np.save(tmp_path / "rows.npy", rows)
-    embeddings, same_P = read_pair_embeddings(tmp_path / "rows.npy")
-    assert np.array_equal(embeddings, rows)
-    assert same_P is None
-    np.savez(tmp_path / "both.npz", embeddings=rows, issame=answers.astype(np.int64))
-    assert read_pair_embeddings(tmp_path / "both.npz")[1].tolist() == [True, False]
-    assert read_pair_embeddings(tmp_path / "both.npz")[1].dtype == bool
-
-
-@pytest.mark.parametrize(
-    ("arrays", "reason"),
-    [
-        ({"embeddings": np.ones((4, 3))}, "issame.*it needs the arrays `embeddings` and `issame`"),
-        ({"embeddings": np.ones(4), "issame": [True]}, r"floats \[2P,D\], not float64 \[4\]"),
-        ({"embeddings": np.ones((4, 3), int), "issame": [True]}, r"not int64 \[4, 3\]"),
-        ({"embeddings": np.ones((4, 0)), "issame": [True]}, r"not float64 \[4, 0\]"),
-        ({"embeddings": np.ones((4, 3)), "issame": [0, 2]}, "`issame` must be booleans .*not int64"),
-        ({"embeddings": np.ones((4, 3)), "issame": [[True]]}, "`issame` must be booleans .*not bool"),
-        ({"embeddings": np.array([{}]), "issame": [True]}, "not a .npy or .npz file of plain arrays"),
-    ],
-)
-def test_other_arrays_are_refused(tmp_path, arrays, reason):
-    np.savez(tmp_path / "both.npz", **arrays)
-    with pytest.raises(UserError, match=rf"both\.npz: .*{reason}"):
-        read_pair_embeddings(tmp_path / "both.npz")
-
-
-def test_files_that_are_missing_or_damaged_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"absent\.npz: cannot be read \(No such file"):
-        read_pair_embeddings(tmp_path / "absent.npz")
-    np.savez(tmp_path / "both.npz", embeddings=np.ones((4, 3)), issame=[True, False])
-    payload = (tmp_path / "both.npz").read_bytes()
-    for damaged in (b"", b"text", payload[:100], payload[:-30]):
-        (tmp_path / "both.npz").write_bytes(damaged)
-        with pytest.raises(UserError, match=r"both\.npz: not a \.npy or \.npz file of plain arrays") as caught:
-            read_pair_embeddings(tmp_path / "both.npz")
-        assert "\n" not in str(caught.value)

@@ -162,6 +162,70 @@ def read_csv(path):
         return list(csv.DictReader(file))
 
 
+def distribution(mean, shift, low=-0.25):
+    """Scores with their five quantiles, the first of which is `low`."""
+    values = (low, 0.2, 0.31, 0.42, 0.93)
+    quantiles = dict(zip(("0.05", "0.25", "0.5", "0.75", "0.95"), values, strict=True))
+    return {"pairs": 1234, "mean": mean, "shift": shift, "quantiles": quantiles}
+
+
+NO_PAIRS = {
+    "pairs": 0,
+    "mean": None,
+    "shift": None,
+    "quantiles": dict.fromkeys(("0.05", "0.25", "0.5", "0.75", "0.95")),
+}
+TIMES = {"images": 40, "mean": 0.5127, "median": 0.4871, "quantile95": 1.938}
+
+
+def test_distributions_times_and_open_set_points_are_on_the_page(tmp_path):
+    values = make(red="<red>")
+    values["scores"] = {"mated": distribution(0.6123, 0.0), "non_mated": distribution(0.0456, 0.0)}
+    values["seconds"] = TIMES
+    for number, of_group in enumerate(values["groupings"][0]["groups"]):
+        of_group["scores"] = {"mated": distribution(0.6, 0.0789 - number), "non_mated": NO_PAIRS}
+        of_group["seconds"] = TIMES | {"mean": 0.731} if number == 0 else None
+    half = {"threshold": 0.4567, "fpir": 0.09, "fnir": 0.2, "false_positives": 12}
+    point = {"wanted": 0.1, "fnir": 0.2345, "fpir": 0.09, "supported": False, "reason": None, "halves": [half, half]}
+    missing = {"wanted": 0.003, "fnir": None, "fpir": None, "supported": False, "reason": "few & far", "halves": []}
+    values["open_set"] = [point, missing]
+    page = Page(write(values, tmp_path))
+    for text in (
+        "0.6123",
+        "+0.0789",
+        "-0.9211",
+        "-0.250 · 0.200",
+        "0.731",
+        "23.45",
+        "not measured: few & far",
+        "<red>",
+    ):
+        assert text in page.text
+    assert "too few searches for 30 false positives" in page.text
+    scores = read_csv(tmp_path / "tables/scores.csv")
+    assert [(row["group"], row["pairs"], row["mean"]) for row in scores[:3]] == [
+        ("", "mated", "0.6123"), ("", "non_mated", "0.0456"), ("<red>", "mated", "0.6")
+    ]  # fmt: skip
+    assert [row["mean"] for row in read_csv(tmp_path / "tables/seconds.csv")] == ["0.5127", "0.731"]
+    assert [row["fnir"] for row in read_csv(tmp_path / "tables/open_set.csv")] == ["0.2345", ""]
+
+
+def test_the_page_maps_the_report_to_annex_iv_of_the_ai_act(tmp_path):
+    values = make()
+    full = Page(write(values, tmp_path / "full")).text
+    values |= {"against": None, "training": None}
+    plain = Page(write(values, tmp_path / "plain")).text
+    for number, title in ((1, "General description"), (4, "Appropriateness"), (9, "Post-market monitoring")):
+        assert f"{number} {title}" in full
+    assert "the effect of another model by group" in full
+    assert "the effect of another model by group" not in plain
+    assert "composition of the training record" in full
+    assert "composition of the training record" not in plain
+    assert "no claim of conformity" in plain
+    training = make() | {"subject": None, "groupings": [], "overall": {}, "thresholds": {}, "against": None}
+    assert "Annex IV" not in Page(write(training, tmp_path / "training")).text
+
+
 def test_the_files_of_a_report(tmp_path):
     path = write(make(), tmp_path)
     assert json.loads((tmp_path / "report.json").read_text()) == make()

@@ -4,7 +4,7 @@ import pytest
 
 from facelt.config.audit import AttributeTablesConfig
 from facelt.errors import UserError
-from facelt.store.attributes import actor_gender, attribute_columns, check_groupable
+from facelt.store.attributes import actor_gender, attribute_columns, check_groupable, join_spellings
 
 KEYS = ["A/1.jpg", "A/2.jpg", "B/3.jpg"]
 PEOPLE = ["Anna_Lee", "Anna_Lee", "Bob"]
@@ -113,3 +113,26 @@ def test_a_column_to_group_by_must_be_there_and_be_a_grouping():
         check_groupable({"a": ["1"]}, ["b"])
     with pytest.raises(UserError, match=r"column 'a' has 41 values, more than 40: bin a number with bins\.a"):
         check_groupable({"a": [str(number) for number in range(41)]}, ["a"])
+
+
+def test_spellings_of_one_value_become_the_commonest():
+    columns = {
+        "a": ["Male", "male", " male", "MALE ", "male", "", "  ", "female "],
+        "b": ["x", "X", "X"],
+        "c": ["y", "Y"],
+    }
+    assert join_spellings(columns, ["a", "b"]) == [
+        "a: 'Male' (1), 'male' (2), ' male' (1), 'MALE ' (1) are one group, 'male'.",
+        "b: 'x' (1), 'X' (2) are one group, 'X'.",
+    ]
+    assert columns == {"a": ["male"] * 5 + ["", "", "female"], "b": ["X"] * 3, "c": ["y", "Y"]}
+
+
+def test_rows_that_spell_a_value_differently_are_no_conflict(columns):
+    assert columns("Name , Gender\nBob,Male\nbob, male\n") == {"gender": ["", "", "Male"]}
+
+
+def test_columns_of_a_store_are_named_without_case(columns):
+    assert columns(bins={"age": (18,)}, store_columns={"Age ": ["4", "30", ""]}) == {"age": ["<18", ">=18", ""]}
+    with pytest.raises(UserError, match="the column 'age' is there twice"):
+        columns(store_columns={"Age": ["", "", ""], "age": ["", "", ""]})

@@ -23,6 +23,12 @@ def test_columns_and_lines_are_those_of_the_file(write):
     assert rows.line_N == [2, 4]
 
 
+def test_column_names_ignore_case_and_surrounding_spaces(write):
+    path = write(" Name ,AGE\nAnna,3\n")
+    assert read_table(path, ("name", "age")).columns == {"name": ["Anna"], "age": ["3"]}
+    assert read_table(write("Name;x\tAge\nAnna\t3\n"), delimiter="\t").columns == {"name;x": ["Anna"], "age": ["3"]}
+
+
 def test_a_long_table_comes_in_chunks(write, monkeypatch):
     monkeypatch.setattr(tables, "_CHUNK_ROWS", 2)
     path = write("x\n" + "\n".join(str(number) for number in range(5)))
@@ -35,6 +41,9 @@ def test_a_long_table_comes_in_chunks(write, monkeypatch):
     [
         ("", "the first line must name 1 to 1000 columns"),
         ("a,a\n", "line 1 names the column 'a' twice"),
+        ("a;b\n1;2\n", "the header is one column 'a;b': separate columns with commas"),
+        ("a\tb\n1\t2\n", "the header is one column 'a\\tb': separate columns with commas"),
+        ("a,b, A\n", "line 1 names the columns 'a' and ' A', which are equal but for case or spaces"),
         ("b\n1\n", "has no column 'a'; its columns are b"),
         ("a,b\n1,2\n1\n", "line 3 has 1 fields, the header has 2"),
         ("a,b\n1,2,3\n", "line 2 has 3 fields, the header has 2"),
