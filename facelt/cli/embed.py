@@ -1,6 +1,5 @@
 """`facelt embed`: embedding of images into a store."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,7 +7,7 @@ import typer
 
 from facelt.errors import UserError
 from facelt.store.store import META_FILE, StoreDtype, read_meta
-from facelt.utils.cli import set_openmp_wait_policy
+from facelt.utils.cli import is_first_process, print_notice, set_openmp_wait_policy
 
 
 def embed(
@@ -42,11 +41,12 @@ def embed(
     from facelt.alignment.photographs import find_photographs
     from facelt.distributed.launch import resolve_device
     from facelt.inference.embed import embed_images
-    from facelt.inference.model import load_model
+    from facelt.inference.model import describe_model, load_model
     from facelt.inference.sources import open_image_source, open_photograph_source
     from recordio_tools.progress import progress_bars
 
-    is_leader = os.environ.get("RANK", "0") == "0"
+    is_leader = is_first_process()
+    print_notice(f"model: {describe_model(checkpoint)}")
     model = load_model(checkpoint, resolve_device(device))
     left_out: dict[str, str] = {}
     if align is None:

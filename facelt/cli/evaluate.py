@@ -7,7 +7,7 @@ import typer
 
 from facelt.config.base import ShotConvention
 from facelt.errors import UserError
-from facelt.utils.cli import set_openmp_wait_policy
+from facelt.utils.cli import print_notice, set_openmp_wait_policy
 
 
 def evaluate(
@@ -95,7 +95,10 @@ def evaluate(
         _refuse("takes one source with --open", open_images=open_images[1:], open_root=open_root[1:])
     set_openmp_wait_policy(device)
     from facelt.distributed.launch import resolve_device
+    from facelt.inference.model import describe_model, load_model
 
+    for path in checkpoint:
+        print_notice(f"model: {describe_model(path)}")
     if is_known_people:
         from facelt.evaluation.known_people import KnownPeopleOptions
 
@@ -106,7 +109,6 @@ def evaluate(
         return
     from facelt.evaluation.evaluate import OpenSetOptions, evaluate_model
     from facelt.evaluation.sweeps import SWEEPS
-    from facelt.inference.model import load_model
     from facelt.report.evaluation import print_evaluation
     from facelt.report.write import write_open, write_sweep, write_table
     from facelt.utils.json_values import json_line

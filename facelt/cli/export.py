@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from facelt.errors import UserError
-from facelt.utils.cli import set_openmp_wait_policy
+from facelt.utils.cli import print_notice, set_openmp_wait_policy
 
 
 def export(
@@ -38,8 +38,9 @@ def export(
     set_openmp_wait_policy("cpu")
     import torch
 
-    from facelt.inference.model import find_model_folder, load_model
+    from facelt.inference.model import describe_model, find_model_folder, load_model
 
+    print_notice(f"model: {describe_model(checkpoint)}")
     folder = find_model_folder(checkpoint)
     if format_ == "safetensors":
         from facelt.export.safetensors import export_network

@@ -11,6 +11,7 @@ from pathlib import Path
 import typer
 
 from facelt.errors import UserError
+from facelt.utils.text import sanitize
 
 # Root of the source checkout, if the package is imported from one.
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
@@ -59,10 +60,19 @@ def set_openmp_wait_policy(device: str) -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "active")
 
 
+def is_first_process() -> bool:
+    """Returns whether this is the process of rank 0 under torchrun, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def print_notice(text: str) -> None:
+    """Prints a line on stderr, once under torchrun; names in it cannot control the terminal."""
+    if is_first_process():
+        typer.echo(sanitize(text), err=True)
+
+
 def _exit_with_error(message: str) -> None:
     if not _already_reported(message):
-        from facelt.utils.text import sanitize
-
         # The message may quote a file, whose control characters must not reach the terminal.
         text = "\n".join(sanitize(line) for line in message.split("\n"))
         print(f"error: {text}", file=sys.stderr, flush=True)
