@@ -1,12 +1,11 @@
 """Command `facelt train`, also `python -m facelt.train`."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from facelt.utils.cli import set_openmp_wait_policy
+from facelt.utils.cli import is_first_process, set_openmp_wait_policy
 
 
 def train(
@@ -27,14 +26,8 @@ def train(
     # OpenMP reads its policy when torch is loaded, and validation loads the methods and with them torch.
     set_openmp_wait_policy(values.get("device", TrainConfig.model_fields["device"].default))
     recipe = validate_config(values, TrainConfig, config)
-    from facelt.distributed.launch import Interrupted
     from facelt.training.run import run
 
-    try:
-        folder = run(recipe, resume)
-    except Interrupted:
-        message = f"interrupted; checkpoint saved in {recipe.out}, continue with --resume"
-    else:
-        message = f"finished: {folder}"
-    if os.environ.get("RANK", "0") == "0":
-        typer.echo(message)
+    folder = run(recipe, resume)
+    if is_first_process():
+        typer.echo(f"finished: {folder}")

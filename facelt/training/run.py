@@ -9,7 +9,7 @@ from facelt.config.train import StageConfig, TrainConfig, is_external_ref
 from facelt.data.kind import TrainingData
 from facelt.distributed.comm import rank
 from facelt.distributed.launch import graceful_shutdown, process_group, run_on_rank0
-from facelt.errors import UserError
+from facelt.errors import Interrupted, UserError
 from facelt.inference.model import (
     CARD_FILE,
     WEIGHTS_FILE,
@@ -53,6 +53,9 @@ def run(config: TrainConfig, resume: bool = False) -> Path:
                     method = build_initialized_method(config, stage, data, folder)
                     method.set_teachers(_load_teachers(config, stage, folder, device))
                     Trainer(config, stage, method, data, folder, log, device, verification).fit()
+        except Interrupted as error:
+            advice = f"checkpoint saved in {config.out}, continue with --resume"
+            raise Interrupted(error.signal_number, advice) from None
         finally:
             log.close()
         return folder.path

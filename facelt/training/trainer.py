@@ -16,8 +16,8 @@ from facelt.data.batch import Batch
 from facelt.data.kind import TrainingData
 from facelt.distributed.comm import all_reduce, world_size
 from facelt.distributed.ddp import has_enough_images, sync_batch_norm_stats, wrap_ddp
-from facelt.distributed.launch import Interrupted, all_gather_str, run_on_rank0
-from facelt.errors import UserError
+from facelt.distributed.launch import all_gather_str, run_on_rank0
+from facelt.errors import Interrupted, UserError
 from facelt.inference.model import build_card, save_weights, write_card
 from facelt.inference.predict import EvalLoaderConfig, Predictor, predict, predict_all, sync_step_info
 from facelt.methods.base import Method, TrainBatch
