@@ -8,6 +8,7 @@ import typer
 
 from facelt.errors import UserError
 from facelt.utils.cli import CHECKOUT, set_openmp_wait_policy
+from facelt.utils.folder_lock import lock_folder
 
 if TYPE_CHECKING:
     from facelt.benchmarking.run import BenchmarkRun
@@ -76,7 +77,8 @@ def _run_seeds(benchmark: "BenchmarkRun", seeds: list[int], records: Path, resum
         require_fresh(configs)
     stored_records = read_records(records)
     for config in configs:
-        record = read_result(config) or run_benchmark(benchmark, config)
+        with lock_folder(config.out):
+            record = read_result(config) or run_benchmark(benchmark, config)
         if record not in stored_records:
             append_record(records, record)
         typer.echo(

@@ -8,6 +8,7 @@ import typer
 from facelt.errors import UserError
 from facelt.store.store import META_FILE, StoreDtype, read_meta
 from facelt.utils.cli import is_first_process, print_notice, set_openmp_wait_policy
+from facelt.utils.folder_lock import lock_folder
 
 
 def embed(
@@ -47,34 +48,35 @@ def embed(
 
     is_leader = is_first_process()
     print_notice(f"model: {describe_model(checkpoint)}")
-    model = load_model(checkpoint, resolve_device(device))
-    left_out: dict[str, str] = {}
-    if align is None:
-        source = open_image_source(images, model.config, root=root, manifest=manifest)
-    else:
-        if manifest is not None:
-            raise UserError(f"--manifest {manifest}: only applies to .rec files, and --align takes photographs")
-        options = DetectionOptions(align, min_score, faces == "all", model.config.data.max_pixels)
-        photographs = find_photographs(images, root=root, people=people)
+    with lock_folder(out):
+        model = load_model(checkpoint, resolve_device(device))
+        left_out: dict[str, str] = {}
+        if align is None:
+            source = open_image_source(images, model.config, root=root, manifest=manifest)
+        else:
+            if manifest is not None:
+                raise UserError(f"--manifest {manifest}: only applies to .rec files, and --align takes photographs")
+            options = DetectionOptions(align, min_score, faces == "all", model.config.data.max_pixels)
+            photographs = find_photographs(images, root=root, people=people)
+            with progress_bars(is_leader) as progress:
+                source, failed = open_photograph_source(
+                    photographs, options, model.config.data.image_size, workers, progress
+                )
+            left_out = {failure.photograph.name: failure.reason for failure in failed}
+        for name, reason in left_out.items() if is_leader else ():
+            typer.echo(f"left out {name}: {reason}", err=True)
         with progress_bars(is_leader) as progress:
-            source, failed = open_photograph_source(
-                photographs, options, model.config.data.image_size, workers, progress
+            embed_images(
+                model,
+                source,
+                out,
+                batch=batch,
+                workers=workers,
+                dtype=dtype,
+                max_bad_images=max_bad_images,
+                left_out=left_out,
+                progress=progress,
             )
-        left_out = {failure.photograph.name: failure.reason for failure in failed}
-    for name, reason in left_out.items() if is_leader else ():
-        typer.echo(f"left out {name}: {reason}", err=True)
-    with progress_bars(is_leader) as progress:
-        embed_images(
-            model,
-            source,
-            out,
-            batch=batch,
-            workers=workers,
-            dtype=dtype,
-            max_bad_images=max_bad_images,
-            left_out=left_out,
-            progress=progress,
-        )
     if is_leader:
         meta = read_meta(out / META_FILE)
         for name, reason in meta["left_out"].items():

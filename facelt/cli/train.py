@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from facelt.utils.cli import is_first_process, set_openmp_wait_policy
+from facelt.utils.folder_lock import lock_folder
 
 
 def train(
@@ -28,6 +29,7 @@ def train(
     recipe = validate_config(values, TrainConfig, config)
     from facelt.training.run import run
 
-    folder = run(recipe, resume)
+    with lock_folder(recipe.out):
+        folder = run(recipe, resume)
     if is_first_process():
         typer.echo(f"finished: {folder}")

@@ -15,6 +15,7 @@ from facelt.config.registry import METHODS
 from facelt.config.train import TrainConfig
 from facelt.errors import Interrupted, UserError
 from facelt.inference.predict import predict_all
+from facelt.utils.folder_lock import lock_folder
 
 
 @pytest.fixture
@@ -119,7 +120,7 @@ def test_records_lost_from_the_docs_come_back_from_the_run_folders(bench, record
     assert records() == before
 
 
-def test_an_interrupted_run_names_resume_and_records_nothing(bench, records, page, monkeypatch):
+def test_an_interrupted_run_names_resume_and_records_nothing(bench, records, tmp_path, monkeypatch):
     step = METHODS["classify"].step
 
     def stops(*arguments):
@@ -131,6 +132,9 @@ def test_an_interrupted_run_names_resume_and_records_nothing(bench, records, pag
         for options, advice in (((), "continue with --resume"), (("--smoke",), "run the same command again")):
             error = bench("tiny/softmax", *options, fails=advice, raises=Interrupted)
             assert error.signal_number == signal.SIGTERM
+    (folder,) = tmp_path.glob("runs/tiny/softmax/*/seed0")
+    with lock_folder(folder):
+        bench("tiny/softmax", "--resume", fails=f"{folder}: process ")
     assert records() == []
 
 
