@@ -72,7 +72,7 @@ class Trainer:
             timeout=timedelta(minutes=config.timeout_minutes),
         )
         self._saved_position: tuple[int, int] | None = None
-        self.display = StageDisplay(stage.name, stage.epochs * steps)
+        self.display = StageDisplay(stage.name, stage.epochs, steps)
 
     def fit(self) -> None:
         """Trains to the end of the stage and saves its model.
