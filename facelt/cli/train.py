@@ -28,8 +28,10 @@ def train(
     set_openmp_wait_policy(values.get("device", TrainConfig.model_fields["device"].default))
     recipe = validate_config(values, TrainConfig, config)
     from facelt.training.run import run
+    from facelt.training.run_folder import RunFolder
 
     with lock_folder(recipe.out):
+        was_finished = RunFolder(recipe.out).holds_all(recipe.stages)
         folder = run(recipe, resume)
     if is_first_process():
-        typer.echo(f"finished: {folder}")
+        typer.echo(f"nothing to do: {folder} is finished" if was_finished else f"finished: {folder}")

@@ -33,6 +33,7 @@ from recordio_tools.atomic_io import atomic_replace, sha256_of, write_text
 MODEL_SCHEMA = "facelt.model/1"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "card.json"
+STAGES_FILE = "stages.json"
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,12 @@ def find_model_folder(path: Path) -> Path:
     if (path / CARD_FILE).is_file():
         return path
     try:
-        stages = json.loads((path / "stages.json").read_text(encoding="utf-8"))
+        stages = json.loads((path / STAGES_FILE).read_text(encoding="utf-8"))
         if not isinstance(stages, list) or not all(isinstance(stage, str) for stage in stages):
             raise ValueError("not a list of stages")
     except (OSError, ValueError):
         raise UserError(
-            f"{path}: neither a run nor a stage's folder (it has no {CARD_FILE} and no list stages.json)"
+            f"{path}: neither a run nor a stage's folder (it has no {CARD_FILE} and no list {STAGES_FILE})"
         ) from None
     is_finished = {stage: (path / stage / CARD_FILE).is_file() for stage in stages}
     if not any(is_finished.values()):

@@ -82,8 +82,9 @@ class Trainer:
         state = self.state
         if not self._restore():
             self._run_dataset_passes()
-            # Records where the stage's lines in the log begin, for a resumed run.
+            # Records where the stage's lines in the log begin, for a resumed run: no step may precede it.
             self._save()
+            self.checkpoints.commit()
         try:
             with self.display.start(state.global_step):
                 while state.epoch < self.stage.epochs:
@@ -190,7 +191,8 @@ class Trainer:
         if state.nonfinite_steps == allowed:
             raise UserError(
                 f"{message}, and max_nonfinite_steps allows only {allowed} such steps per stage; last checkpoint: "
-                f"{self.checkpoints.paths()[0]}; lower optim.lr or check the images of this step: {path}"
+                f"{self.checkpoints.paths()[0]}; lower optim.lr {self.folder.place_for_changes()}, or check "
+                f"the images of this step: {path}"
             )
         state.nonfinite_steps += 1
         self.display.print(f"{message}, skipped step {state.nonfinite_steps} of {allowed} allowed; its images: {path}")
