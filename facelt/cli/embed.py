@@ -1,11 +1,14 @@
 """`facelt embed`: embedding of images into a store."""
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from facelt.errors import UserError
+from facelt.errors import Interrupted, UserError
 from facelt.store.store import META_FILE, StoreDtype, read_meta
 from facelt.utils.cli import is_first_process, print_notice, set_openmp_wait_policy
 from facelt.utils.folder_lock import lock_folder
@@ -48,7 +51,8 @@ def embed(
 
     is_leader = is_first_process()
     print_notice(f"model: {describe_model(checkpoint)}")
-    with lock_folder(out):
+    with lock_folder(out), _continuation_advice():
+        was_finished = out.exists()
         model = load_model(checkpoint, resolve_device(device))
         left_out: dict[str, str] = {}
         if align is None:
@@ -83,4 +87,14 @@ def embed(
             if name not in left_out:
                 typer.echo(f"left out {name}: {reason}", err=True)
         omitted = f", {len(meta['left_out'])} left out" if meta["left_out"] else ""
-        typer.echo(f"{meta['rows']} images embedded{omitted} ({', '.join(meta['kinds'])}): {out}")
+        done = "nothing to do; " if was_finished else ""
+        typer.echo(f"{done}{meta['rows']} images embedded{omitted} ({', '.join(meta['kinds'])}): {out}")
+
+
+@contextmanager
+def _continuation_advice() -> Iterator[None]:
+    """Turns Ctrl-C into an interruption whose message says how to continue."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(signal.SIGINT, "the embeddings so far are kept, continue with the same command") from None
