@@ -8,6 +8,7 @@ import typer
 from facelt.config.base import ShotConvention
 from facelt.errors import UserError
 from facelt.utils.cli import print_notice, set_openmp_wait_policy
+from facelt.utils.folder_lock import require_writable
 
 
 def evaluate(
@@ -93,6 +94,9 @@ def evaluate(
         )
         _refuse(needs_strangers, reference=reference, reference_score=reference_score)
         _refuse("takes one source with --open", open_images=open_images[1:], open_root=open_root[1:])
+    for folder in (out, per_class and per_class.parent):
+        if folder is not None:
+            require_writable(folder)
     set_openmp_wait_policy(device)
     from facelt.distributed.launch import resolve_device
     from facelt.inference.model import describe_model, load_model

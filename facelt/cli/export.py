@@ -7,6 +7,7 @@ import typer
 
 from facelt.errors import UserError
 from facelt.utils.cli import print_notice, set_openmp_wait_policy
+from facelt.utils.folder_lock import require_writable
 
 
 def export(
@@ -42,6 +43,7 @@ def export(
 
     print_notice(f"model: {describe_model(checkpoint)}")
     folder = find_model_folder(checkpoint)
+    require_writable(folder / "export" if out is None else out.parent)
     if format_ == "safetensors":
         from facelt.export.safetensors import export_network
 

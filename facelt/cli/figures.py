@@ -8,6 +8,7 @@ import typer
 from facelt.config.base import EmbeddingKind, ShotConvention
 from facelt.errors import UserError
 from facelt.utils.cli import print_notice, set_openmp_wait_policy
+from facelt.utils.folder_lock import require_writable
 
 if TYPE_CHECKING:
     from facelt.evaluation.figures import FigureModel
@@ -42,6 +43,7 @@ def figures(
     """
     if (against is None) == (figure == "gain"):
         raise UserError("--against: gain needs the model to compare with; the other figures show one model")
+    require_writable(out)
     set_openmp_wait_policy(device)
     from facelt.distributed.launch import resolve_device
     from facelt.evaluation.figures import FigureModel

@@ -45,6 +45,8 @@ def run(config: TrainConfig, resume: bool = False) -> Path:
         data = config.data.open(config.seed)
         # A stop requested while the data opened takes effect here, before anything is written.
         sync_step_info(())
+        for split in (data.train, *data.evaluation.values()):
+            split.dataset.require_usable(split.members)
         validate_initial_weights(config, data.num_classes)
         verification = ValidationSets(config, device)
         run_on_rank0(lambda: RunFolder.create(config, resume))
