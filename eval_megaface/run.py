@@ -13,6 +13,7 @@ if __package__ in (None, ""):
 import typer
 
 from facelt.utils.cli import single_command
+from facelt.utils.folder_lock import lock_folder
 
 
 def megaface(
@@ -56,12 +57,14 @@ def megaface(
     if os.environ.get("RANK", "0") != "0":
         evaluate_megaface(settings)
         return
-    with progress_bars() as progress:
-        report = evaluate_megaface(settings, progress)
-    for line in _coverage_lines(report.models):
-        typer.echo(line, err=True)
-    report = report.with_run(run_provenance("megaface", settings.model_dump(mode="json"), evaluation_inputs(settings)))
-    page = write_report(report, settings.out)
+    with lock_folder(settings.out):
+        with progress_bars() as progress:
+            report = evaluate_megaface(settings, progress)
+        for line in _coverage_lines(report.models):
+            typer.echo(line, err=True)
+        values = settings.model_dump(mode="json")
+        report = report.with_run(run_provenance("megaface", values, evaluation_inputs(settings)))
+        page = write_report(report, settings.out)
     print_megaface(report)
     typer.echo(f"report: {page}")
 

@@ -139,11 +139,15 @@ def cli(capsys) -> Callable[..., tuple[int, str, str]]:
 
 @pytest.fixture
 def refused(cli) -> Callable[..., str]:
-    """refused(*words) -> the one-line error message; stdout is empty and the exit code 1."""
+    """refused(*words) -> the one-line error message; stdout is empty and the exit code 1.
+
+    Lines that name the models in use may precede the message.
+    """
 
     def run(*words: object) -> str:
         code, out, error = cli(*words)
         assert (code, out) == (1, "")
+        error = "".join(line for line in error.splitlines(keepends=True) if not line.startswith("model: "))
         assert error.startswith("error: ")
         assert error.count("\n") == 1
         return error

@@ -15,7 +15,7 @@ from statistics import fmean
 from facelt.benchmarking.records import RunRecord, SmokeRecord, changed_settings, config_digest, machine_name
 from facelt.config.loading import load_config
 from facelt.config.train import TrainConfig
-from facelt.errors import UserError
+from facelt.errors import Interrupted, UserError
 from recordio_tools.atomic_io import write_text
 
 
@@ -207,7 +207,10 @@ def run_smoke_test(benchmark: BenchmarkRun, config: TrainConfig, echo: Callable[
 
     with tempfile.TemporaryDirectory(prefix="facelt-smoke-") as folder:
         short = shorten_recipe(config, Path(folder) / "run")
-        run(short)
+        try:
+            run(short)
+        except Interrupted as error:
+            raise Interrupted(error.signal_number) from None  # the folder with the checkpoint is removed
         losses = first_and_last_losses(short.out)
         evaluate_on_test(short)
         skipped = sorted(path.name for path in (short.out / "nonfinite").glob("*"))

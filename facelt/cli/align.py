@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from facelt.utils.folder_lock import lock_folder
 from recordio_tools.image_header import DEFAULT_MAX_PIXELS
 
 _LISTED_FAILURES = 10
@@ -42,7 +43,7 @@ def align(
 
     options = DetectionOptions(detector, min_score, faces == "all", max_pixels)
     photographs = find_photographs(photos, root=root, people=people)
-    with progress_bars() as progress:
+    with lock_folder(out.parent if out.suffix == ".rec" else out), progress_bars() as progress:
         summary = align_photographs(photographs, out, options, workers, progress)
     for failure in summary.failed[:_LISTED_FAILURES]:
         typer.echo(f"{failure.kind}: {failure.photograph.name}: {failure.reason}", err=True)

@@ -8,6 +8,7 @@ import typer
 
 from facelt.config.base import EmbeddingKind
 from facelt.errors import UserError
+from facelt.utils.folder_lock import lock_folder
 
 # Exit code if a condition of --fail-if is met.
 FAILED = 3
@@ -127,10 +128,10 @@ def audit(
         **{"notes": note, "title": title, "out": out},
     }
     settings = load_config(config, AuditConfig, set_, _given(options))
-    with progress_bars() as progress:
+    with lock_folder(settings.out), progress_bars() as progress:
         result = run_audit(settings, progress)
-    report = result.report.with_run(run_provenance("audit", settings.model_dump(mode="json"), result.inputs))
-    page = write_report(report, settings.out)
+        report = result.report.with_run(run_provenance("audit", settings.model_dump(mode="json"), result.inputs))
+        page = write_report(report, settings.out)
     print_audit(report)
     typer.echo(f"report: {page}")
     reasons = [reason for condition in report.conditions for reason in condition.reasons]

@@ -8,6 +8,7 @@ import typer
 
 from facelt.errors import UserError
 from facelt.utils.cli import CHECKOUT, set_openmp_wait_policy
+from facelt.utils.folder_lock import lock_folder
 
 if TYPE_CHECKING:
     from facelt.benchmarking.run import BenchmarkRun
@@ -46,8 +47,8 @@ def bench(
         benchmark = BenchmarkRun(recipe, tuple(set_), imbalance, device, out, commit or source_commit(CHECKOUT))
         if smoke:
             _run_smoke_test(benchmark, _parse_seeds(seeds)[0], docs / _RECORDS)
-        elif not _run_seeds(benchmark, _parse_seeds(seeds), docs / _RECORDS, resume):
-            return
+        else:
+            _run_seeds(benchmark, _parse_seeds(seeds), docs / _RECORDS, resume)
     typer.echo(f"table: {_write_page(docs, configs)}")
 
 
@@ -66,29 +67,23 @@ def _run_smoke_test(benchmark: "BenchmarkRun", seed: int, records: Path) -> None
     typer.echo(f"{benchmark.recipe.title}: smoke test passed; the full recipe was not run")
 
 
-def _run_seeds(benchmark: "BenchmarkRun", seeds: list[int], records: Path, resume: bool) -> bool:
-    """Runs the recipe once per seed; returns False if it was interrupted."""
+def _run_seeds(benchmark: "BenchmarkRun", seeds: list[int], records: Path, resume: bool) -> None:
+    """Runs the recipe once per seed and records the results."""
     from facelt.benchmarking.records import append_record, read_records
     from facelt.benchmarking.run import read_result, require_fresh, run_benchmark
-    from facelt.distributed.launch import Interrupted
 
     configs = [benchmark.config(seed) for seed in seeds]
     if not resume:
         require_fresh(configs)
     stored_records = read_records(records)
     for config in configs:
-        record = read_result(config)
-        try:
-            record = record or run_benchmark(benchmark, config)
-        except Interrupted:
-            typer.echo(f"interrupted; checkpoint saved in {config.out}, continue with --resume")
-            return False
+        with lock_folder(config.out):
+            record = read_result(config) or run_benchmark(benchmark, config)
         if record not in stored_records:
             append_record(records, record)
         typer.echo(
             f"{benchmark.recipe.title}, seed {config.seed}: accuracy {100 * record.overall:.2f}% on the test split"
         )
-    return True
 
 
 def _write_page(docs: Path, configs: Path) -> Path:

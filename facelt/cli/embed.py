@@ -1,14 +1,17 @@
 """`facelt embed`: embedding of images into a store."""
 
-import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from facelt.errors import UserError
+from facelt.errors import Interrupted, UserError
 from facelt.store.store import META_FILE, StoreDtype, read_meta
-from facelt.utils.cli import set_openmp_wait_policy
+from facelt.utils.cli import is_first_process, print_notice, set_openmp_wait_policy
+from facelt.utils.folder_lock import lock_folder
 
 
 def embed(
@@ -42,43 +45,56 @@ def embed(
     from facelt.alignment.photographs import find_photographs
     from facelt.distributed.launch import resolve_device
     from facelt.inference.embed import embed_images
-    from facelt.inference.model import load_model
+    from facelt.inference.model import describe_model, load_model
     from facelt.inference.sources import open_image_source, open_photograph_source
     from recordio_tools.progress import progress_bars
 
-    is_leader = os.environ.get("RANK", "0") == "0"
-    model = load_model(checkpoint, resolve_device(device))
-    left_out: dict[str, str] = {}
-    if align is None:
-        source = open_image_source(images, model.config, root=root, manifest=manifest)
-    else:
-        if manifest is not None:
-            raise UserError(f"--manifest {manifest}: only applies to .rec files, and --align takes photographs")
-        options = DetectionOptions(align, min_score, faces == "all", model.config.data.max_pixels)
-        photographs = find_photographs(images, root=root, people=people)
+    is_leader = is_first_process()
+    print_notice(f"model: {describe_model(checkpoint)}")
+    with lock_folder(out), _continuation_advice():
+        was_finished = out.exists()
+        model = load_model(checkpoint, resolve_device(device))
+        left_out: dict[str, str] = {}
+        if align is None:
+            source = open_image_source(images, model.config, root=root, manifest=manifest)
+        else:
+            if manifest is not None:
+                raise UserError(f"--manifest {manifest}: only applies to .rec files, and --align takes photographs")
+            options = DetectionOptions(align, min_score, faces == "all", model.config.data.max_pixels)
+            photographs = find_photographs(images, root=root, people=people)
+            with progress_bars(is_leader) as progress:
+                source, failed = open_photograph_source(
+                    photographs, options, model.config.data.image_size, workers, progress
+                )
+            left_out = {failure.photograph.name: failure.reason for failure in failed}
+        for name, reason in left_out.items() if is_leader else ():
+            typer.echo(f"left out {name}: {reason}", err=True)
         with progress_bars(is_leader) as progress:
-            source, failed = open_photograph_source(
-                photographs, options, model.config.data.image_size, workers, progress
+            embed_images(
+                model,
+                source,
+                out,
+                batch=batch,
+                workers=workers,
+                dtype=dtype,
+                max_bad_images=max_bad_images,
+                left_out=left_out,
+                progress=progress,
             )
-        left_out = {failure.photograph.name: failure.reason for failure in failed}
-    for name, reason in left_out.items() if is_leader else ():
-        typer.echo(f"left out {name}: {reason}", err=True)
-    with progress_bars(is_leader) as progress:
-        embed_images(
-            model,
-            source,
-            out,
-            batch=batch,
-            workers=workers,
-            dtype=dtype,
-            max_bad_images=max_bad_images,
-            left_out=left_out,
-            progress=progress,
-        )
     if is_leader:
         meta = read_meta(out / META_FILE)
         for name, reason in meta["left_out"].items():
             if name not in left_out:
                 typer.echo(f"left out {name}: {reason}", err=True)
         omitted = f", {len(meta['left_out'])} left out" if meta["left_out"] else ""
-        typer.echo(f"{meta['rows']} images embedded{omitted} ({', '.join(meta['kinds'])}): {out}")
+        done = "nothing to do; " if was_finished else ""
+        typer.echo(f"{done}{meta['rows']} images embedded{omitted} ({', '.join(meta['kinds'])}): {out}")
+
+
+@contextmanager
+def _continuation_advice() -> Iterator[None]:
+    """Turns Ctrl-C into an interruption whose message says how to continue."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(signal.SIGINT, "the embeddings so far are kept, continue with the same command") from None

@@ -7,7 +7,8 @@ import typer
 
 from facelt.config.base import ShotConvention
 from facelt.errors import UserError
-from facelt.utils.cli import set_openmp_wait_policy
+from facelt.utils.cli import print_notice, set_openmp_wait_policy
+from facelt.utils.folder_lock import require_writable
 from facelt.utils.provenance import InputHash
 
 
@@ -95,9 +96,15 @@ def evaluate(
         )
         _refuse(needs_strangers, reference=reference, reference_score=reference_score)
         _refuse("takes one source with --open", open_images=open_images[1:], open_root=open_root[1:])
+    for folder in (out, per_class and per_class.parent):
+        if folder is not None:
+            require_writable(folder)
     set_openmp_wait_policy(device)
     from facelt.distributed.launch import resolve_device
+    from facelt.inference.model import describe_model, load_model
 
+    for path in checkpoint:
+        print_notice(f"model: {describe_model(path)}")
     if is_known_people:
         from facelt.evaluation.known_people import KnownPeopleOptions
 
@@ -106,7 +113,6 @@ def evaluate(
         return
     from facelt.evaluation.evaluate import OpenSetOptions, evaluate_model
     from facelt.evaluation.sweeps import SWEEPS
-    from facelt.inference.model import load_model
     from facelt.report.evaluation import print_evaluation
     from facelt.report.write import write_open, write_sweep, write_table
     from facelt.utils.json_values import json_line

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 import typer
 
 from facelt.errors import UserError
-from facelt.utils.cli import set_openmp_wait_policy
+from facelt.utils.cli import print_notice, set_openmp_wait_policy
+from facelt.utils.folder_lock import require_writable
 
 
 def export(
@@ -38,9 +39,11 @@ def export(
     set_openmp_wait_policy("cpu")
     import torch
 
-    from facelt.inference.model import find_model_folder, load_model
+    from facelt.inference.model import describe_model, find_model_folder, load_model
 
+    print_notice(f"model: {describe_model(checkpoint)}")
     folder = find_model_folder(checkpoint)
+    require_writable(folder / "export" if out is None else out.parent)
     if format_ == "safetensors":
         from facelt.export.safetensors import export_network
 

@@ -7,7 +7,8 @@ import typer
 
 from facelt.config.base import EmbeddingKind, ShotConvention
 from facelt.errors import UserError
-from facelt.utils.cli import set_openmp_wait_policy
+from facelt.utils.cli import print_notice, set_openmp_wait_policy
+from facelt.utils.folder_lock import require_writable
 
 if TYPE_CHECKING:
     from facelt.evaluation.figures import FigureModel
@@ -42,14 +43,17 @@ def figures(
     """
     if (against is None) == (figure == "gain"):
         raise UserError("--against: gain needs the model to compare with; the other figures show one model")
+    require_writable(out)
     set_openmp_wait_policy(device)
     from facelt.distributed.launch import resolve_device
     from facelt.evaluation.figures import FigureModel
-    from facelt.inference.model import load_model
+    from facelt.inference.model import describe_model, load_model
     from facelt.utils.tables import csv_text
     from recordio_tools.atomic_io import write_text
 
     paths = [path for path in (checkpoint, against) if path is not None]
+    for path in paths:
+        print_notice(f"model: {describe_model(path)}")
     models = [FigureModel.of(load_model(path, resolve_device(device)), batch, workers) for path in paths]
     if figure == "tsne":
         table = _tsne(models[0], split, convention, out / figure, kind, images or _IMAGES[figure], seed)

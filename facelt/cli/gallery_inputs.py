@@ -12,7 +12,7 @@ from facelt.gallery.samples import (
     refuse_invalid_name,
     validated_embeddings,
 )
-from facelt.utils.cli import set_openmp_wait_policy
+from facelt.utils.cli import print_notice, set_openmp_wait_policy
 
 _NAMING = ("a gallery", "put the images of each person in one folder")
 
@@ -71,8 +71,9 @@ class EmbeddingSource:
         set_openmp_wait_policy(self.device)
         from facelt.distributed.launch import resolve_device
         from facelt.inference.embed import compute_embeddings
-        from facelt.inference.model import load_model
+        from facelt.inference.model import describe_model, load_model
 
+        print_notice(f"model: {describe_model(self.checkpoint)}")
         model = load_model(self.checkpoint, resolve_device(self.device))
         model_spec.refuse_other(model_spec_of_model(model, model_spec.kind), str(self.checkpoint))
         source = self._open_photographs(model, named) if self.detector else self._open_images(model, named)
@@ -128,8 +129,9 @@ def model_spec_of_model(model, kind: str) -> ModelSpec:
 def model_spec_of_checkpoint(path: Path, kind: str) -> ModelSpec:
     """Returns the specification of the model in a run folder. Raises UserError if it lacks that kind."""
     from facelt.distributed.launch import resolve_device
-    from facelt.inference.model import load_model
+    from facelt.inference.model import describe_model, load_model
 
+    print_notice(f"model: {describe_model(path)}")
     model = load_model(path, resolve_device("cpu"))
     model.require_kind(kind)
     return model_spec_of_model(model, kind)

@@ -1,12 +1,12 @@
 """Command `facelt train`, also `python -m facelt.train`."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from facelt.utils.cli import set_openmp_wait_policy
+from facelt.utils.cli import is_first_process, set_openmp_wait_policy
+from facelt.utils.folder_lock import lock_folder
 
 
 def train(
@@ -27,14 +27,11 @@ def train(
     # OpenMP reads its policy when torch is loaded, and validation loads the methods and with them torch.
     set_openmp_wait_policy(values.get("device", TrainConfig.model_fields["device"].default))
     recipe = validate_config(values, TrainConfig, config)
-    from facelt.distributed.launch import Interrupted
     from facelt.training.run import run
+    from facelt.training.run_folder import RunFolder
 
-    try:
+    with lock_folder(recipe.out):
+        was_finished = RunFolder(recipe.out).holds_all(recipe.stages)
         folder = run(recipe, resume)
-    except Interrupted:
-        message = f"interrupted; checkpoint saved in {recipe.out}, continue with --resume"
-    else:
-        message = f"finished: {folder}"
-    if os.environ.get("RANK", "0") == "0":
-        typer.echo(message)
+    if is_first_process():
+        typer.echo(f"nothing to do: {folder} is finished" if was_finished else f"finished: {folder}")

@@ -8,7 +8,7 @@ import typer
 
 from facelt.config.base import EmbeddingKind
 from facelt.errors import UserError
-from facelt.utils.cli import set_openmp_wait_policy
+from facelt.utils.cli import print_notice, set_openmp_wait_policy
 
 
 def verify(
@@ -58,8 +58,9 @@ def verify(
         set_openmp_wait_policy(device)
         from facelt.cli.evaluate import checkpoint_inputs
         from facelt.distributed.launch import resolve_device
-        from facelt.inference.model import load_model
+        from facelt.inference.model import describe_model, load_model
 
+        print_notice(f"model: {describe_model(checkpoint)}")
         model = load_model(checkpoint, resolve_device(device))
         model.require_kind(kind)
         source = {"name": str(checkpoint), "weights_sha256": model.weights_sha256, "kind": kind, "flip_averaged": flip}

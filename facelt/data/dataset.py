@@ -11,7 +11,11 @@ from torch.utils.data import Dataset
 from facelt.data.batch import BadImage, FilledBatch, Sample, SampleRequest, SampleRequests
 from facelt.data.decode import BadImageError, decode_image
 from facelt.data.transforms import ImageTransform
+from facelt.errors import UserError
 from recordio_tools.image_header import DEFAULT_MAX_PIXELS
+
+_TRIED = 16
+"""Images that `require_usable` reads at most."""
 
 
 class ImageDataset(Dataset, ABC):
@@ -49,6 +53,21 @@ class ImageDataset(Dataset, ABC):
         except BadImageError as error:
             return BadImage(self.image_name(index), str(error))
         return Sample(image_HW3, int(self.labels[index]), index, seed)
+
+    def require_usable(self, members: np.ndarray) -> None:
+        """Raises UserError if none of a few images, spread over `members`, can be used, as with a wrong size or root.
+
+        This finds such mistakes before a model runs; fewer bad images are the caller's to count.
+        """
+        bad_images = []
+        for position in np.unique(np.linspace(0, max(len(members) - 1, 0), min(len(members), _TRIED)).astype(np.int64)):
+            item = self[SampleRequest(int(members[position]), 0)]
+            if not isinstance(item, BadImage):
+                return
+            bad_images.append(item)
+        if bad_images:
+            name, reason = bad_images[0]
+            raise UserError(f"{name}: {reason}; none of the {len(bad_images)} images that were tried can be used")
 
     def fill_batch(self, requests: SampleRequests, image_BHW3: np.ndarray) -> FilledBatch:
         """Decodes the requested images into the rows of uint8 [B,H,W,3], in order; bad images leave no gaps.

@@ -74,28 +74,24 @@ def is_peer_failure(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-class Interrupted(Exception):
-    """Raised on all ranks at the same step after one of them received SIGTERM or SIGINT."""
+_received: list[int] = []
 
 
-_stop_event = threading.Event()
-
-
-def stop_requested() -> bool:
-    """Returns whether this process received a stop signal inside `graceful_shutdown`."""
-    return _stop_event.is_set()
+def received_signal() -> int:
+    """Returns the number of the stop signal that this process received inside `graceful_shutdown`; 0 without one."""
+    return _received[0] if _received else 0
 
 
 @contextmanager
 def graceful_shutdown() -> Iterator[None]:
-    """Records the first SIGTERM or SIGINT for `stop_requested`; a second one ends the process as usual."""
+    """Records the first SIGTERM or SIGINT for `received_signal`; a second one ends the process as usual."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     previous = {number: signal.getsignal(number) for number in SIGNALS}
 
     def handle(number: int, _) -> None:
-        _stop_event.set()
+        _received.append(number)
         signal.signal(number, previous[number])
 
     for number in SIGNALS:
@@ -103,7 +99,7 @@ def graceful_shutdown() -> Iterator[None]:
     try:
         yield
     finally:
-        _stop_event.clear()
+        _received.clear()
         for number, handler in previous.items():
             signal.signal(number, handler)
 

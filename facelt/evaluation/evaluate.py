@@ -252,11 +252,13 @@ def closed_set_accuracy(model: TrainedModel, split: str, convention: str, *, bat
 
 
 def find_split(data: TrainingData, name: str) -> Split:
-    """Returns an evaluation split by name. Raises UserError with the names of all splits."""
+    """Returns an evaluation split by name. Raises UserError with the names of all splits, and if it is unusable."""
     if name not in data.evaluation:
         names = ", ".join(data.evaluation) or "none"
         raise UserError(f"--split {name}: the configuration of this model has no such split; it has: {names}")
-    return data.evaluation[name]
+    split = data.evaluation[name]
+    split.dataset.require_usable(split.members)
+    return split
 
 
 def open_unknown_images(
@@ -274,6 +276,7 @@ def open_unknown_images(
     if OPEN_SPLIT not in data.evaluation:
         raise UserError("--open: the configuration of this model has no data.open_set; name images with --open-images")
     split = data.evaluation[OPEN_SPLIT]
+    split.dataset.require_usable(split.members)
     paths = split.dataset.paths
     classes = folder_names(paths)
     if not any(classes):

@@ -1,10 +1,11 @@
 """Embedding of images into a store or into memory. N images, D feature."""
 
+import json
 from collections.abc import Mapping
 from itertools import compress
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from facelt.errors import UserError
 from facelt.inference.model import TrainedModel
 from facelt.inference.predict import Predictor, predict, predict_all
 from facelt.inference.sources import ImageSource
-from facelt.store.store import StoreWriter
+from facelt.store.store import EmbeddingStore, StoreWriter, meta_text
 from recordio_tools.progress import ProgressFn, no_progress
 
 
@@ -33,6 +34,7 @@ def embed_images(
 ) -> Path:
     """Writes all kinds of embedding, flip-averaged, to a store and returns its folder; resumes an unfinished store.
 
+    A finished store of the same model, images and settings is left as it is; images are compared by key, not content.
     Up to `max_bad_images` unusable images are left out and listed in the store's metadata with `left_out`, reasons by
     name. Under torchrun each process embeds a shard of whole batches with a whole model; the leader creates and
     finishes the store, which equals that of one process.
@@ -51,17 +53,23 @@ def embed_images(
         "preprocessing": {**model.card["preprocessing"], **source.preprocessing, "flip_averaged": True},
         "left_out": dict(left_out),
     }
+    layout = {
+        "kinds": dict.fromkeys(method.kinds, method.dim),
+        "dtype": dtype,
+        "reachability": len(method.kinds) > 1,
+        "meta": meta,
+    }
     group = WorkerGroup.from_env()
     group.wait_for_leader()
+    if out.exists() and _is_finished_store(out, source, layout, max_bad_images):
+        group.signal_ready()
+        return out
     writer = StoreWriter(
         out,
         source.keys,
         source.identities,
-        dict.fromkeys(method.kinds, method.dim),
-        meta,
+        **layout,
         attributes=source.attributes,
-        reachability=len(method.kinds) > 1,
-        dtype=dtype,
         share=group.shard_range(len(source.keys), batch),
     )
     group.signal_ready()
@@ -92,6 +100,29 @@ def embed_images(
 
     group.finalize_on_leader(finish)
     return out
+
+
+def _is_finished_store(out: Path, source: ImageSource, layout: Mapping[str, Any], max_bad_images: int) -> bool:
+    """Returns whether `out` is the store that would be written, with at most so many unusable images left out."""
+    try:
+        store = EmbeddingStore.open(out)
+    except UserError:
+        return False
+    actual, expected = dict(store.meta), json.loads(meta_text(len(source.keys), **layout))
+    left_out = actual.pop("left_out", None)
+    if not isinstance(left_out, dict) or not left_out.items() >= expected.pop("left_out").items():
+        return False
+    unusable = len(left_out) - len(layout["meta"]["left_out"])
+    kept = set(store.keys)
+    is_kept_N = [key in kept for key in source.keys]
+    columns = (store.keys, store.identities, *store.attributes.values())
+    planned = (source.keys, source.identities, *source.attributes.values())
+    return (
+        unusable <= max_bad_images
+        and actual == {**expected, "rows": len(source.keys) - unusable}
+        and list(store.attributes) == list(source.attributes)
+        and all(column == list(compress(plan, is_kept_N)) for column, plan in zip(columns, planned, strict=True))
+    )
 
 
 class EmbeddingArrays(NamedTuple):

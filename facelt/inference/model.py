@@ -33,6 +33,7 @@ from recordio_tools.atomic_io import atomic_replace, sha256_of, write_text
 MODEL_SCHEMA = "facelt.model/1"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "card.json"
+STAGES_FILE = "stages.json"
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def run_stage_name(config: TrainConfig, card: dict[str, Any], number: int = 1) -
 
 
 def load_model(path: Path, device: torch.device) -> TrainedModel:
-    """Loads the model in a stage's folder, or that of a run's last finished stage.
+    """Loads the model in a stage's folder, or that of the last stage of a finished run.
 
     Raises UserError if shapes or digest of the weights do not match the card. A card without a digest is accepted.
     """
@@ -83,24 +84,44 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
 
 
 def find_model_folder(path: Path) -> Path:
-    """Returns the folder with weights and card: `path` or its parent, or a run's last finished stage."""
+    """Returns the folder with weights and card: `path` or its parent, or that of a run's last stage.
+
+    Raises UserError for a run whose last stage is not finished: an earlier stage is used only if its folder is named.
+    """
     path = Path(path)
     if path.name == WEIGHTS_FILE:
         path = path.parent
     if (path / CARD_FILE).is_file():
         return path
     try:
-        stages = json.loads((path / "stages.json").read_text(encoding="utf-8"))
+        stages = json.loads((path / STAGES_FILE).read_text(encoding="utf-8"))
         if not isinstance(stages, list) or not all(isinstance(stage, str) for stage in stages):
             raise ValueError("not a list of stages")
     except (OSError, ValueError):
         raise UserError(
-            f"{path}: neither a run nor a stage's folder (it has no {CARD_FILE} and no list stages.json)"
+            f"{path}: neither a run nor a stage's folder (it has no {CARD_FILE} and no list {STAGES_FILE})"
         ) from None
-    finished = [path / stage for stage in stages if (path / stage / CARD_FILE).is_file()]
-    if not finished:
+    is_finished = {stage: (path / stage / CARD_FILE).is_file() for stage in stages}
+    if not any(is_finished.values()):
         raise UserError(f"{path}: no stage of this run is finished; continue it with --resume")
-    return finished[-1]
+    *_, last = stages
+    if not is_finished[last]:
+        earlier = [str(path / stage) for stage in stages if is_finished[stage]]
+        raise UserError(
+            f"{path}: stage {last} of this run is not finished; continue the run with --resume, or name the folder of "
+            f"a finished stage: {', '.join(earlier)}"
+        )
+    return path / last
+
+
+def describe_model(path: Path) -> str:
+    """Returns the folder, stage and epoch of the model that `load_model` loads, from its card. Raises UserError."""
+    folder = find_model_folder(path)
+    card, _, stage = read_card(folder / CARD_FILE)
+    best = card.get("best") if stage.keep == "best" else None
+    epoch = best.get("epoch") if isinstance(best, dict) else None
+    epoch = epoch if isinstance(epoch, int | float) else stage.epochs
+    return f"{folder}: stage {stage.name}, epoch {epoch:g} of {stage.epochs}"
 
 
 def build_method(

@@ -17,8 +17,8 @@ from facelt.data.kind import Preprocessing, Split, TrainingData
 from facelt.data.loader import Loader
 from facelt.data.samplers import SequentialSampler
 from facelt.distributed.comm import BatchSplit, is_distributed, rank, stack_ranks, world_size
-from facelt.distributed.launch import Interrupted, all_gather_str, stop_requested
-from facelt.errors import UserError
+from facelt.distributed.launch import all_gather_str, received_signal
+from facelt.errors import Interrupted, UserError
 from facelt.inference.model import TrainedModel
 from facelt.methods.base import Method, TrainBatch
 from facelt.methods.multi_expert import MultiExpertMethod
@@ -162,9 +162,9 @@ def sync_step_info(batches: Sequence[Batch]) -> tuple[list[list[int]], tuple[Bad
     """
     bad = tuple(image for batch in batches for image in batch.bad_images)
     sizes = [len(batch) for batch in batches]
-    table = stack_ranks(torch.tensor([*sizes, len(bad), stop_requested()])).tolist()
-    if any(row[-1] for row in table):
-        raise Interrupted
+    table = stack_ranks(torch.tensor([*sizes, len(bad), received_signal()])).tolist()
+    if number := max(row[-1] for row in table):
+        raise Interrupted(number)
     if is_distributed() and any(row[-2] for row in table):
         bad = tuple(BadImage(*image) for text in all_gather_str(json.dumps(bad)) for image in json.loads(text))
     return [row[:-2] for row in table], bad

@@ -48,8 +48,15 @@ def open_image_source(
     """Opens a .rec, a folder, a list of paths, or one image, with the transform of the model's configuration.
 
     The identity of a record is its label's name in the `identities.csv` of the same folder, or else its label; the
-    identity of a path is its label if the list has labels, or else its last folder. Raises UserError.
+    identity of a path is its label if the list has labels, or else its last folder. Raises UserError, also if none of a
+    few images can be used.
     """
+    source = _open_source(path, config, root, manifest)
+    source.dataset.require_usable(source.members)
+    return source
+
+
+def _open_source(path: Path, config: TrainConfig, root: Path | None, manifest: Path | None) -> ImageSource:
     data, transform = config.data, config.data.eval_transform()
     if manifest is not None and path.suffix != ".rec":
         raise UserError(f"--manifest {manifest}: only applies to .rec files, not {path}")

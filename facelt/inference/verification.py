@@ -27,6 +27,7 @@ def open_verification_set(path: Path, config: TrainConfig, root: Path | None = N
     verification_set = VerificationSet(path, transform=transform, max_pixels=config.data.max_pixels, root=root)
     if reason := unmeasurable_reason(verification_set.pairs.same_P):
         raise UserError(f"{path}: {reason}")
+    verification_set.dataset.require_usable(np.arange(len(verification_set.dataset)))
     return verification_set
 
 

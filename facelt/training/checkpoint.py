@@ -39,6 +39,12 @@ _STATE = "state.json"
 _SHARDS = "*.safetensors"
 _NAME = re.compile(r"step-\d{8,}")
 
+
+def checkpoint_name(step: int) -> str:
+    """Returns the name of the folder of a stage's checkpoint after `step` steps."""
+    return f"step-{step:08d}"
+
+
 Tensors = Mapping[str, torch.Tensor]
 ClassRanges = Mapping[str, ClassRange]
 Metadata = Mapping[str, Any]
@@ -84,7 +90,7 @@ class Checkpoints:
         this returns. Raises UserError if this save or the pending one fails; earlier checkpoints stay.
         """
         self.commit()
-        path = self.folder / f"step-{step:08d}"
+        path = self.folder / checkpoint_name(step)
         temporary = self.folder / f".{path.name}.new"
         run_on_rank0(lambda: _make_empty(temporary))
         digests = self._writer.write(temporary, tensors, class_ranges)

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
@@ -60,9 +61,10 @@ class RunLog(NullLog):
 
 
 class StageDisplay:
-    """Progress of a stage on rank 0's stderr: a bar on a terminal, printed lines everywhere."""
+    """Progress of a stage on rank 0's stderr: a bar on a terminal, elsewhere a line at each `show`."""
 
-    def __init__(self, stage: str, steps: int) -> None:
+    def __init__(self, stage: str, epochs: int, steps_per_epoch: int) -> None:
+        self._stage, self._epochs, self._steps_per_epoch = stage, epochs, steps_per_epoch
         self._console = Console(stderr=True, quiet=rank() != 0)
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
@@ -74,21 +76,24 @@ class StageDisplay:
             console=self._console,
             disable=self._console.quiet or not self._console.is_terminal,
         )
-        self._task = self._bar.add_task(stage, total=steps, figures="")
+        self._task = self._bar.add_task(stage, total=epochs * steps_per_epoch, figures="")
         self._samples = 0
-        self._since = time.perf_counter()
+        self._start_step = self._step = 0
+        self._started = self._since = time.perf_counter()
 
     @contextmanager
     def start(self, completed: int) -> Iterator[None]:
         """Shows the bar, with `completed` steps done."""
         self._bar.reset(self._task, completed=completed)
-        self._since = time.perf_counter()
+        self._start_step = self._step = completed
+        self._started = self._since = time.perf_counter()
         with self._bar:
             yield
 
     def advance(self, samples: int) -> None:
         """Counts one step of `samples` images."""
         self._samples += samples
+        self._step += 1
         self._bar.advance(self._task)
 
     def samples_per_second(self) -> float:
@@ -99,8 +104,19 @@ class StageDisplay:
         return rate
 
     def show(self, loss: float, lr: float, rate: float) -> None:
-        """Shows figures behind the bar."""
-        self._bar.update(self._task, figures=f"loss {loss:.4f}  lr {lr:.2g}  {rate:,.0f} samples/s")
+        """Shows figures of the step that was counted last, behind the bar or as a line."""
+        figures = f"loss {loss:.4f}  lr {lr:.2g}  {rate:,.0f} images/s"
+        self._bar.update(self._task, figures=figures)
+        if not self._console.is_terminal:
+            epoch, step = divmod(self._step - 1, self._steps_per_epoch)
+            position = f"epoch {epoch + 1}/{self._epochs}  step {step + 1}/{self._steps_per_epoch}"
+            self.print(f"{self._stage}: {position}  {figures}  ETA {self._remaining_time()}")
+
+    def _remaining_time(self) -> timedelta:
+        """Returns the time for the remaining steps of the stage at the mean speed since `start`, in whole seconds."""
+        seconds_per_step = (time.perf_counter() - self._started) / max(self._step - self._start_step, 1)
+        remaining = self._epochs * self._steps_per_epoch - self._step
+        return timedelta(seconds=round(remaining * seconds_per_step))
 
     def print(self, text: str) -> None:
         """Prints a line above the bar."""

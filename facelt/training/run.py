@@ -9,7 +9,7 @@ from facelt.config.train import StageConfig, TrainConfig, is_external_ref
 from facelt.data.kind import TrainingData
 from facelt.distributed.comm import rank
 from facelt.distributed.launch import graceful_shutdown, process_group, run_on_rank0
-from facelt.errors import UserError
+from facelt.errors import Interrupted, UserError
 from facelt.inference.model import (
     CARD_FILE,
     WEIGHTS_FILE,
@@ -38,13 +38,18 @@ def run(config: TrainConfig, resume: bool = False) -> Path:
     Raises UserError; raises Interrupted, with a checkpoint saved, after SIGTERM or SIGINT.
     """
     with process_group(config.device, timedelta(minutes=config.timeout_minutes)) as device, graceful_shutdown():
+        folder = RunFolder(config.out)
+        if resume and folder.holds_all(config.stages):
+            run_on_rank0(lambda: RunFolder.create(config, resume))
+            return folder.path
         data = config.data.open(config.seed)
         # A stop requested while the data opened takes effect here, before anything is written.
         sync_step_info(())
+        for split in (data.train, *data.evaluation.values()):
+            split.dataset.require_usable(split.members)
         validate_initial_weights(config, data.num_classes)
         verification = ValidationSets(config, device)
         run_on_rank0(lambda: RunFolder.create(config, resume))
-        folder = RunFolder(config.out)
         log = NullLog() if rank() else RunLog(folder.metrics, folder.tensorboard)
         try:
             for number, stage in enumerate(config.stages):
@@ -53,6 +58,17 @@ def run(config: TrainConfig, resume: bool = False) -> Path:
                     method = build_initialized_method(config, stage, data, folder)
                     method.set_teachers(_load_teachers(config, stage, folder, device))
                     Trainer(config, stage, method, data, folder, log, device, verification).fit()
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"stage {stage.name}: out of memory ({reason}); free some and add --resume, or lower optim.batch or "
+                f"raise optim.accumulate {folder.place_for_changes()}"
+            ) from None
+        except Interrupted as error:
+            advice = f"checkpoint saved in {config.out}, continue with --resume"
+            raise Interrupted(error.signal_number, advice) from None
         finally:
             log.close()
         return folder.path
@@ -110,6 +126,11 @@ def _load_teachers(config: TrainConfig, stage: StageConfig, folder: RunFolder, d
         teacher.validation = model.card.get("validation", {})
         teachers.append(teacher)
     return teachers
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether memory of the device or of the host ran out; torch has no class for the host's."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _stage_folder(name: str, folder: RunFolder) -> Path:

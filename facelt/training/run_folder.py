@@ -5,14 +5,17 @@ config.yaml  stages.json  metrics.jsonl  tensorboard/  nonfinite/  <stage>/{chec
 """
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 from pydantic import ValidationError
 
-from facelt.config.train import RESUME_MAY_CHANGE, TrainConfig, matches_any
+from facelt.config.train import RESUME_MAY_CHANGE, StageConfig, TrainConfig, matches_any
 from facelt.errors import UserError
-from facelt.inference.model import CARD_FILE, WEIGHTS_FILE
+from facelt.inference.model import CARD_FILE, STAGES_FILE, WEIGHTS_FILE
+from facelt.training.checkpoint import checkpoint_name
 from recordio_tools.atomic_io import write_text
 
 
@@ -29,14 +32,18 @@ class RunFolder:
     def create(cls, config: TrainConfig, resume: bool) -> "RunFolder":
         """Creates the folder, or reuses it with `resume`.
 
-        Raises UserError if it already holds a run, and on resuming if the configuration differs in more than the keys
-        that do not affect the trained model.
+        A run that has saved no trained step starts from the beginning, with any configuration. Checkpoints of finished
+        stages are removed. Raises UserError if the folder already holds a run, and on resuming if the configuration
+        differs in more than the keys that do not affect the trained model.
         """
         folder = cls(config.out)
         settings = config.model_dump(mode="json", exclude={"out"})
         recorded = folder._recorded()
         if recorded is not None and not resume:
             raise UserError(f"{config.out}: already holds a run; add --resume to continue, or set another out=FOLDER")
+        if recorded is not None and not folder.has_trained_steps():
+            folder._clear()
+            recorded = None
         changed = [] if recorded is None else _differences(_upgraded(recorded, config.out), settings)
         if fixed := ", ".join(key for key in changed if not matches_any(key, RESUME_MAY_CHANGE)):
             raise UserError(f"{config.out}: this run has other settings ({fixed}); resume with the same ones")
@@ -47,10 +54,30 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"{error.filename}: cannot create the folder ({error.strerror})") from error
         if recorded is None:
-            write_text(folder.path / "stages.json", json.dumps([stage.name for stage in config.stages]) + "\n")
+            write_text(folder.path / STAGES_FILE, json.dumps([stage.name for stage in config.stages]) + "\n")
         if recorded is None or changed:
             write_text(folder._config, yaml.safe_dump(settings, sort_keys=False))
+        for stage in config.stages:
+            if folder.is_finished(stage.name):
+                # Left by a process that was killed after writing the card.
+                shutil.rmtree(folder.checkpoints(stage.name), ignore_errors=True)
         return folder
+
+    def holds_all(self, stages: Sequence[StageConfig]) -> bool:
+        """Returns whether all stages are finished."""
+        return all(self.is_finished(stage.name) for stage in stages)
+
+    def has_trained_steps(self) -> bool:
+        """Returns whether the folder has a finished stage or a checkpoint after the first step."""
+        return any(
+            self.is_finished(stage)
+            or {path.name for path in self.checkpoints(stage).glob("step-*")} - {checkpoint_name(0)}
+            for stage in self._recorded_stages()
+        )
+
+    def place_for_changes(self) -> str:
+        """Returns in words the run in which a setting of the recipe can be changed: this one or a new one."""
+        return "in a new run, with another out=FOLDER" if self.has_trained_steps() else "in this run, with --resume"
 
     def stage(self, name: str) -> Path:
         return self.path / name
@@ -70,6 +97,34 @@ class RunFolder:
     def is_finished(self, stage: str) -> bool:
         """Returns whether the stage has a card, which is written last."""
         return self.card(stage).is_file()
+
+    def _clear(self) -> None:
+        """Removes the files of a run without trained steps; those that no run writes stay."""
+        stages = self._recorded_stages()
+        try:
+            for path in (self.metrics, *map(self.best, stages)):
+                path.unlink(missing_ok=True)
+            for path in (self.tensorboard, self.nonfinite, *map(self.checkpoints, stages)):
+                if path.exists():
+                    shutil.rmtree(path)
+            for path in map(self.stage, stages):
+                if path.is_dir() and not any(path.iterdir()):
+                    path.rmdir()
+            self._config.unlink()  # last: without it the folder holds no run
+        except OSError as error:
+            raise UserError(f"{error.filename}: cannot be removed ({error.strerror})") from error
+
+    def _recorded_stages(self) -> list[str]:
+        path = self.path / STAGES_FILE
+        try:
+            stages = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            stages = None
+        if not isinstance(stages, list) or not all(
+            isinstance(name, str) and Path(name).name == name for name in stages
+        ):
+            raise UserError(f"{path}: not a list of stages; the run cannot be resumed, set another out=FOLDER")
+        return stages
 
     @property
     def _config(self) -> Path:

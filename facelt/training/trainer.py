@@ -16,8 +16,8 @@ from facelt.data.batch import Batch
 from facelt.data.kind import TrainingData
 from facelt.distributed.comm import all_reduce, world_size
 from facelt.distributed.ddp import has_enough_images, sync_batch_norm_stats, wrap_ddp
-from facelt.distributed.launch import Interrupted, all_gather_str, run_on_rank0
-from facelt.errors import UserError
+from facelt.distributed.launch import all_gather_str, run_on_rank0
+from facelt.errors import Interrupted, UserError
 from facelt.inference.model import build_card, save_weights, write_card
 from facelt.inference.predict import EvalLoaderConfig, Predictor, predict, predict_all, sync_step_info
 from facelt.methods.base import Method, TrainBatch
@@ -72,7 +72,7 @@ class Trainer:
             timeout=timedelta(minutes=config.timeout_minutes),
         )
         self._saved_position: tuple[int, int] | None = None
-        self.display = StageDisplay(stage.name, stage.epochs * steps)
+        self.display = StageDisplay(stage.name, stage.epochs, steps)
 
     def fit(self) -> None:
         """Trains to the end of the stage and saves its model.
@@ -82,8 +82,9 @@ class Trainer:
         state = self.state
         if not self._restore():
             self._run_dataset_passes()
-            # Records where the stage's lines in the log begin, for a resumed run.
+            # Records where the stage's lines in the log begin, for a resumed run: no step may precede it.
             self._save()
+            self.checkpoints.commit()
         try:
             with self.display.start(state.global_step):
                 while state.epoch < self.stage.epochs:
@@ -190,7 +191,8 @@ class Trainer:
         if state.nonfinite_steps == allowed:
             raise UserError(
                 f"{message}, and max_nonfinite_steps allows only {allowed} such steps per stage; last checkpoint: "
-                f"{self.checkpoints.paths()[0]}; lower optim.lr or check the images of this step: {path}"
+                f"{self.checkpoints.paths()[0]}; lower optim.lr {self.folder.place_for_changes()}, or check "
+                f"the images of this step: {path}"
             )
         state.nonfinite_steps += 1
         self.display.print(f"{message}, skipped step {state.nonfinite_steps} of {allowed} allowed; its images: {path}")

@@ -1,4 +1,4 @@
-"""Command-line entry points: errors as one line on stderr with exit code 1, and process settings."""
+"""Command-line entry points: errors and interruptions as one line with their exit codes, and process settings."""
 
 import hashlib
 import os
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import typer
 
-from facelt.errors import UserError
+from facelt.errors import Interrupted, UserError
+from facelt.utils.text import sanitize
 
 # Root of the source checkout, if the package is imported from one.
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
@@ -28,11 +29,18 @@ _STORE_TIMEOUT = timedelta(seconds=5)
 
 
 def run_app(app: typer.Typer, argv: Sequence[str] | None = None) -> None:
-    """Runs a typer application; errors of the user end it with one line on stderr and exit code 1."""
+    """Runs a typer application. One line on stderr ends it after an error of the user, with exit code 1, and after a
+    stop signal, with 128 and the signal's number.
+    """
     try:
         app(args=None if argv is None else list(argv))
     except UserError as error:
         _exit_with_error(str(error))
+    except Interrupted as error:
+        print_notice(str(error))
+        if not is_first_process():
+            time.sleep(1)  # torchrun ends all processes when the first one exits
+        raise SystemExit(128 + error.signal_number) from None
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in _EXTRAS:
@@ -59,10 +67,19 @@ def set_openmp_wait_policy(device: str) -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "active")
 
 
+def is_first_process() -> bool:
+    """Returns whether this is the process of rank 0 under torchrun, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def print_notice(text: str) -> None:
+    """Prints a line on stderr, once under torchrun; names in it cannot control the terminal."""
+    if is_first_process():
+        typer.echo(sanitize(text), err=True)
+
+
 def _exit_with_error(message: str) -> None:
     if not _already_reported(message):
-        from facelt.utils.text import sanitize
-
         # The message may quote a file, whose control characters must not reach the terminal.
         text = "\n".join(sanitize(line) for line in message.split("\n"))
         print(f"error: {text}", file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 
 import pytest
 from typer.testing import CliRunner
@@ -12,14 +13,19 @@ from facelt.cli.main import app
 from facelt.config.loading import load_config
 from facelt.config.registry import METHODS
 from facelt.config.train import TrainConfig
+from facelt.errors import Interrupted, UserError
 from facelt.inference.predict import predict_all
+from facelt.utils.folder_lock import lock_folder
 
 
 @pytest.fixture
 def bench(checkout, tmp_path):
-    """bench(*words) -> its output; a failure fails the test, unless `fails` is part of its message."""
+    """bench(*words) -> its output; a failure fails the test, unless `fails` is part of its message.
 
-    def call(*words: object, fails: str | None = None) -> str:
+    bench(*words, fails=message, raises=type) -> the exception of that type.
+    """
+
+    def call(*words: object, fails: str | None = None, raises: type[Exception] = UserError) -> str | Exception:
         command = ["bench", *map(str, words), "--out", str(tmp_path / "runs")]
         done = CliRunner().invoke(app, [*command, "--commit", "c1"])
         if fails is None:
@@ -27,7 +33,8 @@ def bench(checkout, tmp_path):
         else:
             assert done.exit_code == 1
             assert fails in str(done.exception)
-        return done.output
+            assert isinstance(done.exception, raises)
+        return done.output if raises is UserError else done.exception
 
     return call
 
@@ -113,16 +120,21 @@ def test_records_lost_from_the_docs_come_back_from_the_run_folders(bench, record
     assert records() == before
 
 
-def test_an_interrupted_run_names_resume_and_records_nothing(bench, records, page, monkeypatch):
-    from facelt.distributed.launch import Interrupted
+def test_an_interrupted_run_names_resume_and_records_nothing(bench, records, tmp_path, monkeypatch):
+    step = METHODS["classify"].step
 
-    def stops(config, resume=False):
-        config.out.mkdir(parents=True, exist_ok=True)
-        raise Interrupted
+    def stops(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return step(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr("facelt.training.run.run", stops)
-        assert "continue with --resume" in bench("tiny/softmax")
+        patch.setattr(METHODS["classify"], "step", stops)
+        for options, advice in (((), "continue with --resume"), (("--smoke",), "run the same command again")):
+            error = bench("tiny/softmax", *options, fails=advice, raises=Interrupted)
+            assert error.signal_number == signal.SIGTERM
+    (folder,) = tmp_path.glob("runs/tiny/softmax/*/seed0")
+    with lock_folder(folder):
+        bench("tiny/softmax", "--resume", fails=f"{folder}: process ")
     assert records() == []
 
 

@@ -64,7 +64,8 @@ def test_the_console_script_and_python_m_facelt_train(recipe, root, tmp_path):
     result = python("-c", script, "train", *options)
     assert result.stdout == f"finished: {tmp_path / 'run'}\n", result.stderr
     result = python("-m", "facelt", "train", *options, "--resume")
-    assert (result.returncode, result.stdout) == (0, f"finished: {tmp_path / 'run'}\n"), result.stderr
+    done = f"nothing to do: {tmp_path / 'run'} is finished\n"
+    assert (result.returncode, result.stdout) == (0, done), result.stderr
 
 
 def test_torchrun_m_facelt_train_trains_on_two_processes(recipe, tmp_path):
@@ -74,7 +75,8 @@ def test_torchrun_m_facelt_train_trains_on_two_processes(recipe, tmp_path):
     assert "FutureWarning" not in result.stderr
     # The same run by the other entry: nothing is left to do.
     result = torchrun("-m", "facelt", "train", *short_recipe(recipe, tmp_path), "--resume")
-    assert (result.returncode, result.stdout) == (0, f"finished: {tmp_path / 'run'}\n"), result.stderr
+    done = f"nothing to do: {tmp_path / 'run'} is finished\n"
+    assert (result.returncode, result.stdout) == (0, done), result.stderr
 
 
 def test_output_of_embed_and_evaluate(cli, finished_run, tiny_faces, tmp_path):
@@ -160,7 +162,7 @@ def test_a_finished_run_and_other_settings_are_refused(refused, recipe, finished
 def test_resuming_a_finished_run(cli, recipe, finished_run, tmp_path):
     path = tmp_path / "same.yaml"
     path.write_text(yaml.safe_dump(recipe(finished_run)))
-    assert cli("train", "--config", path, "--resume")[:2] == (0, f"finished: {finished_run}\n")
+    assert cli("train", "--config", path, "--resume")[:2] == (0, f"nothing to do: {finished_run} is finished\n")
 
 
 def test_a_nonfinite_loss_is_a_one_line_error(cli, recipe_file):

@@ -1,5 +1,7 @@
 """Embedding stores compared with a plain computation: every kind, flip-averaged, resumed, unusable images left out."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -96,9 +98,62 @@ def test_an_interrupted_embedding_resumes_to_the_same_store(store, model, tiny_f
         assert (resumed.path / file.name).read_bytes() == file.read_bytes()
 
 
-def test_an_existing_store_is_not_overwritten(store, model, tiny_faces):
+def test_a_finished_store_of_the_same_inputs_is_kept_and_any_other_is_refused(
+    store, model, finished_run, tiny_faces, folder, monkeypatch
+):
+    before = {path: path.read_bytes() for path in store.path.iterdir()}
+    monkeypatch.setattr(type(model.method), "embed", None)  # never called
+    source = open_image_source(tiny_faces, model.config)
+    assert embed(model, source, store.path, batch=5).keys == store.keys
+    renamed = [*source.identities[:-1], "another"]
+    others = {
+        "images": (model, open_image_source(folder, model.config), {}),
+        "fewer images": (model, replace(source, keys=source.keys[:-1], identities=source.identities[:-1]), {}),
+        "identities": (model, replace(source, identities=renamed), {}),
+        "attributes": (model, replace(source, attributes={"camera": ["left"] * 42}), {}),
+        "model": (load_model(finished_run / "plain", CPU), source, {}),
+        "dtype": (model, source, {"dtype": "float16"}),
+        "left out": (model, source, {"left_out": {"x": "no face"}}),
+    }
+    for name, (other_model, other_source, options) in others.items():
+        with pytest.raises(UserError, match="already exists"):
+            embed(other_model, other_source, store.path, **options)
+        assert {path: path.read_bytes() for path in store.path.iterdir()} == before, name
+
+
+def test_a_finished_store_without_its_unusable_images_is_kept(model, damaged, tmp_path, monkeypatch):
+    source, options = open_image_source(damaged, model.config), {"left_out": {"c/7.png": "no face"}}
+    store = embed(model, source, tmp_path / "store", max_bad_images=4, **options)
+    assert len(store) == 2
+    monkeypatch.setattr(type(model.method), "embed", None)  # never called
+    assert embed(model, source, tmp_path / "store", max_bad_images=4, **options).keys == store.keys
     with pytest.raises(UserError, match="already exists"):
-        embed(model, open_image_source(tiny_faces, model.config), store.path)
+        embed(model, source, tmp_path / "store", max_bad_images=3, **options)
+
+
+def test_an_interrupted_command_says_how_to_continue_and_a_finished_one_that_nothing_is_left(
+    cli, model, finished_run, tiny_faces, tmp_path, monkeypatch
+):
+    words = ("embed", "--checkpoint", finished_run, "--images", tiny_faces, "--workers", 0, "--batch", 16)
+    original, calls = type(model.method).embed, iter(range(100))
+
+    def interrupted(self, image_B3HW):
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return original(self, image_B3HW)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model.method), "embed", interrupted)
+        code, out, error = cli(*words, "--out", tmp_path / "store")
+    assert (code, out) == (130, "")
+    assert error.splitlines()[-1] == "interrupted; the embeddings so far are kept, continue with the same command"
+    result = f"42 images embedded (direct, meta, meta_unit): {tmp_path / 'store'}\n"
+    assert cli(*words, "--out", tmp_path / "store")[:2] == (0, result)
+    assert cli(*words, "--out", tmp_path / "store")[:2] == (0, f"nothing to do; {result}")
+    assert cli(*words, "--out", tmp_path / "whole")[0] == 0
+    for path in (tmp_path / "store").iterdir():
+        assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes(), path.name
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "whole"]
 
 
 def test_a_damaged_image_stops_or_is_left_out_by_name(model, folder, tmp_path):

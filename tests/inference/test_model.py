@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from facelt.errors import UserError
-from facelt.inference.model import find_model_folder, load_model, save_weights
+from facelt.inference.model import describe_model, find_model_folder, load_model, save_weights
 
 CPU = torch.device("cpu")
 
@@ -45,13 +45,29 @@ def test_a_loaded_model_embeds_as_the_saved_one(finished_run, model_folder):
     assert torch.equal(embeddings.reachability_B, expected.reachability_B)
 
 
-def test_the_first_finished_stage_serves_while_the_second_is_not(finished_run, tmp_path):
+def test_a_run_with_an_unfinished_stage_is_refused_unless_a_finished_one_is_named(finished_run, tmp_path):
     run = shutil.copytree(finished_run, tmp_path / "run")
     (run / "oltr/card.json").unlink()
-    assert find_model_folder(run) == run / "plain"
+    with pytest.raises(UserError, match=f"stage oltr of this run is not finished; .*--resume.*: {run / 'plain'}$"):
+        find_model_folder(run)
+    assert find_model_folder(run / "plain") == run / "plain"
     (run / "plain/card.json").unlink()
     with pytest.raises(UserError, match="no stage of this run is finished"):
         find_model_folder(run)
+
+
+def test_a_model_is_described_by_stage_and_epoch(finished_run, model_folder):
+    card = json.loads((model_folder / "card.json").read_text())
+    best = {**card["best"], "epoch": 1.0}
+    change_card(model_folder, best=best)
+    assert describe_model(model_folder) == f"{model_folder}: stage oltr, epoch 1 of 2"
+    stages = [{**stage, "keep": "last"} for stage in card["config"]["stages"]]
+    change_card(model_folder, best=best, config={**card["config"], "stages": stages})
+    assert describe_model(model_folder) == f"{model_folder}: stage oltr, epoch 2 of 2"
+    for damaged in ({}, {"epoch": "x"}, None):
+        change_card(model_folder, best=damaged)
+        assert describe_model(model_folder).endswith("epoch 2 of 2")
+    assert describe_model(finished_run).startswith(f"{finished_run / 'oltr'}: stage oltr, ")
 
 
 def test_neither_run_nor_model(tmp_path):

@@ -106,6 +106,35 @@ def test_resume_from_background_saves_is_bit_exact(
         assert_same_weights(folder / stage / "model.safetensors", finished_run / stage / "model.safetensors")
 
 
+def test_steps_are_logged_once_after_a_kill_before_a_stages_first_save_is_complete(
+    train, tmp_path, monkeypatch, metrics, held, finished_run
+):
+    method, calls = METHODS["dynamic_meta"], iter(range(100))
+    observe, step = method.observe, method.step
+    slow = threading.Timer(1, held.set)
+    held.set()
+
+    def observed(*arguments):
+        # Before the first save of the second stage: the disk is slow, for longer than two steps take.
+        if not slow.is_alive():
+            held.clear()
+            slow.start()
+        return observe(*arguments)
+
+    def killed(*arguments):
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(method, "observe", observed)
+        patch.setattr(method, "step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "run", checkpoint_async=True)
+    slow.join()
+    assert metrics(train(tmp_path / "run", resume=True, checkpoint_async=True)) == metrics(finished_run)
+
+
 def run_interrupted(values: dict, step: int) -> None:
     """Interrupts the run on all ranks at the same step, then resumes it."""
     original, seen = METHODS["dynamic_meta"].step, iter(range(1000))

@@ -1,18 +1,25 @@
 """Preemption: after a signal at any moment, the resumed run equals an uninterrupted one, bit by bit."""
 
+import contextlib
+import io
 import os
 import signal
 
 import pytest
+import torch.distributed as dist
+import yaml
 
+from facelt.cli.train import train as train_command
 from facelt.config.registry import METHODS
 from facelt.config.train import TrainConfig
 from facelt.data.records import RecordData
 from facelt.distributed.comm import rank
-from facelt.distributed.launch import Interrupted, stop_requested
+from facelt.distributed.launch import received_signal
+from facelt.errors import Interrupted
 from facelt.training import trainer
 from facelt.training.checkpoint import Checkpoints
 from facelt.training.run import run
+from facelt.utils.cli import single_command
 
 
 def step_of(method: str):
@@ -48,7 +55,7 @@ def test_resume_after_a_signal_is_bit_exact(
         with pytest.raises(Interrupted):
             train(tmp_path / "run", checkpoint_every=2)
     assert handlers == [signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)]
-    assert not stop_requested()
+    assert not received_signal()
     folder = train(tmp_path / "run", resume=True, checkpoint_every=2)
     assert metrics(folder) == metrics(finished_run)
     for stage in ("plain", "oltr"):
@@ -92,7 +99,7 @@ def run_signalled(values: dict, moment: str, number: int) -> None:
         patch.setattr(owner, name, signalled)
         with pytest.raises(Interrupted):
             run(config)
-    assert not stop_requested()
+    assert not received_signal()
     run(config, resume=True)
 
 
@@ -119,6 +126,57 @@ def test_resume_after_a_signal_to_one_of_two_ranks_is_bit_exact(
             )
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_the_exit_code_of_an_interrupted_command_is_that_of_its_signal(
+    recipe, plain_stage, cli, tmp_path, monkeypatch, number
+):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(tmp_path / "run", stages=plain_stage(epochs=1))))
+    command = ("train", "--config", tmp_path / "recipe.yaml")
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordData, "open", lambda *_: signal.raise_signal(number))
+        assert cli(*command) == (128 + number, "", "interrupted; run the same command again\n")
+    assert not (tmp_path / "run").exists()
+    original = METHODS["classify"].step
+
+    def signalled(*arguments):
+        signal.raise_signal(number)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(METHODS["classify"], "step", signalled)
+        code, out, error = cli(*command)
+    assert (code, out) == (128 + number, "")
+    assert error.splitlines()[-1] == f"interrupted; checkpoint saved in {tmp_path / 'run'}, continue with --resume"
+    assert cli(*command, "--resume")[0] == 0
+
+
+def exit_of_train(words: list[str]) -> tuple[int, str]:
+    """Returns exit code and stderr of `facelt train` on this rank; the second one receives a signal in a step."""
+    original, error = METHODS["classify"].step, io.StringIO()
+
+    def signalled(*arguments):
+        if rank():
+            signal.raise_signal(signal.SIGTERM)
+        return original(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(error):
+        patch.setenv("TORCHELASTIC_RUN_ID", "none")
+        patch.setattr(METHODS["classify"], "step", signalled)
+        with pytest.raises(SystemExit) as end:
+            single_command(train_command, words)
+    dist.destroy_process_group()
+    return end.value.code, error.getvalue()
+
+
+def test_all_ranks_exit_with_the_signal_of_one_and_the_first_says_so(recipe, rank_pool, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(tmp_path / "run")))
+    words = ["--config", str(tmp_path / "recipe.yaml")]
+    (code, error), other = rank_pool.run(exit_of_train, 2, words, group=False)
+    assert (code, other) == (143, (143, ""))
+    assert error.count("interrupted; checkpoint saved in ") == 1
+    assert [path.name for path in (tmp_path / "run/plain/checkpoints").iterdir()][-1:] != []
+
+
 def test_a_second_signal_ends_the_process_as_usual(train, tmp_path, monkeypatch):
     def twice(self, *_):
         # Two sent to the process at once may reach another thread as one.
@@ -128,4 +186,4 @@ def test_a_second_signal_ends_the_process_as_usual(train, tmp_path, monkeypatch)
     monkeypatch.setattr(METHODS["classify"], "step", twice)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run")
-    assert not stop_requested()
+    assert not received_signal()

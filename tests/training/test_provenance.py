@@ -55,7 +55,7 @@ def test_provenance_of_a_checkpoint(train, plain_stage, selected, tmp_path, inte
 
 
 def test_checkpoints_of_other_data_are_refused_by_name(train, plain_stage, selected, tmp_path, interrupt):
-    settings = {"stages": plain_stage(), "data": selected(RENAMED)}
+    settings = {"stages": plain_stage(), "data": selected(RENAMED), "checkpoint_every": 1}
     with pytest.raises(interrupt("classify", 2)):
         train(tmp_path / "run", **settings)
     # The file name stays, so the configuration does not change.

@@ -8,10 +8,20 @@ import yaml
 from safetensors.torch import load_file
 
 from facelt.config.train import RESUME_MAY_CHANGE
+from facelt.data.records import RecordData
 from facelt.errors import UserError
 from facelt.inference.model import load_model
+from facelt.training.checkpoint import Checkpoints
 
 STAGES = ("plain", "oltr")
+
+
+class Killed(Exception):
+    """The end of the process."""
+
+
+def killed(*_):
+    raise Killed
 
 
 def test_output_of_a_run(finished_run, recipe, metrics):
@@ -107,6 +117,20 @@ def test_resuming_a_finished_run_changes_nothing(train, plain_stage, tmp_path):
     before = {path: path.read_bytes() for path in folder.rglob("*.*") if "tensorboard" not in path.parts}
     assert train(tmp_path / "run", resume=True, stages=plain_stage(epochs=1)) == folder
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_checkpoints_left_after_the_card_are_removed_by_the_next_start(
+    train, plain_stage, tmp_path, monkeypatch, finished_run
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "remove", killed)
+        with pytest.raises(Killed):
+            train(tmp_path / "run", stages=plain_stage(epochs=1))
+    assert any((tmp_path / "run/plain/checkpoints").iterdir())
+    # The data are not opened again.
+    monkeypatch.setattr(RecordData, "open", killed)
+    folder = train(tmp_path / "run", resume=True, stages=plain_stage(epochs=1))
+    assert {path.name for path in (folder / "plain").iterdir()} == {"model.safetensors", "card.json"}
 
 
 def test_a_folder_with_a_run_is_refused_without_resume(finished_run, train):
