@@ -23,7 +23,8 @@ recordio_app = typer.Typer(
 
 _Source = Annotated[Path, typer.Argument(help="A .rec file, or a folder with a train.rec.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print a JSON object instead of text.")]
-_Out = Annotated[Path, typer.Option(help="Output folder.")]
+_Out = Annotated[Path, typer.Option(help="Output folder, new or empty.")]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the whole output folder once all is written.")]
 _Seed = Annotated[int, typer.Option(help="Random seed; it selects the same images on any machine.")]
 _Images = Annotated[int | None, typer.Option(help="Number of images to draw (proportional).")]
 _Identities = Annotated[int | None, typer.Option(help="Number of identities to keep; default: those drawn.")]
@@ -150,23 +151,27 @@ def sample_command(
     maximum: _Maximum = None,
     minimum: _Minimum = None,
     pack: Annotated[bool, typer.Option("--pack", help="Also write the images: train.rec, .idx and property.")] = False,
+    overwrite: _Overwrite = False,
     as_json: _Json = False,
 ) -> None:
     """Draw a long-tailed selection: a manifest, statistics, a plot and, with --pack, a record file of its images."""
+    from recordio_tools.atomic_io import atomic_folder
     from recordio_tools.long_tail import draw_selection
     from recordio_tools.selection import pack_selection, write_selection
 
     options = {"images": images, "power": power, "alpha": alpha, "imbalance": imbalance, "max": maximum, "min": minimum}
-    with progress_bars(not as_json) as progress:
-        faces = FaceRecord(record_path(source), progress=progress)
-    with faces:
+    path = record_path(source)
+    with (
+        atomic_folder(out, overwrite, [path]) as folder,
+        progress_bars(not as_json) as progress,
+        FaceRecord(path, progress=progress) as faces,
+    ):
         selection, profile_values = draw_selection(
             faces.image_keys, faces.labels, profile.value, seed, identities, options
         )
         if pack:
-            with progress_bars(not as_json) as progress:
-                pack_selection(faces, selection, out, progress)
-        statistics = write_selection(faces, selection, out, profile_values)
+            pack_selection(faces, selection, folder, progress)
+        statistics = write_selection(faces, selection, folder, profile_values)
     if as_json:
         show(statistics, as_json)
     else:
@@ -194,6 +199,7 @@ def lists_command(
     imbalance: _Imbalance = None,
     maximum: _Maximum = None,
     minimum: _Minimum = None,
+    overwrite: _Overwrite = False,
     as_json: _Json = False,
 ) -> None:
     """Write a long-tailed training list of image files, and disjoint validation and test lists."""
@@ -202,7 +208,9 @@ def lists_command(
     if not source.exists():
         raise RecordIOError(f"{source}: no such folder or list")
     options = {"images": images, "power": power, "alpha": alpha, "imbalance": imbalance, "max": maximum, "min": minimum}
-    statistics = write_lists(source, out, profile.value, seed, HeldOut(validation, test), identities, options)
+    statistics = write_lists(
+        source, out, profile.value, seed, HeldOut(validation, test), identities, options, overwrite
+    )
     if as_json:
         show(statistics, as_json)
         return
@@ -223,6 +231,7 @@ def pack_command(
     size: Annotated[
         str | None, typer.Option(help="HEIGHTxWIDTH: resize images of other sizes and store them as JPEG.")
     ] = None,
+    overwrite: _Overwrite = False,
     as_json: _Json = False,
 ) -> None:
     """Pack images into a record file in InsightFace's layout."""
@@ -231,7 +240,7 @@ def pack_command(
     if not source.exists():
         raise RecordIOError(f"{source}: no such folder or list")
     with progress_bars(not as_json) as progress:
-        summary = pack_images(source, out, root, parse_size(size), progress)
+        summary = pack_images(source, out, root, parse_size(size), progress, overwrite)
     show({**summary, "written_to": str(out / "train.rec")}, as_json)
 
 
@@ -246,10 +255,10 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 @recordio_app.command("unpack")
-def unpack_command(source: _Source, out: _Out, as_json: _Json = False) -> None:
+def unpack_command(source: _Source, out: _Out, overwrite: _Overwrite = False, as_json: _Json = False) -> None:
     """Write every image to LABEL/KEY.jpg, and a list for `pack`."""
     from recordio_tools.pack import unpack_images
 
     with progress_bars(not as_json) as progress:
-        summary = unpack_images(record_path(source), out, progress)
+        summary = unpack_images(record_path(source), out, progress, overwrite)
     show({**summary, "written_to": str(out)}, as_json)

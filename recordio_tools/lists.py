@@ -179,6 +179,7 @@ def write_lists(
     held_out: HeldOut = HeldOut(),  # noqa: B008, it cannot change
     identities: int | None = None,
     options: dict[str, float | None] | None = None,
+    overwrite: bool = False,
 ) -> dict:
     """Writes train.txt, and validation.txt and test.txt if images are held out, with lines `path label`.
 
@@ -186,15 +187,28 @@ def write_lists(
     a hash of the seed and the image's number in path order are held out; the profile draws from the rest. Labels
     number the kept classes from 0; classes.txt names them by line, statistics.json holds the profile and all counts.
 
-    Returns the statistics. Raises UserError if `out` is not empty, a name cannot be written to a list, or the source
-    has too few images; `out` is then unchanged.
+    Returns the statistics. Raises UserError if `out` is not empty (without `overwrite`) or holds the source, a name
+    cannot be written to a list, or the source has too few images; `out` is then unchanged.
     """
+    with atomic_folder(out, overwrite, [source]) as folder:
+        return _write_lists(source, folder, profile, seed, held_out, identities, options or {})
+
+
+def _write_lists(
+    source: Path,
+    folder: Path,
+    profile: str,
+    seed: int,
+    held_out: HeldOut,
+    identities: int | None,
+    options: dict[str, float | None],
+) -> dict:
     paths, label_N, names = _read_source(source)
     key_N = np.arange(len(paths))
     rank_N = rank_within_label(key_N, label_N, seed, HELD_OUT_STREAM)
     rest_N = rank_N >= sum(held_out)
     _check_training_images(label_N, rest_N, names, held_out)
-    selection, profile_values = draw_selection(key_N[rest_N], label_N[rest_N], profile, seed, identities, options or {})
+    selection, profile_values = draw_selection(key_N[rest_N], label_N[rest_N], profile, seed, identities, options)
     kept_K = np.unique(selection.labels)
     new_C = np.full(len(names), -1)
     new_C[kept_K] = np.arange(len(kept_K))
@@ -206,13 +220,12 @@ def write_lists(
     counts = {split: describe_counts(np.bincount(new_C[label_N[row]])) for split, row in rows.items()}
     counts = {"source": describe_counts(np.bincount(label_N)), **counts}
     statistics = {"format": 1, "profile": profile_values, "held_out": held_out._asdict(), **counts}
-    with atomic_folder(out) as folder:
-        for split, row in rows.items():
-            row = row[np.lexsort((row, new_C[label_N[row]]))]
-            lines = (f"{paths[image]} {new_C[label_N[image]]}\n" for image in row.tolist())
-            write_text(folder / f"{split}.txt", "".join(lines))
-        write_text(folder / "classes.txt", "".join(f"{names[label]}\n" for label in kept_K))
-        write_text(folder / "statistics.json", json.dumps(statistics, indent=2) + "\n")
+    for split, row in rows.items():
+        row = row[np.lexsort((row, new_C[label_N[row]]))]
+        lines = (f"{paths[image]} {new_C[label_N[image]]}\n" for image in row.tolist())
+        write_text(folder / f"{split}.txt", "".join(lines))
+    write_text(folder / "classes.txt", "".join(f"{names[label]}\n" for label in kept_K))
+    write_text(folder / "statistics.json", json.dumps(statistics, indent=2) + "\n")
     return statistics
 
 

@@ -21,7 +21,6 @@ def write_selection(source: FaceRecord, selection: Selection, out: Path, profile
 
     `profile` holds the name, seed and parameters that the selection was made with.
     """
-    out.mkdir(parents=True, exist_ok=True)
     counts = np.bincount(selection.new_labels)
     statistics = {
         "format": 1,
@@ -79,11 +78,9 @@ def _plot_distribution(path: Path, title: str, counts_by_name: dict[str, np.ndar
 def pack_selection(source: FaceRecord, selection: Selection, out: Path, progress: ProgressFn = no_progress) -> Path:
     """Copies the selected encoded images with new labels into out/train.rec, in InsightFace's layout; returns its path.
 
-    Rows of an identities.csv next to the source are copied too. Raises RecordIOError if `out` holds the source.
+    Rows of an identities.csv next to the source are copied too.
     """
     target = out / "train.rec"
-    if target.exists() and target.samefile(source.path):
-        raise RecordIOError(f"{target}: this is the source itself; choose another folder with --out")
     table = source.path.with_name(IDENTITIES_FILE)
     identities = _relabelled_identities(table, selection.labels) if table.is_file() else []
     size = source.image_size or image_size(source.read(int(selection.keys[0])).payload)

@@ -191,6 +191,22 @@ def test_what_is_there_stays(align, photos, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.parametrize("out", ["out", "out/train.rec"])
+def test_overwriting_replaces_the_whole_folder_but_not_one_with_photographs(cli, drawn, photos, tmp_path, out):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/identities.csv").write_text("of another set")
+    words = ("align", photos, "--detector", drawn, "--overwrite", "--out")
+    code, _, _ = cli(*words, tmp_path / out)
+    assert code == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"faces.csv", "failures.csv"} < names
+    assert (tmp_path / "out/identities.csv").exists() == out.endswith(".rec")
+    before = sorted(photos.rglob("*"))
+    code, _, error = cli(*words, photos / "train.rec" if out.endswith(".rec") else photos)
+    assert (code, f"{photos}: holds the source {photos}" in error) == (1, True)
+    assert sorted(photos.rglob("*")) == before
+
+
 def test_the_advice_for_a_record_does_not_remove_the_working_folder(align, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(photos)
     for out in ("train.rec", "Ann/train.rec"):
