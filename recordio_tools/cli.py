@@ -25,6 +25,10 @@ _Source = Annotated[Path, typer.Argument(help="A .rec file, or a folder with a t
 _Json = Annotated[bool, typer.Option("--json", help="Print a JSON object instead of text.")]
 _Out = Annotated[Path, typer.Option(help="Output folder, new or empty.")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the whole output folder once all is written.")]
+_Cache = Annotated[
+    Path | None,
+    typer.Option(file_okay=False, help="Folder of caches; default: the variable FACELT_CACHE, or the file's folder."),
+]
 _Seed = Annotated[int, typer.Option(help="Random seed; it selects the same images on any machine.")]
 _Images = Annotated[int | None, typer.Option(help="Number of images to draw (proportional).")]
 _Identities = Annotated[int | None, typer.Option(help="Number of identities to keep; default: those drawn.")]
@@ -77,16 +81,16 @@ def _number(value: object) -> str:
 
 
 @recordio_app.command("info")
-def info_command(source: _Source, as_json: _Json = False) -> None:
+def info_command(source: _Source, cache: _Cache = None, as_json: _Json = False) -> None:
     """Summarize a record file: records, images, identities, layout."""
     with progress_bars(not as_json) as progress:
-        summary = summarize(record_path(source), progress)
+        summary = summarize(record_path(source), progress, cache)
     show(summary, as_json)
 
 
-def summarize(path: Path, progress: ProgressFn = no_progress) -> dict:
+def summarize(path: Path, progress: ProgressFn = no_progress, cache: Path | None = None) -> dict:
     """Returns records, images, identities, spread and layout of a file. Raises RecordIOError if it cannot be read."""
-    with FaceRecord(path, progress=progress) as faces:
+    with FaceRecord(path, progress=progress, cache=cache) as faces:
         reader = faces.reader
         summary = {
             "file": str(path),
@@ -118,20 +122,22 @@ def _describe_image(payload: memoryview) -> str:
 def verify_command(
     source: _Source,
     decode: Annotated[bool, typer.Option(help="Also decode every image.")] = True,
+    cache: _Cache = None,
     as_json: _Json = False,
 ) -> None:
     """Check every record; list damaged ones by key, offset and reason, and exit with code 1 if there are any."""
     from recordio_tools.verify import verify_record_file
 
     with progress_bars(not as_json) as progress:
-        report = verify_record_file(record_path(source), decode_images=decode, progress=progress)
+        report = verify_record_file(record_path(source), decode_images=decode, progress=progress, cache=cache)
     if as_json:
         issues = [issue._asdict() for issue in report.issues]
         typer.echo(json.dumps({**report._asdict(), "issues": issues}, indent=2))
     else:
         for issue in report.issues:
             key = "without a key" if issue.key is None else f"key {issue.key}"
-            typer.echo(f"{report.path}: record {key} at offset {issue.offset}: {issue.reason}")
+            record = f"{report.path}: record {key} at offset {issue.offset}: "
+            typer.echo(issue.reason if issue.offset is None else record + issue.reason)
         typer.echo(f"{report.records:,} records, {report.images:,} images, {len(report.issues):,} issues")
     if report.issues:
         raise typer.Exit(1)
@@ -152,6 +158,7 @@ def sample_command(
     minimum: _Minimum = None,
     pack: Annotated[bool, typer.Option("--pack", help="Also write the images: train.rec, .idx and property.")] = False,
     overwrite: _Overwrite = False,
+    cache: _Cache = None,
     as_json: _Json = False,
 ) -> None:
     """Draw a long-tailed selection: a manifest, statistics, a plot and, with --pack, a record file of its images."""
@@ -164,7 +171,7 @@ def sample_command(
     with (
         atomic_folder(out, overwrite, [path]) as folder,
         progress_bars(not as_json) as progress,
-        FaceRecord(path, progress=progress) as faces,
+        FaceRecord(path, progress=progress, cache=cache) as faces,
     ):
         selection, profile_values = draw_selection(
             faces.image_keys, faces.labels, profile.value, seed, identities, options
@@ -255,10 +262,12 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 @recordio_app.command("unpack")
-def unpack_command(source: _Source, out: _Out, overwrite: _Overwrite = False, as_json: _Json = False) -> None:
+def unpack_command(
+    source: _Source, out: _Out, overwrite: _Overwrite = False, cache: _Cache = None, as_json: _Json = False
+) -> None:
     """Write every image to LABEL/KEY.jpg, and a list for `pack`."""
     from recordio_tools.pack import unpack_images
 
     with progress_bars(not as_json) as progress:
-        summary = unpack_images(record_path(source), out, progress, overwrite)
+        summary = unpack_images(record_path(source), out, progress, overwrite, cache)
     show({**summary, "written_to": str(out)}, as_json)

@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from recordio_tools.atomic_io import write_text
+from recordio_tools.cache import cache_path, file_stamp, load_or_compute
 from recordio_tools.errors import RecordIOError
 from recordio_tools.format import FRAME_STRUCT, HEADER_STRUCT, MAX_EXACT_FLOAT32, Record, gather_headers
 from recordio_tools.progress import ProgressFn, no_progress
-from recordio_tools.reader import RecordReader, file_stamp, load_or_compute
+from recordio_tools.reader import RecordReader
 
 IDENTITIES_FILE = "identities.csv"
 
@@ -44,20 +45,25 @@ class FaceRecord:
     `property`, or None; label_source: "ranges" or "headers".
 
     Labels come from the identity records if their ranges are exact, otherwise from one pass over the headers, cached
-    next to the file. Raises RecordIOError naming record and label if a label is not a whole number from 0 to C - 1.
+    in the folder `cache` (see `cache_path`). Raises RecordIOError naming record and label if a label is not a whole
+    number from 0 to C - 1.
     """
 
     def __init__(
-        self, path: str | Path, index_path: str | Path | None = None, progress: ProgressFn = no_progress
+        self,
+        path: str | Path,
+        index_path: str | Path | None = None,
+        progress: ProgressFn = no_progress,
+        cache: Path | None = None,
     ) -> None:
-        self.reader = RecordReader(path, index_path)
+        self.reader = RecordReader(path, index_path, cache=cache)
         try:
-            self._load(progress)
+            self._load(progress, cache)
         except BaseException:
             self.reader.close()
             raise
 
-    def _load(self, progress: ProgressFn) -> None:
+    def _load(self, progress: ProgressFn, cache: Path | None) -> None:
         reader = self.reader
         property_path = reader.path.with_name("property")
         declared = read_property(property_path) if property_path.is_file() else None
@@ -68,12 +74,13 @@ class FaceRecord:
         labels = self._labels_from_ranges()
         self.label_source = "headers" if labels is None else "ranges"
         if labels is None:
-            cache = reader.path.with_name(reader.path.name + ".labels.npy")
-            stamp = file_stamp(reader.path, reader.index_path)
             keys, labels = load_or_compute(
-                cache, stamp, 2, lambda: np.stack([self.image_keys, self._labels_from_headers(progress)])
+                cache_path(reader.path, "labels", cache),
+                file_stamp(reader.path, reader.index_path),
+                2,
+                lambda: np.stack([self.image_keys, self._labels_from_headers(progress)]),
             )
-            if not np.array_equal(keys, self.image_keys):  # a forged or damaged cache
+            if not np.array_equal(keys, self.image_keys):  # a forged cache
                 labels = self._labels_from_headers(progress)
         self.labels = labels
         highest = int(labels.max(initial=-1))

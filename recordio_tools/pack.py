@@ -79,14 +79,20 @@ def _load(path: Path, size: tuple[int, int] | None) -> tuple[bytes, tuple[int, i
     return cv2.imencode(".jpg", resized, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1].tobytes(), size
 
 
-def unpack_images(source: Path, out: Path, progress: ProgressFn = no_progress, overwrite: bool = False) -> dict:
+def unpack_images(
+    source: Path,
+    out: Path,
+    progress: ProgressFn = no_progress,
+    overwrite: bool = False,
+    cache: Path | None = None,
+) -> dict:
     """Writes every image to out/LABEL/KEY.EXT, and out/images.lst (index, label, path), which `pack` reads.
 
     Returns counts. Raises UserError if `out` is not empty (without `overwrite`) or holds the source, or a record is
     damaged; `out` is then unchanged.
     """
     with atomic_folder(out, overwrite, [source]) as folder:
-        with FaceRecord(source) as faces:
+        with FaceRecord(source, cache=cache) as faces:
             lines = _write_images(faces, folder, progress)
             summary = {"images": len(faces), "identities": int(np.count_nonzero(faces.counts))}
         (folder / "images.lst").write_text("".join(lines), "utf-8")
