@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recordio_tools.atomic_io import atomic_replace
+from recordio_tools.atomic_io import atomic_replace, regular_file_exists
 from recordio_tools.errors import RecordIOError, UserError
 
 _VERSION = 2
@@ -71,7 +71,7 @@ def read_cache(cache: Path, stamp: list[int], rows: int) -> np.ndarray:
 
     Raises RecordIOError: absent, not a cache, made from other files than those of `stamp`, or changed since.
     """
-    if not cache.is_file():
+    if not regular_file_exists(cache):
         raise RecordIOError(f"{cache}: no such file")
     try:
         table = np.load(cache, mmap_mode="r", allow_pickle=False)

@@ -8,7 +8,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from recordio_tools.errors import RecordIOError
+from recordio_tools.atomic_io import atomic_folder, regular_file_exists
+from recordio_tools.errors import RecordIOError, sanitize
 from recordio_tools.face_set import FaceRecord
 from recordio_tools.image_header import image_format, image_size
 from recordio_tools.progress import ProgressFn, no_progress, progress_bars
@@ -58,7 +59,7 @@ class ProfileName(StrEnum):
 def record_path(source: Path) -> Path:
     """Returns the .rec of a SOURCE argument; raises RecordIOError if there is none."""
     path = source / "train.rec" if source.is_dir() else source
-    if not path.is_file():
+    if not regular_file_exists(path):
         raise RecordIOError(f"{path}: no such file; SOURCE is a .rec file or a folder with a train.rec")
     return path
 
@@ -73,7 +74,7 @@ def show(values: dict, as_json: bool) -> None:
             value = ", ".join(f"{key} {_number(entry)}" for key, entry in value.items())
         elif isinstance(value, list):
             value = " x ".join(map(str, value))
-        typer.echo(f"{name.replace('_', ' '):<22} {_number(value)}")
+        typer.echo(f"{name.replace('_', ' '):<22} {sanitize(_number(value))}")
 
 
 def _number(value: object) -> str:
@@ -137,7 +138,7 @@ def verify_command(
         for issue in report.issues:
             key = "without a key" if issue.key is None else f"key {issue.key}"
             record = f"{report.path}: record {key} at offset {issue.offset}: "
-            typer.echo(issue.reason if issue.offset is None else record + issue.reason)
+            typer.echo(sanitize(issue.reason if issue.offset is None else record + issue.reason))
         typer.echo(f"{report.records:,} records, {report.images:,} images, {len(report.issues):,} issues")
     if report.issues:
         raise typer.Exit(1)
@@ -162,7 +163,6 @@ def sample_command(
     as_json: _Json = False,
 ) -> None:
     """Draw a long-tailed selection: a manifest, statistics, a plot and, with --pack, a record file of its images."""
-    from recordio_tools.atomic_io import atomic_folder
     from recordio_tools.long_tail import draw_selection
     from recordio_tools.selection import pack_selection, write_selection
 

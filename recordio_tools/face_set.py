@@ -15,10 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
-from recordio_tools.atomic_io import write_text
+from recordio_tools.atomic_io import regular_file_exists, write_text
 from recordio_tools.cache import cache_path, file_stamp, load_or_compute
 from recordio_tools.errors import RecordIOError
-from recordio_tools.format import FRAME_STRUCT, HEADER_STRUCT, MAX_EXACT_FLOAT32, Record, gather_headers
+from recordio_tools.format import (
+    FRAME_STRUCT,
+    HEADER_STRUCT,
+    MAX_EXACT_FLOAT32,
+    Record,
+    gather_headers,
+    is_beyond_int64,
+)
 from recordio_tools.progress import ProgressFn, no_progress
 from recordio_tools.reader import RecordReader
 
@@ -66,7 +73,7 @@ class FaceRecord:
     def _load(self, progress: ProgressFn, cache: Path | None) -> None:
         reader = self.reader
         property_path = reader.path.with_name("property")
-        declared = read_property(property_path) if property_path.is_file() else None
+        declared = read_property(property_path) if regular_file_exists(property_path) else None
         self.image_size = declared[1:] if declared else None
         header_only_R = _header_only_mask(reader)
         self.image_keys = reader.keys[~header_only_R]
@@ -128,7 +135,7 @@ class FaceRecord:
         order = np.argsort(start_C[used_C])
         start, end = start_C[used_C][order].astype(np.int64), end_C[used_C][order].astype(np.int64)
         first, last = int(self.image_keys[0]), int(self.image_keys[-1])
-        in_sequence = np.array_equal(self.image_keys, np.arange(first, last + 1))
+        in_sequence = bool((np.diff(self.image_keys) == 1).all())
         if (
             not in_sequence
             or not len(start)
@@ -188,6 +195,7 @@ def read_identities(path: Path) -> dict[int, dict[str, str]]:
     fields, a label that is no whole number or is repeated.
     """
     rows: dict[int, dict[str, str]] = {}
+    regular_file_exists(path)
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, strict=True)
@@ -195,7 +203,8 @@ def read_identities(path: Path) -> dict[int, dict[str, str]]:
                 raise RecordIOError(f"{path}: needs the columns label and name")
             for row in reader:
                 label = (row["label"] or "").strip()
-                if None in row or None in row.values() or not label.isdecimal() or int(label) in rows:
+                is_label = label.isdecimal() and not is_beyond_int64(label)
+                if None in row or None in row.values() or not is_label or int(label) in rows:
                     raise RecordIOError(
                         f"{path}: line {reader.line_num} lacks a field, has one too many, or repeats its label"
                     )

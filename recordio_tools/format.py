@@ -69,6 +69,12 @@ class ScannedRecord(NamedTuple):
     reason: str | None
 
 
+def is_beyond_int64(digits: str) -> bool:
+    """Checks if a text of decimal digits, of any length, states a number above 2^63 - 1."""
+    significant = digits.lstrip("0")
+    return len(significant) > 19 or (len(significant) == 19 and int(significant) >= 1 << 63)
+
+
 def align4(length: int) -> int:
     """Returns the length rounded up to a multiple of four."""
     return (length + 3) & ~3

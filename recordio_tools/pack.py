@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recordio_tools.atomic_io import atomic_folder
+from recordio_tools.atomic_io import atomic_folder, regular_file_exists
 from recordio_tools.errors import RecordIOError
 from recordio_tools.face_set import IDENTITIES_FILE, FaceRecord, write_identities
 from recordio_tools.image_header import EXTENSIONS, decode, image_format, image_size
@@ -63,6 +63,7 @@ def _write_record(
 
 
 def _load(path: Path, size: tuple[int, int] | None) -> tuple[bytes, tuple[int, int]]:
+    regular_file_exists(path)
     try:
         payload = path.read_bytes()
         image_hw = image_size(payload)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from recordio_tools.atomic_io import regular_file_exists
 from recordio_tools.cache import cache_path, file_stamp, load_or_compute
 from recordio_tools.errors import RecordIOError
 from recordio_tools.format import (
@@ -23,6 +24,7 @@ from recordio_tools.format import (
     decode_record,
     gather_headers,
     infer_label_width,
+    is_beyond_int64,
     read_record,
 )
 
@@ -53,7 +55,7 @@ class RecordReader:
     ) -> None:
         self.path = Path(path)
         self.index_path = Path(index_path) if index_path else self.path.with_suffix(".idx")
-        if index_path and not self.index_path.is_file():
+        if index_path and not regular_file_exists(self.index_path):
             raise RecordIOError(f"{self.index_path}: no such index file")
         if label_width not in (None, 4, 8):
             raise RecordIOError(f"label_width must be 4 or 8, not {label_width}")
@@ -72,7 +74,7 @@ class RecordReader:
         self._size = len(self._view)
 
     def _load_index(self, cache: Path | None) -> tuple[np.ndarray, np.ndarray]:
-        if self.index_path.is_file():
+        if regular_file_exists(self.index_path):
             return read_index(self.index_path)
         path = cache_path(self.path, "index", cache)
         try:
@@ -208,8 +210,11 @@ def read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
     Raises RecordIOError naming the first wrong line.
     """
+    regular_file_exists(path)
     text = path.read_bytes()
-    if text and not text.endswith(b"\n"):
+    if not text.strip():
+        raise RecordIOError(f"{path}: the index is empty; delete the file to rebuild it from the records")
+    if not text.endswith(b"\n"):
         text += b"\n"
     separators = np.frombuffer(text, np.uint8)
     separators = separators[(separators == _TAB) | (separators == _NEWLINE)]
@@ -221,17 +226,24 @@ def read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
             numbers = np.fromstring(text.decode("ascii"), dtype=np.int64, sep=" ") if regular else None
         except (DeprecationWarning, ValueError):
             numbers = None
+    problem = None
     if numbers is None or numbers.size != 2 * lines or (numbers < 0).any():
-        raise RecordIOError(f"{path}: {_first_bad_line(text)}; delete the file to rebuild it from the records")
+        problem = _first_bad_line(text) or "its lines end in carriage returns"
+    elif numbers.max() == np.iinfo(np.int64).max:  # numbers beyond it are read as it
+        problem = _first_bad_line(text)
+    if problem:
+        raise RecordIOError(f"{path}: {problem}; delete the file to rebuild it from the records")
     return numbers[::2].copy(), numbers[1::2].copy()
 
 
-def _first_bad_line(text: bytes) -> str:
+def _first_bad_line(text: bytes) -> str | None:
     for number, line in enumerate(text.splitlines(), start=1):
-        fields = line.split(b"\t")
-        if len(fields) != 2 or not all(field.strip().isdigit() for field in fields):
+        fields = [field.strip() for field in line.split(b"\t")]
+        if len(fields) != 2 or not all(field.isdigit() for field in fields):
             return f"line {number} is not a key, a tab and an offset: {line[:60]!r}"
-    return "a number is out of range"
+        if any(is_beyond_int64(field.decode()) for field in fields):
+            return f"line {number} has a number above 2^63 - 1: {line[:60]!r}"
+    return None
 
 
 def scan_index(view: memoryview) -> tuple[np.ndarray, np.ndarray]:
@@ -269,7 +281,8 @@ def scan_offsets(view: memoryview) -> np.ndarray:
 
 
 def memory_map(path: Path) -> mmap.mmap:
-    """Maps a whole file read-only; raises RecordIOError if it cannot be read or is empty."""
+    """Maps a whole file read-only; raises RecordIOError if it is no regular file, cannot be read or is empty."""
+    regular_file_exists(path)
     try:
         with path.open("rb") as stream:
             return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)

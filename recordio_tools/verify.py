@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from recordio_tools.atomic_io import regular_file_exists
 from recordio_tools.cache import cache_path, file_stamp, read_cache
 from recordio_tools.errors import RecordIOError
 from recordio_tools.face_set import read_property
@@ -104,20 +105,20 @@ def _read_caches(path: Path, index_path: Path, folder: Path | None, issues: list
 
 
 def _read_index(path: Path, issues: list[Issue]) -> tuple[np.ndarray, np.ndarray]:
-    if path.is_file():
-        try:
+    try:
+        if regular_file_exists(path):
             return read_index(path)
-        except RecordIOError as error:
-            issues.append(Issue(None, None, str(error)))
+    except RecordIOError as error:
+        issues.append(Issue(None, None, str(error)))
     return np.zeros(0, np.int64), np.zeros(0, np.int64)
 
 
 def _read_property(path: Path, issues: list[Issue]) -> tuple[int, int, int] | None:
-    if path.is_file():
-        try:
+    try:
+        if regular_file_exists(path):
             return read_property(path)
-        except RecordIOError as error:
-            issues.append(Issue(None, None, str(error)))
+    except RecordIOError as error:
+        issues.append(Issue(None, None, str(error)))
     return None
 
 
@@ -277,10 +278,13 @@ def _record_0_issues(records: dict[str, np.ndarray], unreadable: np.ndarray) -> 
     exact_R = (records["label"] >= 0) & (records["second_label"] < MAX_EXACT_FLOAT32)
     for row in np.flatnonzero(bare_R & exact_R & (records["key"] == 0)):
         stated = (records["label"][row], records["second_label"][row])
-        missing = np.setdiff1d(np.arange(*stated), np.concatenate([identity_keys, unreadable]))
+        existing = np.unique(np.concatenate([identity_keys, unreadable]))
+        existing = existing[(existing >= stated[0]) & (existing < stated[1])]
+        gaps = np.flatnonzero(existing != stated[0] + np.arange(len(existing)))
         beyond = identity_keys[(identity_keys < stated[0]) | (identity_keys >= stated[1])]
-        if len(missing) or len(beyond):
-            key = int(missing[0] if len(missing) else beyond[0])
+        if len(existing) < stated[1] - stated[0] or len(beyond):
+            first_missing = stated[0] + (gaps[0] if len(gaps) else len(existing))
+            key = int(first_missing if first_missing < stated[1] else beyond[0])
             reason = f"its range of identities {stated[0]:.0f}..{stated[1] - 1:.0f} is wrong for key {key}"
             yield _issue(records, row, reason)
 

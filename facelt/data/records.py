@@ -17,6 +17,7 @@ from facelt.data.kind import RELABELLED, ClassMap, DataKind, Split, TrainingData
 from facelt.data.samplers import split_test_images, train_validation_split
 from facelt.data.transforms import ExpectSize, ImageTransform, Resize
 from facelt.errors import UserError
+from recordio_tools.atomic_io import regular_file_exists
 from recordio_tools.errors import RecordIOError
 from recordio_tools.face_set import IDENTITIES_FILE, FaceRecord, read_identities
 from recordio_tools.image_header import DEFAULT_MAX_PIXELS
@@ -92,7 +93,8 @@ def _read_manifest(path: Path) -> _Manifest:
     non-negative integer, a duplicate key, or labels and new labels that are not one to one.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        regular_file_exists(path)
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot read the manifest: {error}") from error
     header, _, body = text.partition("\n")
@@ -164,7 +166,7 @@ class RecordDataset(EncodedImageDataset):
         if not len(key_N):
             raise UserError(f"{path}: the file contains no images")
         if manifest is not None:
-            key_N, label_N = _select(path, manifest, key_N, label_N)
+            key_N, label_N = _select(path, manifest, key_N, label_N, num_classes)
             num_classes = int(label_N.max()) + 1
         if transform is None:
             if self._record.image_size is None:
@@ -183,8 +185,10 @@ class RecordDataset(EncodedImageDataset):
             raise BadImageError(str(error)) from error
 
 
-def _select(path: Path, manifest_path: Path, key_N: np.ndarray, label_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the keys and new labels of a manifest, checked against the file."""
+def _select(
+    path: Path, manifest_path: Path, key_N: np.ndarray, label_N: np.ndarray, identities: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the keys and new labels of a manifest, checked against the file and its number of identities."""
     rows = _read_manifest(manifest_path)
     order_N = np.argsort(key_N)
     position_M = order_N[np.searchsorted(key_N, rows.key_M, sorter=order_N).clip(max=len(key_N) - 1)]
@@ -197,4 +201,11 @@ def _select(path: Path, manifest_path: Path, key_N: np.ndarray, label_N: np.ndar
             raise UserError(
                 f"{manifest_path}: key {key} does not match {path}, {problem}; use the file it was sampled from"
             )
+    # Every label up to the largest becomes a class of the model.
+    largest = int(np.argmax(rows.new_label_M))
+    if rows.new_label_M[largest] >= identities:
+        raise UserError(
+            f"{manifest_path}: key {rows.key_M[largest]} has the new label {rows.new_label_M[largest]}, but {path} has "
+            f"only {identities} identities; number the new labels from 0"
+        )
     return rows.key_M, rows.new_label_M
