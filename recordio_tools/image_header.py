@@ -1,7 +1,8 @@
 """Header check of encoded images: format and size of JPEG, PNG, WebP and BMP; decoding below a pixel limit.
 
 OpenCV reads its own pixel limit from the environment once, when it is loaded, and the default is 2^30. Sizes are
-therefore checked here before OpenCV sees the bytes.
+therefore checked here before OpenCV sees the bytes. It also allocates what the length of a PNG chunk states, up to
+4 GB, before it reads the chunk; the segments and chunks of the other formats it reads without doing so.
 """
 
 import struct
@@ -31,12 +32,17 @@ def image_format(payload: bytes | memoryview) -> str | None:
 
 
 def image_size(payload: bytes | memoryview) -> tuple[int, int]:
-    """Returns (height, width) from the header. Raises RecordIOError for another format or a damaged header."""
+    """Returns (height, width) from the header.
+
+    Raises RecordIOError for another format, a damaged header, or a PNG with a chunk longer than the rest of the image.
+    """
     kind = image_format(payload)
     if kind is None:
         raise RecordIOError("not a JPEG, PNG, WebP or BMP image" if len(payload) else "empty, not an image")
     try:
-        height, width = _SIZES[kind](payload if kind == "jpeg" else bytes(payload[:32]))
+        height, width = _SIZES[kind](payload if kind in ("jpeg", "png") else bytes(payload[:32]))
+    except RecordIOError:
+        raise
     except (struct.error, IndexError, ValueError):
         raise RecordIOError(f"a {kind} image with a damaged header") from None
     if not (height and width):
@@ -85,10 +91,20 @@ def _jpeg_size(payload: bytes | memoryview) -> tuple[int, int]:
             offset += 2 + struct.unpack_from(">H", payload, offset + 2)[0]
 
 
-def _png_size(head: bytes) -> tuple[int, int]:
-    if head[12:16] != b"IHDR":
+def _png_size(payload: bytes | memoryview) -> tuple[int, int]:
+    """Reads the first chunk and checks the length of every chunk (PNG specification, 5.3 and 11.2.1)."""
+    if payload[12:16] != b"IHDR":
         raise ValueError("no IHDR")
-    width, height = struct.unpack_from(">II", head, 16)
+    width, height = struct.unpack_from(">II", payload, 16)
+    offset, kind = 8, b""
+    while offset < len(payload) and kind != b"IEND":
+        left = len(payload) - offset - 12  # without length, type and checksum
+        if left < 0:
+            raise RecordIOError("a png image that is cut short")
+        length, kind = struct.unpack_from(">I4s", payload, offset)
+        if length > left:
+            raise RecordIOError(f"a png image that is cut short: a chunk of {length} bytes, {left} are left")
+        offset += 12 + length
     return height, width
 
 

@@ -78,7 +78,8 @@ def test_the_tables_say_where_faces_were_and_why_there_are_none(align, photos, t
         row["source"]: (row["identity"], row["kind"], row["reason"]) for row in table(tmp_path / "out/failures.csv")
     }
     assert reasons["Bob/1.png"] == ("Bob", "no face", "no face with a score of 0.5 or more")
-    assert reasons["Cid/1.png"] == ("Cid", "unusable", "damaged or truncated")
+    assert reasons["Cid/1.png"][:2] == ("Cid", "unusable")
+    assert reasons["Cid/1.png"][2].startswith("a png image that is cut short")
     assert len(reasons) == 2
 
 
@@ -227,9 +228,10 @@ def test_the_command_counts_and_names_failures(cli, drawn, photos, tmp_path):
     code, out, error = cli("align", photos, "--out", tmp_path / "out", "--detector", drawn)
     assert (code, out.splitlines()[1:2]) == (0, ["failures to enrol: 2 (1 no face, 1 unusable)"])
     assert out.endswith(f"written: {tmp_path / 'out'}\n")
-    assert error == (
-        "no face: Bob/1.png: no face with a score of 0.5 or more\nunusable: Cid/1.png: damaged or truncated\n"
+    assert error.startswith(
+        "no face: Bob/1.png: no face with a score of 0.5 or more\nunusable: Cid/1.png: a png image that"
     )
+    assert error.count("\n") == 2
     words = ("--out", tmp_path / "small", "--detector", drawn, "--max-pixels", 31_999)
     code, out, error = cli("align", photos, *words)
     assert (code, out) == (1, "")
