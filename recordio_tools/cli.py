@@ -8,11 +8,12 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from recordio_tools.atomic_io import atomic_folder, regular_file_exists
+from recordio_tools.atomic_io import atomic_folder
 from recordio_tools.errors import RecordIOError, sanitize
 from recordio_tools.face_set import FaceRecord
 from recordio_tools.image_header import image_format, image_size
 from recordio_tools.progress import ProgressFn, no_progress, progress_bars
+from recordio_tools.reader import record_path
 from recordio_tools.selection import describe_counts
 
 recordio_app = typer.Typer(
@@ -54,14 +55,6 @@ class ProfileName(StrEnum):
     pareto = "pareto"
     exponential = "exponential"
     step = "step"
-
-
-def record_path(source: Path) -> Path:
-    """Returns the .rec of a SOURCE argument; raises RecordIOError if there is none."""
-    path = source / "train.rec" if source.is_dir() else source
-    if not regular_file_exists(path):
-        raise RecordIOError(f"{path}: no such file; SOURCE is a .rec file or a folder with a train.rec")
-    return path
 
 
 def show(values: dict, as_json: bool) -> None:

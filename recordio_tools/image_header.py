@@ -15,6 +15,7 @@ DEFAULT_MAX_PIXELS = 50_000_000  # above any photograph of the supported sets; 1
 EXTENSIONS = {"jpeg": ".jpg", "png": ".png", "webp": ".webp", "bmp": ".bmp"}
 # Start-of-frame markers of JPEG: 0xC0..0xCF without DHT (C4), JPG (C8) and DAC (CC).
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_unpack_chunk = struct.Struct(">I4s").unpack_from  # length and type of a PNG chunk
 _JPEG_END = b"\xff\xd9"
 _JPEG_TAIL = 1024  # cameras may leave some bytes after the end marker
 
@@ -96,12 +97,12 @@ def _png_size(payload: bytes | memoryview) -> tuple[int, int]:
     if payload[12:16] != b"IHDR":
         raise ValueError("no IHDR")
     width, height = struct.unpack_from(">II", payload, 16)
-    offset, kind = 8, b""
-    while offset < len(payload) and kind != b"IEND":
-        left = len(payload) - offset - 12  # without length, type and checksum
+    offset, end, kind = 8, len(payload), b""
+    while offset < end and kind != b"IEND":
+        left = end - offset - 12  # without length, type and checksum
         if left < 0:
             raise RecordIOError("a png image that is cut short")
-        length, kind = struct.unpack_from(">I4s", payload, offset)
+        length, kind = _unpack_chunk(payload, offset)
         if length > left:
             raise RecordIOError(f"a png image that is cut short: a chunk of {length} bytes, {left} are left")
         offset += 12 + length

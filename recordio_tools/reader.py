@@ -205,6 +205,16 @@ class RecordReader:
         self._set_index(*state["index"])
 
 
+def record_path(source: Path) -> Path:
+    """Returns the .rec of `source`, which is that file or a folder with a train.rec. Raises RecordIOError if absent."""
+    is_folder = source.is_dir()
+    path = source / "train.rec" if is_folder else source
+    if not regular_file_exists(path):
+        problem = "the folder has no train.rec" if is_folder else "no such file"
+        raise RecordIOError(f"{source}: {problem}; expected a .rec file or a folder with a train.rec")
+    return path
+
+
 def read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Reads keys and offsets, int64 [N] each, from an `.idx` of lines key, tab, offset.
 

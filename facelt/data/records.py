@@ -21,11 +21,13 @@ from recordio_tools.atomic_io import regular_file_exists
 from recordio_tools.errors import RecordIOError
 from recordio_tools.face_set import IDENTITIES_FILE, FaceRecord, read_identities
 from recordio_tools.image_header import DEFAULT_MAX_PIXELS
+from recordio_tools.reader import record_path
 
 
 @register_data_kind("record")
 class RecordData(DataKind):
-    """A .rec in InsightFace's layout; `manifest` selects some of its records, as `recordio_tools sample` writes it.
+    """A .rec in InsightFace's layout, or a folder with a train.rec; `manifest` selects some of its records, as
+    `recordio-tools sample` writes it.
 
     With a `test_fraction`, that part of the images of each identity with two or more, at least one and at most
     `test_limit`, are the split `test`. `validation_fraction` of the others are held out for validation, but never an
@@ -42,9 +44,14 @@ class RecordData(DataKind):
     test_fraction: float = Field(0.0, ge=0, lt=1)
     test_limit: int = Field(5, ge=1)
 
+    @property
+    def record(self) -> Path:
+        """The .rec file. Raises UserError if there is none."""
+        return record_path(self.train)
+
     def open(self, seed: int) -> TrainingData:
         dataset = RecordDataset(
-            self.train, manifest=self.manifest, transform=self.eval_transform(), max_pixels=self.max_pixels
+            self.record, manifest=self.manifest, transform=self.eval_transform(), max_pixels=self.max_pixels
         )
         rest_index, test_index = split_test_images(dataset.labels, self.test_fraction, self.test_limit, seed)
         train_N, validation_N = train_validation_split(dataset.labels[rest_index], self.validation_fraction, seed)
@@ -60,7 +67,7 @@ class RecordData(DataKind):
 
     def known_class_names(self, data: TrainingData) -> dict[int, str]:
         """Returns the names in identities.csv in the folder of the record."""
-        path = self.train.with_name(IDENTITIES_FILE)
+        path = self.record.with_name(IDENTITIES_FILE)
         rows = read_identities(path) if path.is_file() else {}
         labels = self.class_map(data.num_classes).label_C.tolist()
         return {number: rows[label]["name"] for number, label in enumerate(labels) if label in rows}

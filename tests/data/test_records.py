@@ -117,6 +117,23 @@ def test_what_is_not_a_regular_file_is_refused_unopened(face_rec, kind, make, na
         RecordDataset(face_rec, manifest=face_rec.with_name("manifest.csv"))
 
 
+def test_training_data_may_be_the_folder_of_the_record(face_rec):
+    face_rec.with_name("identities.csv").write_text("label,name\n1,Ann\n", encoding="utf-8")
+    by_file, by_folder = (
+        RecordData(kind="record", train=path, image_size=(16, 16)) for path in (face_rec, face_rec.parent)
+    )
+    assert by_folder.record == face_rec
+    assert by_folder.open(0).fingerprint() == by_file.open(0).fingerprint()
+    assert by_folder.known_class_names(by_folder.open(0)) == {1: "Ann"}
+
+
+def test_a_folder_without_a_record_is_named(tmp_path):
+    for path, problem in ((tmp_path, "the folder has no train.rec"), (tmp_path / "absent.rec", "no such file")):
+        with pytest.raises(UserError) as caught:
+            RecordData(kind="record", train=path).open(0)
+        assert str(caught.value) == f"{path}: {problem}; expected a .rec file or a folder with a train.rec"
+
+
 def test_missing_files_and_labels_outside_property_are_refused(face_rec):
     with pytest.raises(UserError, match=r"absent\.rec"):
         RecordDataset(face_rec.with_name("absent.rec"))
