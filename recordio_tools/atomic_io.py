@@ -56,10 +56,11 @@ def atomic_folder(path: Path, overwrite: bool | None = None, sources: Iterable[P
     and is not to be overwritten; and in place of any OSError.
     """
     target = path.resolve()  # the folder itself, if `path` is a link
-    temporary, lock = _temporary(target), None
+    temporary = lock = None
     try:
         _remove_leftovers(target)
         _check_target(path, target, overwrite, sources)
+        temporary = _temporary(target)
         temporary.mkdir(parents=True)
         lock = _lock(temporary)
         with _named_errors(temporary, path):
@@ -68,7 +69,8 @@ def atomic_folder(path: Path, overwrite: bool | None = None, sources: Iterable[P
     except OSError as error:
         raise _write_error(path, error, "free some space or choose another folder") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # after a swap, the folder that was replaced
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)  # after a swap, the folder that was replaced
         if lock is not None:
             os.close(lock)
     _sync_folder(target.parent)

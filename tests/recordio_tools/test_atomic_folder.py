@@ -136,7 +136,7 @@ def test_sources_the_working_folder_and_files_are_never_replaced(old, tmp_path, 
     with pytest.raises(UserError, match="out/old: is not a folder"):
         write(old / "old", "new", overwrite=True)
     monkeypatch.chdir(old)
-    for path in (Path(), Path(".."), old):
+    for path in (Path(), Path(".."), old, Path("/")):
         with pytest.raises(UserError, match="is or contains the working folder"):
             write(path, "new", overwrite=True)
     assert contents(old) == {"old": "old"}
