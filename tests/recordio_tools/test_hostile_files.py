@@ -2,19 +2,21 @@
 
 import os
 import resource
+import struct
 import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from recordio_tools import lists
+from recordio_tools import format, lists
 from recordio_tools.__main__ import main
 from recordio_tools.atomic_io import regular_file_exists, sha256_of
 from recordio_tools.errors import RecordIOError, UserError, sanitize
 from recordio_tools.face_set import FaceRecord, read_identities
-from recordio_tools.format import IRHeader
+from recordio_tools.format import MAGIC, MAX_LENGTH, IRHeader, scan_records
 from recordio_tools.pack import pack_images
 from recordio_tools.reader import RecordReader, read_index
 from recordio_tools.verify import verify_record_file
@@ -200,8 +202,25 @@ def test_names_are_printed_without_control_characters(faces, tmp_path, capsys):
     assert run("info", folder / "absent\x07") == 1
     (folder / "train.idx").unlink()
     assert run("info", folder) == 0
-    assert run("sample", folder, "--images", 2, "--out", folder / "lt") == 0
+    assert run("unpack", folder, "--out", folder / "images") == 0
     printed = "".join(capsys.readouterr())
     assert not set(printed) & {"\x1b", "\x07", "\u202e"}
     assert "\ufffd[31mred\ufffd\ufffd" in printed
     assert sanitize("Zoë \x9b") == "Zoë \ufffd"
+
+
+def test_the_search_reads_in_proportion_to_the_file(monkeypatch):
+    """Damaged records, each of which announces more than is left, and nested ones among false entries of an index."""
+    count = 5_000
+    truncated = struct.pack("<II", MAGIC, MAX_LENGTH) * count
+    size = 12 * count + 8
+    frames = b"".join(struct.pack("<II", MAGIC, size - 16 - 8 * number) for number in range(count))
+    nested = frames + bytes(size - len(frames))
+    false = np.arange(8 * count, size - 8, 4)
+    searched = []
+    search = format._aligned_magic
+    monkeypatch.setattr(format, "_aligned_magic", lambda piece: searched.append(len(piece)) or search(piece))
+    for data, indexed in ((truncated, []), (nested, memoryview(false))):
+        searched.clear()
+        assert sum(1 for _ in scan_records(memoryview(data), indexed)) == count
+        assert sum(searched) < 20 * len(data)
