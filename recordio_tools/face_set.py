@@ -98,7 +98,7 @@ class FaceRecord:
                 f"{reader.path}: record {record} has label {highest}, "
                 f"but {property_path} declares {self.num_identities} identities"
             )
-        self.counts = np.bincount(labels, minlength=self.num_identities).astype(np.int64)
+        self.counts = np.bincount(labels, minlength=self.num_identities).astype(np.int64, copy=False)
 
     def _headers(self, keys: np.ndarray, progress: ProgressFn = no_progress):
         offsets = np.asarray(self.reader.offsets)[np.isin(self.reader.keys, keys)]
