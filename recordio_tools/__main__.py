@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from recordio_tools.errors import UserError
+from recordio_tools.errors import UserError, sanitize
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         recordio_app(args=None if argv is None else list(argv), prog_name="recordio-tools")
     except (UserError, OSError) as error:
-        print(f"recordio-tools: {error}", file=sys.stderr)
+        print(f"recordio-tools: {sanitize(str(error))}", file=sys.stderr)
         raise SystemExit(1) from None
 
 

@@ -1,15 +1,20 @@
-"""Atomic file and folder writes; SHA-256 of files."""
+"""Atomic file and folder writes; check of regular files; SHA-256 of files."""
 
 import contextlib
+import ctypes
+import errno
+import fcntl
 import hashlib
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
-from recordio_tools.errors import UserError
+from recordio_tools.errors import RecordIOError, UserError
 
 
 @contextlib.contextmanager
@@ -40,23 +45,131 @@ def write_text(path: Path, text: str, advice: str = "") -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yields a new temporary folder; after the block, renames it to `path`. If the block fails, removes it.
+def atomic_folder(path: Path, overwrite: bool | None = None, sources: Iterable[Path] = ()) -> Iterator[Path]:
+    """Yields a new temporary folder next to `path`; after the block, renames it to `path`, after an error removes it.
 
-    Raises UserError if `path` exists and is not an empty folder, and in place of any OSError.
+    With `overwrite` a folder that holds files is replaced whole: it stays as it is until the new one is complete, and
+    the two are swapped. None is for callers without such an option. The folder of an earlier call that was killed is
+    removed first.
+
+    Raises UserError if `path` is no folder, is or contains the working folder or one of the `sources`, or holds files
+    and is not to be overwritten; and in place of any OSError.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path}: exists already; remove it or choose another folder")
-    temporary = _temporary(path)
+    target = path.resolve()  # the folder itself, if `path` is a link
+    temporary = lock = None
     try:
+        _remove_leftovers(target)
+        _check_target(path, target, overwrite, sources)
+        temporary = _temporary(target)
         temporary.mkdir(parents=True)
-        yield temporary
-        temporary.replace(path)
+        lock = _lock(temporary)
+        with _named_errors(temporary, path):
+            yield temporary
+        _replace_folder(temporary, target)
     except OSError as error:
         raise _write_error(path, error, "free some space or choose another folder") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    _sync_folder(path.parent)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)  # after a swap, the folder that was replaced
+        if lock is not None:
+            os.close(lock)
+    _sync_folder(target.parent)
+
+
+def _check_target(path: Path, target: Path, overwrite: bool | None, sources: Iterable[Path]) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise UserError(f"{path}: is not a folder; choose another name")
+    for source in sources:
+        if source.resolve().is_relative_to(target):
+            raise UserError(f"{path}: holds the source {source}; choose another folder")
+    with contextlib.suppress(FileNotFoundError):  # of a working folder that was removed
+        if Path.cwd().is_relative_to(target):
+            raise UserError(f"{path}: is or contains the working folder; choose a new folder in it")
+    if not overwrite and any(target.iterdir()):
+        remedy = "remove it or choose another folder"
+        if overwrite is not None:
+            remedy = "choose another folder, or replace this one with --overwrite"
+        raise UserError(f"{path}: exists already and is not empty; {remedy}")
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Removes temporary folders of `target` whose process has ended, and restores `target` from a swap cut short."""
+    if not target.parent.is_dir():
+        return
+    name = re.compile(re.escape(f".{target.name}.") + r"\d+\.[0-9a-f]{8}\.(partial|previous)")
+    for folder in sorted(target.parent.iterdir()):
+        match = name.fullmatch(folder.name)
+        if match is None or folder.is_symlink() or not folder.is_dir() or (lock := _lock(folder)) is None:
+            continue
+        try:
+            if match[1] == "previous" and not target.exists():
+                folder.rename(target)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """Locks a folder until the descriptor is closed or the process ends; None if another process holds the lock."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # also on file systems without locks, where leftovers then stay
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+@contextlib.contextmanager
+def _named_errors(temporary: Path, path: Path) -> Iterator[None]:
+    """Makes errors name `path` in place of the temporary folder, and a source that cannot be read itself."""
+    try:
+        yield
+    except UserError as error:
+        if str(temporary) not in str(error):
+            raise
+        raise type(error)(str(error).replace(str(temporary), str(path))) from error
+    except OSError as error:
+        if error.filename is None or os.fsdecode(error.filename).startswith(str(temporary)):
+            raise
+        raise UserError(f"{os.fsdecode(error.filename)}: {error.strerror}") from error
+
+
+def _replace_folder(temporary: Path, target: Path) -> None:
+    """Renames `temporary` to `target`; a folder with files in its place is at `temporary` afterwards."""
+    if not (target.is_dir() and any(target.iterdir())):
+        temporary.replace(target)
+    elif not _exchange(temporary, target):
+        # Killed between the two renames, the next call puts the previous folder back.
+        previous = temporary.with_suffix(".previous")
+        target.rename(previous)
+        try:
+            temporary.rename(target)
+        except OSError:
+            previous.rename(target)
+            raise
+        previous.rename(temporary)
+
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swaps two folders in one step with Linux's renameat2; returns False if system or file system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    renameat2.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+    if renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), str(second))
 
 
 def sync(file: Path | IO) -> None:
@@ -72,8 +185,27 @@ def sync(file: Path | IO) -> None:
         os.close(descriptor)
 
 
+def regular_file_exists(path: Path) -> bool:
+    """Returns True for a regular file and False if nothing has this name.
+
+    Raises RecordIOError for a folder, and for a named pipe or a device, which a program that opens it may wait for
+    without end.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
+        return False
+    except OSError as error:
+        raise RecordIOError(f"{path}: cannot be read ({error.strerror})") from None
+    if not stat.S_ISREG(mode):
+        kind = "folder" if stat.S_ISDIR(mode) else "named pipe" if stat.S_ISFIFO(mode) else "device or a socket"
+        raise RecordIOError(f"{path}: is a {kind}; a regular file is expected")
+    return True
+
+
 def sha256_of(path: Path) -> str:
     """Returns the SHA-256 of a file, read in blocks. Raises UserError if it cannot be read."""
+    regular_file_exists(path)
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

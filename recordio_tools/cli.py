@@ -8,10 +8,12 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from recordio_tools.errors import RecordIOError
+from recordio_tools.atomic_io import atomic_folder
+from recordio_tools.errors import RecordIOError, sanitize
 from recordio_tools.face_set import FaceRecord
 from recordio_tools.image_header import image_format, image_size
 from recordio_tools.progress import ProgressFn, no_progress, progress_bars
+from recordio_tools.reader import record_path
 from recordio_tools.selection import describe_counts
 
 recordio_app = typer.Typer(
@@ -23,7 +25,12 @@ recordio_app = typer.Typer(
 
 _Source = Annotated[Path, typer.Argument(help="A .rec file, or a folder with a train.rec.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print a JSON object instead of text.")]
-_Out = Annotated[Path, typer.Option(help="Output folder.")]
+_Out = Annotated[Path, typer.Option(help="Output folder, new or empty.")]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the whole output folder once all is written.")]
+_Cache = Annotated[
+    Path | None,
+    typer.Option(file_okay=False, help="Folder of caches; default: the variable FACELT_CACHE, or the file's folder."),
+]
 _Seed = Annotated[int, typer.Option(help="Random seed; it selects the same images on any machine.")]
 _Images = Annotated[int | None, typer.Option(help="Number of images to draw (proportional).")]
 _Identities = Annotated[int | None, typer.Option(help="Number of identities to keep; default: those drawn.")]
@@ -50,14 +57,6 @@ class ProfileName(StrEnum):
     step = "step"
 
 
-def record_path(source: Path) -> Path:
-    """Returns the .rec of a SOURCE argument; raises RecordIOError if there is none."""
-    path = source / "train.rec" if source.is_dir() else source
-    if not path.is_file():
-        raise RecordIOError(f"{path}: no such file; SOURCE is a .rec file or a folder with a train.rec")
-    return path
-
-
 def show(values: dict, as_json: bool) -> None:
     """Prints values as a JSON object, or one line each."""
     if as_json:
@@ -68,7 +67,7 @@ def show(values: dict, as_json: bool) -> None:
             value = ", ".join(f"{key} {_number(entry)}" for key, entry in value.items())
         elif isinstance(value, list):
             value = " x ".join(map(str, value))
-        typer.echo(f"{name.replace('_', ' '):<22} {_number(value)}")
+        typer.echo(f"{name.replace('_', ' '):<22} {sanitize(_number(value))}")
 
 
 def _number(value: object) -> str:
@@ -76,16 +75,16 @@ def _number(value: object) -> str:
 
 
 @recordio_app.command("info")
-def info_command(source: _Source, as_json: _Json = False) -> None:
+def info_command(source: _Source, cache: _Cache = None, as_json: _Json = False) -> None:
     """Summarize a record file: records, images, identities, layout."""
     with progress_bars(not as_json) as progress:
-        summary = summarize(record_path(source), progress)
+        summary = summarize(record_path(source), progress, cache)
     show(summary, as_json)
 
 
-def summarize(path: Path, progress: ProgressFn = no_progress) -> dict:
+def summarize(path: Path, progress: ProgressFn = no_progress, cache: Path | None = None) -> dict:
     """Returns records, images, identities, spread and layout of a file. Raises RecordIOError if it cannot be read."""
-    with FaceRecord(path, progress=progress) as faces:
+    with FaceRecord(path, progress=progress, cache=cache) as faces:
         reader = faces.reader
         summary = {
             "file": str(path),
@@ -117,20 +116,22 @@ def _describe_image(payload: memoryview) -> str:
 def verify_command(
     source: _Source,
     decode: Annotated[bool, typer.Option(help="Also decode every image.")] = True,
+    cache: _Cache = None,
     as_json: _Json = False,
 ) -> None:
     """Check every record; list damaged ones by key, offset and reason, and exit with code 1 if there are any."""
     from recordio_tools.verify import verify_record_file
 
     with progress_bars(not as_json) as progress:
-        report = verify_record_file(record_path(source), decode_images=decode, progress=progress)
+        report = verify_record_file(record_path(source), decode_images=decode, progress=progress, cache=cache)
     if as_json:
         issues = [issue._asdict() for issue in report.issues]
         typer.echo(json.dumps({**report._asdict(), "issues": issues}, indent=2))
     else:
         for issue in report.issues:
             key = "without a key" if issue.key is None else f"key {issue.key}"
-            typer.echo(f"{report.path}: record {key} at offset {issue.offset}: {issue.reason}")
+            record = f"{report.path}: record {key} at offset {issue.offset}: "
+            typer.echo(sanitize(issue.reason if issue.offset is None else record + issue.reason))
         typer.echo(f"{report.records:,} records, {report.images:,} images, {len(report.issues):,} issues")
     if report.issues:
         raise typer.Exit(1)
@@ -150,6 +151,8 @@ def sample_command(
     maximum: _Maximum = None,
     minimum: _Minimum = None,
     pack: Annotated[bool, typer.Option("--pack", help="Also write the images: train.rec, .idx and property.")] = False,
+    overwrite: _Overwrite = False,
+    cache: _Cache = None,
     as_json: _Json = False,
 ) -> None:
     """Draw a long-tailed selection: a manifest, statistics, a plot and, with --pack, a record file of its images."""
@@ -157,16 +160,18 @@ def sample_command(
     from recordio_tools.selection import pack_selection, write_selection
 
     options = {"images": images, "power": power, "alpha": alpha, "imbalance": imbalance, "max": maximum, "min": minimum}
-    with progress_bars(not as_json) as progress:
-        faces = FaceRecord(record_path(source), progress=progress)
-    with faces:
+    path = record_path(source)
+    with (
+        atomic_folder(out, overwrite, [path]) as folder,
+        progress_bars(not as_json) as progress,
+        FaceRecord(path, progress=progress, cache=cache) as faces,
+    ):
         selection, profile_values = draw_selection(
             faces.image_keys, faces.labels, profile.value, seed, identities, options
         )
         if pack:
-            with progress_bars(not as_json) as progress:
-                pack_selection(faces, selection, out, progress)
-        statistics = write_selection(faces, selection, out, profile_values)
+            pack_selection(faces, selection, folder, progress)
+        statistics = write_selection(faces, selection, folder, profile_values)
     if as_json:
         show(statistics, as_json)
     else:
@@ -194,6 +199,7 @@ def lists_command(
     imbalance: _Imbalance = None,
     maximum: _Maximum = None,
     minimum: _Minimum = None,
+    overwrite: _Overwrite = False,
     as_json: _Json = False,
 ) -> None:
     """Write a long-tailed training list of image files, and disjoint validation and test lists."""
@@ -202,7 +208,9 @@ def lists_command(
     if not source.exists():
         raise RecordIOError(f"{source}: no such folder or list")
     options = {"images": images, "power": power, "alpha": alpha, "imbalance": imbalance, "max": maximum, "min": minimum}
-    statistics = write_lists(source, out, profile.value, seed, HeldOut(validation, test), identities, options)
+    statistics = write_lists(
+        source, out, profile.value, seed, HeldOut(validation, test), identities, options, overwrite
+    )
     if as_json:
         show(statistics, as_json)
         return
@@ -223,6 +231,7 @@ def pack_command(
     size: Annotated[
         str | None, typer.Option(help="HEIGHTxWIDTH: resize images of other sizes and store them as JPEG.")
     ] = None,
+    overwrite: _Overwrite = False,
     as_json: _Json = False,
 ) -> None:
     """Pack images into a record file in InsightFace's layout."""
@@ -231,7 +240,7 @@ def pack_command(
     if not source.exists():
         raise RecordIOError(f"{source}: no such folder or list")
     with progress_bars(not as_json) as progress:
-        summary = pack_images(source, out, root, parse_size(size), progress)
+        summary = pack_images(source, out, root, parse_size(size), progress, overwrite)
     show({**summary, "written_to": str(out / "train.rec")}, as_json)
 
 
@@ -246,10 +255,12 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 @recordio_app.command("unpack")
-def unpack_command(source: _Source, out: _Out, as_json: _Json = False) -> None:
+def unpack_command(
+    source: _Source, out: _Out, overwrite: _Overwrite = False, cache: _Cache = None, as_json: _Json = False
+) -> None:
     """Write every image to LABEL/KEY.jpg, and a list for `pack`."""
     from recordio_tools.pack import unpack_images
 
     with progress_bars(not as_json) as progress:
-        summary = unpack_images(record_path(source), out, progress)
+        summary = unpack_images(record_path(source), out, progress, overwrite, cache)
     show({**summary, "written_to": str(out)}, as_json)

@@ -15,11 +15,19 @@ from pathlib import Path
 
 import numpy as np
 
-from recordio_tools.atomic_io import write_text
+from recordio_tools.atomic_io import regular_file_exists, write_text
+from recordio_tools.cache import cache_path, file_stamp, load_or_compute
 from recordio_tools.errors import RecordIOError
-from recordio_tools.format import FRAME_STRUCT, HEADER_STRUCT, MAX_EXACT_FLOAT32, Record, gather_headers
+from recordio_tools.format import (
+    FRAME_STRUCT,
+    HEADER_STRUCT,
+    MAX_EXACT_FLOAT32,
+    Record,
+    gather_headers,
+    is_beyond_int64,
+)
 from recordio_tools.progress import ProgressFn, no_progress
-from recordio_tools.reader import RecordReader, file_stamp, load_or_compute
+from recordio_tools.reader import RecordReader
 
 IDENTITIES_FILE = "identities.csv"
 
@@ -44,23 +52,28 @@ class FaceRecord:
     `property`, or None; label_source: "ranges" or "headers".
 
     Labels come from the identity records if their ranges are exact, otherwise from one pass over the headers, cached
-    next to the file. Raises RecordIOError naming record and label if a label is not a whole number from 0 to C - 1.
+    in the folder `cache` (see `cache_path`). Raises RecordIOError naming record and label if a label is not a whole
+    number from 0 to C - 1.
     """
 
     def __init__(
-        self, path: str | Path, index_path: str | Path | None = None, progress: ProgressFn = no_progress
+        self,
+        path: str | Path,
+        index_path: str | Path | None = None,
+        progress: ProgressFn = no_progress,
+        cache: Path | None = None,
     ) -> None:
-        self.reader = RecordReader(path, index_path)
+        self.reader = RecordReader(path, index_path, cache=cache)
         try:
-            self._load(progress)
+            self._load(progress, cache)
         except BaseException:
             self.reader.close()
             raise
 
-    def _load(self, progress: ProgressFn) -> None:
+    def _load(self, progress: ProgressFn, cache: Path | None) -> None:
         reader = self.reader
         property_path = reader.path.with_name("property")
-        declared = read_property(property_path) if property_path.is_file() else None
+        declared = read_property(property_path) if regular_file_exists(property_path) else None
         self.image_size = declared[1:] if declared else None
         header_only_R = _header_only_mask(reader)
         self.image_keys = reader.keys[~header_only_R]
@@ -68,12 +81,13 @@ class FaceRecord:
         labels = self._labels_from_ranges()
         self.label_source = "headers" if labels is None else "ranges"
         if labels is None:
-            cache = reader.path.with_name(reader.path.name + ".labels.npy")
-            stamp = file_stamp(reader.path, reader.index_path)
             keys, labels = load_or_compute(
-                cache, stamp, 2, lambda: np.stack([self.image_keys, self._labels_from_headers(progress)])
+                cache_path(reader.path, "labels", cache),
+                file_stamp(reader.path, reader.index_path),
+                2,
+                lambda: np.stack([self.image_keys, self._labels_from_headers(progress)]),
             )
-            if not np.array_equal(keys, self.image_keys):  # a forged or damaged cache
+            if not np.array_equal(keys, self.image_keys):  # a forged cache
                 labels = self._labels_from_headers(progress)
         self.labels = labels
         highest = int(labels.max(initial=-1))
@@ -84,7 +98,7 @@ class FaceRecord:
                 f"{reader.path}: record {record} has label {highest}, "
                 f"but {property_path} declares {self.num_identities} identities"
             )
-        self.counts = np.bincount(labels, minlength=self.num_identities).astype(np.int64)
+        self.counts = np.bincount(labels, minlength=self.num_identities).astype(np.int64, copy=False)
 
     def _headers(self, keys: np.ndarray, progress: ProgressFn = no_progress):
         offsets = np.asarray(self.reader.offsets)[np.isin(self.reader.keys, keys)]
@@ -121,7 +135,7 @@ class FaceRecord:
         order = np.argsort(start_C[used_C])
         start, end = start_C[used_C][order].astype(np.int64), end_C[used_C][order].astype(np.int64)
         first, last = int(self.image_keys[0]), int(self.image_keys[-1])
-        in_sequence = np.array_equal(self.image_keys, np.arange(first, last + 1))
+        in_sequence = bool((np.diff(self.image_keys) == 1).all())
         if (
             not in_sequence
             or not len(start)
@@ -181,6 +195,7 @@ def read_identities(path: Path) -> dict[int, dict[str, str]]:
     fields, a label that is no whole number or is repeated.
     """
     rows: dict[int, dict[str, str]] = {}
+    regular_file_exists(path)
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, strict=True)
@@ -191,7 +206,8 @@ def read_identities(path: Path) -> dict[int, dict[str, str]]:
                 )
             for row in reader:
                 label = (row["label"] or "").strip()
-                if None in row or None in row.values() or not label.isdecimal() or int(label) in rows:
+                is_label = label.isdecimal() and not is_beyond_int64(label)
+                if None in row or None in row.values() or not is_label or int(label) in rows:
                     raise RecordIOError(
                         f"{path}: line {reader.line_num} lacks a field, has one too many, or repeats its label"
                     )

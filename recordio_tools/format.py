@@ -69,6 +69,12 @@ class ScannedRecord(NamedTuple):
     reason: str | None
 
 
+def is_beyond_int64(digits: str) -> bool:
+    """Checks if a text of decimal digits, of any length, states a number above 2^63 - 1."""
+    significant = digits.lstrip("0")
+    return len(significant) > 19 or (len(significant) == 19 and int(significant) >= 1 << 63)
+
+
 def align4(length: int) -> int:
     """Returns the length rounded up to a multiple of four."""
     return (length + 3) & ~3
@@ -250,6 +256,7 @@ def scan_records(view: memoryview, indexed: Sequence[int]) -> Iterator[ScannedRe
     `indexed` holds the sorted offsets that the index names; it may be empty. If a record's length and the place of the
     next record disagree, they decide which of the two is damaged.
     """
+    beginning = memoryview(_record_beginnings(view, np.asarray(indexed, np.int64)))
     offset = 0
     while offset < len(view):
         try:
@@ -258,8 +265,8 @@ def scan_records(view: memoryview, indexed: Sequence[int]) -> Iterator[ScannedRe
             yield ScannedRecord(offset, None, str(error))
             offset = find_record(view, offset + 4)
             continue
-        covered = _covered_record(view, indexed, offset, following)
-        if covered is not None:
+        row = bisect_right(beginning, offset)
+        if row < len(beginning) and (covered := beginning[row]) < following:
             yield ScannedRecord(offset, None, f"its length runs over the record at offset {covered}")
             offset = covered
         elif not _ends_at_record(view, indexed, following) and (
@@ -274,20 +281,25 @@ def scan_records(view: memoryview, indexed: Sequence[int]) -> Iterator[ScannedRe
 
 def find_record(view: memoryview, offset: int) -> int:
     """Returns the next offset, from `offset` on, at which a record may begin; the end of the file if there is none."""
-    block = 1 << 24
-    for start in range(align4(offset), len(view), block):
+    # The next record is usually near; a file of damaged records would be copied for each of them.
+    start, block = align4(offset), 1 << 6
+    while start < len(view):
         piece = bytes(view[start : start + block + FRAME_STRUCT.size])
         for position in _aligned_magic(piece):
             is_inside = position < block and position + FRAME_STRUCT.size <= len(piece)
             if is_inside and FRAME_STRUCT.unpack_from(piece, position)[1] >> LENGTH_BITS in (WHOLE, FIRST):
                 return start + position
+        start, block = start + block, min(2 * block, 1 << 24)
     return len(view)
 
 
-def _covered_record(view: memoryview, indexed: Sequence[int], offset: int, following: int) -> int | None:
-    """The first record that the index names inside this one."""
-    inside = indexed[bisect_right(indexed, offset) : bisect_left(indexed, following)]
-    return next((position for position in inside if _begins_record(view, position)), None)
+def _record_beginnings(view: memoryview, offset_N: np.ndarray) -> np.ndarray:
+    """Those of the offsets at which a record begins, as `_begins_record` checks one of them."""
+    offset_N = offset_N[(offset_N >= 0) & (offset_N % 4 == 0) & (offset_N <= len(view) - FRAME_STRUCT.size)]
+    words = np.frombuffer(view, "<u4", len(view) // 4)
+    frame_N = words[offset_N // 4 + 1]
+    is_inside_N = offset_N + FRAME_STRUCT.size + (frame_N & MAX_LENGTH) <= len(view)
+    return offset_N[(words[offset_N // 4] == MAGIC) & (frame_N >> LENGTH_BITS <= FIRST) & is_inside_N]
 
 
 def _ends_at_record(view: memoryview, indexed: Sequence[int], following: int) -> bool:

@@ -1,7 +1,8 @@
 """Header check of encoded images: format and size of JPEG, PNG, WebP and BMP; decoding below a pixel limit.
 
 OpenCV reads its own pixel limit from the environment once, when it is loaded, and the default is 2^30. Sizes are
-therefore checked here before OpenCV sees the bytes.
+therefore checked here before OpenCV sees the bytes. It also allocates what the length of a PNG chunk states, up to
+4 GB, before it reads the chunk; the segments and chunks of the other formats it reads without doing so.
 """
 
 import struct
@@ -14,6 +15,7 @@ DEFAULT_MAX_PIXELS = 50_000_000  # above any photograph of the supported sets; 1
 EXTENSIONS = {"jpeg": ".jpg", "png": ".png", "webp": ".webp", "bmp": ".bmp"}
 # Start-of-frame markers of JPEG: 0xC0..0xCF without DHT (C4), JPG (C8) and DAC (CC).
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_unpack_chunk = struct.Struct(">I4s").unpack_from  # length and type of a PNG chunk
 _JPEG_END = b"\xff\xd9"
 _JPEG_TAIL = 1024  # cameras may leave some bytes after the end marker
 
@@ -31,12 +33,17 @@ def image_format(payload: bytes | memoryview) -> str | None:
 
 
 def image_size(payload: bytes | memoryview) -> tuple[int, int]:
-    """Returns (height, width) from the header. Raises RecordIOError for another format or a damaged header."""
+    """Returns (height, width) from the header.
+
+    Raises RecordIOError for another format, a damaged header, or a PNG with a chunk longer than the rest of the image.
+    """
     kind = image_format(payload)
     if kind is None:
         raise RecordIOError("not a JPEG, PNG, WebP or BMP image" if len(payload) else "empty, not an image")
     try:
-        height, width = _SIZES[kind](payload if kind == "jpeg" else bytes(payload[:32]))
+        height, width = _SIZES[kind](payload if kind in ("jpeg", "png") else bytes(payload[:32]))
+    except RecordIOError:
+        raise
     except (struct.error, IndexError, ValueError):
         raise RecordIOError(f"a {kind} image with a damaged header") from None
     if not (height and width):
@@ -85,10 +92,20 @@ def _jpeg_size(payload: bytes | memoryview) -> tuple[int, int]:
             offset += 2 + struct.unpack_from(">H", payload, offset + 2)[0]
 
 
-def _png_size(head: bytes) -> tuple[int, int]:
-    if head[12:16] != b"IHDR":
+def _png_size(payload: bytes | memoryview) -> tuple[int, int]:
+    """Reads the first chunk and checks the length of every chunk (PNG specification, 5.3 and 11.2.1)."""
+    if payload[12:16] != b"IHDR":
         raise ValueError("no IHDR")
-    width, height = struct.unpack_from(">II", head, 16)
+    width, height = struct.unpack_from(">II", payload, 16)
+    offset, end, kind = 8, len(payload), b""
+    while offset < end and kind != b"IEND":
+        left = end - offset - 12  # without length, type and checksum
+        if left < 0:
+            raise RecordIOError("a png image that is cut short")
+        length, kind = _unpack_chunk(payload, offset)
+        if length > left:
+            raise RecordIOError(f"a png image that is cut short: a chunk of {length} bytes, {left} are left")
+        offset += 12 + length
     return height, width
 
 

@@ -14,12 +14,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recordio_tools.atomic_io import atomic_folder, write_text
+from recordio_tools.atomic_io import atomic_folder, regular_file_exists, write_text
 from recordio_tools.errors import RecordIOError
+from recordio_tools.format import is_beyond_int64
 from recordio_tools.long_tail import HELD_OUT_STREAM, draw_selection, rank_within_label
 from recordio_tools.selection import describe_counts
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+# A record file has an entry for each label up to the largest. A few images of a large set keep their labels.
+_FREE_LABELS, _LABELS_PER_IMAGE = 1 << 20, 4
 _PATH_AND_LABEL = re.compile(r"(.+) (-?[0-9]{1,18})")
 _LABELLED_LINE = re.compile(r".+ -?[0-9]+")
 
@@ -65,6 +68,7 @@ def read_lines(path: Path) -> list[str]:
 
     Raises RecordIOError naming the file, and the line that is empty.
     """
+    regular_file_exists(path)
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -96,14 +100,19 @@ def read_lst(path: Path, root: Path | None = None) -> list[ListedImage]:
     """Returns the images of a tab-separated .lst, paths relative to `root` (default: the list's folder).
 
     Lines are im2rec's (index, label, path) or InsightFace's (aligned, path, label). Raises RecordIOError naming the
-    line: neither of them, an image that must be aligned first, or a path that leaves `root`.
+    line: neither of them, an image that must be aligned first, a path that leaves `root`, or a label so large that
+    nearly all identities would have no image.
     """
     root = (root or path.parent).resolve()
-    lines = enumerate(read_lines(path), start=1)
-    return [_parse_lst(f"{path}, line {number}", line.split("\t"), root) for number, line in lines]
+    lines = read_lines(path)
+    limit = max(_FREE_LABELS, _LABELS_PER_IMAGE * len(lines))
+    numbered = enumerate(lines, start=1)
+    return [_parse_lst(f"{path}, line {number}", line.split("\t"), root, limit) for number, line in numbered]
 
 
-def _parse_lst(where: str, fields: list[str], root: Path) -> ListedImage:
+def _parse_lst(where: str, fields: list[str], root: Path, limit: int) -> ListedImage:
+    if any("\0" in field for field in fields):
+        raise RecordIOError(f"{where}: a NUL character; a list is a text file")
     im2rec = len(fields) >= 3 and fields[0].isdecimal() and all(is_number(field) for field in fields[1:-1])
     insightface = len(fields) >= 3 and fields[0] in ("0", "1") and is_number(fields[2])
     if im2rec and not (insightface and is_number(fields[-1])):
@@ -114,9 +123,16 @@ def _parse_lst(where: str, fields: list[str], root: Path) -> ListedImage:
         label, name = fields[2], fields[1]
     else:
         raise RecordIOError(f"{where}: expected index, label, path or aligned, path, label, separated by tabs")
+    if im2rec and is_beyond_int64(fields[0]):
+        raise RecordIOError(f"{where}: the index {fields[0][:60]} is above 2^63 - 1")
     number = float(label)
     if not (number.is_integer() and number >= 0):
-        raise RecordIOError(f"{where}: the label {label} is not a whole number of at least 0")
+        raise RecordIOError(f"{where}: the label {label[:60]} is not a whole number of at least 0")
+    if number >= limit:
+        raise RecordIOError(
+            f"{where}: the label {label[:60]} is {limit} or more, too large for this many images, since each label up "
+            "to the largest becomes an identity; number the labels from 0"
+        )
     image = (root / name).resolve()
     if not image.is_relative_to(root):
         raise RecordIOError(f"{where}: {name} is outside {root}; name the images' folder with --root")
@@ -179,6 +195,7 @@ def write_lists(
     held_out: HeldOut = HeldOut(),  # noqa: B008, it cannot change
     identities: int | None = None,
     options: dict[str, float | None] | None = None,
+    overwrite: bool = False,
 ) -> dict:
     """Writes train.txt, and validation.txt and test.txt if images are held out, with lines `path label`.
 
@@ -186,15 +203,28 @@ def write_lists(
     a hash of the seed and the image's number in path order are held out; the profile draws from the rest. Labels
     number the kept classes from 0; classes.txt names them by line, statistics.json holds the profile and all counts.
 
-    Returns the statistics. Raises UserError if `out` is not empty, a name cannot be written to a list, or the source
-    has too few images; `out` is then unchanged.
+    Returns the statistics. Raises UserError if `out` is not empty (without `overwrite`) or holds the source, a name
+    cannot be written to a list, or the source has too few images; `out` is then unchanged.
     """
+    with atomic_folder(out, overwrite, [source]) as folder:
+        return _write_lists(source, folder, profile, seed, held_out, identities, options or {})
+
+
+def _write_lists(
+    source: Path,
+    folder: Path,
+    profile: str,
+    seed: int,
+    held_out: HeldOut,
+    identities: int | None,
+    options: dict[str, float | None],
+) -> dict:
     paths, label_N, names = _read_source(source)
     key_N = np.arange(len(paths))
     rank_N = rank_within_label(key_N, label_N, seed, HELD_OUT_STREAM)
     rest_N = rank_N >= sum(held_out)
     _check_training_images(label_N, rest_N, names, held_out)
-    selection, profile_values = draw_selection(key_N[rest_N], label_N[rest_N], profile, seed, identities, options or {})
+    selection, profile_values = draw_selection(key_N[rest_N], label_N[rest_N], profile, seed, identities, options)
     kept_K = np.unique(selection.labels)
     new_C = np.full(len(names), -1)
     new_C[kept_K] = np.arange(len(kept_K))
@@ -206,13 +236,12 @@ def write_lists(
     counts = {split: describe_counts(np.bincount(new_C[label_N[row]])) for split, row in rows.items()}
     counts = {"source": describe_counts(np.bincount(label_N)), **counts}
     statistics = {"format": 1, "profile": profile_values, "held_out": held_out._asdict(), **counts}
-    with atomic_folder(out) as folder:
-        for split, row in rows.items():
-            row = row[np.lexsort((row, new_C[label_N[row]]))]
-            lines = (f"{paths[image]} {new_C[label_N[image]]}\n" for image in row.tolist())
-            write_text(folder / f"{split}.txt", "".join(lines))
-        write_text(folder / "classes.txt", "".join(f"{names[label]}\n" for label in kept_K))
-        write_text(folder / "statistics.json", json.dumps(statistics, indent=2) + "\n")
+    for split, row in rows.items():
+        row = row[np.lexsort((row, new_C[label_N[row]]))]
+        lines = (f"{paths[image]} {new_C[label_N[image]]}\n" for image in row.tolist())
+        write_text(folder / f"{split}.txt", "".join(lines))
+    write_text(folder / "classes.txt", "".join(f"{names[label]}\n" for label in kept_K))
+    write_text(folder / "statistics.json", json.dumps(statistics, indent=2) + "\n")
     return statistics
 
 

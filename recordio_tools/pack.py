@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from recordio_tools.atomic_io import atomic_folder
+from recordio_tools.atomic_io import atomic_folder, regular_file_exists
 from recordio_tools.errors import RecordIOError
 from recordio_tools.face_set import IDENTITIES_FILE, FaceRecord, write_identities
 from recordio_tools.image_header import EXTENSIONS, decode, image_format, image_size
-from recordio_tools.lists import read_folders, read_lst
+from recordio_tools.lists import ListedImage, read_folders, read_lst
 from recordio_tools.progress import ProgressFn, no_progress, track
 from recordio_tools.writer import FaceRecordWriter
 
@@ -21,36 +21,49 @@ def pack_images(
     root: Path | None = None,
     size: tuple[int, int] | None = None,
     progress: ProgressFn = no_progress,
+    overwrite: bool = False,
 ) -> dict:
-    """Packs one folder per identity, or a .lst, into out/train.rec, .idx and property.
+    """Packs one folder per identity, or a .lst, into out/train.rec, .idx and property; `out` is written atomically.
 
-    Raises RecordIOError naming the first file that cannot be packed; nothing is then left in `out`.
+    Raises RecordIOError naming the first file that cannot be packed, and UserError if `out` is not empty (without
+    `overwrite`) or holds the source.
     """
-    if source.is_dir():
-        images, names = read_folders(source)
-    else:
-        images, names = sorted(read_lst(source, root), key=lambda image: image.label), None
+    sources = [source] if root is None else [source, root]
+    with atomic_folder(out, overwrite, sources) as folder:
+        if source.is_dir():
+            images, names = read_folders(source)
+        else:
+            images, names = sorted(read_lst(source, root), key=lambda image: image.label), None
+        image_size = _write_record(images, folder / "train.rec", size, progress)
+        counts = np.bincount([image.label for image in images])
+        if names is not None:
+            rows = [
+                {"label": label, "name": name, "gender": "unknown", "images": count}
+                for label, (name, count) in enumerate(zip(names, counts.tolist(), strict=True))
+            ]
+            write_identities(folder / IDENTITIES_FILE, rows)
+    return {"images": len(images), "identities": int(np.count_nonzero(counts)), "image_size": list(image_size)}
+
+
+def _write_record(
+    images: list[ListedImage], path: Path, size: tuple[int, int] | None, progress: ProgressFn
+) -> tuple[int, int]:
+    """Writes images in order of their labels; returns their size. Raises RecordIOError at one of another size."""
     expected = size
-    with FaceRecordWriter(out / "train.rec", size or (0, 0)) as writer:
-        for path, label in track(images, "packing", len(images), progress):
-            payload, image_hw = _load(path, size)
+    with FaceRecordWriter(path, size or (0, 0)) as writer:
+        for image_path, label in track(images, "packing", len(images), progress):
+            payload, image_hw = _load(image_path, size)
             expected = expected or image_hw
             if image_hw != expected:
                 sizes = f"{image_hw[0]} x {image_hw[1]} pixels, others {expected[0]} x {expected[1]}"
-                raise RecordIOError(f"{path}: {sizes}; resize all with --size HEIGHTxWIDTH")
+                raise RecordIOError(f"{image_path}: {sizes}; resize all with --size HEIGHTxWIDTH")
             writer.image_size = expected
             writer.write(label, payload)
-    counts = np.bincount([image.label for image in images])
-    if names is not None:
-        rows = [
-            {"label": label, "name": name, "gender": "unknown", "images": count}
-            for label, (name, count) in enumerate(zip(names, counts.tolist(), strict=True))
-        ]
-        write_identities(out / IDENTITIES_FILE, rows)
-    return {"images": len(images), "identities": int(np.count_nonzero(counts)), "image_size": list(expected)}
+    return expected
 
 
 def _load(path: Path, size: tuple[int, int] | None) -> tuple[bytes, tuple[int, int]]:
+    regular_file_exists(path)
     try:
         payload = path.read_bytes()
         image_hw = image_size(payload)
@@ -67,13 +80,20 @@ def _load(path: Path, size: tuple[int, int] | None) -> tuple[bytes, tuple[int, i
     return cv2.imencode(".jpg", resized, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1].tobytes(), size
 
 
-def unpack_images(source: Path, out: Path, progress: ProgressFn = no_progress) -> dict:
+def unpack_images(
+    source: Path,
+    out: Path,
+    progress: ProgressFn = no_progress,
+    overwrite: bool = False,
+    cache: Path | None = None,
+) -> dict:
     """Writes every image to out/LABEL/KEY.EXT, and out/images.lst (index, label, path), which `pack` reads.
 
-    Returns counts. Raises UserError if `out` is not empty or a record is damaged; `out` is then unchanged.
+    Returns counts. Raises UserError if `out` is not empty (without `overwrite`) or holds the source, or a record is
+    damaged; `out` is then unchanged.
     """
-    with atomic_folder(out) as folder:
-        with FaceRecord(source) as faces:
+    with atomic_folder(out, overwrite, [source]) as folder:
+        with FaceRecord(source, cache=cache) as faces:
             lines = _write_images(faces, folder, progress)
             summary = {"images": len(faces), "identities": int(np.count_nonzero(faces.counts))}
         (folder / "images.lst").write_text("".join(lines), "utf-8")

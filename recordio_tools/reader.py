@@ -1,9 +1,4 @@
-"""Random access to the records of a .rec by memory map; its index, read from `.idx` or rebuilt by a scan, and caches.
-
-A cache is one .npy of int64 [1 + R, N] next to the file: the first row begins with the stamps (size, modification time
-in ns) of the files it was made from, followed by R rows of values. A stale, foreign or unreadable cache is ignored; if
-it cannot be written (a read-only folder), the values are computed again the next time.
-"""
+"""Random access to the records of a .rec by memory map; its index, read from `.idx` or rebuilt by a scan."""
 
 import contextlib
 import mmap
@@ -11,13 +6,13 @@ import struct
 import warnings
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from recordio_tools.atomic_io import atomic_replace
-from recordio_tools.errors import RecordIOError, UserError
+from recordio_tools.atomic_io import regular_file_exists
+from recordio_tools.cache import cache_path, file_stamp, load_or_compute
+from recordio_tools.errors import RecordIOError
 from recordio_tools.format import (
     FRAME_STRUCT,
     HEADER_STRUCT,
@@ -29,11 +24,11 @@ from recordio_tools.format import (
     decode_record,
     gather_headers,
     infer_label_width,
+    is_beyond_int64,
     read_record,
 )
 
 _TAB, _NEWLINE = ord("\t"), ord("\n")
-_CACHE_VERSION = 1
 _FRAMED_HEADER = struct.Struct("<II" + HEADER_STRUCT.format.lstrip("<"))
 _unpack_framed_header = _FRAMED_HEADER.unpack_from
 _new_tuple = tuple.__new__  # a NamedTuple's own constructor would double the cost of a look-up
@@ -43,24 +38,30 @@ class RecordReader:
     """The records of `path` by key; `keys` is int64 [N] in file order.
 
     The index is read from `index_path` (default: the .idx next to the file). Without an index the records are scanned
-    once, the ids of their headers become the keys, and the result is cached next to the file. Payloads are views of
-    the map. A reader may be shared by threads and forked processes, and pickled to spawned ones, which map the file
-    themselves.
+    once, the ids of their headers become the keys, and the result is cached (in the folder `cache`, see `cache_path`).
+    Payloads are views of the map. A reader may be shared by threads and forked processes, and pickled to spawned ones,
+    which map the file themselves.
 
     `label_width` (4 or 8) is the size of each label of a vector; by default it is inferred from record 0, see
     `infer_label_width`. Raises RecordIOError for a missing, empty or damaged file.
     """
 
-    def __init__(self, path: str | Path, index_path: str | Path | None = None, label_width: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        index_path: str | Path | None = None,
+        label_width: int | None = None,
+        cache: Path | None = None,
+    ) -> None:
         self.path = Path(path)
         self.index_path = Path(index_path) if index_path else self.path.with_suffix(".idx")
-        if index_path and not self.index_path.is_file():
+        if index_path and not regular_file_exists(self.index_path):
             raise RecordIOError(f"{self.index_path}: no such index file")
         if label_width not in (None, 4, 8):
             raise RecordIOError(f"label_width must be 4 or 8, not {label_width}")
         self._map_file()
         try:
-            self._set_index(*self._load_index())
+            self._set_index(*self._load_index(cache))
             self.label_width = label_width or self._infer_label_width()
         except BaseException:
             self.close()
@@ -72,12 +73,12 @@ class RecordReader:
         self._view = memoryview(self._map)
         self._size = len(self._view)
 
-    def _load_index(self) -> tuple[np.ndarray, np.ndarray]:
-        if self.index_path.is_file():
+    def _load_index(self, cache: Path | None) -> tuple[np.ndarray, np.ndarray]:
+        if regular_file_exists(self.index_path):
             return read_index(self.index_path)
-        cache = self.path.with_name(self.path.name + ".index.npy")
+        path = cache_path(self.path, "index", cache)
         try:
-            keys, offsets = load_or_compute(cache, file_stamp(self.path), 2, lambda: np.stack(scan_index(self._view)))
+            keys, offsets = load_or_compute(path, file_stamp(self.path), 2, lambda: np.stack(scan_index(self._view)))
         except RecordIOError as error:
             raise RecordIOError(f"{self.path}: {error}") from None
         return keys, offsets
@@ -204,13 +205,26 @@ class RecordReader:
         self._set_index(*state["index"])
 
 
+def record_path(source: Path) -> Path:
+    """Returns the .rec of `source`, which is that file or a folder with a train.rec. Raises RecordIOError if absent."""
+    is_folder = source.is_dir()
+    path = source / "train.rec" if is_folder else source
+    if not regular_file_exists(path):
+        problem = "the folder has no train.rec" if is_folder else "no such file"
+        raise RecordIOError(f"{source}: {problem}; expected a .rec file or a folder with a train.rec")
+    return path
+
+
 def read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Reads keys and offsets, int64 [N] each, from an `.idx` of lines key, tab, offset.
 
     Raises RecordIOError naming the first wrong line.
     """
+    regular_file_exists(path)
     text = path.read_bytes()
-    if text and not text.endswith(b"\n"):
+    if not text.strip():
+        raise RecordIOError(f"{path}: the index is empty; delete the file to rebuild it from the records")
+    if not text.endswith(b"\n"):
         text += b"\n"
     separators = np.frombuffer(text, np.uint8)
     separators = separators[(separators == _TAB) | (separators == _NEWLINE)]
@@ -222,17 +236,24 @@ def read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
             numbers = np.fromstring(text.decode("ascii"), dtype=np.int64, sep=" ") if regular else None
         except (DeprecationWarning, ValueError):
             numbers = None
+    problem = None
     if numbers is None or numbers.size != 2 * lines or (numbers < 0).any():
-        raise RecordIOError(f"{path}: {_first_bad_line(text)}; delete the file to rebuild it from the records")
+        problem = _first_bad_line(text) or "its lines end in carriage returns"
+    elif numbers.max() == np.iinfo(np.int64).max:  # numbers beyond it are read as it
+        problem = _first_bad_line(text)
+    if problem:
+        raise RecordIOError(f"{path}: {problem}; delete the file to rebuild it from the records")
     return numbers[::2].copy(), numbers[1::2].copy()
 
 
-def _first_bad_line(text: bytes) -> str:
+def _first_bad_line(text: bytes) -> str | None:
     for number, line in enumerate(text.splitlines(), start=1):
-        fields = line.split(b"\t")
-        if len(fields) != 2 or not all(field.strip().isdigit() for field in fields):
+        fields = [field.strip() for field in line.split(b"\t")]
+        if len(fields) != 2 or not all(field.isdigit() for field in fields):
             return f"line {number} is not a key, a tab and an offset: {line[:60]!r}"
-    return "a number is out of range"
+        if any(is_beyond_int64(field.decode()) for field in fields):
+            return f"line {number} has a number above 2^63 - 1: {line[:60]!r}"
+    return None
 
 
 def scan_index(view: memoryview) -> tuple[np.ndarray, np.ndarray]:
@@ -269,50 +290,9 @@ def scan_offsets(view: memoryview) -> np.ndarray:
     return np.frombuffer(offsets, np.int64).copy() if offsets else np.zeros(0, np.int64)
 
 
-def file_stamp(*paths: Path) -> list[int]:
-    """Returns the cache version, then size and modification time in ns of each file; -1, -1 for an absent one."""
-    numbers = [_CACHE_VERSION]
-    for path in paths:
-        try:
-            status = path.stat()
-            numbers += [status.st_size, status.st_mtime_ns]
-        except FileNotFoundError:
-            numbers += [-1, -1]
-    return numbers
-
-
-def load_or_compute(cache: Path, stamp: list[int], rows: int, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """Returns int64 [rows, N] from `cache` if it was made under `stamp`, else from `compute`, and caches it."""
-    cached = _load_cache(cache, stamp, rows)
-    if cached is not None:
-        return cached
-    values = np.ascontiguousarray(compute(), dtype=np.int64)
-    table = np.zeros((1 + rows, max(values.shape[1], len(stamp) + 1)), np.int64)
-    table[0, : len(stamp)] = stamp
-    table[0, len(stamp)] = values.shape[1]
-    table[1:, : values.shape[1]] = values
-    # A folder without any write bit stays unchanged even if the superuser could write.
-    if cache.parent.stat().st_mode & 0o222:
-        with contextlib.suppress(UserError), atomic_replace(cache) as temporary, temporary.open("wb") as stream:
-            np.save(stream, table, allow_pickle=False)
-    return values
-
-
-def _load_cache(cache: Path, stamp: list[int], rows: int) -> np.ndarray | None:
-    try:
-        table = np.load(cache, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    if not isinstance(table, np.ndarray) or table.dtype != np.int64 or table.ndim != 2 or table.shape[0] != 1 + rows:
-        return None
-    if table.shape[1] <= len(stamp) or table[0, : len(stamp)].tolist() != stamp:
-        return None
-    count = int(table[0, len(stamp)])
-    return np.array(table[1:, :count]) if 0 <= count <= table.shape[1] else None
-
-
 def memory_map(path: Path) -> mmap.mmap:
-    """Maps a whole file read-only; raises RecordIOError if it cannot be read or is empty."""
+    """Maps a whole file read-only; raises RecordIOError if it is no regular file, cannot be read or is empty."""
+    regular_file_exists(path)
     try:
         with path.open("rb") as stream:
             return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)

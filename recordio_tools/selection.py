@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from recordio_tools.atomic_io import atomic_replace, write_text
-from recordio_tools.errors import RecordIOError
+from recordio_tools.atomic_io import atomic_replace, regular_file_exists, write_text
+from recordio_tools.errors import RecordIOError, sanitize
 from recordio_tools.face_set import IDENTITIES_FILE, FaceRecord, read_identities, write_identities
 from recordio_tools.image_header import image_size
 from recordio_tools.long_tail import Selection
@@ -21,7 +21,6 @@ def write_selection(source: FaceRecord, selection: Selection, out: Path, profile
 
     `profile` holds the name, seed and parameters that the selection was made with.
     """
-    out.mkdir(parents=True, exist_ok=True)
     counts = np.bincount(selection.new_labels)
     statistics = {
         "format": 1,
@@ -33,7 +32,7 @@ def write_selection(source: FaceRecord, selection: Selection, out: Path, profile
     with atomic_replace(out / "manifest.csv") as temporary, temporary.open("wb") as stream:
         stream.write(b"key,label,new_label\n")
         np.savetxt(stream, np.stack(selection, axis=1), fmt="%d", delimiter=",")
-    title = f"{source.path.name}: {len(selection.keys):,} of {len(source):,} images ({profile['name']})"
+    title = f"{sanitize(source.path.name)}: {len(selection.keys):,} of {len(source):,} images ({profile['name']})"
     lines = {
         f"source, {np.count_nonzero(source.counts):,} identities": source.counts,
         f"selection, {len(counts):,} identities": counts,
@@ -79,13 +78,11 @@ def _plot_distribution(path: Path, title: str, counts_by_name: dict[str, np.ndar
 def pack_selection(source: FaceRecord, selection: Selection, out: Path, progress: ProgressFn = no_progress) -> Path:
     """Copies the selected encoded images with new labels into out/train.rec, in InsightFace's layout; returns its path.
 
-    Rows of an identities.csv next to the source are copied too. Raises RecordIOError if `out` holds the source.
+    Rows of an identities.csv next to the source are copied too.
     """
     target = out / "train.rec"
-    if target.exists() and target.samefile(source.path):
-        raise RecordIOError(f"{target}: this is the source itself; choose another folder with --out")
     table = source.path.with_name(IDENTITIES_FILE)
-    identities = _relabelled_identities(table, selection.labels) if table.is_file() else []
+    identities = _relabelled_identities(table, selection.labels) if regular_file_exists(table) else []
     size = source.image_size or image_size(source.read(int(selection.keys[0])).payload)
     with FaceRecordWriter(target, size) as writer:
         pairs = zip(selection.keys.tolist(), selection.new_labels.tolist(), strict=True)

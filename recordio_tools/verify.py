@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from recordio_tools.atomic_io import regular_file_exists
+from recordio_tools.cache import cache_path, file_stamp, read_cache
 from recordio_tools.errors import RecordIOError
 from recordio_tools.face_set import read_property
 from recordio_tools.format import HEADER_STRUCT, MAX_EXACT_FLOAT32, Record, ScannedRecord, decode_record, scan_records
@@ -23,10 +25,13 @@ _Checked = tuple[ScannedRecord, Record | None, str | None]
 
 
 class Issue(NamedTuple):
-    """A damaged record or a wrong entry of the index; the key is None if neither index nor header states it."""
+    """A damaged record or a wrong entry of the index; the key is None if neither index nor header states it.
+
+    The offset is None for an issue of a whole file, which the reason names.
+    """
 
     key: int | None
-    offset: int
+    offset: int | None
     reason: str
 
 
@@ -45,6 +50,7 @@ def verify_record_file(
     decode_images: bool = True,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     progress: ProgressFn = no_progress,
+    cache: Path | None = None,
 ) -> VerifyReport:
     """Checks every record of `path`.
 
@@ -54,10 +60,12 @@ def verify_record_file(
     index_path = Path(index_path) if index_path else path.with_suffix(".idx")
     view = memoryview(memory_map(path))
     issues: list[Issue] = []
+    # Before the record is opened, which replaces a cache that does not match.
+    cached_labels = _read_caches(path, index_path, cache, issues)
     keys, offsets = _read_index(index_path, issues)
     declared = _read_property(path.with_name("property"), issues)
     size = declared[1:] if declared else None
-    check = _checker(_label_width(path, index_path), size, max_pixels if decode_images else None)
+    check = _checker(_label_width(path, index_path, cache), size, max_pixels if decode_images else None)
     table, scanned_offsets = _RecordTable(), []
     key_of = _key_finder(keys, offsets)
     for scanned, record, reason in _check_all(scan_records(view, memoryview(np.unique(offsets))), check):
@@ -72,34 +80,51 @@ def verify_record_file(
     issues += _index_issues(keys, offsets, np.array(scanned_offsets, np.int64), records) if len(keys) else []
     unreadable = np.setdiff1d([issue.key for issue in issues if issue.key is not None], records["key"])
     issues += _label_issues(records, declared[0] if declared else None)
+    issues += _cached_label_issues(cached_labels, records)
     issues += _range_issues(records, unreadable.astype(np.int64))
     images = int(np.count_nonzero(records["bare"] == 0))
-    return VerifyReport(
-        str(path), len(scanned_offsets), images, sorted(set(issues), key=lambda issue: (issue.offset, issue.reason))
-    )
+    in_order = sorted(set(issues), key=lambda issue: (-1 if issue.offset is None else issue.offset, issue.reason))
+    return VerifyReport(str(path), len(scanned_offsets), images, in_order)
+
+
+def _read_caches(path: Path, index_path: Path, folder: Path | None, issues: list[Issue]) -> np.ndarray:
+    """Returns keys and labels of the label cache, int64 [2, N]; none if it is absent or does not match."""
+    labels = np.zeros((2, 0), np.int64)
+    caches = {"labels": file_stamp(path, index_path)}
+    if not index_path.is_file():
+        caches["index"] = file_stamp(path)
+    for name, stamp in caches.items():
+        cache = cache_path(path, name, folder)
+        if cache.exists():
+            try:
+                values = read_cache(cache, stamp, 2)
+                labels = values if name == "labels" else labels
+            except RecordIOError as error:
+                issues.append(Issue(None, None, str(error)))
+    return labels
 
 
 def _read_index(path: Path, issues: list[Issue]) -> tuple[np.ndarray, np.ndarray]:
-    if path.is_file():
-        try:
+    try:
+        if regular_file_exists(path):
             return read_index(path)
-        except RecordIOError as error:
-            issues.append(Issue(None, 0, str(error)))
+    except RecordIOError as error:
+        issues.append(Issue(None, None, str(error)))
     return np.zeros(0, np.int64), np.zeros(0, np.int64)
 
 
 def _read_property(path: Path, issues: list[Issue]) -> tuple[int, int, int] | None:
-    if path.is_file():
-        try:
+    try:
+        if regular_file_exists(path):
             return read_property(path)
-        except RecordIOError as error:
-            issues.append(Issue(None, 0, str(error)))
+    except RecordIOError as error:
+        issues.append(Issue(None, None, str(error)))
     return None
 
 
-def _label_width(path: Path, index_path: Path) -> int:
+def _label_width(path: Path, index_path: Path, cache: Path | None) -> int:
     try:
-        with RecordReader(path, index_path if index_path.is_file() else None) as reader:
+        with RecordReader(path, index_path if index_path.is_file() else None, cache=cache) as reader:
             return reader.label_width
     except RecordIOError:  # reported by the scan
         return 4
@@ -212,6 +237,15 @@ def _label_issues(records: dict[str, np.ndarray], identities: int | None) -> Ite
         yield _issue(records, row, f"its label is {label_R[row]:g}{limit}")
 
 
+def _cached_label_issues(cached: np.ndarray, records: dict[str, np.ndarray]) -> Iterator[Issue]:
+    """Yields records whose label differs from that of the label cache, keys and labels int64 [2, N]."""
+    _, row_N, cached_N = np.intersect1d(records["key"], cached[0], return_indices=True)
+    for position in np.flatnonzero(records["label"][row_N] != cached[1][cached_N]):
+        label = cached[1][cached_N[position]]
+        reason = f"its label is {records['label'][row_N[position]]:g}, but {label} in the label cache; delete the cache"
+        yield _issue(records, row_N[position], reason)
+
+
 def _range_issues(records: dict[str, np.ndarray], unreadable: np.ndarray) -> Iterator[Issue]:
     """Yields identity records whose range holds absent images or several labels, and a record 0 with a wrong range.
 
@@ -244,10 +278,13 @@ def _record_0_issues(records: dict[str, np.ndarray], unreadable: np.ndarray) -> 
     exact_R = (records["label"] >= 0) & (records["second_label"] < MAX_EXACT_FLOAT32)
     for row in np.flatnonzero(bare_R & exact_R & (records["key"] == 0)):
         stated = (records["label"][row], records["second_label"][row])
-        missing = np.setdiff1d(np.arange(*stated), np.concatenate([identity_keys, unreadable]))
+        existing = np.unique(np.concatenate([identity_keys, unreadable]))
+        existing = existing[(existing >= stated[0]) & (existing < stated[1])]
+        gaps = np.flatnonzero(existing != stated[0] + np.arange(len(existing)))
         beyond = identity_keys[(identity_keys < stated[0]) | (identity_keys >= stated[1])]
-        if len(missing) or len(beyond):
-            key = int(missing[0] if len(missing) else beyond[0])
+        if len(existing) < stated[1] - stated[0] or len(beyond):
+            first_missing = stated[0] + (gaps[0] if len(gaps) else len(existing))
+            key = int(first_missing if first_missing < stated[1] else beyond[0])
             reason = f"its range of identities {stated[0]:.0f}..{stated[1] - 1:.0f} is wrong for key {key}"
             yield _issue(records, row, reason)
 

@@ -162,18 +162,23 @@ def align_photographs(
     options: DetectionOptions,
     workers: int = 0,
     progress: ProgressFn = no_progress,
+    overwrite: bool = False,
 ) -> Summary:
     """Writes the faces, faces.csv and failures.csv to the folder `out`, or to the folder of a .rec `out`.
 
-    The folder is written atomically. Raises UserError if it is not empty, if no photograph has a face, and as
-    `detect_all` does.
+    The folder is written atomically. Raises UserError if it is not empty (without `overwrite`) or holds a photograph,
+    if no photograph has a face, and as `detect_all` does.
     """
     is_record = out.suffix == ".rec"
-    if is_record and (out.parent == Path() or (out.parent.is_dir() and any(out.parent.iterdir()))):
+    if is_record and (out.parent == Path() or (out.parent.is_dir() and any(out.parent.iterdir()) and not overwrite)):
         example = out.parent / "NEW_FOLDER" / out.name
-        raise UserError(f"{out}: its folder exists already; a .rec needs a new folder for its files, such as {example}")
+        raise UserError(
+            f"{out}: its folder exists already; a .rec needs a new folder for its files, such as {example}, "
+            "or --overwrite, which replaces the whole folder"
+        )
     failed, people, faces = [], Counter(), 0
-    with atomic_folder(out.parent if is_record else out) as folder:
+    sources = {photograph.path.parent for photograph in photographs}
+    with atomic_folder(out.parent if is_record else out, overwrite, sorted(sources)) as folder:
         output = (
             CropRecordWriter(folder / out.name, photographs) if is_record else CropFolderWriter(folder, photographs)
         )

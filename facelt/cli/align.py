@@ -30,6 +30,7 @@ def align(
     ] = None,
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger photographs unread.")] = DEFAULT_MAX_PIXELS,
     workers: Annotated[int, typer.Option(min=0, help="Detection processes; 0 detects in this one.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the whole output folder.")] = False,
 ) -> None:
     """Detect faces and align them to the ArcFace template of 112 x 112 pixels.
 
@@ -44,7 +45,7 @@ def align(
     options = DetectionOptions(detector, min_score, faces == "all", max_pixels)
     photographs = find_photographs(photos, root=root, people=people)
     with lock_folder(out.parent if out.suffix == ".rec" else out), progress_bars() as progress:
-        summary = align_photographs(photographs, out, options, workers, progress)
+        summary = align_photographs(photographs, out, options, workers, progress, overwrite)
     for failure in summary.failed[:_LISTED_FAILURES]:
         typer.echo(f"{failure.kind}: {failure.photograph.name}: {failure.reason}", err=True)
     if len(summary.failed) > _LISTED_FAILURES:

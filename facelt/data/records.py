@@ -17,14 +17,17 @@ from facelt.data.kind import RELABELLED, ClassMap, DataKind, Split, TrainingData
 from facelt.data.samplers import split_test_images, train_validation_split
 from facelt.data.transforms import ExpectSize, ImageTransform, Resize
 from facelt.errors import UserError
+from recordio_tools.atomic_io import regular_file_exists
 from recordio_tools.errors import RecordIOError
 from recordio_tools.face_set import IDENTITIES_FILE, FaceRecord, read_identities
 from recordio_tools.image_header import DEFAULT_MAX_PIXELS
+from recordio_tools.reader import record_path
 
 
 @register_data_kind("record")
 class RecordData(DataKind):
-    """A .rec in InsightFace's layout; `manifest` selects some of its records, as `recordio_tools sample` writes it.
+    """A .rec in InsightFace's layout, or a folder with a train.rec; `manifest` selects some of its records, as
+    `recordio-tools sample` writes it.
 
     With a `test_fraction`, that part of the images of each identity with two or more, at least one and at most
     `test_limit`, are the split `test`. `validation_fraction` of the others are held out for validation, but never an
@@ -41,9 +44,14 @@ class RecordData(DataKind):
     test_fraction: float = Field(0.0, ge=0, lt=1)
     test_limit: int = Field(5, ge=1)
 
+    @property
+    def record(self) -> Path:
+        """The .rec file. Raises UserError if there is none."""
+        return record_path(self.train)
+
     def open(self, seed: int) -> TrainingData:
         dataset = RecordDataset(
-            self.train, manifest=self.manifest, transform=self.eval_transform(), max_pixels=self.max_pixels
+            self.record, manifest=self.manifest, transform=self.eval_transform(), max_pixels=self.max_pixels
         )
         rest_index, test_index = split_test_images(dataset.labels, self.test_fraction, self.test_limit, seed)
         train_N, validation_N = train_validation_split(dataset.labels[rest_index], self.validation_fraction, seed)
@@ -59,7 +67,7 @@ class RecordData(DataKind):
 
     def known_class_names(self, data: TrainingData) -> dict[int, str]:
         """Returns the names in identities.csv in the folder of the record."""
-        path = self.train.with_name(IDENTITIES_FILE)
+        path = self.record.with_name(IDENTITIES_FILE)
         rows = read_identities(path) if path.is_file() else {}
         labels = self.class_map(data.num_classes).label_C.tolist()
         return {number: rows[label]["name"] for number, label in enumerate(labels) if label in rows}
@@ -92,7 +100,8 @@ def _read_manifest(path: Path) -> _Manifest:
     non-negative integer, a duplicate key, or labels and new labels that are not one to one.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        regular_file_exists(path)
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot read the manifest: {error}") from error
     header, _, body = text.partition("\n")
@@ -164,7 +173,7 @@ class RecordDataset(EncodedImageDataset):
         if not len(key_N):
             raise UserError(f"{path}: the file contains no images")
         if manifest is not None:
-            key_N, label_N = _select(path, manifest, key_N, label_N)
+            key_N, label_N = _select(path, manifest, key_N, label_N, num_classes)
             num_classes = int(label_N.max()) + 1
         if transform is None:
             if self._record.image_size is None:
@@ -183,8 +192,10 @@ class RecordDataset(EncodedImageDataset):
             raise BadImageError(str(error)) from error
 
 
-def _select(path: Path, manifest_path: Path, key_N: np.ndarray, label_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the keys and new labels of a manifest, checked against the file."""
+def _select(
+    path: Path, manifest_path: Path, key_N: np.ndarray, label_N: np.ndarray, identities: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the keys and new labels of a manifest, checked against the file and its number of identities."""
     rows = _read_manifest(manifest_path)
     order_N = np.argsort(key_N)
     position_M = order_N[np.searchsorted(key_N, rows.key_M, sorter=order_N).clip(max=len(key_N) - 1)]
@@ -197,4 +208,11 @@ def _select(path: Path, manifest_path: Path, key_N: np.ndarray, label_N: np.ndar
             raise UserError(
                 f"{manifest_path}: key {key} does not match {path}, {problem}; use the file it was sampled from"
             )
+    # Every label up to the largest becomes a class of the model.
+    largest = int(np.argmax(rows.new_label_M))
+    if rows.new_label_M[largest] >= identities:
+        raise UserError(
+            f"{manifest_path}: key {rows.key_M[largest]} has the new label {rows.new_label_M[largest]}, but {path} has "
+            f"only {identities} identities; number the new labels from 0"
+        )
     return rows.key_M, rows.new_label_M

@@ -217,7 +217,7 @@ def _compared_pairs(
 def _check_same_images(first: _KnownCandidate, second: _KnownCandidate) -> None:
     """Raises UserError naming the first known image, or the first identity's training images, that differ."""
     images = min(len(first.known.members), len(second.known.members))
-    if first.config.data.train.resolve() == second.config.data.train.resolve():
+    if first.config.data.record.resolve() == second.config.data.record.resolve():
         keys = [(model.known.dataset.keys, model.known.labels, model.known.members) for model in (first, second)]
         columns = [np.stack([key_N[member_N], label_N])[:, :images] for key_N, label_N, member_N in keys]
         is_different_N = (columns[0] != columns[1]).any(axis=0)
@@ -259,7 +259,7 @@ def _open_strangers(candidate: _KnownCandidate, options: KnownPeopleOptions) -> 
     }
     splits = []
     for path, root in zip(paths, roots, strict=True):
-        if path.resolve() == data.train.resolve():
+        if path.resolve() == data.record.resolve():
             raise UserError(
                 f"--open-images {path}: {candidate.name} is trained on this record; name images of strangers"
             )

@@ -1,18 +1,6 @@
-"""Text sanitizing: names from data made safe for terminals, XML and HTML."""
+"""Text of names from data, made safe for terminals, XML and HTML (`sanitize`) and short enough for tables."""
 
-import unicodedata
-
-_HIDDEN = ("Cc", "Cs", "Cn", "Co")  # control, surrogate, unassigned, private
-_BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
-def sanitize(text: str) -> str:
-    """Returns `text` with each control character, directional override and non-character replaced by U+FFFD."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        "\ufffd" if letter in _BIDI_CONTROLS or unicodedata.category(letter) in _HIDDEN else letter for letter in text
-    )
+from recordio_tools.errors import sanitize
 
 
 def shorten(text: str, length: int = 26) -> str:

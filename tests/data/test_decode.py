@@ -92,6 +92,12 @@ def test_a_giant_never_reaches_the_decoder(monkeypatch, encode, suffix):
         decode_image(giant(suffix, encode))
 
 
+def test_a_png_with_a_chunk_of_4_gb_never_reaches_the_decoder(monkeypatch, encode):
+    monkeypatch.setattr(decode_module.cv2, "imdecode", lambda *_: pytest.fail("the decoder saw it"))
+    with pytest.raises(BadImageError, match="cut short: a chunk of 4294967295 bytes, 20 are left"):
+        decode_image(encode(16, 16, suffix=".png")[:33] + b"\xff\xff\xff\xffIDAT" + bytes(24))
+
+
 def test_the_limit_itself_is_allowed(encode):
     assert decode_image(encode(10, 12), max_pixels=120).shape == (10, 12, 3)
     with pytest.raises(BadImageError, match="10 x 12 pixels, above the limit of 119"):

@@ -1,5 +1,6 @@
 """Record datasets, on a small file and on real faces."""
 
+import os
 import pickle
 from pathlib import Path
 
@@ -92,6 +93,10 @@ def test_a_manifest_selects_orders_and_relabels(face_rec):
         ),
         ("key,label,new_label\n1,3,0\n", r"key 1 does not match .*train.rec, where it has another label"),
         ("key,label,new_label\n25,0,0\n", "key 25 does not match"),  # an identity's record
+        (
+            "key,label,new_label\n1,0,0\n24,4,3000000000\n",
+            r"key 24 has the new label 3000000000, but .*train.rec has only 5 identities",
+        ),
     ],
 )
 def test_a_manifest_with_a_mistake_is_refused(face_rec, text, message):
@@ -100,6 +105,33 @@ def test_a_manifest_with_a_mistake_is_refused(face_rec, text, message):
         RecordDataset(face_rec, manifest=manifest)
     assert str(manifest) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "make"), [("named pipe", os.mkfifo), ("folder", os.mkdir)])
+@pytest.mark.parametrize("name", ["train.rec", "train.idx", "manifest.csv"])
+def test_what_is_not_a_regular_file_is_refused_unopened(face_rec, kind, make, name):
+    path = face_rec.with_name(name)
+    path.unlink(missing_ok=True)
+    make(path)
+    with pytest.raises(UserError, match=f"{path}: is a {kind}; a regular file is expected"):
+        RecordDataset(face_rec, manifest=face_rec.with_name("manifest.csv"))
+
+
+def test_training_data_may_be_the_folder_of_the_record(face_rec):
+    face_rec.with_name("identities.csv").write_text("label,name\n1,Ann\n", encoding="utf-8")
+    by_file, by_folder = (
+        RecordData(kind="record", train=path, image_size=(16, 16)) for path in (face_rec, face_rec.parent)
+    )
+    assert by_folder.record == face_rec
+    assert by_folder.open(0).fingerprint() == by_file.open(0).fingerprint()
+    assert by_folder.known_class_names(by_folder.open(0)) == {1: "Ann"}
+
+
+def test_a_folder_without_a_record_is_named(tmp_path):
+    for path, problem in ((tmp_path, "the folder has no train.rec"), (tmp_path / "absent.rec", "no such file")):
+        with pytest.raises(UserError) as caught:
+            RecordData(kind="record", train=path).open(0)
+        assert str(caught.value) == f"{path}: {problem}; expected a .rec file or a folder with a train.rec"
 
 
 def test_missing_files_and_labels_outside_property_are_refused(face_rec):

@@ -18,6 +18,11 @@ def encoded(number: int, size: tuple[int, int] = (16, 16), suffix: str = ".jpg")
     return cv2.imencode(suffix, pixels)[1].tobytes()
 
 
+@pytest.fixture(autouse=True)
+def _caches_next_to_the_files(monkeypatch) -> None:
+    monkeypatch.delenv("FACELT_CACHE", raising=False)
+
+
 @pytest.fixture(scope="session")
 def encode():
     """encode(number, size, suffix) -> bytes of an encoded image."""

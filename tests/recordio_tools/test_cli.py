@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import recordio_tools
+from recordio_tools import cli
 from recordio_tools.__main__ import main
 from recordio_tools.face_set import FaceRecord
 from recordio_tools.verify import verify_record_file
@@ -76,16 +77,16 @@ def test_a_sample_has_all_its_files(faces, table, tmp_path, capsys):
 
 
 def test_the_drawing_is_a_labelled_svg(faces, tmp_path):
-    run("sample", faces, "--out", tmp_path, "--images", 4)
-    drawing = ElementTree.parse(tmp_path / "distribution.svg")
+    run("sample", faces, "--out", tmp_path / "lt", "--images", 4)
+    drawing = ElementTree.parse(tmp_path / "lt/distribution.svg")
     texts = [element.text for element in drawing.iter("{http://www.w3.org/2000/svg}text")]
     assert {"identity, by rank", "images per identity", "source, 3 identities"} <= set(texts)
 
 
 def test_without_matplotlib_there_is_no_drawing(faces, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert run("sample", faces, "--out", tmp_path, "--images", 4) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["faces", "manifest.csv", "statistics.json"]
+    assert run("sample", faces, "--out", tmp_path / "lt", "--images", 4) == 0
+    assert sorted(path.name for path in (tmp_path / "lt").iterdir()) == ["manifest.csv", "statistics.json"]
 
 
 def test_the_same_seed_gives_the_same_manifest(golden, tmp_path, capsys):
@@ -124,20 +125,63 @@ def test_impossible_samples_are_refused(faces, tmp_path, capsys, arguments, reas
 
 def test_other_profiles_name_their_parameters(faces, tmp_path, capsys):
     options = ["--profile", "exponential", "--imbalance", 1, "--max", 1, "--json"]
-    assert run("sample", faces, "--out", tmp_path, *options) == 0
+    assert run("sample", faces, "--out", tmp_path / "exponential", *options) == 0
     profile = json.loads(capsys.readouterr().out)["profile"]
     assert profile == {"name": "exponential", "seed": 0, "imbalance": 1.0, "max": 1, "identities": None}
     options = ["--profile", "pareto", "--max", 3, "--min", 1, "--identities", 2]
-    assert run("sample", faces, "--out", tmp_path, *options) == 0
-    manifest = np.genfromtxt(tmp_path / "manifest.csv", delimiter=",", names=True)
+    assert run("sample", faces, "--out", tmp_path / "pareto", *options) == 0
+    manifest = np.genfromtxt(tmp_path / "pareto/manifest.csv", delimiter=",", names=True)
     assert manifest["new_label"].tolist() == [0, 0, 0, 1]
 
 
 def test_the_source_is_never_overwritten(faces, capsys):
     before = faces.read_bytes()
-    assert run("sample", faces, "--out", faces.parent, "--images", 3, "--pack") == 1
-    assert "this is the source itself" in capsys.readouterr().err
+    linked = faces.parent.with_name("link")
+    linked.symlink_to(faces.parent)
+    for command, options in (("sample", ["--images", 3, "--pack"]), ("unpack", [])):
+        for out in (faces.parent, linked, faces.parent.parent):
+            assert run(command, faces, "--out", out, "--overwrite", *options) == 1
+            assert (
+                capsys.readouterr().err == f"recordio-tools: {out}: holds the source {faces}; choose another folder\n"
+            )
     assert faces.read_bytes() == before
+
+
+COMMANDS = {
+    "sample": ("faces", "--images", "3", "--pack"),
+    "unpack": ("faces",),
+    "pack": ("images",),
+    "lists": ("images", "--profile", "step", "--max", "1"),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_folder_is_new_or_replaced_whole(faces, tmp_path, capsys, monkeypatch, command):
+    run("unpack", faces, "--out", tmp_path / "images")
+    words = [command, tmp_path / COMMANDS[command][0], *COMMANDS[command][1:], "--out", tmp_path / "out"]
+    (tmp_path / "out").mkdir()
+    assert run(*words) == 0  # an empty folder
+    expected = contents(tmp_path / "out")
+    (tmp_path / "out/identities.csv").write_text("of another selection")
+    (tmp_path / "out/old").mkdir()
+    old = contents(tmp_path / "out")
+    capsys.readouterr()
+    # Refused before anything is read.
+    monkeypatch.setattr(cli, "FaceRecord", None)
+    assert run(*words) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"recordio-tools: {tmp_path / 'out'}: exists already and is not empty; ")
+    assert (error.count("\n"), "--overwrite" in error) == (1, True)
+    assert contents(tmp_path / "out") == old
+    monkeypatch.undo()
+    assert run(*words, "--overwrite") == 0
+    assert contents(tmp_path / "out") == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["faces", "images", "out"]
+
+
+def contents(folder) -> dict[str, bytes]:
+    """The bytes of all files below a folder by relative path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.parametrize(

@@ -116,20 +116,6 @@ def test_a_header_that_holds_the_magic_word_is_read(tmp_path):
         assert reader.keys.tolist() == [0xCED7230A, 1]
 
 
-def test_labels_are_cached_and_never_trusted_when_stale(tmp_path):
-    path = write_images(tmp_path / "a.rec", [0.0, 1.0])
-    FaceRecord(path).close()
-    cache = tmp_path / "a.rec.labels.npy"
-    table = np.load(cache)
-    table[2, :2] = 5
-    np.save(cache, table)
-    with FaceRecord(path) as faces:
-        assert faces.labels.tolist() == [5, 5]
-    write_images(path, [0.0, 2.0])
-    with FaceRecord(path) as faces:
-        assert faces.labels.tolist() == [0, 2]
-
-
 def test_a_label_outside_property_is_refused(tmp_path):
     path = write_images(tmp_path / "a.rec", [0.0, 3.0, 1.0])
     (tmp_path / "property").write_text("3,16,16\n")

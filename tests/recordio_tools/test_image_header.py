@@ -1,5 +1,8 @@
 """Image size from the header of an encoded image."""
 
+import struct
+import zlib
+
 import cv2
 import numpy as np
 import pytest
@@ -53,3 +56,35 @@ def test_a_jpeg_without_its_end_is_refused(encode):
     broken = payload[:2] + b"\x00" + payload[3:]
     with pytest.raises(RecordIOError):
         decode(broken)
+
+
+PNG_CHUNKS = (b"IDAT", b"tEXt", b"fdAT", b"PLTE", b"IEND", b"\x1b[1m")
+
+
+@pytest.mark.parametrize("length", [0xFFFFFFFF, 0x7FFFFFFF, 5])
+@pytest.mark.parametrize("kind", PNG_CHUNKS)
+def test_a_png_chunk_longer_than_the_image_never_reaches_the_decoder(encode, monkeypatch, kind, length):
+    """OpenCV allocates the length that the chunk states: 4 GB for an image of 49 bytes."""
+    image = encode(0, suffix=".png")
+    bomb = image[:33] + struct.pack(">I4s", length, kind) + bytes(8)
+    monkeypatch.setattr(cv2, "imdecode", None)
+    for read in (image_size, decode, decode_whole):
+        with pytest.raises(RecordIOError) as caught:
+            read(memoryview(bomb))
+        assert str(caught.value) == f"a png image that is cut short: a chunk of {length} bytes, 4 are left"
+
+
+def test_every_cut_of_a_png_is_refused_and_bytes_after_its_end_are_not(encode):
+    image = encode(0, suffix=".png")
+    assert decode(image + b"after the end").shape == (16, 16, 3)
+    for end in range(len(image)):
+        with pytest.raises(RecordIOError):
+            decode(image[:end])
+
+
+def test_a_png_of_many_chunks_is_read(encode):
+    image = encode(0, suffix=".png")
+    text = b"tEXtkey\0value"
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    assert image_size(image[:33] + chunk * 1000 + image[33:]) == (16, 16)
+    np.testing.assert_array_equal(decode(image[:33] + chunk * 9 + image[33:]), decode(image))

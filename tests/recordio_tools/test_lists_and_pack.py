@@ -98,7 +98,7 @@ def test_images_of_several_sizes_need_one(people, tmp_path, encode):
     (people / "b, Bea/9.jpg").write_bytes(encode(9, (20, 24)))
     with pytest.raises(RecordIOError, match=r"9\.jpg: 20 x 24 pixels, others 16 x 16; resize all with --size"):
         pack_images(people, tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
     pack_images(people, tmp_path / "out", size=(16, 12))
     with FaceRecord(tmp_path / "out/train.rec") as faces:
         assert faces.image_size == (16, 12)
@@ -114,7 +114,7 @@ def test_a_file_that_is_not_an_image_is_refused(people, tmp_path, content):
     (people / "b, Bea/0.jpg").write_bytes(content)
     with pytest.raises(RecordIOError, match=r"0\.jpg: (empty, )?not an? "):
         pack_images(people, tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_empty_folder_and_a_missing_file_are_refused(tmp_path):

@@ -51,37 +51,6 @@ def test_without_an_index_repeated_ids_are_numbered(tmp_path):
         assert bytes(reader.read(2).payload) == b"x" * 9
 
 
-def test_a_scan_is_cached_and_never_trusted_when_stale(tmp_path, golden):
-    path = tmp_path / "train.rec"
-    shutil.copyfile(golden / "recordio/train.rec", path)
-    cache = tmp_path / "train.rec.index.npy"
-    RecordReader(path).close()
-    table = np.load(cache)
-    table[1] += 1000  # so that the next reader shows whether it took the cache
-    np.save(cache, table)
-    with RecordReader(path) as reader:
-        assert reader.keys.min() == 1000
-    os.utime(path, ns=(1, 1))
-    with RecordReader(path) as reader:
-        assert reader.keys.min() == 0
-    cache.write_bytes(b"no array")
-    with RecordReader(path) as reader:
-        assert reader.keys.min() == 0
-
-
-def test_a_folder_that_cannot_be_written_keeps_no_cache(tmp_path, golden):
-    folder = tmp_path / "still"
-    folder.mkdir()
-    shutil.copyfile(golden / "recordio/train.rec", folder / "train.rec")
-    folder.chmod(0o555)
-    try:
-        with RecordReader(folder / "train.rec") as reader:
-            assert len(reader) == 39
-        assert [file.name for file in folder.iterdir()] == ["train.rec"]
-    finally:
-        folder.chmod(0o755)
-
-
 def test_keys_far_apart_are_found_too(tmp_path):
     keys = [3, 10**12, 5, 2**62]
     with RecordWriter(tmp_path / "a.rec") as writer:
@@ -170,7 +139,7 @@ def test_missing_and_empty_files_are_refused(tmp_path, faces):
         ("1\t0\n1\t0\n", "key 1 is repeated"),
         ("1\t2\n", "key 1 points at offset 2"),
         ("1\t99999999999\n", "key 1 points at offset 99999999999"),
-        ("1\t99999999999999999999999\n", "out of range|points at"),
+        ("1\t0\r2\t44\n", "its lines end in carriage returns"),
     ],
 )
 def test_a_wrong_index_is_refused(faces, index, reason):
