@@ -23,8 +23,8 @@ import numpy as np
 
 from facelt.errors import UserError
 from facelt.gallery.backend import NearestSamples, exhaustive_search, merge_nearest
+from facelt.gallery.sample_store import GalleryState, SampleStore
 from facelt.gallery.samples import MIN_NORM, SampleRows, add_digest
-from facelt.gallery.sqlite import GalleryState, SampleStore
 from facelt.search.engine import Engine
 from facelt.search.exact import cosine_error_bound, inner_product_error_bound
 from facelt.search.factory import open_engine
@@ -350,12 +350,11 @@ class GalleryIndex:
         self._opened.pop(True, None)
         remove_index(self._folders[True])
 
-    def check_integrity(self) -> list[str]:
-        """Returns the defects of the index of samples after reading all of it."""
+    def check_integrity(self, state: GalleryState) -> list[str]:
+        """Returns the defects of the index of samples at this state after reading all of it."""
         index = MappedIndex.open(self._folders[False], self._store.model_spec.dimension)
         if index is None:
             return ["is missing or damaged"]
-        state = self._store.state()
         if index.version != IndexVersion.of(state):
             return ["is of another revision"]
         return index.check_integrity(state.digest)

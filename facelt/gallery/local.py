@@ -24,8 +24,8 @@ from facelt.errors import UserError
 from facelt.gallery.backend import Candidate, GalleryCounts, NearestSamples, RemovalResult, SearchResult, rank_people
 from facelt.gallery.index import GalleryIndex
 from facelt.gallery.model_spec import ModelSpec
+from facelt.gallery.sample_store import DATABASE_FILE, SampleStore
 from facelt.gallery.samples import Samples, validated_embeddings, validated_samples
-from facelt.gallery.sqlite import DATABASE_FILE, SampleStore
 from facelt.search.engine import Engine
 from facelt.search.exact import BadRow, similarities
 
@@ -269,13 +269,16 @@ class LocalGallery:
     @synchronized
     def check_integrity(self) -> list[str]:
         """Returns all defects of the files after reading all of them."""
-        defects = [f"{self.path / DATABASE_FILE}: {text}" for text in self._store.check_integrity()]
-        if not defects and self._store.state().unscrubbed:
-            defects.append(
-                f"{self.path / DATABASE_FILE}: may hold bytes of removed samples; run facelt gallery rebuild"
-            )
+        database = self.path / DATABASE_FILE
+        defects = self._store.check_integrity()
+        try:
+            state = self._store.state()
+        except UserError:  # named above
+            return defects
+        if not defects and state.unscrubbed:
+            defects.append(f"{database}: may hold bytes of removed samples; run facelt gallery rebuild")
         defects += [
-            f"{self.path / 'index'}: {text}; run facelt gallery rebuild" for text in self._index.check_integrity()
+            f"{self.path / 'index'}: {text}; run facelt gallery rebuild" for text in self._index.check_integrity(state)
         ]
         for path in sorted(self.path.glob(f"{DATABASE_FILE}*")):
             if path.stat().st_mode & 0o077:
