@@ -23,6 +23,7 @@ import numpy as np
 from facelt.errors import UserError
 from facelt.gallery.backend import Candidate, GalleryCounts, NearestSamples, RemovalResult, SearchResult, rank_people
 from facelt.gallery.index import GalleryIndex
+from facelt.gallery.mapped_index import REBUILD_ADVICE
 from facelt.gallery.model_spec import ModelSpec
 from facelt.gallery.sample_store import DATABASE_FILE, SampleStore
 from facelt.gallery.samples import Samples, validated_embeddings, validated_samples
@@ -276,10 +277,8 @@ class LocalGallery:
         except UserError:  # named above
             return defects
         if not defects and state.unscrubbed:
-            defects.append(f"{database}: may hold bytes of removed samples; run facelt gallery rebuild")
-        defects += [
-            f"{self.path / 'index'}: {text}; run facelt gallery rebuild" for text in self._index.check_integrity(state)
-        ]
+            defects.append(f"{database}: may hold bytes of removed samples; {REBUILD_ADVICE}")
+        defects += self._index.check_integrity(state)
         for path in sorted(self.path.glob(f"{DATABASE_FILE}*")):
             if path.stat().st_mode & 0o077:
                 defects.append(f"{path}: is readable by other users; chmod 600")

@@ -21,7 +21,7 @@ import numpy as np
 from facelt.errors import UserError
 from facelt.gallery.model_spec import ModelSpec
 from facelt.gallery.samples import SampleRows, Samples, add_digest, text_digest
-from facelt.gallery.sqlite import DIGEST_COLUMNS_SQL, SCHEMA_VERSION, Database
+from facelt.gallery.sqlite import DIGEST_COLUMNS_SQL, RESTORE_ADVICE, SCHEMA_VERSION, Database
 
 DATABASE_FILE = "gallery.sqlite"
 # Samples read at once.
@@ -52,7 +52,11 @@ class GalleryState:
     record_digest: str
 
 
+# The setting that holds the model specification.
+_MODEL_SPEC = "contract"
 _STATE_TYPES = (*(str, int, int, str, int, int, int), *[str] * 3)
+# Id, person and embedding.
+_ROW_TYPES = (int, int, bytes)
 # Records that are not samples; of a setting the name and the digest, so that a changed value can be set again.
 _RECORDS_SQL = (
     "SELECT name, digest FROM settings ORDER BY name",
@@ -72,7 +76,7 @@ class SampleStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         try:
-            self.model_spec = ModelSpec.from_dict(self.setting("contract"))
+            self.model_spec = ModelSpec.from_dict(self.setting(_MODEL_SPEC))
         except TypeError as error:
             raise database.damaged(f"its model specification is none of this version ({error})") from error
 
@@ -84,7 +88,7 @@ class SampleStore:
             zero = f"{0:064x}"
             values = uuid.uuid4().hex, 0, 0, zero, 0, 0, 0, zero, "", ""
             database.execute("INSERT INTO state VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
-            _write_setting(database, "contract", json.dumps(model_spec.to_dict()))
+            _write_setting(database, _MODEL_SPEC, json.dumps(model_spec.to_dict()))
             store = cls(database)
             store._update_record_digests()
         database.seal()
@@ -158,7 +162,8 @@ class SampleStore:
             return None
         value, digest = row
         if _json_digest((name, value)) != digest:
-            raise self._database.damaged(f"the setting {name} was changed by another program", SETTING_ADVICE)
+            advice = RESTORE_ADVICE if name == _MODEL_SPEC else SETTING_ADVICE
+            raise self._database.damaged(f"the setting {name} was changed by another program", advice)
         return json.loads(value)
 
     def set_setting(self, name: str, value: Any) -> None:
@@ -166,11 +171,8 @@ class SampleStore:
 
     def rows(self, after: int = 0) -> Iterator[SampleRows]:
         """Yields the samples with ids above `after` in order of id, READ_ROWS at a time."""
-        while records := self._database.execute(
-            "SELECT id, person, embedding FROM samples WHERE id > ? ORDER BY id LIMIT ?", (after, READ_ROWS)
-        ):
-            yield self._rows(records)
-            after = records[-1][0]
+        statement = "SELECT id, person, embedding FROM samples WHERE id > ? ORDER BY id LIMIT ?"
+        return map(self._rows, self._batches(statement, _ROW_TYPES, after))
 
     def samples_by_id(self, sample_M: Sequence[int]) -> dict[int, tuple[str, str, bytes]]:
         """Returns person, key and embedding of the samples with these ids that exist."""
@@ -178,12 +180,13 @@ class SampleStore:
             "SELECT samples.id, name, key, embedding FROM samples JOIN people ON people.id = person "
             "WHERE samples.id IN ({})",
             sample_M,
+            (int, str, str, bytes),
         )
         return {sample_id: tuple(values) for sample_id, *values in records}
 
     def names_by_id(self, person_M: Sequence[int]) -> dict[int, str]:
         """Returns the names of the people with these ids that exist."""
-        return dict(self._database.select_in("SELECT id, name FROM people WHERE id IN ({})", person_M))
+        return dict(self._database.select_in("SELECT id, name FROM people WHERE id IN ({})", person_M, (int, str)))
 
     def ids_by_name(self, names: Sequence[str]) -> dict[str, int]:
         """Returns the ids of the people with these names that are enrolled."""
@@ -192,21 +195,23 @@ class SampleStore:
     def people(self) -> list[tuple[str, int]]:
         """Returns the name and the number of samples of each person, sorted by name."""
         return self._database.execute(
-            "SELECT name, count(*) FROM people JOIN samples ON person = people.id GROUP BY people.id ORDER BY name"
+            "SELECT name, count(*) FROM people JOIN samples ON person = people.id GROUP BY people.id ORDER BY name",
+            types=(str, int),
         )
 
     def samples(self) -> Iterator[Samples]:
         """Yields all samples, READ_ROWS at a time."""
-        after = 0
-        while records := self._database.execute(
-            "SELECT key, name, embedding, metadata, provenance, samples.id FROM samples "
-            "JOIN people ON people.id = person WHERE samples.id > ? ORDER BY samples.id LIMIT ?",
-            (after, READ_ROWS),
-        ):
-            keys, people, embeddings, *columns, ids = zip(*records, strict=True)
-            objects = ([json.loads(text) for text in column] for column in columns)
+        statement = (
+            "SELECT samples.id, key, name, embedding, metadata, provenance FROM samples "
+            "JOIN people ON people.id = person WHERE samples.id > ? ORDER BY samples.id LIMIT ?"
+        )
+        for records in self._batches(statement, (int, str, str, bytes, str, str)):
+            _, keys, people, embeddings, *columns = zip(*records, strict=True)
+            try:
+                objects = [[json.loads(text) for text in column] for column in columns]
+            except ValueError as error:
+                raise self._database.damaged(f"a note is not JSON ({error})") from error
             yield Samples(keys, people, self._matrix(embeddings), *objects)
-            after = ids[-1]
 
     def check_integrity(self) -> list[str]:
         """Returns the defects of the file after reading all of it and computing all digests again."""
@@ -344,7 +349,8 @@ class SampleStore:
         database = self._database
         for start in range(0, len(ids), READ_ROWS):
             part = ids[start : start + READ_ROWS]
-            rows = self._rows(database.select_in("SELECT id, person, embedding FROM samples WHERE id IN ({})", part))
+            statement = "SELECT id, person, embedding FROM samples WHERE id IN ({})"
+            rows = self._rows(database.select_in(statement, part, _ROW_TYPES))
             texts = text_digest(database.select_in(_TEXTS_SQL + "IN ({})", part))
             database.select_in("DELETE FROM samples WHERE id IN ({})", part)
             without_samples = (
@@ -384,8 +390,14 @@ class SampleStore:
 
     def _text_batches(self) -> Iterator[list[tuple]]:
         """Yields id, key, name, metadata, provenance and date of all samples, READ_ROWS at a time."""
-        after = 0
-        while records := self._database.execute(_TEXTS_SQL + "> ? ORDER BY samples.id LIMIT ?", (after, READ_ROWS)):
+        return self._batches(_TEXTS_SQL + "> ? ORDER BY samples.id LIMIT ?")
+
+    def _batches(self, statement: str, types: Sequence[type] = (), after: int = 0) -> Iterator[list[tuple]]:
+        """Yields the rows of a statement on samples with ids above a first parameter, READ_ROWS at a time."""
+        while records := self._database.execute(statement, (after, READ_ROWS), types):
+            # A damaged table may return the same rows for ever.
+            if (np.diff([after, *(record[0] for record in records)]) <= 0).any():
+                raise self._database.damaged("its samples are not in order of id")
             yield records
             after = records[-1][0]
 
@@ -394,6 +406,8 @@ class SampleStore:
         return SampleRows(np.array(sample_N), np.array(person_N), self._matrix(embeddings))
 
     def _matrix(self, embeddings: Sequence[bytes]) -> np.ndarray:
+        if set(map(len, embeddings)) - {4 * self.model_spec.dimension}:
+            raise self._database.damaged("an embedding has another dimension")
         return np.frombuffer(b"".join(embeddings), "<f4").reshape(len(embeddings), self.model_spec.dimension)
 
 

@@ -22,6 +22,8 @@ BUSY_TIMEOUT_SECONDS = 30
 # Parameters of one statement; SQLite's limit is 32766.
 MAX_PARAMETERS = 10_000
 
+# Characters of a message of SQLite that are shown: it may quote the statements of a damaged file.
+MAX_QUOTED = 120
 RESTORE_ADVICE = "restore a snapshot, or create the gallery again and enrol its people"
 # Advice for SQLite errors, by a part of their message; all others are those of a damaged file.
 ERROR_HINTS = {
@@ -113,12 +115,7 @@ class Database:
             )
         database = cls(path, _connection(path))
         try:
-            header = database.fetch_one("PRAGMA application_id")[0], database.fetch_one("PRAGMA user_version")[0]
-            if header == (APPLICATION, 0):
-                raise UserError(f"{path}: its creation was interrupted; remove the folder and create it again")
-            if header[0] != APPLICATION or header[1] not in (SCHEMA_VERSION, CONVERTIBLE_VERSION):
-                raise UserError(f"{path}: has schema {header[1]}, this version reads schema {SCHEMA_VERSION}")
-            database.version = header[1]
+            database._read_version()
             database._configure()
             if not write:
                 database.execute("PRAGMA query_only = ON")
@@ -148,7 +145,8 @@ class Database:
         """Runs a statement and returns all rows; with `types`, raises UserError unless the columns hold these."""
         try:
             rows = self._connection.execute(statement, values).fetchall()
-        except (sqlite3.Error, MemoryError) as error:
+        # A damaged file may quote text that is no UTF-8, or claim values that no memory holds.
+        except (sqlite3.Error, UnicodeError, MemoryError) as error:
             raise self._translate(error) from error
         for column, expected in zip(zip(*rows, strict=True), types, strict=True) if rows and types else ():
             if set(map(type, column)) != {expected}:
@@ -178,6 +176,23 @@ class Database:
             rows += self.execute(statement.format(",".join("?" * len(part))), part, types)
         return rows
 
+    def _read_version(self) -> None:
+        """Reads the version. Raises UserError if the file is no gallery, incomplete or of an unknown version."""
+        (application,), (self.version,) = (
+            self.fetch_one(f"PRAGMA {name}") for name in ("application_id", "user_version")
+        )
+        if application != APPLICATION:
+            raise self.damaged("its header is not that of a gallery")
+        if self.version == 0:
+            if self.execute("SELECT name FROM sqlite_master") and self.execute("SELECT id FROM samples LIMIT 1"):
+                raise self.damaged("its header lacks the version")
+            raise UserError(f"{self.path}: its creation was interrupted; remove the folder and create it again")
+        if self.version not in (SCHEMA_VERSION, CONVERTIBLE_VERSION):
+            raise UserError(
+                f"{self.path}: has schema {self.version}, this version reads schema {SCHEMA_VERSION}; use the version "
+                "of facelt that wrote it, or restore a snapshot if the file is damaged"
+            )
+
     def _configure(self) -> None:
         for setting in (
             *("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"),
@@ -186,8 +201,9 @@ class Database:
             self.execute(f"PRAGMA {setting}")
 
     def _translate(self, error: Exception) -> UserError:
-        message = str(error) or type(error).__name__
-        advice = next((hint for text, hint in ERROR_HINTS.items() if text in message), f"is damaged; {RESTORE_ADVICE}")
+        message = " ".join(str(error).split())[:MAX_QUOTED] or type(error).__name__
+        damage = f"the file is damaged: {RESTORE_ADVICE}"
+        advice = next((hint for text, hint in ERROR_HINTS.items() if text in message), damage)
         return UserError(f"{self.path}: {message}; {advice}")
 
 

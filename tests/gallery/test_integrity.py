@@ -156,3 +156,52 @@ def test_a_snapshot_has_digests_of_its_own(filled, tmp_path):
         np.testing.assert_array_equal(
             np.concatenate([part.metadata for part in copy.samples()]), noted_samples().metadata
         )
+
+
+def content_of(gallery):
+    """All that a user can see of a gallery."""
+    samples = [
+        (part.keys, part.people, part.metadata, part.provenance, part.embedding_ND.tobytes())
+        for part in gallery.samples()
+    ]
+    settings = [gallery.setting(f"threshold-{kind}") for kind in ("samples", "templates")]
+    return samples, list(gallery.people()), settings, gallery.info()["snapshots"], str(gallery.model_spec)
+
+
+FLIPS = 150
+
+
+def flipped(content, random, places):
+    """Yields copies of a file's bytes with one flipped bit each, at random places."""
+    for place, bit in zip(random.choice(places, FLIPS, replace=False), random.integers(0, 8, FLIPS), strict=True):
+        changed = bytearray(content)
+        changed[place] ^= 1 << bit
+        yield bytes(changed)
+
+
+@pytest.mark.parametrize("name", ["gallery.sqlite", "index/bound.json"])
+def test_a_flipped_bit_is_found_or_changes_nothing_that_a_user_sees(filled, name):
+    """Without a traceback, in one line that names the file and says what to do."""
+    with closing(LocalGallery(filled)) as reader:
+        expected = content_of(reader)
+    path = filled / name
+    content = path.read_bytes()
+    random = np.random.default_rng(11)
+    # Most of a small database is empty pages.
+    places = np.flatnonzero(np.frombuffer(content, np.uint8))
+    found = 0
+    for changed in flipped(content, random, places):
+        path.write_bytes(changed)
+        try:
+            with closing(LocalGallery(filled)) as reader:
+                defects = reader.check_integrity()
+                if not defects:
+                    assert content_of(reader) == expected
+        except UserError as error:
+            defects = [str(error)]
+        for defect in defects:
+            assert defect.startswith(f"{path}: "), defect
+            assert "\n" not in defect
+            assert any(advice in defect for advice in ("restore a snapshot", "facelt gallery rebuild")), defect
+        found += bool(defects)
+    assert found > 0.5 * FLIPS
