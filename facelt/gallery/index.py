@@ -87,7 +87,23 @@ class GalleryIndex:
         )
 
     def sync(self, removed: Sequence[int] = (), *, templates: bool = False) -> None:
-        """Updates an index to the revision of the database, given the ids `removed` since, or rebuilds it."""
+        """Updates an index to the revision of the database, given the ids `removed` since, or rebuilds it.
+
+        Raises UserError if it cannot be written; the next call repeats it.
+        """
+        try:
+            self._sync(removed, templates)
+        except BaseException as error:
+            # The index in memory may be ahead of its files.
+            self._opened.pop(templates, None)
+            if isinstance(error, OSError):
+                raise UserError(
+                    f"{error.filename or self._folders[templates]}: cannot be written ({error.strerror}); the database "
+                    "is complete: free some space, and the next command updates the index"
+                ) from error
+            raise
+
+    def _sync(self, removed: Sequence[int], templates: bool) -> None:
         version, folder = IndexVersion.of(self._store.state()), self._folders[templates]
         dimension = self._store.model_spec.dimension
         index = self._opened.get(templates)

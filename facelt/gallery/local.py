@@ -8,9 +8,10 @@
 P probes, K people, M samples, D feature.
 """
 
+import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ class LocalGallery:
     def create(cls, path: str | Path, model_spec: ModelSpec) -> "LocalGallery":
         """Creates a gallery, open for writing. Raises UserError if the folder is not empty."""
         path = Path(path)
+        is_new = not path.exists()
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if any(path.iterdir()):
@@ -64,8 +66,15 @@ class LocalGallery:
             path.chmod(0o700)
         except OSError as error:
             raise UserError(f"{path}: cannot be created ({error.strerror})") from error
-        SampleStore.create(path / DATABASE_FILE, model_spec).close()
-        return cls(path, write=True)
+        try:
+            SampleStore.create(path / DATABASE_FILE, model_spec).close()
+            return cls(path, write=True)
+        except BaseException:
+            # The folder was empty: all of its content is that of the unfinished gallery.
+            shutil.rmtree(path, ignore_errors=True)
+            if not is_new:
+                path.mkdir(mode=0o700, exist_ok=True)
+            raise
 
     @property
     def model_spec(self) -> ModelSpec:
@@ -164,7 +173,13 @@ class LocalGallery:
             path.mkdir(mode=0o700, parents=True)
         except OSError as error:
             raise UserError(f"{path}: cannot be created ({error.strerror}); choose another folder") from error
-        self._store.copy_to(path / DATABASE_FILE)
+        try:
+            self._store.copy_to(path / DATABASE_FILE)
+        except UserError:
+            shutil.rmtree(path, ignore_errors=True)
+            with suppress(UserError):  # a full disk
+                self._store.forget_snapshot(path.absolute())
+            raise
 
     @synchronized
     def setting(self, name: str) -> Any:

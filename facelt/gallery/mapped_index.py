@@ -71,17 +71,23 @@ class MappedIndex:
 
     @classmethod
     def build(cls, folder: Path, version: IndexVersion, dimension: int, batches: Iterable[SampleRows]) -> "MappedIndex":
-        """Builds a new index from these rows in place of the old one, which open readers keep."""
+        """Builds a new index from these rows in place of the old one, which open readers keep; leaves it on failure."""
         folder.mkdir(mode=0o700, exist_ok=True)
         salt = secrets.token_hex(4)
         names = {"rows": f"rows-{salt}.f32", "ids": f"ids-{salt}.i64"}
-        for name in names.values():
-            os.close(os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         counts = {"dimension": dimension, "rows": 0, "last": 0, "reach": 0.0, "stretch": 0.0}
-        index = cls(folder, {"binding": asdict(version), **counts, "chunks": [], "files": names, "stamp": []})
-        for batch in batches:
-            index._write(batch)
-        index._commit(version, range(index._chunk_count))
+        try:
+            for name in names.values():
+                os.close(os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+            index = cls(folder, {"binding": asdict(version), **counts, "chunks": [], "files": names, "stamp": []})
+            for batch in batches:
+                index._write(batch)
+            index._commit(version, range(index._chunk_count))
+        except BaseException:
+            for name in names.values():
+                with suppress(OSError):
+                    (folder / name).unlink(missing_ok=True)
+            raise
         index.remove_stale_files()
         return index
 

@@ -84,15 +84,19 @@ class SampleStore:
     def create(cls, path: Path, model_spec: ModelSpec) -> "SampleStore":
         """Creates an empty store. Raises UserError if the file exists."""
         database = Database.create(path)
-        with database.transaction():
-            zero = f"{0:064x}"
-            values = uuid.uuid4().hex, 0, 0, zero, 0, 0, 0, zero, "", ""
-            database.execute("INSERT INTO state VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
-            _write_setting(database, _MODEL_SPEC, json.dumps(model_spec.to_dict()))
-            store = cls(database)
-            store._update_record_digests()
-        database.seal()
-        return store
+        try:
+            with database.transaction():
+                zero = f"{0:064x}"
+                values = uuid.uuid4().hex, 0, 0, zero, 0, 0, 0, zero, "", ""
+                database.execute("INSERT INTO state VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+                _write_setting(database, _MODEL_SPEC, json.dumps(model_spec.to_dict()))
+                store = cls(database)
+                store._update_record_digests()
+            database.seal()
+            return store
+        except BaseException:
+            database.close()
+            raise
 
     @classmethod
     def open(cls, path: Path, *, write: bool) -> "SampleStore":
@@ -312,6 +316,11 @@ class SampleStore:
         """Returns people and keys whose removal is committed here but may be pending in snapshots."""
         records = self._database.execute("SELECT person, key FROM removing")
         return [person for person, _ in records if person is not None], [key for _, key in records if key is not None]
+
+    def forget_snapshot(self, folder: Path) -> None:
+        """Removes a snapshot from the list of those to which removals are applied."""
+        with self.write_transaction():
+            self._database.execute("DELETE FROM snapshots WHERE path = ?", (str(folder),))
 
     def copy_to(self, path: Path) -> None:
         """Copies the live content to a new database and records it as a snapshot first. Raises UserError on failure."""
