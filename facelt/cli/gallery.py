@@ -231,6 +231,16 @@ def snapshot(gallery: GalleryArgument, out: Annotated[Path, typer.Argument(help=
     typer.echo(f"written: {out}")
 
 
+@gallery_app.command("forget-snapshot")
+def forget_snapshot(
+    gallery: GalleryArgument, folder: Annotated[Path, typer.Argument(help="The folder in which it was.")]
+) -> None:
+    """Forget a snapshot that no longer exists, so that removals are complete without it."""
+    with closing(_local(gallery, write=True)) as local:
+        local.forget_snapshot(folder)
+    typer.echo(f"forgotten: {sanitize(str(folder))}; removals no longer reach it, should it exist elsewhere")
+
+
 @gallery_app.command()
 def info(
     gallery: GalleryArgument, list_people: Annotated[bool, typer.Option("--people", help="List all people.")] = False

@@ -8,6 +8,7 @@
 P probes, K people, M samples, D feature.
 """
 
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -182,6 +183,25 @@ class LocalGallery:
             raise
 
     @synchronized
+    def forget_snapshot(self, path: str | Path) -> None:
+        """Removes a snapshot that no longer exists from those to which removals are applied.
+
+        Raises UserError if it is none of this gallery, or still there: removed people must be erased from it as well.
+        """
+        self._refuse_reader()
+        folder, snapshots = Path(path).absolute(), self._store.snapshots()
+        if folder not in snapshots:
+            known = ", ".join(map(str, snapshots)) or "none"
+            raise UserError(f"{folder}: is not a snapshot of {self.path}; its snapshots: {known}")
+        if (folder / DATABASE_FILE).exists() and self._is_same_gallery(folder):
+            raise UserError(f"{folder}: still holds a snapshot of {self.path}; remove that folder first")
+        self._store.forget_snapshot(folder)
+
+    def _is_same_gallery(self, folder: Path) -> bool:
+        with closing(LocalGallery(folder)) as other:
+            return other.info()["gallery"] == self.info()["gallery"]
+
+    @synchronized
     def setting(self, name: str) -> Any:
         return self._store.setting(name)
 
@@ -294,7 +314,10 @@ class LocalGallery:
                         raise UserError(f"{path}: is a different gallery now")
                     unfinished += copy.remove(people, keys).unfinished
             except UserError as error:
-                unfinished.append(f"removed people may still be in a snapshot: {error}")
+                command = shlex.join(["facelt", "gallery", "forget-snapshot", str(self.path), str(path)])
+                unfinished.append(
+                    f"removed people may still be in a snapshot: {error}; if it no longer exists: {command}"
+                )
         remaining = "bytes of removed samples may remain until the gallery is next opened for writing"
         try:
             if not self._store.scrub():

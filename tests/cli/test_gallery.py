@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -119,6 +120,26 @@ def test_a_table_at_fault_is_named_with_its_row(facelt, gallery_path, tmp_path, 
 def test_info_names_snapshots(facelt, gallery_path, tmp_path):
     facelt("snapshot", gallery_path, tmp_path / "copy")
     assert f"snapshot: {tmp_path / 'copy'}" in facelt("info", gallery_path)
+
+
+def test_a_deleted_snapshot_is_forgotten_by_the_command_that_removals_name(facelt, gallery_path, tmp_path):
+    for name in ("copy", "kept"):
+        facelt("snapshot", gallery_path, tmp_path / name)
+    shutil.rmtree(tmp_path / "copy")
+    for person in ("person 1", "person 2"):
+        with pytest.raises(UserError, match=r"may still be in a snapshot: .*copy: no gallery here") as raised:
+            facelt("remove", gallery_path, "--person", person)
+    _, command = str(raised.value).split("; if it no longer exists: facelt gallery ")
+    with pytest.raises(UserError, match=f"kept: still holds a snapshot of {gallery_path}; remove that folder first"):
+        facelt("forget-snapshot", gallery_path, tmp_path / "kept")
+    with pytest.raises(UserError, match=f"other: is not a snapshot of .*: {tmp_path / 'copy'}, {tmp_path / 'kept'}$"):
+        facelt("forget-snapshot", gallery_path, tmp_path / "other")
+    assert f"forgotten: {tmp_path / 'copy'}" in facelt(*shlex.split(command))
+    assert "samples removed: 4" in facelt("remove", gallery_path, "--person", "person 4")
+    assert "no defects" in facelt("verify", gallery_path)
+    # Removals still reach the other one.
+    for gallery in (gallery_path, tmp_path / "kept"):
+        assert "people: 7\nsamples: 28" in facelt("info", gallery)
 
 
 def test_mistakes(facelt, gallery_path, tmp_path):
