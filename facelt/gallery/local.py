@@ -11,6 +11,7 @@ P probes, K people, M samples, D feature.
 import shlex
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
@@ -33,6 +34,8 @@ from facelt.search.exact import BadRow, similarities
 # Time that a reader waits for a writer that is changing the index.
 WRITER_TIMEOUT_SECONDS = 60.0
 _POLL_SECONDS = 0.05
+# Rebuilds of the index for one revision in one search: a concurrent writer may spoil one.
+MAX_REBUILDS = 3
 
 
 class LocalGallery:
@@ -115,7 +118,7 @@ class LocalGallery:
         self, probe_PD: np.ndarray, k: int, *, templates: bool = False, exact: bool = True, floor: float = -np.inf
     ) -> SearchResult:
         probe_PD = validated_embeddings(probe_PD, self.model_spec)
-        started = time.monotonic()
+        started, contradictions, rebuilds = time.monotonic(), Counter(), Counter()
         # Not by @synchronized: the path to the engine stays short.
         with self.guard.lock(self.path):
             while True:
@@ -146,7 +149,16 @@ class LocalGallery:
                 if candidates is not None and self._store.state().removals == state.removals:
                     return SearchResult(candidates, True, snapshot.count)
                 if candidates is None:
-                    self._repair_index(templates, snapshot is not None, started)
+                    is_contradicted = snapshot is not None
+                    contradictions[state.revision] += is_contradicted
+                    if contradictions[state.revision] == 1:
+                        self._store.refuse_orphans()
+                    rebuilds[state.revision] += self._repair_index(templates, is_contradicted, started)
+                    if rebuilds[state.revision] > MAX_REBUILDS:
+                        raise UserError(
+                            f"{self.path / DATABASE_FILE}: contradicts the index that was built from it; run facelt "
+                            "gallery verify"
+                        )
 
     @synchronized
     def count(self) -> GalleryCounts:
@@ -286,13 +298,13 @@ class LocalGallery:
             for nearest in ranked
         ]
 
-    def _repair_index(self, templates: bool, is_damaged: bool, started: float) -> None:
-        """Syncs or rebuilds the index, or waits for the writer to do so."""
+    def _repair_index(self, templates: bool, is_damaged: bool, started: float) -> bool:
+        """Syncs or rebuilds the index, or waits for the writer to do so; returns True if it was rebuilt."""
         if time.monotonic() - started > WRITER_TIMEOUT_SECONDS:
             raise UserError(f"{self.path}: the index is out of date and its writer has not updated it; try again later")
         if not self._lock.is_held and not self._lock.try_acquire():
             time.sleep(_POLL_SECONDS)
-            return
+            return False
         try:
             if is_damaged:
                 self._index.rebuild()
@@ -300,6 +312,7 @@ class LocalGallery:
         finally:
             if not self._writes:
                 self._lock.release()
+        return is_damaged
 
     def _finish_removal(self) -> list[str]:
         """Applies a committed removal to the snapshots and erases it; returns descriptions of unfinished steps."""

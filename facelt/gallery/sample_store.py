@@ -192,6 +192,12 @@ class SampleStore:
         """Returns the names of the people with these ids that exist."""
         return dict(self._database.select_in("SELECT id, name FROM people WHERE id IN ({})", person_M, (int, str)))
 
+    def refuse_orphans(self) -> None:
+        """Raises UserError naming a sample whose person is missing, if there is one."""
+        statement = "SELECT key FROM samples WHERE NOT EXISTS (SELECT 1 FROM people WHERE people.id = person) LIMIT 1"
+        if row := self._database.fetch_one(statement):
+            raise self._database.damaged(f"the person of the sample {row[0]!r} is missing")
+
     def ids_by_name(self, names: Sequence[str]) -> dict[str, int]:
         """Returns the ids of the people with these names that are enrolled."""
         return dict(self._database.select_in("SELECT name, id FROM people WHERE name IN ({})", names))

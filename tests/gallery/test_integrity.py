@@ -205,3 +205,23 @@ def test_a_flipped_bit_is_found_or_changes_nothing_that_a_user_sees(filled, name
             assert any(advice in defect for advice in ("restore a snapshot", "facelt gallery rebuild")), defect
         found += bool(defects)
     assert found > 0.5 * FLIPS
+
+
+@pytest.mark.parametrize("templates", [False, True])
+@pytest.mark.parametrize("is_locked", [False, True])
+def test_a_lost_person_is_reported_instead_of_waiting_for_a_writer(filled, templates, is_locked):
+    probe_PD = some_samples(12, 4).embedding_ND
+    change(filled, "DELETE FROM people WHERE name = 'person 1'")
+    with closing(LocalGallery(filled, write=True)) as writer, closing(LocalGallery(filled)) as reader:
+        if not is_locked:
+            writer.close()
+        with pytest.raises(UserError, match=r"gallery\.sqlite: is damaged: the person of the sample 'k1' is missing"):
+            reader.search(probe_PD, 4, templates=templates)
+        assert "refers to a missing person" in "\n".join(reader.check_integrity())
+
+
+def test_an_index_that_contradicts_the_database_after_its_rebuilding_is_reported(filled, monkeypatch):
+    with closing(LocalGallery(filled)) as reader:
+        monkeypatch.setattr(reader, "_sample_candidates", lambda *arguments: None)
+        with pytest.raises(UserError, match=r"gallery\.sqlite: contradicts the index .*; run facelt gallery verify"):
+            reader.search(some_samples(1, 1).embedding_ND, 1)
