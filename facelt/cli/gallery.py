@@ -252,6 +252,7 @@ def info(
     with Gallery.open(gallery) as opened:
         count = opened.count()
         typer.echo(f"model: {opened.model_spec} (weights {opened.model_spec.weights_sha256})")
+        typer.echo(f"preprocessing: {sanitize(opened.model_spec.preprocessing.describe())}")
         typer.echo(counts_text(count))
         for templates, size in ((False, count.samples), (True, count.people)):
             if calibration := opened.calibration(templates=templates):

@@ -1,10 +1,11 @@
 """Inputs of the gallery commands: existing embeddings, or images and the model that embeds them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from facelt.errors import UserError
-from facelt.gallery.model_spec import ModelSpec, model_name
+from facelt.gallery.model_spec import ModelSpec, PreprocessingSpec, model_name
 from facelt.gallery.samples import (
     LabelledEmbeddings,
     read_labelled_embeddings,
@@ -76,6 +77,8 @@ class EmbeddingSource:
         model = load_model(self.checkpoint, resolve_device(self.device))
         model_spec.refuse_other(model_spec_of_model(model, model_spec.kind), str(self.checkpoint))
         source = self._open_photographs(model, named) if self.detector else self._open_images(model, named)
+        embedded_spec = model_spec_of_model(model, model_spec.kind, source.preprocessing.get("alignment"))
+        model_spec.refuse_other(embedded_spec, str(self.path))
         setting = "a gallery" if self.detector else "a gallery without --detector, which is for photographs,"
         arrays = compute_embeddings(
             model, source, model_spec.kind, batch=self.batch, workers=self.workers, setting=setting
@@ -83,7 +86,7 @@ class EmbeddingSource:
         origin = {"images": str(self.path), **({"detector": self.detector} if self.detector else {})}
         people, attributes = source.identities, source.attributes
         return LabelledEmbeddings(
-            source.keys, people, arrays.embedding_ND, attributes, arrays.reachability_N, model_spec, origin
+            source.keys, people, arrays.embedding_ND, attributes, arrays.reachability_N, embedded_spec, origin
         )
 
     def _open_images(self, model, named: bool):
@@ -119,10 +122,16 @@ class EmbeddingSource:
         return source
 
 
-def model_spec_of_model(model, kind: str) -> ModelSpec:
-    """Returns the specification of a trained model (facelt.inference.model.TrainedModel)."""
+def model_spec_of_model(model, kind: str, alignment: Mapping[str, str] | None = None) -> ModelSpec:
+    """Returns the specification of a trained model (facelt.inference.model.TrainedModel).
+
+    The preprocessing is that of the card's configuration, which is applied; `alignment` is that of photographs.
+    """
     name = model_name(model.config.model.backbone, model.card["stage"])
-    return ModelSpec(name, model.weights_sha256, kind, model.method.dim)
+    data = model.config.data
+    applied = {"image_size": list(data.image_size), "mean": list(data.mean), "std": list(data.std)}
+    preprocessing = PreprocessingSpec.of_metadata({**model.card["preprocessing"], **applied, "alignment": alignment})
+    return ModelSpec(name, model.weights_sha256, kind, model.method.dim, preprocessing)
 
 
 def model_spec_of_checkpoint(path: Path, kind: str) -> ModelSpec:
