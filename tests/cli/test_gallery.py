@@ -203,15 +203,12 @@ def test_images_are_embedded_on_the_way(facelt, finished_run, tiny_faces, tmp_pa
 def test_the_same_weights_with_another_preprocessing_are_refused(facelt, finished_run, tiny_faces, tmp_path):
     where = tmp_path / "gallery"
     facelt("create", where, "--checkpoint", finished_run)
-    size = " x ".join(
-        map(str, json.loads((finished_run / "oltr" / "card.json").read_text())["config"]["data"]["image_size"])
-    )
+    card = json.loads((finished_run / "oltr" / "card.json").read_text())
+    size = " x ".join(map(str, card["config"]["data"]["image_size"]))
     assert f"preprocessing: image_size {size}, channels RGB" in facelt("info", where)
     shutil.copytree(finished_run / "oltr", tmp_path / "other")
-    path = tmp_path / "other" / "card.json"
-    card = json.loads(path.read_text())
     card["config"]["data"]["mean"] = [0.25, 0.5, 0.5]
-    path.write_text(json.dumps(card))
+    (tmp_path / "other" / "card.json").write_text(json.dumps(card))
     for words in (["enroll"], ["identify", "--threshold", "0.5"]):
         with pytest.raises(UserError, match=r"other: its preprocessing has mean \(0\.25, .*pinned to mean \("):
             facelt(words[0], where, tiny_faces, "--checkpoint", tmp_path / "other", *words[1:])
