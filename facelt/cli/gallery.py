@@ -36,6 +36,10 @@ PeopleOption = Annotated[
 ]
 WorkersOption = Annotated[int, typer.Option(min=0, help="For images: reading processes; 0 reads in this one.")]
 DeviceOption = Annotated[str, typer.Option(help="For images: cpu or cuda.")]
+TrainingOption = Annotated[
+    Path | None,
+    typer.Option("--training-identities", help="An identities.csv, or another CSV with a column name."),
+]
 ScoreOption = Annotated[
     Literal["samples", "templates"],
     typer.Option(help="A person's score: of the best sample, or of their mean."),
@@ -51,9 +55,10 @@ def create(
     weights_sha256: Annotated[str, typer.Option(help="The SHA-256 of the weights.")] = "",
     dimension: Annotated[int, typer.Option(help="The dimension of the embeddings.")] = 0,
     kind: Annotated[str, typer.Option(help="direct, meta or meta_unit")] = "direct",
+    training: TrainingOption = None,
 ) -> None:
     """Create a gallery for one model and one kind of embedding."""
-    from facelt.cli.gallery_inputs import model_spec_of_checkpoint
+    from facelt.cli.gallery_inputs import TRAINING_SETTING, find_training_identities, model_spec_of_checkpoint
     from facelt.gallery.gallery import Gallery
     from facelt.gallery.model_spec import ModelSpec
     from facelt.store.store import EmbeddingStore
@@ -66,7 +71,10 @@ def create(
         model_spec = model_spec_of_checkpoint(checkpoint, kind)
     else:
         model_spec = ModelSpec(model, weights_sha256, kind, dimension)
-    Gallery.create(gallery, model_spec).close()
+    origin = find_training_identities(checkpoint, training)
+    with Gallery.create(gallery, model_spec) as opened:
+        if origin:
+            opened.backend.set_setting(TRAINING_SETTING, origin)
     typer.echo(f"created: {gallery}, for {model_spec}")
 
 
@@ -84,7 +92,12 @@ def enroll(
     device: DeviceOption = "cpu",
 ) -> None:
     """Enrol samples; a sample with an existing key replaces the old one, so an interrupted run can be repeated."""
-    from facelt.cli.gallery_inputs import EmbeddingSource
+    from facelt.cli.gallery_inputs import (
+        TRAINING_SETTING,
+        EmbeddingSource,
+        find_training_identities,
+        training_overlap,
+    )
     from facelt.gallery.gallery import Gallery
     from recordio_tools.progress import progress_bars
 
@@ -94,7 +107,13 @@ def enroll(
         with progress_bars() as progress:
             opened.enroll(samples, progress)
         count = opened.count()
+        origin = opened.backend.setting(TRAINING_SETTING)
+        if origin is None and (origin := find_training_identities(checkpoint, None)):
+            opened.backend.set_setting(TRAINING_SETTING, origin)
+        _, warning = training_overlap(opened, origin) if origin else (None, None)
     typer.echo(f"samples enrolled: {len(samples)}\n{counts_text(count)}")
+    if warning:
+        typer.echo(f"warning: {sanitize(warning)}", err=True)
 
 
 @gallery_app.command()
@@ -243,9 +262,12 @@ def forget_snapshot(
 
 @gallery_app.command()
 def info(
-    gallery: GalleryArgument, list_people: Annotated[bool, typer.Option("--people", help="List all people.")] = False
+    gallery: GalleryArgument,
+    list_people: Annotated[bool, typer.Option("--people", help="List all people.")] = False,
+    training: TrainingOption = None,
 ) -> None:
     """Show the model of a gallery, its people and its thresholds."""
+    from facelt.cli.gallery_inputs import TRAINING_SETTING, find_training_identities, training_overlap
     from facelt.gallery.gallery import Gallery
     from facelt.gallery.local import LocalGallery
 
@@ -254,6 +276,11 @@ def info(
         typer.echo(f"model: {opened.model_spec} (weights {opened.model_spec.weights_sha256})")
         typer.echo(f"preprocessing: {sanitize(opened.model_spec.preprocessing.describe())}")
         typer.echo(counts_text(count))
+        if origin := find_training_identities(None, training) or opened.backend.setting(TRAINING_SETTING):
+            line, warning = training_overlap(opened, origin)
+            typer.echo(sanitize(line))
+            if warning:
+                typer.echo(f"warning: {sanitize(warning)}", err=True)
         for templates, size in ((False, count.samples), (True, count.people)):
             if calibration := opened.calibration(templates=templates):
                 typer.echo(describe(calibration))

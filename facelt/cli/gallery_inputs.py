@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from facelt.errors import UserError
+from facelt.gallery.gallery import Gallery
 from facelt.gallery.model_spec import ModelSpec, PreprocessingSpec, model_name
 from facelt.gallery.samples import (
     LabelledEmbeddings,
@@ -142,3 +143,65 @@ def model_spec_of_checkpoint(path: Path, kind: str) -> ModelSpec:
     model = load_model(path, resolve_device("cpu"))
     model.require_kind(kind)
     return model_spec_of_model(model, kind)
+
+
+# Setting of a gallery: the file or run that lists the names of the training identities.
+TRAINING_SETTING = "training-identities"
+_MAX_NAMED = 5
+
+
+def find_training_identities(checkpoint: Path | None, table: Path | None) -> dict[str, str] | None:
+    """Returns the value of TRAINING_SETTING for a run or a table of names, None if neither lists names.
+
+    Raises UserError if the table cannot be read.
+    """
+    if table is not None:
+        origin = {"table": str(table.absolute())}
+        _training_names(origin)
+        return origin
+    origin = {} if checkpoint is None else {"checkpoint": str(checkpoint.absolute())}
+    return origin if origin and _training_names(origin) else None
+
+
+def training_overlap(gallery: Gallery, origin: Mapping[str, str]) -> tuple[str, str | None]:
+    """Returns a line with the number of people in the gallery who are training identities by name, and a warning.
+
+    The warning is None if there are none. Names are compared as by `canonical_name`.
+    """
+    from facelt.store.attributes import canonical_name
+
+    source = next(iter(origin.values()))
+    try:
+        training_names = _training_names(origin)
+    except UserError as error:
+        return f"training identities: not compared with {source}", f"training identities cannot be compared: {error}"
+    people = [name for name, _ in gallery.people()]
+    shared = [name for name in people if canonical_name(name) in training_names]
+    line = f"training identities: {len(shared)} of {len(people)} people by name ({source})"
+    if not shared:
+        return line, None
+    named = ", ".join(shared[:_MAX_NAMED]) + (", ..." if len(shared) > _MAX_NAMED else "")
+    return line, (
+        f"{len(shared)} of {len(people)} people have names of training identities: {named}; results for them do not "
+        "measure unseen people"
+    )
+
+
+def _training_names(origin: Mapping[str, str]) -> set[str]:
+    """Returns the canonical names in a table, or of the training identities of a run's record."""
+    from eval_megaface.suite import read_names
+    from facelt.store.attributes import canonical_name
+    from recordio_tools.face_set import IDENTITIES_FILE, read_identities
+
+    if "table" in origin:
+        return read_names(Path(origin["table"]))
+    from facelt.inference.model import CARD_FILE, find_model_folder, read_card
+
+    card, config, _ = read_card(find_model_folder(Path(origin["checkpoint"])) / CARD_FILE)
+    if config.data.kind != "record":
+        return set()
+    path = config.data.train.with_name(IDENTITIES_FILE)
+    rows = read_identities(path) if path.is_file() else {}
+    # A manifest selects some of the identities of the record.
+    labels = config.data.class_map(card["num_classes"]).label_C.tolist()
+    return {canonical_name(rows[label]["name"]) for label in labels if label in rows}

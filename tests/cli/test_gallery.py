@@ -214,6 +214,54 @@ def test_the_same_weights_with_another_preprocessing_are_refused(facelt, finishe
             facelt(words[0], where, tiny_faces, "--checkpoint", tmp_path / "other", *words[1:])
 
 
+def test_people_who_are_training_identities_by_name_are_counted(cli, finished_run, tmp_path):
+    """The record's identities.csv names six identities; a manifest trains on some of them."""
+    for name in ("oltr", "record"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "record" / "identities.csv").write_text(
+        "label,name\n" + "".join(f"{label},Person {label}\n" for label in range(8))
+    )
+    (tmp_path / "record" / "manifest.csv").write_text("key,label,new_label\n1,2,0\n2,7,1\n3,3,2\n")
+    card = json.loads((finished_run / "oltr" / "card.json").read_text())
+    card["config"]["data"]["train"] = str(tmp_path / "record" / "train.rec")
+    shutil.copy(finished_run / "oltr" / "model.safetensors", tmp_path / "oltr")
+    samples = write_array(tmp_path, "enrolled", some_samples(10, 5))[:-1]
+    trained = len({f"Person {label}" for label in range(card["num_classes"])} & {f"Person {i}" for i in range(5)})
+    for manifest, shared in ((None, trained), ("manifest.csv", 2)):
+        card["config"]["data"]["manifest"] = manifest and str(tmp_path / "record" / manifest)
+        (tmp_path / "oltr" / "card.json").write_text(json.dumps(card))
+        where = tmp_path / f"gallery-{manifest}"
+        assert cli("gallery", "create", where, "--checkpoint", tmp_path / "oltr")[0] == 0
+        code, _, error = cli("gallery", "enroll", where, *samples, "resnet10/oltr")
+        assert code == 0
+        assert f"warning: {shared} of 5 people have names of training identities: person " in error
+        assert "results for them do not measure unseen people" in error
+        _, output, error = cli("gallery", "info", where)
+        assert f"training identities: {shared} of 5 people by name ({tmp_path / 'oltr'})" in output
+        assert f"warning: {shared} of 5 people" in error
+    shutil.rmtree(tmp_path / "record")
+    shutil.rmtree(tmp_path / "oltr")
+    code, output, error = cli("gallery", "info", where)
+    assert (code, "people: 5" in output, "training identities cannot be compared: " in error) == (0, True, True)
+
+
+def test_a_table_of_training_identities(cli, refused, gallery_path, tmp_path):
+    table = tmp_path / "trained.csv"
+    table.write_text("name,gender\nPERSON_4,f\nSomebody else,m\n=cmd(),m\n")
+    _, output, error = cli("gallery", "info", gallery_path, "--training-identities", table)
+    assert f"training identities: 2 of 10 people by name ({table})" in output
+    assert "=cmd(), person 4; results" in error
+    table.write_text("name\nSomebody else\n")
+    _, output, error = cli("gallery", "info", gallery_path, "--training-identities", table)
+    assert "training identities: 0 of 10 people" in output
+    assert not error
+    assert "training" not in cli("gallery", "info", gallery_path)[1]
+    model = [*MODEL, "--weights-sha256", SHA256, "--dimension", DIMENSION]
+    table.write_text("person\nx\n")
+    assert str(table) in refused("gallery", "create", tmp_path / "new", *model, "--training-identities", table)
+    assert not (tmp_path / "new").exists()
+
+
 def test_photographs_are_aligned_on_the_way(facelt, finished_run, real_data, tmp_path):
     where = tmp_path / "gallery"
     facelt("create", where, "--checkpoint", finished_run)
