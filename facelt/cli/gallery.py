@@ -270,6 +270,7 @@ def info(
     from facelt.cli.gallery_inputs import TRAINING_SETTING, find_training_identities, training_overlap
     from facelt.gallery.gallery import Gallery
     from facelt.gallery.local import LocalGallery
+    from facelt.gallery.volume import volume_encryption
 
     with Gallery.open(gallery) as opened:
         count = opened.count()
@@ -289,6 +290,7 @@ def info(
         if isinstance(opened.backend, LocalGallery):
             for path in opened.backend.info()["snapshots"]:
                 typer.echo(f"snapshot: {sanitize(path)}")
+            typer.echo(sanitize(encryption_text(volume_encryption(opened.backend.path))))
         for name, samples in opened.people() if list_people else ():
             typer.echo(f"{sanitize(name)}: {samples}")
 
@@ -296,6 +298,14 @@ def info(
 def counts_text(count) -> str:
     """Returns the text of a facelt.gallery.GalleryCounts."""
     return f"people: {count.people}\nsamples: {count.samples}"
+
+
+def encryption_text(found) -> str:
+    """Returns the line on a facelt.gallery.volume.VolumeEncryption."""
+    if found.is_encrypted:
+        return f"encryption at rest: {found.description}"
+    known = "none" if found.is_encrypted is False else "unknown"
+    return f"encryption at rest: {known}, {found.description}; keep galleries on an encrypted volume"
 
 
 def describe(calibration) -> str:

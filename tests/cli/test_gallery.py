@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from facelt.cli.main import app
 from facelt.errors import UserError
+from facelt.gallery.volume import VolumeEncryption
 from tests.gallery.conftest import DIMENSION, some_samples
 
 SHA256 = "ab" * 32
@@ -115,6 +116,22 @@ def test_a_table_at_fault_is_named_with_its_row(facelt, gallery_path, tmp_path, 
         facelt("enroll", gallery_path, tmp_path / "faulty.csv", *MODEL)
     assert "faulty.csv: " in str(raised.value)
     assert "samples: 40" in facelt("info", gallery_path)
+
+
+@pytest.mark.parametrize(
+    ("is_encrypted", "line"),
+    [
+        (True, "encryption at rest: disk\n"),
+        (False, "encryption at rest: none, disk; keep galleries on an encrypted volume\n"),
+        (None, "encryption at rest: unknown, disk; keep"),
+    ],
+)
+def test_info_tells_whether_the_volume_is_encrypted(facelt, gallery_path, monkeypatch, is_encrypted, line):
+    monkeypatch.setattr(
+        "facelt.gallery.volume.volume_encryption",
+        lambda path: path == gallery_path and VolumeEncryption(is_encrypted, "disk"),
+    )
+    assert line in facelt("info", gallery_path)
 
 
 def test_info_names_snapshots(facelt, gallery_path, tmp_path):
