@@ -75,7 +75,7 @@ def create(
     with Gallery.create(gallery, model_spec) as opened:
         if origin:
             opened.backend.set_setting(TRAINING_SETTING, origin)
-    typer.echo(f"created: {gallery}, for {model_spec}")
+    typer.echo(sanitize(f"created: {gallery}, for {model_spec}"))
 
 
 @gallery_app.command()
@@ -216,7 +216,8 @@ def identify(
     if out is not None:
         write_results(out, embeddings.keys, result.probes)
         num_known = sum(probe.is_known for probe in result.probes)
-        typer.echo(f"{num_known} of {len(result.probes)} probes known, threshold {result.threshold:.4f}: {out}")
+        line = f"{num_known} of {len(result.probes)} probes known, threshold {result.threshold:.4f}: {out}"
+        typer.echo(sanitize(line))
     else:
         for key, probe in zip(embeddings.keys, result.probes, strict=True):
             typer.echo(result_line(key, probe))
@@ -229,7 +230,7 @@ def verify_gallery(gallery: GalleryArgument) -> None:
         defects = local.check_integrity()
     if defects:
         raise UserError("\n".join(defects))
-    typer.echo(f"no defects: {gallery}")
+    typer.echo(sanitize(f"no defects: {gallery}"))
 
 
 @gallery_app.command()
@@ -237,7 +238,7 @@ def rebuild(gallery: GalleryArgument) -> None:
     """Rebuild the search index from the database."""
     with closing(_local(gallery, write=True)) as local:
         local.rebuild()
-    typer.echo(f"rebuilt: {gallery}")
+    typer.echo(sanitize(f"rebuilt: {gallery}"))
 
 
 @gallery_app.command()
@@ -247,7 +248,7 @@ def snapshot(gallery: GalleryArgument, out: Annotated[Path, typer.Argument(help=
 
     with Gallery.open(gallery, write=True) as opened:
         opened.snapshot(out)
-    typer.echo(f"written: {out}")
+    typer.echo(sanitize(f"written: {out}"))
 
 
 @gallery_app.command("forget-snapshot")
@@ -274,7 +275,7 @@ def info(
 
     with Gallery.open(gallery) as opened:
         count = opened.count()
-        typer.echo(f"model: {opened.model_spec} (weights {opened.model_spec.weights_sha256})")
+        typer.echo(sanitize(f"model: {opened.model_spec} (weights {opened.model_spec.weights_sha256})"))
         typer.echo(f"preprocessing: {sanitize(opened.model_spec.preprocessing.describe())}")
         typer.echo(counts_text(count))
         if origin := find_training_identities(None, training) or opened.backend.setting(TRAINING_SETTING):

@@ -15,6 +15,7 @@ from facelt.gallery.samples import (
     validated_embeddings,
 )
 from facelt.utils.cli import set_openmp_wait_policy
+from facelt.utils.text import sanitize
 
 _NAMING = ("a gallery", "put the images of each person in one folder")
 
@@ -117,7 +118,7 @@ class EmbeddingSource:
         with progress_bars() as progress:
             source, failed = open_photograph_source(photographs, options, size, self.workers, progress)
         for failure in failed:
-            typer.echo(f"left out {failure.photograph.name}: {failure.reason}", err=True)
+            typer.echo(sanitize(f"left out {failure.photograph.name}: {failure.reason}"), err=True)
         if failed:
             typer.echo(f"left out: {len(failed)} of {len(photographs)} photographs", err=True)
         return source

@@ -6,12 +6,16 @@ import shlex
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from facelt.alignment.detect import DetectionFailure
+from facelt.alignment.photographs import Photograph
+from facelt.cli.gallery_inputs import EmbeddingSource
 from facelt.cli.main import app
 from facelt.errors import UserError
 from facelt.gallery.volume import VolumeEncryption
@@ -90,6 +94,39 @@ def test_names_are_no_formulas_and_no_terminal_codes(facelt, gallery_path, tmp_p
         rows = list(csv.DictReader(file))
     assert [row["person"] for row in rows] == ["person 0", "person 1", "person 2", "'=cmd()"]
     assert {row["answer"] for row in rows} == {"known"}
+
+
+def test_names_from_outside_never_reach_the_terminal_raw(cli, gallery_path, tmp_path):
+    """A person, a key, a snapshot and a person to remove whose names hold terminal codes and a directional override."""
+    hostile = "\x1b[2JEve\x07\u202e"
+    samples = some_samples(3, 3, seed=4)
+    samples.people[:] = [hostile] * 3
+    samples.keys[:] = [f"{hostile}{i}" for i in range(3)]
+    inputs = write_array(tmp_path, "hostile", samples)
+    (tmp_path / "trained.csv").write_text(f'name\n"{hostile}"\n', encoding="utf-8")
+    shown = "\ufffd[2JEve\ufffd\ufffd"
+    for words, text in (
+        (["enroll", gallery_path, *inputs], "samples enrolled: 3"),
+        (["identify", gallery_path, *inputs, "--threshold", "0.9", "--top", "1"], f"{shown}0: {shown} 1.000"),
+        (["snapshot", gallery_path, tmp_path / "\x07copy"], "written: "),
+        (["info", gallery_path, "--people", "--training-identities", tmp_path / "trained.csv"], f"{shown}: 3"),
+        (["remove", gallery_path, "--person", hostile + "2"], f"not enrolled: person {shown}2"),
+    ):
+        code, output, error = cli("gallery", *words)
+        assert code == 0, error
+        assert text in output + error
+        assert not set("\x1b\x07\u202e") & set(output + error)
+
+
+def test_photographs_that_are_left_out_are_named_without_terminal_codes(monkeypatch, capsys, tmp_path):
+    photographs = [Photograph("\x1b[2J.png", tmp_path, "")]
+    failed = [DetectionFailure(photographs[0], "unusable", "no \x07 face")]
+    monkeypatch.setattr("facelt.alignment.photographs.find_photographs", lambda *arguments, **options: photographs)
+    monkeypatch.setattr("facelt.inference.sources.open_photograph_source", lambda *arguments: (None, failed))
+    data = SimpleNamespace(max_pixels=10, image_size=(32, 32))
+    source = EmbeddingSource(tmp_path, detector="yunet:absent")
+    source._open_photographs(SimpleNamespace(config=SimpleNamespace(data=data)), named=False)
+    assert "left out \ufffd[2J.png: no \ufffd face" in capsys.readouterr().err
 
 
 def test_another_model_is_refused_with_both_names(facelt, gallery_path, tmp_path):
