@@ -171,6 +171,29 @@ def test_info_tells_whether_the_volume_is_encrypted(facelt, gallery_path, monkey
     assert line in facelt("info", gallery_path)
 
 
+def test_damaged_files_are_one_line_with_what_to_do(cli, refused, gallery_path, tmp_path):
+    database = gallery_path / "gallery.sqlite"
+    content = database.read_bytes()
+    probes = write_array(tmp_path, "probes", some_samples(2, 2))
+    for damaged in (
+        b"\xff" * 100 + content[100:],
+        content[: len(content) // 2],
+        b"",
+        content.replace(b"person", b"\xffers\xfe"),
+    ):
+        database.write_bytes(damaged)
+        for words in (["verify", gallery_path], ["enroll", gallery_path, *probes]):
+            message = refused("gallery", *words)
+            assert f"{database}: " in message
+            assert "restore a snapshot" in message
+    database.write_bytes(content)
+    (gallery_path / "index" / "bound.json").write_bytes(b'{"schema": "\xff"')
+    message = refused("gallery", "verify", gallery_path)
+    assert f"{gallery_path / 'index' / 'bound.json'}: is damaged; run facelt gallery rebuild" in message
+    assert cli("gallery", "identify", gallery_path, *probes, "--threshold", "0.5")[0] == 0
+    assert cli("gallery", "verify", gallery_path)[0] == 0
+
+
 def test_info_names_snapshots(facelt, gallery_path, tmp_path):
     facelt("snapshot", gallery_path, tmp_path / "copy")
     assert f"snapshot: {tmp_path / 'copy'}" in facelt("info", gallery_path)
