@@ -301,12 +301,12 @@ def counts_text(count) -> str:
     return f"people: {count.people}\nsamples: {count.samples}"
 
 
-def encryption_text(found) -> str:
+def encryption_text(encryption) -> str:
     """Returns the line on a facelt.gallery.volume.VolumeEncryption."""
-    if found.is_encrypted:
-        return f"encryption at rest: {found.description}"
-    known = "none" if found.is_encrypted is False else "unknown"
-    return f"encryption at rest: {known}, {found.description}; keep galleries on an encrypted volume"
+    if encryption.is_encrypted:
+        return f"encryption at rest: {encryption.description}"
+    known = "none" if encryption.is_encrypted is False else "unknown"
+    return f"encryption at rest: {known}, {encryption.description}; keep galleries on an encrypted volume"
 
 
 def describe(calibration) -> str:

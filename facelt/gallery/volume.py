@@ -1,4 +1,4 @@
-"""Encryption at rest of the volume that holds a folder, as far as Linux tells.
+"""Encryption at rest of the volume that holds a folder, as far as Linux shows.
 
 Found are dm-crypt (LUKS), also below LVM and RAID; directories encrypted by the file system (fscrypt); and encrypting
 file systems. Encryption below the kernel (a self-encrypting disk, a cloud provider's) and of ZFS or a network is not
@@ -35,7 +35,7 @@ def volume_encryption(folder: Path, system: Path = Path("/")) -> VolumeEncryptio
     """Returns the encryption at rest of the volume of a folder; `system` is the root of /proc and /sys."""
     mount = _mount_of(folder.resolve(), system)
     if mount is None:
-        return VolumeEncryption(None, "this system does not tell")
+        return VolumeEncryption(None, "this system does not show its mounts")
     volume = f"{mount.source} ({mount.kind}) on {mount.point}"
     if mount.kind in _ENCRYPTING:
         return VolumeEncryption(True, volume)
@@ -69,7 +69,7 @@ def _mount_of(folder: Path, system: Path) -> _Mount | None:
 def _block_device(mount: _Mount, system: Path) -> Path | None:
     """Returns the folder of a mount's block device in /sys, None if it has none."""
     numbers = [mount.device]
-    # btrfs mounts have a number of their own.
+    # The number of a btrfs mount is not that of a device.
     if (source := Path(mount.source)).is_block_device():
         status = source.stat()
         numbers.append(f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}")

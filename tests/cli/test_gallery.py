@@ -163,7 +163,7 @@ def test_a_table_at_fault_is_named_with_its_row(facelt, gallery_path, tmp_path, 
         (None, "encryption at rest: unknown, disk; keep"),
     ],
 )
-def test_info_tells_whether_the_volume_is_encrypted(facelt, gallery_path, monkeypatch, is_encrypted, line):
+def test_info_shows_the_encryption_of_the_volume(facelt, gallery_path, monkeypatch, is_encrypted, line):
     monkeypatch.setattr(
         "facelt.gallery.volume.volume_encryption",
         lambda path: path == gallery_path and VolumeEncryption(is_encrypted, "disk"),

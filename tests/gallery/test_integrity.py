@@ -50,12 +50,12 @@ def test_a_changed_digit_of_a_threshold_is_found_and_never_used(filled):
     assert not defects_of(filled)
     with closing(sqlite3.connect(filled / "gallery.sqlite")) as connection:
         (text,) = connection.execute("SELECT value FROM settings WHERE name = 'threshold-samples'").fetchone()
-    place = text.index('"threshold": ') + len('"threshold": 0.1')
-    other = "5" if text[place] != "5" else "6"
+    offset = text.index('"threshold": ') + len('"threshold": 0.1')
+    other = "5" if text[offset] != "5" else "6"
     change(
         filled,
         "UPDATE settings SET value = ? WHERE name = 'threshold-samples'",
-        text[:place] + other + text[place + 1 :],
+        text[:offset] + other + text[offset + 1 :],
     )
     message = r"gallery\.sqlite: is damaged: the setting threshold-samples was changed .* facelt gallery calibrate"
     assert "the setting threshold-samples was changed" in defects_of(filled)
@@ -149,7 +149,7 @@ def test_a_gallery_of_the_previous_schema_is_converted_by_the_next_writer(filled
     assert "names, notes or dates differ" in defects_of(filled)
 
 
-def test_a_snapshot_has_digests_of_its_own(filled, tmp_path):
+def test_a_snapshot_has_its_digests(filled, tmp_path):
     with closing(LocalGallery(tmp_path / "copy", write=True)) as copy:
         assert not copy.check_integrity()
         assert copy.info()["snapshots"] == []
@@ -171,11 +171,11 @@ def content_of(gallery):
 FLIPS = 150
 
 
-def flipped(content, random, places):
-    """Yields copies of a file's bytes with one flipped bit each, at random places."""
-    for place, bit in zip(random.choice(places, FLIPS, replace=False), random.integers(0, 8, FLIPS), strict=True):
+def flipped(content, random, offsets):
+    """Yields copies of a file's bytes with one flipped bit each, at random offsets."""
+    for offset, bit in zip(random.choice(offsets, FLIPS, replace=False), random.integers(0, 8, FLIPS), strict=True):
         changed = bytearray(content)
-        changed[place] ^= 1 << bit
+        changed[offset] ^= 1 << bit
         yield bytes(changed)
 
 
@@ -188,9 +188,9 @@ def test_a_flipped_bit_is_found_or_changes_nothing_that_a_user_sees(filled, name
     content = path.read_bytes()
     random = np.random.default_rng(11)
     # Most of a small database is empty pages.
-    places = np.flatnonzero(np.frombuffer(content, np.uint8))
-    found = 0
-    for changed in flipped(content, random, places):
+    offsets = np.flatnonzero(np.frombuffer(content, np.uint8))
+    num_found = 0
+    for changed in flipped(content, random, offsets):
         path.write_bytes(changed)
         try:
             with closing(LocalGallery(filled)) as reader:
@@ -203,8 +203,8 @@ def test_a_flipped_bit_is_found_or_changes_nothing_that_a_user_sees(filled, name
             assert defect.startswith(f"{path}: "), defect
             assert "\n" not in defect
             assert any(advice in defect for advice in ("restore a snapshot", "facelt gallery rebuild")), defect
-        found += bool(defects)
-    assert found > 0.5 * FLIPS
+        num_found += bool(defects)
+    assert num_found > 0.5 * FLIPS
 
 
 @pytest.mark.parametrize("templates", [False, True])

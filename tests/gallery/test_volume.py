@@ -1,4 +1,4 @@
-"""Encryption at rest, found in copies of /proc and /sys as Linux writes them, and on this machine."""
+"""Encryption at rest, read from copies of /proc and /sys as Linux writes them, and on this machine."""
 
 import fcntl
 import os
@@ -69,9 +69,9 @@ def folder(tmp_path):
 )
 def test_the_volume_decides(system, folder, device, kind, is_encrypted, description):
     system.mount("/", device, kind)
-    found = volume_encryption(folder, system.root)
-    assert found.is_encrypted is is_encrypted
-    assert description in found.description
+    encryption = volume_encryption(folder, system.root)
+    assert encryption.is_encrypted is is_encrypted
+    assert description in encryption.description
 
 
 def test_the_innermost_and_last_mount_holds_the_folder(system, folder):
@@ -79,8 +79,8 @@ def test_the_innermost_and_last_mount_holds_the_folder(system, folder):
     assert volume_encryption(folder, system.root).is_encrypted
     system.mount(folder.parent, "8:1")
     system.mount(folder.parent.with_name("my"), "253:0")
-    found = volume_encryption(folder, system.root)
-    assert (found.is_encrypted, found.description) == (False, f"/dev/absent (ext4) on {folder.parent}")
+    encryption = volume_encryption(folder, system.root)
+    assert (encryption.is_encrypted, encryption.description) == (False, f"/dev/absent (ext4) on {folder.parent}")
     system.mount(folder.parent, "253:1")
     assert volume_encryption(folder, system.root).is_encrypted
 
@@ -96,12 +96,12 @@ def test_a_directory_that_the_file_system_encrypts(system, folder, monkeypatch):
     assert volume_encryption(folder, system.root).description.startswith("fscrypt, ")
 
 
-def test_a_system_that_does_not_tell(tmp_path, folder):
+def test_a_system_that_does_not_show_its_mounts(tmp_path, folder):
     assert volume_encryption(folder, tmp_path / "absent").is_encrypted is None
 
 
 def test_this_machine(folder):
-    """The mount found by its path is that of the folder by its device number, but for btrfs."""
+    """The mount of its path is that of the folder by its device number, but for btrfs."""
     if not Path("/proc/self/mountinfo").exists():
         pytest.skip("no /proc")
     mount = _mount_of(folder.resolve(), Path("/"))
