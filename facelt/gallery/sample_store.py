@@ -75,8 +75,11 @@ class SampleStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        values = self.setting(_MODEL_SPEC)
+        if values is None:
+            raise database.damaged("its model specification is missing")
         try:
-            self.model_spec = ModelSpec.from_dict(self.setting(_MODEL_SPEC))
+            self.model_spec = ModelSpec.from_dict(values)
         except TypeError as error:
             raise database.damaged(f"its model specification is none of this version ({error})") from error
 

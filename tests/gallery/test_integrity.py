@@ -92,6 +92,20 @@ def test_a_changed_letter_is_found(filled, statement, defect):
     assert defect in defects_of(filled)
 
 
+@pytest.mark.parametrize(
+    ("statement", "defect"),
+    [
+        ("UPDATE settings SET name = 'contrast' WHERE name = 'contract'", "its model specification is missing"),
+        ("UPDATE settings SET value = replace(value, 'oltr', 'alto') WHERE name = 'contract'", "contract was changed"),
+    ],
+)
+def test_a_gallery_without_its_model_is_not_opened(filled, statement, defect):
+    change(filled, statement)
+    for write in (False, True):
+        with pytest.raises(UserError, match=rf"gallery\.sqlite: is damaged: .*{defect}.*; restore a snapshot"):
+            LocalGallery(filled, write=write)
+
+
 def test_a_swap_of_two_notes_is_found(filled):
     for statement in (
         "UPDATE samples SET metadata = (SELECT metadata FROM samples WHERE key = 'k1') WHERE key = 'k2'",
