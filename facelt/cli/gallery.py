@@ -36,6 +36,10 @@ PeopleOption = Annotated[
 ]
 WorkersOption = Annotated[int, typer.Option(min=0, help="For images: reading processes; 0 reads in this one.")]
 DeviceOption = Annotated[str, typer.Option(help="For images: cpu or cuda.")]
+TrainingOption = Annotated[
+    Path | None,
+    typer.Option("--training-identities", help="An identities.csv, or another CSV with a column name."),
+]
 ScoreOption = Annotated[
     Literal["samples", "templates"],
     typer.Option(help="A person's score: of the best sample, or of their mean."),
@@ -51,9 +55,10 @@ def create(
     weights_sha256: Annotated[str, typer.Option(help="The SHA-256 of the weights.")] = "",
     dimension: Annotated[int, typer.Option(help="The dimension of the embeddings.")] = 0,
     kind: Annotated[str, typer.Option(help="direct, meta or meta_unit")] = "direct",
+    training: TrainingOption = None,
 ) -> None:
     """Create a gallery for one model and one kind of embedding."""
-    from facelt.cli.gallery_inputs import model_spec_of_checkpoint
+    from facelt.cli.gallery_inputs import TRAINING_SETTING, find_training_identities, model_spec_of_checkpoint
     from facelt.gallery.gallery import Gallery
     from facelt.gallery.model_spec import ModelSpec
     from facelt.store.store import EmbeddingStore
@@ -66,8 +71,11 @@ def create(
         model_spec = model_spec_of_checkpoint(checkpoint, kind)
     else:
         model_spec = ModelSpec(model, weights_sha256, kind, dimension)
-    Gallery.create(gallery, model_spec).close()
-    typer.echo(f"created: {gallery}, for {model_spec}")
+    origin = find_training_identities(checkpoint, training)
+    with Gallery.create(gallery, model_spec) as opened:
+        if origin:
+            opened.backend.set_setting(TRAINING_SETTING, origin)
+    typer.echo(sanitize(f"created: {gallery}, for {model_spec}"))
 
 
 @gallery_app.command()
@@ -84,7 +92,12 @@ def enroll(
     device: DeviceOption = "cpu",
 ) -> None:
     """Enrol samples; a sample with an existing key replaces the old one, so an interrupted run can be repeated."""
-    from facelt.cli.gallery_inputs import EmbeddingSource
+    from facelt.cli.gallery_inputs import (
+        TRAINING_SETTING,
+        EmbeddingSource,
+        find_training_identities,
+        training_overlap,
+    )
     from facelt.gallery.gallery import Gallery
     from recordio_tools.progress import progress_bars
 
@@ -94,7 +107,13 @@ def enroll(
         with progress_bars() as progress:
             opened.enroll(samples, progress)
         count = opened.count()
+        origin = opened.backend.setting(TRAINING_SETTING)
+        if origin is None and (origin := find_training_identities(checkpoint, None)):
+            opened.backend.set_setting(TRAINING_SETTING, origin)
+        _, warning = training_overlap(opened, origin) if origin else (None, None)
     typer.echo(f"samples enrolled: {len(samples)}\n{counts_text(count)}")
+    if warning:
+        typer.echo(f"warning: {sanitize(warning)}", err=True)
 
 
 @gallery_app.command()
@@ -197,7 +216,8 @@ def identify(
     if out is not None:
         write_results(out, embeddings.keys, result.probes)
         num_known = sum(probe.is_known for probe in result.probes)
-        typer.echo(f"{num_known} of {len(result.probes)} probes known, threshold {result.threshold:.4f}: {out}")
+        line = f"{num_known} of {len(result.probes)} probes known, threshold {result.threshold:.4f}: {out}"
+        typer.echo(sanitize(line))
     else:
         for key, probe in zip(embeddings.keys, result.probes, strict=True):
             typer.echo(result_line(key, probe))
@@ -210,7 +230,7 @@ def verify_gallery(gallery: GalleryArgument) -> None:
         defects = local.check_integrity()
     if defects:
         raise UserError("\n".join(defects))
-    typer.echo(f"no defects: {gallery}")
+    typer.echo(sanitize(f"no defects: {gallery}"))
 
 
 @gallery_app.command()
@@ -218,7 +238,7 @@ def rebuild(gallery: GalleryArgument) -> None:
     """Rebuild the search index from the database."""
     with closing(_local(gallery, write=True)) as local:
         local.rebuild()
-    typer.echo(f"rebuilt: {gallery}")
+    typer.echo(sanitize(f"rebuilt: {gallery}"))
 
 
 @gallery_app.command()
@@ -228,21 +248,41 @@ def snapshot(gallery: GalleryArgument, out: Annotated[Path, typer.Argument(help=
 
     with Gallery.open(gallery, write=True) as opened:
         opened.snapshot(out)
-    typer.echo(f"written: {out}")
+    typer.echo(sanitize(f"written: {out}"))
+
+
+@gallery_app.command("forget-snapshot")
+def forget_snapshot(
+    gallery: GalleryArgument, folder: Annotated[Path, typer.Argument(help="The folder in which it was.")]
+) -> None:
+    """Forget a snapshot that no longer exists, so that removals are complete without it."""
+    with closing(_local(gallery, write=True)) as local:
+        local.forget_snapshot(folder)
+    typer.echo(f"forgotten: {sanitize(str(folder))}; removals no longer reach it, should it exist elsewhere")
 
 
 @gallery_app.command()
 def info(
-    gallery: GalleryArgument, list_people: Annotated[bool, typer.Option("--people", help="List all people.")] = False
+    gallery: GalleryArgument,
+    list_people: Annotated[bool, typer.Option("--people", help="List all people.")] = False,
+    training: TrainingOption = None,
 ) -> None:
     """Show the model of a gallery, its people and its thresholds."""
+    from facelt.cli.gallery_inputs import TRAINING_SETTING, find_training_identities, training_overlap
     from facelt.gallery.gallery import Gallery
     from facelt.gallery.local import LocalGallery
+    from facelt.gallery.volume import volume_encryption
 
     with Gallery.open(gallery) as opened:
         count = opened.count()
-        typer.echo(f"model: {opened.model_spec} (weights {opened.model_spec.weights_sha256})")
+        typer.echo(sanitize(f"model: {opened.model_spec} (weights {opened.model_spec.weights_sha256})"))
+        typer.echo(f"preprocessing: {sanitize(opened.model_spec.preprocessing.describe())}")
         typer.echo(counts_text(count))
+        if origin := find_training_identities(None, training) or opened.backend.setting(TRAINING_SETTING):
+            line, warning = training_overlap(opened, origin)
+            typer.echo(sanitize(line))
+            if warning:
+                typer.echo(f"warning: {sanitize(warning)}", err=True)
         for templates, size in ((False, count.samples), (True, count.people)):
             if calibration := opened.calibration(templates=templates):
                 typer.echo(describe(calibration))
@@ -251,6 +291,7 @@ def info(
         if isinstance(opened.backend, LocalGallery):
             for path in opened.backend.info()["snapshots"]:
                 typer.echo(f"snapshot: {sanitize(path)}")
+            typer.echo(sanitize(encryption_text(volume_encryption(opened.backend.path))))
         for name, samples in opened.people() if list_people else ():
             typer.echo(f"{sanitize(name)}: {samples}")
 
@@ -258,6 +299,14 @@ def info(
 def counts_text(count) -> str:
     """Returns the text of a facelt.gallery.GalleryCounts."""
     return f"people: {count.people}\nsamples: {count.samples}"
+
+
+def encryption_text(encryption) -> str:
+    """Returns the line on a facelt.gallery.volume.VolumeEncryption."""
+    if encryption.is_encrypted:
+        return f"encryption at rest: {encryption.description}"
+    known = "none" if encryption.is_encrypted is False else "unknown"
+    return f"encryption at rest: {known}, {encryption.description}; keep galleries on an encrypted volume"
 
 
 def describe(calibration) -> str:

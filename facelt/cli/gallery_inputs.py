@@ -1,10 +1,12 @@
 """Inputs of the gallery commands: existing embeddings, or images and the model that embeds them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from facelt.errors import UserError
-from facelt.gallery.model_spec import ModelSpec, model_name
+from facelt.gallery.gallery import Gallery
+from facelt.gallery.model_spec import ModelSpec, PreprocessingSpec, model_name
 from facelt.gallery.samples import (
     LabelledEmbeddings,
     read_labelled_embeddings,
@@ -13,6 +15,7 @@ from facelt.gallery.samples import (
     validated_embeddings,
 )
 from facelt.utils.cli import print_notice, set_openmp_wait_policy
+from facelt.utils.text import sanitize
 
 _NAMING = ("a gallery", "put the images of each person in one folder")
 
@@ -77,6 +80,8 @@ class EmbeddingSource:
         model = load_model(self.checkpoint, resolve_device(self.device))
         model_spec.refuse_other(model_spec_of_model(model, model_spec.kind), str(self.checkpoint))
         source = self._open_photographs(model, named) if self.detector else self._open_images(model, named)
+        embedded_spec = model_spec_of_model(model, model_spec.kind, source.preprocessing.get("alignment"))
+        model_spec.refuse_other(embedded_spec, str(self.path))
         setting = "a gallery" if self.detector else "a gallery without --detector, which is for photographs,"
         arrays = compute_embeddings(
             model, source, model_spec.kind, batch=self.batch, workers=self.workers, setting=setting
@@ -84,7 +89,7 @@ class EmbeddingSource:
         origin = {"images": str(self.path), **({"detector": self.detector} if self.detector else {})}
         people, attributes = source.identities, source.attributes
         return LabelledEmbeddings(
-            source.keys, people, arrays.embedding_ND, attributes, arrays.reachability_N, model_spec, origin
+            source.keys, people, arrays.embedding_ND, attributes, arrays.reachability_N, embedded_spec, origin
         )
 
     def _open_images(self, model, named: bool):
@@ -114,16 +119,22 @@ class EmbeddingSource:
         with progress_bars() as progress:
             source, failed = open_photograph_source(photographs, options, size, self.workers, progress)
         for failure in failed:
-            typer.echo(f"left out {failure.photograph.name}: {failure.reason}", err=True)
+            typer.echo(sanitize(f"left out {failure.photograph.name}: {failure.reason}"), err=True)
         if failed:
             typer.echo(f"left out: {len(failed)} of {len(photographs)} photographs", err=True)
         return source
 
 
-def model_spec_of_model(model, kind: str) -> ModelSpec:
-    """Returns the specification of a trained model (facelt.inference.model.TrainedModel)."""
+def model_spec_of_model(model, kind: str, alignment: Mapping[str, str] | None = None) -> ModelSpec:
+    """Returns the specification of a trained model (facelt.inference.model.TrainedModel).
+
+    The preprocessing is that of the card's configuration, which is applied; `alignment` is that of photographs.
+    """
     name = model_name(model.config.model.backbone, model.card["stage"])
-    return ModelSpec(name, model.weights_sha256, kind, model.method.dim)
+    data = model.config.data
+    applied = {"image_size": list(data.image_size), "mean": list(data.mean), "std": list(data.std)}
+    preprocessing = PreprocessingSpec.of_metadata({**model.card["preprocessing"], **applied, "alignment": alignment})
+    return ModelSpec(name, model.weights_sha256, kind, model.method.dim, preprocessing)
 
 
 def model_spec_of_checkpoint(path: Path, kind: str) -> ModelSpec:
@@ -135,3 +146,65 @@ def model_spec_of_checkpoint(path: Path, kind: str) -> ModelSpec:
     model = load_model(path, resolve_device("cpu"))
     model.require_kind(kind)
     return model_spec_of_model(model, kind)
+
+
+# Setting of a gallery: the file or run that lists the names of the training identities.
+TRAINING_SETTING = "training-identities"
+_MAX_NAMED = 5
+
+
+def find_training_identities(checkpoint: Path | None, table: Path | None) -> dict[str, str] | None:
+    """Returns the value of TRAINING_SETTING for a run or a table of names, None if neither lists names.
+
+    Raises UserError if the table cannot be read.
+    """
+    if table is not None:
+        origin = {"table": str(table.absolute())}
+        _training_names(origin)
+        return origin
+    origin = {} if checkpoint is None else {"checkpoint": str(checkpoint.absolute())}
+    return origin if origin and _training_names(origin) else None
+
+
+def training_overlap(gallery: Gallery, origin: Mapping[str, str]) -> tuple[str, str | None]:
+    """Returns a line with the number of people in the gallery who are training identities by name, and a warning.
+
+    The warning is None if there are none. Names are compared as by `canonical_name`.
+    """
+    from facelt.store.attributes import canonical_name
+
+    source = next(iter(origin.values()))
+    try:
+        training_names = _training_names(origin)
+    except UserError as error:
+        return f"training identities: not compared with {source}", f"training identities cannot be compared: {error}"
+    people = [name for name, _ in gallery.people()]
+    shared = [name for name in people if canonical_name(name) in training_names]
+    line = f"training identities: {len(shared)} of {len(people)} people by name ({source})"
+    if not shared:
+        return line, None
+    named = ", ".join(shared[:_MAX_NAMED]) + (", ..." if len(shared) > _MAX_NAMED else "")
+    return line, (
+        f"{len(shared)} of {len(people)} people have names of training identities: {named}; results for them do not "
+        "measure unseen people"
+    )
+
+
+def _training_names(origin: Mapping[str, str]) -> set[str]:
+    """Returns the canonical names in a table, or of the training identities of a run's record."""
+    from eval_megaface.suite import read_names
+    from facelt.store.attributes import canonical_name
+    from recordio_tools.face_set import IDENTITIES_FILE, read_identities
+
+    if "table" in origin:
+        return read_names(Path(origin["table"]))
+    from facelt.inference.model import CARD_FILE, find_model_folder, read_card
+
+    card, config, _ = read_card(find_model_folder(Path(origin["checkpoint"])) / CARD_FILE)
+    if config.data.kind != "record":
+        return set()
+    path = config.data.train.with_name(IDENTITIES_FILE)
+    rows = read_identities(path) if path.is_file() else {}
+    # A manifest selects some of the identities of the record.
+    labels = config.data.class_map(card["num_classes"]).label_C.tolist()
+    return {canonical_name(rows[label]["name"]) for label in labels if label in rows}

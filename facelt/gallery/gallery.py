@@ -227,7 +227,8 @@ class Gallery:
         A sample with an existing key replaces the old one, so an interrupted enrolment can be repeated. `progress` is
         called after each transaction.
 
-        Raises UserError before anything is enrolled if a sample is invalid: see `validated_samples`.
+        Raises UserError before anything is enrolled if a sample is invalid, see `validated_samples`; if the backend
+        cannot store a transaction, with the number of samples enrolled before it.
         """
         refuse_duplicate_keys(samples.keys)
         starts = range(0, len(samples), ENROL_ROWS)
@@ -238,7 +239,15 @@ class Gallery:
             part.json_columns()
         done = 0
         for part in parts:
-            self.backend.upsert(part)
+            try:
+                self.backend.upsert(part)
+            except UserError as error:
+                if not done:
+                    raise
+                raise UserError(
+                    f"{error} ({done:,} of {len(samples):,} samples were enrolled before; the same command completes "
+                    "the enrolment)"
+                ) from error
             done += len(part)
             progress("enrolling", done, len(samples))
         return len(samples)

@@ -8,114 +8,34 @@
 P probes, K people, M samples, D feature.
 """
 
-import fcntl
-import os
-import threading
+import shlex
+import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from functools import wraps
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from facelt.errors import UserError
+from facelt.gallery.access import require_access
 from facelt.gallery.backend import Candidate, GalleryCounts, NearestSamples, RemovalResult, SearchResult, rank_people
 from facelt.gallery.index import GalleryIndex
+from facelt.gallery.locks import ThreadGuard, WriterLock, synchronized
+from facelt.gallery.mapped_index import REBUILD_ADVICE
 from facelt.gallery.model_spec import ModelSpec
+from facelt.gallery.sample_store import DATABASE_FILE, SampleStore
 from facelt.gallery.samples import Samples, validated_embeddings, validated_samples
-from facelt.gallery.sqlite import DATABASE_FILE, SampleStore
 from facelt.search.engine import Engine
 from facelt.search.exact import BadRow, similarities
-
-
-class WriterLock:
-    """Advisory file lock, released by the system when its holder exits or is killed."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._handle: int | None = None
-
-    @property
-    def is_held(self) -> bool:
-        """True if this object holds the lock."""
-        return self._handle is not None
-
-    def try_acquire(self) -> bool:
-        """Takes the lock if it is free; returns whether it did. Raises UserError if the file cannot be opened."""
-        try:
-            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise UserError(
-                f"{self.path}: cannot be opened ({error.strerror}); only its owner can write to the gallery"
-            ) from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(handle)
-            return False
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
-        self._handle = handle
-        return True
-
-    def acquire(self) -> None:
-        """Takes the lock. Raises UserError naming the process that holds it."""
-        if not self.try_acquire():
-            raise UserError(
-                f"{self.path.parent}: process {self._holder()} is writing to this gallery; "
-                "try again when it has finished (identify works meanwhile)"
-            )
-
-    def release(self) -> None:
-        """Releases the lock."""
-        if self._handle is not None:
-            # Unlocked explicitly: a forked process has the file open as well and would keep the lock.
-            fcntl.flock(self._handle, fcntl.LOCK_UN)
-            os.close(self._handle)
-            self._handle = None
-
-    def _holder(self) -> str:
-        try:
-            text = self.path.read_text(encoding="ascii", errors="replace").strip()
-        except OSError:
-            text = ""
-        return text if text.isdigit() else "unknown"
-
-
-class ThreadGuard:
-    """Serialises threads and refuses forked processes, in which an open SQLite connection must not be used."""
-
-    def __init__(self) -> None:
-        self._process, self._lock = os.getpid(), threading.RLock()
-
-    @property
-    def is_forked(self) -> bool:
-        """True in another process than the one that created this object."""
-        return os.getpid() != self._process
-
-    def lock(self, path: Path) -> threading.RLock:
-        """Returns the lock for a `with` block. Raises UserError, naming `path`, in a forked process."""
-        if self.is_forked:
-            raise UserError(f"{path}: opened by process {self._process}; open it again in the forked process")
-        return self._lock
-
-
-def synchronized(method: Callable) -> Callable:
-    """Decorates a method of an object with `path` and `guard`: one thread at a time, not in forked processes."""
-
-    @wraps(method)
-    def guarded(self: Any, *arguments: Any, **options: Any) -> Any:
-        with self.guard.lock(self.path):
-            return method(self, *arguments, **options)
-
-    return guarded
-
 
 # Time that a reader waits for a writer that is changing the index.
 WRITER_TIMEOUT_SECONDS = 60.0
 _POLL_SECONDS = 0.05
+# Rebuilds of the index for one revision in one search: a concurrent writer may spoil one.
+MAX_REBUILDS = 3
 
 
 class LocalGallery:
@@ -126,6 +46,7 @@ class LocalGallery:
         self.guard = ThreadGuard()
         self._lock = WriterLock(self.path / "writer.lock")
         self._writes = write
+        require_access(self.path, write=write)
         self._store = SampleStore.open(self.path / DATABASE_FILE, write=write)
         self._index = GalleryIndex(self.path, self._store, engine)
         if write:
@@ -141,6 +62,7 @@ class LocalGallery:
     def create(cls, path: str | Path, model_spec: ModelSpec) -> "LocalGallery":
         """Creates a gallery, open for writing. Raises UserError if the folder is not empty."""
         path = Path(path)
+        is_new = not path.exists()
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if any(path.iterdir()):
@@ -148,8 +70,15 @@ class LocalGallery:
             path.chmod(0o700)
         except OSError as error:
             raise UserError(f"{path}: cannot be created ({error.strerror})") from error
-        SampleStore.create(path / DATABASE_FILE, model_spec).close()
-        return cls(path, write=True)
+        try:
+            SampleStore.create(path / DATABASE_FILE, model_spec).close()
+            return cls(path, write=True)
+        except BaseException:
+            # The folder was empty: all of its content is that of the unfinished gallery.
+            shutil.rmtree(path, ignore_errors=True)
+            if not is_new:
+                path.mkdir(mode=0o700, exist_ok=True)
+            raise
 
     @property
     def model_spec(self) -> ModelSpec:
@@ -189,7 +118,7 @@ class LocalGallery:
         self, probe_PD: np.ndarray, k: int, *, templates: bool = False, exact: bool = True, floor: float = -np.inf
     ) -> SearchResult:
         probe_PD = validated_embeddings(probe_PD, self.model_spec)
-        started = time.monotonic()
+        started, contradictions, rebuilds = time.monotonic(), Counter(), Counter()
         # Not by @synchronized: the path to the engine stays short.
         with self.guard.lock(self.path):
             while True:
@@ -220,7 +149,16 @@ class LocalGallery:
                 if candidates is not None and self._store.state().removals == state.removals:
                     return SearchResult(candidates, True, snapshot.count)
                 if candidates is None:
-                    self._repair_index(templates, snapshot is not None, started)
+                    is_contradicted = snapshot is not None
+                    contradictions[state.revision] += is_contradicted
+                    if contradictions[state.revision] == 1:
+                        self._store.refuse_orphans()
+                    rebuilds[state.revision] += self._repair_index(templates, is_contradicted, started)
+                    if rebuilds[state.revision] > MAX_REBUILDS:
+                        raise UserError(
+                            f"{self.path / DATABASE_FILE}: contradicts the index that was built from it; run facelt "
+                            "gallery verify"
+                        )
 
     @synchronized
     def count(self) -> GalleryCounts:
@@ -248,7 +186,32 @@ class LocalGallery:
             path.mkdir(mode=0o700, parents=True)
         except OSError as error:
             raise UserError(f"{path}: cannot be created ({error.strerror}); choose another folder") from error
-        self._store.copy_to(path / DATABASE_FILE)
+        try:
+            self._store.copy_to(path / DATABASE_FILE)
+        except UserError:
+            shutil.rmtree(path, ignore_errors=True)
+            with suppress(UserError):  # a full disk
+                self._store.forget_snapshot(path.absolute())
+            raise
+
+    @synchronized
+    def forget_snapshot(self, path: str | Path) -> None:
+        """Removes a snapshot that no longer exists from those to which removals are applied.
+
+        Raises UserError if it is none of this gallery, or still there: removed people must be erased from it as well.
+        """
+        self._refuse_reader()
+        folder, snapshots = Path(path).absolute(), self._store.snapshots()
+        if folder not in snapshots:
+            known = ", ".join(map(str, snapshots)) or "none"
+            raise UserError(f"{folder}: is not a snapshot of {self.path}; its snapshots: {known}")
+        if (folder / DATABASE_FILE).exists() and self._is_same_gallery(folder):
+            raise UserError(f"{folder}: still holds a snapshot of {self.path}; remove that folder first")
+        self._store.forget_snapshot(folder)
+
+    def _is_same_gallery(self, folder: Path) -> bool:
+        with closing(LocalGallery(folder)) as other:
+            return other.info()["gallery"] == self.info()["gallery"]
 
     @synchronized
     def setting(self, name: str) -> Any:
@@ -269,14 +232,15 @@ class LocalGallery:
     @synchronized
     def check_integrity(self) -> list[str]:
         """Returns all defects of the files after reading all of them."""
-        defects = [f"{self.path / DATABASE_FILE}: {text}" for text in self._store.check_integrity()]
-        if not defects and self._store.state().unscrubbed:
-            defects.append(
-                f"{self.path / DATABASE_FILE}: may hold bytes of removed samples; run facelt gallery rebuild"
-            )
-        defects += [
-            f"{self.path / 'index'}: {text}; run facelt gallery rebuild" for text in self._index.check_integrity()
-        ]
+        database = self.path / DATABASE_FILE
+        defects = self._store.check_integrity()
+        try:
+            state = self._store.state()
+        except UserError:  # named above
+            return defects
+        if not defects and state.unscrubbed:
+            defects.append(f"{database}: may hold bytes of removed samples; {REBUILD_ADVICE}")
+        defects += self._index.check_integrity(state)
         for path in sorted(self.path.glob(f"{DATABASE_FILE}*")):
             if path.stat().st_mode & 0o077:
                 defects.append(f"{path}: is readable by other users; chmod 600")
@@ -334,13 +298,13 @@ class LocalGallery:
             for nearest in ranked
         ]
 
-    def _repair_index(self, templates: bool, is_damaged: bool, started: float) -> None:
-        """Syncs or rebuilds the index, or waits for the writer to do so."""
+    def _repair_index(self, templates: bool, is_damaged: bool, started: float) -> bool:
+        """Syncs or rebuilds the index, or waits for the writer to do so; returns True if it was rebuilt."""
         if time.monotonic() - started > WRITER_TIMEOUT_SECONDS:
             raise UserError(f"{self.path}: the index is out of date and its writer has not updated it; try again later")
         if not self._lock.is_held and not self._lock.try_acquire():
             time.sleep(_POLL_SECONDS)
-            return
+            return False
         try:
             if is_damaged:
                 self._index.rebuild()
@@ -348,6 +312,7 @@ class LocalGallery:
         finally:
             if not self._writes:
                 self._lock.release()
+        return is_damaged
 
     def _finish_removal(self) -> list[str]:
         """Applies a committed removal to the snapshots and erases it; returns descriptions of unfinished steps."""
@@ -362,7 +327,10 @@ class LocalGallery:
                         raise UserError(f"{path}: is a different gallery now")
                     unfinished += copy.remove(people, keys).unfinished
             except UserError as error:
-                unfinished.append(f"removed people may still be in a snapshot: {error}")
+                command = shlex.join(["facelt", "gallery", "forget-snapshot", str(self.path), str(path)])
+                unfinished.append(
+                    f"removed people may still be in a snapshot: {error}; if it no longer exists: {command}"
+                )
         remaining = "bytes of removed samples may remain until the gallery is next opened for writing"
         try:
             if not self._store.scrub():

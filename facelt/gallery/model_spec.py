@@ -1,7 +1,8 @@
-"""Model specification of a gallery: the model, the kind of embedding and its dimension."""
+"""Model specification of a gallery: the model, its preprocessing, the kind of embedding and its dimension."""
 
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from facelt.errors import UserError
@@ -11,16 +12,65 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
+class PreprocessingSpec:
+    """Preprocessing of a model's images, as far as known; None for what is not.
+
+    `image_size` is (height, width), `channels` names their order and the formula of `mean` and `std`, one number per
+    channel, and `alignment` the template of the landmarks of aligned faces.
+    """
+
+    image_size: tuple[float, ...] | None = None
+    channels: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    alignment: str | None = None
+
+    @classmethod
+    def of_metadata(cls, values: object) -> "PreprocessingSpec":
+        """Returns what the preprocessing in a model card or in the metadata of a store says; ignores other entries."""
+        if not isinstance(values, Mapping):
+            return cls()
+        known = {name: values.get(name) for name in ("image_size", "channels", "mean", "std")}
+        alignment = values.get("alignment")
+        return cls.from_dict({**known, "alignment": alignment.get("template") if isinstance(alignment, dict) else None})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "PreprocessingSpec":
+        """Restores fields from JSON. Raises TypeError on unknown names."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+    def differing_fields(self, other: "PreprocessingSpec") -> list[str]:
+        """Returns the names of the fields that both know and that differ."""
+        names = [item.name for item in fields(self)]
+        return [
+            name
+            for name in names
+            if None not in (getattr(self, name), getattr(other, name)) and getattr(self, name) != getattr(other, name)
+        ]
+
+    def describe(self, names: Sequence[str] = ()) -> str:
+        """Returns the text of these fields, by default of all that are known."""
+        shown = {name: getattr(self, name) for name in names or [item.name for item in fields(self)]}
+        texts = {
+            name: " x ".join(f"{number:g}" for number in value) if name == "image_size" else value
+            for name, value in shown.items()
+            if value is not None
+        }
+        return ", ".join(f"{name} {value}" for name, value in texts.items()) or "not recorded"
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """Model of a gallery: its name, the SHA-256 of its weights, the kind of embedding and its dimension.
 
-    Raises UserError on invalid values.
+    The preprocessing is compared by `refuse_other`, as far as it is known. Raises UserError on invalid values.
     """
 
     model: str
     weights_sha256: str
     kind: str
     dimension: int
+    preprocessing: PreprocessingSpec = field(default=PreprocessingSpec(), compare=False)
 
     def __post_init__(self) -> None:
         if not self.model or not self.model.isprintable() or len(self.model) > 200:
@@ -40,12 +90,15 @@ class ModelSpec:
         if not isinstance(digest, str):
             raise UserError(f"{store.path}: meta.json does not name the weights of the model (model.weights_sha256)")
         dimension = store.embedding(kind).shape[1]
-        return cls(model_name(model.get("backbone"), model.get("stage")), digest, kind, dimension)
+        name = model_name(model.get("backbone"), model.get("stage"))
+        return cls(name, digest, kind, dimension, PreprocessingSpec.of_metadata(store.meta.get("preprocessing")))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelSpec":
         """Restores the result of `to_dict`. Raises TypeError on unknown keys, UserError on invalid values."""
-        return cls(**values)
+        # Galleries of earlier versions have no preprocessing.
+        preprocessing = PreprocessingSpec.from_dict(values.get("preprocessing", {}))
+        return cls(**{**values, "preprocessing": preprocessing})
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields for JSON."""
@@ -61,6 +114,11 @@ class ModelSpec:
         if other != self:
             raise UserError(
                 f"{source}: holds {other}, this gallery is pinned to {self}; embed the images again with that model"
+            )
+        if names := self.preprocessing.differing_fields(other.preprocessing):
+            raise UserError(
+                f"{source}: its preprocessing has {other.preprocessing.describe(names)}, this gallery is pinned to "
+                f"{self.preprocessing.describe(names)}; embed the images again with that preprocessing"
             )
 
     def __str__(self) -> str:

@@ -4,7 +4,7 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -244,8 +244,18 @@ class SampleRows(NamedTuple):
         """Returns the sum of the SHA-256 of each sample (ids and embedding), which does not depend on their order."""
         id_N2 = np.stack([self.sample_N, self.person_N], axis=1).astype("<i8")
         row_ND = np.ascontiguousarray(self.row_ND, dtype="<f4")
-        digests = (hashlib.sha256(b"".join(pair)).digest() for pair in zip(id_N2, row_ND, strict=True))
-        return sum(int.from_bytes(digest, "big") for digest in digests) % _MODULUS
+        return _digest_sum(b"".join(pair) for pair in zip(id_N2, row_ND, strict=True))
+
+
+def text_digest(records: Iterable[Sequence[Any]]) -> int:
+    """Returns the sum of the SHA-256 of each record as JSON, which does not depend on their order."""
+    # A damaged value may be bytes, which JSON lacks.
+    return _digest_sum(json.dumps(record, default=repr).encode() for record in records)
+
+
+def _digest_sum(messages: Iterable[bytes]) -> int:
+    digests = (hashlib.sha256(message).digest() for message in messages)
+    return sum(int.from_bytes(digest, "big") for digest in digests) % _MODULUS
 
 
 def add_digest(digest: str, change: int) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from facelt.errors import UserError
-from facelt.gallery import index
+from facelt.gallery import mapped_index
 from facelt.gallery.local import LocalGallery
 from facelt.gallery.samples import Samples
 from tests.gallery.conftest import plain_people, same_people, some_samples
@@ -106,7 +106,7 @@ def test_rows_that_are_not_those_enrolled_are_never_an_answer(filled, monkeypatc
     path.write_bytes(rows.tobytes())
     reader = LocalGallery(filled.path)
     with monkeypatch.context() as patch:
-        patch.setattr(index.MappedIndex, "is_current", lambda self: True)
+        patch.setattr(mapped_index.MappedIndex, "is_current", lambda self: True)
         same_people(reader.search(SAMPLES.embedding_ND, 2).candidates, plain_people(SAMPLES, SAMPLES.embedding_ND, 2))
     reader.close()
 
@@ -127,7 +127,7 @@ def test_changes_are_made_in_place(filled):
     random = np.random.default_rng(1)
     enrolled = dict(zip(SAMPLES.keys, zip(SAMPLES.people, SAMPLES.embedding_ND, strict=True), strict=True))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index, "CHUNK_ROWS", 8)
+        patch.setattr(mapped_index, "CHUNK_ROWS", 8)
         filled.rebuild()
         name = rows_file(filled).name
         for step in range(12):

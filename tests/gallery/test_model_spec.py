@@ -1,14 +1,15 @@
 """Model specification of a gallery, read from stores, arrays and tables; errors of mismatching embeddings."""
 
+import json
 import os
 
 import numpy as np
 import pytest
 
 from facelt.errors import UserError
-from facelt.gallery.model_spec import ModelSpec
+from facelt.gallery.model_spec import ModelSpec, PreprocessingSpec
 from facelt.gallery.samples import read_labelled_embeddings
-from facelt.store.store import StoreWriter
+from facelt.store.store import EmbeddingStore, StoreWriter
 from tests.gallery.conftest import DIMENSION, some_samples
 
 MODEL = {"weights_sha256": "ab" * 32, "stage": "oltr", "backbone": "resnet10"}
@@ -46,6 +47,52 @@ def test_a_store_without_model_metadata(tmp_path):
     writer.write(0, {"direct": np.array([[1.0, 0.0]])})
     with pytest.raises(UserError, match=r"does not name the weights.*model\.weights_sha256"):
         read_labelled_embeddings(writer.finish(), "direct")
+
+
+CARD = {"image_size": [112, 112], "channels": "RGB", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+
+
+def spec_of(tmp_path, preprocessing):
+    writer = StoreWriter(
+        tmp_path / "other", ["a"], ["b"], {"direct": 2}, {"model": MODEL, "preprocessing": preprocessing}
+    )
+    writer.write(0, {"direct": np.array([[1.0, 0.0]])})
+    spec = ModelSpec.of_store(EmbeddingStore.open(writer.finish()), "direct")
+    assert ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict()))).preprocessing == spec.preprocessing
+    return spec
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "texts"),
+    [
+        ("image_size", [96, 112], ("image_size 96 x 112", "image_size 112 x 112")),
+        ("channels", "BGR", ("channels BGR", "channels RGB")),
+        ("mean", [0.4, 0.5, 0.5], ("mean (0.4, 0.5, 0.5)", "mean (0.5, 0.5, 0.5)")),
+        ("std", [1, 1, 1], ("std (1, 1, 1)", "std (0.5, 0.5, 0.5)")),
+        ("alignment", {"template": "ffhq"}, ("alignment ffhq", "alignment arcface")),
+    ],
+)
+def test_another_preprocessing_is_refused_naming_both(tmp_path, name, value, texts):
+    pinned = PreprocessingSpec.of_metadata({**CARD, "alignment": {"detector": "yunet", "template": "arcface"}})
+    gallery_spec = ModelSpec("resnet10/oltr", "ab" * 32, "direct", 2, pinned)
+    other = spec_of(tmp_path, {**CARD, name: value})
+    with pytest.raises(UserError) as raised:
+        gallery_spec.refuse_other(other, "probes")
+    assert f"probes: its preprocessing has {texts[0]}, this gallery is pinned to {texts[1]};" in str(raised.value)
+
+
+@pytest.mark.parametrize("preprocessing", [CARD, "none", {"size": 112}, {}, {**CARD, "flip_averaged": True}])
+def test_a_preprocessing_that_is_equal_or_unknown_is_accepted(tmp_path, preprocessing):
+    gallery_spec = ModelSpec("resnet10/oltr", "ab" * 32, "direct", 2, PreprocessingSpec.of_metadata(CARD))
+    other = spec_of(tmp_path, preprocessing)
+    gallery_spec.refuse_other(other, "probes")
+    other.refuse_other(gallery_spec, "gallery")
+
+
+def test_a_specification_without_preprocessing_is_one_of_an_earlier_version():
+    values = ModelSpec("m", "ab" * 32, "direct", 2).to_dict()
+    del values["preprocessing"]
+    assert ModelSpec.from_dict(values).preprocessing.describe() == "not recorded"
 
 
 def test_an_array_is_named_by_a_table(tmp_path):

@@ -134,10 +134,10 @@ def test_a_disk_that_is_too_full_to_wipe_is_reported_and_the_gallery_stays_usabl
     gallery.upsert(samples)
     run = Database.execute
 
-    def full(self, statement, values=()):
+    def full(self, statement, *arguments, **options):
         if statement == "VACUUM":
             raise UserError(f"{self.path}: database or disk is full")
-        return run(self, statement, values)
+        return run(self, statement, *arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(Database, "execute", full)
