@@ -12,11 +12,14 @@ if __package__ in (None, ""):
 
 import typer
 
-from facelt.utils.cli import single_command
+from facelt.utils.cli import ConfigArgument, choose_config, single_command
 
 
 def megaface(
-    config: Annotated[Path, typer.Option(help="YAML file of suite, models and protocol; see configs/megaface.yaml.")],
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML file of suite, models and protocol, or a name that `facelt recipes` lists: megaface."),
+    ] = None,
     set_: Annotated[list[str], typer.Option("--set", help="Override a key: noise.mode=raw, out=runs/mine.")] = [],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="Folder of the report (key out).")] = None,
     allow_overlap: Annotated[
@@ -26,6 +29,7 @@ def megaface(
         int | None,
         typer.Option("--allow-missing", min=0, help="Exclude up to this many unusable images."),
     ] = None,
+    recipe: ConfigArgument = None,
 ) -> None:
     """Evaluate rank-k identification among MegaFace's distractors, by shots and groups, with intervals and a report.
 
@@ -39,7 +43,7 @@ def megaface(
     from facelt.report.write import write_report
     from recordio_tools.progress import progress_bars
 
-    settings = load_config(config, MegafaceConfig, set_)
+    settings = load_config(choose_config(config, recipe), MegafaceConfig, set_)
     changes = {"out": out or settings.out, "allow_overlap": allow_overlap or settings.allow_overlap}
     changes["allow_missing"] = settings.allow_missing if allow_missing is None else allow_missing
     settings = settings.model_copy(update=changes)

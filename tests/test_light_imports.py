@@ -9,6 +9,7 @@ import pytest
 
 from facelt.cli.gallery import gallery_app
 from facelt.cli.main import app
+from facelt.cli.recipes import recipes_app
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = (
@@ -17,7 +18,7 @@ HEAVY = (
 )
 PROMISED = {
     *("train", "align", "dataset", "embed", "evaluate", "verify", "megaface", "audit"),
-    *("bench", "figures", "export", "gallery", "demo"),
+    *("bench", "figures", "export", "gallery", "demo", "recipes"),
 }
 
 REPORT = """
@@ -95,8 +96,13 @@ assert policies and policies[0] == "active", policies
 
 
 def test_every_help_of_facelt_loads_nothing_heavy():
-    gallery_commands = [command.name or command.callback.__name__ for command in gallery_app.registered_commands]
-    words = [[], *([name] for name in commands()), *(["gallery", name] for name in gallery_commands)]
+    groups = {"gallery": gallery_app, "recipes": recipes_app}
+    subcommands = [
+        [group, command.name or command.callback.__name__]
+        for group, group_app in groups.items()
+        for command in group_app.registered_commands
+    ]
+    words = [[], *([name] for name in commands()), *subcommands]
     assert loaded_by(HELP.format(module="facelt.cli.main", main="main", commands=words)) == "heavy:"
 
 

@@ -211,11 +211,17 @@ def test_an_unknown_or_missing_device(refused, finished_run, tmp_path, monkeypat
     assert "cpu" in refused(*words, "gpu")
 
 
-def test_a_missing_package_is_named_with_its_extra(finished_run):
-    without = "import sys; sys.modules['torch'] = None; from facelt.cli.main import main; main()"
-    result = python("-c", without, "evaluate", "--checkpoint", finished_run)
+@pytest.mark.parametrize(
+    ("packages", "extras"), [(["torch"], "train"), (["torch", "faiss"], "train,cpu"), (["faiss"], None)]
+)
+def test_a_missing_package_is_named_with_its_extra(packages, extras, finished_run):
+    without = f"import sys; sys.modules.update(dict.fromkeys({packages})); from facelt.cli.main import main; main()"
+    result = python("-c", without, "evaluate", "--checkpoint", finished_run, "--workers", 0)
+    if extras is None:
+        assert result.returncode == 0, result.stderr
+        return
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == "error: this command needs the package torch: in facelt's folder, pip install '.[train]'\n"
+    assert result.stderr == f"error: this command needs the package torch: pip install 'facelt[{extras}]'\n"
 
 
 @pytest.fixture
