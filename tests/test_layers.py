@@ -48,7 +48,7 @@ ALLOWED = {
     "cli": "config data synthetic alignment distributed inference evaluation export training benchmarking audit gallery"
     " store identification metrics report utils eval_megaface facelt",
 }
-ENTRIES = {"facelt.__main__": "cli", "facelt.train": "cli utils"}
+ENTRIES = {"facelt": "audit gallery inference utils", "facelt.__main__": "cli", "facelt.train": "cli utils"}
 
 # Packages that a folder never imports at the top of a file; the measuring side imports torch and faiss in its engines.
 HEAVY = {"torch", "torchvision", "faiss", "matplotlib", "sklearn", "fairlearn", "tensorboard", "safetensors"}

@@ -59,6 +59,35 @@ def test_importing_the_packages_loads_nothing_heavy():
     assert loaded_by("import facelt, recordio_tools, eval_megaface, facelt.cli.main, facelt.config") == "heavy:"
 
 
+def test_attributes_of_the_package_load_what_they_need_on_first_use():
+    assert loaded_by("import facelt; print(facelt.__version__, dir(facelt))") == "heavy:"
+    assert loaded_by("import facelt; facelt.Gallery") == "heavy:"
+    loaded = loaded_by("import facelt; facelt.audit.__call__; from facelt import audit; import facelt.audit.arrays")
+    assert "torch" not in loaded
+    assert "faiss" not in loaded
+
+
+def test_a_missing_package_of_an_attribute_is_named_with_its_extra():
+    program = """
+import sys
+sys.modules["torch"] = None
+import facelt
+try:
+    facelt.load
+except ModuleNotFoundError as error:
+    print(error)
+try:
+    facelt.loud
+except AttributeError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert result.stdout.splitlines() == [
+        "facelt.load needs the package torch: pip install 'facelt[train]'",
+        "module 'facelt' has no attribute 'loud'",
+    ]
+
+
 def test_a_heavy_package_would_be_reported():
     assert loaded_by("import scipy") == "heavy: scipy"
 

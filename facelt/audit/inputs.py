@@ -50,13 +50,22 @@ class AuditInputs:
         return self.audited.enrolled_units({name: self.columns[name] for name in by})
 
 
-def open_inputs(config: AuditConfig) -> AuditInputs:
-    """Opens and validates all inputs. Raises UserError naming the file, line, column, key or image at fault."""
+def open_inputs(
+    config: AuditConfig, features: FeatureSet | None = None, gallery: FeatureSet | None = None
+) -> AuditInputs:
+    """Opens and validates all inputs, except features and gallery that are in memory already.
+
+    Raises UserError naming the file, line, column, key or image at fault.
+    """
     if config.scores is not None:
         return _open_scores(config)
-    features = open_features(config.embeddings, config.kind, config.noise)
+    if features is None:
+        features = open_features(config.embeddings, config.kind, config.noise)
     audited = enrol_features(features, config.allow_missing)
-    gallery = _open_gallery(config.gallery, features, config) if config.gallery else None
+    if gallery is None and config.gallery:
+        gallery = open_features(config.gallery, config.kind, config.noise, lazy=True)
+    if gallery is not None:
+        _refuse_other_dimension(gallery, features)
     columns = attribute_columns(config.attributes, features.keys, features.identities, config.bins, features.columns)
     train = None
     if config.shots.train is not None:
@@ -114,15 +123,12 @@ def _open_scores(config: AuditConfig) -> AuditInputs:
     return AuditInputs(audited, columns, groupings, summary, notes)
 
 
-def _open_gallery(gallery_config: FeaturesConfig, features: FeatureSet, config: AuditConfig) -> FeatureSet:
-    """Opens distractors; raises UserError if their dimension differs from that of the features."""
-    gallery = open_features(gallery_config, config.kind, config.noise, lazy=True)
+def _refuse_other_dimension(gallery: FeatureSet, features: FeatureSet) -> None:
     if features.rows.shape[1] != gallery.rows.shape[1]:
         raise UserError(
             f"{gallery.path}: embeddings have {gallery.rows.shape[1]} values, those in {features.path} "
             f"{features.rows.shape[1]}; both must come from one model"
         )
-    return gallery
 
 
 def _open_against(
@@ -141,7 +147,8 @@ def _open_against(
     if config.gallery is not None:
         if config.against_gallery is None:
             raise UserError("against_gallery: this key is required, the other model's embeddings of the distractors")
-        gallery = _open_gallery(config.against_gallery, other_features, config)
+        gallery = open_features(config.against_gallery, config.kind, config.noise, lazy=True)
+        _refuse_other_dimension(gallery, other_features)
     against = enrol_features(other_features, config.allow_missing)
     if (differs_N := against.enrolled_N != audited.enrolled_N).any():
         raise UserError(

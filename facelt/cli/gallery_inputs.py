@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from facelt.errors import UserError
-from facelt.gallery.model_spec import ModelSpec, model_name
+from facelt.gallery.model_spec import ModelSpec
 from facelt.gallery.samples import (
     LabelledEmbeddings,
     read_labelled_embeddings,
@@ -74,16 +74,22 @@ class EmbeddingSource:
         from facelt.inference.model import load_model
 
         model = load_model(self.checkpoint, resolve_device(self.device))
-        model_spec.refuse_other(model_spec_of_model(model, model_spec.kind), str(self.checkpoint))
+        model_spec.refuse_other(ModelSpec.of_model(model, model_spec.kind), str(self.checkpoint))
         source = self._open_photographs(model, named) if self.detector else self._open_images(model, named)
         setting = "a gallery" if self.detector else "a gallery without --detector, which is for photographs,"
         arrays = compute_embeddings(
-            model, source, model_spec.kind, batch=self.batch, workers=self.workers, setting=setting
+            model, source, [model_spec.kind], batch=self.batch, workers=self.workers, setting=setting
         )
         origin = {"images": str(self.path), **({"detector": self.detector} if self.detector else {})}
         people, attributes = source.identities, source.attributes
         return LabelledEmbeddings(
-            source.keys, people, arrays.embedding_ND, attributes, arrays.reachability_N, model_spec, origin
+            source.keys,
+            people,
+            arrays.embeddings[model_spec.kind],
+            attributes,
+            arrays.reachability_N,
+            model_spec,
+            origin,
         )
 
     def _open_images(self, model, named: bool):
@@ -119,12 +125,6 @@ class EmbeddingSource:
         return source
 
 
-def model_spec_of_model(model, kind: str) -> ModelSpec:
-    """Returns the specification of a trained model (facelt.inference.model.TrainedModel)."""
-    name = model_name(model.config.model.backbone, model.card["stage"])
-    return ModelSpec(name, model.weights_sha256, kind, model.method.dim)
-
-
 def model_spec_of_checkpoint(path: Path, kind: str) -> ModelSpec:
     """Returns the specification of the model in a run folder. Raises UserError if it lacks that kind."""
     from facelt.distributed.launch import resolve_device
@@ -132,4 +132,4 @@ def model_spec_of_checkpoint(path: Path, kind: str) -> ModelSpec:
 
     model = load_model(path, resolve_device("cpu"))
     model.require_kind(kind)
-    return model_spec_of_model(model, kind)
+    return ModelSpec.of_model(model, kind)

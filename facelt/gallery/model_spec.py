@@ -43,6 +43,12 @@ class ModelSpec:
         return cls(model_name(model.get("backbone"), model.get("stage")), digest, kind, dimension)
 
     @classmethod
+    def of_model(cls, model: Any, kind: str) -> "ModelSpec":
+        """Returns the specification of a trained model (facelt.inference.model.TrainedModel)."""
+        name = model_name(model.config.model.backbone, model.card["stage"])
+        return cls(name, model.weights_sha256, kind, model.method.dim)
+
+    @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelSpec":
         """Restores the result of `to_dict`. Raises TypeError on unknown keys, UserError on invalid values."""
         return cls(**values)

@@ -20,7 +20,8 @@ images). IF is the imbalance factor: the size of the largest class over that of 
 validation images, the last epoch is tested, so nothing is selected on the test split. Minutes are those of one run,
 training and testing. `facelt bench` writes this page from `benchmarks.jsonl`, one line per run, and
 `facelt/benchmarking/published.yaml`; none of our results is taken from a publication. Recipes that were *not run* show
-their command instead; a smoke test is a run of one epoch per stage in bfloat16 on a CPU in which every loss was finite and decreased.
+their command instead; a smoke test is a run of one epoch per stage in bfloat16 on a CPU in which every loss was finite
+and decreased.
 
 Sources of published results: """
 _PUBLISHED = """

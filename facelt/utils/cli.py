@@ -39,14 +39,22 @@ def run_app(app: typer.Typer, argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         _exit_with_error(str(error))
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in _EXTRAS:
+        needs = missing_package_hint(error)
+        if needs is None:
             raise
-        extra = _EXTRAS[package]
-        # Most commands of these extras search as well, and faiss-cpu must not be installed over faiss-gpu.
-        if extra in ("train", "audit") and importlib.util.find_spec("faiss") is None:
-            extra += ",cpu"
-        _exit_with_error(f"this command needs the package {package}: pip install 'facelt[{extra}]'")
+        _exit_with_error(f"this command {needs}")
+
+
+def missing_package_hint(error: ModuleNotFoundError) -> str | None:
+    """Returns `needs the package NAME: pip install ...` for a package of an extra, else None."""
+    package = (error.name or "").partition(".")[0]
+    extra = _EXTRAS.get(package)
+    if extra is None:
+        return None
+    # Most commands of these extras search as well, and faiss-cpu must not be installed over faiss-gpu.
+    if extra in ("train", "audit") and importlib.util.find_spec("faiss") is None:
+        extra += ",cpu"
+    return f"needs the package {package}: pip install 'facelt[{extra}]'"
 
 
 def single_command(command: Callable, argv: Sequence[str] | None = None) -> None:
