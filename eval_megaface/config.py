@@ -113,6 +113,9 @@ class MegafaceConfig(StrictModel):
 
     With `compare` the shot bands of all differences are those of its `reference`, or of `shots.reference` if set.
 
+    `allow_mixed_models` accepts stores of different models as the probes, distractors and training of one model,
+    `allow_duplicates` probes that have the embedding of a distractor.
+
     `verification` and `open_set` (null: off) each take one more pass over all distractors for every model and kind.
     """
 
@@ -132,6 +135,8 @@ class MegafaceConfig(StrictModel):
     open_set: OpenSetConfig | None = None
     allow_overlap: bool = False
     allow_missing: int = Field(0, ge=0)
+    allow_mixed_models: bool = False
+    allow_duplicates: bool = False
 
     @model_validator(mode="after")
     def _require_reference_model(self) -> "MegafaceConfig":

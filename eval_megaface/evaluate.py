@@ -4,6 +4,7 @@ P probes, K ranks.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -37,6 +38,8 @@ from facelt.identification.rank import pseudo_shot_labels
 from facelt.report.megaface_schema import MegafaceReport
 from facelt.search.search import open_search
 from facelt.store.attributes import canonical_name
+from facelt.store.duplicates import duplicate_notes
+from facelt.store.mixed_models import mixed_model_notes
 from recordio_tools.atomic_io import write_text
 from recordio_tools.progress import ProgressFn, no_progress, relabel
 
@@ -56,6 +59,9 @@ def evaluate_megaface(config: MegafaceConfig, progress: ProgressFn = no_progress
         check_comparison(config, kinds)
     notes = [*config.notes, *suite.notes, *_overlap_notes(config, suite), *unmatched_kind_notes(sources)]
     for name, source in sources.items():
+        model_notes = mixed_model_notes(source.describe(), allow_mixed=config.allow_mixed_models)
+        notes += [f"{name}: {note}" for note in model_notes]
+    for name, source in sources.items():
         source.inspect(suite, kinds[name])
     excluded = excluded_images(sources, config.allow_missing)
     if any(excluded.values()):
@@ -63,9 +69,10 @@ def evaluate_megaface(config: MegafaceConfig, progress: ProgressFn = no_progress
     notes += coverage_notes(sources, excluded)
     for source in sources.values():
         source.check_dimensions(suite)
+    variants = [ModelVariant(name, source, kind) for name, source in sources.items() for kind in kinds[name]]
+    notes += _duplicate_notes(config, suite, variants)
     cache = ResultCache(config.out / "parts", writes=search.is_first)
     context = EvaluationContext(suite, search, cache, config.noise.seed)
-    variants = [ModelVariant(name, source, kind) for name, source in sources.items() for kind in kinds[name]]
     reachabilities, reachability_notes = read_reachabilities(suite, sources) if config.open_set else ({}, [])
     bands = _shot_bands(context, config, sources, progress)
     notes += [f"{name}: no train store, so its shots are not measured." for name in sources if name not in bands]
@@ -84,10 +91,13 @@ def evaluate_megaface(config: MegafaceConfig, progress: ProgressFn = no_progress
         groups = _probe_groups(suite, bands.get(config.compare.reference, {}))
         comparison = compare_with_reference(config, suite, groups, hits_of)
         notes += power_notes(comparison, config.interval.level)
-    verification = measure_verification(context, variants, progress) if config.verification else None
-    open_set = None
+    verification = open_set = None
+    if config.verification:
+        verification, threshold_notes = measure_verification(context, variants, progress)
+        notes += threshold_notes
     if config.open_set:
-        open_set = measure_open_set(context, variants, config.open_set, reachabilities, progress)
+        open_set, threshold_notes = measure_open_set(context, variants, config.open_set, reachabilities, progress)
+        notes += threshold_notes
     values = {
         "title": config.title,
         "notes": notes,
@@ -134,6 +144,22 @@ def _overlap_notes(config: MegafaceConfig, suite: Suite) -> list[str]:
                 "identification of unseen people. Remove them from the suite, or continue with --allow-overlap"
             )
         notes.append(f"{model}: {overlap}. Its rates are not those of unseen people.")
+    return notes
+
+
+def _duplicate_notes(config: MegafaceConfig, suite: Suite, variants: Sequence[ModelVariant]) -> list[str]:
+    """Refuses probes with the embedding of a distractor, or returns notes; see `duplicate_notes`."""
+    options = {
+        "noise_keys": "suite.facescrub_noises, suite.megaface_noises",
+        "allow_duplicates": config.allow_duplicates,
+    }
+    notes = []
+    for variant in variants:
+        source = variant.source
+        duplicates = source.find_duplicates(variant.kind, suite)
+        listed = suite.noise_lists.listed(duplicates)
+        paths = source.probes.path, source.distractors.path
+        notes += [f"{variant}: {note}" for note in duplicate_notes(duplicates, listed, paths, **options)]
     return notes
 
 

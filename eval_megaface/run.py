@@ -29,6 +29,12 @@ def megaface(
         int | None,
         typer.Option("--allow-missing", min=0, help="Exclude up to this many unusable images."),
     ] = None,
+    allow_mixed_models: Annotated[
+        bool, typer.Option("--allow-mixed-models", help="Compare stores of different models or preprocessing.")
+    ] = False,
+    allow_duplicates: Annotated[
+        bool, typer.Option("--allow-duplicates", help="Keep probes that have the embedding of a distractor.")
+    ] = False,
     recipe: ConfigArgument = None,
 ) -> None:
     """Evaluate rank-k identification among MegaFace's distractors, by shots and groups, with intervals and a report.
@@ -44,7 +50,9 @@ def megaface(
     from recordio_tools.progress import progress_bars
 
     settings = load_config(choose_config(config, recipe), MegafaceConfig, set_)
-    changes = {"out": out or settings.out, "allow_overlap": allow_overlap or settings.allow_overlap}
+    flags = {"allow_overlap": allow_overlap, "allow_mixed_models": allow_mixed_models}
+    flags["allow_duplicates"] = allow_duplicates
+    changes = {"out": out or settings.out} | {key: flag or getattr(settings, key) for key, flag in flags.items()}
     changes["allow_missing"] = settings.allow_missing if allow_missing is None else allow_missing
     settings = settings.model_copy(update=changes)
     if os.environ.get("RANK", "0") != "0":

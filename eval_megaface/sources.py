@@ -10,7 +10,6 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,13 +21,12 @@ from eval_megaface.suite import Suite
 from facelt.config.base import EmbeddingKind
 from facelt.errors import UserError
 from facelt.search.exact import MatrixLike
+from facelt.store.duplicates import RowSource, find_equal_rows, find_repeats, scan_rows
 from facelt.store.feature_tree import FeatureTree, feature_dimension, feature_path, read_feature, size_inside_root
 from facelt.store.store import META_FILE, EmbeddingStore, RowSubset
 
 _MAX_NAMES = 5
 _MAX_REPEATS = 2
-_SCAN_ROWS = 512
-_SCAN_THREADS = 4
 _PARTS = ("probes", "distractors")
 
 
@@ -180,17 +178,12 @@ class _TreeFeatures:
         return value_ND
 
 
-class RowSource(Protocol):
-    """Rows, float16 or float32, indexed by an array of their positions."""
-
-    def __getitem__(self, row_N: np.ndarray, /) -> np.ndarray: ...
-
-
 @dataclass(frozen=True, eq=False)
 class FeatureCoverage:
     """Coverage of `listed` images by a source: `unusable` images with the reason, `repeated` ones with their original.
 
-    `fingerprint` depends on every value of every listed image and on their order.
+    `hash_N` are the hashes of the rows of `names`, the listed images that have one. `fingerprint` depends on every
+    value of every listed image and on their order.
     """
 
     path: Path
@@ -198,12 +191,21 @@ class FeatureCoverage:
     listed: int
     unusable: dict[str, str]
     repeated: dict[str, str]
+    names: Sequence[str]
+    hash_N: np.ndarray
     fingerprint: str
 
     def summary(self) -> dict[str, int]:
         """Returns the counts for the report."""
         usable = self.listed - len(self.unusable)
         return {"listed": self.listed, "usable": usable, "repeated": len(self.repeated)}
+
+    def hashes(self, images: Sequence[str]) -> np.ndarray:
+        """Returns the hashes of the rows of `images`, which are all or some of `names`, in the same order."""
+        if len(images) == len(self.names):
+            return self.hash_N
+        kept = set(images)
+        return self.hash_N[[name in kept for name in self.names]]
 
     def repeats_text(self) -> str:
         """Returns the first images that repeat another's embedding."""
@@ -245,58 +247,7 @@ def _coverage(
     unusable |= damaged or {}
     repeated = {names[row]: names[first] for row, first in find_repeats(hash_N, value_ND, row_N).items()}
     repeated = {image: first for image, first in repeated.items() if image not in unusable}
-    return FeatureCoverage(path, kind, len(images), unusable, repeated, content_hash(names, hash_N))
-
-
-def scan_rows(value_ND: RowSource, row_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns, for the rows `row_N`, whether each is finite and nonzero (bool [N] each), and its hash (uint64 [N]).
-
-    Reads the rows in the order of the array, with a few threads.
-    """
-    rows = len(row_N)
-    finite_N, nonzero_N, hash_N = np.empty(rows, bool), np.empty(rows, bool), np.empty(rows, np.uint64)
-    order_N = np.argsort(row_N, kind="stable")
-
-    def scan_chunk(start: int) -> None:
-        index = order_N[start : start + _SCAN_ROWS]
-        finite_N[index], nonzero_N[index], hash_N[index] = _scan_bits(np.ascontiguousarray(value_ND[row_N[index]]))
-
-    with ThreadPoolExecutor(_SCAN_THREADS) as readers:
-        # Consumed, so that errors are raised.
-        for _ in readers.map(scan_chunk, range(0, rows, _SCAN_ROWS)):
-            pass
-    return finite_N, nonzero_N, hash_N
-
-
-def _scan_bits(value_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    bits_ND = value_ND.view({2: np.uint16, 4: np.uint32}[value_ND.itemsize])
-    # Without the sign, the bits of floats are ordered by magnitude, infinity and NaN last.
-    sign = 1 << (8 * value_ND.itemsize - 1)
-    greatest_N = (bits_ND & (sign - 1)).max(axis=1, initial=0)
-    infinity = np.array(np.inf, dtype=value_ND.dtype).view(bits_ND.dtype)
-    words, odd = divmod(value_ND.shape[1] * value_ND.itemsize, 8)
-    if odd:
-        padded_ND = np.zeros((len(value_ND), (words + 1) * 8 // value_ND.itemsize), dtype=bits_ND.dtype)
-        padded_ND[:, : bits_ND.shape[1]] = bits_ND
-        bits_ND, words = padded_ND, words + 1
-    # Sums of words times odd factors modulo 2^64 (multiply-shift: Dietzfelbinger et al., J. Algorithms, 1997). Products
-    # carry upwards only, and floats of few digits differ in the high bits only, so these are first mixed into the low.
-    word_NW = bits_ND.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    word_NW ^= word_NW >> np.uint64(32)
-    factor_W = np.random.default_rng(0).integers(0, 2**63, words, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-    hash_N = np.einsum("nw,w->n", word_NW, factor_W)
-    return greatest_N < infinity, greatest_N > 0, hash_N
-
-
-def find_repeats(hash_N: np.ndarray, value_ND: RowSource, row_N: np.ndarray) -> dict[int, int]:
-    """Returns positions whose row equals that of an earlier position, with that position; equal hashes are verified."""
-    order_N = np.argsort(hash_N, kind="stable")
-    same = np.flatnonzero(hash_N[order_N[1:]] == hash_N[order_N[:-1]])
-    repeats: dict[int, int] = {}
-    for first, second in zip(order_N[same].tolist(), order_N[same + 1].tolist(), strict=True):
-        if np.array_equal(*value_ND[row_N[[first, second]]]):
-            repeats[second] = repeats.get(first, first)
-    return dict(sorted(repeats.items()))
+    return FeatureCoverage(path, kind, len(images), unusable, repeated, names, hash_N, content_hash(names, hash_N))
 
 
 def content_hash(*parts: np.ndarray | Sequence[str] | str) -> str:
@@ -348,6 +299,18 @@ class ModelSources:
                     f"{self.distractors.path}: embeddings have {dimension} values, those in {self.probes.path} "
                     f"have {probe_dimension}"
                 )
+
+    def find_duplicates(self, kind: EmbeddingKind, suite: Suite) -> dict[str, str]:
+        """Returns the probes whose inspected embedding a distractor has as well, with the first such distractor.
+
+        Probes that are replaced by noise mode `insightface` are not compared.
+        """
+        probes = [path for path, noisy in zip(suite.probe_paths, suite.noisy_P, strict=True) if not noisy]
+        probe_PD = self.probes.rows(kind, probes)[: len(probes)]
+        rows_GD = self.distractors.rows(kind, suite.distractor_paths)
+        hash_G = self.coverage["distractors", kind].hashes(suite.distractor_paths)
+        equal = find_equal_rows(probe_PD, rows_GD, hash_G)
+        return {probes[p]: suite.distractor_paths[g] for p, g in equal.items()}
 
     def describe(self) -> dict[str, Any]:
         """Returns the report's description of the model's files."""

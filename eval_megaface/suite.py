@@ -47,6 +47,22 @@ class ProbeGroup:
     mask_P: np.ndarray
 
 
+@dataclass(frozen=True)
+class NoiseLists:
+    """Images on the noise lists, in any noise mode: file stems of probes and paths of distractors."""
+
+    probe_stems: frozenset[str]
+    distractors: frozenset[str]
+
+    def listed(self, pairs: Mapping[str, str]) -> set[str]:
+        """Returns the probes of the pairs (probe: distractor) of which either image is on its list."""
+        return {
+            probe
+            for probe, distractor in pairs.items()
+            if PurePosixPath(probe).stem in self.probe_stems or distractor in self.distractors
+        }
+
+
 @dataclass(frozen=True, eq=False)
 class Suite:
     """Probes with their identity (an index of `names`), galleries, groups; `noisy_P` marks probes to be replaced."""
@@ -58,6 +74,7 @@ class Suite:
     pairs: MatePairs
     galleries: list[DistractorGallery]
     distractor_paths: list[str]
+    noise_lists: NoiseLists
     groups: list[ProbeGroup]
     summary: dict[str, Any]
     notes: list[str] = field(default_factory=list)
@@ -77,8 +94,8 @@ def load_suite(config: MegafaceConfig, excluded: Mapping[str, frozenset[str]] | 
     suite, files = config.suite, _FileHashes(config.suite.root)
     probe_list = files.use(suite.facescrub_list)
     listed = [path for path in read_features_list(probe_list) if path not in excluded["probes"]]
-    stems = read_noise_list(files.use(suite.facescrub_noises), stems=True) if suite.facescrub_noises else frozenset()
-    noisy_P = noisy_probes(listed, stems)
+    noise_lists = _read_noise_lists(suite, files)
+    noisy_P = noisy_probes(listed, noise_lists.probe_stems)
     if config.noise.mode == "drop":
         probes = [path for path, noisy in zip(listed, noisy_P, strict=True) if not noisy]
     else:
@@ -89,7 +106,8 @@ def load_suite(config: MegafaceConfig, excluded: Mapping[str, frozenset[str]] | 
     names = names.tolist()
     replaced_P = noisy_P if config.noise.mode == "insightface" else np.zeros(len(probes), dtype=bool)
     _check_replaceable(replaced_P, identity_P, names, probe_list)
-    galleries, removed = _galleries(config, files, excluded["distractors"])
+    noisy = frozenset() if config.noise.mode == "raw" else noise_lists.distractors
+    galleries, removed = _galleries(suite, files, noisy, excluded["distractors"])
     groups, notes = attribute_groups(_attributes(suite, files), identity_P, names)
     if config.noise.mode != "raw" and not (suite.facescrub_noises and suite.megaface_noises):
         notes.append(
@@ -113,7 +131,9 @@ def load_suite(config: MegafaceConfig, excluded: Mapping[str, frozenset[str]] | 
         },
         "files": files.hashes,
     }
-    return Suite(probes, identity_P, names, replaced_P, pairs, galleries, distractors, groups, summary, notes)
+    return Suite(
+        probes, identity_P, names, replaced_P, pairs, galleries, distractors, noise_lists, groups, summary, notes
+    )
 
 
 class _FileHashes:
@@ -141,17 +161,19 @@ def _check_replaceable(noisy_P: np.ndarray, identity_P: np.ndarray, names: list[
         )
 
 
+def _read_noise_lists(suite: SuiteConfig, files: _FileHashes) -> NoiseLists:
+    probe_list, distractor_list = suite.facescrub_noises, suite.megaface_noises
+    return NoiseLists(
+        read_noise_list(files.use(probe_list), stems=True) if probe_list else frozenset(),
+        read_noise_list(files.use(distractor_list), stems=False) if distractor_list else frozenset(),
+    )
+
+
 def _galleries(
-    config: MegafaceConfig, files: _FileHashes, excluded: frozenset[str]
+    suite: SuiteConfig, files: _FileHashes, noisy: frozenset[str], excluded: frozenset[str]
 ) -> tuple[list[DistractorGallery], int]:
-    """Returns the galleries, and the number of distinct distractors that the noise list removed from them."""
-    suite = config.suite
+    """Returns the galleries, and the number of distinct distractors that are left out of them as `noisy`."""
     list_paths = find_distractor_lists(suite.megaface_lists, suite.root, suite.sizes, suite.sets)
-    noisy: frozenset[str] = frozenset()
-    if suite.megaface_noises:
-        noisy = read_noise_list(files.use(suite.megaface_noises), stems=False)
-    if config.noise.mode == "raw":
-        noisy = frozenset()
     lists, removed = {}, set()
     for (size, number), path in list_paths.items():
         listed = read_features_list(files.add(path.name, path))

@@ -4,7 +4,7 @@ P probes, B bins of a histogram, E enrolled images, M mated and N non-mated sear
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,13 @@ from eval_megaface.protocol import Arrays, EvaluationContext, name_bad_rows, pro
 from eval_megaface.sources import ModelSources, ModelVariant, content_hash
 from eval_megaface.suite import Suite
 from facelt.errors import UserError
-from facelt.identification.error_rates import MIN_SUPPORTING_ERRORS, OperatingPoint, ScoreGrid, ScoreHistograms
+from facelt.identification.error_rates import (
+    MIN_SUPPORTING_ERRORS,
+    OperatingPoint,
+    ScoreGrid,
+    ScoreHistograms,
+    top_threshold_reason,
+)
 from facelt.identification.open_set import (
     HalfSearches,
     OpenSetPoint,
@@ -30,33 +36,52 @@ from recordio_tools.progress import ProgressFn, relabel
 
 def measure_verification(
     context: EvaluationContext, variants: list[ModelVariant], progress: ProgressFn
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[str]]:
     """Returns the report's section: all pairs of probes of one identity against all pairs of a probe and a distractor.
+
+    Also returns the report's notes on thresholds that no score lies above.
 
     The distractors are the union of all lists. Finished passes are cached, with the seconds they took. Under torchrun
     every process makes the whole pass. Raises UserError naming the source and the images that cannot be scored.
     """
-    suite, results = context.suite, []
+    suite, results, notes = context.suite, [], []
     for variant in variants:
         histograms, seconds = _score_histograms(context, variant, relabel(progress, f"{variant}, verification"))
-        det = histograms.det()
+        det, points = histograms.det(), histograms.points(FARS)
+        thresholds = {f"FAR {point.wanted:g}": point.threshold for point in points if point.threshold is not None}
+        notes += _threshold_notes(variant, thresholds, histograms.highest_score)
         results.append(
             variant.labels
             | {
-                "points": [_verification_point(point) for point in histograms.points(FARS)],
+                "points": [_verification_point(point) for point in points],
                 "det": {"threshold": det.threshold_T, "fmr": det.fmr_T, "fnmr": det.fnmr_T},
                 "resolution": histograms.grid.resolution,
                 "seconds": seconds,
             }
         )
     # The pairs are the same for every model and kind.
-    return {
+    section = {
         "mated": histograms.mated,
         "nonmated": histograms.nonmated,
         "distractors": len(suite.distractor_paths),
         "smallest_far": histograms.smallest_fmr,
         "rates": results,
     }
+    return section, notes
+
+
+def _threshold_notes(
+    variant: ModelVariant, thresholds: Mapping[str, float], highest_score: float, *, score: str = "similarity"
+) -> list[str]:
+    """Returns a note on the thresholds, by the rates they are set for, that no score lies above."""
+    is_cosine = score == "similarity" and variant.kind in UNIT_KINDS
+    by_reason: dict[str, list[str]] = {}
+    for name, threshold in thresholds.items():
+        if reason := top_threshold_reason(threshold, highest_score, is_cosine=is_cosine):
+            by_reason.setdefault(reason, []).append(name)
+    return [
+        f"{variant}: the threshold of {score} for {', '.join(names)} {reason}." for reason, names in by_reason.items()
+    ]
 
 
 def _score_histograms(
@@ -117,18 +142,26 @@ def measure_open_set(
     config: OpenSetConfig,
     reachabilities: Reachabilities,
     progress: ProgressFn,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[str]]:
     """Returns the report's section: half of the identities enrolled with the distractors, then the other half.
 
-    The distractors are the union of all lists, searched by the run's engine. Caches and raises UserError as
-    `measure_verification` does.
+    The distractors are the union of all lists, searched by the run's engine. Returns notes, caches and raises UserError
+    as `measure_verification` does.
     """
-    suite, results = context.suite, []
+    suite, results, notes = context.suite, [], []
     for variant in variants:
         searches, seconds = _search_halves(context, variant, config, relabel(progress, f"{variant}, open set"))
         scores = [None, reachabilities[variant.model]] if variant.model in reachabilities else [None]
         for reachability_P in scores:
             rates = open_set_rates(searches, reachability_P=reachability_P)
+            for number, half in enumerate(searches.halves):
+                thresholds = {
+                    f"FPIR {point.wanted:g} of half {number + 1}": point.halves[number].threshold
+                    for point in rates.points
+                    if point.halves
+                }
+                highest_score = half.highest_score(reachability_P)
+                notes += _threshold_notes(variant, thresholds, highest_score, score=rates.score)
             results.append(
                 variant.labels
                 | {
@@ -140,7 +173,7 @@ def measure_open_set(
             )
     # Enrolment and searches are the same for every model and kind.
     fewest = min(len(half.nonmated_N) for half in searches.halves)
-    return {
+    section = {
         "rank": config.rank,
         "seed": config.seed,
         "enrolment": searches.enrolment,
@@ -157,6 +190,7 @@ def measure_open_set(
         "smallest_fpir": MIN_SUPPORTING_ERRORS / fewest if fewest else None,
         "rates": results,
     }
+    return section, notes
 
 
 def _search_halves(

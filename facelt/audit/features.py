@@ -37,7 +37,7 @@ class FeatureSet:
     """N images with their identities, the store's attribute columns of them, and their embeddings, read when sliced.
 
     `defects` has, by position, the reason why an image has no embedding; `removed` counts images left out as noise;
-    `provenance` is the description in the report.
+    `provenance` is the description in the report; `noisy` are the names on the noise list, kept or not.
     """
 
     path: Path
@@ -49,6 +49,7 @@ class FeatureSet:
     defects: dict[int, str]
     removed: int
     provenance: dict[str, Any]
+    noisy: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -74,13 +75,14 @@ def open_features(config: FeaturesConfig, kind: str, noise: str, *, lazy: bool =
 
     Raises UserError naming the file: neither store nor tree, a listed image that is absent, a kind that is not there.
     """
-    noisy: frozenset[str] = frozenset()
-    if config.noises is not None and noise == "drop":
-        names = read_noise_names(config.noises)
-        noisy = frozenset(name if "/" in name else PurePosixPath(name).stem for name in names)
+    names = [] if config.noises is None else read_noise_names(config.noises)
+    noisy = frozenset(name if "/" in name else PurePosixPath(name).stem for name in names)
+    dropped = noisy if noise == "drop" else frozenset()
     if config.path.is_dir() and not (config.path / _STORE_META).is_file():
-        return _open_tree(config, kind, noisy, lazy)
-    return _open_store(config, kind, noisy)
+        features = _open_tree(config, kind, dropped, lazy)
+    else:
+        features = _open_store(config, kind, dropped)
+    return replace(features, noisy=noisy)
 
 
 def _open_store(config: FeaturesConfig, kind: str, noisy: frozenset[str]) -> FeatureSet:
@@ -100,7 +102,7 @@ def _open_store(config: FeaturesConfig, kind: str, noisy: frozenset[str]) -> Fea
             f"{config.list}: {len(missing)} of {len(listed)} listed images are not in {config.path}, "
             f"such as {missing[0]!r}"
         )
-    indices = [position[key] for key in listed if not _is_noisy(key, noisy)]
+    indices = [position[key] for key in listed if not is_noisy(key, noisy)]
     return replace(features.subset(indices), removed=len(listed) - len(indices))
 
 
@@ -114,7 +116,7 @@ def _open_tree(config: FeaturesConfig, kind: str, noisy: frozenset[str], lazy: b
     if kind != "direct":
         raise UserError(f"{config.path}: a tree of .bin files holds kind 'direct' only, not {kind!r}")
     listed = read_image_list(config.list)
-    keys = [key for key in listed if not _is_noisy(key, noisy)]
+    keys = [key for key in listed if not is_noisy(key, noisy)]
     defects: dict[int, str] = {}
     if lazy:
         rows, identities = FeatureTree(config.path, config.algorithm, keys), [""] * len(keys)
@@ -128,7 +130,7 @@ def _open_tree(config: FeaturesConfig, kind: str, noisy: frozenset[str], lazy: b
     return FeatureSet(config.path, keys, identities, {}, rows, True, defects, len(listed) - len(keys), provenance)
 
 
-def _is_noisy(key: str, noisy: frozenset[str]) -> bool:
+def is_noisy(key: str, noisy: frozenset[str]) -> bool:
     """Returns whether an image is on a noise list, by its path or, for lists of bare names, by its stem."""
     return key in noisy or PurePosixPath(key).stem in noisy
 

@@ -3,15 +3,16 @@
 N images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from facelt.audit.audited_set import AuditedSet, enrol_features, read_scores
-from facelt.audit.features import FeatureSet, open_features
+from facelt.audit.features import FeatureSet, is_noisy, open_features
 from facelt.config.audit import AuditConfig, FeaturesConfig
 from facelt.errors import UserError
 from facelt.identification.rank import pseudo_shot_bands
@@ -19,6 +20,8 @@ from facelt.search.exact import BadRow
 from facelt.search.top_k import count_above
 from facelt.stats.groups import UNKNOWN, Units
 from facelt.store.attributes import AttributeColumns, attribute_columns, check_groupable
+from facelt.store.duplicates import duplicate_notes, find_equal_rows, scan_rows
+from facelt.store.mixed_models import mixed_model_notes
 from recordio_tools.atomic_io import sha256_of
 
 # Column of pseudo-shot bands.
@@ -62,29 +65,37 @@ def open_inputs(
     if features is None:
         features = open_features(config.embeddings, config.kind, config.noise)
     audited = enrol_features(features, config.allow_missing)
-    if gallery is None and config.gallery:
-        gallery = open_features(config.gallery, config.kind, config.noise, lazy=True)
-    if gallery is not None:
+    if gallery is None:
+        gallery = _open_comparable(config.gallery, features, config, lazy=True)
+    else:
         _refuse_other_dimension(gallery, features)
+    sets: dict[str, FeatureSet | None] = {
+        "embeddings": features,
+        "gallery": gallery,
+        "train": _open_comparable(_store_config(config.shots.train), features, config),
+        "thresholds": _open_comparable(_store_config(config.threshold.store), features, config),
+    }
+    train, calibration_features = sets["train"], sets["thresholds"]
+    set_notes = _mixed_model_notes(sets, config)
     columns = attribute_columns(config.attributes, features.keys, features.identities, config.bins, features.columns)
-    train = None
-    if config.shots.train is not None:
-        train = open_features(FeaturesConfig(path=config.shots.train), config.kind, config.noise)
-        columns[SHOTS] = _shot_column(audited, train, config.shots.threshold)
-    groupings, notes = _groupings(config, columns)
-    if config.embeddings.noises is None and config.noise == "drop":
-        notes.append("No noise list was given; mislabelled images, if any, are included.")
-    calibration = calibration_features = None
-    if config.threshold.store is not None:
-        calibration_features = open_features(FeaturesConfig(path=config.threshold.store), config.kind, config.noise)
+    searched, calibration = [(features, audited)], None
+    if calibration_features is not None:
         calibration = enrol_features(calibration_features, config.allow_missing)
-    against = other_features = other_gallery = None
+        searched += [(calibration_features, calibration)] if config.threshold.wanted.fpir else []
+    set_notes += _duplicate_notes(searched, gallery, config)
+    against = other_gallery = None
     if config.against is not None:
         against, other_features, other_gallery = _open_against(config, features, audited)
-    sets = {
-        **{"embeddings": features, "gallery": gallery, "train": train, "thresholds": calibration_features},
-        **{"against": other_features, "against_gallery": other_gallery},
-    }
+        others = {"against": other_features, "against_gallery": other_gallery}
+        set_notes += _mixed_model_notes(others, config)
+        set_notes += _duplicate_notes([(other_features, against)], other_gallery, config)
+        sets |= others
+    if train is not None:
+        columns[SHOTS] = _shot_column(audited, train, config.shots.threshold)
+    groupings, notes = _groupings(config, columns)
+    notes += set_notes
+    if config.embeddings.noises is None and config.noise == "drop":
+        notes.append("No noise list was given; mislabelled images, if any, are included.")
     summary = {
         "source": "embeddings",
         "images": len(features),
@@ -123,12 +134,32 @@ def _open_scores(config: AuditConfig) -> AuditInputs:
     return AuditInputs(audited, columns, groupings, summary, notes)
 
 
-def _refuse_other_dimension(gallery: FeatureSet, features: FeatureSet) -> None:
-    if features.rows.shape[1] != gallery.rows.shape[1]:
+def _store_config(path: Path | None) -> FeaturesConfig | None:
+    return None if path is None else FeaturesConfig(path=path)
+
+
+def _open_comparable(
+    features_config: FeaturesConfig | None, features: FeatureSet, config: AuditConfig, *, lazy: bool = False
+) -> FeatureSet | None:
+    """Opens embeddings to compare with `features`, if any; raises UserError if their dimensions differ."""
+    if features_config is None:
+        return None
+    others = open_features(features_config, config.kind, config.noise, lazy=lazy)
+    _refuse_other_dimension(others, features)
+    return others
+
+
+def _refuse_other_dimension(others: FeatureSet, features: FeatureSet) -> None:
+    if features.rows.shape[1] != others.rows.shape[1]:
         raise UserError(
-            f"{gallery.path}: embeddings have {gallery.rows.shape[1]} values, those in {features.path} "
+            f"{others.path}: embeddings have {others.rows.shape[1]} values, those in {features.path} "
             f"{features.rows.shape[1]}; both must come from one model"
         )
+
+
+def _mixed_model_notes(sets: Mapping[str, FeatureSet | None], config: AuditConfig) -> list[str]:
+    descriptions = {role: None if part is None else part.provenance for role, part in sets.items()}
+    return mixed_model_notes(descriptions, allow_mixed=config.allow_mixed_models)
 
 
 def _open_against(
@@ -147,8 +178,7 @@ def _open_against(
     if config.gallery is not None:
         if config.against_gallery is None:
             raise UserError("against_gallery: this key is required, the other model's embeddings of the distractors")
-        gallery = open_features(config.against_gallery, config.kind, config.noise, lazy=True)
-        _refuse_other_dimension(gallery, other_features)
+        gallery = _open_comparable(config.against_gallery, other_features, config, lazy=True)
     against = enrol_features(other_features, config.allow_missing)
     if (differs_N := against.enrolled_N != audited.enrolled_N).any():
         raise UserError(
@@ -156,6 +186,28 @@ def _open_against(
             f"{features.keys[int(np.argmax(differs_N))]!r}; leave them out of both (--list)"
         )
     return against, other_features, gallery
+
+
+def _duplicate_notes(
+    searched: Sequence[tuple[FeatureSet, AuditedSet]], gallery: FeatureSet | None, config: AuditConfig
+) -> list[str]:
+    """Refuses enrolled images with the embedding of a distractor, or returns notes; see `duplicate_notes`."""
+    if gallery is None:
+        return []
+    _, _, hash_G = scan_rows(gallery.rows, np.arange(len(gallery)))
+    notes = []
+    for features, enrolled in searched:
+        equal = find_equal_rows(enrolled.embeddings.row_ED, gallery.rows, hash_G)
+        keys_E = list(compress(features.keys, enrolled.enrolled_N))
+        duplicates = {keys_E[e]: gallery.keys[g] for e, g in equal.items()}
+        listed = [
+            image
+            for image, distractor in duplicates.items()
+            if is_noisy(image, features.noisy) or is_noisy(distractor, gallery.noisy)
+        ]
+        options = {"noise_keys": "--noises, --gallery-noises", "allow_duplicates": config.allow_duplicates}
+        notes += duplicate_notes(duplicates, listed, (features.path, gallery.path), **options)
+    return notes
 
 
 def _shot_column(audited: AuditedSet, train: FeatureSet, threshold: float) -> list[str]:

@@ -16,7 +16,7 @@ from facelt.audit.inputs import AuditInputs
 from facelt.config.audit import AuditConfig, StatisticsConfig
 from facelt.errors import UserError
 from facelt.identification.all_pairs import PairHistograms, normalized_rows
-from facelt.identification.error_rates import MIN_SUPPORTING_ERRORS, max_errors
+from facelt.identification.error_rates import MIN_SUPPORTING_ERRORS, max_errors, top_threshold_reason
 from facelt.identification.open_set import OpenSetSearches, open_set_searches, search_outcomes
 from facelt.identification.rank import hit_ranks, mate_pairs, probe_hits
 from facelt.search.exact import BadRow, similarities
@@ -59,6 +59,11 @@ class SearchResults:
     def nonmated_max_scores(self) -> np.ndarray:
         """Best score of each non-mated search of both halves, float64 [N]."""
         return np.concatenate([half.best_score_N for half in self.open_set.halves])
+
+    @property
+    def highest_score(self) -> float:
+        """Highest score of a mate or of a candidate in both halves."""
+        return max(half.highest_score() for half in self.open_set.halves)
 
     def outcomes(self, threshold: float) -> dict[str, SearchOutcomes]:
         """Returns rank-1 hits, misses of mated searches (FNIR) and false positives of non-mated searches (FPIR)."""
@@ -196,6 +201,19 @@ def _threshold_at_fpir(score_N: np.ndarray, fpir: float, where: str) -> Decision
     score = float(np.nextafter(np.sort(score_N)[::-1][allowed], np.inf))
     rate = float(np.mean(score_N >= score))
     return DecisionThreshold(score, "fpir", where, fpir, rate, len(score_N), allowed >= MIN_SUPPORTING_ERRORS)
+
+
+def threshold_notes(
+    thresholds: Mapping[str, DecisionThreshold], highest_scores: Mapping[str, float], *, is_cosine: bool
+) -> list[str]:
+    """Returns a note on each threshold that no score of the audited set lies above; highest scores are by use."""
+    notes = []
+    for use, threshold in thresholds.items():
+        reason = top_threshold_reason(threshold.score, highest_scores[use], is_cosine=is_cosine)
+        if reason is not None:
+            set_on = "" if threshold.wanted is None else f", set on {threshold.where},"
+            notes.append(f"The threshold for {use}, {threshold.score:.4f}{set_on} {reason}.")
+    return notes
 
 
 @dataclass(frozen=True, eq=False)

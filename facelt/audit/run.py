@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from facelt.audit.disparities import grouping_disparities
 from facelt.audit.features import FeatureSet
 from facelt.audit.inputs import open_inputs
-from facelt.audit.measure import GroupingResult, choose_thresholds, measure_grouping, search_all
+from facelt.audit.measure import GroupingResult, choose_thresholds, measure_grouping, search_all, threshold_notes
 from facelt.audit.model_comparison import compare_models
 from facelt.audit.training_set import training_section
 from facelt.config.audit import AuditConfig
@@ -98,6 +98,11 @@ def run_audit(
         everyone = results.pop((_EVERYONE,))
         estimates = {by: grouping_disparities(result, config.statistics) for by, result in results.items()}
         report["thresholds"] = {use: asdict(threshold) for use, threshold in thresholds.items()}
+        highest_scores = {"pairs": everyone.histograms.overall.highest_score}
+        if searches:
+            highest_scores["searches"] = searches.highest_score
+        is_cosine = audited.embeddings is not None and audited.embeddings.cosine
+        report["notes"] += threshold_notes(thresholds, highest_scores, is_cosine=is_cosine)
         tables = everyone.tables.items()
         report["overall"] = {metric: _rate(table.rows[0], metric, table.level) for metric, table in tables}
         report["det"] = _det(everyone.histograms.overall)

@@ -59,6 +59,12 @@ def audit(
     kind: Annotated[EmbeddingKind | None, typer.Option(help="Kind of embedding.")] = None,
     noise: Annotated[Literal["drop", "raw"] | None, typer.Option(help="raw keeps the images on noise lists.")] = None,
     allow_missing: Annotated[int | None, typer.Option(min=0, help="Most failures to enrol that are accepted.")] = None,
+    allow_mixed_models: Annotated[
+        bool, typer.Option("--allow-mixed-models", help="Compare stores of different models or preprocessing.")
+    ] = False,
+    allow_duplicates: Annotated[
+        bool, typer.Option("--allow-duplicates", help="Keep images that have the embedding of a distractor.")
+    ] = False,
     fail_if: Annotated[
         list[str], typer.Option(help="Exit with 3 if the condition is met: 'gap(rank1) > 0.05'; repeatable.")
     ] = [],  # noqa: B006
@@ -97,6 +103,8 @@ def audit(
         "against": {"path": against},
         "against_gallery": {"path": against_gallery},
         **{"kind": kind, "noise": noise, "allow_missing": allow_missing, "fail_if": fail_if},
+        "allow_mixed_models": allow_mixed_models or None,
+        "allow_duplicates": allow_duplicates or None,
         "provenance": {"data": data, "consent": consent, "licence": licence, "model": model, "auditor": auditor},
         **{"notes": note, "title": title, "out": out},
     }

@@ -105,7 +105,11 @@ class ProvenanceConfig(StrictModel):
 
 
 class AuditConfig(StrictModel):
-    """Configuration of an audit; `by` has the groupings, each one column or several for their intersection."""
+    """Configuration of an audit; `by` has the groupings, each one column or several for their intersection.
+
+    `allow_mixed_models` accepts embeddings, gallery, training and threshold stores of different models,
+    `allow_duplicates` images that have the embedding of a distractor.
+    """
 
     title: str = "Audit of face recognition by group"
     notes: tuple[str, ...] = ()
@@ -123,6 +127,8 @@ class AuditConfig(StrictModel):
     kind: EmbeddingKind = "direct"
     noise: Literal["drop", "raw"] = "drop"
     allow_missing: int = Field(0, ge=0)
+    allow_mixed_models: bool = False
+    allow_duplicates: bool = False
     threshold: ThresholdConfig = ThresholdConfig()
     shots: AuditShotsConfig = AuditShotsConfig()
     statistics: StatisticsConfig = StatisticsConfig()

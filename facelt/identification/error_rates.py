@@ -85,6 +85,18 @@ def max_errors(rate: float, trials: int) -> int:
     return math.floor(rate * trials * (1 + 1e-12))
 
 
+def top_threshold_reason(threshold: float, highest_score: float, *, is_cosine: bool) -> str | None:
+    """Returns why no score lies above a threshold, as the end of a sentence, or None if scores do.
+
+    `highest_score` is the highest one observed, mated or not, or the lower end of its bin.
+    """
+    if is_cosine and threshold >= 1 - ScoreGrid().resolution:
+        return "is as high as the similarity of two copies of one image, so that no other pair can match"
+    if threshold >= highest_score:
+        return "is not below the highest score observed, so that no score lies above it"
+    return None
+
+
 @dataclass(frozen=True)
 class OperatingPoint:
     """Errors at the lowest threshold that keeps FMR at or below `wanted`.
@@ -133,6 +145,12 @@ class ScoreHistograms:
     def nonmated(self) -> int:
         """Number of non-mated comparisons."""
         return int(self.nonmated_B.sum())
+
+    @property
+    def highest_score(self) -> float:
+        """Lower end of the highest bin with a comparison; -inf without comparisons."""
+        (index_M,) = np.nonzero(self.mated_B + self.nonmated_B)
+        return float(self.grid.threshold(index_M[-1])) if len(index_M) else -math.inf
 
     @property
     def smallest_fmr(self) -> float | None:

@@ -54,6 +54,13 @@ class HalfSearches:
     nonmated_N: np.ndarray
     best_score_N: np.ndarray
 
+    def highest_score(self, reachability_P: np.ndarray | None = None) -> float:
+        """Returns the highest score of a mate or of a candidate, or the highest reachability; -inf without searches."""
+        score_MN = np.concatenate([self.mate_score_M, self.best_score_N])
+        if reachability_P is not None:
+            score_MN = reachability_P[np.concatenate([self.mated_M, self.nonmated_N])]
+        return float(score_MN.max(initial=-np.inf))
+
 
 @dataclass(frozen=True, eq=False)
 class OpenSetSearches:

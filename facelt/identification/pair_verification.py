@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from facelt.errors import UserError
-from facelt.identification.error_rates import OperatingPoint, ScoreGrid, ScoreHistograms
+from facelt.identification.error_rates import OperatingPoint, ScoreGrid, ScoreHistograms, top_threshold_reason
 from facelt.metrics.ten_fold import TenFoldAccuracy, squared_distances, ten_fold, unmeasurable_reason
 from facelt.stats.intervals import ClusteredCounts, RateIntervals, rate_intervals
 
@@ -34,13 +34,18 @@ class PairOperatingPoint:
 
 @dataclass(frozen=True, eq=False)
 class PairVerification:
-    """Results on one list; `people` counts the identities joined by mated pairs."""
+    """Results on one list; `people` counts the identities joined by mated pairs.
+
+    `highest_score` is the highest one of all pairs, a cosine if `unit`.
+    """
 
     ten_fold: TenFoldAccuracy
     points: tuple[PairOperatingPoint, ...]
     mated: int
     nonmated: int
     people: int
+    highest_score: float
+    unit: bool
 
     def report(self) -> dict[str, Any]:
         """Returns the section of one set in schema `facelt.verification/1`, without its name."""
@@ -64,10 +69,17 @@ class PairVerification:
                     "false_matches": limited.point.false_matches,
                     "supported": limited.point.supported,
                     "reason": limited.point.reason,
+                    "warning": self._warning(limited.point.threshold),
                 }
                 for limited in self.points
             ],
         }
+
+    def _warning(self, threshold: float | None) -> str | None:
+        if threshold is None:
+            return None
+        reason = top_threshold_reason(threshold, self.highest_score, is_cosine=self.unit)
+        return reason and f"the threshold {reason}"
 
 
 def verify_pairs(
@@ -100,6 +112,8 @@ def verify_pairs(
         counts.mated,
         counts.nonmated,
         len(np.unique(identity_PE)),
+        counts.highest_score,
+        unit,
     )
 
 

@@ -150,7 +150,10 @@ class VerificationSource(ReportPart):
 
 
 class PairPoint(ReportPart):
-    """TAR at one FAR on a list of pairs, with the limits of both rates at that threshold."""
+    """TAR at one FAR on a list of pairs, with the limits of both rates at that threshold.
+
+    `reason` says why there is no TAR, `warning` why its threshold accepts nothing but copies or nothing at all.
+    """
 
     wanted: float
     tar: OptionalRate
@@ -161,6 +164,7 @@ class PairPoint(ReportPart):
     false_matches: int | None
     supported: bool
     reason: str | None
+    warning: str | None = None
 
 
 class PairSetResult(ReportPart):

@@ -53,4 +53,5 @@ def _legend(report: VerificationReport) -> list[str]:
     if any(point.tar is not None and not point.supported for _, point in points):
         lines.append("* uncertain: too few non-mated pairs for 30 errors at this rate.")
     reasons = dict.fromkeys(f"{pairs.name}: {point.reason}." for pairs, point in points if point.reason)
-    return lines + [f"{EN_DASH} {reason}" for reason in reasons]
+    lines += [f"{EN_DASH} {reason}" for reason in reasons]
+    return lines + [f"{pairs.name}, FAR {point.wanted:g}: {point.warning}." for pairs, point in points if point.warning]

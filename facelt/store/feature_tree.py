@@ -146,9 +146,9 @@ class FeatureTree:
         dimension = len(read_feature(self._paths[0])) if self._paths else 0
         self.shape = (len(self._paths), dimension)
 
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        """Returns rows [n,D] float32."""
-        paths = self._paths[rows]
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        """Returns rows [n,D] float32, by a slice or by an array of positions."""
+        paths = self._paths[rows] if isinstance(rows, slice) else [self._paths[row] for row in rows.tolist()]
         value_ND = np.empty((len(paths), self.shape[1]), dtype=np.float32)
         for row, path in enumerate(paths):
             value_ND[row] = read_feature(path, self.shape[1])

@@ -486,7 +486,7 @@ def _npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
 
 
 class RowSubset:
-    """Rows of an array or of another subset, given by position; a slice copies."""
+    """Rows of an array or of another subset, given by position; a slice or an array of positions copies."""
 
     def __init__(self, value_ND: "np.ndarray | RowSubset", position_M: np.ndarray) -> None:
         is_nested = isinstance(value_ND, RowSubset)
@@ -494,5 +494,5 @@ class RowSubset:
         self._position_M = value_ND._position_M[position_M] if is_nested else position_M
         self.shape = (len(self._position_M), self._value_ND.shape[1])
 
-    def __getitem__(self, rows: slice) -> np.ndarray:
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
         return self._value_ND[self._position_M[rows]]

@@ -24,9 +24,11 @@ class Faces:
         value_ND = self.value_ND if value_ND is None else value_ND
         return write_store(self.folder / name, self.keys, value_ND, identities=self.identities, **changes)
 
-    def gallery(self):
-        keys = [f"stranger/{number}.jpg" for number in range(len(self.gallery_GD))]
-        return write_store(self.folder / "gallery", keys, self.gallery_GD, ["stranger"] * len(keys))
+    def gallery(self, name="gallery", value_GD=None, **changes):
+        """Writes (once) and returns a store of the distractors, or of other rows."""
+        value_GD = self.gallery_GD if value_GD is None else value_GD
+        keys = [f"stranger/{number}.jpg" for number in range(len(value_GD))]
+        return write_store(self.folder / name, keys, value_GD, ["stranger"] * len(keys), **changes)
 
     def attributes(self, text=None, name="people.csv"):
         """A CSV file of attributes; by default group and age by identity."""
@@ -39,9 +41,9 @@ class Faces:
         return path
 
 
-def write_store(path, keys, value_ND, identities, attributes=None):
+def write_store(path, keys, value_ND, identities, attributes=None, meta=None):
     if not path.exists():
-        meta = {"model": {"name": "toy"}, "preprocessing": "none"}
+        meta = meta or {"model": {"name": "toy"}, "preprocessing": "none"}
         columns = {"attributes": attributes} if attributes else {}
         writer = StoreWriter(path, keys, identities, {"direct": value_ND.shape[1]}, meta, dtype="float32", **columns)
         writer.write(0, {"direct": value_ND})

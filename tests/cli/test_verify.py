@@ -116,3 +116,19 @@ def test_files_that_are_wrong_are_named(refused, finished_run, tiny_pairs, tmp_p
     assert "few.npz: not a .npy or .npz file" in refused("--embeddings", tmp_path / "few.npz")
     np.savez(tmp_path / "few.npz", embeddings=np.zeros((20, 3)), issame=[True, False] * 5)
     assert "few.npz: pair 0: an embedding is not finite or is zero" in refused("--embeddings", tmp_path / "few.npz")
+
+
+def test_a_threshold_that_copies_decide_is_a_warning(verify, tmp_path):
+    random = np.random.default_rng(0)
+    embedding_ND = random.standard_normal((400, 8))
+    same_P = np.arange(200) % 2 == 0
+    for copies, warned in ((0, False), (40, True)):
+        embedding_ND[3 : 3 + 4 * copies : 4] = embedding_ND[2 : 2 + 4 * copies : 4]
+        np.savez(tmp_path / "pairs.npz", embeddings=embedding_ND, issame=same_P)
+        code, out, error = verify("--embeddings", tmp_path / "pairs.npz", "--json")
+        assert code == 0, error
+        last = json.loads(out)["sets"][0]["points"][-1]
+        assert (last["warning"] is not None) == warned
+        code, out, _ = verify("--embeddings", tmp_path / "pairs.npz")
+        text = "FAR 0.1: the threshold is as high as the similarity of two copies"
+        assert (text in " ".join(out.split())) == warned

@@ -4,14 +4,11 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from eval_megaface import sources
 from eval_megaface.config import MegafaceConfig
 from eval_megaface.evaluate import evaluate_megaface
 from eval_megaface.run import main
-from eval_megaface.sources import StoreSource, TreeSource, content_hash, find_repeats, scan_rows
+from eval_megaface.sources import StoreSource, TreeSource, content_hash
 from facelt.config.loading import load_config
 from facelt.errors import UserError
 from tests.feature_files import write_feature
@@ -19,34 +16,6 @@ from tests.feature_files import write_feature
 
 def run(small, *overrides, **changes):
     return evaluate_megaface(load_config(small.write_config(**changes), MegafaceConfig, overrides)).json_values()
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**31), st.integers(0, 60), st.integers(1, 9), st.sampled_from(["float16", "float32"]))
-def test_scan_equals_a_plain_look(seed, rows, dimension, dtype):
-    random = np.random.default_rng(seed)
-    value_ND = random.integers(-1, 2, (rows + 1, dimension)).astype(dtype)
-    value_ND[random.random((rows + 1, dimension)) < 0.05] = random.choice([np.nan, np.inf, -np.inf, -0.0])
-    row_N = random.permutation(rows + 1)[:rows]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "_SCAN_ROWS", 7)
-        finite_N, nonzero_N, hash_N = scan_rows(value_ND, row_N)
-    chosen_ND = value_ND[row_N]
-    np.testing.assert_array_equal(finite_N, np.isfinite(chosen_ND).all(axis=1))
-    np.testing.assert_array_equal(nonzero_N, (chosen_ND != 0).any(axis=1))
-    content = [row_D.tobytes() for row_D in chosen_ND]
-    assert len(set(hash_N.tolist())) == len(set(content))
-    first = {}
-    plain = {row: first[key] for row, key in enumerate(content) if first.setdefault(key, row) != row}
-    result = find_repeats(hash_N, value_ND, row_N)
-    finite = {row: second for row, second in plain.items() if finite_N[row]}
-    assert {row: second for row, second in result.items() if finite_N[row]} == finite
-
-
-def test_equal_hashes_alone_are_no_repeat():
-    value_ND = np.array([[1.0], [2.0], [1.0]], np.float32)
-    assert find_repeats(np.zeros(3, np.uint64), value_ND, np.arange(3)) in ({}, {2: 0})
-    assert find_repeats(np.zeros(2, np.uint64), value_ND, np.arange(2)) == {}
 
 
 def test_fingerprints_tell_contents_and_borders_apart():

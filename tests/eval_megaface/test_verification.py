@@ -135,3 +135,19 @@ def test_an_interrupted_run_keeps_what_was_finished(small, second, passes, monke
     assert tars(resumed) == tars(complete)
     # Cosines of the unit kinds, of which the last was not reached, and inner products of `meta`.
     assert passes == [False, True]
+
+
+def test_a_threshold_that_copies_decide_is_noted(small, write_store):
+    small.distractor_GD[:8] = small.probe_PD[:8]
+    write_store(small.root / "leaking", small.distractors, {"direct": small.distractor_GD})
+    models = small.config()["models"]
+    usual = small.run("verification=true", "open_set={}")
+    assert not [note for note in usual["notes"] if "the threshold of" in note]
+    models["plain"]["distractors"] = str(small.root / "leaking")
+    report = small.run("verification=true", "open_set={}", "noise.mode=raw", "allow_duplicates=true", models=models)
+    (note,) = [note for note in report["notes"] if "the threshold of" in note]
+    # 270 non-mated pairs allow 2 errors at 0.01 and 27 at 0.1; 8 of them are copies.
+    assert note == (
+        "plain, direct: the threshold of similarity for FAR 0.01 is as high as the similarity of two copies of one "
+        "image, so that no other pair can match."
+    )
