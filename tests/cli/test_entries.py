@@ -88,7 +88,7 @@ def test_output_of_embed_and_evaluate(cli, finished_run, tiny_faces, tmp_path):
 
 def test_usage_errors(cli):
     assert cli("train")[0] == 2
-    assert "Missing option" in cli("train")[2]
+    assert "--config: missing" in cli("train")[2]
     assert cli("trian")[0] == 2
 
 
@@ -211,15 +211,10 @@ def test_an_unknown_or_missing_device(refused, finished_run, tmp_path, monkeypat
     assert "cpu" in refused(*words, "gpu")
 
 
-@pytest.mark.parametrize(
-    ("packages", "extras"), [(["torch"], "train"), (["torch", "faiss"], "train,cpu"), (["faiss"], None)]
-)
-def test_a_missing_package_is_named_with_its_extra(packages, extras, finished_run):
+@pytest.mark.parametrize(("packages", "extras"), [(["torch"], "train"), (["torch", "faiss"], "train,cpu")])
+def test_a_missing_package_is_named_with_its_extra(packages, extras, tmp_path):
     without = f"import sys; sys.modules.update(dict.fromkeys({packages})); from facelt.cli.main import main; main()"
-    result = python("-c", without, "evaluate", "--checkpoint", finished_run, "--workers", 0)
-    if extras is None:
-        assert result.returncode == 0, result.stderr
-        return
+    result = python("-c", without, "evaluate", "--checkpoint", tmp_path)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == f"error: this command needs the package torch: pip install 'facelt[{extras}]'\n"
 
