@@ -21,8 +21,8 @@ test-milvus: $(MILVUS)/.installed
 	$(MILVUS)/bin/pytest -q -p no:xdist tests/gallery/test_milvus.py
 
 $(MILVUS)/.installed: pyproject.toml
-	test -x $(MILVUS)/bin/python || $(PYTHON) -m venv $(MILVUS)
-	$(MILVUS)/bin/python -m pip install --quiet --editable '.[milvus]' milvus-lite pytest pytest-xdist
+	$(call create,$(MILVUS))
+	$(MILVUS)/bin/python -m pip install --editable '.[milvus]' milvus-lite pytest pytest-xdist
 	touch $@
 
 # A separate environment: insightface requires opencv-python, which provides the same module as opencv-python-headless. It
@@ -33,15 +33,28 @@ test-insightface: $(DEV) $(INSIGHTFACE)/.installed
 	$(INSIGHTFACE)/bin/pytest -q -p no:xdist -k insightface tests/alignment/test_detectors.py tests/alignment/test_template.py
 
 $(INSIGHTFACE)/.installed: pyproject.toml
-	test -x $(INSIGHTFACE)/bin/python || $(PYTHON) -m venv $(INSIGHTFACE)
-	$(INSIGHTFACE)/bin/python -m pip install --quiet --editable '.[insightface]' pytest pytest-xdist hypothesis
+	$(call create,$(INSIGHTFACE))
+	$(INSIGHTFACE)/bin/python -m pip install --editable '.[insightface]' pytest pytest-xdist hypothesis
 	touch $@
 
 $(RUN): pyproject.toml
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --editable '.[train,audit,$(SEARCH)]'
+	$(call create,$(VENV))
+	$(VENV)/bin/python -m pip install --editable '.[train,audit,$(SEARCH)]'
 	touch $@
 
 $(DEV): $(RUN)
-	$(VENV)/bin/python -m pip install --quiet --editable '.[train,audit,$(SEARCH),dev]'
+	$(call create,$(VENV))
+	$(VENV)/bin/python -m pip install --editable '.[train,audit,$(SEARCH),dev]'
 	touch $@
+
+# An environment is used only if its Python is new enough and has pip, which a creation that was interrupted lacks. The
+# program runs in any Python. Older ones are refused here, since their pip would try every version of every requirement.
+USABLE := import sys, pip; sys.exit(sys.version_info < (3, 11))
+NEW_ENOUGH := import sys; sys.version_info < (3, 11) and sys.exit("error: facelt needs Python 3.11 or newer; \
+$(PYTHON) is Python %d.%d. Name a newer one: make $(MAKECMDGOALS) PYTHON=python3.12" % sys.version_info[:2])
+
+# $(call create,ENVIRONMENT): the stamp of an installation is a rule's last step, so an interrupted one is continued.
+define create
+@$(1)/bin/python -c '$(USABLE)' 2>/dev/null || $(PYTHON) -c '$(NEW_ENOUGH)'
+$(1)/bin/python -c '$(USABLE)' 2>/dev/null || $(PYTHON) -m venv --clear $(1)
+endef

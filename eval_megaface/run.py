@@ -12,12 +12,15 @@ if __package__ in (None, ""):
 
 import typer
 
-from facelt.utils.cli import single_command
+from facelt.utils.cli import ConfigArgument, choose_config, single_command
 from facelt.utils.folder_lock import lock_folder
 
 
 def megaface(
-    config: Annotated[Path, typer.Option(help="YAML file of suite, models and protocol; see configs/megaface.yaml.")],
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML file of suite, models and protocol, or a name that `facelt recipes` lists: megaface."),
+    ] = None,
     set_: Annotated[list[str], typer.Option("--set", help="Override a key: noise.mode=raw, out=runs/mine.")] = [],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="Folder of the report (key out).")] = None,
     allow_overlap: Annotated[
@@ -33,6 +36,7 @@ def megaface(
     allow_duplicates: Annotated[
         bool, typer.Option("--allow-duplicates", help="Keep probes that have the embedding of a distractor.")
     ] = False,
+    recipe: ConfigArgument = None,
 ) -> None:
     """Evaluate rank-k identification among MegaFace's distractors, by shots and groups, with intervals and a report.
 
@@ -48,7 +52,7 @@ def megaface(
     from facelt.utils.provenance import run_provenance
     from recordio_tools.progress import progress_bars
 
-    settings = load_config(config, MegafaceConfig, set_)
+    settings = load_config(choose_config(config, recipe), MegafaceConfig, set_)
     flags = {"allow_overlap": allow_overlap, "allow_mixed_models": allow_mixed_models}
     flags["allow_duplicates"] = allow_duplicates
     changes = {"out": out or settings.out} | {key: flag or getattr(settings, key) for key, flag in flags.items()}

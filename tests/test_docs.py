@@ -119,9 +119,13 @@ def test_every_python_name_exists(path):
     for name in DOTTED_NAME.findall(text):
         module, _, attribute = name.replace(".", "/").rpartition("/")
         if not (ROOT / module / attribute).is_dir() and not (ROOT / module / f"{attribute}.py").is_file():
+            if (ROOT / module / "__init__.py").is_file():
+                assert hasattr(importlib.import_module(module.replace("/", ".")), attribute), f"{name}: no such name"
+                continue
             assert (ROOT / f"{module}.py").is_file(), f"{name}: no such module"
             source = (ROOT / f"{module}.py").read_text()
-            assert re.search(rf"^(class|def) {attribute}\b", source, re.MULTILINE), f"{name}: no such name"
+            defined = rf"^(class|def) {attribute}\b|^from \S+ import .*\b{attribute}\b"
+            assert re.search(defined, source, re.MULTILINE), f"{name}: no such name"
 
 
 def test_every_make_target_exists():

@@ -46,9 +46,9 @@ ALLOWED = {
     "benchmarking": "config distributed inference evaluation training report",
     "eval_megaface": "config store search identification stats report utils",
     "cli": "config data synthetic alignment distributed inference evaluation export training benchmarking audit gallery"
-    " store identification metrics report utils eval_megaface",
+    " store identification metrics report utils eval_megaface facelt",
 }
-ENTRIES = {"facelt.__main__": "cli", "facelt.train": "cli utils"}
+ENTRIES = {"facelt": "audit gallery inference utils", "facelt.__main__": "cli", "facelt.train": "cli utils"}
 
 # Packages that a folder never imports at the top of a file; the measuring side imports torch and faiss in its engines.
 HEAVY = {"torch", "torchvision", "faiss", "matplotlib", "sklearn", "fairlearn", "tensorboard", "safetensors"}
@@ -171,7 +171,7 @@ def test_module_counts():
 
 def test_the_root_holds_packages_and_entries():
     files = {path.name for path in (ROOT / "facelt").iterdir() if path.is_file()}
-    assert files == {"__init__.py", "__main__.py", "errors.py", "train.py"}
+    assert files == {"__init__.py", "__main__.py", "errors.py", "py.typed", "train.py"}
 
 
 def test_forbidden_imports_are_found():

@@ -9,6 +9,7 @@ import pytest
 
 from facelt.cli.gallery import gallery_app
 from facelt.cli.main import app
+from facelt.cli.recipes import recipes_app
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = (
@@ -17,7 +18,7 @@ HEAVY = (
 )
 PROMISED = {
     *("train", "align", "dataset", "embed", "evaluate", "verify", "megaface", "audit"),
-    *("bench", "figures", "export", "gallery", "store", "demo"),
+    *("bench", "figures", "export", "gallery", "store", "demo", "recipes"),
 }
 
 REPORT = """
@@ -58,6 +59,35 @@ def test_importing_the_packages_loads_nothing_heavy():
     assert loaded_by("import facelt, recordio_tools, eval_megaface, facelt.cli.main, facelt.config") == "heavy:"
 
 
+def test_attributes_of_the_package_load_what_they_need_on_first_use():
+    assert loaded_by("import facelt; print(facelt.__version__, dir(facelt))") == "heavy:"
+    assert loaded_by("import facelt; facelt.Gallery") == "heavy:"
+    loaded = loaded_by("import facelt; facelt.audit.__call__; from facelt import audit; import facelt.audit.arrays")
+    assert "torch" not in loaded
+    assert "faiss" not in loaded
+
+
+def test_a_missing_package_of_an_attribute_is_named_with_its_extra():
+    program = """
+import sys
+sys.modules["torch"] = None
+import facelt
+try:
+    facelt.load
+except ModuleNotFoundError as error:
+    print(error)
+try:
+    facelt.loud
+except AttributeError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert result.stdout.splitlines() == [
+        "facelt.load needs the package torch: pip install 'facelt[train]'",
+        "module 'facelt' has no attribute 'loud'",
+    ]
+
+
 def test_a_heavy_package_would_be_reported():
     assert loaded_by("import scipy") == "heavy: scipy"
 
@@ -95,8 +125,13 @@ assert policies and policies[0] == "active", policies
 
 
 def test_every_help_of_facelt_loads_nothing_heavy():
-    gallery_commands = [command.name or command.callback.__name__ for command in gallery_app.registered_commands]
-    words = [[], *([name] for name in commands()), *(["gallery", name] for name in gallery_commands)]
+    groups = {"gallery": gallery_app, "recipes": recipes_app}
+    subcommands = [
+        [group, command.name or command.callback.__name__]
+        for group, group_app in groups.items()
+        for command in group_app.registered_commands
+    ]
+    words = [[], *([name] for name in commands()), *subcommands]
     assert loaded_by(HELP.format(module="facelt.cli.main", main="main", commands=words)) == "heavy:"
 
 

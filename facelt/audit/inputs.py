@@ -56,20 +56,30 @@ class AuditInputs:
         return self.audited.enrolled_units({name: self.columns[name] for name in by})
 
 
-def open_inputs(config: AuditConfig) -> AuditInputs:
-    """Opens and validates all inputs. Raises UserError naming the file, line, column, key or image at fault."""
+def open_inputs(
+    config: AuditConfig, features: FeatureSet | None = None, gallery: FeatureSet | None = None
+) -> AuditInputs:
+    """Opens and validates all inputs, except features and gallery that are in memory already.
+
+    Raises UserError naming the file, line, column, key or image at fault.
+    """
     if config.scores is not None:
         return _open_scores(config)
-    features = open_features(config.embeddings, config.kind, config.noise)
+    if features is None:
+        features = open_features(config.embeddings, config.kind, config.noise)
     features, absent_notes = _count_absent(features, config)
     audited = enrol_features(features, config.allow_missing)
+    if gallery is None:
+        gallery = _open_comparable(config.gallery, features, config, lazy=True)
+    else:
+        _refuse_other_dimension(gallery, features)
     sets: dict[str, FeatureSet | None] = {
         "embeddings": features,
-        "gallery": _open_comparable(config.gallery, features, config, lazy=True),
+        "gallery": gallery,
         "train": _open_comparable(_store_config(config.shots.train), features, config),
         "thresholds": _open_comparable(_store_config(config.threshold.store), features, config),
     }
-    gallery, train, calibration_features = sets["gallery"], sets["train"], sets["thresholds"]
+    train, calibration_features = sets["train"], sets["thresholds"]
     set_notes = _mixed_model_notes(sets, config)
     columns = attribute_columns(config.attributes, features.keys, features.identities, config.bins, features.columns)
     searched, calibration = [(features, audited)], None
@@ -172,12 +182,16 @@ def _open_comparable(
     if features_config is None:
         return None
     others = open_features(features_config, config.kind, config.noise, lazy=lazy)
+    _refuse_other_dimension(others, features)
+    return others
+
+
+def _refuse_other_dimension(others: FeatureSet, features: FeatureSet) -> None:
     if features.rows.shape[1] != others.rows.shape[1]:
         raise UserError(
             f"{others.path}: embeddings have {others.rows.shape[1]} values, those in {features.path} "
             f"{features.rows.shape[1]}; both must come from one model"
         )
-    return others
 
 
 def _mixed_model_notes(sets: Mapping[str, FeatureSet | None], config: AuditConfig) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from facelt.audit.disparities import grouping_disparities
 from facelt.audit.distributions import SECONDS, read_seconds, response_times, score_distributions, time_summary
+from facelt.audit.features import FeatureSet
 from facelt.audit.inputs import AuditInputs, open_inputs
 from facelt.audit.measure import GroupingResult, choose_thresholds, measure_grouping, search_all, threshold_notes
 from facelt.audit.model_comparison import compare_models
@@ -59,8 +60,14 @@ class AuditResult:
         return tables[metric].metric_frame()
 
 
-def run_audit(config: AuditConfig, progress: ProgressFn = no_progress) -> AuditResult:
-    """Runs an audit. All inputs are validated before any comparison.
+def run_audit(
+    config: AuditConfig,
+    progress: ProgressFn = no_progress,
+    *,
+    features: FeatureSet | None = None,
+    gallery: FeatureSet | None = None,
+) -> AuditResult:
+    """Runs an audit. All inputs are validated before any comparison; features and gallery may be in memory.
 
     Raises UserError naming the file, key, line or image at fault. A fail condition that cannot be decided, or names a
     figure that the report does not have, is no error here; the report marks it as undecided.
@@ -86,7 +93,7 @@ def run_audit(config: AuditConfig, progress: ProgressFn = no_progress) -> AuditR
     results: dict[tuple[str, ...], GroupingResult] = {}
     estimates: dict[tuple[str, ...], list[DisparityEstimate]] = {}
     if config.embeddings is not None or config.scores is not None:
-        inputs = open_inputs(config)
+        inputs = open_inputs(config, features, gallery)
         report["notes"] += inputs.notes
         hashes += inputs.hashes
         report["subject"] = inputs.summary

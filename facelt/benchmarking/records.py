@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -137,7 +138,10 @@ class Published(StrictModel):
     figures: tuple[PublishedMethod, ...]
 
 
-def read_published(path: Path) -> tuple[PublishedMethod, ...]:
+PUBLISHED_FILE = Path(__file__).with_name("published.yaml")
+
+
+def read_published(path: Path = PUBLISHED_FILE) -> tuple[PublishedMethod, ...]:
     """Reads published results. Raises UserError naming the invalid key."""
     return load_config(path, Published).figures
 
@@ -159,8 +163,13 @@ def machine_name(device: str) -> str:
     return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
-def source_commit(checkout: Path) -> str:
-    """Returns ten digits of the commit, with `+changes` for modified sources; `unknown` without git."""
+def source_commit(checkout: Path | None) -> str:
+    """Returns ten digits of the commit, with `+changes` for modified sources; `unknown` without git.
+
+    Without a checkout returns the version of the installed package.
+    """
+    if checkout is None:
+        return f"facelt {version('facelt')}"
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(checkout), *arguments]

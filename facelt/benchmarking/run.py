@@ -73,7 +73,13 @@ def all_recipes(configs: Path) -> list[Recipe]:
 
 
 def find_recipe(configs: Path, title: str) -> Recipe:
-    """Returns a recipe by its title. Raises UserError with the nearest titles."""
+    """Returns a recipe by its title, or a YAML file as a recipe of its folder.
+
+    Raises UserError with the nearest titles.
+    """
+    path = Path(title)
+    if path.suffix in (".yaml", ".yml"):
+        return Recipe(path.resolve().parent.name, path.stem, path)
     recipes = {recipe.title: recipe for recipe in all_recipes(configs)}
     if title in recipes:
         return recipes[title]

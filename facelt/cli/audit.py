@@ -8,6 +8,7 @@ import typer
 
 from facelt.config.base import EmbeddingKind
 from facelt.errors import UserError
+from facelt.utils.cli import ConfigArgument, choose_config
 from facelt.utils.folder_lock import lock_folder
 
 # Exit code if a condition of --fail-if is met.
@@ -15,7 +16,10 @@ FAILED = 3
 
 
 def audit(
-    config: Annotated[Path | None, typer.Option(help="YAML file; the options below override its keys.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML file, or a name that `facelt recipes` lists; the options below override its keys."),
+    ] = None,
     set_: Annotated[list[str], typer.Option("--set", help="Set any key: statistics.level=0.9.")] = [],  # noqa: B006
     embeddings: Annotated[
         Path | None,
@@ -89,6 +93,7 @@ def audit(
     note: Annotated[list[str], typer.Option(help="Remark at the head of the report; repeatable.")] = [],  # noqa: B006
     title: Annotated[str | None, typer.Option(help="Title of the report.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the report.")] = None,
+    recipe: ConfigArgument = None,
 ) -> None:
     """Measure error rates by group at one threshold for all, and their disparities with intervals. Needs no torch."""
     from facelt.audit.run import run_audit
@@ -127,6 +132,8 @@ def audit(
         "provenance": {"data": data, "consent": consent, "licence": licence, "model": model, "auditor": auditor},
         **{"notes": note, "title": title, "out": out},
     }
+    if recipe is not None:
+        config = choose_config(config, recipe)
     settings = load_config(config, AuditConfig, set_, _given(options))
     with lock_folder(settings.out), progress_bars() as progress:
         result = run_audit(settings, progress)

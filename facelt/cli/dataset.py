@@ -6,19 +6,24 @@ from typing import Annotated
 
 import typer
 
+from facelt.utils.cli import ConfigArgument, choose_config
+
 
 def dataset(
-    config: Annotated[Path, typer.Option(help="YAML recipe; only its `data` section and `seed` matter.")],
+    config: Annotated[
+        Path | None, typer.Option(help="YAML recipe or its name; only its `data` section and `seed` matter.")
+    ] = None,
     set_: Annotated[list[str], typer.Option("--set", help="Set any key: data.imbalance=50.")] = [],  # noqa: B006
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    recipe: ConfigArgument = None,
 ) -> None:
     """Count images, classes, and many-, medium- and few-shot classes of every split, without decoding any image."""
     from facelt.config.loading import load_config
     from facelt.config.train import TrainConfig
     from facelt.data.kind import dataset_stats
 
-    recipe = load_config(config, TrainConfig, set_)
-    stats = dataset_stats(recipe.data, recipe.seed)
+    settings = load_config(choose_config(config, recipe), TrainConfig, set_)
+    stats = dataset_stats(settings.data, settings.seed)
     if json:
         print(json_.dumps(stats))
     else:

@@ -13,7 +13,6 @@ from typing import Annotated
 import typer
 
 from facelt.errors import UserError
-from facelt.utils.cli import CHECKOUT
 
 _MARKER = ".facelt-demo"
 
@@ -35,10 +34,6 @@ def demo(
     (MegaFace) and on known people.
     """
     started = time.perf_counter()
-    if not (CHECKOUT / "configs" / "demo.yaml").is_file():
-        raise UserError(
-            f"{CHECKOUT / 'configs' / 'demo.yaml'}: no such file; run the demo in a checkout of the project"
-        )
     _clear(out)
     _write_faces(out, seed)
     # With one thread sums have one order, so results do not depend on the number of cores.
@@ -54,14 +49,13 @@ def demo(
 
 def commands(out: Path, seed: int) -> list[list[str]]:
     """Returns the commands that a user would type after the faces are written, in order."""
-    root = Path() if Path.cwd() == CHECKOUT else CHECKOUT
     selection, run, suite = out / "long_tail", out / "run", out / "suite"
     sample = ["sample", out / "faces" / "train.rec", "--out", selection, "--pack", "--seed", seed]
     sample += [word for name, value in SELECTION.items() for word in (f"--{name}", value)]
-    train = ["--config", root / "configs" / "demo.yaml"]
+    train = ["demo"]
     for setting in (f"out={run}", f"seed={seed}", f"data.train={selection / 'train.rec'}"):
         train += ["--set", setting]
-    measure = ["--config", root / "configs" / "demo_megaface.yaml", "--out", out / "report"]
+    measure = ["demo_megaface", "--out", out / "report"]
     measure += ["--set", f"suite.root={suite}"]
     probes = [suite / "facescrub_lst", "--root", suite / "facescrub_images"]
     distractors = [suite / "megaface_lst", "--root", suite / "megaface_images"]
@@ -79,9 +73,9 @@ def commands(out: Path, seed: int) -> list[list[str]]:
     known += ["--open-images", distractors[0], "--open-root", distractors[2], "--out", out / "known_people"]
     lines = [
         ["-m", "recordio_tools", *sample],
-        ["-m", "facelt.train", *train],
+        ["-m", "facelt", "train", *train],
         *(["-m", "facelt", "embed", *embed] for embed in embeds),
-        [root / "eval_megaface" / "run.py", *measure],
+        ["-m", "facelt", "megaface", *measure],
         ["-m", "facelt", "evaluate", *known],
     ]
     return [["python", *(str(word) for word in line)] for line in lines]

@@ -17,6 +17,10 @@ def export(
         Literal["direct", "meta"],
         typer.Option(help="onnx: kind of embedding; meta includes the memory and has reachability as a second output."),
     ] = "direct",
+    reachability: Annotated[
+        bool,
+        typer.Option(help="onnx, meta: the second output; insightface takes a graph without it, of one output."),
+    ] = True,
     flip: Annotated[
         bool, typer.Option(help="onnx: average each image with its mirror image, as in facelt embed.")
     ] = True,
@@ -34,6 +38,10 @@ def export(
     """
     if format_ == "safetensors" and (kind != "direct" or not flip):
         raise UserError("--kind, --no-flip: only apply to ONNX; safetensors holds the weights of the network")
+    if kind != "meta" and not reachability:
+        raise UserError(
+            "--no-reachability: only applies to --kind meta, whose graph has reachability as a second output"
+        )
     if out is not None and out.suffix != f".{format_}":
         raise UserError(f"--out {out}: must end in .{format_}")
     set_openmp_wait_policy("cpu")
@@ -55,12 +63,14 @@ def export(
 
     path = out or folder / "export" / f"{kind}.onnx"
     model = load_model(folder, torch.device("cpu"))
-    parity = export_onnx(model, path, kind, flip)
+    parity = export_onnx(model, path, kind, flip, reachability)
     typer.echo(
         f"exported: {path} ({kind}, {_megabytes(path)}); compared with the model: largest difference "
         f"{parity.difference:.1e}, smallest cosine {parity.cosine:.7f}"
     )
-    if kind == "direct" and not is_insightface_compatible(model.config.data.image_size):
+    if kind == "meta" and reachability:
+        typer.echo("note: insightface takes graphs of one output only; for it add --no-reachability", err=True)
+    elif not is_insightface_compatible(model.config.data.image_size):
         height, width = model.config.data.image_size
         typer.echo(
             f"note: insightface does not load recognition models of {height}x{width}; it expects 112x112", err=True

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from facelt.errors import UserError
 from facelt.gallery.gallery import Gallery
-from facelt.gallery.model_spec import ModelSpec, PreprocessingSpec, model_name
+from facelt.gallery.model_spec import ModelSpec
 from facelt.gallery.samples import (
     LabelledEmbeddings,
     read_labelled_embeddings,
@@ -78,18 +78,24 @@ class EmbeddingSource:
 
         print_notice(f"model: {describe_model(self.checkpoint)}")
         model = load_model(self.checkpoint, resolve_device(self.device))
-        model_spec.refuse_other(model_spec_of_model(model, model_spec.kind), str(self.checkpoint))
+        model_spec.refuse_other(ModelSpec.of_model(model, model_spec.kind), str(self.checkpoint))
         source = self._open_photographs(model, named) if self.detector else self._open_images(model, named)
-        embedded_spec = model_spec_of_model(model, model_spec.kind, source.preprocessing.get("alignment"))
+        embedded_spec = ModelSpec.of_model(model, model_spec.kind, source.preprocessing.get("alignment"))
         model_spec.refuse_other(embedded_spec, str(self.path))
         setting = "a gallery" if self.detector else "a gallery without --detector, which is for photographs,"
         arrays = compute_embeddings(
-            model, source, model_spec.kind, batch=self.batch, workers=self.workers, setting=setting
+            model, source, [model_spec.kind], batch=self.batch, workers=self.workers, setting=setting
         )
         origin = {"images": str(self.path), **({"detector": self.detector} if self.detector else {})}
         people, attributes = source.identities, source.attributes
         return LabelledEmbeddings(
-            source.keys, people, arrays.embedding_ND, attributes, arrays.reachability_N, embedded_spec, origin
+            source.keys,
+            people,
+            arrays.embeddings[model_spec.kind],
+            attributes,
+            arrays.reachability_N,
+            embedded_spec,
+            origin,
         )
 
     def _open_images(self, model, named: bool):
@@ -125,18 +131,6 @@ class EmbeddingSource:
         return source
 
 
-def model_spec_of_model(model, kind: str, alignment: Mapping[str, str] | None = None) -> ModelSpec:
-    """Returns the specification of a trained model (facelt.inference.model.TrainedModel).
-
-    The preprocessing is that of the card's configuration, which is applied; `alignment` is that of photographs.
-    """
-    name = model_name(model.config.model.backbone, model.card["stage"])
-    data = model.config.data
-    applied = {"image_size": list(data.image_size), "mean": list(data.mean), "std": list(data.std)}
-    preprocessing = PreprocessingSpec.of_metadata({**model.card["preprocessing"], **applied, "alignment": alignment})
-    return ModelSpec(name, model.weights_sha256, kind, model.method.dim, preprocessing)
-
-
 def model_spec_of_checkpoint(path: Path, kind: str) -> ModelSpec:
     """Returns the specification of the model in a run folder. Raises UserError if it lacks that kind."""
     from facelt.distributed.launch import resolve_device
@@ -145,7 +139,7 @@ def model_spec_of_checkpoint(path: Path, kind: str) -> ModelSpec:
     print_notice(f"model: {describe_model(path)}")
     model = load_model(path, resolve_device("cpu"))
     model.require_kind(kind)
-    return model_spec_of_model(model, kind)
+    return ModelSpec.of_model(model, kind)
 
 
 # Setting of a gallery: the file or run that lists the names of the training identities.

@@ -1,25 +1,28 @@
 """Command `facelt train`, also `python -m facelt.train`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from facelt.utils.cli import is_first_process, set_openmp_wait_policy
+from facelt.utils.cli import choose_config, is_first_process, set_openmp_wait_policy
 from facelt.utils.folder_lock import lock_folder
 
 
 def train(
-    config: Annotated[Path, typer.Option(help="Training recipe, a YAML file.")],
+    config: Annotated[
+        Path | None, typer.Option(help="Training recipe: a YAML file, or a name that `facelt recipes` lists.")
+    ] = None,
     set_: Annotated[list[str], typer.Option("--set", help="Override a key: optim.lr=0.05, out=runs/mine.")] = [],  # noqa: B006
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume from the run folder if it exists; also --resume auto.")
     ] = False,
-    resume_mode: Annotated[Literal["auto"] | None, typer.Argument(hidden=True, metavar="auto")] = None,
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="CONFIG", help="The same as --config.", show_default=False)
+    ] = None,
 ) -> None:
     """Train a face recogniser: all stages of a recipe, with checkpoints and logs in the run folder."""
-    if resume_mode and not resume:
-        raise typer.BadParameter("only allowed after --resume", param_hint=resume_mode)
+    config = _recipe_of(config, words or [], resume)
     from facelt.config.loading import read_values, validate_config
     from facelt.config.train import TrainConfig
 
@@ -35,3 +38,14 @@ def train(
         folder = run(recipe, resume)
     if is_first_process():
         typer.echo(f"nothing to do: {folder} is finished" if was_finished else f"finished: {folder}")
+
+
+def _recipe_of(option: Path | None, words: list[str], resume: bool) -> Path:
+    """Returns the recipe; --resume may be followed by `auto`, which is no recipe. Raises typer.BadParameter."""
+    if "auto" in words:
+        if not resume:
+            raise typer.BadParameter("only allowed after --resume", param_hint="auto")
+        words = [word for word in words if word != "auto"]
+    if len(words) > 1:
+        raise typer.BadParameter("one recipe is trained at a time", param_hint=words[1])
+    return choose_config(option, Path(words[0]) if words else None)

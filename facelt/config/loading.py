@@ -1,13 +1,15 @@
-"""Loading of YAML configurations: one `base:`, dotted overrides, errors that name the key and the nearest spelling."""
+"""Loading of YAML configurations by path or recipe name: one `base:`, dotted overrides, errors that name the key."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from facelt.config.base import allowed_names
+from facelt.config.recipes import find_config, missing_file_hint
 from facelt.errors import UserError
 
 
@@ -56,7 +58,7 @@ _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _s
 def load_config(
     path: Path | None, schema: type[_Schema], overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None
 ) -> _Schema:
-    """Returns the validated configuration in a YAML file.
+    """Returns the validated configuration in a YAML file, or in the recipe of that name.
 
     Raises UserError: a missing or malformed file, an unknown key, a value out of range; the message names the key, what
     is allowed there and the nearest spelling.
@@ -69,22 +71,45 @@ def validate_config(values: dict[str, Any], schema: type[_Schema], path: Path | 
     try:
         return schema.model_validate(values)
     except ValidationError as error:
+        own, command = f"{schema.__module__}:{schema.__qualname__}", command_of(values)
+        if path is not None and own in _COMMAND_SCHEMAS.values() and command and own != _COMMAND_SCHEMAS[command]:
+            raise UserError(
+                f"{path}: this is a configuration of `facelt {command}`: facelt {command} --config {path}"
+            ) from None
         raise UserError(explain(error, source=str(path or "command line"))) from None
 
 
-def read_values(
-    path: Path | None, overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Returns the values of a YAML file, not validated.
+# The schema of each command's configuration, loaded when it is looked up.
+_COMMAND_SCHEMAS = {
+    "train": "facelt.config.train:TrainConfig",
+    "audit": "facelt.config.audit:AuditConfig",
+    "megaface": "eval_megaface.config:MegafaceConfig",
+}
 
-    `base:` names another YAML file, relative to this one, whose values are the defaults. Mappings merge key by key,
-    lists are replaced whole. An override is `dotted.key=value`, its value read as YAML; a number steps into a list
-    (`stages.1.epochs=3`). `options` are nested values that are merged last. Without a file, overrides and options are
-    the whole configuration.
+
+def command_of(values: Mapping[str, Any]) -> str | None:
+    """Returns the command whose configuration has the most of these keys at its top; None if two have as many."""
+    known_keys = {
+        command: sum(key in resolve_name(schema).model_fields for key in values)
+        for command, schema in _COMMAND_SCHEMAS.items()
+    }
+    *_, second, first = sorted(known_keys, key=known_keys.__getitem__)
+    return first if known_keys[first] > known_keys[second] else None
+
+
+def read_values(
+    path: str | Path | None, overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Returns the values of a YAML file, or of the recipe of that name, not validated.
+
+    `base:` names another YAML file, relative to this one, or a recipe, whose values are the defaults. Mappings merge
+    key by key, lists are replaced whole. An override is `dotted.key=value`, its value read as YAML; a number steps into
+    a list (`stages.1.epochs=3`). `options` are nested values that are merged last. Without a file, overrides and
+    options are the whole configuration.
 
     Raises UserError for a missing or malformed file.
     """
-    values = {} if path is None else _read(Path(path), depth=0)
+    values = {} if path is None else _read(find_config(path), depth=0)
     for override in overrides:
         _apply(values, override)
     return _merge(values, options or {})
@@ -96,7 +121,7 @@ def _read(path: Path, depth: int) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except OSError as error:
-        raise UserError(f"{path}: cannot read the configuration ({error.strerror})") from None
+        raise UserError(f"{path}: cannot read the configuration ({error.strerror}){missing_file_hint(path)}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if values is None:
@@ -108,7 +133,11 @@ def _read(path: Path, depth: int) -> dict[str, Any]:
         return values
     if not isinstance(base, str):
         raise UserError(f"{path}: base: expected the name of one YAML file, found {base!r}")
-    return _merge(_read(path.parent / base, depth + 1), values)
+    try:
+        base_file = find_config(base, path.parent)
+    except UserError as error:
+        raise UserError(f"{path}: base: {error}") from None
+    return _merge(_read(base_file, depth + 1), values)
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

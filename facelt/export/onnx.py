@@ -67,16 +67,15 @@ class DirectGraph(nn.Module):
 
 
 class MetaGraph(nn.Module):
-    """`data` -> the `meta` embedding and the reachability, with the memory in the graph.
+    """`data` -> the `meta` embedding and, if wanted, the reachability, with the memory in the graph.
 
     DynamicMetaHead.embed for one rank, in ONNX operators. The hallucinator's coefficients and the products with the
     centroids have size N x C; nothing has size N x C x D. Each of the two large matrices, C x D, is stored once.
     """
 
-    outputs = ("embedding", "reachability")
-
-    def __init__(self, model: TrainedModel, flip: bool) -> None:
+    def __init__(self, model: TrainedModel, flip: bool, reachability: bool) -> None:
         super().__init__()
+        self.outputs = ("embedding", "reachability") if reachability else ("embedding",)
         self.feature = FlipAveragedFeature(model, flip)
         head = model.method.head
         self.hallucinator, self.selector = head.hallucinator, head.selector
@@ -88,7 +87,7 @@ class MetaGraph(nn.Module):
         # The nearest centroid has the largest f.c - |c|^2 / 2; classes without images are excluded.
         self.register_buffer("offset_C", (-half_C).masked_fill(~head.memory.filled_C, -torch.inf))
 
-    def forward(self, data_N3HW: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, data_N3HW: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         feature_ND = self.feature(data_N3HW)
         reachability_N = self.variant.reachability_scale / self._distance(feature_ND)
         vector_ND = feature_ND
@@ -100,15 +99,13 @@ class MetaGraph(nn.Module):
             vector_ND = feature_ND + memory_ND
         if self.use_reachability:
             vector_ND = reachability_N[:, None] * vector_ND
-        return self.variant.squash(vector_ND), reachability_N
+        embedding_ND = self.variant.squash(vector_ND)
+        return (embedding_ND, reachability_N) if "reachability" in self.outputs else embedding_ND
 
     def _distance(self, feature_ND: Tensor) -> Tensor:
         nearest_N = F.linear(feature_ND, self.centroid_CD, self.offset_C).argmax(dim=1)
         distance_N = torch.linalg.vector_norm(feature_ND - self.centroid_CD[nearest_N], dim=1)
         return distance_N.clamp_min(self.min_distance)
-
-
-GRAPHS = {"direct": DirectGraph, "meta": MetaGraph}
 
 
 def _renormalization(mean: Sequence[float], std: Sequence[float]) -> nn.Conv2d | None:
@@ -140,13 +137,15 @@ class ParityReport(NamedTuple):
 
 
 @torch.no_grad()
-def reference_outputs(model: TrainedModel, image_NHW3: torch.Tensor, kind: str, flip: bool) -> dict[str, np.ndarray]:
+def reference_outputs(
+    model: TrainedModel, image_NHW3: torch.Tensor, kind: str, flip: bool, reachability: bool = True
+) -> dict[str, np.ndarray]:
     """The model's outputs for uint8 images, with its own normalization."""
     method, data = model.method, model.config.data
     image_N3HW = normalise_images(image_NHW3, data.mean, data.std)
     embeddings = method.embed(image_N3HW) if flip else method.embed_features(method.features(image_N3HW))
     outputs = {"embedding": embeddings.by_kind[kind].numpy()}
-    if kind == "meta":
+    if kind == "meta" and reachability:
         outputs["reachability"] = embeddings.reachability_B.numpy()
     return outputs
 
@@ -171,15 +170,17 @@ def compare_outputs(outputs: Mapping[str, np.ndarray], expected: Mapping[str, np
         return ParityReport(difference, ((first_ND * second_ND).sum(axis=1) / norm_N).min().item())
 
 
-def check_parity(path: Path, model: TrainedModel, kind: str, flip: bool) -> ParityReport:
-    """Compares the file with the model on random images. Raises UserError if they differ or the model has diverged."""
+def check_parity(path: Path, model: TrainedModel, kind: str, flip: bool, reachability: bool) -> ParityReport:
+    """Compares the file's outputs with the model's on random images.
+
+    Raises UserError if they differ or the model has diverged."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(0)
     worst = ParityReport(0.0, 1.0)
     for batch in _PARITY_BATCHES:
         shape = (batch, *model.config.data.image_size, 3)
         image_NHW3 = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
-        expected = reference_outputs(model, image_NHW3, kind, flip)
+        expected = reference_outputs(model, image_NHW3, kind, flip, reachability)
         _require_finite_embeddings(model, kind, expected["embedding"])
         report = compare_outputs(onnx_outputs(session, image_NHW3), expected)
         # Written so that NaN fails.
@@ -210,16 +211,20 @@ _MAX_BYTES = 2**31 - 2**24
 
 
 @torch.no_grad()
-def export_onnx(model: TrainedModel, path: Path, kind: str = "direct", flip: bool = True) -> ParityReport:
+def export_onnx(
+    model: TrainedModel, path: Path, kind: str = "direct", flip: bool = True, reachability: bool = True
+) -> ParityReport:
     """Writes a graph from `data` [N,3,H,W] to embeddings of one kind, atomically; returns its parity with the model.
 
-    The outputs are `embedding` [N,D] and, for `meta`, `reachability` [N]. The model must be on the CPU.
+    The outputs are `embedding` [N,D] and, for `meta` with `reachability`, `reachability` [N]: insightface takes graphs
+    of one output only. The model must be on the CPU.
 
     Raises UserError for a kind that the model does not make, a graph that is too large or differs from the model, and
     a full disk.
     """
     model.require_kind(kind)
-    graph = GRAPHS[kind](model, flip).eval()
+    graph = DirectGraph(model, flip) if kind == "direct" else MetaGraph(model, flip, reachability)
+    graph.eval()
     proto = _to_proto(graph, model.config.data.image_size)
     card = {
         "schema": ONNX_SCHEMA,
@@ -235,7 +240,7 @@ def export_onnx(model: TrainedModel, path: Path, kind: str = "direct", flip: boo
             onnx.checker.check_model(temporary, full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             raise _export_error(error) from error
-        return check_parity(temporary, model, kind, flip)
+        return check_parity(temporary, model, kind, flip, reachability)
 
 
 def is_insightface_compatible(image_size: tuple[int, int]) -> bool:

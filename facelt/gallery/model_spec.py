@@ -94,6 +94,18 @@ class ModelSpec:
         return cls(name, digest, kind, dimension, PreprocessingSpec.of_metadata(store.meta.get("preprocessing")))
 
     @classmethod
+    def of_model(cls, model: Any, kind: str, alignment: Mapping[str, str] | None = None) -> "ModelSpec":
+        """Returns the specification of a trained model (facelt.inference.model.TrainedModel).
+
+        The preprocessing is that of the card's configuration, which is applied; `alignment` is that of photographs.
+        """
+        name = model_name(model.config.model.backbone, model.card["stage"])
+        data = model.config.data
+        applied = {"image_size": list(data.image_size), "mean": list(data.mean), "std": list(data.std)}
+        preprocessing = {**model.card["preprocessing"], **applied, "alignment": alignment}
+        return cls(name, model.weights_sha256, kind, model.method.dim, PreprocessingSpec.of_metadata(preprocessing))
+
+    @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelSpec":
         """Restores the result of `to_dict`. Raises TypeError on unknown keys, UserError on invalid values."""
         # Galleries of earlier versions have no preprocessing.

@@ -1,7 +1,8 @@
 """Embedding of images into a store or into memory. N images, D feature."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 from types import MappingProxyType
@@ -11,11 +12,12 @@ import numpy as np
 
 from facelt.data.batch import BadImage, BadImageTracker
 from facelt.data.kind import Split
+from facelt.distributed.launch import resolve_device
 from facelt.distributed.rendezvous import WorkerGroup
 from facelt.errors import UserError
-from facelt.inference.model import TrainedModel
+from facelt.inference.model import TrainedModel, load_model
 from facelt.inference.predict import Predictor, predict, predict_all
-from facelt.inference.sources import ImageSource
+from facelt.inference.sources import ImageSource, open_images
 from facelt.store.store import EmbeddingStore, StoreWriter, meta_text
 from recordio_tools.progress import ProgressFn, no_progress
 
@@ -126,21 +128,65 @@ def _is_finished_store(out: Path, source: ImageSource, layout: Mapping[str, Any]
 
 
 class EmbeddingArrays(NamedTuple):
-    """One kind of embedding, float32 [N,D], and reachability, float32 [N]; None if the model has no memory."""
+    """Embeddings by kind, float32 [N,D] each, and reachability, float32 [N]; None if the model has no memory."""
 
-    embedding_ND: np.ndarray
+    embeddings: dict[str, np.ndarray]
     reachability_N: np.ndarray | None
 
 
 def compute_embeddings(
-    model: TrainedModel, source: ImageSource, kind: str, *, batch: int, workers: int, setting: str
+    model: TrainedModel, source: ImageSource, kinds: Sequence[str], *, batch: int, workers: int, setting: str
 ) -> EmbeddingArrays:
     """Embeds all images of the source, in its order, flip-averaged.
 
     Raises UserError for a kind that the model does not make and for an unusable image, which `setting` does not allow.
     """
-    model.require_kind(kind)
+    for kind in kinds:
+        model.require_kind(kind)
     predictor = Predictor.of(model, batch, workers, BadImageTracker(0, setting))
-    result = predict_all(predictor, Split(source.dataset, source.members), (kind, "embedding_reachability"))
+    result = predict_all(predictor, Split(source.dataset, source.members), (*kinds, "embedding_reachability"))
     reachability_N = result.embedding_reachability_N
-    return EmbeddingArrays(result.embeddings[kind].numpy(), None if reachability_N is None else reachability_N.numpy())
+    return EmbeddingArrays(
+        {kind: value_ND.numpy() for kind, value_ND in result.embeddings.items()},
+        None if reachability_N is None else reachability_N.numpy(),
+    )
+
+
+@dataclass(frozen=True)
+class ImageEmbedder:
+    """A trained model that embeds images in memory; `facelt embed` writes the same values to a store."""
+
+    model: TrainedModel
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of embedding that the model makes."""
+        return tuple(self.model.method.kinds)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the model's images."""
+        return self.model.config.data.image_size
+
+    def embed(
+        self, images: np.ndarray | str | Path | Sequence[str | Path], *, batch: int = 128, workers: int = 0
+    ) -> dict[str, np.ndarray]:
+        """Returns float32 [N,D] for each kind, flip-averaged, and `reachability` [N] if the model has a memory.
+
+        `images` is an array uint8 [N,H,W,3], RGB; or a list of image files; or a folder, a .rec or one image file. As
+        in `facelt embed` nothing is aligned, and face recipes take images of `image_size` only.
+
+        Raises UserError naming the image that cannot be used.
+        """
+        source = open_images(images, self.model.config)
+        arrays = compute_embeddings(self.model, source, self.kinds, batch=batch, workers=workers, setting="embed")
+        reachability_N = arrays.reachability_N
+        return arrays.embeddings | ({} if reachability_N is None else {"reachability": reachability_N})
+
+
+def load_embedder(path: str | Path, device: str = "cpu") -> ImageEmbedder:
+    """Loads the last finished stage of a run folder, or the model in a stage's folder; `device` is cpu or cuda.
+
+    Raises UserError for a folder without a model and weights that do not belong to its card.
+    """
+    return ImageEmbedder(load_model(Path(path), resolve_device(device)))

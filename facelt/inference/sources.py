@@ -74,6 +74,44 @@ def _open_source(path: Path, config: TrainConfig, root: Path | None, manifest: P
     return _from_paths(kind(path, root, transform=transform, max_pixels=data.max_pixels))
 
 
+class ArrayDataset(ImageDataset):
+    """Images in memory, uint8 [N,H,W,3] RGB, without labels."""
+
+    def __init__(self, image_NHW3: np.ndarray, transform: ImageTransform) -> None:
+        super().__init__(np.full(len(image_NHW3), -1), 0, transform)
+        self._image_NHW3 = image_NHW3
+
+    def image_name(self, index: int) -> str:
+        return f"image {index}"
+
+    def read_image(self, index: int) -> np.ndarray:
+        return self._image_NHW3[index]
+
+
+def open_images(images: np.ndarray | str | Path | Sequence[str | Path], config: TrainConfig) -> ImageSource:
+    """Opens an array uint8 [N,H,W,3], RGB, a list of image files, or what `open_image_source` opens. Raises UserError.
+
+    The keys are the positions in an array, and the paths of files.
+    """
+    if isinstance(images, str | Path):
+        return open_image_source(Path(images), config)
+    data, transform = config.data, config.data.eval_transform()
+    if isinstance(images, np.ndarray):
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+            raise UserError(
+                f"images: an array {images.dtype} {list(images.shape)}; expected uint8 [N,H,W,3], RGB from 0 to 255"
+            )
+        keys = [str(index) for index in range(len(images))]
+        return ImageSource(ArrayDataset(images, transform), np.arange(len(images)), keys, [""] * len(images), {})
+    paths = list(images)
+    if unfit := [path for path in paths if not isinstance(path, str | Path)]:
+        raise UserError(
+            f"images: expected an array uint8 [N,H,W,3] or a list of files, found a {type(unfit[0]).__name__} in a list"
+        )
+    names = [str(path) for path in paths]
+    return _from_paths(ImageFileDataset(Path(), names, np.full(len(names), -1), 0, transform, data.max_pixels))
+
+
 def _from_record(path: Path, transform: ImageTransform, manifest: Path | None, max_pixels: int) -> ImageSource:
     dataset = RecordDataset(path, manifest=manifest, transform=transform, max_pixels=max_pixels)
     # identities.csv names the labels of the record file, not the new labels of a manifest.

@@ -18,9 +18,10 @@ For anyone comparing a recipe with its publication: top-1 accuracy in % on the t
 standard deviation. Many, medium and few are means of class accuracies (more than 100, 20 to 100, fewer than 20 training
 images). IF is the imbalance factor: the size of the largest class over that of the smallest. If a data set has no
 validation images, the last epoch is tested, so nothing is selected on the test split. Minutes are those of one run,
-training and testing. `facelt bench` writes this page from `benchmarks.jsonl`, one line per run, and `published.yaml`;
-none of our results is taken from a publication. Recipes that were *not run* show their command instead; a smoke test is
-a run of one epoch per stage in bfloat16 on a CPU in which every loss was finite and decreased.
+training and testing. `facelt bench` writes this page from `benchmarks.jsonl`, one line per run, and
+`facelt/benchmarking/published.yaml`; none of our results is taken from a publication. Recipes that were *not run* show
+their command instead; a smoke test is a run of one epoch per stage in bfloat16 on a CPU in which every loss was finite
+and decreased.
 
 Sources of published results: """
 _PUBLISHED = """

@@ -27,9 +27,7 @@ def open_engine(name: EngineName = "auto", pairs: int = 0) -> Engine:
             return engine
     if chosen not in installed:
         what = f"{name!r} is not installed" if chosen else "neither faiss nor torch is installed"
-        raise UserError(
-            f"search.engine: {what}; in facelt's folder, pip install '.[cpu]' brings faiss and '.[train]' torch"
-        )
+        raise UserError(f"search.engine: {what}; pip install 'facelt[cpu]' brings faiss and 'facelt[train]' torch")
     if chosen == "faiss":
         from facelt.search.faiss_engine import FaissEngine
 

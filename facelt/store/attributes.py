@@ -235,4 +235,6 @@ def _bin_store_column(name: str, values: Sequence[str], edges: Sequence[float]) 
         return bin_values(values, edges)
     except ValueError as error:
         text = values[error.args[0]]
-        raise UserError(f"items.csv: row {error.args[0] + 1}, column {name!r}: {text!r} is not a number") from None
+        raise UserError(
+            f"attributes of the embeddings: row {error.args[0] + 1}, column {name!r}: {text!r} is not a number"
+        ) from None

@@ -1,21 +1,26 @@
 """Command-line entry points: errors and interruptions as one line with their exit codes, and process settings."""
 
 import hashlib
+import importlib.util
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from facelt.errors import Interrupted, UserError
 from facelt.utils.text import sanitize
 
-# Root of the source checkout, if the package is imported from one.
-CHECKOUT = Path(__file__).resolve().parent.parent.parent
-# The extra of facelt that installs a package.
+ConfigArgument = Annotated[
+    Path | None, typer.Argument(metavar="CONFIG", help="The same as --config.", show_default=False)
+]
+"""Configuration of a command as its first word."""
+
+# The extras of facelt that install a package.
 _EXTRAS = {
     **dict.fromkeys(("torch", "torchvision", "tensorboard", "safetensors", "sklearn"), "train"),
     **dict.fromkeys(("scipy", "fairlearn", "jinja2", "matplotlib"), "audit"),
@@ -42,12 +47,22 @@ def run_app(app: typer.Typer, argv: Sequence[str] | None = None) -> None:
             time.sleep(1)  # torchrun ends all processes when the first one exits
         raise SystemExit(128 + error.signal_number) from None
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in _EXTRAS:
+        needs = missing_package_hint(error)
+        if needs is None:
             raise
-        _exit_with_error(
-            f"this command needs the package {package}: in facelt's folder, pip install '.[{_EXTRAS[package]}]'"
-        )
+        _exit_with_error(f"this command {needs}")
+
+
+def missing_package_hint(error: ModuleNotFoundError) -> str | None:
+    """Returns `needs the package NAME: pip install ...` for a package of an extra, else None."""
+    package = (error.name or "").partition(".")[0]
+    extra = _EXTRAS.get(package)
+    if extra is None:
+        return None
+    # Most commands of these extras search as well, and faiss-cpu must not be installed over faiss-gpu.
+    if extra in ("train", "audit") and importlib.util.find_spec("faiss") is None:
+        extra += ",cpu"
+    return f"needs the package {package}: pip install 'facelt[{extra}]'"
 
 
 def single_command(command: Callable, argv: Sequence[str] | None = None) -> None:
@@ -55,6 +70,17 @@ def single_command(command: Callable, argv: Sequence[str] | None = None) -> None
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     run_app(app, argv)
+
+
+def choose_config(option: Path | None, argument: Path | None) -> Path:
+    """Returns the configuration that is given by --config or as a word. Raises typer.BadParameter for none or both."""
+    if option is not None and argument is not None:
+        raise typer.BadParameter(f"given twice, also as {option}", param_hint=str(argument))
+    if option is None and argument is None:
+        raise typer.BadParameter(
+            "missing; give a YAML file or a name that `facelt recipes` lists", param_hint="--config"
+        )
+    return option or argument
 
 
 def set_openmp_wait_policy(device: str) -> None:

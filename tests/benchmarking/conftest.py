@@ -3,6 +3,7 @@
 import pytest
 import yaml
 
+from facelt.benchmarking.records import read_published
 from facelt.config.registry import BACKBONES
 from tests.data.cifar_folder import write_cifar
 from tests.training.thin import THIN
@@ -43,7 +44,9 @@ def checkout(tiny_cifar, tmp_path, monkeypatch):
     (tmp_path / "checkout" / "configs" / "alone.yaml").write_text("base: tiny/base.yaml\n")
     docs = tmp_path / "checkout" / "docs"
     docs.mkdir()
-    (docs / "published.yaml").write_text(yaml.safe_dump(PUBLISHED))
+    (tmp_path / "published.yaml").write_text(yaml.safe_dump(PUBLISHED))
+    monkeypatch.setattr(read_published, "__defaults__", (tmp_path / "published.yaml",))
     monkeypatch.setattr("facelt.cli.bench.CHECKOUT", tmp_path / "checkout")
+    monkeypatch.setattr("facelt.cli.bench.RECIPES_FOLDER", tmp_path / "checkout" / "configs")
     monkeypatch.setitem(BACKBONES, "resnet10", THIN["resnet10"])
     return tmp_path / "checkout"

@@ -147,8 +147,36 @@ def test_settings_and_imbalance_make_a_separate_row(bench, records, page):
     assert "- `facelt bench tiny/softmax --imbalance 2 --seeds 0 --set data.pad=2`" in page()
 
 
-def test_a_smoke_test_is_reported_and_is_no_result(bench, records, page, tmp_path):
+def test_a_smoke_test_writes_nothing(bench, checkout):
+    (checkout / "docs" / "benchmarks.md").write_text("as committed")
     output = bench("tiny/softmax", "--smoke")
+    assert output.endswith("smoke test passed; the full recipe was not run\n")
+    assert {path.name: path.read_text() for path in (checkout / "docs").iterdir()} == {"benchmarks.md": "as committed"}
+
+
+def test_recording_is_for_smoke_tests(bench, records):
+    bench("tiny/softmax", "--record", fails="--record: only applies to --smoke")
+    assert records() == []
+
+
+def test_a_file_is_a_recipe_of_its_folder(bench, checkout, records, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/fast.yaml").write_text(f"base: {checkout}/configs/tiny/softmax.yaml\noptim: {{lr: 0.06}}\n")
+    bench(tmp_path / "mine/fast.yaml")
+    assert [(record.suite, record.recipe) for record in records()] == [("mine", "fast")]
+    bench(tmp_path / "mine/absent.yaml", fails="absent.yaml: cannot read the configuration")
+
+
+def test_an_installed_wheel_keeps_the_results_with_the_runs(bench, checkout, monkeypatch, tmp_path):
+    monkeypatch.setattr("facelt.cli.bench.CHECKOUT", None)
+    output = bench("tiny/softmax")
+    assert output.endswith(f"table: {tmp_path / 'runs' / 'benchmarks.md'}\n")
+    assert [record.recipe for record in read_records(tmp_path / "runs" / "benchmarks.jsonl")] == ["softmax"]
+    assert list((checkout / "docs").iterdir()) == []
+
+
+def test_a_recorded_smoke_test_is_reported_and_is_no_result(bench, records, page, tmp_path):
+    output = bench("tiny/softmax", "--smoke", "--record")
     assert "plain: loss " in output
     assert "smoke test passed; the full recipe was not run" in output
     (record,) = records()

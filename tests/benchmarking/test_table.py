@@ -139,8 +139,8 @@ def test_a_name_ends_no_cell_and_no_line():
     assert bench_command(row).endswith("'a=`` `|'")
 
 
-def test_the_published_file_is_read_and_a_bad_source_is_named(root, tmp_path):
-    figures = read_published(root / "docs" / "published.yaml")
+def test_the_published_file_is_read_and_a_bad_source_is_named(tmp_path):
+    figures = read_published()
     ldam = [figure for figure in figures if (figure.suite, figure.method) == ("cifar100_lt", "LDAM-DRW")]
     assert {imbalance: value for figure in ldam for imbalance, value in figure.accuracy.items()} == {
         **{100: 42.04, 50: 46.6, 10: 58.71}
@@ -152,9 +152,9 @@ def test_the_published_file_is_read_and_a_bad_source_is_named(root, tmp_path):
         read_published(path)
 
 
-def test_a_published_result_is_listed_once(root):
+def test_a_published_result_is_listed_once():
     """A method has one result per imbalance and source, so that none is listed twice."""
-    figures = read_published(root / "docs" / "published.yaml")
+    figures = read_published()
     results = [(row.suite, row.method, row.source, imbalance) for row in figures for imbalance in row.accuracy]
     assert len(results) == len(set(results))
 
@@ -162,7 +162,7 @@ def test_a_published_result_is_listed_once(root):
 def test_the_page_in_the_docs_is_what_its_records_make(root):
     """`facelt bench` without a name rewrites it."""
     docs, configs = root / "docs", root / "configs"
-    recipes, published = planned_recipes(configs), read_published(docs / "published.yaml")
+    recipes, published = planned_recipes(configs), read_published()
     rows = build_rows(read_records(docs / "benchmarks.jsonl"), plan_runs(recipes, published), published)
     assert (docs / "benchmarks.md").read_text() == benchmarks_page(
         rows, unmatched_results(recipes, published), PUBLISHED_SOURCES
@@ -172,7 +172,7 @@ def test_the_page_in_the_docs_is_what_its_records_make(root):
 def test_published_figures_name_recipes_that_are_there(root):
     known = {(entry.suite, entry.recipe) for entry in planned_recipes(root / "configs")}
     suites = {suite for suite, _ in known}
-    figures = read_published(root / "docs" / "published.yaml")
+    figures = read_published()
     assert {(entry.suite, entry.recipe) for entry in figures if entry.recipe and entry.suite in suites} <= known
 
 

@@ -54,11 +54,11 @@ def test_a_folder_that_is_not_the_demos_is_left_alone(tmp_path):
     assert kept.read_text() == "keep"
 
 
-def test_the_commands_are_those_of_the_readme(root, monkeypatch):
-    monkeypatch.chdir(root)
+def test_the_commands_need_no_checkout(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     lines = [" ".join(command) for command in commands(Path("runs/demo"), 0)]
     assert lines[0].startswith("python -m recordio_tools sample runs/demo/faces/train.rec")
-    assert lines[1].startswith("python -m facelt.train --config configs/demo.yaml")
-    assert lines[-2].startswith("python eval_megaface/run.py --config configs/demo_megaface.yaml")
+    assert lines[1].startswith("python -m facelt train demo --set out=runs/demo/run")
+    assert lines[-2].startswith("python -m facelt megaface demo_megaface --out runs/demo/report")
     assert lines[-1].startswith("python -m facelt evaluate --checkpoint runs/demo/run/plain_long")
     assert sum(line.startswith("python -m facelt embed") for line in lines) == 5

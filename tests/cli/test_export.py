@@ -27,6 +27,20 @@ def test_a_run_becomes_a_graph_and_the_words_say_how_far_it_is_from_the_model(ex
     assert (card["stage"], card["mirror_averaged"]) == ("oltr", True)
 
 
+def test_meta_has_the_one_output_that_insightface_takes_if_reachability_is_left_out(export, finished_run, tmp_path):
+    words = ("--checkpoint", finished_run, "--format", "onnx", "--kind", "meta", "--out", tmp_path / "meta.onnx")
+    outputs = {}
+    for option in ("--reachability", "--no-reachability"):
+        code, _, error = export(*words, option)
+        assert code == 0, error
+        session = onnxruntime.InferenceSession(str(tmp_path / "meta.onnx"), providers=["CPUExecutionProvider"])
+        outputs[option] = [output.name for output in session.get_outputs()], "one output only" in error
+    assert outputs == {
+        "--reachability": (["embedding", "reachability"], True),
+        "--no-reachability": (["embedding"], False),
+    }
+
+
 def test_sizes_that_insightface_does_not_take_are_noted(export, finished_run, tmp_path):
     words = ("--checkpoint", finished_run / "plain", "--format", "onnx", "--no-flip", "--out", tmp_path / "a.onnx")
     code, _, error = export(*words)
@@ -50,6 +64,7 @@ def test_weights_lie_in_the_stages_folder_where_no_place_is_named(export, finish
         (("--format", "safetensors", "--out", "face.onnx"), "--out face.onnx: must end in .safetensors"),
         (("--format", "safetensors", "--kind", "meta"), "only apply to ONNX"),
         (("--format", "safetensors", "--no-flip"), "only apply to ONNX"),
+        (("--format", "onnx", "--no-reachability"), "--no-reachability: only applies to --kind meta"),
         (("--format", "onnx", "--checkpoint", "absent"), "absent: neither a run nor a stage's folder"),
     ],
 )

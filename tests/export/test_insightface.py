@@ -68,12 +68,15 @@ def run_insightface(insightface_python, tmp_path):
         {"method": {"name": "classify"}, "model": {"backbone": "iresnet18"}},
         {"method": {"name": "dynamic_meta"}, "attention": True},
         {"method": {"name": "classify"}, "data": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}},
+        {"method": {"name": "dynamic_meta"}, "kind": "meta"},
     ],
-    ids=["iresnet", "memory", "other scale"],
+    ids=["iresnet", "memory", "other scale", "meta"],
 )
-def test_get_feat_gives_the_direct_embedding(stage, build_model, pixels, run_insightface, tmp_path):
-    model = build_model(**{**stage, "data": {**stage.get("data", {}), "image_size": [112, 112]}})
-    export_onnx(model, tmp_path / "model.onnx")
+def test_get_feat_gives_the_embedding(stage, build_model, pixels, run_insightface, tmp_path):
+    kind = stage.get("kind", "direct")
+    settings = {name: value for name, value in stage.items() if name != "kind"}
+    model = build_model(**{**settings, "data": {**stage.get("data", {}), "image_size": [112, 112]}})
+    export_onnx(model, tmp_path / "model.onnx", kind, reachability=False)
     images = {batch: pixels(batch, side=112) for batch in BATCHES}
     words, embeddings = run_insightface(
         tmp_path / "model.onnx", {batch: image.numpy() for batch, image in images.items()}
@@ -83,8 +86,9 @@ def test_get_feat_gives_the_direct_embedding(stage, build_model, pixels, run_ins
     for batch, image_NHW3 in images.items():
         with torch.no_grad():
             image_N3HW = normalise_images(image_NHW3, model.config.data.mean, model.config.data.std)
-            expected_ND = model.method.embed(image_N3HW).by_kind["direct"].numpy()
-        cosine_N = (embeddings[batch] * expected_ND).sum(1) / np.linalg.norm(embeddings[batch], axis=1)
+            expected_ND = model.method.embed(image_N3HW).by_kind[kind].numpy()
+        norm_N = np.linalg.norm(embeddings[batch], axis=1) * np.linalg.norm(expected_ND, axis=1)
+        cosine_N = (embeddings[batch] * expected_ND).sum(1) / norm_N
         assert cosine_N.shape == (batch,)
         assert cosine_N.min() > 0.9999
 

@@ -31,6 +31,18 @@ def test_meta_is_the_models_at_every_batch_size(case, build_model, pixels, tmp_p
         np.testing.assert_allclose(reachability_N, expected.reachability_B, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("parts", [{}, {"reachability": False}], ids=["released", "no reachability"])
+def test_meta_without_the_second_output_is_the_same_embedding(parts, build_model, pixels, tmp_path):
+    """insightface's class takes a graph of one output."""
+    model = build_model({"name": "dynamic_meta", **parts})
+    export_onnx(model, tmp_path / "one.onnx", "meta", reachability=False)
+    for batch in BATCHES:
+        (embedding_ND,) = run(tmp_path / "one.onnx", pixels(batch))
+        with torch.no_grad():
+            expected_ND = model.method.embed(by_hand(model, pixels(batch))).by_kind["meta"]
+        np.testing.assert_allclose(embedding_ND, expected_ND, atol=1e-4)
+
+
 def test_the_nearest_identity_at_no_distance_has_the_largest_reachability(build_model, pixels, tmp_path):
     """The clamped distance: the image's own feature is a centroid."""
     model = build_model({"name": "dynamic_meta", "min_distance": 0.5})

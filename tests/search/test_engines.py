@@ -145,9 +145,7 @@ def test_engines_by_name(monkeypatch):
         factory.importlib, "util", types.SimpleNamespace(find_spec=lambda name: name != "faiss" and find_spec(name))
     )
     assert open_engine("auto").name == "torch"
-    with pytest.raises(
-        UserError, match=r"search.engine: 'faiss' is not installed; in facelt's folder, pip install '.\[cpu\]'"
-    ):
+    with pytest.raises(UserError, match=r"search.engine: 'faiss' is not installed; pip install 'facelt\[cpu\]'"):
         open_engine("faiss")
     monkeypatch.setattr(factory.importlib, "util", types.SimpleNamespace(find_spec=lambda name: None))
     with pytest.raises(UserError, match="neither faiss nor torch is installed"):
