@@ -4,18 +4,36 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, model_validator
+from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCustomError
 
 EmbeddingKind = Literal["direct", "meta", "meta_unit"]
 ShotConvention = Literal["paper", "released"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+def _refuse_conversions(schema: Any) -> Any:
+    """Returns a pydantic-core schema with integers, numbers and booleans in strict mode."""
+    if isinstance(schema, list | tuple):
+        return type(schema)(map(_refuse_conversions, schema))
+    if not isinstance(schema, dict):
+        return schema
+    strict = {"strict": True} if schema.get("type") in ("int", "float", "bool") else {}
+    return {key: value if key == "metadata" else _refuse_conversions(value) for key, value in schema.items()} | strict
+
+
 class StrictModel(BaseModel):
-    """Frozen model: unknown keys, infinities and NaN are errors, defaults are validated as well."""
+    """Frozen model: unknown keys, infinities and NaN are errors, defaults are validated as well.
+
+    Numbers and booleans are not converted from other types, but an integer is a number.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        # The strict mode of a whole model would also refuse lists as tuples and text as paths.
+        return _refuse_conversions(handler(source))
 
     @model_validator(mode="wrap")
     @classmethod

@@ -21,9 +21,11 @@ from facelt.data.restricted_pickle import PickledArray, read_restricted_pickle
 from facelt.data.transforms import ExpectSize, ImageTransform, PadCropRotate, Resize
 from facelt.distributed.launch import run_on_rank0
 from facelt.errors import UserError
+from recordio_tools.bounded_io import read_utf8
 from recordio_tools.long_tail import exponential_counts, step_counts
 
 _SIDE = 32
+_MAX_NAMES_BYTES = 1 << 20
 
 
 @register_data_kind("cifar")
@@ -72,9 +74,9 @@ class CifarData(DataKind):
         if not path.exists():
             return {}
         try:
-            return dict(enumerate(path.read_text(encoding="utf-8").splitlines()))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot be read ({error})") from error
+            return dict(enumerate(read_utf8(path, _MAX_NAMES_BYTES).splitlines()))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from error
 
     def _evaluation_splits(self, test: ImageDataset) -> dict[str, Split]:
         """Returns the test set; and with an open set, that too, and the tuning part of both."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from facelt.errors import UserError
+from recordio_tools.bounded_io import read_regular_file
 
 MAX_FILE_BYTES = 1 << 31
 """Published files have at most a few hundred million bytes."""
@@ -75,10 +76,7 @@ class PickledArray:
 def read_restricted_pickle(path: Path, *, what: str, encoding: str, dtypes: tuple[str, ...] = ("u1",)) -> Any:
     """Reads a file as `load_restricted` does. Raises UserError, in one line, for whatever is wrong with it."""
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise UserError(f"{path}: {size:,} bytes are too many for a {what} (limit: {MAX_FILE_BYTES:,})")
-        payload = path.read_bytes()
+        payload = read_regular_file(path, MAX_FILE_BYTES)
     except OSError as error:
         raise UserError(f"{path}: cannot read the file ({error.strerror})") from None
     try:

@@ -76,7 +76,7 @@ def test_a_missing_or_broken_file_is_a_bad_image(tree):
         ("x/1.jpg 0\nx/1.jpg 7\n", "line 2: label 7 is not"),
         ("x/1.jpg 0\n/etc/passwd 0\n", "line 2: '/etc/passwd' leads out of"),
         ("x/../../secret.jpg 0\n", "line 1: .* leads out of"),
-        ("x/\0.jpg 0\n", "line 1: .* leads out of"),
+        ("x/1.jpg 0\nx/\0.jpg 0\n", "line 2: a NUL character"),
         ("q/1.jpg 0\n", "line 1: .*q/1.jpg does not exist, nor do other"),
     ],
 )

@@ -148,7 +148,7 @@ def test_a_missing_or_oversized_file_is_named(tmp_path, monkeypatch):
         read_pairs(tmp_path / "absent.bin")
     (tmp_path / "large.bin").write_bytes(GOOD)
     monkeypatch.setattr(restricted_pickle, "MAX_FILE_BYTES", len(GOOD) - 1)
-    with pytest.raises(UserError, match=r"large\.bin: [\d,]+ bytes are too many for a verification set"):
+    with pytest.raises(UserError, match=r"large\.bin: cannot read the file \([\d,]+ bytes are more than the limit"):
         read_pairs(tmp_path / "large.bin")
 
 

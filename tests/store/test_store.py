@@ -203,7 +203,7 @@ def damage(folder, name, change):
         ("direct.npy", b"\x93NUMPY\x01\x00", "direct.npy: truncated, or not a .npy file"),
         ("direct.npy", np.zeros((5, 7), np.float32), r"holds float32 \[5, 7\]"),
         ("direct.npy", np.zeros((5, 4), np.float64), r"holds float64 \[5, 4\]"),
-        ("direct.npy", np.array([object()]), "direct.npy: truncated, or not a .npy file"),
+        ("direct.npy", np.array([object()]), r"holds object \[1\], meta.json says float16 or float32"),
         ("reachability.npy", np.zeros(4, np.float32), r"holds float32 \[4\]"),
     ],
 )
