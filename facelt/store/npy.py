@@ -1,5 +1,6 @@
 """Memory maps of .npy files whose header is checked before any memory is taken."""
 
+import io
 import os
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -8,6 +9,9 @@ import numpy as np
 
 from facelt.errors import UserError
 from recordio_tools.bounded_io import open_regular_file
+
+# A header may claim four gigabytes for itself, which NumPy would allocate.
+_MAX_HEADER_BYTES = 1 << 16
 
 
 class _Header(NamedTuple):
@@ -24,8 +28,9 @@ def map_npy(path: Path, shape: tuple[int, ...], dtypes: tuple[str, ...], source:
     """
     try:
         with os.fdopen(open_regular_file(path), "rb") as file:
-            header = _read_header(path, file)
-            offset, size = file.tell(), os.fstat(file.fileno()).st_size
+            start = io.BytesIO(file.read(_MAX_HEADER_BYTES))
+            header = _read_header(path, start)
+            offset, size = start.tell(), os.fstat(file.fileno()).st_size
             allowed = {np.dtype(name).newbyteorder("<").str for name in dtypes}
             if header.dtype.str not in allowed or header.shape != shape:
                 name = ("big-endian " if header.dtype.str.startswith(">") else "") + header.dtype.name
@@ -47,8 +52,6 @@ def _read_header(path: Path, file: BinaryIO) -> _Header:
         version = np.lib.format.read_magic(file)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         return _Header(*read(file))
-    except OSError:
-        raise
     except Exception as error:  # NumPy's parser raises any exception on a damaged header
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: truncated, or not a .npy file ({reason})") from None

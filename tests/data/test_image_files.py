@@ -1,5 +1,6 @@
 """Datasets of image files: lists, the layouts of Places-LT and ImageNet, folders, and malformed lists."""
 
+import os
 import tarfile
 from pathlib import Path
 
@@ -85,6 +86,18 @@ def test_a_list_with_a_mistake_is_refused(tree, text, message):
         ListDataset(listed(tree, text), tree, transform=CROP, num_classes=7)
     assert "list.txt" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_regular_file_is_refused_without_waiting(tree):
+    os.mkfifo(tree / "x/fifo.jpg")
+    (tree / "x/folder.jpg").mkdir()
+    text = "x/1.jpg 0\nx/fifo.jpg 0\nx/folder.jpg 0\n"
+    _, fifo, folder = (ListDataset(listed(tree, text), tree, transform=CROP)[SampleRequest(i, 0)] for i in range(3))
+    assert fifo == BadImage("x/fifo.jpg", f"cannot read {tree / 'x/fifo.jpg'}: a FIFO, not a regular file")
+    assert folder.reason.endswith("a folder, not a regular file")
+    for path in (tree / "x/fifo.jpg", tree):
+        with pytest.raises(UserError, match=r"cannot be read \(a (FIFO|folder), not a regular file\)"):
+            ListDataset(path, tree, transform=CROP)
 
 
 def test_a_missing_or_binary_list_is_refused(tree):

@@ -1,6 +1,7 @@
 """Embedding stores: round trip, resumed writing, and errors for damaged stores."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -210,6 +211,14 @@ def damage(folder, name, change):
 def test_damage_is_named(finished, name, change, match):
     damage(finished, name, change)
     with pytest.raises(UserError, match=match):
+        EmbeddingStore.open(finished)
+
+
+@pytest.mark.parametrize("name", ["meta.json", "items.csv", "direct.npy"])
+def test_a_fifo_is_named(finished, name):
+    (finished / name).unlink()
+    os.mkfifo(finished / name)
+    with pytest.raises(UserError, match=rf"{name}: cannot be read \(a FIFO, not a regular file\)"):
         EmbeddingStore.open(finished)
 
 
