@@ -30,12 +30,13 @@ _MAX_NAMES_BYTES = 1 << 20
 
 @register_data_kind("cifar")
 class CifarData(DataKind):
-    """CIFAR-10 or CIFAR-100, long-tailed: `root` holds torchvision's files, or a train.rec and a test.rec.
+    """CIFAR-10 or CIFAR-100 by `classes`, long-tailed: `root` holds torchvision's files, or a train.rec and a test.rec.
 
-    `imbalance` is the size of the largest class over the smallest, 1 for the balanced set; `profile: step` keeps
-    1/`imbalance` of the second half of the classes. Training images are padded by `pad` black pixels and cropped,
-    rotated by up to `rotation` degrees and mirrored, on the device. `open_set` is a folder of images of classes not in
-    training, resized to CIFAR's size; the first `tuning` images of it and of the test set then become separate splits.
+    `download` fetches torchvision's files if they are absent. `imbalance` is the size of the largest class over the
+    smallest, 1 for the balanced set; `profile: step` keeps 1/`imbalance` of the second half of the classes.
+    Training images are padded by `pad` black pixels and cropped, rotated by up to `rotation` degrees and, with
+    `flip`, mirrored, on the device. `open_set` is a folder of images of classes not in training, resized to CIFAR's
+    size; the first `tuning` images of it and of the test set then become separate splits.
     """
 
     root: Path

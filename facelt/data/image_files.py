@@ -31,8 +31,9 @@ _HueShift = Annotated[float, Field(ge=0, le=0.5)]
 
 @register_data_kind("list")
 class ListData(DataKind):
-    """Lists of `path label` lines below one folder, as published for ImageNet-LT, Places-LT and others.
+    """Lists of `path label` lines below the folder `root`, as published for ImageNet-LT, Places-LT and others.
 
+    `train`, `validation` and `test` are lists; `num_classes` is by default the largest training label + 1.
     Training takes a random crop of `crop` pixels a side, mirrored or not, with colour jitter up to `jitter`
     (brightness, contrast, saturation, hue). Evaluation resizes the shorter side to `resize` and crops the centre.
     `open_set` lists images of classes not in training (label -1), below `open_set_root`, or else `root`.

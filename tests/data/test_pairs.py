@@ -146,7 +146,7 @@ def test_what_is_endless_when_written_out_is_named_in_short(tmp_path, nested):
 
 
 def one_array_many_times(images: int, size: int) -> bytes:
-    """Returns a set of many arrays, each an object of its own that refers to the same bytes: 8 bytes for an image."""
+    """Returns a set of many arrays, each a separate object that refers to the same bytes: 5 bytes for an image."""
     function = b"cnumpy.core.numeric\n_frombuffer\nq\x01"
     dtype = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR"
     shape = b"(J" + struct.pack("<i", size) + b"t"
