@@ -19,7 +19,9 @@ def _refuse_conversions(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     strict = {"strict": True} if schema.get("type") in ("int", "float", "bool") else {}
-    return {key: value if key == "metadata" else _refuse_conversions(value) for key, value in schema.items()} | strict
+    # Keys of mappings are text in JSON, which is YAML as well.
+    kept = ("metadata", "keys_schema")
+    return {key: value if key in kept else _refuse_conversions(value) for key, value in schema.items()} | strict
 
 
 class StrictModel(BaseModel):
