@@ -222,3 +222,11 @@ def test_many_and_long_mistakes_stay_short(tmp_path):
 @pytest.mark.parametrize("override", ["seed", "=1", "stages.4.epochs=1", "seed.deep.er=1", "optim..lr=1", "seed=["])
 def test_malformed_overrides_are_refused(tmp_path, override):
     assert f"--set {override}" in refusal(write(tmp_path, "seed: 1\nstages: [{epochs: 1}]\n"), override)
+
+
+def test_keys_of_mappings_may_be_text_as_in_json(tmp_path):
+    class Rates(StrictModel):
+        accuracy: dict[float, float]
+
+    for text in ("accuracy: {100: 38.3, '0.5': 2}", 'accuracy: {"100": 38.3, "0.5": 2}'):
+        assert load_config(write(tmp_path, text), Rates).accuracy == {100.0: 38.3, 0.5: 2.0}

@@ -1,6 +1,6 @@
 """Hostile files: mutations of a valid one, and the check that a reader answers each in one line and bounded memory.
 
-`FACELT_FUZZ_SECONDS` is the processor time of all targets together, a few seconds by default; `make fuzz` takes an hour.
+`FACELT_FUZZ_SECONDS` is the processor time of all targets together, a few seconds by default; an hour in `make fuzz`.
 """
 
 import os
