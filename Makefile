@@ -6,7 +6,7 @@ SEARCH := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 RUN := $(VENV)/.installed-$(SEARCH)
 DEV := $(VENV)/.installed-$(SEARCH)-dev
 
-.PHONY: demo test test-milvus test-insightface
+.PHONY: demo test docs fuzz test-milvus test-insightface
 demo: $(RUN)
 	$(VENV)/bin/facelt demo
 
@@ -14,6 +14,14 @@ test: $(DEV)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pytest -n auto --dist loadfile
+
+# The reference of all configuration keys, from the schemas.
+docs: $(DEV)
+	$(VENV)/bin/python -m tests.config.reference_page
+
+# An hour of hostile input to every reader of files; `make test` runs a few seconds of it.
+fuzz: $(DEV)
+	FACELT_FUZZ_SECONDS=3600 $(VENV)/bin/pytest -q -p no:xdist tests/fuzz
 
 # A separate environment: the search libraries of Milvus Lite conflict with faiss.
 MILVUS := .venv-milvus

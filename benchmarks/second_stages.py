@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from facelt.cli.demo import SELECTION, TRAINING_SET
-from facelt.config.loading import read_values
+from facelt.config.loading import read_layers
 from facelt.synthetic.datasets import write_suite, write_training_record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,10 +51,10 @@ PLAIN_SCRATCH = "plain_scratch"
 
 def prepare_faces() -> tuple[dict[str, Any], dict[str, Any], list[tuple[Path, Path]]]:
     """Returns the recipe, the MegaFace configuration, and the lists of strangers with their folders."""
-    measure = read_values(ROOT / "configs/faces_power_megaface.yaml", [])
-    suite = Path(read_values(ROOT / "configs/faces_small_megaface.yaml", [])["suite"]["root"])
+    measure = read_layers(ROOT / "configs/faces_power_megaface.yaml").values()
+    suite = Path(read_layers(ROOT / "configs/faces_small_megaface.yaml").values()["suite"]["root"])
     strangers = [(suite / f"{name}_lst", suite / f"{name}_images") for name in ("facescrub", "megaface")]
-    return read_values(ROOT / "configs/faces_small.yaml", []), measure, strangers
+    return read_layers(ROOT / "configs/faces_small.yaml").values(), measure, strangers
 
 
 def prepare_drawings(out: Path, seed: int) -> tuple[dict[str, Any], dict[str, Any], list[tuple[Path, Path]]]:
@@ -76,8 +76,8 @@ def prepare_drawings(out: Path, seed: int) -> tuple[dict[str, Any], dict[str, An
         options = [f"--{name}={value}" for name, value in SELECTION.items()]
         _run("-m", "recordio_tools", "sample", out / "faces/train.rec", "--out", selection, "--pack", *options,
              f"--seed={seed}")  # fmt: skip
-    recipe = read_values(ROOT / "configs/demo.yaml", [f"data.train={selection / 'train.rec'}"])
-    measure = read_values(ROOT / "configs/demo_megaface.yaml", [f"suite.root={suite}", "verification=true"])
+    recipe = read_layers(ROOT / "configs/demo.yaml", [f"data.train={selection / 'train.rec'}"]).values()
+    measure = read_layers(ROOT / "configs/demo_megaface.yaml", [f"suite.root={suite}", "verification=true"]).values()
     return recipe, measure, [(suite / "megaface_lst", suite / "megaface_images")]
 
 

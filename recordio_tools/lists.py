@@ -14,12 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recordio_tools.atomic_io import atomic_folder, regular_file_exists, write_text
+from recordio_tools.atomic_io import atomic_folder, write_text
+from recordio_tools.bounded_io import read_utf8
 from recordio_tools.errors import RecordIOError
 from recordio_tools.format import is_beyond_int64
 from recordio_tools.long_tail import HELD_OUT_STREAM, draw_selection, rank_within_label
 from recordio_tools.selection import describe_counts
 
+_MAX_LIST_BYTES = 1 << 31
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 # A record file has an entry for each label up to the largest. A few images of a large set keep their labels.
 _FREE_LABELS, _LABELS_PER_IMAGE = 1 << 20, 4
@@ -68,11 +70,13 @@ def read_lines(path: Path) -> list[str]:
 
     Raises RecordIOError naming the file, and the line that is empty.
     """
-    regular_file_exists(path)
     try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_utf8(path, _MAX_LIST_BYTES)
+    except (OSError, ValueError) as error:
         raise RecordIOError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise RecordIOError(f"{path}, line {line}: a NUL character; no file has such a name")
     lines = text.rstrip().split("\n")
     if (row := next((row for row, line in enumerate(lines) if not line.strip()), None)) is not None:
         problem = "the list is empty" if len(lines) == 1 else f"line {row + 1} is empty"
@@ -83,7 +87,7 @@ def read_lines(path: Path) -> list[str]:
 def check_relative(path: Path, names: Sequence[str], first_line: int = 1) -> None:
     """Raises RecordIOError at a listed name that is absolute or leads upwards; `first_line` is that of the first."""
     for line, name in enumerate(names, start=first_line):
-        if name.startswith("/") or "\0" in name or (".." in name and ".." in name.split("/")):
+        if name.startswith("/") or (".." in name and ".." in name.split("/")):
             raise RecordIOError(
                 f"{path}, line {line}: {name[:120]!r} leads out of the root folder; list relative paths below it"
             )

@@ -77,11 +77,11 @@ import facelt
 from facelt.benchmarking.records import read_published, source_commit
 from facelt.cli.demo import commands
 from facelt.config.audit import AuditConfig
-from facelt.config.loading import load_config, read_values
+from facelt.config.loading import load_config, read_layers
 from facelt.config.recipes import CHECKOUT, recipe_names
 print(facelt.__file__, facelt.__version__, CHECKOUT, source_commit(CHECKOUT))
 print(len(recipe_names()), load_config("audit_scores", AuditConfig).scores, len(read_published()) > 10)
-print(read_values("cifar100_lt/ldam")["data"]["kind"])
+print(read_layers("cifar100_lt/ldam").values()["data"]["kind"])
 print(*commands(Path("runs/demo"), 0)[1])
 """
     result = run("-c", program)

@@ -13,7 +13,7 @@ import numpy as np
 from facelt.audit.features import FeatureSet
 from facelt.audit.run import run_audit
 from facelt.config.audit import AuditConfig
-from facelt.config.loading import validate_config
+from facelt.config.loading import validate_values
 from facelt.errors import UserError
 from facelt.report.audit_schema import AuditReport
 from facelt.store.store import UNIT_KINDS, check_keys
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # The name of the call in messages, and of the arrays in messages and in the report.
-_CALL, _ROWS, _GALLERY = Path("facelt.audit"), Path("embeddings"), Path("gallery")
+_CALL, _ROWS, _GALLERY = "facelt.audit", Path("embeddings"), Path("gallery")
 _KEY, _IDENTITY = "key", "identity"
 
 
@@ -45,7 +45,7 @@ def audit_arrays(
 
     Raises UserError naming the setting, column or row at fault.
     """
-    config = validate_config(
+    config = validate_values(
         {
             **settings,
             **{"embeddings": {"path": _ROWS}, "out": Path(), "by": _groupings(by)},

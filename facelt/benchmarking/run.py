@@ -17,6 +17,7 @@ from facelt.config.loading import load_config
 from facelt.config.train import TrainConfig
 from facelt.errors import Interrupted, UserError
 from recordio_tools.atomic_io import write_text
+from recordio_tools.bounded_io import read_json
 
 
 @contextmanager
@@ -41,7 +42,15 @@ def total_minutes(path: Path) -> float | None:
 
 
 def _read_sessions(path: Path) -> list[float | None]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    if not path.exists():
+        return []
+    try:
+        sessions = read_json(path)
+        if not isinstance(sessions, list) or not all(isinstance(item, float | int | None) for item in sessions):
+            raise ValueError("not a list of seconds")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', error)}); remove it") from None
+    return sessions
 
 
 _BASE_FILE = "base.yaml"
@@ -152,7 +161,7 @@ def read_result(config: TrainConfig) -> RunRecord | None:
     if not path.exists():
         return None
     try:
-        return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
+        return RunRecord.model_validate(read_json(path))
     except (OSError, ValueError):
         raise UserError(f"{path}: not a benchmark record; remove it and add --resume to test the model again") from None
 

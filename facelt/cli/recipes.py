@@ -18,11 +18,11 @@ def recipes(context: typer.Context) -> None:
     """List the recipes that come with facelt: name, the command that takes it, and the first sentence on it."""
     if context.invoked_subcommand is not None:
         return
-    from facelt.config.loading import command_of, read_values
+    from facelt.config.loading import command_of, read_layers
     from facelt.config.recipes import recipe_names, recipe_summary
 
     names = recipe_names()
-    rows = [(name, command_of(read_values(name)) or "", recipe_summary(name)) for name in names]
+    rows = [(name, command_of(read_layers(name).values()) or "", recipe_summary(name)) for name in names]
     width, command_width = (max(map(len, column)) for column in list(zip(*rows, strict=True))[:2])
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for name, command, summary in rows:

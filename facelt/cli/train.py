@@ -23,13 +23,13 @@ def train(
 ) -> None:
     """Train a face recogniser: all stages of a recipe, with checkpoints and logs in the run folder."""
     config = _recipe_of(config, words or [], resume)
-    from facelt.config.loading import read_values, validate_config
+    from facelt.config.loading import read_layers
     from facelt.config.train import TrainConfig
 
-    values = read_values(config, set_)
+    layers = read_layers(config, set_)
     # OpenMP reads its policy when torch is loaded, and validation loads the methods and with them torch.
-    set_openmp_wait_policy(values.get("device", TrainConfig.model_fields["device"].default))
-    recipe = validate_config(values, TrainConfig, config)
+    set_openmp_wait_policy(layers.values().get("device", TrainConfig.model_fields["device"].default))
+    recipe = layers.validate(TrainConfig)
     from facelt.training.run import run
     from facelt.training.run_folder import RunFolder
 

@@ -4,8 +4,16 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
-from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCustomError
 
 EmbeddingKind = Literal["direct", "meta", "meta_unit"]
 ShotConvention = Literal["paper", "released"]
@@ -14,10 +22,30 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 ColumnName = Annotated[str, StringConstraints(strip_whitespace=True, to_lower=True, min_length=1)]
 
 
+def _refuse_conversions(schema: Any) -> Any:
+    """Returns a pydantic-core schema with integers, numbers and booleans in strict mode."""
+    if isinstance(schema, list | tuple):
+        return type(schema)(map(_refuse_conversions, schema))
+    if not isinstance(schema, dict):
+        return schema
+    strict = {"strict": True} if schema.get("type") in ("int", "float", "bool") else {}
+    # Keys of mappings are text in JSON, which is YAML as well.
+    kept = ("metadata", "keys_schema")
+    return {key: value if key in kept else _refuse_conversions(value) for key, value in schema.items()} | strict
+
+
 class StrictModel(BaseModel):
-    """Frozen model: unknown keys, infinities and NaN are errors, defaults are validated as well."""
+    """Frozen model: unknown keys, infinities and NaN are errors, defaults are validated as well.
+
+    Numbers and booleans are not converted from other types, but an integer is a number.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        # The strict mode of a whole model would also refuse lists as tuples and text as paths.
+        return _refuse_conversions(handler(source))
 
     @model_validator(mode="wrap")
     @classmethod

@@ -66,16 +66,16 @@ class Registry(MutableMapping[str, Implementation]):
         self._load()
         return self._settings[name]
 
-    def choice(self, *names: str) -> "_SettingsChoice":
+    def choice(self, *names: str) -> "SettingsChoice":
         """Returns metadata for `Annotated`: a field with the settings of any implementation, or of one of `names`.
 
         It validates `{"name": ..., ...}` by the registered model and accepts instances of that model.
         """
-        return _SettingsChoice(self, names)
+        return SettingsChoice(self, names)
 
-    def name_choice(self, *names: str) -> "_NameChoice":
+    def name_choice(self, *names: str) -> "NameChoice":
         """Returns metadata for `Annotated`: a field with the name of any implementation, or one of `names`."""
-        return _NameChoice(self, names)
+        return NameChoice(self, names)
 
     def _load(self) -> None:
         if self._is_loaded:
@@ -110,7 +110,7 @@ class Registry(MutableMapping[str, Implementation]):
         return len(self._implementations)
 
 
-class _NameChoice:
+class NameChoice:
     """Validator of a registered name."""
 
     def __init__(self, registry: Registry, names: tuple[str, ...]) -> None:
@@ -129,7 +129,7 @@ class _NameChoice:
         return core_schema.no_info_plain_validator_function(self.validate)
 
 
-class _SettingsChoice(_NameChoice):
+class SettingsChoice(NameChoice):
     """Validator of the settings of a registered implementation."""
 
     def validate(self, value: Any) -> BaseModel:

@@ -32,7 +32,10 @@ def is_external_ref(name: str) -> bool:
 
 
 class ModelConfig(StrictModel):
-    """Network of all stages; `pretrained` is a weights file with the names of torchvision or arcface_torch."""
+    """Network of all stages: `backbone`, and `dim` values of the embedding.
+
+    `pretrained` is a weights file with the names of torchvision or arcface_torch.
+    """
 
     # Validating the default would import torch with this module.
     backbone: Annotated[str, BACKBONES.name_choice()] = Field("resnet50", validate_default=False)
@@ -43,7 +46,8 @@ class ModelConfig(StrictModel):
 class OptimConfig(StrictModel):
     """Stochastic gradient descent; each stage multiplies `lr` for its parts by `lr_mult`.
 
-    A step uses `batch` images of all processes, in `accumulate` micro-batches that limit the memory use.
+    `momentum`, `nesterov` and `weight_decay` are those of torch.optim.SGD. A step uses `batch` images of all processes,
+    in `accumulate` micro-batches that limit the memory use.
     """
 
     lr: float = Field(0.1, gt=0)
@@ -70,7 +74,10 @@ class OptimConfig(StrictModel):
 
 
 class LrMultipliers(StrictModel):
-    """Multipliers of `optim.lr`; 0 keeps the weights but still updates batch-norm statistics."""
+    """Multipliers of `optim.lr` for the `network`, the `head` and the centroids of the `memory`.
+
+    0 keeps the weights but still updates batch-norm statistics.
+    """
 
     network: float = Field(1.0, ge=0)
     head: float = Field(1.0, ge=0)
@@ -81,7 +88,7 @@ class ScheduleConfig(StrictModel):
     """Learning rate schedule of a stage, after a linear warm-up.
 
     `step` multiplies by `gamma` every `step_size` epochs, `multistep` at `milestones`, fractions of the stage's epochs;
-    `cosine` decays to 0; `constant`.
+    `cosine` decays to 0; `constant`. The rate rises from 0 over the first `warmup_epochs`.
     """
 
     name: Literal["step", "multistep", "cosine", "constant"] = "step"
@@ -137,13 +144,15 @@ MethodConfig = Annotated[MethodSettings, METHODS.choice()]
 
 
 class StageConfig(StrictModel):
-    """One stage: method, initial weights, teachers, network parts, optimiser and schedule.
+    """One stage: `method`, initial weights, teachers, network parts, optimiser and `schedule`.
 
-    `init_from` is an earlier stage of the run, or FOLDER/STAGE of another run; so are `teachers`, whose trained models
-    are frozen. `attention: true` is OLTR's modulated attention, `spatial` its spatial attention alone. `optim` replaces
-    the run's. `freeze` keeps the weights of parts; `batch_norm: frozen` keeps the running statistics of the network and
-    normalises by them. Multi-expert methods need `branches`. Methods without training steps need `epochs: 0`. `keep` is
-    the saved epoch: the best by validation accuracy (the last one without validation data), or the last.
+    `name` is that of its folder. `embedding` is the layer that makes the embedding of the feature map: a linear
+    layer with batch norm, one with ReLU, or none. `lr_mult` multiplies the learning rate of parts. `init_from` is
+    an earlier stage of the run, or FOLDER/STAGE of another run; so are `teachers`, whose trained models are frozen.
+    `attention: true` is OLTR's modulated attention, `spatial` its spatial attention alone. `optim` replaces the
+    run's. `freeze` keeps the weights of parts; `batch_norm: frozen` keeps the running statistics of the network and
+    normalises by them. Multi-expert methods need `branches`. Methods without training steps need `epochs: 0`.
+    `keep` is the saved epoch: the best by validation accuracy (the last one without validation data), or the last.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
@@ -187,6 +196,10 @@ class ValidationConfig(StrictModel):
 
 class TrainConfig(StrictModel):
     """Configuration of `facelt train`.
+
+    `out` is the run folder, `seed` that of weights, samples and augmentation. Without CUDA the `device` is `cpu`.
+    The `stages` run in order on the same `data` with the network of `model`, and `validation` adds sets of pairs.
+    Losses are logged every `log_every` steps.
 
     `precision: bf16` applies to the network; heads, memory and losses stay in float32. `optim.batch` is the global
     batch of all processes. A checkpoint is written every `checkpoint_every` steps and after each epoch; the newest

@@ -21,19 +21,22 @@ from facelt.data.restricted_pickle import PickledArray, read_restricted_pickle
 from facelt.data.transforms import ExpectSize, ImageTransform, PadCropRotate, Resize
 from facelt.distributed.launch import run_on_rank0
 from facelt.errors import UserError
+from recordio_tools.bounded_io import read_utf8
 from recordio_tools.long_tail import exponential_counts, step_counts
 
 _SIDE = 32
+_MAX_NAMES_BYTES = 1 << 20
 
 
 @register_data_kind("cifar")
 class CifarData(DataKind):
-    """CIFAR-10 or CIFAR-100, long-tailed: `root` holds torchvision's files, or a train.rec and a test.rec.
+    """CIFAR-10 or CIFAR-100 by `classes`, long-tailed: `root` holds torchvision's files, or a train.rec and a test.rec.
 
-    `imbalance` is the size of the largest class over the smallest, 1 for the balanced set; `profile: step` keeps
-    1/`imbalance` of the second half of the classes. Training images are padded by `pad` black pixels and cropped,
-    rotated by up to `rotation` degrees and mirrored, on the device. `open_set` is a folder of images of classes not in
-    training, resized to CIFAR's size; the first `tuning` images of it and of the test set then become separate splits.
+    `download` fetches torchvision's files if they are absent. `imbalance` is the size of the largest class over the
+    smallest, 1 for the balanced set; `profile: step` keeps 1/`imbalance` of the second half of the classes.
+    Training images are padded by `pad` black pixels and cropped, rotated by up to `rotation` degrees and, with
+    `flip`, mirrored, on the device. `open_set` is a folder of images of classes not in training, resized to CIFAR's
+    size; the first `tuning` images of it and of the test set then become separate splits.
     """
 
     root: Path
@@ -72,9 +75,9 @@ class CifarData(DataKind):
         if not path.exists():
             return {}
         try:
-            return dict(enumerate(path.read_text(encoding="utf-8").splitlines()))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot be read ({error})") from error
+            return dict(enumerate(read_utf8(path, _MAX_NAMES_BYTES).splitlines()))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from error
 
     def _evaluation_splits(self, test: ImageDataset) -> dict[str, Split]:
         """Returns the test set; and with an open set, that too, and the tuning part of both."""

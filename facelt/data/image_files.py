@@ -19,18 +19,21 @@ from facelt.data.decode import BadImageError
 from facelt.data.kind import Channels, DataKind, Split, TrainingData
 from facelt.data.transforms import CenterCrop, ImageTransform, RandomCropJitter
 from facelt.errors import UserError
+from recordio_tools.bounded_io import read_regular_file
 from recordio_tools.image_header import DEFAULT_MAX_PIXELS
 from recordio_tools.lists import IMAGE_SUFFIXES, read_labelled_list, read_path_list
 
 _Side = Annotated[int, Field(ge=1, le=4096)]
+_MAX_IMAGE_BYTES = 1 << 29
 _JitterStrength = Annotated[float, Field(ge=0)]
 _HueShift = Annotated[float, Field(ge=0, le=0.5)]
 
 
 @register_data_kind("list")
 class ListData(DataKind):
-    """Lists of `path label` lines below one folder, as published for ImageNet-LT, Places-LT and others.
+    """Lists of `path label` lines below the folder `root`, as published for ImageNet-LT, Places-LT and others.
 
+    `train`, `validation` and `test` are lists; `num_classes` is by default the largest training label + 1.
     Training takes a random crop of `crop` pixels a side, mirrored or not, with colour jitter up to `jitter`
     (brightness, contrast, saturation, hue). Evaluation resizes the shorter side to `resize` and crops the centre.
     `open_set` lists images of classes not in training (label -1), below `open_set_root`, or else `root`.
@@ -150,7 +153,7 @@ class ImageFileDataset(EncodedImageDataset):
         if path is None:
             raise BadImageError(f"the path does not fit the layout {self.layout} of the other files of the list")
         try:
-            return (self.root / path).read_bytes()
+            return read_regular_file(self.root / path, _MAX_IMAGE_BYTES)
         except OSError as error:
             raise BadImageError(f"cannot read {self.root / path}: {error.strerror}") from error
 

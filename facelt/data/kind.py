@@ -86,7 +86,10 @@ class DataKind(StrictModel, ABC):
 
     `mean` and `std` are in RGB order, as fractions of the full range (white is 1). `fused` compiles flips and
     normalisation to one kernel on GPUs, which needs Triton; CPUs ignore it. `cache_on_device` decodes the training
-    images once, at the start of each stage, and keeps them on the device.
+    images once, at the start of each stage, and keeps them on the device. `workers` is the number of processes that
+    decode images, 0 for none but the training process. An image that cannot be decoded, or has more than `max_pixels`
+    by its header, is bad; up to `max_bad_images` of them are left out, and one more stops the run.
+
     Subclasses have `image_size`, the (height, width) of the network's input.
     """
 

@@ -17,6 +17,7 @@ from recordio_tools.lists import check_relative, read_lines
 
 # The first line of LFW's pairs.txt: the number of folds and of pairs in each, or the number of pairs alone.
 _LFW_HEADER = re.compile(r"[0-9]+([ \t]+[0-9]+)?")
+_IMAGE_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 class ImagePairs(NamedTuple):
@@ -117,7 +118,7 @@ def _lfw_pair(parts: list[str]) -> tuple[str, str, bool] | None:
     same = len(parts) == 3
     if same:
         parts = [parts[0], parts[1], parts[0], parts[2]]
-    if len(parts) != 4 or not (parts[1].isdecimal() and parts[3].isdecimal()):
+    if len(parts) != 4 or not all(_IMAGE_NUMBER.fullmatch(number) for number in parts[1::2]):
         return None
     left, right = (f"{name}/{name}_{int(number):04d}.jpg" for name, number in (parts[:2], parts[2:]))
     return left, right, same

@@ -17,7 +17,7 @@ from facelt.data.kind import RELABELLED, ClassMap, DataKind, Split, TrainingData
 from facelt.data.samplers import split_test_images, train_validation_split
 from facelt.data.transforms import ExpectSize, ImageTransform, Resize
 from facelt.errors import UserError
-from recordio_tools.atomic_io import regular_file_exists
+from recordio_tools.bounded_io import read_utf8
 from recordio_tools.errors import RecordIOError
 from recordio_tools.face_set import IDENTITIES_FILE, FaceRecord, read_identities
 from recordio_tools.image_header import DEFAULT_MAX_PIXELS
@@ -29,6 +29,7 @@ class RecordData(DataKind):
     """A .rec in InsightFace's layout, or a folder with a train.rec; `manifest` selects some of its records, as
     `recordio-tools sample` writes it.
 
+    Training images are mirrored at random with `flip`.
     With a `test_fraction`, that part of the images of each identity with two or more, at least one and at most
     `test_limit`, are the split `test`. `validation_fraction` of the others are held out for validation, but never an
     identity's last one. With `resize` images of another size than `image_size` are resized to it, else they are bad
@@ -83,6 +84,7 @@ class RecordData(DataKind):
 
 
 _HEADER = "key,label,new_label"
+_MAX_MANIFEST_BYTES = 1 << 31
 
 
 class _Manifest(NamedTuple):
@@ -100,10 +102,10 @@ def _read_manifest(path: Path) -> _Manifest:
     non-negative integer, a duplicate key, or labels and new labels that are not one to one.
     """
     try:
-        regular_file_exists(path)
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read the manifest: {error}") from error
+        text = read_utf8(Path(path), _MAX_MANIFEST_BYTES)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot read the manifest: {reason}") from error
     header, _, body = text.partition("\n")
     if header.strip() != _HEADER:
         raise UserError(f"{path}, line 1: expected the header {_HEADER!r} of a manifest, found {header.strip()[:80]!r}")

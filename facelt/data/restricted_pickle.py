@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from facelt.errors import UserError
+from recordio_tools.bounded_io import read_regular_file
 
 MAX_FILE_BYTES = 1 << 31
 """Published files have at most a few hundred million bytes."""
@@ -75,10 +76,7 @@ class PickledArray:
 def read_restricted_pickle(path: Path, *, what: str, encoding: str, dtypes: tuple[str, ...] = ("u1",)) -> Any:
     """Reads a file as `load_restricted` does. Raises UserError, in one line, for whatever is wrong with it."""
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise UserError(f"{path}: {size:,} bytes are too many for a {what} (limit: {MAX_FILE_BYTES:,})")
-        payload = path.read_bytes()
+        payload = read_regular_file(path, MAX_FILE_BYTES)
     except OSError as error:
         raise UserError(f"{path}: cannot read the file ({error.strerror})") from None
     try:
@@ -201,11 +199,24 @@ class _Global:
         raise pickle.UnpicklingError("it sets the state of a global")
 
 
-class _Dtype:
-    """Stand-in for numpy.dtype: u1 (byte) or b1 (boolean). `encode` turns text into bytes."""
+class _Budget:
+    """Bytes that may still be made of those in the file: a reference costs a few, what it refers to may be large."""
 
-    def __init__(self, name: str, encode: Callable[[str], bytes]) -> None:
-        self.dtype, self.encode = np.dtype(name), encode
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+
+    def spend(self, count: int) -> None:
+        """Raises UnpicklingError if more bytes are made than the file has."""
+        self._left -= count
+        if self._left < 0:
+            raise pickle.UnpicklingError("it makes more bytes than the file has")
+
+
+class _Dtype:
+    """Stand-in for numpy.dtype: u1 (byte) or b1 (boolean). `encode` turns text into bytes, `budget` limits arrays."""
+
+    def __init__(self, name: str, encode: Callable[[str], bytes], budget: _Budget) -> None:
+        self.dtype, self.encode, self.budget = np.dtype(name), encode, budget
 
     def __setstate__(self, state: tuple) -> None:
         """Does nothing: byte order and alignment do not matter for single bytes."""
@@ -217,7 +228,8 @@ class _Unpickler(pickle.Unpickler):
     def __init__(self, payload: bytes, what: str, encoding: str, dtypes: tuple[str, ...]) -> None:
         super().__init__(io.BytesIO(payload), encoding=encoding)
         self._what, self._dtypes = what, dtypes
-        self._encodable = len(payload)
+        # Each text and each array in the file has bytes there, which a damaged file would use over and over.
+        self._encoded, self._in_arrays = _Budget(len(payload)), _Budget(len(payload))
         array = _Global()
         globals_ = {
             "_codecs": {"encode": _Global(self._encode)},
@@ -241,10 +253,7 @@ class _Unpickler(pickle.Unpickler):
         """Bytes from text, as protocols 0 to 2 of Python 3 write them, and as Python 2 strings decoded to text need."""
         if not isinstance(text, str) or encoding != "latin1":
             raise pickle.UnpicklingError("_codecs.encode is not called with bytes as latin1 text")
-        # Each text in the file is one bytes object; encoding one over and over would fill the memory.
-        self._encodable -= len(text)
-        if self._encodable < 0:
-            raise pickle.UnpicklingError("it makes more bytes than the file has")
+        self._encoded.spend(len(text))
         return text.encode("latin-1")
 
     def _dtype(self, name: str | bytes, *_: Any) -> _Dtype:
@@ -254,7 +263,7 @@ class _Unpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(
                 f"an array has the type {reprlib.repr(name)}, expected {' or '.join(self._dtypes)}"
             )
-        return _Dtype(name, self._encode)
+        return _Dtype(name, self._encode, self._in_arrays)
 
 
 def _empty(class_: object, array: _Global) -> PickledArray:
@@ -273,4 +282,5 @@ def _array(data: object, dtype: object, shape: tuple[int, ...], order: str) -> n
     if not isinstance(dtype, _Dtype) or not isinstance(data, bytes | bytearray | str):
         raise pickle.UnpicklingError("an array is not made of bytes")
     data = dtype.encode(data) if isinstance(data, str) else data
+    dtype.budget.spend(len(data))
     return np.frombuffer(data, dtype.dtype).reshape(shape, order=order)

@@ -29,6 +29,7 @@ from facelt.models.branched import BranchSpec
 from facelt.models.network import build_network
 from facelt.models.pretrained import state_mismatch
 from recordio_tools.atomic_io import atomic_replace, sha256_of, write_text
+from recordio_tools.bounded_io import read_json
 
 MODEL_SCHEMA = "facelt.model/1"
 WEIGHTS_FILE = "model.safetensors"
@@ -94,7 +95,7 @@ def find_model_folder(path: Path) -> Path:
     if (path / CARD_FILE).is_file():
         return path
     try:
-        stages = json.loads((path / STAGES_FILE).read_text(encoding="utf-8"))
+        stages = read_json(path / STAGES_FILE)
         if not isinstance(stages, list) or not all(isinstance(stage, str) for stage in stages):
             raise ValueError("not a list of stages")
     except (OSError, ValueError):
@@ -165,7 +166,7 @@ def write_card(path: Path, card: dict[str, Any]) -> None:
 def read_card(path: Path) -> tuple[dict[str, Any], TrainConfig, StageConfig]:
     """Reads a model card; returns it, its run's configuration and its stage's. Raises UserError."""
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
+        card = read_json(path)
         if card["schema"] != MODEL_SCHEMA:
             raise UserError(f"{path}: the schema is {card['schema']!r}, this version reads {MODEL_SCHEMA!r}")
         config = TrainConfig.model_validate(card["config"])

@@ -4,7 +4,6 @@ A feature file is four little-endian int32 (D, 1, 4, 5: OpenCV's header of a flo
 are those of MegaFace's development kit or plain text; every path is relative to the root. N images, D feature.
 """
 
-import json
 import os
 import stat
 from collections.abc import Sequence
@@ -15,6 +14,9 @@ import numpy as np
 
 from facelt.errors import UserError
 from facelt.store.arrays import refuse_special_file
+from recordio_tools.bounded_io import read_json, read_regular_file, read_utf8
+
+_MAX_LIST_BYTES = 1 << 30
 
 
 def read_features_list(path: Path) -> list[str]:
@@ -23,7 +25,9 @@ def read_features_list(path: Path) -> list[str]:
     Raises UserError naming the file, and the entry that is repeated or leaves the root.
     """
     try:
-        content = json.loads(_text(path))
+        content = read_json(path, _MAX_LIST_BYTES)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise UserError(f"{path}: not a JSON features list ({error})") from error
     paths = content.get("path") if isinstance(content, dict) else None
@@ -88,11 +92,11 @@ def probe_identity(entry: str, where: Path) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_utf8(path, _MAX_LIST_BYTES)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error})") from error
 
 
 _HEADER_DTYPE = np.dtype("<i4")
@@ -116,9 +120,7 @@ def read_feature(path: Path, dimension: int | None = None) -> np.ndarray:
     """
     refuse_special_file(path)
     try:
-        if (size := path.stat().st_size) > _HEADER_BYTES + _MAX_DIMENSION * _VALUE_DTYPE.itemsize:
-            raise UserError(f"{path}: has {size:,} bytes, more than a feature of {_MAX_DIMENSION:,} values")
-        content = path.read_bytes()
+        content = read_regular_file(path, _HEADER_BYTES + _VALUE_DTYPE.itemsize * _MAX_DIMENSION)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if len(content) < _HEADER_BYTES:

@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import re
+import reprlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,8 +29,9 @@ import numpy as np
 
 from facelt.config.base import EmbeddingKind
 from facelt.errors import UserError
-from facelt.store.arrays import refuse_special_file
+from facelt.store.npy import map_npy
 from recordio_tools.atomic_io import sync, write_text
+from recordio_tools.bounded_io import open_regular_file, read_json
 
 STORE_SCHEMA = "facelt.store/1"
 EMBEDDING_KINDS = get_args(EmbeddingKind)
@@ -94,7 +96,7 @@ def _collector_paused() -> Iterator[None]:
 def read_items(path: Path) -> dict[str, list[str]]:
     """Reads the columns of items.csv by name, `key` and `identity` first. Raises UserError naming file and line."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with open(open_regular_file(path), newline="", encoding="utf-8") as file:  # noqa: PTH123, a descriptor
             lines = csv.reader(file, strict=True)
             header = next(lines, None)
             if not header or header[:2] != ["key", "identity"] or len(set(header)) != len(header):
@@ -138,23 +140,25 @@ def _json_text(meta: Mapping[str, Any]) -> str:
 def read_meta(path: Path) -> dict[str, Any]:
     """Reads meta.json and validates the keys of the store. Raises UserError naming the file and the key."""
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta = read_json(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); a store needs it") from error
     except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
+        raise UserError(f"{path}: not a description of a store ({error})") from error
     if not isinstance(meta, dict) or meta.get("schema") != STORE_SCHEMA:
         schema = meta.get("schema") if isinstance(meta, dict) else meta
-        raise UserError(f"{path}: schema is {schema!r}, this version reads {STORE_SCHEMA!r}")
+        raise UserError(f"{path}: schema is {reprlib.repr(schema)}, this version reads {STORE_SCHEMA!r}")
     kinds = meta.get("kinds")
     if not isinstance(kinds, dict) or not kinds or set(kinds) - set(EMBEDDING_KINDS):
-        raise UserError(f"{path}: kinds is {kinds!r}; it must map some of {', '.join(EMBEDDING_KINDS)} to a dimension")
+        raise UserError(
+            f"{path}: kinds is {reprlib.repr(kinds)}; it must map some of {', '.join(EMBEDDING_KINDS)} to a dimension"
+        )
     counts = {"rows": meta.get("rows"), **{f"kinds.{kind}": dimension for kind, dimension in kinds.items()}}
     for key, value in counts.items():
-        if type(value) is not int or value < (0 if key == "rows" else 1):
-            raise UserError(f"{path}: {key} is {value!r}; it must be an integer")
+        if type(value) is not int or not (0 if key == "rows" else 1) <= value < 2**31:
+            raise UserError(f"{path}: {key} is {reprlib.repr(value)}; it must be an integer below 2^31")
     if type(meta.get("reachability")) is not bool:
-        raise UserError(f"{path}: reachability is {meta.get('reachability')!r}; it must be true or false")
+        raise UserError(f"{path}: reachability is {reprlib.repr(meta.get('reachability'))}; it must be true or false")
     return meta
 
 
@@ -190,10 +194,12 @@ class EmbeddingStore:
         if len(items["key"]) != rows:
             raise UserError(f"{path / ITEMS_FILE}: lists {len(items['key'])} items, {META_FILE} says {rows}")
         embeddings = {
-            kind: _map_array(path / f"{kind}.npy", (rows, dimension), STORE_DTYPES)
+            kind: map_npy(path / f"{kind}.npy", (rows, dimension), STORE_DTYPES, META_FILE)
             for kind, dimension in meta["kinds"].items()
         }
-        reachability = _map_array(path / REACHABILITY_FILE, (rows,), ("float32",)) if meta["reachability"] else None
+        reachability = None
+        if meta["reachability"]:
+            reachability = map_npy(path / REACHABILITY_FILE, (rows,), ("float32",), META_FILE)
         keys, identities = items.pop("key"), items.pop("identity")
         return cls(path, keys, identities, items, meta, embeddings, reachability)
 
@@ -210,22 +216,6 @@ class EmbeddingStore:
         if kind not in self._embeddings:
             raise UserError(f"{self.path}: has no embeddings of kind {kind!r}, only {', '.join(self.kinds)}")
         return self._embeddings[kind]
-
-
-def _map_array(path: Path, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> np.ndarray:
-    """Memory-maps a .npy file after checking its header against meta.json."""
-    refuse_special_file(path)
-    try:
-        # An empty array cannot be mapped.
-        array = np.load(path, mmap_mode="r" if 0 not in shape else None, allow_pickle=False)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); {META_FILE} lists it") from error
-    except ValueError as error:
-        raise UserError(f"{path}: truncated, or not a .npy file ({error})") from error
-    if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype.name not in dtypes:
-        content = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
-        raise UserError(f"{path}: holds {content}, {META_FILE} says {' or '.join(dtypes)} {list(shape)}")
-    return array
 
 
 _PROGRESS = re.compile(r"progress(?:-(\d+)-(\d+))?\.json")
@@ -375,7 +365,7 @@ class StoreWriter:
             name: list(compress(column, is_kept_N)) for name, column in read_items(self.partial / ITEMS_FILE).items()
         }
         keys, identities = columns.pop("key"), columns.pop("identity")
-        meta = json.loads((self.partial / META_FILE).read_text(encoding="utf-8"))
+        meta = read_json(self.partial / META_FILE)
         meta |= {"rows": len(keys), "left_out": meta.get("left_out", {}) | dict(left_out.values())}
         fresh = self._new_folder({META_FILE: _json_text(meta), ITEMS_FILE: items_text(keys, identities, columns)})
         for name, (dtype, row_shape) in self._arrays.items():
@@ -414,9 +404,8 @@ class StoreWriter:
 
     def _read_progress(self, path: Path) -> tuple[str, int, dict[int, tuple[str, str]]]:
         """The plan's digest, rows done and rows left out. Raises UserError, and FileNotFoundError."""
-        text = path.read_text(encoding="utf-8")
         try:
-            progress = json.loads(text)
+            progress = read_json(path)
             left_out = {int(row): (str(name), str(reason)) for row, (name, reason) in progress["left_out"].items()}
             return progress["plan"], int(progress["rows_done"]), left_out
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -33,6 +33,7 @@ from facelt.distributed.comm import all_reduce, is_distributed, rank, world_size
 from facelt.distributed.launch import all_gather_str, is_peer_failure, run_on_rank0
 from facelt.errors import UserError
 from recordio_tools.atomic_io import sha256_of, sync, write_text
+from recordio_tools.bounded_io import read_json
 
 _SCHEMA = "facelt.checkpoint/2"
 _STATE = "state.json"
@@ -273,7 +274,7 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     """Reads and verifies state.json and the digests, each rank some of the files. Raises _DamagedError on all ranks."""
     reason, metadata = "", {}
     try:
-        outer = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        outer = read_json(path / _STATE)
         if hashlib.sha256(outer["state"].encode()).hexdigest() != outer["sha256"]:
             raise ValueError(f"wrong digest of {_STATE}")
         metadata = json.loads(outer["state"])

@@ -9,10 +9,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
 from facelt.config.train import RESUME_MAY_CHANGE, StageConfig, TrainConfig, matches_any
+from facelt.config.yaml_file import dump_yaml, read_yaml
 from facelt.errors import UserError
 from facelt.inference.model import CARD_FILE, STAGES_FILE, WEIGHTS_FILE
 from facelt.training.checkpoint import checkpoint_name
@@ -56,7 +56,7 @@ class RunFolder:
         if recorded is None:
             write_text(folder.path / STAGES_FILE, json.dumps([stage.name for stage in config.stages]) + "\n")
         if recorded is None or changed:
-            write_text(folder._config, yaml.safe_dump(settings, sort_keys=False))
+            write_text(folder._config, dump_yaml(settings))
         for stage in config.stages:
             if folder.is_finished(stage.name):
                 # Left by a process that was killed after writing the card.
@@ -133,11 +133,7 @@ class RunFolder:
     def _recorded(self) -> dict | None:
         if not self._config.exists():
             return None
-        try:
-            recorded = yaml.safe_load(self._config.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{self._config}: cannot read the configuration ({reason})") from None
+        recorded = read_yaml(self._config)
         return recorded if isinstance(recorded, dict) else {}
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from facelt.errors import UserError
+from recordio_tools.bounded_io import open_regular_file
 
 _CHUNK_ROWS = 1 << 16  # rows read at a time: a table of scores may have hundreds of millions
 _MAX_COLUMNS = 1000
@@ -44,7 +45,7 @@ def read_chunks(path: Path, needed: Sequence[str] = (), **dialect) -> Iterator[C
     with too few or too many fields, or text that is not UTF-8.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with open(open_regular_file(path), newline="", encoding="utf-8-sig") as file:  # noqa: PTH123, a descriptor
             reader = csv.reader(file, strict=True, **dialect)
             fields = next(reader, [])
             header = [column_name(field) for field in fields]

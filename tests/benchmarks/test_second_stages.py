@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.second_stages import PLAIN_SCRATCH, REFERENCE, SECOND_STAGES, variant_recipe
-from facelt.config.loading import read_values
+from facelt.config.loading import read_layers
 from facelt.config.train import TrainConfig
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs"
@@ -14,7 +14,7 @@ RECIPES = Path(__file__).resolve().parents[2] / "configs"
 @pytest.mark.parametrize("recipe", ["faces_small.yaml", "demo.yaml"])
 @pytest.mark.parametrize("name", ["plain", PLAIN_SCRATCH, *SECOND_STAGES])
 def test_every_variant_is_a_valid_recipe(recipe, name, tmp_path):
-    values = read_values(RECIPES / recipe, [])
+    values = read_layers(RECIPES / recipe).values()
     config = TrainConfig.model_validate(variant_recipe(tmp_path, name, values))
     plain, plain_long, oltr = TrainConfig.model_validate(values).stages
     (stage,) = config.stages

@@ -110,7 +110,7 @@ def test_values_out_of_range_name_the_key(tmp_path):
         ("seed: 1\nseed: 2\n", "occurs twice"),
         ("seed: [", "not valid YAML"),
         ("- 1\n", "expected a mapping"),
-        ("base: config.yaml\n", "does a file name itself"),
+        ("base: config.yaml\n", "leads back to"),
         ("base: absent.yaml\n", "cannot read the configuration"),
         ("base: [1]\n", "expected the name of one YAML file"),
         ("seed: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
@@ -120,6 +120,113 @@ def test_malformed_files_are_refused(tmp_path, text, expected):
     assert expected in refusal(write(tmp_path, text))
 
 
+def test_a_mistake_in_a_base_names_the_file_that_has_it(tmp_path):
+    base = write(tmp_path, "optim: {lrr: 0.5, momentum: 2}\nstages: [{epochs: 0}, {}]\n", "base.yaml")
+    path = write(tmp_path, "base: base.yaml\nseed: x\noptim: {momentum: none, beta: 1}\n")
+    sources = dict(line.split(": ")[1::-1] for line in refusal(path).splitlines())
+    assert sources == {
+        "optim.lrr": str(base),
+        "optim.beta": str(path),
+        "optim.momentum": str(path),
+        "seed": str(path),
+        "stages.0.epochs": str(base),
+    }
+    # A list replaces that of the base, whose own entries no longer count.
+    path = write(tmp_path, "base: base.yaml\noptim: {}\nstages: [{method: {}}]\n")
+    assert f"{path}: stages.0.method.name: this key is required" in refusal(path)
+    # A value of the command line is no mistake of the base.
+    assert f"{path}: optim.momentum: 'x'" in refusal(path, "optim.momentum=x")
+
+
+def test_a_base_that_cannot_be_opened_and_a_cycle_are_one_line(tmp_path):
+    path = write(tmp_path, "base: absent.yaml\n")
+    assert refusal(path) == (
+        f"{path}: base: {tmp_path / 'absent.yaml'}: cannot read the configuration (No such file or directory)"
+    )
+    write(tmp_path, "base: config.yaml\n", "middle.yaml")
+    path = write(tmp_path, "base: middle.yaml\n")
+    assert refusal(path) == (
+        f"{tmp_path / 'middle.yaml'}: base: config.yaml leads back to {path}; remove one of the two"
+    )
+    for level in range(12):
+        write(tmp_path, f"base: level{level + 1}.yaml\n", f"level{level}.yaml")
+    assert "more than 8 levels of bases" in refusal(tmp_path / "level0.yaml")
+
+
+ANIMALS = Registry("animal", __name__, key="kind")
+
+
+@ANIMALS.register("dog")
+class Dog(StrictModel):
+    kind: str
+    legs: int = 4
+    barks: bool = True
+
+
+@ANIMALS.register("fish")
+class Fish(StrictModel):
+    kind: str
+    legs: int = 0
+    depth: float = 1
+
+
+class Pond(StrictModel):
+    animal: Annotated[StrictModel, ANIMALS.choice()]
+
+
+def test_another_kind_inherits_the_keys_that_it_has(tmp_path):
+    write(tmp_path, "animal: {kind: dog, legs: 3, barks: false}\n", "dog.yaml")
+    write(tmp_path, "base: dog.yaml\nanimal: {kind: fish, depth: 2}\n", "fish.yaml")
+    assert load_config(tmp_path / "fish.yaml", Pond).animal == Fish(kind="fish", legs=3, depth=2)
+    # Back again: the keys of the dog are gone, those of the fish too.
+    path = write(tmp_path, "base: fish.yaml\nanimal: {kind: dog}\n")
+    assert load_config(path, Pond).animal == Dog(kind="dog", legs=3)
+    # An override of the name keeps other overrides, in any order.
+    fish = load_config(tmp_path / "dog.yaml", Pond, ["animal.depth=5", "animal.kind=fish"]).animal
+    assert fish == Fish(kind="fish", legs=3, depth=5)
+    # A key that the kind does not have remains a mistake in the file that sets the kind, and without a new kind.
+    path = write(tmp_path, "base: dog.yaml\nanimal: {kind: fish, barks: true}\n")
+    with pytest.raises(UserError, match=r"config\.yaml: animal\.barks: unknown key; allowed: depth, kind, legs"):
+        load_config(path, Pond)
+    path = write(tmp_path, "base: dog.yaml\nanimal: {kind: cat}\n")
+    with pytest.raises(UserError, match=r"config\.yaml: animal\.kind: 'cat' is not allowed"):
+        load_config(path, Pond)
+
+
+@pytest.mark.parametrize("value", ["true", "1.0", "'1'", "2024-01-31", "1_000", "[1]", "~", ".nan"])
+def test_nothing_is_converted_to_an_integer(tmp_path, value):
+    assert "config.yaml: seed: " in refusal(write(tmp_path, f"seed: {value}\n"))
+
+
+@pytest.mark.parametrize("value", ["true", "'0.5'", ".inf", ".nan", "0.5.1"])
+def test_nothing_but_an_integer_is_converted_to_a_number(tmp_path, value):
+    assert load_config(write(tmp_path, "optim: {lr: 1}\n"), Config).optim.lr == 1.0
+    assert "config.yaml: optim.lr: " in refusal(write(tmp_path, f"optim: {{lr: {value}}}\n"))
+
+
+def test_only_true_and_false_are_booleans(tmp_path):
+    write(tmp_path, "animal: {kind: dog}\n", "dog.yaml")
+    for value in ("1", "yes", "'true'"):
+        with pytest.raises(UserError, match=r"animal\.barks: .*: input should be true or false"):
+            load_config(tmp_path / "dog.yaml", Pond, [f"animal.barks={value}"])
+    assert load_config(tmp_path / "dog.yaml", Pond, ["animal.barks=False"]).animal.barks is False
+
+
+def test_many_and_long_mistakes_stay_short(tmp_path):
+    message = refusal(write(tmp_path, "".join(f"k{i}: 1\n" for i in range(500)) + f"seed: {'x' * 10_000}\n"))
+    assert message.count("\n") == 20
+    assert message.endswith("config.yaml: 481 more mistakes")
+    assert len(refusal(write(tmp_path, f"seed: {'x' * 10_000}\n"))) < 500
+
+
 @pytest.mark.parametrize("override", ["seed", "=1", "stages.4.epochs=1", "seed.deep.er=1", "optim..lr=1", "seed=["])
 def test_malformed_overrides_are_refused(tmp_path, override):
     assert f"--set {override}" in refusal(write(tmp_path, "seed: 1\nstages: [{epochs: 1}]\n"), override)
+
+
+def test_keys_of_mappings_may_be_text_as_in_json(tmp_path):
+    class Rates(StrictModel):
+        accuracy: dict[float, float]
+
+    for text in ("accuracy: {100: 38.3, '0.5': 2}", 'accuracy: {"100": 38.3, "0.5": 2}'):
+        assert load_config(write(tmp_path, text), Rates).accuracy == {100.0: 38.3, 0.5: 2.0}

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from facelt.config.audit import AuditConfig
-from facelt.config.loading import command_of, load_config, read_values
+from facelt.config.loading import command_of, load_config, read_layers
 from facelt.config.recipes import RECIPES_FOLDER, find_config, recipe_names, recipe_summary, recipe_text
 from facelt.config.train import TrainConfig
 from facelt.errors import UserError
@@ -41,7 +41,7 @@ def test_the_summary_is_the_first_sentence_of_the_comment_over_its_lines(tmp_pat
 def test_a_printed_recipe_works_in_any_folder(name, tmp_path, monkeypatch):
     (tmp_path / "mine.yaml").write_text(recipe_text(name))
     monkeypatch.chdir(tmp_path)
-    assert read_values(Path("mine.yaml")) == read_values(RECIPES_FOLDER / f"{name}.yaml")
+    assert read_layers(Path("mine.yaml")).values() == read_layers(RECIPES_FOLDER / f"{name}.yaml").values()
     # The base was not resolved by a file that happens to be in the folder.
     assert not re.search(r"^base: .*\.yaml", recipe_text(name), re.MULTILINE)
 
@@ -60,7 +60,7 @@ def test_a_file_comes_before_a_recipe(tmp_path, monkeypatch):
     assert find_config("demo") == RECIPES_FOLDER / "demo.yaml"
     Path("ms1m_lt").write_text("seed: 3\n")
     assert find_config("ms1m_lt") == Path("ms1m_lt")
-    assert read_values(Path("ms1m_lt")) == {"seed": 3}
+    assert read_layers(Path("ms1m_lt")).values() == {"seed": 3}
 
 
 @pytest.mark.parametrize(
@@ -76,18 +76,18 @@ def test_a_file_comes_before_a_recipe(tmp_path, monkeypatch):
 def test_a_word_that_is_neither_file_nor_recipe_is_refused(word, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
-        read_values(Path(word))
+        read_layers(Path(word)).values()
     Path("mine.yaml").write_text(yaml.safe_dump({"base": word}))
     refusal = "cannot read the configuration" if word.endswith(".yaml") else "mine.yaml: base: "
     with pytest.raises(UserError, match=refusal):
-        read_values(Path("mine.yaml"))
+        read_layers(Path("mine.yaml")).values()
 
 
 @pytest.mark.parametrize(
     ("name", "command"), [("megaface", "megaface"), ("audit_scores", "audit"), ("ms1m_lt", "train"), ("demo", "train")]
 )
 def test_a_configuration_of_another_command_is_answered_with_that_command(name, command):
-    assert command_of(read_values(name)) == command
+    assert command_of(read_layers(name).values()) == command
     other = AuditConfig if command == "train" else TrainConfig
     with pytest.raises(UserError, match=f"^{name}: this is a configuration of `facelt {command}`: facelt {command} -"):
         load_config(Path(name), other)
@@ -100,6 +100,6 @@ def test_a_mistake_is_not_taken_for_another_command(tmp_path):
         load_config(path, TrainConfig)
     # These keys belong to several commands.
     path.write_text("out: runs/x\nname: y\n")
-    assert command_of(read_values(path)) is None
+    assert command_of(read_layers(path).values()) is None
     with pytest.raises(UserError, match="name: unknown key"):
         load_config(path, AuditConfig)

@@ -1,5 +1,6 @@
 """Datasets of image files: lists, the layouts of Places-LT and ImageNet, folders, and malformed lists."""
 
+import os
 import tarfile
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def test_a_missing_or_broken_file_is_a_bad_image(tree):
         ("x/1.jpg 0\nx/1.jpg 7\n", "line 2: label 7 is not"),
         ("x/1.jpg 0\n/etc/passwd 0\n", "line 2: '/etc/passwd' leads out of"),
         ("x/../../secret.jpg 0\n", "line 1: .* leads out of"),
-        ("x/\0.jpg 0\n", "line 1: .* leads out of"),
+        ("x/1.jpg 0\nx/\0.jpg 0\n", "line 2: a NUL character"),
         ("q/1.jpg 0\n", "line 1: .*q/1.jpg does not exist, nor do other"),
     ],
 )
@@ -85,6 +86,18 @@ def test_a_list_with_a_mistake_is_refused(tree, text, message):
         ListDataset(listed(tree, text), tree, transform=CROP, num_classes=7)
     assert "list.txt" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_regular_file_is_refused_without_waiting(tree):
+    os.mkfifo(tree / "x/fifo.jpg")
+    (tree / "x/folder.jpg").mkdir()
+    text = "x/1.jpg 0\nx/fifo.jpg 0\nx/folder.jpg 0\n"
+    _, fifo, folder = (ListDataset(listed(tree, text), tree, transform=CROP)[SampleRequest(i, 0)] for i in range(3))
+    assert fifo == BadImage("x/fifo.jpg", f"cannot read {tree / 'x/fifo.jpg'}: a FIFO, not a regular file")
+    assert folder.reason.endswith("a folder, not a regular file")
+    for path in (tree / "x/fifo.jpg", tree):
+        with pytest.raises(UserError, match=r"cannot be read \(a (FIFO|folder), not a regular file\)"):
+            ListDataset(path, tree, transform=CROP)
 
 
 def test_a_missing_or_binary_list_is_refused(tree):

@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -143,12 +145,42 @@ def test_what_is_endless_when_written_out_is_named_in_short(tmp_path, nested):
     assert len(str(caught.value)) < 300
 
 
+def one_array_many_times(images: int, size: int) -> bytes:
+    """Returns a set of many arrays, each a separate object that refers to the same bytes: 5 bytes for an image."""
+    function = b"cnumpy.core.numeric\n_frombuffer\nq\x01"
+    dtype = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR"
+    shape = b"(J" + struct.pack("<i", size) + b"t"
+    arguments = b"(B" + struct.pack("<I", size) + bytes(size) + dtype + shape + b"U\x01Ctq\x02"
+    array = b"h\x01h\x02R"
+    return b"\x80\x03" + function + arguments + b"](" + array * images + b"e](" + b"\x88" * (images // 2) + b"e\x86."
+
+
+def test_an_array_cannot_be_made_over_and_over(tmp_path):
+    """400,000 references to an array of a megabyte would be 400 GB."""
+    (tmp_path / "lfw.bin").write_bytes(one_array_many_times(100_000, 1 << 20))
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"lfw\.bin: not a verification set \(it makes more bytes than the file has\)"):
+        read_pairs(tmp_path / "lfw.bin")
+    assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    tracemalloc.stop()
+    # The same opcodes with two arrays, small enough to be made twice from a file of that size.
+    (tmp_path / "lfw.bin").write_bytes(one_array_many_times(2, 50))
+    assert read_pairs(tmp_path / "lfw.bin").images == [bytes(50)]
+
+
+@pytest.mark.parametrize("name", ["pairs.txt", "lfw.bin"])
+def test_a_fifo_is_refused_without_waiting(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=r"cannot .*read.* \(a FIFO, not a regular file\)"):
+        read_pairs(tmp_path / name)
+
+
 def test_a_missing_or_oversized_file_is_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"absent\.bin: cannot read the file \(No such file"):
         read_pairs(tmp_path / "absent.bin")
     (tmp_path / "large.bin").write_bytes(GOOD)
     monkeypatch.setattr(restricted_pickle, "MAX_FILE_BYTES", len(GOOD) - 1)
-    with pytest.raises(UserError, match=r"large\.bin: [\d,]+ bytes are too many for a verification set"):
+    with pytest.raises(UserError, match=r"large\.bin: cannot read the file \([\d,]+ bytes are more than the limit"):
         read_pairs(tmp_path / "large.bin")
 
 
@@ -202,6 +234,8 @@ def test_lfws_own_list(tmp_path, header):
         ("a b 1\na ../b 1", r"line 2: '\.\./b' leads out of the root folder"),
         ("10 300\nName\t1", "line 2: expected name n m, or name n name m"),
         ("10 300\nName\t1\tx", "line 2: expected name n m"),
+        ("10 300\nName 1 " + "9" * 5000, "line 2: expected name n m"),
+        ("a b 1\na \0 1", "line 2: a NUL character"),
         ("10 300\nA 1 2\nA 1 .. 2", "line 3: '../.._0002.jpg' leads out of the root folder"),
     ],
 )

@@ -1,6 +1,7 @@
 """Embedding stores: round trip, resumed writing, and errors for damaged stores."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -203,13 +204,21 @@ def damage(folder, name, change):
         ("direct.npy", b"\x93NUMPY\x01\x00", "direct.npy: truncated, or not a .npy file"),
         ("direct.npy", np.zeros((5, 7), np.float32), r"holds float32 \[5, 7\]"),
         ("direct.npy", np.zeros((5, 4), np.float64), r"holds float64 \[5, 4\]"),
-        ("direct.npy", np.array([object()]), "direct.npy: truncated, or not a .npy file"),
+        ("direct.npy", np.array([object()]), r"holds object \[1\], meta.json says float16 or float32"),
         ("reachability.npy", np.zeros(4, np.float32), r"holds float32 \[4\]"),
     ],
 )
 def test_damage_is_named(finished, name, change, match):
     damage(finished, name, change)
     with pytest.raises(UserError, match=match):
+        EmbeddingStore.open(finished)
+
+
+@pytest.mark.parametrize("name", ["meta.json", "items.csv", "direct.npy"])
+def test_a_fifo_is_named(finished, name):
+    (finished / name).unlink()
+    os.mkfifo(finished / name)
+    with pytest.raises(UserError, match=rf"{name}: cannot be read \(a FIFO, not a regular file\)"):
         EmbeddingStore.open(finished)
 
 
