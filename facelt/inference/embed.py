@@ -105,7 +105,7 @@ def embed_images(
 
 
 def _is_finished_store(out: Path, source: ImageSource, layout: Mapping[str, Any], max_bad_images: int) -> bool:
-    """Returns whether `out` is the store that would be written, with at most so many unusable images left out."""
+    """Returns whether `out` is the store that would be written, with no more than `max_bad_images` left out."""
     try:
         store = EmbeddingStore.open(out)
     except UserError:
