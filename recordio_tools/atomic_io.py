@@ -65,7 +65,7 @@ def atomic_folder(path: Path, overwrite: bool | None = None, sources: Iterable[P
         lock = _lock(temporary)
         with _named_errors(temporary, path):
             yield temporary
-        _replace_folder(temporary, target)
+        _replace_folder(temporary, target, bool(overwrite))
     except OSError as error:
         raise _write_error(path, error, "free some space or choose another folder") from error
     finally:
@@ -114,7 +114,10 @@ def _remove_leftovers(target: Path) -> None:
 
 def _lock(folder: Path) -> int | None:
     """Locks a folder until the descriptor is closed or the process ends; None if another process holds the lock."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # of another user
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:  # also on file systems without locks, where leftovers then stay
@@ -133,14 +136,17 @@ def _named_errors(temporary: Path, path: Path) -> Iterator[None]:
             raise
         raise type(error)(str(error).replace(str(temporary), str(path))) from error
     except OSError as error:
-        if error.filename is None or os.fsdecode(error.filename).startswith(str(temporary)):
+        if not isinstance(error.filename, str | bytes) or os.fsdecode(error.filename).startswith(str(temporary)):
             raise
         raise UserError(f"{os.fsdecode(error.filename)}: {error.strerror}") from error
 
 
-def _replace_folder(temporary: Path, target: Path) -> None:
-    """Renames `temporary` to `target`; a folder with files in its place is at `temporary` afterwards."""
-    if not (target.is_dir() and any(target.iterdir())):
+def _replace_folder(temporary: Path, target: Path, overwrite: bool) -> None:
+    """Renames `temporary` to `target`; a folder with files in its place is at `temporary` afterwards.
+
+    Raises OSError for such a folder without `overwrite`: another process has written it in the meantime.
+    """
+    if not (overwrite and target.is_dir() and any(target.iterdir())):
         temporary.replace(target)
     elif not _exchange(temporary, target):
         # Killed between the two renames, the next call puts the previous folder back.

@@ -129,6 +129,13 @@ def test_the_temporary_folder_of_a_running_process_and_foreign_ones_stay(tmp_pat
     assert len(list(tmp_path.iterdir())) == 4
 
 
+def test_a_folder_that_another_process_fills_in_the_meantime_stays(tmp_path):
+    with pytest.raises(UserError, match="Directory not empty"), atomic_folder(tmp_path / "out", overwrite=False):
+        write(tmp_path / "out", "other")
+    assert contents(tmp_path / "out") == {"other": "other"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_sources_the_working_folder_and_files_are_never_replaced(old, tmp_path, monkeypatch):
     for source in (old, old / "old"):
         with pytest.raises(UserError, match=f"out: holds the source {source}; choose another"):
