@@ -99,10 +99,14 @@ def audit(
     from facelt.audit.run import run_audit
     from facelt.config.audit import AuditConfig
     from facelt.config.loading import load_config
+    from facelt.config.yaml_file import parse_yaml
     from facelt.report.audit_terminal import print_audit
     from facelt.report.write import write_report
     from facelt.utils.provenance import run_provenance
     from recordio_tools.progress import progress_bars
+
+    def number(text: str) -> Any:
+        return parse_yaml(text, "a number of the command line")
 
     options = {
         "embeddings": {
@@ -120,9 +124,9 @@ def audit(
             "absent": "failure" if absent_as_failures else None,
         },
         "by": [columns.split(",") for columns in by],
-        "bins": _named_values(bins, "--bins", "age=18,30", lambda edges: edges.split(",")),
+        "bins": _named_values(bins, "--bins", "age=18,30", lambda edges: list(map(number, edges.split(",")))),
         "min_identities": min_identities,
-        "threshold": {**_named_values(threshold_at, "--threshold-at", "fmr=1e-3"), "store": threshold_from},
+        "threshold": {**_named_values(threshold_at, "--threshold-at", "fmr=1e-3", number), "store": threshold_from},
         "shots": {"train": train, "threshold": shots_at},
         "against": {"path": against},
         "against_gallery": {"path": against_gallery},
@@ -150,9 +154,7 @@ def audit(
         raise UserError(undecided[0])
 
 
-def _named_values(
-    texts: list[str], option: str, example: str, parse: Callable[[str], Any] = lambda value: value
-) -> dict[str, Any]:
+def _named_values(texts: list[str], option: str, example: str, parse: Callable[[str], Any]) -> dict[str, Any]:
     """Returns the values of NAME=VALUE texts by name. Raises UserError on another form."""
     values = {}
     for text in texts:

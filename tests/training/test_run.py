@@ -182,9 +182,7 @@ def test_a_damaged_record_of_the_settings_is_refused(train, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     (out / "config.yaml").write_text("a: [")
-    with pytest.raises(
-        UserError, match=r"config\.yaml: cannot read the configuration \(while parsing a flow node expected"
-    ):
+    with pytest.raises(UserError, match=r"config\.yaml, line 1: not valid YAML: expected the node content"):
         train(out, resume=True)
 
 
