@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from eval_megaface.comparison import check_comparison, compare_with_reference, power_notes
+from eval_megaface.comparison import check_comparison, compare_with_reference
 from eval_megaface.config import MegafaceConfig
 from eval_megaface.protocol import (
     EvaluationContext,
@@ -83,7 +83,6 @@ def evaluate_megaface(config: MegafaceConfig, progress: ProgressFn = no_progress
     if config.compare:
         groups = _probe_groups(suite, bands.get(config.compare.reference, {}))
         comparison = compare_with_reference(config, suite, groups, hits_of)
-        notes += power_notes(comparison, config.interval.level)
     verification = measure_verification(context, variants, progress) if config.verification else None
     open_set = None
     if config.open_set:

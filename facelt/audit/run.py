@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from facelt.audit.disparities import grouping_disparities
-from facelt.audit.inputs import open_inputs
+from facelt.audit.disparities import available_disparities, grouping_disparities
+from facelt.audit.inputs import SHOTS, open_inputs
 from facelt.audit.measure import GroupingResult, choose_thresholds, measure_grouping, search_all
 from facelt.audit.model_comparison import compare_models
 from facelt.audit.training_set import training_section
@@ -13,11 +13,11 @@ from facelt.config.audit import AuditConfig
 from facelt.errors import UserError
 from facelt.identification.error_rates import ScoreHistograms
 from facelt.report.audit_schema import AuditReport
+from facelt.stats.comparisons import comparison_values, decide
 from facelt.stats.disparity import DisparityEstimate
 from facelt.stats.fail_conditions import FailCondition, parse_fail_condition
 from facelt.stats.groups import GroupRate
 from facelt.stats.intervals import measured_coverage
-from facelt.stats.permutation import Contrast, holm_adjust_contrasts
 from recordio_tools.progress import ProgressFn, no_progress, relabel, track
 
 if TYPE_CHECKING:
@@ -55,10 +55,10 @@ class AuditResult:
 def run_audit(config: AuditConfig, progress: ProgressFn = no_progress) -> AuditResult:
     """Runs an audit. All inputs are validated before any comparison.
 
-    Raises UserError naming the file, key, line or image at fault. A fail condition that cannot be decided, or names a
-    figure that the report does not have, is no error here; the report marks it as undecided.
+    Raises UserError naming the file, key, line or image at fault; before any input is read, a fail condition that
+    cannot be parsed, or is about a figure, metric or grouping that such an audit does not have.
     """
-    conditions = [parse_fail_condition(text) for text in config.fail_if]
+    conditions = _fail_conditions(config)
     report: dict[str, Any] = {
         "title": config.title,
         "notes": list(config.notes),
@@ -95,31 +95,48 @@ def run_audit(config: AuditConfig, progress: ProgressFn = no_progress) -> AuditR
         report["overall"] = {metric: _rate(table.rows[0], metric, table.level) for metric, table in tables}
         report["det"] = _det(everyone.histograms.overall)
         fmr = thresholds["pairs"].wanted if thresholds["pairs"].kind == "fmr" else None
-        report["groupings"] = _grouping_sections(results, estimates, fmr)
+        report["groupings"] = _grouping_sections(results, estimates, config.statistics.level, fmr)
         if inputs.against is not None:
             progress = relabel(progress, "searching, other model")
             other_searches = search_all(inputs.against.embeddings, inputs.against_gallery, seed, progress)
             report["against"] = compare_models(config, inputs, searches.rank1, other_searches.rank1, results)
     every_estimate = [estimate for of_grouping in estimates.values() for estimate in of_grouping]
-    report["conditions"] = [_evaluate_condition(condition, every_estimate) for condition in conditions]
+    report["conditions"] = [
+        {"text": condition.text, **asdict(condition.evaluate(every_estimate))} for condition in conditions
+    ]
     return AuditResult(AuditReport.build(report), results)
+
+
+def _fail_conditions(config: AuditConfig) -> list[FailCondition]:
+    """Returns the parsed conditions, checked against the figures and groupings of this audit."""
+    conditions = [parse_fail_condition(text) for text in config.fail_if]
+    metrics = ("rank1", "fnir", "fpir") if config.embeddings is not None else ()
+    metrics += ("fmr", "fnmr") if config.embeddings is not None or config.scores is not None else ()
+    # The embeddings may have a column of shots themselves.
+    groupings = dict.fromkeys([*config.by, *((*by, SHOTS) for by in config.by if config.embeddings is not None)])
+    for condition in conditions:
+        condition.check(available_disparities(metrics) if metrics else (), groupings)
+    return conditions
 
 
 def _grouping_sections(
     results: Mapping[tuple[str, ...], GroupingResult],
     estimates: Mapping[tuple[str, ...], list[DisparityEstimate]],
+    level: float,
     fmr: float | None,
 ) -> list[dict[str, Any]]:
     """Returns the report's groupings; `fmr` is that of the groups' own thresholds, None to leave them out."""
-    contrasts = holm_adjust_contrasts([contrast for result in results.values() for contrast in result.contrasts])
+    contrasts = [contrast for result in results.values() for contrast in result.contrasts]
+    verdicts = decide([contrast.pair for contrast in contrasts], level=level)
+    rows = [comparison_values(contrast, verdict) for contrast, verdict in zip(contrasts, verdicts, strict=True)]
     return [
-        _grouping_section(result, estimates[by], [contrast for contrast in contrasts if contrast.by == by], fmr)
+        _grouping_section(result, estimates[by], [row for row in rows if row["by"] == by], fmr)
         for by, result in results.items()
     ]
 
 
 def _grouping_section(
-    result: GroupingResult, estimates: Iterable[DisparityEstimate], contrasts: Iterable[Contrast], fmr: float | None
+    result: GroupingResult, estimates: Iterable[DisparityEstimate], contrasts: list[dict[str, Any]], fmr: float | None
 ) -> dict[str, Any]:
     level = result.across.level
     rows = {metric: {row.group: row for row in table.rows} for metric, table in result.tables.items()}
@@ -139,7 +156,7 @@ def _grouping_section(
         "across": [_across_rate(row, len(result.grouping.by), level) for row in result.across.rows],
         "det": [{"group": list(name), **_det(of_group)} for name, of_group in histograms.items()],
         "disparities": [asdict(estimate) for estimate in estimates],
-        "contrasts": [asdict(contrast) for contrast in contrasts],
+        "contrasts": contrasts,
     }
 
 
@@ -171,11 +188,3 @@ def _own_threshold(histograms: ScoreHistograms | None, fmr: float | None) -> dic
     point = histograms.point(fmr)
     keys = ("wanted", "threshold", "fmr", "fnmr", "supported", "reason")
     return {key: getattr(point, key) for key in keys}
-
-
-def _evaluate_condition(condition: FailCondition, estimates: list[DisparityEstimate]) -> dict[str, Any]:
-    try:
-        reasons, undecided = condition.reasons(estimates), None
-    except UserError as error:
-        reasons, undecided = [], str(error)
-    return {"text": condition.text, "failed": bool(reasons), "reasons": reasons, "undecided": undecided}

@@ -9,8 +9,9 @@ import typer
 from facelt.config.base import EmbeddingKind
 from facelt.errors import UserError
 
-# Exit code if a condition of --fail-if is met.
+# Exit codes if a condition of --fail-if is met, and if none is but one is undecided.
 FAILED = 3
+UNDECIDED = 4
 
 
 def audit(
@@ -56,7 +57,7 @@ def audit(
     noise: Annotated[Literal["drop", "raw"] | None, typer.Option(help="raw keeps the images on noise lists.")] = None,
     allow_missing: Annotated[int | None, typer.Option(min=0, help="Most failures to enrol that are accepted.")] = None,
     fail_if: Annotated[
-        list[str], typer.Option(help="Exit with 3 if the condition is met: 'gap(rank1) > 0.05'; repeatable.")
+        list[str], typer.Option(help="Exit with 3 if it is met, 4 if undecided: 'gap(rank1).high > 0.05'; repeatable.")
     ] = [],  # noqa: B006
     data: Annotated[str | None, typer.Option(help="For the report: description of the data.")] = None,
     consent: Annotated[str | None, typer.Option(help="For the report: legal basis of their use.")] = None,
@@ -101,13 +102,14 @@ def audit(
     page = write_report(report, settings.out)
     print_audit(report)
     typer.echo(f"report: {page}")
-    reasons = [reason for condition in report.conditions for reason in condition.reasons]
-    for reason in reasons:
-        typer.echo(f"failed: {reason}", err=True)
-    if reasons:
+    states = {condition.state for condition in report.conditions}
+    for condition in report.conditions:
+        for reason in condition.reasons:
+            typer.echo(f"{condition.state}: {reason}", err=True)
+    if "fails" in states:
         raise typer.Exit(FAILED)
-    if undecided := [condition.undecided for condition in report.conditions if condition.undecided]:
-        raise UserError(undecided[0])
+    if "undecided" in states:
+        raise typer.Exit(UNDECIDED)
 
 
 def _named_values(

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from facelt.report import audit_text
 from facelt.report.audit_schema import (
+    AgainstRow,
     AuditGroup,
     AuditGrouping,
     AuditRate,
@@ -40,7 +41,7 @@ def audit_tables(report: AuditReport) -> dict[str, Table]:
             "det.csv": _det_table(report),
         }
     if report.against is not None:
-        keys = ("group", "rate", "other_rate", "difference", "low", "high", "identities", "small", "p", "adjusted_p")
+        keys = tuple(AgainstRow.model_fields)
         tables["against.csv"] = _long_table(report.against.groupings, "rows", keys)
     if report.training is not None:
         rows = [
