@@ -81,7 +81,7 @@ def three_digits(value: float | None) -> str:
 
 
 def undecided_text(smallest_p: float | None, people: str, level: float) -> str:
-    """Returns that a difference is undecided, or undecidable if so many people cannot reach a p below 1 - level.
+    """Returns that a difference is undecided, or undecidable if that few people cannot reach a p below 1 - level.
 
     `people` is their number as text, such as `14 identities`.
     """

@@ -59,7 +59,7 @@ class DifferenceVerdict(ReportPart):
 
     `p` is that of the interval, `adjusted_p` Holm's over the report. `adjusted_low` and `adjusted_high` are the limits
     at the level that Holm's method leaves to this test: they exclude 0 if and only if the difference is `decided`, that
-    is `adjusted_p` is below 1 - level. `smallest_p` is the smallest adjusted p-value that so many people can reach.
+    is `adjusted_p` is below 1 - level. `smallest_p` is the smallest adjusted p-value that these people can reach.
     """
 
     p: float | None

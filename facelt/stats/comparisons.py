@@ -55,7 +55,7 @@ class Verdict:
 
     `adjusted_low` and `adjusted_high` are the limits at the level that Holm's method leaves to this test: they exclude
     0 if and only if it is `decided`, that is `adjusted_p` is below 1 - level. `smallest_p` is the smallest adjusted
-    p-value that so many people can reach: if it is not below 1 - level, no difference of their rates is decided.
+    p-value that these people can reach: if it is not below 1 - level, no difference of their rates is decided.
     """
 
     p: float | None

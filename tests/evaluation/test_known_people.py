@@ -242,7 +242,7 @@ def test_the_curve_runs_through_the_dir_at_each_far(report, plain_results, model
 
 
 def test_intervals_and_differences_are_those_of_plain_counts_by_identity(report, plain_models, plain_results):
-    """Every rate has the interval of its own counts; one without variance has the correlation of all bands."""
+    """Every rate has the interval of the plain counts; one without variance has the correlation of all bands."""
     counts = plain_models["run/plain"].counts
     labels = plain_results[SERIES[0]][0]
     identities = sorted(set(labels))

@@ -109,7 +109,7 @@ def test_holm_by_hand():
 
 
 def two_groups(people, error_rates, least_identities=2):
-    """A table of two groups of so many people with ten trials each."""
+    """A table of two groups of `people` people with ten trials each."""
     random = np.random.default_rng(0)
     names = [f"p{i}" for i in range(2 * people)]
     units = Units.from_columns(names, {"hat": ["red"] * people + ["blue"] * people})

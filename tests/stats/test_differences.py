@@ -1,4 +1,4 @@
-"""Limits of differences and ratios by hand, p-values by inversion of these limits, the smallest p of so many people."""
+"""Limits of differences and ratios by hand, p-values by inversion of these limits, the smallest p that people can reach."""
 
 import numpy as np
 import pytest
@@ -161,9 +161,9 @@ def test_smallest_p_is_that_of_people_who_all_fail_or_never():
 
 
 def test_one_identity_or_none_tests_nothing():
-    one = between([[3, 0], [1, 0]], [[4, 0], [4, 0]])
-    assert (one.p_values()[0], one.smallest_p()[0]) == (1, 1)
-    assert np.isnan(one.limits(0.95)).all()
+    alone = between([[3, 0], [1, 0]], [[4, 0], [4, 0]])
+    assert (alone.p_values()[0], alone.smallest_p()[0]) == (1, 1)
+    assert np.isnan(alone.limits(0.95)).all()
     assert np.isnan(between([[0, 0], [1, 2]], [[0, 0], [4, 4]]).p_values()).all()
 
 
