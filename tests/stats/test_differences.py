@@ -1,4 +1,4 @@
-"""Limits of differences and ratios by hand, p-values by inversion of these limits, the smallest p that people can reach."""
+"""Limits of differences and ratios by hand, p-values by inversion of these limits, the smallest p of N people."""
 
 import numpy as np
 import pytest
