@@ -81,15 +81,10 @@ class IntervalConfig(StrictModel):
 
 
 class CompareConfig(StrictModel):
-    """Comparison of every other model and kind with the embeddings `kind` of the model `reference`.
-
-    `permutations` and `seed` are those of the paired permutation test.
-    """
+    """Comparison of every other model and kind with the embeddings `kind` of the model `reference`."""
 
     reference: str
     kind: EmbeddingKind = "direct"
-    permutations: int = Field(10_000, ge=100, le=1_000_000)
-    seed: int = Field(0, ge=0, lt=2**63)
 
 
 class SearchConfig(StrictModel):

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from eval_megaface.comparison import check_comparison, compare_with_reference, power_notes
+from eval_megaface.comparison import check_comparison, compare_with_reference
 from eval_megaface.config import MegafaceConfig
 from eval_megaface.protocol import (
     EvaluationContext,
@@ -90,7 +90,6 @@ def evaluate_megaface(config: MegafaceConfig, progress: ProgressFn = no_progress
     if config.compare:
         groups = _probe_groups(suite, bands.get(config.compare.reference, {}))
         comparison = compare_with_reference(config, suite, groups, hits_of)
-        notes += power_notes(comparison, config.interval.level)
     verification = open_set = None
     if config.verification:
         verification, threshold_notes = measure_verification(context, variants, progress)

@@ -195,11 +195,13 @@ def report_rows(
 def _group_rates(suite: Suite, groups: Sequence[ProbeGroup], hit_P: np.ndarray, level: float) -> list[dict[str, Any]]:
     """Returns rate, interval and counts of each group; `hit_P` are the hits of each probe, averaged over sets.
 
-    A group without pairs has the rate None; one with pairs of fewer than two identities has no interval. The groups of
-    one row share a call of `rate_intervals`: one whose pairs all end the same borrows the correlation of the others.
+    A group without pairs has the rate None; one with pairs of fewer than two identities has no interval. One whose
+    pairs all end the same takes the intraclass correlation of all pairs.
     """
     hit_GI, pair_GI = (sum_by_identity(suite, groups, count_P) for count_P in (hit_P, suite.pairs_P))
-    intervals = rate_intervals(ClusteredCounts.by_identity(hit_GI, pair_GI), level=level)
+    counts = ClusteredCounts.by_identity(hit_GI, pair_GI)
+    whole = next(g for g, group in enumerate(groups) if group.group == "all")
+    intervals = rate_intervals(counts, level=level, pooled=counts.only([whole]))
     return [
         {
             "name": group.name,
@@ -222,7 +224,7 @@ def sum_by_identity(suite: Suite, groups: Sequence[ProbeGroup], count_P: np.ndar
 
 
 def size_curve(suite: Suite, hits: Hits, level: float) -> dict[str, Any]:
-    """Returns the rank-1 rate of all pairs against the number of distractors, with intervals of one call."""
+    """Returns the rank-1 rate of all pairs against the number of distractors, with intervals."""
     identities = len(suite.names)
     hit_SP = hits.hit_SPK[:, :, 0] / hits.sets_S[:, None]
     hit_SI = np.stack([np.bincount(suite.identity_P, hit_P, identities) for hit_P in hit_SP])

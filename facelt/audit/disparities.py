@@ -1,9 +1,10 @@
-"""Disparities between the groups of one grouping, with bootstrap limits, as reports and `--fail-if` name them.
+"""Disparities between the groups of one grouping, with their limits, as reports and `--fail-if` name them.
 
-R replicates, G groups.
+G groups.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -12,7 +13,7 @@ from facelt.audit.measure import GroupingResult
 from facelt.config.audit import StatisticsConfig
 from facelt.stats.disparity import DISPARITY_MEASURES, DisparityEstimate, GroupErrors
 from facelt.stats.groups import GroupTable
-from facelt.stats.resampling import bias_corrected_limits
+from facelt.stats.intervals import RateIntervals
 
 # Name of one error of each metric. Rank 1 counts hits; the measures of errors use its misses, under this name.
 _MISSES = "rank1_miss"
@@ -27,57 +28,84 @@ _ERROR_NAMES = MappingProxyType(
 )
 # Metric name of the joint measures.
 _JOINT = "fmr_fnmr"
+# The rate of the group with the highest error rate, or with the lowest rank-1 rate.
+_WORST = "worst"
+
+
+def available_disparities(metrics: Iterable[str]) -> list[tuple[str, str]]:
+    """Returns figure and metric of each disparity of an audit that measures these metrics, in the report's order."""
+    metrics = list(metrics)
+    single = [name for name, measure in DISPARITY_MEASURES.items() if not measure.is_joint]
+    joint = [name for name, measure in DISPARITY_MEASURES.items() if measure.is_joint]
+    has_rank1 = "rank1" in metrics
+    errors = [metric for metric in metrics if metric in _ERROR_NAMES] + [_MISSES] * has_rank1
+    of_rank1 = [(_WORST, "rank1"), ("gap", "rank1")] if has_rank1 else []
+    return [
+        *of_rank1,
+        *((name, metric) for metric in errors for name in (_WORST, *single)),
+        *((name, _JOINT) for name in joint),
+    ]
 
 
 @dataclass(frozen=True, eq=False)
 class _LargeGroups:
-    """Large groups of one metric: counts, rates in each replicate [R,G], and their fewest degrees of freedom."""
+    """Large groups of one metric: their counts as errors, and their figures among the intervals of the table."""
 
     errors: GroupErrors
-    rate_RG: np.ndarray
-    dof: float
+    intervals: RateIntervals
+    figures: tuple[int, ...]
 
     def subset(self, names: list[str]) -> "_LargeGroups":
         index = [self.errors.names.index(name) for name in names]
         counts = (getattr(self.errors, field)[index] for field in ("error_G", "trial_G", "upper_G"))
-        return _LargeGroups(GroupErrors(tuple(names), *counts, self.errors.kind), self.rate_RG[:, index], self.dof)
+        errors = GroupErrors(tuple(names), *counts, self.errors.kind)
+        return _LargeGroups(errors, self.intervals, tuple(self.figures[g] for g in index))
 
 
 def grouping_disparities(result: GroupingResult, statistics: StatisticsConfig) -> list[DisparityEstimate]:
     """Returns every disparity of one grouping over its large groups; `alpha` weighs FMR against FNMR if joint."""
-    by = result.grouping.by
     groups = {
-        metric: _large_groups(table, result.replicates[metric], _ERROR_NAMES[metric])
+        metric: _LargeGroups(table.errors(_ERROR_NAMES.get(metric, "hit")), table.intervals, table.large())
         for metric, table in result.tables.items()
-        if metric in _ERROR_NAMES
     }
-    estimates = []
     if "rank1" in result.tables:
-        groups[_MISSES] = _misses(result.tables["rank1"], result.replicates["rank1"])
-        estimates.append(_estimate("gap", "rank1", by, (groups[_MISSES],), statistics))
-    for metric, of_metric in groups.items():
-        for name, measure in DISPARITY_MEASURES.items():
-            if not measure.is_joint:
-                estimates.append(_estimate(name, metric, by, (of_metric,), statistics))
+        groups[_MISSES] = _misses(result.tables["rank1"], groups["rank1"])
     common = [name for name in groups["fmr"].errors.names if name in groups["fnmr"].errors.names]
     joint = groups["fmr"].subset(common), groups["fnmr"].subset(common)
-    for name, measure in DISPARITY_MEASURES.items():
-        if measure.is_joint:
-            estimates.append(_estimate(name, _JOINT, by, joint, statistics))
-    return estimates
+    return [
+        _worst(metric, result.grouping.by, groups[metric], statistics.level)
+        if name == _WORST
+        else _estimate(name, metric, result.grouping.by, joint if metric == _JOINT else (groups[metric],), statistics)
+        for name, metric in available_disparities(result.tables)
+    ]
 
 
-def _large_groups(table: GroupTable, rate_RF: np.ndarray, kind: str) -> _LargeGroups:
-    large = list(table.large())
-    dof = table.intervals.dof_F[large].min() if large else np.inf
-    return _LargeGroups(table.errors(kind), rate_RF[:, large], float(dof))
+def _misses(table: GroupTable, hits: _LargeGroups) -> _LargeGroups:
+    intervals = table.intervals
+    misses = replace(
+        intervals,
+        rate_F=1 - intervals.rate_F,
+        low_F=1 - intervals.high_F,
+        high_F=1 - intervals.low_F,
+        influence_FI=-intervals.influence_FI,
+    )
+    upper_G = np.nan_to_num(misses.high_F[list(hits.figures)], nan=1)
+    counts = hits.errors.trial_G - hits.errors.error_G, hits.errors.trial_G, upper_G
+    return _LargeGroups(GroupErrors(hits.errors.names, *counts, _ERROR_NAMES[_MISSES]), misses, hits.figures)
 
 
-def _misses(table: GroupTable, rate_RF: np.ndarray) -> _LargeGroups:
-    hits = _large_groups(table, rate_RF, "hit")
-    upper_G = [1.0 if table.rows[f].low is None else 1 - table.rows[f].low for f in table.large()]
-    counts = hits.errors.trial_G - hits.errors.error_G, hits.errors.trial_G, np.array(upper_G)
-    return _LargeGroups(GroupErrors(hits.errors.names, *counts, _ERROR_NAMES[_MISSES]), 1 - hits.rate_RG, hits.dof)
+def _worst(metric: str, by: tuple[str, ...], groups: _LargeGroups, level: float) -> DisparityEstimate:
+    """Returns the rate of the worst group; its limits hold for all groups at once, whichever is the worst."""
+    if not groups.figures:
+        return DisparityEstimate(_WORST, metric, by, None, note="no group is large enough")
+    of_group = groups.intervals.at_level(1 - (1 - level) / len(groups.figures))
+    rate_G, low_G, high_G = (
+        value_F[list(groups.figures)] for value_F in (of_group.rate_F, of_group.low_F, of_group.high_F)
+    )
+    worst, choose = (rate_G.argmin(), np.min) if metric == "rank1" else (rate_G.argmax(), np.max)
+    limits = (float(choose(low_G)), float(choose(high_G)))
+    name = groups.errors.names[worst]
+    return DisparityEstimate(_WORST, metric, by, float(rate_G[worst]), False, f"in {name}", *limits)
 
 
 def _estimate(
@@ -85,14 +113,10 @@ def _estimate(
 ) -> DisparityEstimate:
     measure = DISPARITY_MEASURES[name]
     disparity = measure.from_counts(*(kind.errors for kind in groups), alpha=statistics.alpha)
-    value, at_least, note = disparity.value, disparity.at_least, disparity.note
-    if value is None or at_least:
-        return DisparityEstimate(name, metric, by, value, at_least, note)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        value_R = measure.from_rates(
-            *(kind.rate_RG for kind in groups), *([statistics.alpha] if measure.is_joint else [])
-        )
-    dof = min(kind.dof for kind in groups)
-    limits = bias_corrected_limits(value_R, value, level=statistics.level, dof=dof)
-    low, high = (float(limit) if np.isfinite(limit) else None for limit in limits)
-    return DisparityEstimate(name, metric, by, value, at_least, note, low, high)
+    estimate = DisparityEstimate(name, metric, by, disparity.value, disparity.at_least, disparity.note)
+    if disparity.value is None:
+        return estimate
+    kinds = [(kind.intervals, kind.figures) for kind in groups]
+    low, high = measure.limits(kinds, level=statistics.level, alpha=statistics.alpha)
+    # A bound takes the least unequal rates, and is a limit itself.
+    return replace(estimate, low=min(low, disparity.value), high=high if np.isfinite(high) else None)

@@ -1,12 +1,11 @@
 """Measurements of an audit: searches, decision thresholds, and the error rates of one grouping.
 
-P enrolled images, N non-mated searches, U units, G groups, I identities, R replicates, D feature.
+P enrolled images, N non-mated searches, U units, G groups, I identities, D feature.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
@@ -21,19 +20,16 @@ from facelt.identification.open_set import OpenSetSearches, open_set_searches, s
 from facelt.identification.rank import hit_ranks, mate_pairs, probe_hits
 from facelt.search.exact import BadRow, similarities
 from facelt.search.top_k import top_k
+from facelt.stats.comparisons import Contrast, pairwise_contrasts
 from facelt.stats.groups import (
     Grouping,
     GroupSize,
     GroupTable,
-    UnitPairCounts,
     Units,
     group_sizes,
     pair_table,
     search_table,
-    within_group_pairs,
 )
-from facelt.stats.permutation import Contrast, nonmated_permutation_test, pairwise_contrasts, permutation_test
-from facelt.stats.resampling import identity_weights, replicate_pair_rates, replicate_rates
 from recordio_tools.progress import ProgressFn, no_progress
 
 # float32 scores of one block.
@@ -219,15 +215,11 @@ def threshold_notes(
 
 @dataclass(frozen=True, eq=False)
 class GroupingResult:
-    """Measurements of one grouping: tables by metric, and in `across` the FMR of every two groups.
-
-    `replicates` has, by metric, the rates of the table's rows in each bootstrap replicate, float64 [R,G].
-    """
+    """Measurements of one grouping: tables by metric, and in `across` the FMR of every two groups."""
 
     grouping: Grouping
     sizes: tuple[GroupSize, ...]
     tables: dict[str, GroupTable]
-    replicates: dict[str, np.ndarray]
     across: GroupTable
     histograms: PairHistograms
     contrasts: tuple[Contrast, ...]
@@ -258,42 +250,11 @@ def measure_grouping(
         tables[metric] = search_table(metric, event_U, trial_U, units, grouping, **settings)
     tables["fmr"] = pair_table("fmr", non_mated, units, grouping, **settings)
     tables["fnmr"] = pair_table("fnmr", mated, units, grouping, **settings)
-    draws = {"permutations": statistics.replicates, "seed": statistics.seed}
-    contrasts: list[Contrast] = []
-    for metric, table in tables.items():
-        if metric == "fmr":
-            test = partial(nonmated_permutation_test, *non_mated.by_identity_pair(units), **draws)
-        else:
-            error_I, trial_I = table.counts.error_FI.sum(axis=0), table.counts.trial_FI.sum(axis=0)
-            test = partial(permutation_test, error_I, trial_I, **draws)
-        contrasts += pairwise_contrasts(table, test)
     return GroupingResult(
         grouping,
         sizes,
         tables,
-        _replicates(tables, {"fmr": non_mated, "fnmr": mated}, units, grouping, statistics),
         pair_table("fmr", non_mated, units, grouping, across=True, **settings),
         audited.comparisons.histograms(units, grouping),
-        tuple(contrasts),
+        tuple(contrast for table in tables.values() for contrast in pairwise_contrasts(table)),
     )
-
-
-def _replicates(
-    tables: Mapping[str, GroupTable],
-    pairs: Mapping[str, UnitPairCounts],
-    units: Units,
-    grouping: Grouping,
-    statistics: StatisticsConfig,
-) -> dict[str, np.ndarray]:
-    """Returns all metrics' rates in the same bootstrap replicates, stratified by group if identities have one each."""
-    group_I = units.identity_groups(grouping)
-    stratum_I = np.zeros(len(units.identities), dtype=np.int64) if group_I is None else group_I
-    weight_RI = identity_weights(stratum_I, replicates=statistics.replicates, seed=statistics.seed)
-    replicates = {}
-    for metric, table in tables.items():
-        if metric in pairs:
-            rate_RF = replicate_pair_rates(pairs[metric], units, grouping, weight_RI)
-            replicates[metric] = rate_RF[:, within_group_pairs(grouping)]
-        else:
-            replicates[metric] = replicate_rates(table.counts.error_FI, table.counts.trial_FI, weight_RI)
-    return replicates

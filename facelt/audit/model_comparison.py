@@ -11,8 +11,8 @@ import numpy as np
 from facelt.audit.inputs import AuditInputs
 from facelt.audit.measure import SearchOutcomes
 from facelt.config.audit import AuditConfig
+from facelt.stats.comparisons import PairedDifference, comparison_values, decide, paired_differences
 from facelt.stats.groups import Units
-from facelt.stats.permutation import holm_adjust, paired_differences
 
 
 def compare_models(
@@ -24,41 +24,31 @@ def compare_models(
 ) -> dict[str, Any]:
     """Returns the report section `against`: rank 1 of the audited and of the other model, and their difference.
 
-    Intervals account for the correlation of the models over identities; p-values are of a paired permutation test,
-    adjusted by Holm over the section.
+    Intervals account for the correlation of the models over identities; p-values are adjusted over the section.
     """
-    sections = [
-        {"by": list(by), "rows": _compare_by_group(config, inputs.enrolled_units(by), by, first, second)}
+    groups = [
+        (by, *entry)
         for by in groupings
+        for entry in _compare_by_group(config, inputs.enrolled_units(by), by, first, second)
     ]
-    rows = [row for section in sections for row in section["rows"]]
-    for row, adjusted in zip(rows, holm_adjust([row["p"] for row in rows]), strict=True):
-        row["adjusted_p"] = adjusted
-    return {"metric": "rank1", "other": str(config.against.path), "groupings": sections}
+    sections = {by: {"by": list(by), "rows": []} for by, *_ in groups}
+    verdicts = decide([difference.pair for *_, difference in groups], level=config.statistics.level)
+    for (by, name, difference), verdict in zip(groups, verdicts, strict=True):
+        row = comparison_values(difference, verdict)
+        row["other_rate"], row["rate"] = row.pop("rate"), row.pop("reference_rate")
+        is_small = difference.identities < config.min_identities
+        sections[by]["rows"].append({"group": list(name), "small": is_small, **row})
+    return {"metric": "rank1", "other": str(config.against.path), "groupings": list(sections.values())}
 
 
 def _compare_by_group(
     config: AuditConfig, units: Units, by: tuple[str, ...], first: SearchOutcomes, second: SearchOutcomes
-) -> list[dict[str, Any]]:
+) -> list[tuple[tuple[str, ...], PairedDifference]]:
+    """Returns the name of each group and the difference in it."""
     grouping = units.grouping(by)
     hit_GI, other_hit_GI, trial_GI = (
         units.sum_by_group(np.bincount(units.unit_N, weights=count_P, minlength=len(units)), grouping)
         for count_P in (first.event_P, second.event_P, first.trial_P)
     )
-    statistics = config.statistics
-    options = {"level": statistics.level, "permutations": statistics.replicates, "seed": statistics.seed}
-    differences = paired_differences(hit_GI, other_hit_GI, trial_GI, **options)
-    return [
-        {
-            "group": list(name),
-            "rate": difference.reference_rate,
-            "other_rate": difference.rate,
-            "difference": difference.difference,
-            "low": difference.low,
-            "high": difference.high,
-            "identities": difference.identities,
-            "small": difference.identities < config.min_identities,
-            "p": difference.p,
-        }
-        for name, difference in zip(grouping.names, differences, strict=True)
-    ]
+    differences = paired_differences(hit_GI, other_hit_GI, trial_GI, level=config.statistics.level)
+    return list(zip(grouping.names, differences, strict=True))

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from facelt.audit.disparities import grouping_disparities
+from facelt.audit.disparities import available_disparities, grouping_disparities
 from facelt.audit.distributions import SECONDS, read_seconds, response_times, score_distributions, time_summary
 from facelt.audit.features import FeatureSet
-from facelt.audit.inputs import AuditInputs, open_inputs
+from facelt.audit.inputs import SHOTS, AuditInputs, open_inputs
 from facelt.audit.measure import GroupingResult, choose_thresholds, measure_grouping, search_all, threshold_notes
 from facelt.audit.model_comparison import compare_models
 from facelt.audit.training_set import training_section
@@ -19,11 +19,11 @@ from facelt.errors import UserError
 from facelt.identification.error_rates import ScoreHistograms
 from facelt.identification.open_set import open_set_rates
 from facelt.report.audit_schema import AuditReport
+from facelt.stats.comparisons import comparison_values, decide
 from facelt.stats.disparity import DisparityEstimate
 from facelt.stats.fail_conditions import FailCondition, parse_fail_condition
 from facelt.stats.groups import GroupRate
 from facelt.stats.intervals import measured_coverage
-from facelt.stats.permutation import Contrast, holm_adjust_contrasts
 from facelt.utils.provenance import InputHash
 from recordio_tools.progress import ProgressFn, no_progress, relabel, track
 
@@ -69,10 +69,10 @@ def run_audit(
 ) -> AuditResult:
     """Runs an audit. All inputs are validated before any comparison; features and gallery may be in memory.
 
-    Raises UserError naming the file, key, line or image at fault. A fail condition that cannot be decided, or names a
-    figure that the report does not have, is no error here; the report marks it as undecided.
+    Raises UserError naming the file, key, line or image at fault; before any input is read, a fail condition that
+    cannot be parsed, or is about a figure, metric or grouping that such an audit does not have.
     """
-    conditions = [parse_fail_condition(text) for text in config.fail_if]
+    conditions = _fail_conditions(config)
     training, notes = training_section(config, progress) if config.training.record else (None, [])
     report: dict[str, Any] = {
         "title": config.title,
@@ -122,7 +122,7 @@ def run_audit(
         if searches is not None:
             report["open_set"] = [point.report() for point in open_set_rates(searches.open_set).points]
         fmr = thresholds["pairs"].wanted if thresholds["pairs"].kind == "fmr" else None
-        report["groupings"] = _grouping_sections(results, estimates, fmr)
+        report["groupings"] = _grouping_sections(results, estimates, config.statistics.level, fmr)
         if SECONDS in inputs.columns and searches is not None:
             _add_response_times(report, inputs)
         if inputs.against is not None:
@@ -130,25 +130,42 @@ def run_audit(
             other_searches = search_all(inputs.against.embeddings, inputs.against_gallery, seed, progress)
             report["against"] = compare_models(config, inputs, searches.rank1, other_searches.rank1, results)
     every_estimate = [estimate for of_grouping in estimates.values() for estimate in of_grouping]
-    report["conditions"] = [_evaluate_condition(condition, every_estimate) for condition in conditions]
+    report["conditions"] = [
+        {"text": condition.text, **asdict(condition.evaluate(every_estimate))} for condition in conditions
+    ]
     return AuditResult(AuditReport.build(report), results, tuple(hashes))
+
+
+def _fail_conditions(config: AuditConfig) -> list[FailCondition]:
+    """Returns the parsed conditions, checked against the figures and groupings of this audit."""
+    conditions = [parse_fail_condition(text) for text in config.fail_if]
+    metrics = ("rank1", "fnir", "fpir") if config.embeddings is not None else ()
+    metrics += ("fmr", "fnmr") if config.embeddings is not None or config.scores is not None else ()
+    # The embeddings may have a column of shots themselves.
+    groupings = dict.fromkeys([*config.by, *((*by, SHOTS) for by in config.by if config.embeddings is not None)])
+    for condition in conditions:
+        condition.check(available_disparities(metrics) if metrics else (), groupings)
+    return conditions
 
 
 def _grouping_sections(
     results: Mapping[tuple[str, ...], GroupingResult],
     estimates: Mapping[tuple[str, ...], list[DisparityEstimate]],
+    level: float,
     fmr: float | None,
 ) -> list[dict[str, Any]]:
     """Returns the report's groupings; `fmr` is that of the groups' own thresholds, None to leave them out."""
-    contrasts = holm_adjust_contrasts([contrast for result in results.values() for contrast in result.contrasts])
+    contrasts = [contrast for result in results.values() for contrast in result.contrasts]
+    verdicts = decide([contrast.pair for contrast in contrasts], level=level)
+    rows = [comparison_values(contrast, verdict) for contrast, verdict in zip(contrasts, verdicts, strict=True)]
     return [
-        _grouping_section(result, estimates[by], [contrast for contrast in contrasts if contrast.by == by], fmr)
+        _grouping_section(result, estimates[by], [row for row in rows if row["by"] == by], fmr)
         for by, result in results.items()
     ]
 
 
 def _grouping_section(
-    result: GroupingResult, estimates: Iterable[DisparityEstimate], contrasts: Iterable[Contrast], fmr: float | None
+    result: GroupingResult, estimates: Iterable[DisparityEstimate], contrasts: list[dict[str, Any]], fmr: float | None
 ) -> dict[str, Any]:
     level = result.across.level
     rows = {metric: {row.group: row for row in table.rows} for metric, table in result.tables.items()}
@@ -169,7 +186,7 @@ def _grouping_section(
         "across": [_across_rate(row, len(result.grouping.by), level) for row in result.across.rows],
         "det": [{"group": list(name), **_det(of_group)} for name, of_group in histograms.items()],
         "disparities": [asdict(estimate) for estimate in estimates],
-        "contrasts": [asdict(contrast) for contrast in contrasts],
+        "contrasts": contrasts,
     }
 
 
@@ -217,11 +234,3 @@ def _own_threshold(histograms: ScoreHistograms | None, fmr: float | None) -> dic
     point = histograms.point(fmr)
     keys = ("wanted", "threshold", "fmr", "fnmr", "supported", "reason")
     return {key: getattr(point, key) for key in keys}
-
-
-def _evaluate_condition(condition: FailCondition, estimates: list[DisparityEstimate]) -> dict[str, Any]:
-    try:
-        reasons, undecided = condition.reasons(estimates), None
-    except UserError as error:
-        reasons, undecided = [], str(error)
-    return {"text": condition.text, "failed": bool(reasons), "reasons": reasons, "undecided": undecided}

@@ -11,8 +11,9 @@ from facelt.errors import UserError
 from facelt.utils.cli import ConfigArgument, choose_config
 from facelt.utils.folder_lock import lock_folder
 
-# Exit code if a condition of --fail-if is met.
+# Exit codes if a condition of --fail-if is met, and if none is but one is undecided.
 FAILED = 3
+UNDECIDED = 4
 
 
 def audit(
@@ -83,7 +84,7 @@ def audit(
         bool, typer.Option("--allow-duplicates", help="Keep images that have the embedding of a distractor.")
     ] = False,
     fail_if: Annotated[
-        list[str], typer.Option(help="Exit with 3 if the condition is met: 'gap(rank1) > 0.05'; repeatable.")
+        list[str], typer.Option(help="Exit with 3 if it is met, 4 if undecided: 'gap(rank1).high > 0.05'; repeatable.")
     ] = [],  # noqa: B006
     data: Annotated[str | None, typer.Option(help="For the report: description of the data.")] = None,
     consent: Annotated[str | None, typer.Option(help="For the report: legal basis of their use.")] = None,
@@ -145,13 +146,14 @@ def audit(
         page = write_report(report, settings.out)
     print_audit(report)
     typer.echo(f"report: {page}")
-    reasons = [reason for condition in report.conditions for reason in condition.reasons]
-    for reason in reasons:
-        typer.echo(f"failed: {reason}", err=True)
-    if reasons:
+    states = {condition.state for condition in report.conditions}
+    for condition in report.conditions:
+        for reason in condition.reasons:
+            typer.echo(f"{condition.state}: {reason}", err=True)
+    if "fails" in states:
         raise typer.Exit(FAILED)
-    if undecided := [condition.undecided for condition in report.conditions if condition.undecided]:
-        raise UserError(undecided[0])
+    if "undecided" in states:
+        raise typer.Exit(UNDECIDED)
 
 
 def _named_values(texts: list[str], option: str, example: str, parse: Callable[[str], Any]) -> dict[str, Any]:

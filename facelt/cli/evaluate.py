@@ -57,7 +57,7 @@ def evaluate(
         Literal["threshold", "open-classes", "longtailness"] | None,
         typer.Option(help="Write metrics over it to --out, as CSV and plot; longtailness compares checkpoints."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the order of open classes and of permutation tests.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order of open classes.")] = 0,
     out: Annotated[
         Path | None,
         typer.Option(

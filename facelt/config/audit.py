@@ -92,11 +92,13 @@ class TrainingConfig(StrictModel):
 
 
 class StatisticsConfig(StrictModel):
-    """Intervals and tests: `level` of the intervals, `alpha` the weight of FMR against FNMR in joint disparities."""
+    """Intervals and tests: `level` of the intervals, `alpha` the weight of FMR against FNMR in joint disparities.
+
+    `seed` draws who is enrolled in the open-set searches.
+    """
 
     level: float = Field(0.95, gt=0, lt=1)
     alpha: float = Field(0.5, ge=0, le=1)
-    replicates: int = Field(2000, ge=100, le=1_000_000)
     seed: int = Field(0, ge=0, lt=2**63)
 
 

@@ -145,7 +145,7 @@ def evaluate_known_people(
         },
         "scores": [rates.score_summary(result) for result in results],
         "reference": dict(zip(("model", "score"), reference, strict=True)),
-        "comparisons": rates.comparisons(_compared_pairs(candidates, reference), options.seed),
+        "comparisons": rates.comparisons(_compared_pairs(candidates, reference)),
     }
     return KnownPeopleReport.build(values)
 

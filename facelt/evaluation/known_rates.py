@@ -10,7 +10,7 @@ N known images, S images of strangers, I identities of the known images, F figur
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -20,16 +20,14 @@ from facelt.identification.error_rates import MIN_SUPPORTING_ERRORS, max_errors
 from facelt.identification.open_set import lowest_threshold
 from facelt.metrics.classification import KNOWN_BANDS
 from facelt.metrics.open_set import detection_metrics, oscr_curve
+from facelt.stats.comparisons import PairedDifference, comparison_values, decide, paired_differences
 from facelt.stats.intervals import ClusteredCounts, RateIntervals, rate_intervals
-from facelt.stats.permutation import PairedDifference, holm_adjust, is_decided, paired_differences
 
 LEVEL = 0.95
 STRANGER_FARS = (0.1, 0.01, 0.001)
 # DIR by band and differences of DIR are measured at this FAR.
 COMPARED_FAR = 0.01
 ALL_BANDS = ("all", *KNOWN_BANDS)
-# The smallest p-value, 1 / 5000, stays below 5 % after Holm's adjustment of 250 tests.
-_PERMUTATIONS = 4999
 _POINTS_PER_DECADE = 10
 
 
@@ -107,25 +105,29 @@ class KnownRates:
             "curve": {"far": far_K, "dir": dir_K},
         }
 
-    def comparisons(self, pairs: Sequence[tuple[tuple[str, str], tuple[str, str]]], seed: int) -> list[dict[str, Any]]:
+    def comparisons(self, pairs: Sequence[tuple[tuple[str, str], tuple[str, str]]]) -> list[dict[str, Any]]:
         """Returns the values of the report's `KnownComparison` for pairs of a model's score and its reference."""
-        rows = [row for series, reference in pairs for row in self._differences(series, reference, seed)]
-        for row, adjusted in zip(rows, holm_adjust([row["p"] for row in rows]), strict=True):
-            row["adjusted_p"] = adjusted
-            row["decided"] = is_decided(row["low"], row["high"], adjusted, level=LEVEL)
-        return rows
+        rows = [row for series, reference in pairs for row in self._differences(series, reference)]
+        verdicts = decide([difference.pair for _, difference in rows], level=LEVEL)
+        return [
+            labels | comparison_values(difference, verdict)
+            for (labels, difference), verdict in zip(rows, verdicts, strict=True)
+        ]
 
-    def _differences(self, series: tuple[str, str], reference: tuple[str, str], seed: int) -> list[dict[str, Any]]:
+    def _differences(
+        self, series: tuple[str, str], reference: tuple[str, str]
+    ) -> list[tuple[dict[str, Any], PairedDifference]]:
+        """Returns the labels and the difference of each metric and band."""
         rows = []
         for metric, far, bands in (("accuracy", None, ALL_BANDS), ("dir", COMPARED_FAR, ("all",))):
             figures, measured = self._figures[far], [band for band in bands if self._masks[band].any()]
             if any(_RateKey(key, far, "all") not in figures.position for key in (series, reference)):
                 continue
             keys = [[_RateKey(key, far, band) for band in measured] for key in (reference, series)]
-            for band, difference in zip(measured, figures.paired_differences(*keys, seed), strict=True):
+            for band, difference in zip(measured, figures.paired_differences(*keys), strict=True):
                 row = {"model": series[0], "score": series[1], "metric": metric, "band": band}
                 row |= {"reference_model": reference[0], "reference_score": reference[1]}
-                rows.append(row | asdict(difference))
+                rows.append((row, difference))
         return rows
 
     def _dir_point(self, result: KnownScores, far: float) -> dict[str, Any]:
@@ -183,8 +185,9 @@ class _Figures:
         for f, key in enumerate(keys):
             hit_FI[f] = np.bincount(code_N[masks[key.band] & hits[key.series]], minlength=len(names_I))
             trial_FI[f] = np.bincount(code_N[masks[key.band]], minlength=len(names_I))
-        counts = ClusteredCounts.by_identity(hit_FI, trial_FI)
-        return cls({key: f for f, key in enumerate(keys)}, counts, rate_intervals(counts, level=LEVEL))
+        counts, position = ClusteredCounts.by_identity(hit_FI, trial_FI), {key: f for f, key in enumerate(keys)}
+        pooled = counts.only([position[key._replace(band="all")] for key in keys])
+        return cls(position, counts, rate_intervals(counts, level=LEVEL, pooled=pooled))
 
     def rate(self, key: _RateKey) -> dict[str, Any]:
         """Returns the values of the report's `KnownRate`."""
@@ -197,15 +200,11 @@ class _Figures:
             "identities": int(intervals.identities_F[f]),
         }
 
-    def paired_differences(
-        self, reference: Sequence[_RateKey], others: Sequence[_RateKey], seed: int
-    ) -> list[PairedDifference]:
-        """Returns the rates of `others` minus those of `reference`, figure by figure."""
+    def paired_differences(self, reference: Sequence[_RateKey], others: Sequence[_RateKey]) -> list[PairedDifference]:
+        """Returns the rates of `others` minus those of `reference`, figure by figure; the first is of all bands."""
         rows, reference_rows = ([self.position[key] for key in keys] for keys in (others, reference))
         hit_FI, trial_FI = self.counts.error_FI, self.counts.trial_FI
-        return paired_differences(
-            hit_FI[reference_rows], hit_FI[rows], trial_FI[rows], level=LEVEL, permutations=_PERMUTATIONS, seed=seed
-        )
+        return paired_differences(hit_FI[reference_rows], hit_FI[rows], trial_FI[rows], level=LEVEL, whole=0)
 
 
 def _curve_at_fars(far_T: np.ndarray, dir_T: np.ndarray, strangers: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from facelt.report import audit_text
 from facelt.report.audit_schema import (
+    AgainstRow,
     AuditGroup,
     AuditGrouping,
     AuditRate,
@@ -52,7 +53,7 @@ def audit_tables(report: AuditReport) -> dict[str, Table]:
         rows = [[*(getattr(point, key) for key in keys)] for point in report.open_set]
         tables["open_set.csv"] = Table(keys, rows)
     if report.against is not None:
-        keys = ("group", "rate", "other_rate", "difference", "low", "high", "identities", "small", "p", "adjusted_p")
+        keys = tuple(AgainstRow.model_fields)
         tables["against.csv"] = _long_table(report.against.groupings, "rows", keys)
     if report.training is not None:
         rows = [

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from facelt.report.megaface_schema import OpenSetRate
-from facelt.report.schema import OptionalRate, ReportModel, ReportPart
+from facelt.report.schema import DifferenceVerdict, OptionalRate, ReportModel, ReportPart
 
 
 class Provenance(ReportPart):
@@ -23,7 +23,6 @@ class Statistics(ReportPart):
 
     level: float
     alpha: float
-    replicates: int
     seed: int
     min_identities: int
 
@@ -178,7 +177,10 @@ class GroupDet(AuditDet, _OfGroup):
 
 
 class DisparityEntry(ReportPart):
-    """Disparity of a metric over the groups; `at_least` marks a lower bound, which has no interval."""
+    """Disparity of a metric over the groups, or its `worst` rate; `at_least` marks a lower bound.
+
+    The limits hold for all pairs of groups at once. An upper one of None with a lower one means that there is none.
+    """
 
     figure: str
     metric: str
@@ -190,21 +192,22 @@ class DisparityEntry(ReportPart):
     high: float | None
 
 
-class ContrastEntry(ReportPart):
-    """Difference of a metric between two groups, with its permutation test; `adjusted_p` is Holm's."""
-
+class _GroupContrast(ReportPart):
     metric: str
     by: list[str]
     first: list[str]
     second: list[str]
+    identities: int
     difference: float
     low: float | None
     high: float | None
     ratio: float | None
     ratio_low: float | None
     ratio_high: float | None
-    p: float | None
-    adjusted_p: float | None
+
+
+class ContrastEntry(DifferenceVerdict, _GroupContrast):
+    """Difference of a metric between two groups of `identities` people together, with its test."""
 
 
 class AuditGrouping(ReportPart):
@@ -218,9 +221,7 @@ class AuditGrouping(ReportPart):
     contrasts: list[ContrastEntry]
 
 
-class AgainstRow(ReportPart):
-    """Rank 1 of both models in one group, and the difference (other model minus audited model)."""
-
+class _ModelDifference(ReportPart):
     group: list[str]
     rate: OptionalRate
     other_rate: OptionalRate
@@ -229,8 +230,10 @@ class AgainstRow(ReportPart):
     high: float | None
     identities: int
     small: bool
-    p: float | None
-    adjusted_p: float | None
+
+
+class AgainstRow(DifferenceVerdict, _ModelDifference):
+    """Rank 1 of both models in one group, and the difference (other model minus audited model), with its test."""
 
 
 class AgainstGrouping(ReportPart):
@@ -287,12 +290,11 @@ class TrainingSection(ReportPart):
 
 
 class ConditionResult(ReportPart):
-    """Outcome of one --fail-if condition; `undecided` says why it could not be decided."""
+    """Outcome of one --fail-if condition; `reasons` says why it fails or is undecided."""
 
     text: str
-    failed: bool
+    state: Literal["holds", "fails", "undecided"]
     reasons: list[str]
-    undecided: str | None
 
 
 class AuditReport(ReportModel):

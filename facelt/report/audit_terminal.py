@@ -3,7 +3,16 @@
 from typing import TYPE_CHECKING
 
 from facelt.report.audit_schema import AgainstGrouping, AuditGrouping, AuditRate, AuditReport, TrainingGrouping
-from facelt.report.audit_text import METRICS, capitalized, group_name, largest_gaps, threshold_text
+from facelt.report.audit_text import (
+    DISPARITY_NAMES,
+    METRICS,
+    capitalized,
+    disparity_interval,
+    disparity_text,
+    group_name,
+    largest_gaps,
+    threshold_text,
+)
 from facelt.report.formatting import small_percent, small_percent_interval
 from facelt.report.terminal import label, make_table
 from facelt.utils.text import sanitize, shorten
@@ -12,6 +21,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+# Metric name of the disparities of two metrics together.
+_JOINT = "fmr_fnmr"
 
 
 def print_audit(report: AuditReport, console: "Console | None" = None) -> None:
@@ -27,6 +39,10 @@ def print_audit(report: AuditReport, console: "Console | None" = None) -> None:
         console.print(_rates(grouping, report))
         for sentence in largest_gaps(grouping, report.statistics.level) if "shots" not in grouping.by else ():
             console.print(Text(sanitize(capitalized(sentence))))
+        if grouping.disparities:
+            console.print(_disparities(grouping))
+            for sentence in _joint_disparities(grouping):
+                console.print(Text(sanitize(sentence)))
     for grouping in report.against.groupings if report.against else ():
         console.print(_against(grouping))
     for grouping in report.training.groupings if report.training else ():
@@ -47,6 +63,29 @@ def _rates(grouping: AuditGrouping, report: AuditReport) -> "Table":
     return table
 
 
+def _disparities(grouping: AuditGrouping) -> "Table":
+    """Returns the disparities of each metric but for those of two metrics together."""
+    by_key = {(entry.metric, entry.figure): entry for entry in grouping.disparities if entry.metric != _JOINT}
+    figures = [name for name in DISPARITY_NAMES if any(figure == name for _, figure in by_key)]
+    headings = (DISPARITY_NAMES[name].lower().replace("geometric mean", "GM") for name in figures)
+    table = make_table("", headings, title=f"Disparities by {' and '.join(grouping.by)}")
+    for metric in dict.fromkeys(metric for metric, _ in by_key):
+        entries = [by_key.get((metric, figure)) for figure in figures]
+        cells = (entry and label(disparity_text(entry), disparity_interval(entry), style="") for entry in entries)
+        table.add_row(label(METRICS[metric].short), *cells)
+    return table
+
+
+def _joint_disparities(grouping: AuditGrouping) -> list[str]:
+    """Returns a sentence on the disparities of FMR and FNMR together, if there are any."""
+    texts = [
+        f"{DISPARITY_NAMES[entry.figure]} {disparity_text(entry)} ({disparity_interval(entry) or entry.note})"
+        for entry in grouping.disparities
+        if entry.metric == _JOINT
+    ]
+    return [f"{METRICS[_JOINT].short} together: {', '.join(texts)}."] if texts else []
+
+
 def _cell(row: AuditRate | None) -> "Text":
     if row is None or row.rate is None:
         return label("-", style="")
@@ -58,7 +97,7 @@ def _against(grouping: AgainstGrouping) -> "Table":
     title = f"Rank 1 of the other model minus this one, by {' and '.join(grouping.by)}"
     table = make_table("group", ("this", "other", "difference", "p (Holm)"), title=title)
     for row in grouping.rows:
-        difference = f"{small_percent(row.difference)}\n{small_percent_interval(row.low, row.high)}"
+        difference = f"{small_percent(row.difference)}\n{small_percent_interval(row.adjusted_low, row.adjusted_high)}"
         p = "-" if row.adjusted_p is None else f"{row.adjusted_p:.2g}"
         name = shorten(group_name(row.group))
         table.add_row(label(name, style=""), small_percent(row.rate), small_percent(row.other_rate), difference, p)

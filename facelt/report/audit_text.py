@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from facelt.report.audit_schema import (
+    AgainstRow,
     AuditGrouping,
     AuditRate,
     AuditReport,
@@ -40,6 +41,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 )
 DISPARITY_NAMES: Mapping[str, str] = MappingProxyType(
     {
+        "worst": "Worst group",
         "gap": "Largest gap",
         "ratio": "Largest ratio",
         "max_over_geometric_mean": "Max over geometric mean",
@@ -49,7 +51,8 @@ DISPARITY_NAMES: Mapping[str, str] = MappingProxyType(
         "garbe": "GARBE",
     }
 )
-# Shot bands are listed in this order, not alphabetically.
+# Units of the figures that are rates; the others are numbers.
+_UNITS = MappingProxyType({"worst": "%", "gap": "points"})
 
 
 def group_name(values: list[str]) -> str:
@@ -67,30 +70,39 @@ def group_order(by: list[str], values: list[str]) -> tuple:
 
 
 def disparity_text(disparity: DisparityEntry) -> str:
-    """Returns a disparity as text: points for a gap, else a number; `at least` for a lower bound."""
+    """Returns a disparity as text: per cent for a rate, points for a gap, a number; `at least` for a lower bound."""
     if disparity.value is None:
         return EN_DASH
-    is_gap = disparity.figure == "gap"
-    text = f"{small_percent(disparity.value)} points" if is_gap else three_digits(disparity.value)
+    unit = _UNITS.get(disparity.figure)
+    text = f"{small_percent(disparity.value)} {unit}" if unit else three_digits(disparity.value)
     return f"at least {text}" if disparity.at_least else text
 
 
 def disparity_interval(disparity: DisparityEntry) -> str:
-    """Returns the interval of a disparity as text, empty if it has none."""
+    """Returns the interval of a disparity as text, `or more` without an upper limit, empty if it has none."""
     low, high = disparity.low, disparity.high
     if low is None and high is None:
         return ""
-    if disparity.figure == "gap":
+    if disparity.figure in _UNITS:
         return small_percent_interval(low, high)
+    if high is None:
+        return f"{three_digits(low)} or more"
     return f"{three_digits(low)}{EN_DASH}{three_digits(high)}"
 
 
-def significance_text(contrast: ContrastEntry, level: float) -> str:
-    """Returns whether the difference of two groups is significant, by its adjusted p-value."""
-    if contrast.adjusted_p is None:
-        return "not tested: some people are in several of these groups"
-    verdict = "significant" if contrast.adjusted_p < 1 - level else "not significant"
-    return f"{verdict} at {100 * (1 - level):g} %"
+def significance_text(difference: ContrastEntry | AgainstRow, level: float) -> str:
+    """Returns the verdict on a difference; it is undecidable if so few people cannot reach a p-value below 1 - level.
+
+    An undecidable one is named with its people and the smallest adjusted p-value that they can reach.
+    """
+    if difference.adjusted_p is None:
+        return "nothing to compare"
+    if difference.decided:
+        return f"significant at {100 * (1 - level):g} %"
+    if difference.smallest_p < 1 - level:
+        return f"not significant at {100 * (1 - level):g} %"
+    people = f"{difference.identities:,} {'person' if difference.identities == 1 else 'people'}"
+    return f"undecidable with {people}: the smallest adjusted p they can reach is {p_value(difference.smallest_p)}"
 
 
 def largest_gaps(grouping: AuditGrouping, level: float) -> list[str]:
@@ -107,11 +119,12 @@ def largest_gaps(grouping: AuditGrouping, level: float) -> list[str]:
 def _gap_sentence(contrast: ContrastEntry, rates: Mapping[tuple, AuditRate], level: float) -> str:
     first, second = group_name(contrast.first), group_name(contrast.second)
     high, low = (small_percent(rates[tuple(group)].rate) for group in (contrast.first, contrast.second))
-    p = f", p = {p_value(contrast.p)}, {p_value(contrast.adjusted_p)} after Holm's correction"
+    adjusted = f"{interval_end(contrast.adjusted_low)} to {interval_end(contrast.adjusted_high)}"
     return (
         f"{METRICS[contrast.metric].long}: {first} {high} %, {second} {low} %, a gap of "
         f"{small_percent(contrast.difference)} points ({100 * level:g} % interval of the difference "
-        f"{interval_end(contrast.low)} to {interval_end(contrast.high)}{'' if contrast.p is None else p}): "
+        f"{interval_end(contrast.low)} to {interval_end(contrast.high)}, p = {p_value(contrast.p)}; adjusted for all "
+        f"differences of the report {adjusted}, p = {p_value(contrast.adjusted_p)}): "
         f"{significance_text(contrast, level)}."
     )
 

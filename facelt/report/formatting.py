@@ -80,6 +80,16 @@ def three_digits(value: float | None) -> str:
     return f"{float(f'{value:.3g}'):g}" if abs(value) >= 1e-6 else "0"
 
 
+def undecided_text(smallest_p: float | None, people: str, level: float) -> str:
+    """Returns that a difference is undecided, or undecidable if that few people cannot reach a p below 1 - level.
+
+    `people` is their number as text, such as `14 identities`.
+    """
+    if smallest_p is None or smallest_p < 1 - level:
+        return f"undecided at {people}"
+    return f"undecidable with {people} (the smallest adjusted p they can reach is {p_value(smallest_p)})"
+
+
 def p_value(p: float | None) -> str:
     """Returns a p-value with two significant digits, a dash for None."""
     return EN_DASH if p is None else f"{float(f'{p:.2g}'):g}"

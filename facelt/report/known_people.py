@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from facelt.report.drawing import Plot, Series, Styles, assign_styles
-from facelt.report.formatting import p_value, percent, percent_interval, points, points_interval
+from facelt.report.formatting import p_value, percent, percent_interval, points, points_interval, undecided_text
 from facelt.report.html_page import markup, render
 from facelt.report.known_people_schema import (
     KnownComparison,
@@ -44,9 +44,13 @@ def comparison_sentence(comparison: KnownComparison, report: KnownPeopleReport) 
         sentence += f", {100 * report.level:g}% interval {points_interval(*ends)}"
     if comparison.decided:
         return sentence
-    noun = "identity" if comparison.identities == 1 else "identities"
-    # An interval may exclude 0 while the p-value, adjusted for all comparisons, does not decide.
-    return f"{sentence}: undecided at {comparison.identities:,} {noun} (adjusted p {p_value(comparison.adjusted_p)})"
+    # The interval may exclude 0 while that adjusted for all comparisons does not.
+    if comparison.low is not None and (comparison.low > 0 or comparison.high < 0):
+        ends = sorted((-1 if is_lower else 1) * end for end in (comparison.adjusted_low, comparison.adjusted_high))
+        sentence += f", adjusted for all differences {points_interval(*ends)}"
+    people = f"{comparison.identities:,} {'identity' if comparison.identities == 1 else 'identities'}"
+    undecided = undecided_text(comparison.smallest_p, people, report.level)
+    return f"{sentence}: {undecided} (adjusted p {p_value(comparison.adjusted_p)})"
 
 
 def headline_sentences(report: KnownPeopleReport) -> list[str]:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from facelt.report.schema import OptionalRate, ReportModel, ReportPart
+from facelt.report.schema import DifferenceVerdict, OptionalRate, ReportModel, ReportPart
 
 
 class KnownRate(ReportPart):
@@ -83,13 +83,7 @@ class ReferenceScore(ReportPart):
     score: str
 
 
-class KnownComparison(ReportPart):
-    """Paired difference of one score of one model to a reference, on the same images.
-
-    `metric` is `accuracy` or, at the compared FAR, `dir`. `adjusted_p` is Holm's over all comparisons of the report;
-    `decided` is true if the interval excludes 0 and `adjusted_p` is below 1 - level.
-    """
-
+class _KnownDifference(ReportPart):
     model: str
     score: str
     metric: Literal["accuracy", "dir"]
@@ -102,9 +96,14 @@ class KnownComparison(ReportPart):
     low: OptionalRate
     high: OptionalRate
     identities: int
-    p: float
-    adjusted_p: float
-    decided: bool
+
+
+# The fields of the last base class come first in the dump.
+class KnownComparison(DifferenceVerdict, _KnownDifference):
+    """Paired difference of one score of one model to a reference, on the same images, with its test.
+
+    `metric` is `accuracy` or, at the compared FAR, `dir`.
+    """
 
 
 class KnownPeopleReport(ReportModel):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from math import isnan
 from typing import Any
 
-from facelt.report.formatting import p_value, points, points_interval
+from facelt.report.formatting import points, points_interval, undecided_text
 from facelt.report.megaface_schema import ComparisonSection, PairedFigure
 from facelt.utils.tables import Table
 
@@ -13,7 +13,7 @@ def difference_sentence(row: Mapping[str, Any], reference: str, level: float) ->
     """Returns the difference of all probes in words; `row` has the values of a ComparisonRow but for its sentence.
 
     `oltr direct is 3.8 points above plain direct at rank 1, 95% interval 1.2 to 6.4`; an undecided one says so and
-    names the number of identities, and its adjusted p-value if the interval alone would suggest otherwise.
+    names the number of identities, and its adjusted limits if the interval alone would suggest otherwise.
     """
     figure = next(figure for figure in row["figures"] if figure["group"] == "all")
     name, low, high = f"{row['model']} {row['kind']}", figure["low"], figure["high"]
@@ -27,9 +27,10 @@ def difference_sentence(row: Mapping[str, Any], reference: str, level: float) ->
     if figure["decided"]:
         return sentence
     if low > 0 or high < 0:
-        sentence += f", but adjusted p {p_value(figure['adjusted_p'])}"
-    people = figure["identities"]
-    return f"{sentence}: undecided at {people:,} {'identity' if people == 1 else 'identities'}"
+        adjusted = points_interval(figure["adjusted_low"], figure["adjusted_high"])
+        sentence += f", adjusted for all differences {adjusted}"
+    people = f"{figure['identities']:,} {'identity' if figure['identities'] == 1 else 'identities'}"
+    return f"{sentence}: {undecided_text(figure['smallest_p'], people, level)}"
 
 
 def comparison_table(section: ComparisonSection) -> Table:

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from facelt.report.schema import OptionalRate, ReportModel, ReportPart
+from facelt.report.schema import DifferenceVerdict, OptionalRate, ReportModel, ReportPart
 
 
 class ScoreCurve(ReportPart):
@@ -75,12 +75,7 @@ class MegafaceRow(ReportPart):
     figures: list[GroupFigure]
 
 
-class PairedFigure(ReportPart):
-    """Rate of one group of probes minus the reference's, with its interval and p-values.
-
-    `decided`: the interval excludes 0 and `adjusted_p`, Holm's over the section, is below 1 - level.
-    """
-
+class _GroupDifference(ReportPart):
     name: str
     group: str
     reference_rate: OptionalRate
@@ -90,9 +85,11 @@ class PairedFigure(ReportPart):
     high: OptionalRate
     pairs: int
     identities: int
-    p: float | None
-    adjusted_p: float | None
-    decided: bool
+
+
+# The fields of the last base class come first in the dump.
+class PairedFigure(DifferenceVerdict, _GroupDifference):
+    """Rate of one group of probes minus the reference's, with its interval and its test."""
 
 
 class ComparisonRow(ReportPart):
@@ -115,8 +112,6 @@ class ComparisonSection(ReportPart):
     reference: str
     kind: str
     shots: str | None
-    permutations: int
-    seed: int
     tests: int
     rows: list[ComparisonRow]
 

@@ -110,10 +110,10 @@ def _figure_table(
 
 
 def _difference_cell(cell: PairedFigure | None, is_full: bool, every_interval: bool) -> "Text":
-    """Returns the difference with a star if it is decided, its interval and its p-value."""
+    """Returns the difference with a star if it is decided, its adjusted interval and p-value."""
     if cell is None or cell.difference is None:
         return label("-", style="")
-    details = [points_interval(cell.low, cell.high), f"p {p_value(cell.adjusted_p)}"]
+    details = [points_interval(cell.adjusted_low, cell.adjusted_high), f"p {p_value(cell.adjusted_p)}"]
     shown = filter(None, details if is_full or every_interval else [])
     return label(signed_points(cell.difference) + "*" * cell.decided, *shown, style="bold" if cell.decided else "")
 
@@ -166,9 +166,9 @@ def _difference_legend(report: MegafaceReport) -> list[str]:
     comparison, level = report.comparison, report.interval.level
     shots = f" Shots: bands of {comparison.shots} for both." if comparison.shots else ""
     return [
-        f"Differences in points over the same probes; {100 * level:.0f} % intervals over identities; p adjusted by "
-        f"Holm's method over {comparison.tests:,} tests ({comparison.permutations:,} permutations, seed "
-        f"{comparison.seed}). A star: decided, the interval excludes 0 and p is below {1 - level:.2g}.{shots}"
+        f"Differences in points over the same probes; {100 * level:.0f} % intervals over identities and p, both "
+        f"adjusted by Holm's method over {comparison.tests:,} tests. A star: decided, the adjusted interval excludes 0 "
+        f"and so p is below {1 - level:.2g}.{shots}"
     ]
 
 

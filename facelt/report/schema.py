@@ -81,6 +81,22 @@ def _first_error(error: ValidationError) -> str:
     return f"{path}: {first['msg']}, got {first['input']!r:.60}"
 
 
+class DifferenceVerdict(ReportPart):
+    """Test of a difference of two rates among all differences of the report; p-values are None without trials.
+
+    `p` is that of the interval, `adjusted_p` Holm's over the report. `adjusted_low` and `adjusted_high` are the limits
+    at the level that Holm's method leaves to this test: they exclude 0 if and only if the difference is `decided`, that
+    is `adjusted_p` is below 1 - level. `smallest_p` is the smallest adjusted p-value that these people can reach.
+    """
+
+    p: float | None
+    adjusted_p: float | None
+    adjusted_low: float | None
+    adjusted_high: float | None
+    smallest_p: float | None
+    decided: bool
+
+
 class ModelSummary(ReportPart):
     """Evaluated model."""
 

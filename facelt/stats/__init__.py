@@ -1,1 +1,1 @@
-"""Statistics for clustered samples: intervals, disparities, permutation tests."""
+"""Statistics for clustered samples: intervals, differences and their tests, disparities."""

@@ -1,19 +1,19 @@
 """Disparity measures over the error rates of groups: gap, ratio, max over geometric mean, Gini, FDR, inequity, GARBE.
 
-The measures are functions of one rate per group; the last axis is the groups, axes before it may be bootstrap
-replicates or permutations. `DISPARITY_MEASURES` names them and computes them from counts: if a group has no error, a
-measure that divides by its rate becomes a lower bound instead of infinity.
+The measures are functions of one rate per group; the last axis is the groups. `DISPARITY_MEASURES` names them,
+computes them from counts, and has their limits: if a group has no error, a measure of ratios is a lower bound.
 
-G groups, `...` replicates or nothing.
+G groups, C candidate values, `...` further axes or none.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
 
-from facelt.stats.intervals import divide
+from facelt.stats.differences import RateDifferences
+from facelt.stats.intervals import RateIntervals, divide
 
 # Weight of FMR against FNMR in the joint measures.
 DEFAULT_ALPHA = 0.5
@@ -143,13 +143,17 @@ class GroupErrors:
         return self.error_G[kept_G] / self.trial_G[kept_G]
 
     def least_unequal_rates(self, kept_G: np.ndarray) -> np.ndarray:
-        """Returns the rates of the groups in the mask, zeros replaced by the value that minimises the disparity.
+        """Returns candidates of the least unequal rates of the groups in the mask, [C,G]: zeros are replaced.
 
-        Of the values that a rate without errors may have, that is its upper limit, or the largest observed rate if
-        that is smaller: any other value increases the largest over the smallest rate, or over the geometric mean.
+        A rate without errors may be anything up to its upper limit. The least unequal rates of a sum are the smaller of
+        that limit and one common value (they are majorised by all others), and between two of the limits and observed
+        rates a disparity changes monotonically with that value: the least disparity is at one of these.
         """
         rate_G = self.rates(kept_G)
-        return np.where(rate_G == 0, np.minimum(self.upper_G[kept_G], rate_G.max()), rate_G)
+        is_zero_G = rate_G == 0
+        common_C = np.unique(np.where(is_zero_G, self.upper_G[kept_G], rate_G))
+        replaced_CG = np.minimum(self.upper_G[kept_G], common_C[:, None])
+        return np.where(is_zero_G, replaced_CG, rate_G) if is_zero_G.any() else rate_G[None]
 
 
 def zero_error_bound(trials: np.ndarray, level: float = 0.95) -> np.ndarray:
@@ -166,21 +170,106 @@ def zero_error_bound(trials: np.ndarray, level: float = 0.95) -> np.ndarray:
     return square / (np.asarray(trials, dtype=np.float64) + square)
 
 
+@dataclass(frozen=True, eq=False)
+class PairwiseLimits:
+    """Limits of the difference and of the ratio of every two groups' rates (row over column), all true at one level.
+
+    The level of each pair is 1 - (1 - level) / pairs (Bonferroni). The limits of a disparity over all groups follow
+    from those of the pairs, whichever groups have the extreme rates.
+    """
+
+    rate_G: np.ndarray
+    difference_low_GG: np.ndarray
+    difference_high_GG: np.ndarray
+    ratio_low_GG: np.ndarray
+    ratio_high_GG: np.ndarray
+
+    @classmethod
+    def between(cls, intervals: RateIntervals, figures: Sequence[int], *, level: float) -> "PairwiseLimits":
+        """Returns the limits between all of two or more figures."""
+        first_K, second_K = np.triu_indices(len(figures), 1)
+        index_G = np.asarray(figures)
+        differences = RateDifferences.between(intervals, index_G[first_K], index_G[second_K])
+        of_pair = 1 - (1 - level) / len(first_K)
+        (low_K, high_K), (ratio_low_K, ratio_high_K) = differences.limits(of_pair), differences.ratio_limits(of_pair)
+        # Of two groups without errors nothing is known.
+        ratio_low_K, ratio_high_K = np.nan_to_num(ratio_low_K, nan=0), np.nan_to_num(ratio_high_K, nan=np.inf)
+        low_GG, high_GG = np.zeros((2, len(figures), len(figures)))
+        ratio_low_GG, ratio_high_GG = np.ones((2, len(figures), len(figures)))
+        low_GG[first_K, second_K], high_GG[first_K, second_K] = low_K, high_K
+        low_GG[second_K, first_K], high_GG[second_K, first_K] = -high_K, -low_K
+        ratio_low_GG[first_K, second_K], ratio_high_GG[first_K, second_K] = ratio_low_K, ratio_high_K
+        ratio_low_GG[second_K, first_K] = divide(1, ratio_high_K)
+        ratio_high_GG[second_K, first_K] = divide(1, ratio_low_K)
+        return cls(intervals.rate_F[index_G], low_GG, high_GG, ratio_low_GG, ratio_high_GG)
+
+    def gap(self) -> tuple[float, float]:
+        """Returns the limits of `gap`."""
+        return float(self.difference_low_GG.max()), float(self.difference_high_GG.max())
+
+    def ratio(self) -> tuple[float, float]:
+        """Returns the limits of `ratio`; the upper one may be infinite."""
+        return float(self.ratio_low_GG.max()), float(self.ratio_high_GG.max())
+
+    def max_over_geometric_mean(self) -> tuple[float, float]:
+        """Returns the limits of `max_over_geometric_mean`: a rate over the geometric mean is that of its ratios."""
+        with np.errstate(divide="ignore"):
+            low, high = (
+                float(np.exp(np.log(ratio_GG).mean(axis=1).max()))
+                for ratio_GG in (self.ratio_low_GG, self.ratio_high_GG)
+            )
+        return max(low, 1.0), high
+
+    def gini(self) -> tuple[float, float]:
+        """Returns the limits of `gini`, the mean of the pairs' coefficients weighted by the sums of their rates.
+
+        The coefficient of a pair is (ratio - 1) / (ratio + 1), ratio that of the larger rate to the smaller. Weights
+        are those of the observed rates.
+        """
+        first_K, second_K = np.triu_indices(len(self.rate_G), 1)
+        weight_K = self.rate_G[first_K] + self.rate_G[second_K]
+        least_K = np.maximum(self.ratio_low_GG, self.ratio_low_GG.T)[first_K, second_K]
+        most_K = np.maximum(self.ratio_high_GG, self.ratio_high_GG.T)[first_K, second_K]
+        # 1 - 2 / (ratio + 1) is 1 for an infinite ratio.
+        low, high = (float(np.average(1 - 2 / (np.maximum(ratio_K, 1) + 1), weights=weight_K)) for ratio_K in
+                     (least_K, most_K))  # fmt: skip
+        return low, high
+
+
+def _fdr_limits(fmr: PairwiseLimits, fnmr: PairwiseLimits, alpha: float) -> tuple[float, float]:
+    (fmr_low, fmr_high), (fnmr_low, fnmr_high) = fmr.gap(), fnmr.gap()
+    return 1 - (alpha * fmr_high + (1 - alpha) * fnmr_high), 1 - (alpha * fmr_low + (1 - alpha) * fnmr_low)
+
+
+def _inequity_limits(fmr: PairwiseLimits, fnmr: PairwiseLimits, alpha: float) -> tuple[float, float]:
+    ends = zip(fmr.ratio(), fnmr.ratio(), strict=True)
+    low, high = (fmr_end**alpha * fnmr_end ** (1 - alpha) for fmr_end, fnmr_end in ends)
+    return low, high
+
+
+def _garbe_limits(fmr: PairwiseLimits, fnmr: PairwiseLimits, alpha: float) -> tuple[float, float]:
+    ends = zip(fmr.gini(), fnmr.gini(), strict=True)
+    low, high = (alpha * fmr_end + (1 - alpha) * fnmr_end for fmr_end, fnmr_end in ends)
+    return low, high
+
+
 @dataclass(frozen=True)
 class DisparityMeasure:
     """Disparity measure of one kind of error or, if `is_joint`, of false matches and false non-matches with `alpha`.
 
     Args:
         from_rates: the measure as a function of rates [..., G] of each kind of error, then alpha if joint.
+        limits_from: its limits as a function of the `PairwiseLimits` of each kind of error, then alpha if joint.
         is_joint: takes both kinds of match errors.
         needs_errors: undefined if no group has an error of a kind.
-        divides_by_rates: a group without errors turns the value into a lower bound.
+        of_ratios: depends on ratios of rates, so that a group without errors turns the value into a lower bound.
     """
 
     from_rates: Callable[..., np.ndarray]
+    limits_from: Callable[..., tuple[float, float]]
     is_joint: bool = False
     needs_errors: bool = True
-    divides_by_rates: bool = False
+    of_ratios: bool = False
 
     def from_counts(self, *errors: GroupErrors, alpha: float = DEFAULT_ALPHA) -> Disparity:
         """Returns the measure over the groups that have trials of every kind. Raises ValueError on different groups."""
@@ -194,30 +283,51 @@ class DisparityMeasure:
             if self.needs_errors and not kind.error_G[kept_G].any():
                 return Disparity(None, note=f"no group has a {kind.kind}")
             zero = [kind.names[g] for g in np.flatnonzero(kept_G & (kind.error_G == 0))]
-            if self.divides_by_rates and zero:
+            if self.of_ratios and zero:
                 notes.append(f"no {kind.kind} in {', '.join(zero)}: their upper bound is used")
-            rates.append(kind.least_unequal_rates(kept_G) if self.divides_by_rates else kind.rates(kept_G))
-        value = self.from_rates(*rates, *([alpha] if self.is_joint else []))
+            rates.append(kind.least_unequal_rates(kept_G) if self.of_ratios else kind.rates(kept_G)[None])
+        if self.is_joint:
+            # All combinations of the candidates of both kinds, [C,1,G] and [1,C,G].
+            value = self.from_rates(rates[0][:, None], rates[1][None], alpha).min()
+        else:
+            value = self.from_rates(*rates).min()
         return Disparity(float(value), bool(notes), "; ".join(notes))
+
+    def limits(
+        self, groups: Sequence[tuple[RateIntervals, Sequence[int]]], *, level: float, alpha: float
+    ) -> tuple[float, float]:
+        """Returns the limits from the intervals and figures of two or more groups for each kind of error.
+
+        The limits of a joint measure combine those of both kinds at 1 - (1 - level) / 2. The upper one may be infinite.
+        """
+        of_kind = 1 - (1 - level) / len(groups)
+        kinds = [PairwiseLimits.between(intervals, figures, level=of_kind) for intervals, figures in groups]
+        return self.limits_from(*kinds, *([alpha] if self.is_joint else []))
 
 
 # The measures by the name that reports and --fail-if use.
 DISPARITY_MEASURES: Mapping[str, DisparityMeasure] = MappingProxyType(
     {
-        "gap": DisparityMeasure(gap, needs_errors=False),
-        "ratio": DisparityMeasure(ratio, divides_by_rates=True),
-        "max_over_geometric_mean": DisparityMeasure(max_over_geometric_mean, divides_by_rates=True),
-        "gini": DisparityMeasure(gini),
-        "fdr": DisparityMeasure(fairness_discrepancy_rate, is_joint=True, needs_errors=False),
-        "inequity": DisparityMeasure(inequity_rate, is_joint=True, divides_by_rates=True),
-        "garbe": DisparityMeasure(garbe, is_joint=True),
+        "gap": DisparityMeasure(gap, PairwiseLimits.gap, needs_errors=False),
+        "ratio": DisparityMeasure(ratio, PairwiseLimits.ratio, of_ratios=True),
+        "max_over_geometric_mean": DisparityMeasure(
+            max_over_geometric_mean, PairwiseLimits.max_over_geometric_mean, of_ratios=True
+        ),
+        "gini": DisparityMeasure(gini, PairwiseLimits.gini, of_ratios=True),
+        "fdr": DisparityMeasure(fairness_discrepancy_rate, _fdr_limits, is_joint=True, needs_errors=False),
+        "inequity": DisparityMeasure(inequity_rate, _inequity_limits, is_joint=True, of_ratios=True),
+        "garbe": DisparityMeasure(garbe, _garbe_limits, is_joint=True, of_ratios=True),
     }
 )
 
 
 @dataclass(frozen=True)
 class DisparityEstimate:
-    """Disparity of a metric over the groups of `by`, as reported; `low` and `high` are None for no value or a bound."""
+    """Disparity of a metric over the groups of `by`, or its `worst` rate, as reported.
+
+    `at_least` marks a lower bound. `low` and `high` are its limits, None without any; an upper limit of None with a
+    lower one means that there is none.
+    """
 
     figure: str
     metric: str

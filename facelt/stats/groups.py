@@ -98,12 +98,6 @@ class Units:
         index = {name: g for g, name in enumerate(order)}
         return Grouping(tuple(by), tuple(order), np.array([index[name] for name in names], dtype=np.int64))
 
-    def identity_groups(self, grouping: Grouping) -> np.ndarray | None:
-        """Returns the group of each identity, int64 [I]; None if an identity is in several groups."""
-        group_I = np.full(len(self.identities), -1, dtype=np.int64)
-        group_I[self.identity_U] = grouping.group_U
-        return group_I if (group_I[self.identity_U] == grouping.group_U).all() else None
-
     def sum_by_identity(self, count_FU: np.ndarray) -> np.ndarray:
         """Sums counts by unit, [F,U], to counts by identity, [F,I]; fixed units are left out."""
         count_FU = np.atleast_2d(count_FU).astype(np.float64)
@@ -139,11 +133,6 @@ class UnitPairCounts:
         trial_F, trial_FI = self._sum_by_identity(self.trial_UU, units, grouping)
         return ClusteredCounts(error_F, trial_F, error_FI, trial_FI)
 
-    def by_identity_pair(self, units: Units) -> tuple[np.ndarray, np.ndarray]:
-        """Returns errors and trials of non-mated pairs by both identities, symmetric float64 [I,I], no fixed units."""
-        error_IU, trial_IU = (units.sum_by_identity(count_UU).T for count_UU in (self.error_UU, self.trial_UU))
-        return units.sum_by_identity(error_IU), units.sum_by_identity(trial_IU)
-
     def _sum_by_identity(self, count_UU: np.ndarray, units: Units, grouping: Grouping) -> tuple[np.ndarray, np.ndarray]:
         member_UG = grouping.membership()
         count_UG = count_UU @ member_UG
@@ -162,11 +151,6 @@ class UnitPairCounts:
 def group_pairs(grouping: Grouping) -> tuple[tuple[int, int], ...]:
     """Returns all pairs of groups a <= b, as indices, in the order of pair figures."""
     return tuple(combinations_with_replacement(range(len(grouping)), 2))
-
-
-def within_group_pairs(grouping: Grouping) -> list[int]:
-    """Returns the positions in `group_pairs` of the pairs within each group, in the order of the groups."""
-    return [f for f, (a, b) in enumerate(group_pairs(grouping)) if a == b]
 
 
 class PairCounter:
@@ -325,8 +309,10 @@ def search_table(
     counts = ClusteredCounts.by_identity(
         units.sum_by_group(event_U, grouping)[groups], units.sum_by_group(trial_U, grouping)[groups]
     )
+    pooled = ClusteredCounts.by_identity(units.sum_by_identity(event_U), units.sum_by_identity(trial_U))
     names = [grouping.names[g] for g in groups]
-    return _group_table(metric, grouping.by, names, counts, rate_intervals(counts, level=level), least_identities)
+    intervals = rate_intervals(counts, level=level, pooled=pooled)
+    return _group_table(metric, grouping.by, names, counts, intervals, least_identities)
 
 
 def pair_table(
@@ -341,6 +327,7 @@ def pair_table(
 ) -> GroupTable:
     """Returns FNMR or FMR of the pairs within each group; with `across`, also of every two groups.
 
+    A group has the same limits with and without `across`.
     Rows across groups are named by the values of both groups, in columns `left <column>` and `right <column>`.
     """
     groups = _groups_of_people(units, grouping)
@@ -350,7 +337,9 @@ def pair_table(
     names = [(grouping.names[a], grouping.names[b]) for a, b in (group_pairs(grouping)[f] for f in indices)]
     names = [(*left, *right) if across else left for left, right in names]
     by = tuple(f"{side} {name}" for side in ("left", "right") for name in grouping.by) if across else grouping.by
-    return _group_table(metric, by, names, counts, rate_intervals(counts, level=level), least_identities)
+    everyone = Grouping((), ((),), np.zeros(len(units), dtype=np.int64))
+    intervals = rate_intervals(counts, level=level, pooled=pairs.clustered_counts(units, everyone))
+    return _group_table(metric, by, names, counts, intervals, least_identities)
 
 
 def _groups_of_people(units: Units, grouping: Grouping) -> list[int]:

@@ -10,7 +10,7 @@ F figures (the rate of a group, or of the pairs across two groups), I identities
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -50,7 +50,7 @@ class RateIntervals:
 
     `identities_F` counts the identities with trials, `effective_F` is the effective number of trials, `dof_F` the
     degrees of freedom of the limits; `influence_FI` is the jackknife influence of each identity on the rate, from which
-    the covariance of two figures follows.
+    the covariance of two figures follows (`facelt.stats.differences`).
     """
 
     rate_F: np.ndarray
@@ -62,90 +62,46 @@ class RateIntervals:
     influence_FI: np.ndarray
     level: float
 
-    def difference(self, first: int, second: int) -> tuple[float, float]:
-        """Returns the limits of rate `first` minus rate `second`; the two may share identities.
-
-        The distances of the single limits are combined like standard errors, with the correlation of the two rates
-        (MOVER: Newcombe, Statistics in Medicine 1998; Zou, Psychological Methods 2007). If the rates share identities,
-        the result is the mean of those limits and of the jackknife t limits of the difference: for positively
-        correlated rates the former are skewed too much and the latter not at all (docs/auditing.md has the coverage).
-        """
-        below, above = self._margins(first, second, (self.rate_F, self.low_F, self.high_F), self.influence_FI)
-        difference = self.rate_F[first] - self.rate_F[second]
-        return float(max(difference - below, -1.0)), float(min(difference + above, 1.0))
-
-    def ratio(self, first: int, second: int) -> tuple[float, float]:
-        """Returns the limits of rate `first` over rate `second`, from those of the log difference (Zou, Donner 2008).
-
-        If a rate is 0, one limit is exact: 0 without errors in `first`, infinity without errors in `second`; the other
-        is the quotient of the two single limits. NaN if neither has an error.
-        """
-        a, b = self.rate_F[first], self.rate_F[second]
-        if not a + b > 0:
-            return float("nan"), float("nan")
-        if a == 0:
-            return 0.0, float(self.high_F[first] / self.low_F[second])
-        if b == 0:
-            return float(self.low_F[first] / self.high_F[second]), float("inf")
-        with np.errstate(divide="ignore", invalid="ignore"):
-            logs = np.log(self.rate_F), np.log(self.low_F), np.log(self.high_F)
-            influence_FI = self.influence_FI / self.rate_F[:, None]
-        below, above = self._margins(first, second, logs, influence_FI)
-        return float(a / b * np.exp(-below)), float(a / b * np.exp(above))
-
-    def _margins(
-        self, first: int, second: int, limits: tuple[np.ndarray, np.ndarray, np.ndarray], influence_FI: np.ndarray
-    ) -> tuple[float, float]:
-        """Returns the distances of both limits from a difference; `limits` are estimates, lows and highs."""
-        # Only the two figures: another rate may be 0 and have no logarithm.
-        (a, b), (a_low, b_low), (a_high, b_high) = ((limit_F[first], limit_F[second]) for limit_F in limits)
-        a_I, b_I = influence_FI[first], influence_FI[second]
-        shared = bool(((a_I != 0) & (b_I != 0)).any())
-        correlation = float(a_I @ b_I / np.sqrt((a_I @ a_I) * (b_I @ b_I))) if shared else 0.0
-        below = _combined(a - a_low, b_high - b, correlation)
-        above = _combined(a_high - a, b - b_low, correlation)
-        if not shared:
-            return below, above
-        half = self._half_width(a_I - b_I, min(self.dof_F[first], self.dof_F[second]))
-        return (below + half) / 2, (above + half) / 2
-
-    def _half_width(self, influence_I: np.ndarray, dof: float) -> float:
-        from scipy.special import stdtrit
-
-        n = np.array([np.count_nonzero(influence_I)])
-        dof = min(dof, _satterthwaite_dof(influence_I[None], n)[0])
-        return float(stdtrit(max(dof, 1), 0.5 + self.level / 2) * np.sqrt(_variance(influence_I[None], n)[0]))
+    def at_level(self, level: float) -> "RateIntervals":
+        """Returns the same rates with limits at another level."""
+        limits = _limits(self.rate_F, self.effective_F, self.dof_F, self.identities_F, level)
+        return replace(self, low_F=limits[0], high_F=limits[1], level=level)
 
 
-def rate_intervals(counts: ClusteredCounts, *, level: float) -> RateIntervals:
+def rate_intervals(counts: ClusteredCounts, *, level: float, pooled: ClusteredCounts | None = None) -> RateIntervals:
     """Returns the rates of one kind of error with limits that account for trials clustered by identity.
 
     Jackknife variance over identities (Davison and Hinkley 1997, 3.2.1); effective trials r (1 - r) / variance
     (Fogliato, Patil and Perona, Confidence Intervals for Error Rates in 1:1 Matching Tasks, IJCV 2024), at most the
-    actual ones; Wilson's limits with the t quantile of `_degrees_of_freedom`. A figure whose trials all end the same
-    has no variance: its intraclass correlation is taken as the mean of the other figures', or 1 without any.
+    actual ones; Wilson's limits with the t quantile of `_degrees_of_freedom`. A figure's limits depend on no other
+    figure of the call. One whose trials all end the same has no variance: its intraclass correlation is taken to be
+    that of `pooled`, the trials of all people (one figure, or one for each), and 1 if these have no variance either.
 
     Raises ValueError on a level outside (0, 1).
     """
-    from scipy.special import stdtrit
-
     if not 0 < level < 1:
         raise ValueError(f"level {level} must lie between 0 and 1")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rate_F = counts.error_F / counts.trial_F
-        left_FI = counts.trial_F[:, None] - counts.trial_FI
-        influence_FI = np.where(counts.trial_FI > 0, (counts.error_FI - rate_F[:, None] * counts.trial_FI) / left_FI, 0)
-        # Size of the cluster (identity) of an average trial.
-        cluster_F = (counts.trial_FI**2).sum(axis=1) / counts.trial_FI.sum(axis=1)
-    identities_F = (counts.trial_FI > 0).sum(axis=1)
-    known_F = identities_F >= 2
-    influence_FI[~known_F | ~np.isfinite(influence_FI).all(axis=1)] = 0
+    rate_F = divide(counts.error_F, counts.trial_F)
+    influence_FI, identities_F = _influences(counts, rate_F)
     variance_F = _variance(influence_FI, identities_F)
-    effective_F = _effective_trials(rate_F, variance_F, counts.trial_F, cluster_F)
+    effective_F = np.where(
+        variance_F > 0,
+        np.minimum(divide(rate_F * (1 - rate_F), np.where(variance_F > 0, variance_F, 1)), counts.trial_F),
+        counts.trial_F / (1 + (np.maximum(_cluster_sizes(counts), 1) - 1) * _intraclass_correlation(pooled)),
+    )
     dof_F = _degrees_of_freedom(counts.trial_FI, influence_FI, identities_F)
+    limits = _limits(rate_F, effective_F, dof_F, identities_F, level)
+    return RateIntervals(rate_F, *limits, identities_F, effective_F, dof_F, influence_FI, level)
+
+
+def _limits(
+    rate_F: np.ndarray, effective_F: np.ndarray, dof_F: np.ndarray, identities_F: np.ndarray, level: float
+) -> tuple[np.ndarray, np.ndarray]:
+    from scipy.special import stdtrit
+
     low_F, high_F = wilson_limits(rate_F, effective_F, stdtrit(dof_F, 0.5 + level / 2))
-    low_F[~known_F], high_F[~known_F] = np.nan, np.nan
-    return RateIntervals(rate_F, low_F, high_F, identities_F, effective_F, dof_F, influence_FI, level)
+    low_F[identities_F < 2], high_F[identities_F < 2] = np.nan, np.nan
+    return low_F, high_F
 
 
 def wilson_limits(rate_F: np.ndarray, trial_F: np.ndarray, quantile_F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -165,10 +121,11 @@ def _degrees_of_freedom(trial_FI: np.ndarray, influence_FI: np.ndarray, identiti
     I if they are normal, is small if a few identities have most errors.
     """
     kish_F = divide(trial_FI.sum(axis=1) ** 2, (trial_FI**2).sum(axis=1)) - 1
-    return np.maximum(np.fmin(kish_F, _satterthwaite_dof(influence_FI, identities_F)), 1)
+    return np.maximum(np.fmin(kish_F, satterthwaite_dof(influence_FI, identities_F)), 1)
 
 
-def _satterthwaite_dof(influence_FI: np.ndarray, identities_F: np.ndarray) -> np.ndarray:
+def satterthwaite_dof(influence_FI: np.ndarray, identities_F: np.ndarray) -> np.ndarray:
+    """Returns Satterthwaite's degrees of freedom of the sum of squared influences, [F]; infinite without spread."""
     square_F = (influence_FI**2).sum(axis=1) ** 2
     spread_F = (influence_FI**4).sum(axis=1) - square_F / np.maximum(identities_F, 1)
     return np.where(spread_F > 0, divide(2 * square_F, spread_F), np.inf)
@@ -178,21 +135,33 @@ def _variance(influence_FI: np.ndarray, identities_F: np.ndarray) -> np.ndarray:
     return (1 - 1 / np.maximum(identities_F, 2)) * (influence_FI**2).sum(axis=1)
 
 
-def _effective_trials(
-    rate_F: np.ndarray, variance_F: np.ndarray, trial_F: np.ndarray, cluster_F: np.ndarray
-) -> np.ndarray:
-    has_variance_F = variance_F > 0
-    effective_F = np.minimum(divide(rate_F * (1 - rate_F), np.where(has_variance_F, variance_F, 1)), trial_F)
-    # Intraclass correlation: 0 for independent trials, 1 if all trials of an identity end the same.
-    known_F = has_variance_F & (cluster_F > 1)
-    correlation_F = (trial_F[known_F] / effective_F[known_F] - 1) / (cluster_F[known_F] - 1)
-    correlation = np.clip(correlation_F, 0, 1).mean() if known_F.any() else 1.0
-    design_effect_F = 1 + (np.maximum(cluster_F, 1) - 1) * correlation
-    return np.where(has_variance_F, effective_F, divide(trial_F, design_effect_F))
+def _influences(counts: ClusteredCounts, rate_F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the jackknife influences, [F,I], 0 with trials of fewer than two identities, whose number is also given.
+
+    Leaving out identity i changes the rate by minus its influence.
+    """
+    identities_F = (counts.trial_FI > 0).sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        left_FI = counts.trial_F[:, None] - counts.trial_FI
+        influence_FI = np.where(counts.trial_FI > 0, (counts.error_FI - rate_F[:, None] * counts.trial_FI) / left_FI, 0)
+    influence_FI[(identities_F < 2) | ~np.isfinite(influence_FI).all(axis=1)] = 0
+    return influence_FI, identities_F
 
 
-def _combined(a: float, b: float, correlation: float) -> float:
-    return float(np.sqrt(max(a**2 + b**2 - 2 * correlation * a * b, 0)))
+def _cluster_sizes(counts: ClusteredCounts) -> np.ndarray:
+    """Returns the size of the cluster (identity) of an average trial, [F]."""
+    return divide((counts.trial_FI**2).sum(axis=1), counts.trial_FI.sum(axis=1))
+
+
+def _intraclass_correlation(counts: ClusteredCounts | None) -> np.ndarray:
+    """Returns the correlation of the trials of one identity, [F]: 1 if they all end the same, or without variance."""
+    if counts is None:
+        return np.ones(1)
+    rate_F, cluster_F = divide(counts.error_F, counts.trial_F), _cluster_sizes(counts)
+    variance_F = _variance(*_influences(counts, rate_F))
+    effective_F = np.minimum(divide(rate_F * (1 - rate_F), variance_F), counts.trial_F)
+    correlation_F = divide(divide(counts.trial_F, effective_F) - 1, cluster_F - 1)
+    return np.where((variance_F > 0) & (cluster_F > 1), np.clip(correlation_F, 0, 1), 1.0)
 
 
 def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
@@ -201,20 +170,79 @@ def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
         return numerator / denominator
 
 
-# Measured coverage of 95% intervals: kind (`KINDS` in benchmarks/interval_coverage.py) -> identities per group -> mean
-# over the simulated worlds and the lowest of them. Made by `python benchmarks/interval_coverage.py --draws 2000
-# --replicates 400 --seed 0`; docs/auditing.md has the same table.
+# Measured coverage of intervals, 95% but for kinds that name another level: kind (`KINDS` in
+# benchmarks/interval_coverage.py) -> identities per group -> mean over the simulated worlds and the lowest of them.
+# Made by `python benchmarks/interval_coverage.py --draws 300 --replicates 100 --seed 0`; docs/auditing.md has the same
+# table.
 MEASURED_COVERAGE = MappingProxyType(
     {
-        "search": {7: (0.9522, 0.9165), 14: (0.9404, 0.903), 30: (0.9487, 0.9385), 80: (0.9508, 0.9365)},
-        "search_difference": {7: (0.9801, 0.964), 14: (0.968, 0.944), 30: (0.9646, 0.958), 80: (0.9638, 0.952)},
-        "paired_difference": {7: (0.9772, 0.969), 14: (0.9646, 0.9515), 30: (0.9632, 0.951), 80: (0.9597, 0.9525)},
-        "gap_bootstrap": {7: (0.9584, 0.9295), 14: (0.9438, 0.905), 30: (0.9475, 0.908), 80: (0.9534, 0.9245)},
-        "search_percentile": {7: (0.8022, 0.747), 14: (0.8472, 0.7845), 30: (0.8942, 0.854), 80: (0.9129, 0.855)},
-        "pair": {7: (0.948, 0.9035), 14: (0.9434, 0.913), 30: (0.9429, 0.9265), 80: (0.946, 0.938)},
-        "pair_across": {7: (0.9435, 0.9095), 14: (0.95, 0.9295), 30: (0.9511, 0.939), 80: (0.9544, 0.948)},
-        "pair_difference": {7: (0.9745, 0.952), 14: (0.9646, 0.941), 30: (0.9612, 0.951), 80: (0.9599, 0.9555)},
-        "pair_percentile": {7: (0.8506, 0.7555), 14: (0.8975, 0.843), 30: (0.9139, 0.8905), 80: (0.9249, 0.914)},
+        "search": {5: (0.9583, 0.91), 8: (0.9556, 0.92), 10: (0.9517, 0.93), 15: (0.9422, 0.9233), 30: (0.955, 0.9433)},
+        "search_difference": {
+            5: (0.9856, 0.96),
+            8: (0.9772, 0.9633),
+            10: (0.97, 0.95),
+            15: (0.9683, 0.9433),
+            30: (0.9617, 0.9467),
+        },
+        "paired_difference": {
+            5: (0.9817, 0.9633),
+            8: (0.975, 0.9567),
+            10: (0.9694, 0.9433),
+            15: (0.9678, 0.9433),
+            30: (0.9683, 0.9433),
+        },
+        "search_difference_995": {
+            5: (1.0, 1.0),
+            8: (1.0, 1.0),
+            10: (1.0, 1.0),
+            15: (0.9989, 0.9967),
+            30: (0.9989, 0.9967),
+        },
+        "paired_difference_995": {
+            5: (1.0, 1.0),
+            8: (0.9983, 0.9933),
+            10: (0.9978, 0.9933),
+            15: (0.9983, 0.9933),
+            30: (0.9972, 0.99),
+        },
+        "gap_four": {5: (1.0, 1.0), 8: (0.9911, 0.98), 10: (0.9867, 0.9767), 15: (0.9794, 0.95), 30: (0.9728, 0.96)},
+        "gini_four": {5: (1.0, 1.0), 8: (1.0, 1.0), 10: (1.0, 1.0), 15: (0.9994, 0.9967), 30: (0.9989, 0.9967)},
+        "search_percentile": {
+            5: (0.7383, 0.6733),
+            8: (0.8272, 0.77),
+            10: (0.8261, 0.75),
+            15: (0.8478, 0.81),
+            30: (0.8844, 0.83),
+        },
+        "pair": {5: (0.9642, 0.9367), 8: (0.9425, 0.92), 10: (0.9508, 0.9), 15: (0.9492, 0.93), 30: (0.955, 0.9367)},
+        "pair_across": {
+            5: (0.9525, 0.9167),
+            8: (0.9558, 0.9333),
+            10: (0.9433, 0.93),
+            15: (0.9483, 0.9233),
+            30: (0.95, 0.94),
+        },
+        "pair_difference": {
+            5: (0.985, 0.96),
+            8: (0.9708, 0.9367),
+            10: (0.9692, 0.94),
+            15: (0.9708, 0.9533),
+            30: (0.97, 0.9533),
+        },
+        "pair_difference_995": {
+            5: (1.0, 1.0),
+            8: (0.9992, 0.9967),
+            10: (0.9958, 0.9867),
+            15: (0.9975, 0.9933),
+            30: (0.9958, 0.9867),
+        },
+        "pair_percentile": {
+            5: (0.8117, 0.6833),
+            8: (0.8367, 0.76),
+            10: (0.8817, 0.7933),
+            15: (0.8933, 0.8367),
+            30: (0.9058, 0.8767),
+        },
     }
 )
 

@@ -79,7 +79,6 @@ def settings(faces):
             "attributes": {"tables": [str(faces.attributes())]},
             "by": [["group"]],
             "threshold": {"fmr": 0.02, "fpir": 0.1},
-            "statistics": {"replicates": 200},
             **changes,
         }
         return AuditConfig.model_validate(values)

@@ -50,17 +50,53 @@ def test_pair_errors_by_group_equal_a_plain_count(faces, settings):
 
 
 def test_a_constructed_gap_is_detected(settings):
-    report = run(settings(fail_if=["gap(fnmr) > 0.05", "gap(fnmr, by=group) > 0.99"]))
+    conditions = ["gap(fnmr) > 0.05", "gap(fnmr, by=group) > 0.99", "gap(fnmr).high > 0.5", "worst(rank1).low < 0.2"]
+    report = run(settings(fail_if=conditions))
     result = {row["metric"]: row for row in report["groupings"][0]["contrasts"]}
     assert (result["fnmr"]["first"], result["fnmr"]["second"]) == (["b"], ["a"])
-    assert result["fnmr"]["adjusted_p"] < 0.05
+    assert result["fnmr"]["p"] < 0.05
     assert result["fnmr"]["low"] > 0
-    assert [condition["failed"] for condition in report["conditions"]] == [True, False]
+    assert [condition["state"] for condition in report["conditions"][:2]] == ["fails", "holds"]
     gap = next(
         row for row in report["groupings"][0]["disparities"] if (row["figure"], row["metric"]) == ("gap", "fnmr")
     )
     assert gap["value"] == pytest.approx(result["fnmr"]["difference"])
-    assert gap["low"] < gap["value"] < gap["high"]
+    # Of two groups, the gap has the limits of their difference.
+    assert (gap["low"], gap["high"]) == (result["fnmr"]["low"], result["fnmr"]["high"])
+    worst = next(
+        row for row in report["groupings"][0]["disparities"] if (row["figure"], row["metric"]) == ("worst", "rank1")
+    )
+    lowest = min(group["rank1"]["rate"] for group in rates(report).values())
+    assert (worst["value"], worst["note"]) == (lowest, "in b")
+    assert worst["low"] < rates(report)["b"]["rank1"]["low"] < worst["value"] < worst["high"]
+    assert report["conditions"][2]["state"] == ("fails" if gap["high"] > 0.5 else "holds")
+    assert report["conditions"][3]["state"] == ("fails" if worst["low"] < 0.2 else "holds")
+
+
+def test_a_group_has_one_interval_in_all_tables_and_its_ratios_are_bounds_without_errors(faces, settings):
+    score = faces.value_ND.astype(np.float64) @ faces.value_ND.astype(np.float64).T
+    people = np.array(faces.identities)
+    is_a = np.array([int(person[-2:]) % 2 == 1 for person in people])
+    highest = [score[np.ix_(own, own)][people[own][:, None] != people[own]].max() for own in (is_a, ~is_a)]
+    # At this score nobody of one group is mistaken for another of it.
+    report = run(
+        settings(threshold={"score": float(np.mean(highest))}, by=[["group"], ["group", "age"]], bins={"age": [40]})
+    )
+    for grouping in report["groupings"]:
+        across = {tuple(row["left"]): row for row in grouping["across"] if row["left"] == row["right"]}
+        for group in grouping["groups"]:
+            row = across[tuple(group["group"])]
+            fmr = group["rates"]["fmr"]
+            assert [row[key] for key in ("rate", "low", "high")] == [fmr[key] for key in ("rate", "low", "high")]
+    first = report["groupings"][0]
+    bounds = {(row["figure"], row["metric"]) for row in first["disparities"] if row["at_least"]}
+    zero = {metric for group in first["groups"] for metric, rate in group["rates"].items() if rate["rate"] == 0}
+    some = {metric for group in first["groups"] for metric, rate in group["rates"].items() if rate["rate"]}
+    one_sided = (zero & some) - {"rank1"}
+    assert "fmr" in one_sided
+    for metric in one_sided:
+        assert {(figure, metric) for figure in ("ratio", "max_over_geometric_mean", "gini")} <= bounds
+    assert {figure for figure, _ in bounds} <= {"ratio", "max_over_geometric_mean", "gini", "inequity", "garbe"}
 
 
 @pytest.mark.filterwarnings("error")
@@ -353,11 +389,37 @@ def test_input_errors_are_one_line(settings, changes, what):
     assert "\n" not in str(error.value)
 
 
-def test_an_undecidable_condition_is_reported_as_such(settings):
-    report = run(settings(fail_if=["gap(speed) > 1", "gap(fnmr) > 0.05"]))
-    unknown, known = report["conditions"]
-    assert "has no metric 'speed'" in unknown["undecided"]
-    assert (known["failed"], known["undecided"]) == (True, None)
+@pytest.mark.parametrize(
+    ("condition", "what"),
+    [
+        ("gap(speed) > 1", "this audit has no metric 'speed' there; choose one of rank1, fnir, fpir"),
+        ("spread(fmr) > 1", "this audit has no figure 'spread' there; choose one of worst, gap, ratio"),
+        ("gap(rank1, by=hat).high > 1", "this audit has no grouping 'hat' there; choose one of group, group+shots"),
+        ("gap(rank1).top > 1", "cannot read the condition"),
+    ],
+)
+def test_a_condition_is_checked_before_anything_is_read(settings, condition, what):
+    absent = settings(embeddings={"path": "absent"}, fail_if=["gap(fnmr) > 0.05", condition])
+    with pytest.raises(UserError) as error:
+        run_audit(absent)
+    assert what in str(error.value)
+    with pytest.raises(UserError, match="absent: no such"):
+        run_audit(settings(embeddings={"path": "absent"}, fail_if=["gap(fnmr) > 0.05"]))
+
+
+def test_scores_have_no_conditions_on_searches(settings, tmp_path):
+    config = settings(embeddings=None, scores=str(tmp_path / "absent.csv"), fail_if=["gap(fnir) > 0"])
+    with pytest.raises(UserError, match=r"no metric 'fnir' there; choose one of fmr, fnmr$"):
+        run_audit(config)
+
+
+def test_a_condition_on_what_could_not_be_measured_is_undecided(settings):
+    # Nobody is mistaken for another at this score.
+    report = run(settings(threshold={"score": 0.9999}, fail_if=["ratio(fmr) > 2", "gap(fnmr) > 2"]))
+    nothing, gap = report["conditions"]
+    assert nothing["state"] == "undecided"
+    assert nothing["reasons"] == ["ratio(fmr) > 2: ratio(fmr, by=group) has no value, no group has a false match"]
+    assert (gap["state"], gap["reasons"]) == ("holds", [])
 
 
 def test_the_same_audit_is_the_same_report(settings):

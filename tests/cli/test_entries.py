@@ -242,12 +242,17 @@ def test_audit_writes_a_report_and_exits_with_3_where_a_condition_holds(cli, sco
     assert out.endswith(f"report: {tmp_path / 'report' / 'report.html'}\n")
     assert "False non-match rate: b 100.00 %, a 0 %" in " ".join(out.split())
     assert json.loads((tmp_path / "report/report.json").read_text())["provenance"]["consent"] == "asked for"
-    code, _, error = cli(*words, "--fail-if", "gap(fnmr) > 0.9", "--fail-if", "gap(fmr) > 0.9")
+    code, _, error = cli(*words, "--fail-if", "gap(fnmr).low > 0.2", "--fail-if", "gap(fmr).low > 0.9")
     assert code == 3
-    assert error.splitlines()[-1] == "failed: gap(fnmr) > 0.9: gap(fnmr, by=group) is 1"
-    code, _, error = cli(*words, "--fail-if", "ratio(fmr) > 2")
+    assert error.splitlines()[-1].startswith("fails: gap(fnmr).low > 0.2: gap(fnmr, by=group) is 1, limits 0.")
+    code, _, error = cli(*words, "--fail-if", "ratio(fmr) > 2", "--fail-if", "gap(fmr).low > 0.9")
+    assert code == 4
+    assert error.splitlines()[-1] == (
+        "undecided: ratio(fmr) > 2: ratio(fmr, by=group) has no value, no group has a false match"
+    )
+    code, _, error = cli(*words, "--fail-if", "gap(speed) > 2")
     assert code == 1
-    assert "cannot be decided" in error.splitlines()[-1]
+    assert "this audit has no metric 'speed'" in error.splitlines()[-1]
 
 
 def test_audit_names_the_option_at_fault(refused, scores, tmp_path):

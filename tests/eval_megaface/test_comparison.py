@@ -9,6 +9,7 @@ from eval_megaface.config import MegafaceConfig
 from eval_megaface.evaluate import evaluate_megaface
 from facelt.config.loading import load_config
 from facelt.errors import UserError
+from facelt.stats.differences import RateDifferences
 from facelt.stats.intervals import ClusteredCounts, rate_intervals
 
 PEOPLE = {
@@ -42,13 +43,6 @@ def by_person(small, counts, probe_rows):
     ]
 
 
-def plain_p(first_I, second_I):
-    """p of all swaps of two models within people."""
-    difference_I = np.subtract(first_I, second_I)
-    sums = [abs(np.dot(signs, difference_I)) for signs in itertools.product((-1, 1), repeat=len(difference_I))]
-    return np.mean([value >= abs(difference_I.sum()) - 1e-9 for value in sums])
-
-
 def test_differences_equal_plain_loops(small, second):
     models, arrays = second
     report = small.run("noise.mode=raw", "ranks=[1, 3]", models=models, compare={"reference": "plain"})
@@ -70,9 +64,9 @@ def test_differences_equal_plain_loops(small, second):
             np.array([by_person(small, counts, chosen[name]) for name in names], dtype=float)
             for counts in (hits, other, pairs)
         )
-        joint = rate_intervals(
-            ClusteredCounts.by_identity(np.vstack([hit_GI, other_GI]), np.vstack([pair_GI] * 2)), level=0.95
-        )
+        counts = ClusteredCounts.by_identity(np.vstack([hit_GI, other_GI]), np.vstack([pair_GI] * 2))
+        whole = [len(names) * model + names.index("full") for model in (0, 1) for _ in names]
+        joint = rate_intervals(counts, level=0.95, pooled=counts.only(whole))
         for g, figure in enumerate(row["figures"]):
             assert len(chosen[figure["name"]]) == bands[figure["name"]]
             assert figure["pairs"] == pair_GI[g].sum()
@@ -83,12 +77,16 @@ def test_differences_equal_plain_loops(small, second):
             rate, reference_rate = (count_GI[g].sum() / pair_GI[g].sum() for count_GI in (other_GI, hit_GI))
             assert (figure["rate"], figure["reference_rate"]) == (rate, reference_rate)
             assert figure["difference"] == pytest.approx(rate - reference_rate)
+            pair = RateDifferences.between(joint, [len(names) + g], [g])
             if figure["identities"] > 1:
-                ends = joint.difference(len(names) + g, g)
+                ends = [limit_K[0] for limit_K in pair.limits(0.95)]
                 assert (figure["low"], figure["high"]) == pytest.approx(ends, rel=1e-9)
+                assert (figure["low"] > 0 or figure["high"] < 0) == (figure["p"] < 0.05)
+                excludes_0 = figure["adjusted_low"] > 0 or figure["adjusted_high"] < 0
+                assert excludes_0 == (figure["adjusted_p"] < 0.05) == figure["decided"]
             else:
                 assert (figure["low"], figure["high"]) == (None, None)
-            assert figure["p"] == pytest.approx(plain_p(hit_GI[g], other_GI[g]), abs=0.02)
+            assert figure["p"] == pytest.approx(pair.p_values()[0])
     # Holm: in ascending order each p is multiplied by the number of tests that remain, and none falls below another.
     tested = sorted(
         (
@@ -145,19 +143,15 @@ def test_a_better_model_is_decided_and_an_equal_one_is_not(small, crowd):
 
 def test_the_level_of_the_intervals_decides(small, crowd):
     models = {name: crowd[name] for name in ("good", "poor")}
-    options = {"models": models, "compare": {"reference": "poor", "permutations": 100}}
-    # The smallest p of 100 permutations is 1 / 101: below 0.05, but not below 0.005.
-    for level, decided in ((0.95, True), (0.995, False)):
-        report = small.run(f"interval.level={level}", **options)
+    # The smallest p that 24 identities can reach lies between 1e-12 and 1e-7.
+    for level, decided in ((0.95, True), (1 - 1e-12, False)):
+        report = small.run(f"interval.level={level}", models=models, compare={"reference": "poor"})
         (row,) = report["comparison"]["rows"]
         full = figures_of(row)["full"]
-        assert full["p"] == full["adjusted_p"] == pytest.approx(1 / 101)
-        assert full["low"] > 0
-        assert full["decided"] == decided
-        assert row["sentence"].endswith(", but adjusted p 0.0099: undecided at 24 identities") != decided
-        notes = [note for note in report["notes"] if note.startswith("compare.permutations: ")]
-        assert len(notes) == (not decided)
-    assert notes[0].endswith("100 permutations are too few to decide a difference by 1 tests; set it to at least 200.")
+        assert 1e-12 < full["smallest_p"] < 1e-7
+        assert full["smallest_p"] <= full["p"] == full["adjusted_p"]
+        assert (full["adjusted_low"] > 0) == full["decided"] == decided
+        assert (": undecidable with 24 identities (the smallest adjusted p" in row["sentence"]) != decided
 
 
 def test_shot_columns_have_the_bands_of_the_reference(small, second, write_store):
@@ -235,7 +229,7 @@ def test_a_suite_without_pairs_has_no_difference(small, second, write_list):
         ({"reference": "third"}, [], r"compare\.reference: 'third' is no model; allowed: plain, second"),
         ({"reference": "secnd"}, [], r"'secnd' is no model; allowed: plain, second; did you mean 'second'\?"),
         ({}, [], r"compare\.reference"),
-        ({"reference": "plain", "level": 0.9}, [], r"compare\.level: unknown key; allowed: kind, permutations, ref"),
+        ({"reference": "plain", "level": 0.9}, [], r"compare\.level: unknown key; allowed: kind, reference"),
         ({"reference": "plain", "kind": "deep"}, [], r"compare\.kind"),
         (
             {"reference": "plain", "kind": "meta"},
@@ -247,7 +241,7 @@ def test_a_suite_without_pairs_has_no_difference(small, second, write_list):
             ["kinds=[direct]"],
             r"compare\.kind: model 'second' has no 'meta' among its measured kinds, which are direct$",
         ),
-        ({"reference": "plain", "permutations": 5}, [], r"compare\.permutations"),
+        ({"reference": "plain", "permutations": 5}, [], r"compare\.permutations: unknown key"),
     ],
 )
 def test_mistakes_are_refused_before_any_search(small, second, compare, changes, match):

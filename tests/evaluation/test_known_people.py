@@ -26,8 +26,8 @@ from facelt.evaluation.known_people import KnownPeopleOptions, evaluate_known_pe
 from facelt.inference.model import load_model
 from facelt.inference.predict import Predictor
 from facelt.search.search import open_search
+from facelt.stats.differences import RateDifferences
 from facelt.stats.intervals import ClusteredCounts, rate_intervals
-from facelt.stats.permutation import paired_permutation_test
 from facelt.training.run import run
 from recordio_tools.face_set import FaceRecord
 from tests.evaluation.known_faces import (
@@ -242,7 +242,7 @@ def test_the_curve_runs_through_the_dir_at_each_far(report, plain_results, model
 
 
 def test_intervals_and_differences_are_those_of_plain_counts_by_identity(report, plain_models, plain_results):
-    """All accuracies and all DIR are one set of figures each, whose intervals share an intraclass correlation."""
+    """Every rate has the interval of the plain counts; one without variance has the correlation of all bands."""
     counts = plain_models["run/plain"].counts
     labels = plain_results[SERIES[0]][0]
     identities = sorted(set(labels))
@@ -256,7 +256,9 @@ def test_intervals_and_differences_are_those_of_plain_counts_by_identity(report,
             hits.append([sum(hit and member for label, hit, member in rows if label == other) for other in identities])
             trials.append([sum(member for label, _, member in rows if label == other) for other in identities])
             keys.append((series, name))
-        intervals = rate_intervals(ClusteredCounts.by_identity(hits, trials), level=0.95)
+        counted = ClusteredCounts.by_identity(hits, trials)
+        whole = [keys.index((series, "all")) for series, _ in keys]
+        intervals = rate_intervals(counted, level=0.95, pooled=counted.only(whole))
         for f, (series, name) in enumerate(keys):
             result = of(report, *series)
             rate = result.accuracy[name] if metric == "accuracy" else result.dir_by_band[name]
@@ -265,18 +267,13 @@ def test_intervals_and_differences_are_those_of_plain_counts_by_identity(report,
             if comparison.metric != metric:
                 continue
             series = comparison.model, comparison.score
-            names = ["all", *BANDS] if metric == "accuracy" else ["all"]
-            # The figures of the two series alone share an intraclass correlation.
             other = comparison.reference_model, comparison.reference_score
-            figures = [keys.index((each, name)) for each in (other, series) for name in names]
-            pair = ClusteredCounts.by_identity([hits[f] for f in figures], [trials[f] for f in figures])
-            reference = names.index(comparison.band)
-            paired = rate_intervals(pair, level=0.95)
-            f = len(names) + reference
-            assert comparison.difference == pytest.approx(paired.rate_F[f] - paired.rate_F[reference])
-            assert [comparison.low, comparison.high] == limits(*paired.difference(f, reference))
-            rows = pair.error_FI[reference], pair.error_FI[f], pair.trial_FI[f]
-            assert comparison.p == pytest.approx(paired_permutation_test(*rows, permutations=4999, seed=0).p)
+            f, reference = (keys.index((each, comparison.band)) for each in (series, other))
+            assert comparison.difference == pytest.approx(intervals.rate_F[f] - intervals.rate_F[reference])
+            pair = RateDifferences.between(intervals, [f], [reference])
+            (low,), (high,) = pair.limits(0.95)
+            assert [comparison.low, comparison.high] == limits(low, high)
+            assert comparison.p == pytest.approx(pair.p_values()[0])
 
 
 def test_default_scores_and_classifiers_are_compared_and_holm_adjusts_all_tests(report):
@@ -294,8 +291,8 @@ def test_default_scores_and_classifiers_are_compared_and_holm_adjusts_all_tests(
         assert row.adjusted_p == pytest.approx(largest)
         # A single identity has no interval.
         assert (row.low is None) == (row.identities < 2)
-        excludes_0 = row.low is not None and (row.low > 0 or row.high < 0)
-        assert row.decided == (excludes_0 and row.adjusted_p < 0.05)
+        excludes_0 = row.adjusted_low is not None and (row.adjusted_low > 0 or row.adjusted_high < 0)
+        assert row.decided == excludes_0 == (row.adjusted_p < 0.05)
 
 
 @pytest.mark.parametrize("stage", ["plain", "oltr"])

@@ -70,7 +70,7 @@ def test_a_single_image_has_rates_without_intervals_and_decides_nothing():
     assert (summary["accuracy"]["few"]["rate"], summary["auroc"]) == (1, 1)
     assert np.isnan(summary["accuracy"]["few"]["low"])
     assert (summary["curve"]["far"].tolist(), summary["curve"]["dir"].tolist()) == ([1], [1])
-    rows = rates.comparisons([(result.key, ("run/plain", "s0")) for result in rates.results[1:]], 0)
+    rows = rates.comparisons([(result.key, ("run/plain", "s0")) for result in rates.results[1:]])
     # The bands without images have no difference, and one stranger allows no FAR of 1 %.
     assert [(row["score"], row["metric"], row["band"]) for row in rows] == [
         ("s1", "accuracy", "all"),
@@ -84,7 +84,7 @@ def test_a_clear_difference_is_decided_and_an_equal_score_is_not():
     rates = rates_of(known, [0] * 100, [0] * 50 + [9] * 50, [0] * 100)
     rows = {
         (row["score"], row["metric"], row["band"]): row
-        for row in rates.comparisons([(result.key, ("run/plain", "s0")) for result in rates.results[1:]], 0)
+        for row in rates.comparisons([(result.key, ("run/plain", "s0")) for result in rates.results[1:]])
     }
     lost = rows["s1", "dir", "all"]
     assert (lost["rate"], lost["reference_rate"], lost["difference"]) == pytest.approx((0, 0.9, -0.9))

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from facelt.report.audit_schema import AuditReport, ContrastEntry, DisparityEntry
 from facelt.report.audit_terminal import print_audit
-from facelt.report.audit_text import disparity_text, model_card, significance_text
+from facelt.report.audit_text import disparity_interval, disparity_text, model_card, significance_text
 from facelt.report.formatting import p_value, small_percent, small_percent_interval
 from facelt.report.write import write_report
 
@@ -37,23 +37,33 @@ def group(name, worse, small=False):
     }  # fmt: skip
 
 
-def contrast(metric, first, second, p, adjusted):
+def verdict(p, adjusted, smallest=0.001):
+    """Returns the fields of a test whose limits agree with its p-values at 5%."""
+    low, adjusted_low = (0.01 if value is not None and value < 0.05 else -0.02 for value in (p, adjusted))
+    return low, {
+        "p": p, "adjusted_p": adjusted, "adjusted_low": adjusted_low, "adjusted_high": 0.1666, "smallest_p": smallest,
+        "decided": adjusted_low > 0,
+    }  # fmt: skip
+
+
+def contrast(metric, first, second, p, adjusted, smallest=0.001):
+    low, test = verdict(p, adjusted, smallest)
     return {
-        "metric": metric, "by": ["hat"], "first": first, "second": second, "difference": 0.07, "low": -0.01,
-        "high": 0.15, "ratio": 1.5, "ratio_low": 0.9, "ratio_high": None, "p": p, "adjusted_p": adjusted,
+        "metric": metric, "by": ["hat"], "first": first, "second": second, "identities": 40, "difference": 0.07,
+        "low": low, "high": 0.15, "ratio": 1.5, "ratio_low": 0.9, "ratio_high": None, **test,
     }  # fmt: skip
 
 
 def disparity(figure, metric, value, at_least=False, note=""):
-    ends = (None, None) if at_least else (value / 2, value * 2)
+    ends = (value / 3, None) if at_least else (value / 2, value * 2)
     return {
         "figure": figure, "metric": metric, "by": ["hat"], "value": value, "at_least": at_least, "note": note,
         "low": ends[0], "high": ends[1],
     }  # fmt: skip
 
 
-def condition(text, reasons=(), undecided=None):
-    return {"text": text, "failed": bool(reasons), "reasons": list(reasons), "undecided": undecided}
+def condition(text, state, *reasons):
+    return {"text": text, "state": state, "reasons": list(reasons)}
 
 
 def make(red="red", blue="blue", by="hat", title="An audit", path="people.csv"):
@@ -63,7 +73,7 @@ def make(red="red", blue="blue", by="hat", title="An audit", path="people.csv"):
     return {
         "schema": "facelt.audit/1", "title": title, "notes": [f"About {red}."],
         "provenance": {"data": red, "consent": "asked", "licence": "none", "model": blue, "auditor": ""},
-        "statistics": {"level": 0.95, "alpha": 0.5, "replicates": 2000, "seed": 0, "min_identities": 5},
+        "statistics": {"level": 0.95, "alpha": 0.5, "seed": 0, "min_identities": 5},
         "subject": {
             "source": "embeddings", "images": 300, "identities": 43, "enrolled": 294, "failures": 6,
             "failed": [f"{red}.jpg: holds nothing"], "distractors": 1000,
@@ -90,7 +100,7 @@ def make(red="red", blue="blue", by="hat", title="An audit", path="people.csv"):
                 "disparities": [
                     disparity("gap", "rank1", 0.07), disparity("ratio", "fmr", 2.4),
                     disparity("ratio", "fpir", 1.0, True, f"no error in {red}: their upper bound is used"),
-                    disparity("garbe", "fmr_fnmr", 0.3),
+                    disparity("garbe", "fmr_fnmr", 0.3, True, f"no false match in {red}: their upper bound is used"),
                 ],
                 "contrasts": [contrast("rank1", *names[1::-1], 0.001, 0.005), contrast("fmr", *names[:2], 0.2, 0.2)],
             }
@@ -103,7 +113,7 @@ def make(red="red", blue="blue", by="hat", title="An audit", path="people.csv"):
                     "rows": [
                         {
                             "group": names[0], "rate": 0.8, "other_rate": 0.85, "difference": 0.05, "low": 0.01,
-                            "high": 0.09, "identities": 20, "small": False, "p": 0.01, "adjusted_p": 0.02,
+                            "high": 0.09, "identities": 20, "small": False, **verdict(0.01, 0.02)[1],
                         }
                     ],
                 }
@@ -127,9 +137,9 @@ def make(red="red", blue="blue", by="hat", title="An audit", path="people.csv"):
             ],
         },
         "conditions": [
-            condition("gap(rank1) > 0.05", reasons=["gap(rank1) > 0.05: gap(rank1) is 0.07"]),
-            condition("gap(rank1) > 0.5"),
-            condition("ratio(fpir) > 2", undecided="'ratio(fpir) > 2' cannot be decided"),
+            condition("gap(rank1) > 0.05", "fails", "gap(rank1) > 0.05: gap(rank1) is 0.07"),
+            condition("gap(rank1) > 0.5", "holds"),
+            condition("ratio(fpir) > 2", "undecided", "ratio(fpir) > 2: ratio(fpir) is at least 1"),
         ],
     }  # fmt: skip
 
@@ -243,13 +253,19 @@ def test_the_page_says_what_was_found_and_what_not(tmp_path):
     page = Page(write(make(), tmp_path))
     text = " ".join(page.text.split())
     assert "Rank-1 rate: blue 87.00 %, red 80.00 %, a gap of 7.00 points" in text
-    assert "0.005 after Holm's correction): significant at 5 %." in text
-    assert "0.2 after Holm's correction): not significant at 5 %." in text
-    assert "Failed: gap(rank1) > 0.05: gap(rank1) is 0.07" in text
-    assert "Passed: gap(rank1) > 0.5 is not met" in text
-    assert "Undecided: 'ratio(fpir) > 2' cannot be decided" in text
+    assert (
+        "(95 % interval of the difference 1.0 to 15.0, p = 0.001; adjusted for all differences of the report 1.0 to "
+        "16.7, p = 0.005): significant at 5 %." in text
+    )
+    assert "adjusted for all differences of the report -2.0 to 16.7, p = 0.2): not significant at 5 %." in text
+    assert "significant if its adjusted p is below 0.05, and so if and only if its adjusted interval excludes 0" in text
+    assert "Fails: gap(rank1) > 0.05: gap(rank1) is 0.07" in text
+    assert "Holds: gap(rank1) > 0.5 is not met" in text
+    assert "Undecided: ratio(fpir) > 2: ratio(fpir) is at least 1" in text
+    classes = [attrs.get("class") for _, attrs in page.elements]
+    assert [classes.count(f"note {name}") for name in ("failed", "held", "undecided")] == [1, 1, 1]
     assert "raretoo small to compare" in text
-    assert "at least 1" in text
+    assert "at least 10.333 or more" in text
     assert "upper bound is used" in text
     for label, value in (("Consent or legal basis", "asked"), ("Licence", "none"), ("Auditor", "not stated")):
         assert f"{label}{value}" in text
@@ -318,6 +334,9 @@ def test_the_terminal_has_each_group_and_each_gap():
     assert "By hat" in out
     assert "too small" in out
     assert "a gap of 7.00 points" in out
+    assert "at least 1" in out
+    assert "0.333 or more" in out
+    assert "FMR and FNMR together: GARBE at least 0.3 (0.1 or more)." in out
     assert "500 (50)" in out
 
 
@@ -345,5 +364,18 @@ def test_words():
     assert p_value(0.14492) == "0.14"
     assert disparity_text(DisparityEntry(**disparity("ratio", "fmr", 2.4, True))) == "at least 2.4"
     assert disparity_text(DisparityEntry(**disparity("gap", "fmr", 0.07))) == "7.00 points"
-    untested = ContrastEntry(**contrast("fmr", ["a"], ["b"], None, None))
-    assert significance_text(untested, 0.95).startswith("not tested")
+    assert disparity_interval(DisparityEntry(**disparity("ratio", "fmr", 2.4, True))) == "0.8 or more"
+    assert disparity_text(DisparityEntry(**disparity("worst", "rank1", 0.784, note="in f"))) == "78.40 %"
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ((0.001, 0.005), "significant at 5 %"),
+        ((0.001, 0.06), "not significant at 5 %"),
+        ((0.02, 0.3, 0.0899), "undecidable with 40 people: the smallest adjusted p they can reach is 0.09"),
+        ((0.02, 0.3, 0.049), "not significant at 5 %"),
+    ],
+)
+def test_a_difference_that_so_few_people_cannot_decide_is_undecidable(values, text):
+    assert significance_text(ContrastEntry(**contrast("fmr", ["a"], ["b"], *values)), 0.95) == text

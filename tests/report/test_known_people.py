@@ -49,7 +49,8 @@ def result(model, score, value) -> dict:
 
 def comparison(model, score, metric="accuracy", band="all", **changes) -> dict:
     values = {"rate": 0.84, "reference_rate": 0.798, "difference": 0.042, "low": 0.0104, "high": 0.0741}
-    tests = {"identities": 3_210, "p": 0.0002, "adjusted_p": 0.0014, "decided": True}
+    tests = {"identities": 3_210, "p": 0.0002, "adjusted_p": 0.0014, "smallest_p": 1e-9, "decided": True}
+    tests |= {"adjusted_low": 0.0003, "adjusted_high": 0.0842}
     key = {"model": model, "score": score, "metric": metric, "band": band}
     reference = {"reference_model": "run/plain", "reference_score": "class_mean"}
     return {**key, **reference, **values, **tests, **changes}
@@ -118,10 +119,15 @@ def test_a_difference_is_said_in_words():
         "run/oltr reachability names 3.3 points fewer known people than run/plain class_mean without rejection, 95% "
         "interval -0.2 to 5.1: undecided at 3,210 identities (adjusted p 0.0014)"
     )
-    alone = sentence(difference=0.0, low=None, high=None, identities=1, decided=False)
+    unclear = sentence(difference=-0.02, low=-0.03, high=-0.01, adjusted_low=-0.041, adjusted_high=0.002, decided=False)
+    assert unclear.endswith(
+        "95% interval 1.0 to 3.0, adjusted for all differences -0.2 to 4.1: undecided at 3,210 identities (adjusted p "
+        "0.0014)"
+    )
+    alone = sentence(difference=0.0, low=None, high=None, identities=1, decided=False, smallest_p=1.0)
     assert alone.endswith(
-        "names as many known people as run/plain class_mean without rejection: undecided at 1 identity "
-        "(adjusted p 0.0014)"
+        "names as many known people as run/plain class_mean without rejection: undecidable with 1 identity (the "
+        "smallest adjusted p they can reach is 1) (adjusted p 0.0014)"
     )
 
 

@@ -15,9 +15,10 @@ from facelt.report.megaface_terminal import print_megaface
 from facelt.report.write import write_report
 
 
-def sentence(difference, low, high, *, decided=False, identities=14, p=0.5, rank=1, level=0.95):
+def sentence(difference, low, high, *, decided=False, identities=14, p=0.5, rank=1, level=0.95, smallest=0.001):
     figure = {"group": "all", "difference": difference, "low": low, "high": high, "identities": identities}
-    figure |= {"p": p, "adjusted_p": p, "decided": decided}
+    adjusted = {"adjusted_low": low - 0.01, "adjusted_high": high + 0.01, "smallest_p": smallest}
+    figure |= {"p": p, "adjusted_p": p, "decided": decided, **adjusted}
     row = {"model": "oltr", "kind": "direct", "rank": rank, "figures": [{"group": "shots"}, figure]}
     return difference_sentence(row, "plain_long direct", level)
 
@@ -42,8 +43,8 @@ NAN = float("nan")
         (
             (0.03, 0.001, 0.06),
             {"p": 0.1234, "rank": 5, "identities": 1234},
-            "oltr direct is 3.0 points above plain_long direct at rank 5, 95% interval 0.1 to 6.0, but adjusted p "
-            "0.12: undecided at 1,234 identities",
+            "oltr direct is 3.0 points above plain_long direct at rank 5, 95% interval 0.1 to 6.0, adjusted for "
+            "all differences -0.9 to 7.0: undecided at 1,234 identities",
         ),
         (
             (-0.000412, -0.00077, -0.0001234),
@@ -57,8 +58,15 @@ NAN = float("nan")
         ),
         (
             (0.25, NAN, NAN),
-            {"identities": 1},
-            "oltr direct is 25.0 points above plain_long direct at rank 1, no interval: undecided at 1 identity",
+            {"identities": 1, "smallest": 1.0},
+            "oltr direct is 25.0 points above plain_long direct at rank 1, no interval: undecidable with 1 identity "
+            "(the smallest adjusted p they can reach is 1)",
+        ),
+        (
+            (0.25, 0.1, 0.4),
+            {"identities": 5, "smallest": 0.0765},
+            "oltr direct is 25.0 points above plain_long direct at rank 1, 95% interval 10.0 to 40.0, adjusted for all "
+            "differences 9.0 to 41.0: undecidable with 5 identities (the smallest adjusted p they can reach is 0.076)",
         ),
         (
             (NAN, NAN, NAN),
@@ -111,7 +119,7 @@ def test_the_page_has_the_sentences_near_the_top_and_decided_differences_in_bold
     assert "1.2 to 6.4" in text
     assert "p 0.012" in text
     assert "adjusted over 14 tests" in text
-    assert "10,000 random swaps" in text
+    assert "if and only if its adjusted interval excludes 0" in text
     assert "bands of training shots are those of plain for both models" in text
     assert not re.search(r"\bNone\b|\bnan\b", text)
 

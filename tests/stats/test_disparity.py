@@ -8,11 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facelt.stats import disparity
+from facelt.stats.differences import RateDifferences
 from facelt.stats.disparity import (
     DISPARITY_MEASURES,
     GroupErrors,
     zero_error_bound,
 )
+from facelt.stats.intervals import ClusteredCounts, rate_intervals
 
 
 def from_counts(name, *errors, **options):
@@ -113,17 +115,87 @@ def test_a_group_without_errors_gives_a_bound():
     assert result.value == pytest.approx((0.1 / upper) ** 0.25 * 2**0.75, rel=1e-4)
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.floats(0, 1))
-def test_the_bound_is_below_the_value_for_any_true_rate(share):
-    # A group with few trials: its upper bound lies above the other groups' rates.
-    errors = GroupErrors(("a", "b", "c"), [0, 3, 4], [20, 100, 100])
-    unseen = max(share * float(zero_error_bound(20)), 1e-9)
+@settings(max_examples=15, deadline=None)
+@given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 300))
+def test_the_bound_is_below_the_value_for_any_true_rates_and_reached(share, other_share, trials):
+    # Two groups without errors, whose upper limits may lie above or below the other groups' rates.
+    errors = GroupErrors(("a", "b", "c", "d"), [0, 0, 3, 8], [trials, 2 * trials, 100, 100], kind="false match")
+    fnmr = GroupErrors(("a", "b", "c", "d"), [30, 10, 20, 40], [100, 100, 100, 100])
+    upper = errors.upper_G
+    unseen = [max(part * upper[g], 1e-9) for g, part in enumerate((share, other_share))]
     for name, figure in (
         ("ratio", disparity.ratio),
         ("max_over_geometric_mean", disparity.max_over_geometric_mean),
+        ("gini", disparity.gini),
     ):
-        assert 1 <= from_counts(name, errors).value <= figure([unseen, 0.03, 0.04]) * (1 + 1e-12)
+        result = from_counts(name, errors)
+        assert result.at_least
+        assert "no false match in a, b" in result.note
+        assert result.value <= figure([*unseen, 0.03, 0.08]) * (1 + 1e-12) + 1e-12
+        axes = (np.minimum(np.linspace(1e-4, 0.12, 40), upper[g]) for g in (0, 1))
+        grid = np.stack(np.meshgrid(*axes, [0.03], [0.08]), axis=-1)
+        assert result.value == pytest.approx(figure(grid).min(), rel=0.05, abs=0.02)
+    for name, figure in (("inequity", disparity.inequity_rate), ("garbe", disparity.garbe)):
+        result = from_counts(name, errors, fnmr)
+        assert result.at_least
+        value = figure([*unseen, 0.03, 0.08], fnmr.rates(np.ones(4, dtype=bool)))
+        assert result.value <= value * (1 + 1e-12) + 1e-12
+
+
+def intervals_of(error_GI, trial_GI, level=0.95):
+    return rate_intervals(ClusteredCounts.by_identity(error_GI, trial_GI), level=level)
+
+
+def groups_of(rates, people=6, trials=50, seed=0):
+    """Intervals of groups of different people with these error rates."""
+    random = np.random.default_rng(seed)
+    member_GI = np.repeat(np.eye(len(rates), dtype=int), people, axis=1)
+    return intervals_of(random.binomial(trials * member_GI, np.asarray(rates)[:, None]), trials * member_GI)
+
+
+def test_limits_of_two_groups_are_those_of_their_difference_and_ratio():
+    intervals = groups_of((0.1, 0.5))
+    pair = RateDifferences.between(intervals, [1], [0])
+    (low,), (high,) = pair.limits(0.95)
+    (ratio_low,), (ratio_high,) = pair.ratio_limits(0.95)
+
+    def limits(name, count=1):
+        return DISPARITY_MEASURES[name].limits([(intervals, (0, 1))] * count, level=0.95, alpha=0.5)
+
+    assert limits("gap") == pytest.approx((low, high))
+    assert limits("ratio") == pytest.approx((ratio_low, ratio_high))
+    assert limits("max_over_geometric_mean") == pytest.approx((np.sqrt(ratio_low), np.sqrt(ratio_high)))
+    assert limits("gini") == pytest.approx([(end - 1) / (end + 1) for end in (ratio_low, ratio_high)])
+    # Both kinds of the joint measures at half the error share.
+    (low,), (high,) = pair.limits(0.975)
+    (ratio_low,), (ratio_high,) = pair.ratio_limits(0.975)
+    assert limits("fdr", 2) == pytest.approx((1 - high, 1 - low))
+    assert limits("inequity", 2) == pytest.approx((ratio_low, ratio_high))
+    assert limits("garbe", 2) == pytest.approx([(end - 1) / (end + 1) for end in (ratio_low, ratio_high)])
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.floats(0.02, 0.98), min_size=2, max_size=5), st.integers(0, 1000))
+def test_limits_contain_the_measure_and_are_those_of_all_pairs(rates, seed):
+    intervals = groups_of(rates, seed=seed)
+    figures = tuple(range(len(rates)))
+    pairs = [(a, b) for a in figures for b in figures if a != b]
+    of_pair = 1 - 0.05 / (len(pairs) / 2)
+    ends = np.array([RateDifferences.between(intervals, [a], [b]).limits(of_pair) for a, b in pairs])[:, :, 0]
+    result = DISPARITY_MEASURES["gap"].limits([(intervals, figures)], level=0.95, alpha=0.5)
+    assert result == pytest.approx((max(ends[:, 0].max(), 0), ends[:, 1].max()))
+    for measure in DISPARITY_MEASURES.values():
+        if not measure.is_joint and (intervals.rate_F > 0).all():
+            low, high = measure.limits([(intervals, figures)], level=0.95, alpha=0.5)
+            assert low <= float(measure.from_rates(intervals.rate_F)) * (1 + 1e-12) + 1e-12
+            assert float(measure.from_rates(intervals.rate_F)) <= high * (1 + 1e-12) + 1e-12
+
+
+def test_a_group_without_errors_has_no_upper_limit_of_ratios():
+    intervals = groups_of((0.0, 0.5, 0.0))
+    for name, most in (("ratio", np.inf), ("max_over_geometric_mean", np.inf), ("gini", 1)):
+        low, high = DISPARITY_MEASURES[name].limits([(intervals, (0, 1, 2))], level=0.95, alpha=0.5)
+        assert (np.isfinite(low), high) == (True, pytest.approx(most))
 
 
 def test_undefined_disparities_have_a_note():

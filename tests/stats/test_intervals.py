@@ -1,4 +1,4 @@
-"""Intervals of clustered rates against a leave-one-out loop, Wilson's equation, and published examples."""
+"""Intervals of clustered rates against a leave-one-out loop, and Wilson's equation."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from facelt.stats.intervals import ClusteredCounts, rate_intervals, wilson_limits
+from facelt.stats.intervals import ClusteredCounts, rate_intervals
 
 
 def searches(seed: int, figures: int = 2, identities: int = 9) -> tuple[np.ndarray, np.ndarray]:
@@ -66,13 +66,40 @@ def test_upper_limit_without_errors_accounts_for_correlation():
     t = stats.t.ppf(0.975, 7)
     assert alone.effective_F[0] == pytest.approx(8)  # no evidence that trials of one identity differ
     assert (alone.low_F[0], alone.high_F[0]) == (0, pytest.approx(t * t / (8 + t * t)))
-    independent = np.array([np.zeros(8), [2, 3, 2, 1, 2, 3, 2, 1]])
-    beside = rate_intervals(ClusteredCounts.by_identity(independent, np.full((2, 8), 100)), level=0.95)
-    assert beside.effective_F[0] == pytest.approx(800)
-    assert beside.high_F[0] == pytest.approx(t * t / (800 + t * t))
-    alike = np.array([np.zeros(8), [0, 0, 100, 0, 0, 100, 0, 0]])
-    beside = rate_intervals(ClusteredCounts.by_identity(alike, np.full((2, 8), 100)), level=0.95)
-    assert beside.effective_F[0] == pytest.approx(8, rel=0.2)
+    none = ClusteredCounts.by_identity(np.zeros(8), np.full(8, 100))
+    independent = ClusteredCounts.by_identity([2, 3, 2, 1, 2, 3, 2, 1], np.full(8, 100))
+    result = rate_intervals(none, level=0.95, pooled=independent)
+    assert result.effective_F[0] == pytest.approx(800)
+    assert result.high_F[0] == pytest.approx(t * t / (800 + t * t))
+    alike = ClusteredCounts.by_identity([0, 0, 100, 0, 0, 100, 0, 0], np.full(8, 100))
+    assert rate_intervals(none, level=0.95, pooled=alike).effective_F[0] == pytest.approx(8, rel=0.2)
+    # A figure with errors has its own correlation.
+    np.testing.assert_array_equal(
+        rate_intervals(independent, level=0.95, pooled=alike).high_F, rate_intervals(independent, level=0.95).high_F
+    )
+
+
+def test_a_figure_has_the_same_limits_among_any_others():
+    error_FI = np.array([[0, 0, 0, 0, 0], [1, 4, 0, 2, 9], [9, 9, 9, 9, 9], [0, 9, 9, 0, 0]])
+    trial_FI = np.full((4, 5), 9)
+    pooled = ClusteredCounts.by_identity(error_FI.sum(axis=0), trial_FI.sum(axis=0))
+    together = rate_intervals(ClusteredCounts.by_identity(error_FI, trial_FI), level=0.95, pooled=pooled)
+    for f in range(4):
+        alone = rate_intervals(ClusteredCounts.by_identity(error_FI[f], trial_FI[f]), level=0.95, pooled=pooled)
+        assert (alone.low_F[0], alone.high_F[0]) == (together.low_F[f], together.high_F[f])
+    each = rate_intervals(
+        ClusteredCounts.by_identity(error_FI, trial_FI),
+        level=0.95,
+        pooled=ClusteredCounts.by_identity(error_FI[[1, 1, 3, 3]], trial_FI),
+    )
+    assert 1 - each.low_F[2] > each.high_F[0]
+
+
+def test_another_level_is_that_of_a_new_call():
+    counts = ClusteredCounts.by_identity(*searches(3))
+    result, expected = rate_intervals(counts, level=0.95).at_level(0.8), rate_intervals(counts, level=0.8)
+    np.testing.assert_array_equal([result.low_F, result.high_F], [expected.low_F, expected.high_F])
+    assert result.level == 0.8
 
 
 def test_all_errors_mirror_no_errors():
@@ -87,68 +114,6 @@ def test_one_identity_or_none_has_a_rate_but_no_limits():
     assert result.rate_F[0] == 0.75
     assert np.isnan(result.rate_F[1])
     assert np.isnan([result.low_F, result.high_F]).all()
-
-
-def test_difference_of_disjoint_identities_is_newcombes():
-    # Newcombe 1998, table II, method 10, example (a): 56/70 and 48/80 give 0.0524 to 0.3339.
-    low_F, high_F = wilson_limits(
-        np.array([56 / 70, 48 / 80]), np.array([70.0, 80.0]), np.full(2, stats.norm.ppf(0.975))
-    )
-    error_FI = np.zeros((2, 150))
-    error_FI[0, :56] = error_FI[1, 70:118] = 1
-    trial_FI = np.zeros((2, 150))
-    trial_FI[0, :70] = trial_FI[1, 70:] = 1
-    result = rate_intervals(ClusteredCounts.by_identity(error_FI, trial_FI), level=0.95)
-    assert result.difference(0, 1) == pytest.approx((0.0524, 0.3339), abs=0.005)
-    assert (result.low_F[0], result.high_F[0]) == pytest.approx((low_F[0], high_F[0]), abs=0.005)
-    low, high = result.difference(1, 0)
-    assert (-high, -low) == pytest.approx(result.difference(0, 1))
-
-
-def test_difference_to_itself_is_zero_and_to_a_similar_rate_small():
-    error_FI, trial_FI = searches(4, figures=1, identities=30)
-    twice = np.repeat(error_FI, 2, axis=0), np.repeat(trial_FI, 2, axis=0)
-    result = rate_intervals(ClusteredCounts.by_identity(*twice), level=0.95)
-    low, high = result.difference(0, 1)
-    assert low <= 0 <= high
-    assert high - low < 0.3 * (result.high_F[0] - result.low_F[0])
-    low, high = result.ratio(0, 1)
-    assert 0.9 < low <= 1 <= high < 1.1
-
-
-def test_two_rates_of_the_same_people_by_hand():
-    error_FI = np.array([[2, 5, 1, 3, 4, 0], [1, 4, 1, 1, 3, 0]])
-    result = rate_intervals(ClusteredCounts.by_identity(error_FI, np.full((2, 6), 10)), level=0.95)
-    a_I, b_I = result.influence_FI
-    correlation = (a_I * b_I).sum() / np.sqrt((a_I**2).sum() * (b_I**2).sum())
-    fall = result.rate_F[0] - result.low_F[0]
-    rise = result.high_F[1] - result.rate_F[1]
-    joined = np.sqrt(fall**2 + rise**2 - 2 * correlation * fall * rise)
-    # Ten searches each: the rates' difference is the mean of the people's, whose jackknife is the usual deviation.
-    difference_I = (error_FI[0] - error_FI[1]) / 10
-    dof = [5.0]
-    for value_I in (error_FI[0], error_FI[1], difference_I):
-        square_I = (value_I - value_I.mean()) ** 2
-        dof.append(2 * square_I.sum() ** 2 / ((square_I**2).sum() - square_I.sum() ** 2 / 6))
-    half = stats.t.ppf(0.975, min(dof)) * difference_I.std(ddof=1) / np.sqrt(6)
-    assert result.difference(0, 1)[0] == pytest.approx(difference_I.mean() - (joined + half) / 2)
-
-
-def test_ratio_contains_the_quotient_and_inverts():
-    error_FI, trial_FI = searches(1, identities=20)
-    result = rate_intervals(ClusteredCounts.by_identity(error_FI, trial_FI), level=0.95)
-    low, high = result.ratio(0, 1)
-    assert 0 < low < result.rate_F[0] / result.rate_F[1] < high
-    assert result.ratio(1, 0) == pytest.approx((1 / high, 1 / low))
-
-
-def test_ratio_to_a_group_without_errors_has_one_limit_only():
-    result = rate_intervals(ClusteredCounts.by_identity([[0] * 6, [1, 2, 1, 1, 0, 3]], np.full((2, 6), 9)), level=0.95)
-    low, high = result.ratio(1, 0)
-    assert low == pytest.approx(result.low_F[1] / result.high_F[0])
-    assert high == float("inf")
-    assert result.ratio(0, 1) == pytest.approx((0, 1 / low))
-    assert np.isnan(result.ratio(0, 0)).all()
 
 
 def test_bad_arguments():
