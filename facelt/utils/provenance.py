@@ -6,10 +6,10 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from facelt import __version__
 from facelt.errors import UserError
 from recordio_tools.atomic_io import sha256_of
 
@@ -42,7 +42,7 @@ def run_provenance(command: str, settings: Mapping[str, Any], inputs: Iterable[I
     by_path = {item.path: asdict(item) for item in inputs}
     return {
         "date": _date().strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "version": __version__,
+        "version": _version(),
         "command": _command_line(command),
         "settings": dict(settings),
         "seeds": dict(_seeds(settings)),
@@ -58,6 +58,13 @@ def _date() -> datetime:
         return datetime.fromtimestamp(int(seconds), UTC)
     except (ValueError, OverflowError, OSError) as error:
         raise UserError(f"{_DATE_VARIABLE} is {seconds!r}; it must be seconds since 1970") from error
+
+
+def _version() -> str:
+    try:
+        return version("facelt")
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _command_line(command: str) -> str:
