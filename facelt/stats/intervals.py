@@ -64,7 +64,8 @@ class RateIntervals:
 
     def at_level(self, level: float) -> "RateIntervals":
         """Returns the same rates with limits at another level."""
-        limits = _limits(self.rate_F, self.effective_F, self.dof_F, self.identities_F, level)
+        quantile_F = _t_quantiles(self.dof_F, self.identities_F, level)
+        limits = wilson_limits(self.rate_F, self.effective_F, quantile_F)
         return replace(self, low_F=limits[0], high_F=limits[1], level=level)
 
 
@@ -90,18 +91,15 @@ def rate_intervals(counts: ClusteredCounts, *, level: float, pooled: ClusteredCo
         counts.trial_F / (1 + (np.maximum(_cluster_sizes(counts), 1) - 1) * _intraclass_correlation(pooled)),
     )
     dof_F = _degrees_of_freedom(counts.trial_FI, influence_FI, identities_F)
-    limits = _limits(rate_F, effective_F, dof_F, identities_F, level)
+    limits = wilson_limits(rate_F, effective_F, _t_quantiles(dof_F, identities_F, level))
     return RateIntervals(rate_F, *limits, identities_F, effective_F, dof_F, influence_FI, level)
 
 
-def _limits(
-    rate_F: np.ndarray, effective_F: np.ndarray, dof_F: np.ndarray, identities_F: np.ndarray, level: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _t_quantiles(dof_F: np.ndarray, identities_F: np.ndarray, level: float) -> np.ndarray:
+    """Returns the two-sided t quantiles, NaN with trials of fewer than two identities."""
     from scipy.special import stdtrit
 
-    low_F, high_F = wilson_limits(rate_F, effective_F, stdtrit(dof_F, 0.5 + level / 2))
-    low_F[identities_F < 2], high_F[identities_F < 2] = np.nan, np.nan
-    return low_F, high_F
+    return np.where(identities_F >= 2, stdtrit(dof_F, 0.5 + level / 2), np.nan)
 
 
 def wilson_limits(rate_F: np.ndarray, trial_F: np.ndarray, quantile_F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
