@@ -1,4 +1,4 @@
-"""Atomic file and folder writes; check of regular files; SHA-256 of files."""
+"""Atomic file and folder writes; SHA-256 of files."""
 
 import contextlib
 import ctypes
@@ -9,12 +9,12 @@ import os
 import re
 import secrets
 import shutil
-import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
-from recordio_tools.errors import RecordIOError, UserError
+from recordio_tools.bounded_io import regular_file_exists
+from recordio_tools.errors import UserError
 
 
 @contextlib.contextmanager
@@ -189,24 +189,6 @@ def sync(file: Path | IO) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def regular_file_exists(path: Path) -> bool:
-    """Returns True for a regular file and False if nothing has this name.
-
-    Raises RecordIOError for a folder, and for a named pipe or a device, which a program that opens it may wait for
-    without end.
-    """
-    try:
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
-        return False
-    except OSError as error:
-        raise RecordIOError(f"{path}: cannot be read ({error.strerror})") from None
-    if not stat.S_ISREG(mode):
-        kind = "folder" if stat.S_ISDIR(mode) else "named pipe" if stat.S_ISFIFO(mode) else "device or a socket"
-        raise RecordIOError(f"{path}: is a {kind}; a regular file is expected")
-    return True
 
 
 def sha256_of(path: Path) -> str:

@@ -1,7 +1,7 @@
 """Bounded reading of regular files: bytes, UTF-8 text, JSON values.
 
-A name may lead to a FIFO, which would block, to a device without end, or to a file that fills the memory. All of them,
-and values that the readers here refuse, are reported before they do harm.
+A name may lead to a named pipe, which would block, to a device without end, or to a file that fills the memory. All of
+them, and values that the readers here refuse, are reported before they do harm.
 """
 
 import errno
@@ -12,12 +12,14 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from recordio_tools.errors import RecordIOError
+
 MAX_JSON_BYTES = 1 << 26
 """Default limit of a JSON file: the card of a model with four million relabelled classes is smaller."""
 _MAX_CONTAINERS = 1 << 20
 _KINDS = {
     stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a FIFO",
+    stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
@@ -50,9 +52,29 @@ def open_regular_file(path: Path) -> int:
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
-        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
-        raise OSError(errno.EINVAL, f"{kind}, not a regular file", str(path))
+        raise OSError(errno.EINVAL, f"{_kind(mode)}, not a regular file", str(path))
     return descriptor
+
+
+def regular_file_exists(path: Path) -> bool:
+    """Returns True for a regular file and False if nothing has this name.
+
+    Raises RecordIOError for a folder, and for a named pipe or a device, which a program that opens it may wait for
+    without end.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
+        return False
+    except OSError as error:
+        raise RecordIOError(f"{path}: cannot be read ({error.strerror})") from None
+    if not stat.S_ISREG(mode):
+        raise RecordIOError(f"{path}: is {_kind(mode)}, not a regular file")
+    return True
+
+
+def _kind(mode: int) -> str:
+    return _KINDS.get(stat.S_IFMT(mode), "something else")
 
 
 def read_utf8(path: Path, limit: int) -> str:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from recordio_tools.atomic_io import atomic_replace, regular_file_exists
+from recordio_tools.atomic_io import atomic_replace
+from recordio_tools.bounded_io import regular_file_exists
 from recordio_tools.errors import RecordIOError, UserError
 
 _VERSION = 2

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from recordio_tools.atomic_io import regular_file_exists, write_text
+from recordio_tools.atomic_io import write_text
+from recordio_tools.bounded_io import regular_file_exists
 from recordio_tools.cache import cache_path, file_stamp, load_or_compute
 from recordio_tools.errors import RecordIOError
 from recordio_tools.format import (

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from recordio_tools.atomic_io import atomic_folder, regular_file_exists
+from recordio_tools.atomic_io import atomic_folder
+from recordio_tools.bounded_io import regular_file_exists
 from recordio_tools.errors import RecordIOError
 from recordio_tools.face_set import IDENTITIES_FILE, FaceRecord, write_identities
 from recordio_tools.image_header import EXTENSIONS, decode, image_format, image_size

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recordio_tools.atomic_io import regular_file_exists
+from recordio_tools.bounded_io import regular_file_exists
 from recordio_tools.cache import cache_path, file_stamp, load_or_compute
 from recordio_tools.errors import RecordIOError
 from recordio_tools.format import (

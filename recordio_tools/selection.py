@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from recordio_tools.atomic_io import atomic_replace, regular_file_exists, write_text
+from recordio_tools.atomic_io import atomic_replace, write_text
+from recordio_tools.bounded_io import regular_file_exists
 from recordio_tools.errors import RecordIOError, sanitize
 from recordio_tools.face_set import IDENTITIES_FILE, FaceRecord, read_identities, write_identities
 from recordio_tools.image_header import image_size

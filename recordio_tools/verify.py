@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recordio_tools.atomic_io import regular_file_exists
+from recordio_tools.bounded_io import regular_file_exists
 from recordio_tools.cache import cache_path, file_stamp, read_cache
 from recordio_tools.errors import RecordIOError
 from recordio_tools.face_set import read_property

@@ -180,12 +180,13 @@ def read_layers(
 
     Raises UserError for a missing or malformed file or override.
     """
-    files = () if path is None else tuple(_read_files(find_config(path)))
+    files = () if path is None else tuple(_read_files(path))
     return ConfigLayers(options or {}, tuple(map(_parse_override, overrides)), files)
 
 
-def _read_files(path: Path) -> list[_Layer]:
+def _read_files(name: str | Path) -> list[_Layer]:
     layers: list[_Layer] = []
+    path = find_config(name)
     previous: dict[str, Path] = {}
     prefix = ""
     while True:
@@ -197,7 +198,7 @@ def _read_files(path: Path) -> list[_Layer]:
         if not isinstance(values, dict):
             raise UserError(f"{prefix}{path}: expected a mapping of keys at the top, found {type(values).__name__}")
         base = values.pop("base", None)
-        layers.append(_Layer(str(path), values))
+        layers.append(_Layer(str(path if layers else name), values))
         if base is None:
             return layers
         if not isinstance(base, str) or not base:

@@ -53,7 +53,7 @@ def test_a_recipe_that_is_missing_or_given_twice_is_a_usage_error(cli, tmp_path)
 def test_train_takes_a_word_next_to_resume_and_auto(cli, refused, recipe, finished_run, tmp_path):
     path = tmp_path / "same.yaml"
     path.write_text(yaml.safe_dump(recipe(finished_run)))
-    expected = (0, f"finished: {finished_run}\n")
+    expected = (0, f"nothing to do: {finished_run} is finished\n")
     assert cli("train", path, "--resume")[:2] == expected
     assert cli("train", path, "--resume", "auto")[:2] == expected
     assert cli("train", "--resume", path)[:2] == expected

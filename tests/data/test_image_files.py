@@ -93,10 +93,10 @@ def test_what_is_no_regular_file_is_refused_without_waiting(tree):
     (tree / "x/folder.jpg").mkdir()
     text = "x/1.jpg 0\nx/fifo.jpg 0\nx/folder.jpg 0\n"
     _, fifo, folder = (ListDataset(listed(tree, text), tree, transform=CROP)[SampleRequest(i, 0)] for i in range(3))
-    assert fifo == BadImage("x/fifo.jpg", f"cannot read {tree / 'x/fifo.jpg'}: a FIFO, not a regular file")
+    assert fifo == BadImage("x/fifo.jpg", f"cannot read {tree / 'x/fifo.jpg'}: a named pipe, not a regular file")
     assert folder.reason.endswith("a folder, not a regular file")
     for path in (tree / "x/fifo.jpg", tree):
-        with pytest.raises(UserError, match=r"cannot be read \(a (FIFO|folder), not a regular file\)"):
+        with pytest.raises(UserError, match=r"cannot be read \(a (named pipe|folder), not a regular file\)"):
             ListDataset(path, tree, transform=CROP)
 
 

@@ -171,7 +171,7 @@ def test_an_array_cannot_be_made_over_and_over(tmp_path):
 @pytest.mark.parametrize("name", ["pairs.txt", "lfw.bin"])
 def test_a_fifo_is_refused_without_waiting(tmp_path, name):
     os.mkfifo(tmp_path / name)
-    with pytest.raises(UserError, match=r"cannot .*read.* \(a FIFO, not a regular file\)"):
+    with pytest.raises(UserError, match=r"cannot .*read.* \(a named pipe, not a regular file\)"):
         read_pairs(tmp_path / name)
 
 

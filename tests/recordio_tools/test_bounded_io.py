@@ -27,7 +27,7 @@ def test_a_regular_file_is_read_up_to_the_limit(tmp_path):
 
 def test_anything_else_is_refused_without_waiting(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "fifo")
-    assert reason(tmp_path / "fifo") == "a FIFO, not a regular file"
+    assert reason(tmp_path / "fifo") == "a named pipe, not a regular file"
     assert reason(tmp_path) == "a folder, not a regular file"
     assert reason("/dev/zero") == "a device, not a regular file"
     assert reason(tmp_path / "absent") == "No such file or directory"

@@ -95,5 +95,5 @@ def test_a_shape_that_both_files_claim_takes_no_memory(tmp_path):
 
 def test_what_is_no_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "x.npy")
-    assert refusal(tmp_path / "x.npy") == "cannot be read (a FIFO, not a regular file); meta.json lists it"
+    assert refusal(tmp_path / "x.npy") == "cannot be read (a named pipe, not a regular file); meta.json lists it"
     assert "a folder, not a regular file" in refusal(tmp_path)

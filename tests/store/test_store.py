@@ -218,7 +218,7 @@ def test_damage_is_named(finished, name, change, match):
 def test_a_fifo_is_named(finished, name):
     (finished / name).unlink()
     os.mkfifo(finished / name)
-    with pytest.raises(UserError, match=rf"{name}: cannot be read \(a FIFO, not a regular file\)"):
+    with pytest.raises(UserError, match=rf"{name}: cannot be read \(a named pipe, not a regular file\)"):
         EmbeddingStore.open(finished)
 
 
