@@ -1,8 +1,9 @@
-"""Arrays of other programs in .npy and .npz files, checked by their headers before any value is read.
+"""Arrays in .npy and .npz files, checked by their headers before any value is read.
 
 N rows, D values, P pairs.
 """
 
+import io
 import os
 import stat
 import zipfile
@@ -15,12 +16,15 @@ from typing import IO
 import numpy as np
 
 from facelt.errors import UserError
+from recordio_tools.bounded_io import open_regular_file
 
 ARRAY_SUFFIXES = (".npy", ".npz")
 _MAX_DIMENSION = 1 << 20
 # A larger file with less than an eighth of its size on the disk is sparse; file systems compress floats less than that.
 _SPARSE_FROM = 1 << 24
 _SPARSE_RATIO = 8
+# A header may claim four gigabytes for itself, which NumPy would allocate.
+_MAX_HEADER_BYTES = 1 << 16
 
 
 def refuse_special_file(path: Path) -> None:
@@ -49,6 +53,7 @@ def is_array_file(path: Path) -> bool:
 @dataclass(frozen=True)
 class _Header:
     shape: tuple[int, ...]
+    is_fortran_order: bool
     dtype: np.dtype
     offset: int
 
@@ -58,7 +63,36 @@ class _Header:
         return self.offset + self.dtype.itemsize * int(np.prod(self.shape, dtype=object))
 
     def __str__(self) -> str:
-        return f"{self.dtype} {list(self.shape)}"
+        return f"{'big-endian ' if self.dtype.str[0] == '>' else ''}{self.dtype.name} {list(self.shape)}"
+
+
+def map_npy(path: Path, shape: tuple[int, ...], dtypes: tuple[str, ...], source: str) -> np.ndarray:
+    """Returns a read-only memory map of an array with that shape and one of these little-endian dtypes, in C order.
+
+    `source` states the shape in messages, `meta.json` for example. Raises UserError, one line, for any other file: not
+    a regular one, another dtype, objects, Fortran order, another shape, and fewer or more values than the header says.
+    """
+    try:
+        with os.fdopen(open_regular_file(path), "rb") as file:
+            try:
+                header = _read_header(path, file, "the file")
+            except Exception as error:  # NumPy's parser raises any exception on a damaged header
+                reason = " ".join(str(error).split())[:120]
+                raise UserError(f"{path}: truncated, or not a .npy file ({reason})") from None
+            allowed = {np.dtype(name).newbyteorder("<").str for name in dtypes}
+            if header.dtype.str not in allowed or header.shape != shape:
+                raise UserError(f"{path}: holds {header}, {source} says {' or '.join(dtypes)} {list(shape)}")
+            if header.is_fortran_order:
+                raise UserError(f"{path}: holds columns (Fortran order), not rows; save numpy.ascontiguousarray(array)")
+            num_bytes, size = header.size - header.offset, os.fstat(file.fileno()).st_size - header.offset
+            if size != num_bytes:
+                raise UserError(f"{path}: truncated or damaged: {size:,} bytes of values, not {num_bytes:,}")
+            # An empty array cannot be mapped.
+            return (
+                np.memmap(file, header.dtype, "r", header.offset, shape) if num_bytes else np.empty(shape, header.dtype)
+            )
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); {source} lists it") from error
 
 
 def read_embedding_array(
@@ -150,12 +184,12 @@ def _open_array(path: Path, name: str | None, default: str = "") -> Iterator[tup
 
 def _read_header(path: Path, file: IO[bytes], name: str) -> _Header:
     """Reads the header of an array. Raises ValueError on anything but a .npy file."""
-    version = np.lib.format.read_magic(file)
+    start = io.BytesIO(file.read(_MAX_HEADER_BYTES))
+    version = np.lib.format.read_magic(start)
     if version not in ((1, 0), (2, 0)):
         raise UserError(f"{path}: {name} has the format version {version}, which only arrays of records need")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
-    return _Header(shape, dtype, file.tell())
+    return _Header(*read(start), start.tell())
 
 
 def _refuse_beyond_memory(path: Path, header: _Header) -> None:

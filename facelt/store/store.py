@@ -29,7 +29,7 @@ import numpy as np
 
 from facelt.config.base import EmbeddingKind
 from facelt.errors import UserError
-from facelt.store.npy import map_npy
+from facelt.store.arrays import map_npy
 from recordio_tools.atomic_io import sync, write_text
 from recordio_tools.bounded_io import open_regular_file, read_json
 

@@ -5,6 +5,7 @@ N rows, D values, P pairs.
 
 import io
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -57,6 +58,17 @@ def test_special_sparse_and_truncated_files_are_refused_before_they_are_read(tmp
         read_embedding_array(path)
     with pytest.raises(UserError, match="not a regular file"):
         read_embedding_array(tmp_path)
+
+
+def test_a_header_that_claims_gigabytes_takes_no_memory(tmp_path):
+    path = tmp_path / "rows.npy"
+    path.write_bytes(b"\x93NUMPY\x02\x00\xff\xff\xff\xff")
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"rows\.npy: not a \.npy or \.npz file of plain arrays"):
+        read_embedding_array(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000
 
 
 def test_an_archive_larger_than_the_memory_is_refused(tmp_path, monkeypatch):

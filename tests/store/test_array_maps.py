@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from facelt.errors import UserError
-from facelt.store.npy import map_npy
+from facelt.store.arrays import map_npy
 
 VALUE_ND = np.arange(12, dtype=np.float32).reshape(4, 3)
 DTYPES = ("float16", "float32")
