@@ -11,9 +11,10 @@ from facelt.report.audit_text import (
     disparity_text,
     group_name,
     largest_gaps,
+    significance_text,
     threshold_text,
 )
-from facelt.report.formatting import small_percent, small_percent_interval
+from facelt.report.formatting import p_value, small_percent, small_percent_interval
 from facelt.report.terminal import label, make_table
 from facelt.utils.text import sanitize, shorten
 
@@ -44,7 +45,7 @@ def print_audit(report: AuditReport, console: "Console | None" = None) -> None:
             for sentence in _joint_disparities(grouping):
                 console.print(Text(sanitize(sentence)))
     for grouping in report.against.groupings if report.against else ():
-        console.print(_against(grouping))
+        console.print(_against(grouping, report.statistics.level))
     for grouping in report.training.groupings if report.training else ():
         console.print(_training(grouping))
     lines = [f"Threshold for {use}: {threshold_text(threshold)}." for use, threshold in report.thresholds.items()]
@@ -93,12 +94,13 @@ def _cell(row: AuditRate | None) -> "Text":
     return label(small_percent(row.rate), *([ends] if ends else []), style="")
 
 
-def _against(grouping: AgainstGrouping) -> "Table":
+def _against(grouping: AgainstGrouping, level: float) -> "Table":
     title = f"Rank 1 of the other model minus this one, by {' and '.join(grouping.by)}"
     table = make_table("group", ("this", "other", "difference", "p (Holm)"), title=title)
     for row in grouping.rows:
         difference = f"{small_percent(row.difference)}\n{small_percent_interval(row.adjusted_low, row.adjusted_high)}"
-        p = "-" if row.adjusted_p is None else f"{row.adjusted_p:.2g}"
+        # The smallest p-value that undecidable ones can reach is on the page.
+        p = label(p_value(row.adjusted_p), significance_text(row, level).partition(":")[0], style="")
         name = shorten(group_name(row.group))
         table.add_row(label(name, style=""), small_percent(row.rate), small_percent(row.other_rate), difference, p)
     return table

@@ -379,3 +379,10 @@ def test_words():
 )
 def test_a_difference_that_so_few_people_cannot_decide_is_undecidable(values, text):
     assert significance_text(ContrastEntry(**contrast("fmr", ["a"], ["b"], *values)), 0.95) == text
+
+
+def test_the_terminal_has_the_verdict_on_another_model():
+    report = make()
+    assert "  significant at 5 %" in printed(report)
+    report["against"]["groupings"][0]["rows"][0] |= verdict(0.1, 0.2, smallest=0.06)[1]
+    assert "undecidable with 20 people" in printed(report)
