@@ -15,9 +15,10 @@ test: $(DEV)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pytest -n auto --dist loadfile
 
-# The reference of all configuration keys, from the schemas.
+# The reference of all configuration keys, from the schemas; the notebook, from the results of a demo that has finished.
 docs: $(DEV)
 	$(VENV)/bin/python -m tests.config.reference_page
+	test ! -e runs/demo/known_people/report.json || $(VENV)/bin/python -m tests.notebook
 
 # An hour of hostile input to every reader of files; `make test` runs a few seconds of it.
 fuzz: $(DEV)

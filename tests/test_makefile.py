@@ -81,3 +81,15 @@ def test_an_interrupted_installation_is_continued_and_a_complete_one_kept(projec
     assert not any("quiet" in line for line in calls(project))
     assert make(project, "demo", "PYTHON=./python3.12").returncode == 0
     assert calls(project)[4:] == ["demo"]
+
+
+def test_the_notebook_is_made_again_from_a_finished_demo_only(project):
+    write_python(project / "python3.12", "3, 12", project / "calls")
+    (project / "runs/demo").mkdir(parents=True)
+    for expected in (["tests.config.reference_page"], ["tests.config.reference_page", "tests.notebook"]):
+        (project / "calls").unlink(missing_ok=True)
+        result = make(project, "docs", "PYTHON=./python3.12")
+        assert result.returncode == 0, result.stderr
+        assert [line.split()[1] for line in calls(project) if "-m tests." in line] == expected
+        (project / "runs/demo/known_people").mkdir(exist_ok=True)
+        (project / "runs/demo/known_people/report.json").touch()
