@@ -26,11 +26,10 @@ from recordio_tools.reader import record_path
 
 @register_data_kind("record")
 class RecordData(DataKind):
-    """A .rec in InsightFace's layout, or a folder with a train.rec; `manifest` selects some of its records, as
-    `recordio-tools sample` writes it.
+    """The .rec `train` in InsightFace's layout, or a folder with a train.rec.
 
-    Training images are mirrored at random with `flip`.
-    With a `test_fraction`, that part of the images of each identity with two or more, at least one and at most
+    A `manifest` of `recordio-tools sample` selects some of its records. Training images are mirrored at random with
+    `flip`. With a `test_fraction`, that part of the images of each identity with two or more, at least one and at most
     `test_limit`, are the split `test`. `validation_fraction` of the others are held out for validation, but never an
     identity's last one. With `resize` images of another size than `image_size` are resized to it, else they are bad
     images.

@@ -35,7 +35,7 @@ def measured(report) -> dict:
 def test_the_report_is_that_of_a_store(faces, columns, settings):
     changes = {"gallery": {"path": str(faces.gallery())}, "by": [["group"], ["group", "age"]], "bins": {"age": [40]}}
     expected = run_audit(settings(**changes)).report
-    options = {"threshold": THRESHOLD, "statistics": {"replicates": 200}, "bins": {"age": [40]}}
+    options = {"threshold": THRESHOLD, "bins": {"age": [40]}}
     by = ["group", ("group", "age")]
     report = facelt.audit(faces.value_ND, columns, by, gallery=faces.gallery_GD, **options)
     assert [grouping.by for grouping in report.groupings] == [["group"], ["group", "age"]]
@@ -47,7 +47,7 @@ def test_a_data_frame_is_a_dictionary_and_missing_values_are_unknown(faces, colu
     group = np.array(columns["group"], dtype=object)
     group[:4], group[4:8] = None, np.nan
     frame = pandas.DataFrame({**columns, "group": group})
-    options = {"by": "group", "threshold": THRESHOLD, "min_identities": 2, "statistics": {"replicates": 200}}
+    options = {"by": "group", "threshold": THRESHOLD, "min_identities": 2}
     report = facelt.audit(faces.value_ND, frame, **options)
     assert measured(report) == measured(facelt.audit(faces.value_ND, {**columns, "group": [*group]}, **options))
     frame["group"] = frame["group"].astype("string")  # missing values are pandas' NA

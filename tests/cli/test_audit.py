@@ -19,7 +19,7 @@ def audit_of_scores(cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["facelt", "audit", "--title", "A & <b>"])
     words = ["--scores", "scores.csv", "--attributes", "people.csv", "--by", "group", "--threshold-at", "fmr=0.1"]
-    words += ["--set", "statistics.replicates=100", "--set", "statistics.seed=7", "--out", "report"]
+    words += ["--set", "statistics.seed=7", "--out", "report"]
     return lambda *more: cli("audit", *words, *more)
 
 

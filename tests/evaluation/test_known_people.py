@@ -436,9 +436,9 @@ def test_strangers_must_be_strangers(refused_command, faces, tmp_path):
     assert "run/plain is trained on this record" in refused_command(strangers=faces / "faces/train.rec")
 
 
-def test_strangers_must_be_readable(refused_command, tmp_path):
-    (tmp_path / "people").mkdir()
-    (tmp_path / "people/a.png").write_bytes(b"nothing")
+def test_strangers_must_be_readable(refused_command, faces, tmp_path):
+    shutil.copytree(faces / "strangers", tmp_path / "people")
+    next((tmp_path / "people").rglob("*.png")).write_bytes(b"nothing")
     assert "1 images cannot be used" in refused_command(strangers=tmp_path / "people")
 
 
@@ -447,7 +447,7 @@ def test_without_any_readable_image_there_is_nothing_to_measure(recipe, refused,
     (tmp_path / "people").mkdir()
     (tmp_path / "people/a.png").write_bytes(b"nothing")
     message = refused("evaluate", "--checkpoint", folder, "--open-images", tmp_path / "people", "--workers", 0)
-    assert "run/oltr, strangers 1: none of the 1 images can be read" in message
+    assert "a.png: not a JPEG, PNG, WebP or BMP image; none of the 1 images that were tried can be used" in message
 
 
 @pytest.mark.parametrize(

@@ -97,10 +97,11 @@ def test_two_processes_train_like_one(runs, rank_pool):
 
 
 def test_torchrun_resumes_after_a_kill_and_a_signal_saves_a_checkpoint(runs, stopped):
-    assert stopped.returncode == 0, stopped.stderr
-    output = f"interrupted; checkpoint saved in {runs.folder / 'stopped'}, continue with --resume\n"
-    assert stopped.stdout == output
-    assert stopped.stderr.count("plain: epoch 1/2") == 1
+    assert stopped.returncode == 1, stopped.stderr
+    assert stopped.stdout == ""
+    line = f"interrupted; checkpoint saved in {runs.folder / 'stopped'}, continue with --resume\n"
+    assert stopped.stderr.count(line) == 1
+    assert stopped.stderr.count("plain: epoch 1/2  validation_accuracy") == 1
     places = [json.loads(line)[:3] for line in (runs.seen("stopped") / "1").read_text().splitlines()]
     assert places.count(["plain", 0, 0]) == places.count(["plain", 0, 1]) == 1
     assert len(read_seen(runs.seen("stopped"))) == STOP
