@@ -74,10 +74,8 @@ def rate_name(rate: float) -> str:
 
 
 def three_digits(value: float | None) -> str:
-    """Returns a ratio or an index with three significant digits, `?` for None."""
-    if value is None:
-        return "?"
-    return f"{float(f'{value:.3g}'):g}" if abs(value) >= 1e-6 else "0"
+    """Returns a ratio or an index with three significant digits and at most three decimals, `?` for None."""
+    return "?" if value is None else f"{round(float(f'{value:.3g}'), 3):g}"
 
 
 def undecided_text(smallest_p: float | None, people: str, level: float) -> str:

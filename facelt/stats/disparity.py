@@ -193,7 +193,8 @@ class PairwiseLimits:
         of_pair = 1 - (1 - level) / len(first_K)
         (low_K, high_K), (ratio_low_K, ratio_high_K) = differences.limits(of_pair), differences.ratio_limits(of_pair)
         # Of two groups without errors nothing is known.
-        ratio_low_K, ratio_high_K = np.nan_to_num(ratio_low_K, nan=0), np.nan_to_num(ratio_high_K, nan=np.inf)
+        ratio_low_K = np.where(np.isnan(ratio_low_K), 0, ratio_low_K)
+        ratio_high_K = np.where(np.isnan(ratio_high_K), np.inf, ratio_high_K)
         low_GG, high_GG = np.zeros((2, len(figures), len(figures)))
         ratio_low_GG, ratio_high_GG = np.ones((2, len(figures), len(figures)))
         low_GG[first_K, second_K], high_GG[first_K, second_K] = low_K, high_K
