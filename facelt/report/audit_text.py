@@ -105,6 +105,13 @@ def significance_text(difference: ContrastEntry | AgainstRow, level: float) -> s
     return f"undecidable with {people}: the smallest adjusted p they can reach is {p_value(difference.smallest_p)}"
 
 
+def table_verdict(difference: ContrastEntry | AgainstRow, level: float) -> str:
+    """Returns the verdict on a difference for a column of tables: `yes`, `no`, or the text of `significance_text`."""
+    if difference.adjusted_p is None or not (difference.decided or difference.smallest_p < 1 - level):
+        return significance_text(difference, level)
+    return "yes" if difference.decided else "no"
+
+
 def largest_gaps(grouping: AuditGrouping, level: float) -> list[str]:
     """Returns a sentence about the largest gap of each metric, rank 1 first; none if no groups can be compared."""
     sentences = []

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from facelt.report.audit_schema import AuditReport, ContrastEntry, DisparityEntry
 from facelt.report.audit_terminal import print_audit
-from facelt.report.audit_text import disparity_interval, disparity_text, model_card, significance_text
+from facelt.report.audit_text import disparity_interval, disparity_text, model_card, significance_text, table_verdict
 from facelt.report.formatting import p_value, small_percent, small_percent_interval
 from facelt.report.write import write_report
 
@@ -369,16 +369,19 @@ def test_words():
 
 
 @pytest.mark.parametrize(
-    ("values", "text"),
+    ("values", "text", "cell"),
     [
-        ((0.001, 0.005), "significant at 5 %"),
-        ((0.001, 0.06), "not significant at 5 %"),
-        ((0.02, 0.3, 0.0899), "undecidable with 40 people: the smallest adjusted p they can reach is 0.09"),
-        ((0.02, 0.3, 0.049), "not significant at 5 %"),
+        ((0.001, 0.005), "significant at 5 %", "yes"),
+        ((0.001, 0.06), "not significant at 5 %", "no"),
+        ((0.02, 0.3, 0.0899), "undecidable with 40 people: the smallest adjusted p they can reach is 0.09", None),
+        ((0.02, 0.3, 0.049), "not significant at 5 %", "no"),
+        ((None, None), "nothing to compare", None),
     ],
 )
-def test_a_difference_that_so_few_people_cannot_decide_is_undecidable(values, text):
-    assert significance_text(ContrastEntry(**contrast("fmr", ["a"], ["b"], *values)), 0.95) == text
+def test_a_difference_that_so_few_people_cannot_decide_is_undecidable(values, text, cell):
+    difference = ContrastEntry(**contrast("fmr", ["a"], ["b"], *values))
+    assert significance_text(difference, 0.95) == text
+    assert table_verdict(difference, 0.95) == (cell or text)
 
 
 def test_the_terminal_has_the_verdict_on_another_model():
