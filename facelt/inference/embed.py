@@ -76,7 +76,8 @@ def embed_images(
     )
     group.signal_ready()
     bad = BadImageTracker(max_bad_images, "--max-bad-images")
-    bad.add(BadImage(*image) for image in writer.left_out().values())
+    # Other processes may have recorded theirs already; the limit is applied to all of them at the end.
+    bad.add(BadImage(*image) for row, image in writer.left_out().items() if row in writer.share)
     predictor = Predictor.of(model, batch, workers, bad, progress)
     remaining = Split(source.dataset, source.members[writer.rows_done : writer.share.stop])
     fields = ("index", *method.kinds, "embedding_reachability")

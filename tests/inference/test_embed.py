@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from facelt.distributed.rendezvous import WorkerGroup
 from facelt.errors import UserError
 from facelt.inference.embed import embed_images
 from facelt.inference.model import load_model
@@ -228,3 +229,15 @@ def test_too_many_unusable_images_and_only_such_are_refused(model, damaged, tmp_
         (damaged / name).write_bytes(b"nothing")
     with pytest.raises(UserError, match="none of the images can be used"):
         embed(model, source, tmp_path / "none", max_bad_images=6)
+
+
+def test_each_process_counts_the_unusable_images_of_its_share(model, damaged, tmp_path, monkeypatch):
+    """Those of the others may be recorded before it starts; the limit is applied to all of them at the end."""
+    source, store, finish = open_image_source(damaged, model.config), torch.distributed.HashStore(), []
+    monkeypatch.setattr(WorkerGroup, "finalize_on_leader", lambda self, action: finish.append(action))
+    for rank in (0, 1):
+        monkeypatch.setattr(WorkerGroup, "from_env", lambda rank=rank: WorkerGroup(rank, 2, store))
+        options = {"batch": 2, "workers": 0, "dtype": "float32", "max_bad_images": 3}
+        embed_images(model, source, tmp_path / "store", **options)
+    with pytest.raises(UserError, match="4 images cannot be used, --max-bad-images allows 3"):
+        finish[0]()
