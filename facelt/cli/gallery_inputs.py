@@ -188,7 +188,6 @@ def _training_names(origin: Mapping[str, str]) -> set[str]:
     """Returns the canonical names in a table, or of the training identities of a run's record."""
     from eval_megaface.suite import read_names
     from facelt.store.attributes import canonical_name
-    from recordio_tools.face_set import IDENTITIES_FILE, read_identities
 
     if "table" in origin:
         return read_names(Path(origin["table"]))
@@ -197,8 +196,4 @@ def _training_names(origin: Mapping[str, str]) -> set[str]:
     card, config, _ = read_card(find_model_folder(Path(origin["checkpoint"])) / CARD_FILE)
     if config.data.kind != "record":
         return set()
-    path = config.data.train.with_name(IDENTITIES_FILE)
-    rows = read_identities(path) if path.is_file() else {}
-    # A manifest selects some of the identities of the record.
-    labels = config.data.class_map(card["num_classes"]).label_C.tolist()
-    return {canonical_name(rows[label]["name"]) for label in labels if label in rows}
+    return set(map(canonical_name, config.data.listed_names(card["num_classes"]).values()))

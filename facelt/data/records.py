@@ -67,9 +67,13 @@ class RecordData(DataKind):
 
     def known_class_names(self, data: TrainingData) -> dict[int, str]:
         """Returns the names in identities.csv in the folder of the record."""
-        path = self.record.with_name(IDENTITIES_FILE)
+        return self.listed_names(data.num_classes)
+
+    def listed_names(self, num_classes: int) -> dict[int, str]:
+        """Returns `known_class_names` of data with `num_classes` classes; the record need not exist."""
+        path = (self.train if self.train.is_dir() else self.train.parent) / IDENTITIES_FILE
         rows = read_identities(path) if path.is_file() else {}
-        labels = self.class_map(data.num_classes).label_C.tolist()
+        labels = self.class_map(num_classes).label_C.tolist()
         return {number: rows[label]["name"] for number, label in enumerate(labels) if label in rows}
 
     def class_map(self, num_classes: int) -> ClassMap:

@@ -300,14 +300,18 @@ def test_people_who_are_training_identities_by_name_are_counted(cli, finished_ru
     )
     (tmp_path / "record" / "manifest.csv").write_text("key,label,new_label\n1,2,0\n2,7,1\n3,3,2\n")
     card = json.loads((finished_run / "oltr" / "card.json").read_text())
-    card["config"]["data"]["train"] = str(tmp_path / "record" / "train.rec")
     shutil.copy(finished_run / "oltr" / "model.safetensors", tmp_path / "oltr")
     samples = write_array(tmp_path, "enrolled", some_samples(10, 5))[:-1]
     trained = len({f"Person {label}" for label in range(card["num_classes"])} & {f"Person {i}" for i in range(5)})
-    for manifest, shared in ((None, trained), ("manifest.csv", 2)):
+    for train, manifest, shared in (
+        ("train.rec", None, trained),
+        ("train.rec", "manifest.csv", 2),
+        ("", None, trained),
+    ):
+        card["config"]["data"]["train"] = str(tmp_path / "record" / train)
         card["config"]["data"]["manifest"] = manifest and str(tmp_path / "record" / manifest)
         (tmp_path / "oltr" / "card.json").write_text(json.dumps(card))
-        where = tmp_path / f"gallery-{manifest}"
+        where = tmp_path / f"gallery-{train}-{manifest}"
         assert cli("gallery", "create", where, "--checkpoint", tmp_path / "oltr")[0] == 0
         code, _, error = cli("gallery", "enroll", where, *samples, "resnet10/oltr")
         assert code == 0
