@@ -75,7 +75,10 @@ def read_cache(cache: Path, stamp: list[int], rows: int) -> np.ndarray:
     if not regular_file_exists(cache):
         raise RecordIOError(f"{cache}: no such file")
     try:
-        table = np.load(cache, mmap_mode="r", allow_pickle=False)
+        with cache.open("rb") as stream:
+            version = np.lib.format.read_magic(stream)
+        # The header of a later version may claim four gigabytes for itself, which NumPy would allocate.
+        table = np.load(cache, mmap_mode="r", allow_pickle=False) if version == (1, 0) else None
     except (OSError, ValueError, OverflowError, EOFError):
         table = None
     first = len(stamp) + 1 + _DIGEST_WORDS

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -110,6 +111,17 @@ def test_what_is_no_cache_is_replaced_and_reported(plain, make):
     assert findings(plain) == [f"{cache}: is not a cache of record values; delete it"]
     assert labels_of(plain) == LABELS
     assert findings(plain) == []
+
+
+def test_a_header_that_claims_gigabytes_is_refused_before_they_are_allocated(plain):
+    cache = cache_path(plain, "labels")
+    cache.write_bytes(b"\x93NUMPY\x02\x00\xff\xff\xff\xff")
+    tracemalloc.start()
+    try:
+        assert findings(plain) == [f"{cache}: is not a cache of record values; delete it"]
+        assert tracemalloc.get_traced_memory()[1] < 1 << 28
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_scanned_index_is_cached_too(plain, monkeypatch):
