@@ -25,6 +25,7 @@ from facelt.errors import UserError
 from facelt.gallery.sample_store import GalleryState
 from facelt.gallery.samples import SampleRows, add_digest
 from recordio_tools.atomic_io import write_text
+from recordio_tools.bounded_io import read_json
 
 INDEX_SCHEMA = "facelt.gallery-index/2"
 METADATA_FILE = "bound.json"
@@ -254,12 +255,12 @@ class MappedIndex:
 def _read_metadata(path: Path, dimension: int) -> dict:
     """Reads the metadata of an index. Raises UserError if they are missing, damaged or of another version."""
     try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
+        metadata = read_json(path)
         digest = metadata.pop("sha256", None)
         is_usable = metadata["schema"] == INDEX_SCHEMA and metadata["dimension"] == dimension
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {REBUILD_ADVICE}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: is damaged; {REBUILD_ADVICE}") from None
     if not is_usable:
         raise UserError(f"{path}: is of another version; {REBUILD_ADVICE}")
