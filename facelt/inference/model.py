@@ -95,9 +95,7 @@ def find_model_folder(path: Path) -> Path:
     if (path / CARD_FILE).is_file():
         return path
     try:
-        stages = read_json(path / STAGES_FILE)
-        if not isinstance(stages, list) or not all(isinstance(stage, str) for stage in stages):
-            raise ValueError("not a list of stages")
+        stages = read_stage_names(path / STAGES_FILE)
     except (OSError, ValueError):
         raise UserError(
             f"{path}: neither a run nor a stage's folder (it has no {CARD_FILE} and no list {STAGES_FILE})"
@@ -113,6 +111,14 @@ def find_model_folder(path: Path) -> Path:
             f"a finished stage: {', '.join(earlier)}"
         )
     return path / last
+
+
+def read_stage_names(path: Path) -> list[str]:
+    """Reads the names of a run's stages, in their order. Raises OSError, or ValueError for anything but such names."""
+    names = read_json(path)
+    if not isinstance(names, list) or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise ValueError("not a list of stages")
+    return names
 
 
 def describe_model(path: Path) -> str:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from facelt.config.train import RESUME_MAY_CHANGE, StageConfig, TrainConfig, matches_any
 from facelt.config.yaml_file import dump_yaml, read_yaml
 from facelt.errors import UserError
-from facelt.inference.model import CARD_FILE, STAGES_FILE, WEIGHTS_FILE
+from facelt.inference.model import CARD_FILE, STAGES_FILE, WEIGHTS_FILE, read_stage_names
 from facelt.training.checkpoint import checkpoint_name
 from recordio_tools.atomic_io import write_text
 
@@ -117,14 +117,10 @@ class RunFolder:
     def _recorded_stages(self) -> list[str]:
         path = self.path / STAGES_FILE
         try:
-            stages = json.loads(path.read_text(encoding="utf-8"))
+            return read_stage_names(path)
         except (OSError, ValueError):
-            stages = None
-        if not isinstance(stages, list) or not all(
-            isinstance(name, str) and Path(name).name == name for name in stages
-        ):
-            raise UserError(f"{path}: not a list of stages; the run cannot be resumed, set another out=FOLDER")
-        return stages
+            reason = "not a list of stages; the run cannot be resumed, set another out=FOLDER"
+            raise UserError(f"{path}: {reason}") from None
 
     @property
     def _config(self) -> Path:
