@@ -15,7 +15,15 @@ from facelt.report.audit_schema import (
     EmbeddingsSubject,
     TrainingGrouping,
 )
-from facelt.report.formatting import EN_DASH, interval_end, p_value, small_percent, small_percent_interval, three_digits
+from facelt.report.formatting import (
+    EN_DASH,
+    interval_end,
+    is_undecidable,
+    p_value,
+    small_percent,
+    small_percent_interval,
+    three_digits,
+)
 from facelt.report.schema import PSEUDO_SHOT_BAND_NAMES
 
 
@@ -99,7 +107,7 @@ def significance_text(difference: ContrastEntry | AgainstRow, level: float) -> s
         return "nothing to compare"
     if difference.decided:
         return f"significant at {100 * (1 - level):g} %"
-    if difference.smallest_p < 1 - level:
+    if not is_undecidable(difference.smallest_p, level):
         return f"not significant at {100 * (1 - level):g} %"
     people = f"{difference.identities:,} {'person' if difference.identities == 1 else 'people'}"
     return f"undecidable with {people}: the smallest adjusted p they can reach is {p_value(difference.smallest_p)}"
@@ -107,7 +115,7 @@ def significance_text(difference: ContrastEntry | AgainstRow, level: float) -> s
 
 def table_verdict(difference: ContrastEntry | AgainstRow, level: float) -> str:
     """Returns the verdict on a difference for a column of tables: `yes`, `no`, or the text of `significance_text`."""
-    if difference.adjusted_p is None or not (difference.decided or difference.smallest_p < 1 - level):
+    if difference.adjusted_p is None or is_undecidable(difference.smallest_p, level):
         return significance_text(difference, level)
     return "yes" if difference.decided else "no"
 

@@ -78,12 +78,15 @@ def three_digits(value: float | None) -> str:
     return "?" if value is None else f"{round(float(f'{value:.3g}'), 3):g}"
 
 
-def undecided_text(smallest_p: float | None, people: str, level: float) -> str:
-    """Returns that a difference is undecided, or undecidable if that few people cannot reach a p below 1 - level.
+def is_undecidable(smallest_p: float | None, level: float) -> bool:
+    """Returns whether no adjusted p-value that these people can reach is below 1 - level."""
+    return smallest_p is not None and smallest_p >= 1 - level
 
-    `people` is their number as text, such as `14 identities`.
-    """
-    if smallest_p is None or smallest_p < 1 - level:
+
+def undecided_text(smallest_p: float | None, identities: int, level: float) -> str:
+    """Returns that a difference is undecided, or undecidable with so few identities, and their number."""
+    people = f"{identities:,} {'identity' if identities == 1 else 'identities'}"
+    if not is_undecidable(smallest_p, level):
         return f"undecided at {people}"
     return f"undecidable with {people} (the smallest adjusted p they can reach is {p_value(smallest_p)})"
 

@@ -48,8 +48,7 @@ def comparison_sentence(comparison: KnownComparison, report: KnownPeopleReport) 
     if comparison.low is not None and (comparison.low > 0 or comparison.high < 0):
         ends = sorted((-1 if is_lower else 1) * end for end in (comparison.adjusted_low, comparison.adjusted_high))
         sentence += f", adjusted for all differences {points_interval(*ends)}"
-    people = f"{comparison.identities:,} {'identity' if comparison.identities == 1 else 'identities'}"
-    undecided = undecided_text(comparison.smallest_p, people, report.level)
+    undecided = undecided_text(comparison.smallest_p, comparison.identities, report.level)
     return f"{sentence}: {undecided} (adjusted p {p_value(comparison.adjusted_p)})"
 
 

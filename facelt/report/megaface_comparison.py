@@ -29,8 +29,7 @@ def difference_sentence(row: Mapping[str, Any], reference: str, level: float) ->
     if low > 0 or high < 0:
         adjusted = points_interval(figure["adjusted_low"], figure["adjusted_high"])
         sentence += f", adjusted for all differences {adjusted}"
-    people = f"{figure['identities']:,} {'identity' if figure['identities'] == 1 else 'identities'}"
-    return f"{sentence}: {undecided_text(figure['smallest_p'], people, level)}"
+    return f"{sentence}: {undecided_text(figure['smallest_p'], figure['identities'], level)}"
 
 
 def comparison_table(section: ComparisonSection) -> Table:
