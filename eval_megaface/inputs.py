@@ -1,6 +1,6 @@
 """Hashes of the files of a MegaFace evaluation: lists, attributes, and each model's embeddings."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from eval_megaface.config import MegafaceConfig, ModelFiles
@@ -10,15 +10,19 @@ from facelt.store.store import META_FILE, read_meta
 from facelt.utils.provenance import InputHash
 
 
-def evaluation_inputs(config: MegafaceConfig) -> list[InputHash]:
-    """Returns the hashes of all files that an evaluation reads. Raises UserError naming one that cannot be read."""
+def evaluation_inputs(config: MegafaceConfig, suite_sha256: Mapping[str, str]) -> list[InputHash]:
+    """Returns the hashes of all files that an evaluation reads; `suite_sha256` has those of the suite, by name.
+
+    Raises UserError naming a file of a model that cannot be read.
+    """
     suite = config.suite
     lists = list(find_distractor_lists(suite.megaface_lists, suite.root, suite.sizes, suite.sets).values())
     optional = [suite.facescrub_noises, suite.megaface_noises, suite.actors, suite.actresses]
     optional.append(suite.attributes.path if suite.attributes else None)
     probe_list = suite.root / suite.facescrub_list
-    paths = [probe_list, *lists, *(suite.root / path for path in optional if path)]
-    hashes = [InputHash.of_file(path) for path in paths]
+    paths = {str(suite.facescrub_list): probe_list} | {path.name: path for path in lists}
+    paths |= {str(path): suite.root / path for path in optional if path}
+    hashes = [InputHash.of_file(path, suite_sha256[name]) for name, path in paths.items()]
     for files in config.models.values():
         hashes += _model_inputs(files, probe_list, lists, config)
     return hashes

@@ -1,6 +1,5 @@
 """Command `facelt megaface`, also `python eval_megaface/run.py`."""
 
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ if __package__ in (None, ""):
 
 import typer
 
-from facelt.utils.cli import ConfigArgument, choose_config, single_command
+from facelt.utils.cli import ConfigArgument, choose_config, is_first_process, single_command
 from facelt.utils.folder_lock import lock_folder
 
 
@@ -58,7 +57,7 @@ def megaface(
     changes = {"out": out or settings.out} | {key: flag or getattr(settings, key) for key, flag in flags.items()}
     changes["allow_missing"] = settings.allow_missing if allow_missing is None else allow_missing
     settings = settings.model_copy(update=changes)
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first_process():
         evaluate_megaface(settings)
         return
     with lock_folder(settings.out):
@@ -67,7 +66,7 @@ def megaface(
         for line in _coverage_lines(report.models):
             typer.echo(line, err=True)
         values = settings.model_dump(mode="json")
-        report = report.with_run(run_provenance("megaface", values, evaluation_inputs(settings)))
+        report = report.with_run(run_provenance("megaface", values, evaluation_inputs(settings, report.suite.files)))
         page = write_report(report, settings.out)
     print_megaface(report)
     typer.echo(f"report: {page}")
