@@ -118,10 +118,10 @@ def read_feature(path: Path, dimension: int | None = None) -> np.ndarray:
 
     Raises UserError if the file is missing, not a regular one, truncated, malformed, too large or not finite.
     """
-    refuse_special_file(path)
     try:
         content = read_regular_file(path, _HEADER_BYTES + _VALUE_DTYPE.itemsize * _MAX_DIMENSION)
     except OSError as error:
+        refuse_special_file(path)
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if len(content) < _HEADER_BYTES:
         raise UserError(f"{path}: has {len(content)} bytes, fewer than the header of a feature file")
