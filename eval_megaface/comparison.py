@@ -9,7 +9,7 @@ from typing import Any
 from eval_megaface.config import MegafaceConfig
 from eval_megaface.protocol import Hits, sum_by_identity
 from eval_megaface.sources import ModelVariant
-from eval_megaface.suite import ProbeGroup, Suite
+from eval_megaface.suite import ProbeGroup, Suite, all_probes_position
 from facelt.config.base import EmbeddingKind
 from facelt.errors import UserError
 from facelt.report.megaface_comparison import difference_sentence
@@ -79,5 +79,5 @@ def _paired_differences(
     """Returns the differences of all groups at one rank; `hits` are those of the reference and of the other."""
     counts_P = (*(model_hits.mean_hit_P(rank) for model_hits in hits), suite.pairs_P)
     reference_GI, hit_GI, pair_GI = (sum_by_identity(suite, groups, count_P) for count_P in counts_P)
-    whole = next(g for g, group in enumerate(groups) if group.group == "all")
+    whole = all_probes_position(groups)
     return paired_differences(reference_GI, hit_GI, pair_GI, level=config.interval.level, whole=whole)

@@ -14,7 +14,7 @@ import numpy as np
 
 from eval_megaface.config import MAX_RANK
 from eval_megaface.sources import FeatureSource, ModelSources, ModelVariant, content_hash
-from eval_megaface.suite import ProbeGroup, Suite, replace_noisy
+from eval_megaface.suite import ProbeGroup, Suite, all_probes_position, replace_noisy
 from facelt.errors import UserError
 from facelt.identification.rank import hit_ranks, probe_hits, pseudo_shot_bands
 from facelt.search.exact import BadRow
@@ -200,7 +200,7 @@ def _group_rates(suite: Suite, groups: Sequence[ProbeGroup], hit_P: np.ndarray, 
     """
     hit_GI, pair_GI = (sum_by_identity(suite, groups, count_P) for count_P in (hit_P, suite.pairs_P))
     counts = ClusteredCounts.by_identity(hit_GI, pair_GI)
-    whole = next(g for g, group in enumerate(groups) if group.group == "all")
+    whole = all_probes_position(groups)
     intervals = rate_intervals(counts, level=level, pooled=counts.only([whole]))
     return [
         {

@@ -47,6 +47,11 @@ class ProbeGroup:
     mask_P: np.ndarray
 
 
+def all_probes_position(groups: Sequence[ProbeGroup]) -> int:
+    """Returns the position of the group of all probes."""
+    return next(g for g, group in enumerate(groups) if group.group == "all")
+
+
 @dataclass(frozen=True)
 class NoiseLists:
     """Images on the noise lists, in any noise mode: file stems of probes and paths of distractors."""

@@ -16,6 +16,7 @@ from facelt.config.audit import AuditConfig
 from facelt.config.loading import validate_values
 from facelt.errors import UserError
 from facelt.report.audit_schema import AuditReport
+from facelt.store.make import numbered_keys
 from facelt.store.store import UNIT_KINDS, check_keys
 from recordio_tools.progress import ProgressFn, no_progress
 
@@ -61,15 +62,14 @@ def audit_arrays(
     identities = columns.pop(_IDENTITY)
     if "" in identities:
         raise UserError(f"attributes: row {identities.index('')} has no identity")
-    keys = columns.pop(_KEY, None) or [f"row {index}" for index in range(len(row_ND))]
+    keys = columns.pop(_KEY, None) or numbered_keys(len(row_ND))
     check_keys(keys, "attributes")
     is_cosine = config.kind in UNIT_KINDS
     features = _feature_set(_ROWS, keys, identities, columns, row_ND, is_cosine)
     distractors = None
     if gallery is not None:
         row_GD = _rows(gallery, _GALLERY)
-        names = [f"row {index}" for index in range(len(row_GD))]
-        distractors = _feature_set(_GALLERY, names, [""] * len(row_GD), {}, row_GD, is_cosine)
+        distractors = _feature_set(_GALLERY, numbered_keys(len(row_GD)), [""] * len(row_GD), {}, row_GD, is_cosine)
     return run_audit(config, progress, features=features, gallery=distractors).report
 
 

@@ -108,7 +108,7 @@ def evaluate(
     if is_known_people:
         from facelt.evaluation.known_people import KnownPeopleOptions
 
-        options = KnownPeopleOptions(open_images, open_root, split, convention, reference, reference_score, seed)
+        options = KnownPeopleOptions(open_images, open_root, split, convention, reference, reference_score)
         _evaluate_known_people(checkpoint, options, settings, resolve_device(device))
         return
     from facelt.evaluation.evaluate import OpenSetOptions, evaluate_model

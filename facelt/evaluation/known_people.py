@@ -60,7 +60,6 @@ class KnownPeopleOptions:
     convention: str = "paper"
     reference: str | None = None
     reference_score: str | None = None
-    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
