@@ -3,7 +3,9 @@
 N images of the dataset, B images of a batch, H height, W width.
 """
 
+import copy
 from abc import ABC, abstractmethod
+from typing import Self
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -34,6 +36,12 @@ class ImageDataset(Dataset, ABC):
     def image_size(self) -> tuple[int, int]:
         """(height, width) of every sample."""
         return self.transform.image_size
+
+    def with_transform(self, transform: ImageTransform) -> Self:
+        """Returns the same images under another transform; labels, open files and their index are shared."""
+        changed = copy.copy(self)
+        changed.transform = transform
+        return changed
 
     @abstractmethod
     def image_name(self, index: int) -> str:

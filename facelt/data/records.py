@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from facelt.config.registry import register_data_kind
+from facelt.data.augmentation import AugmentationSettings, FaceAugmentation
 from facelt.data.dataset import EncodedImageDataset
 from facelt.data.decode import BadImageError
 from facelt.data.kind import RELABELLED, ClassMap, DataKind, Split, TrainingData
@@ -32,7 +33,8 @@ class RecordData(DataKind):
     `flip`. With a `test_fraction`, that part of the images of each identity with two or more, at least one and at most
     `test_limit`, are the split `test`. `validation_fraction` of the others are held out for validation, but never an
     identity's last one. With `resize` images of another size than `image_size` are resized to it, else they are bad
-    images.
+    images. `augment` changes training images at random, for `{}` as AdaFace does; without the key they stay as they
+    are.
     """
 
     train: Path
@@ -40,9 +42,16 @@ class RecordData(DataKind):
     image_size: tuple[Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]] = (112, 112)
     resize: bool = False
     flip: bool = True
+    augment: AugmentationSettings | None = None
     validation_fraction: float = Field(0.05, ge=0, lt=1)
     test_fraction: float = Field(0.0, ge=0, lt=1)
     test_limit: int = Field(5, ge=1)
+
+    @model_validator(mode="after")
+    def _caches_no_augmented_images(self) -> "RecordData":
+        if self.augment is not None and self.cache_on_device:
+            raise ValueError("cache_on_device: augmented images are not cached; set it to false, or remove augment")
+        return self
 
     @property
     def record(self) -> Path:
@@ -50,15 +59,16 @@ class RecordData(DataKind):
         return record_path(self.train)
 
     def open(self, seed: int) -> TrainingData:
-        dataset = RecordDataset(
-            self.record, manifest=self.manifest, transform=self.eval_transform(), max_pixels=self.max_pixels
-        )
+        plain = self.eval_transform()
+        dataset = RecordDataset(self.record, manifest=self.manifest, transform=plain, max_pixels=self.max_pixels)
         rest_index, test_index = split_test_images(dataset.labels, self.test_fraction, self.test_limit, seed)
         train_N, validation_N = train_validation_split(dataset.labels[rest_index], self.validation_fraction, seed)
-        train = Split(dataset, rest_index[train_N])
+        train = train_plain = Split(dataset, rest_index[train_N])
+        if self.augment is not None:
+            train = Split(dataset.with_transform(FaceAugmentation(self.augment, plain)), train.members)
         members = {"validation": rest_index[validation_N], "test": test_index}
         evaluation = {name: Split(dataset, index) for name, index in members.items() if len(index)}
-        return TrainingData(train, train, evaluation, dataset.num_classes, self.preprocessing(flip=self.flip))
+        return TrainingData(train, train_plain, evaluation, dataset.num_classes, self.preprocessing(flip=self.flip))
 
     def eval_transform(self) -> ImageTransform:
         if self.resize:
