@@ -28,8 +28,8 @@ class AugmentationSettings(StrictModel):
     changes; 0 switches one off. The other keys limit what is drawn for a change.
 
     `crop` keeps a box of the image and blackens the rest: `crop_area` is its fraction of the image, `crop_aspect` its
-    width over its height. `low_resolution` scales the image down to `low_resolution_scale` of the network's input and
-    up again, each with a random interpolation. `photometric` multiplies brightness, contrast and saturation, in random
+    width over its height. `low_resolution` scales both sides down to `low_resolution_scale` of the network's input and
+    up again, each with a random interpolation. `photometric` changes brightness, contrast and saturation, in random
     order, by factors of up to `brightness`, `contrast` and `saturation` above or below 1. `geometric` rotates by up to
     `rotation` degrees and shifts by up to `shift` of the height and of the width, in either direction, with a black
     fill. `erasing` replaces a box of `erasing_area` and `erasing_aspect` by random pixels (Zhong et al., AAAI 2020).
