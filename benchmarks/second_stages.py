@@ -26,7 +26,7 @@ from facelt.synthetic.datasets import write_suite, write_training_record
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = "plain_long"
 _CLASSIFY = {"name": "classify", "sampler": "instance"}
-_COSFACE = {**_CLASSIFY, "head": "margin", "scale": 32.0, "margins": [1, 0, 0.2]}
+_COSFACE = {**_CLASSIFY, "head": "margin", "scale": 32.0, "margin": {"name": "cosface", "m": 0.2}}
 # Changes of the stage oltr of the recipe; a method that names itself replaces the stage's.
 SECOND_STAGES: dict[str, dict[str, Any]] = {
     "oltr": {},

@@ -60,7 +60,8 @@ def test_every_registered_name_is_documented(name, root):
 
 
 @pytest.mark.parametrize(
-    ("name", "word"), [(name, word) for name in ("METHODS", "LOSSES", "MIXINGS") for word in REGISTRIES[name]]
+    ("name", "word"),
+    [(name, word) for name in ("METHODS", "LOSSES", "MARGINS", "MIXINGS") for word in REGISTRIES[name]],
 )
 def test_settings_state_their_name_and_survive_a_dump(name, word):
     registry = REGISTRIES[name]

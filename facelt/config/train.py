@@ -1,6 +1,6 @@
 """Training configuration: data, model, optimiser, and a list of stages."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -131,6 +131,10 @@ class MethodSettings(NamedSettings):
 
     def teacher_error(self, stage: "StageConfig") -> str | None:
         """Returns the reason why a model trained by that stage cannot be a teacher, as a clause, or None."""
+        return None
+
+    def counts_error(self, counts_C: Iterable[int]) -> str | None:
+        """Returns the reason why classes with these numbers of training images cannot be trained on, or None."""
         return None
 
 

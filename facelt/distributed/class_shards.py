@@ -56,6 +56,10 @@ class ClassRange:
         """Returns positions in the range; labels outside are clamped into it and to be masked by `contains`."""
         return (label_B - self.first).clamp(0, max(len(self) - 1, 0))
 
+    def select(self, value_C: torch.Tensor) -> torch.Tensor:
+        """Returns the values of these classes from those of the range: all of them, [C]."""
+        return value_C
+
     def check_labels(self, label_B: torch.Tensor) -> None:
         """Raises IndexError for a label outside 0..total-1, as F.cross_entropy does.
 
@@ -116,6 +120,10 @@ class ClassSample:
     def local_index(self, label_B: torch.Tensor) -> torch.Tensor:
         """Returns positions in the sample; those of labels outside the range are to be masked by `contains`."""
         return torch.searchsorted(self.position_K, self.range.local_index(label_B)).clamp(0, max(len(self) - 1, 0))
+
+    def select(self, value_C: torch.Tensor) -> torch.Tensor:
+        """Returns the values of the sampled classes from those of the range, [K]."""
+        return value_C[self.position_K]
 
     def check_labels(self, label_B: torch.Tensor) -> None:
         """As `ClassRange.check_labels`."""

@@ -4,7 +4,7 @@ A rank holds the logits of the global batch for its own range of classes. One B 
 backward; gradients of logits exist in blocks of columns only.
 
 b images of this rank, B of all ranks, C classes of this rank's range (of all ranks in `full_BC`), D feature, N classes
-of a block, K images whose class is in this rank's range.
+of a block.
 """
 
 from abc import ABC, abstractmethod
@@ -26,13 +26,11 @@ from facelt.distributed.comm import (
     stack_ranks,
     world_size,
 )
+from facelt.distributed.trained_logits import LogitTransform, TrainedLogits
 
 NORM_EPS = 1e-12
 # On a CPU a block of a batch of 64 stays in the cache; a GPU needs larger ones to be busy.
 BLOCK_COLUMNS = {"cpu": 1 << 12, "cuda": 1 << 16}
-
-# Maps the target logits [K] to those of the training loss, with a gradient: an angular margin, for example.
-TargetMargin = Callable[[torch.Tensor], torch.Tensor]
 
 
 def row_blocks(row_CD: torch.Tensor) -> Iterator[slice]:
@@ -168,83 +166,39 @@ class _Logits(torch.autograd.Function):
         return *gradients.as_tuple(), None
 
 
-class _TargetLogits(NamedTuple):
-    """The logit of each image's own class, [B] each: whether this rank has it, its column, its value before the margin,
-    and the derivative of the margin.
-    """
-
-    is_local_B: torch.Tensor
-    column_B: torch.Tensor
-    value_B: torch.Tensor
-    slope_B: torch.Tensor
-
-    @classmethod
-    def extract(
-        cls,
-        logit_BC: torch.Tensor,
-        label_B: torch.Tensor,
-        classes: ClassRange | ClassSample,
-        margin: TargetMargin | None,
-    ) -> "_TargetLogits":
-        """Reads the target logits of this rank's classes; a margin replaces them in `logit_BC`."""
-        is_local_B = classes.contains(label_B)
-        zero_B, one_B = logit_BC.new_zeros(len(label_B)), logit_BC.new_ones(len(label_B))
-        target = cls(is_local_B, classes.local_index(label_B), zero_B, one_B)
-        (row_K,) = is_local_B.nonzero(as_tuple=True)
-        column_K = target.column_B[row_K]
-        value_K = logit_BC[row_K, column_K]
-        target.value_B[row_K] = value_K
-        if margin is not None:
-            with torch.enable_grad():
-                value_K.requires_grad_()
-                trained_K = margin(value_K)
-                (target.slope_B[row_K],) = torch.autograd.grad(trained_K.sum(), value_K)
-            logit_BC[row_K, column_K] = trained_K.detach()
-        return target
-
-    def in_block(self, block: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns whether the target is in a block of columns, and its clamped position in it, [B, 1] each."""
-        is_inside_B = self.is_local_B & (self.column_B >= block.start) & (self.column_B < block.stop)
-        return is_inside_B[:, None], (self.column_B - block.start).clamp(0, block.stop - block.start - 1)[:, None]
-
-
 class _CrossEntropy(torch.autograd.Function):
     """Mean softmax cross-entropy of the global batch; each rank computes the gradient of its classes."""
 
     @staticmethod
     @in_float32
-    def forward(ctx, vector_BD, weight_CD, bias_C, normalize: bool, label_B, classes, margin):
+    def forward(ctx, vector_BD, weight_CD, bias_C, normalize: bool, label_B, classes, transform, prior_C):
         factors = _Factors.of(vector_BD, ClassWeights(weight_CD, bias_C, normalize))
-        logit_BC = factors.logits()
-        target = _TargetLogits.extract(logit_BC, label_B, classes, margin)
-        max_B = all_reduce(_row_max(logit_BC), dist.ReduceOp.MAX)
+        trained = TrainedLogits.of(factors.logits(), label_B, classes, transform, prior_C)
+        max_B = trained.value_B.new_full((len(label_B),), -torch.inf)
+        for block in row_blocks(weight_CD):
+            max_B = torch.maximum(max_B, trained.block(block).amax(dim=1))
+        all_reduce(max_B, dist.ReduceOp.MAX)
         exp_sum_B = torch.zeros_like(max_B)
         for block in row_blocks(weight_CD):
-            exp_sum_B += (logit_BC[:, block] - max_B[:, None]).exp_().sum(dim=1)
-        target_B = logit_BC.new_zeros(len(label_B))
-        if len(classes):
-            target_B = (logit_BC.gather(1, target.column_B[:, None])[:, 0] - max_B).masked_fill(~target.is_local_B, 0)
+            exp_sum_B += (trained.block(block) - max_B[:, None]).exp_().sum(dim=1)
+        target_B = (trained.targets() - max_B).masked_fill(~trained.is_local_B, 0)
         exp_sum_B, target_B = all_reduce(torch.stack([exp_sum_B, target_B]), dist.ReduceOp.SUM)
-        ctx.save_for_backward(*factors, *target, logit_BC, max_B, exp_sum_B)
+        *tensors, ctx.negatives = trained
+        ctx.save_for_backward(max_B, exp_sum_B, *factors, *tensors)
         return (exp_sum_B.log() - target_B).mean()
 
     @staticmethod
     @in_float32
     def backward(ctx, grad: torch.Tensor):
-        saved = ctx.saved_tensors
-        factors, target, (logit_BC, max_B, exp_sum_B) = _Factors(*saved[:4]), _TargetLogits(*saved[4:8]), saved[8:]
+        max_B, exp_sum_B, *saved = ctx.saved_tensors
+        factors, trained = _Factors(*saved[:4]), TrainedLogits(*saved[4:], ctx.negatives)
         gradients = _FactorGradients(factors, ctx.needs_input_grad[:3])
-        scale = (grad / len(exp_sum_B)).to(logit_BC.dtype)
+        scale = (grad / len(exp_sum_B)).to(max_B.dtype)
         for block in row_blocks(factors.weight_CD):
-            logit_BN = logit_BC[:, block]
-            grad_BN = (logit_BN - max_B[:, None]).exp_().mul_((scale / exp_sum_B)[:, None])
-            is_inside_B1, column_B1 = target.in_block(block)
-            softmax_B1 = grad_BN.gather(1, column_B1)
-            target_B1 = torch.where(is_inside_B1, target.slope_B[:, None] * (softmax_B1 - scale), softmax_B1)
-            value_B1 = torch.where(is_inside_B1, target.value_B[:, None], logit_BN.gather(1, column_B1))
-            grad_BN.scatter_(1, column_B1, target_B1)
-            gradients.add(block, grad_BN, logit_BN.scatter(1, column_B1, value_B1))
-        return *gradients.as_tuple(), *(None,) * 4
+            softmax_BN = (trained.block(block) - max_B[:, None]).exp_().mul_((scale / exp_sum_B)[:, None])
+            logit_BN, grad_BN = trained.cross_entropy_gradient(block, softmax_BN, scale)
+            gradients.add(block, grad_BN, logit_BN)
+        return *gradients.as_tuple(), *(None,) * 5
 
 
 class _SoftmaxReadout(torch.autograd.Function):
@@ -326,15 +280,14 @@ class ShardedLogits(ABC):
 class ClassifierLogits(ShardedLogits):
     """Logits of vectors and class weights, computed when needed.
 
-    `target_transform` maps the target logits to those of the cross-entropy. Logits of a sample of the classes are for
-    that loss only.
+    `transform` maps them to those of the cross-entropy. Logits of a sample of the classes are for that loss only.
     """
 
     vector_BD: torch.Tensor
     weights: ClassWeights
     classes: ClassRange | ClassSample
     batch_split: BatchSplit
-    target_transform: TargetMargin | None = None
+    transform: LogitTransform | None = None
 
     def __post_init__(self) -> None:
         shape = [len(self.vector_BD), len(self.weights.weight_CD)]
@@ -351,14 +304,16 @@ class ClassifierLogits(ShardedLogits):
         ranges = [ClassRange.of_rank(self.classes.total, index, world_size()) for index in range(world_size())]
         return gather_replicated(self.local_BC.t(), BatchSplit(tuple(map(len, ranges)))).t()
 
-    def cross_entropy(self, label_b: torch.Tensor) -> torch.Tensor:
+    def cross_entropy(self, label_b: torch.Tensor, prior_C: torch.Tensor | None = None) -> torch.Tensor:
         """Returns the mean softmax cross-entropy of the global batch, a scalar, the same on every rank.
 
+        A prior, of all classes of this rank's range, is added to the transformed logits, without gradient.
         Raises IndexError for a label outside 0..C-1, as F.cross_entropy (see `ClassRange.check_labels`).
         """
         label_B = self.batch_split.gather(label_b)
         self.classes.check_labels(label_B)
-        return _CrossEntropy.apply(self.vector_BD, *self.weights, label_B, self.classes, self.target_transform)
+        prior_C = None if prior_C is None else self.classes.select(prior_C)
+        return _CrossEntropy.apply(self.vector_BD, *self.weights, label_B, self.classes, self.transform, prior_C)
 
     def softmax_readout(self, value_CD: torch.Tensor) -> torch.Tensor:
         """Returns the mean of all classes' values weighted by the softmax, [b, D]; no gradient into the values.

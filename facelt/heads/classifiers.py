@@ -1,13 +1,12 @@
-"""Linear, cosine and angular-margin classifiers, sharded by class.
+"""Linear, cosine and margin classifiers, sharded by class.
 
-b images of this rank, B of all ranks, D feature, C classes of this rank's range, K of them sampled or images whose
-class is in it.
+b images of this rank, B of all ranks, D feature, C classes of this rank's range, N of a block of them, K sampled
+classes or images whose class is in the range.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -18,10 +17,9 @@ from facelt.config.registry import register_head
 from facelt.distributed.class_shards import ClassRange, ClassSample, sharded_entries
 from facelt.distributed.comm import BatchSplit, all_reduce, sum_grad_over_ranks
 from facelt.distributed.logits import NORM_EPS, ClassifierLogits, ClassWeights, GatheredFeatures
+from facelt.distributed.trained_logits import LogitTransform
 from facelt.errors import UserError
-
-# The derivative of acos is infinite at 1 and -1.
-_COSINE_LIMIT = 1 - 1e-6
+from facelt.heads.margins import Margin, arcface
 
 
 class Head(nn.Module, ABC):
@@ -37,6 +35,9 @@ class Head(nn.Module, ABC):
         The labels are those of this rank's images; the sample is drawn for `step`.
         """
         return self(feature)
+
+    def after_step(self, feature: GatheredFeatures) -> None:
+        """Updates running statistics after an optimiser step on these features, if the head has any."""
 
 
 @torch.no_grad()
@@ -154,51 +155,38 @@ class CosineHead(Head):
         return replace(logits, weights=ClassWeights(weight_KD, normalize=True), classes=sample)
 
 
-@dataclass(frozen=True)
-class CombinedMargin:
-    """cos(angular * theta + additive) - cosine, the combined margin of ArcFace (CVPR 2019, equation 4).
-
-    (1, 0.5, 0) is ArcFace, (1, 0, 0.4) CosFace. Beyond pi the cosine of the enlarged angle would rise again and reward
-    a worse feature. There the target is cos(theta) minus a constant: additive * sin(additive) as in ArcFace's code, or
-    what keeps the target decreasing for any `angular`, whichever is larger.
-    """
-
-    angular: float = 1.0
-    additive: float = 0.0
-    cosine: float = 0.0
-
-    def __call__(self, cosine_K: torch.Tensor) -> torch.Tensor:
-        """Returns target cosines [K] after the margin."""
-        if self.angular == 1 and self.additive == 0:
-            return cosine_K - self.cosine
-        theta_K = cosine_K.clamp(-_COSINE_LIMIT, _COSINE_LIMIT).acos()
-        enlarged_K = self.angular * theta_K + self.additive
-        straight_angle = (math.pi - self.additive) / self.angular
-        penalty = max(self.additive * math.sin(self.additive), 1 + math.cos(straight_angle))
-        return torch.where(enlarged_K <= math.pi, enlarged_K.cos(), cosine_K - penalty) - self.cosine
-
-
-_ARCFACE = CombinedMargin(additive=0.5)
-
-
 @register_head("margin")
 class MarginHead(CosineHead):
-    """A cosine classifier with an angular margin in training only."""
+    """A cosine classifier with a margin in training only, by default ArcFace's; by default with the margin's scale."""
 
     def __init__(
         self,
         dim: int,
         num_classes: int,
-        scale: float = 64.0,
-        margin: CombinedMargin = _ARCFACE,
+        scale: float | None = None,
+        margin: Margin | None = None,
         sample_rate: float = 1.0,
     ) -> None:
-        super().__init__(dim, num_classes, scale, sample_rate)
+        margin = arcface() if margin is None else margin
+        super().__init__(dim, num_classes, margin.scale if scale is None else scale, sample_rate)
         self.margin = margin
 
     def training_logits(self, feature: GatheredFeatures, label_b: torch.Tensor, step: int = 0) -> ClassifierLogits:
-        logits = super().training_logits(feature, label_b, step)
-        return replace(logits, target_transform=self._target_transform)
+        quality_B = self.margin.quality(_norms(feature))
 
-    def _target_transform(self, logit_K: torch.Tensor) -> torch.Tensor:
-        return self.scale * self.margin(logit_K / self.scale)
+        def target(logit_K: torch.Tensor, row_K: torch.Tensor) -> torch.Tensor:
+            return self.scale * self.margin(logit_K / self.scale, quality_B[row_K])
+
+        def negatives(logit_BN: torch.Tensor, target_B1: torch.Tensor) -> torch.Tensor:
+            return self.scale * self.margin.negatives(logit_BN / self.scale, target_B1 / self.scale)
+
+        transform = LogitTransform(target, negatives if self.margin.changes_negatives else None)
+        return replace(super().training_logits(feature, label_b, step), transform=transform)
+
+    def after_step(self, feature: GatheredFeatures) -> None:
+        self.margin.update(_norms(feature))
+
+
+def _norms(feature: GatheredFeatures) -> torch.Tensor:
+    """Returns the norms of the features of all ranks, [B]; no gradient."""
+    return torch.linalg.vector_norm(feature.global_BD.detach(), dim=1)

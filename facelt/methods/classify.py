@@ -1,12 +1,12 @@
-"""Single-classifier training: plain, margin, re-weighted and metric losses, mixup, Partial FC.
+"""Single-classifier training: plain, margin, re-weighted and metric losses, class priors, Partial FC.
 
 B images of all ranks, b of this rank, W ranks, C classes, D feature.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, model_validator
@@ -17,21 +17,24 @@ from facelt.config.registry import (
     CLASS_WEIGHTS,
     HEADS,
     LOSSES,
+    MARGINS,
     METRIC_LOSSES,
     MIXINGS,
     SamplerName,
     register_method,
-    register_mixing,
 )
 from facelt.config.train import MethodSettings, StageConfig
+from facelt.distributed.class_shards import ClassRange
 from facelt.distributed.comm import gather_replicated
 from facelt.distributed.logits import ClassifierLogits, GatheredFeatures
-from facelt.heads.classifiers import CombinedMargin, load_head
+from facelt.errors import UserError
+from facelt.heads.classifiers import load_head
 from facelt.heads.memory import ClassMeans
 from facelt.losses.classification import ClassWeightsConfig, LogitLoss, LossConfig
 from facelt.losses.metric import MetricLossConfig
 from facelt.methods.base import ClassifierInit, Method, SamplerSpec, StepContext, StepOutput, TrainBatch
 from facelt.methods.cam_sampling import ForegroundSettings, ForegroundTransform
+from facelt.methods.mixing import Blend, MixupSettings
 from facelt.metrics.classification import ShotBand
 from facelt.models.network import Network
 
@@ -47,131 +50,46 @@ class ClassificationLoss(nn.Module):
     """Loss of a classifier's logits, optionally with class weights.
 
     Plain cross-entropy stays class-sharded; any other loss is computed on every rank from the logits of all classes.
-    Class weights apply from their `start` on. Without `counts_C` only plain cross-entropy can be trained.
+    Class weights apply from their `start` on. Without `counts_C` only plain cross-entropy can be trained, and only
+    without a class prior.
     """
 
     weight_C: torch.Tensor | None
+    prior_C: torch.Tensor | None
 
-    def __init__(self, loss: LossConfig, weights: ClassWeightsConfig | None, counts_C: torch.Tensor | None) -> None:
+    def __init__(
+        self,
+        loss: LossConfig,
+        weights: ClassWeightsConfig | None,
+        counts_C: torch.Tensor | None,
+        prior_weight: float = 0.0,
+    ) -> None:
         super().__init__()
         self.is_plain = loss.name == "softmax" and weights is None
         self.loss: LogitLoss | None = None
-        weight_C = None
+        self.lacks_counts = counts_C is None and (prior_weight > 0 or not self.is_plain)
+        weight_C = prior_C = None
         if counts_C is not None and not self.is_plain:
             self.loss = LOSSES[loss.name](counts_C, **loss.options)
             weight_C = None if weights is None else CLASS_WEIGHTS[weights.name](counts_C, **weights.options)
+        if counts_C is not None and prior_weight:
+            classes = ClassRange.local(len(counts_C))
+            prior_C = prior_weight * counts_C[classes.first : classes.stop].double().log()
+            prior_C = prior_C.to(torch.get_default_dtype())
         self.register_buffer("weight_C", weight_C, persistent=False)
+        self.register_buffer("prior_C", prior_C, persistent=False)
         self.start = 0.0 if weights is None else weights.start
 
     def forward(self, logits: ClassifierLogits, label_b: torch.Tensor, context: StepContext) -> torch.Tensor:
         """Returns the loss of the global batch, a scalar, equal on all ranks."""
-        if self.is_plain:
-            return logits.cross_entropy(label_b)
-        if self.loss is None:
+        if self.lacks_counts:
             raise RuntimeError("training needs the class counts; this method was built without them")
+        if self.is_plain:
+            return logits.cross_entropy(label_b, self.prior_C)
         weight_C = self.weight_C if context.epoch_fraction >= self.start else None
         full_BC = logits.full_BC
         generator = context.generator(full_BC.device, same_on_all_ranks=True)
         return self.loss(full_BC, logits.batch_split.gather(label_b), weight_C, generator)
-
-
-@dataclass(frozen=True)
-class Blend:
-    """Partners and labels of a blended batch: each image with weight `lam`, its partner with 1 - `lam`."""
-
-    lam: float
-    partner_b: torch.Tensor
-    label_b: torch.Tensor
-    partner_label_b: torch.Tensor
-
-    def mix(self, value_b: torch.Tensor) -> torch.Tensor:
-        """Returns blended images or features, [b, ...]."""
-        return self.lam * value_b + (1 - self.lam) * value_b[self.partner_b]
-
-    def loss(self, loss_of: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """Returns lam L(label) + (1 - lam) L(partner label) for a loss L of labels [b]."""
-        return self.lam * loss_of(self.label_b) + (1 - self.lam) * loss_of(self.partner_label_b)
-
-
-class MixupSettings(NamedSettings):
-    """The weight of the first image is drawn from Beta(alpha, alpha)."""
-
-    alpha: float = Field(1.0, gt=0)
-
-
-@register_mixing("input", MixupSettings)
-class Mixup(nn.Module):
-    """Input mixup (Zhang et al., ICLR 2018), with one weight per step drawn from Beta(alpha, alpha).
-
-    The weight is the same on all ranks. Partners are a permutation of the rank's own images; they depend on the number
-    of ranks and micro-batches.
-    """
-
-    on_features = False
-
-    def __init__(self, counts_C: torch.Tensor | None, *, alpha: float) -> None:
-        super().__init__()
-        self.alpha = alpha
-
-    def draw(self, label_b: torch.Tensor, context: StepContext, generator: torch.Generator) -> Blend:
-        """Returns the blend of a step; `generator` is on the CPU."""
-        lam = self._sample_lam(context)
-        partner_b = torch.randperm(len(label_b), generator=generator).to(label_b.device)
-        return Blend(lam, partner_b, *self.labels(lam, label_b, label_b[partner_b]))
-
-    def labels(
-        self, lam: float, label_b: torch.Tensor, partner_label_b: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the labels weighted by lam and by 1 - lam."""
-        return label_b, partner_label_b
-
-    def _sample_lam(self, context: StepContext) -> float:
-        # torch.distributions takes no generator.
-        with torch.random.fork_rng(devices=[]):
-            seed = torch.randint(2**63 - 1, (), generator=context.generator("cpu", same_on_all_ranks=True))
-            torch.default_generator.manual_seed(seed.item())
-            return torch.distributions.Beta(self.alpha, self.alpha).sample().item()
-
-
-@register_mixing("manifold", MixupSettings)
-class ManifoldMixup(Mixup):
-    """Manifold mixup (Verma et al., ICML 2019) of the feature before the head."""
-
-    on_features = True
-
-
-class RemixSettings(MixupSettings):
-    """The label is the rarer class alone if the other has `kappa` times its images and a weight below `tau`."""
-
-    kappa: float = Field(3.0, gt=1)
-    tau: float = Field(0.5, ge=0, le=1)
-
-
-@register_mixing("remix", RemixSettings)
-class Remix(Mixup):
-    """Input mixup whose labels favour the rarer class (Chou et al., ECCV 2020 workshop, equation 10).
-
-    If the class of one image has at least `kappa` times the training images of the other, and its weight is below
-    `tau`, the label of the blend is the other class alone.
-    """
-
-    counts_C: torch.Tensor | None
-
-    def __init__(self, counts_C: torch.Tensor | None, *, alpha: float, kappa: float, tau: float) -> None:
-        super().__init__(counts_C, alpha=alpha)
-        self.register_buffer("counts_C", counts_C, persistent=False)
-        self.kappa, self.tau = kappa, tau
-
-    def labels(
-        self, lam: float, label_b: torch.Tensor, partner_label_b: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        count_b, partner_count_b = self.counts_C[label_b], self.counts_C[partner_label_b]
-        partner_only_b = (count_b >= self.kappa * partner_count_b) & (lam < self.tau)
-        first_only_b = (partner_count_b >= self.kappa * count_b) & (1 - lam < self.tau)
-        return (
-            torch.where(partner_only_b, partner_label_b, label_b),
-            torch.where(first_only_b, label_b, partner_label_b),
-        )
 
 
 class ClassifySettings(MethodSettings):
@@ -181,9 +99,12 @@ class ClassifySettings(MethodSettings):
     plain cross-entropy need the logits of all classes on every rank: they require the linear or the cosine head and are
     meant for thousands of classes. `ldam` requires the cosine head at the same scale, `sigmoid_focal` the linear head.
 
-    `scale` multiplies the cosines of the heads `cosine` (default 16) and `margin` (64); `learn_scale` makes that of
-    `cosine` a parameter. `margins` belong to the head `margin`, cos(m1 theta + m2) - m3: (1, 0.5, 0) is ArcFace,
-    (1, 0, 0.4) CosFace. With `sample_rate` < 1 these two heads train on the identities of the batch and a sample of the
+    `scale` multiplies the cosines of the heads `cosine` (default 16) and `margin`; `learn_scale` makes that of `cosine`
+    a parameter. `margin` is that of the head `margin`, by default ArcFace's (`{name: arcface, m: 0.5}`); the default
+    scale is 64, of `mv_softmax` 32 and of `circle` 256. A `prior_weight` above 0 adds that times log n to the logits of
+    the training loss, with n the training images of each class (logit adjustment, Menon et al., ICLR 2021).
+
+    With `sample_rate` < 1 the heads `cosine` and `margin` train on the identities of the batch and a sample of the
     others, this fraction in total (Partial FC). `keep_head` loads the head of the stage in `init_from`;
     `classifier_init: class_means` starts the rows of these two heads at the class means of the initial network's
     features (imprinted weights, Qi et al., CVPR 2018).
@@ -198,7 +119,8 @@ class ClassifySettings(MethodSettings):
     head: Annotated[str, HEADS.name_choice()] = "linear"
     scale: float | None = Field(None, gt=0)
     learn_scale: bool = False
-    margins: tuple[float, float, float] | None = None
+    margin: Annotated[NamedSettings, MARGINS.choice()] | None = None
+    prior_weight: float = Field(0.0, ge=0)
     sample_rate: float = Field(1.0, gt=0, le=1)
     keep_head: bool = False
     classifier_init: ClassifierInit = "random"
@@ -225,6 +147,29 @@ class ClassifySettings(MethodSettings):
             )
         return None
 
+    def counts_error(self, counts_C: Iterable[int]) -> str | None:
+        empty = [number for number, count in enumerate(counts_C) if not count] if self.prior_weight else []
+        if not empty:
+            return None
+        classes = f"class {empty[0]} has" if len(empty) == 1 else f"{len(empty)} classes ({empty[0]}, ...) have"
+        return f"prior_weight: {classes} no training images, so log n does not exist; leave them out or set it to 0"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_margins(cls, values: Any) -> Any:
+        """Reads `margins: [m1, m2, m3]`, which earlier versions wrote to model cards, as the margin `combined`."""
+        if not isinstance(values, Mapping) or "margins" not in values:
+            return values
+        kept = {key: value for key, value in values.items() if key != "margins"}
+        factors = values["margins"]
+        if factors is None:
+            return kept
+        if kept.get("margin") is not None or not isinstance(factors, list | tuple) or len(factors) != 3:
+            raise ValueError(
+                "margins: replaced by margin; set margin: {name: combined, angular: , additive: , cosine: }"
+            )
+        return {**kept, "margin": dict(zip(("angular", "additive", "cosine"), factors, strict=True), name="combined")}
+
     @model_validator(mode="after")
     def _loss_supports_mixing(self) -> "ClassifySettings":
         if self.mix is not None and self.metric_loss is not None:
@@ -238,6 +183,8 @@ class ClassifySettings(MethodSettings):
         if self.loss.name == "softmax" and self.weights is None:
             return self
         key = "loss" if self.weights is None else "weights"
+        if self.prior_weight:
+            raise ValueError(f"{key}: prior_weight requires plain cross-entropy; remove one of the two keys")
         if self.head == "margin":
             raise ValueError(f"{key}: the head margin supports only plain cross-entropy; use the head linear or cosine")
         if self.sample_rate < 1:
@@ -260,8 +207,8 @@ class ClassifySettings(MethodSettings):
             raise ValueError("classifier_init: the head linear has no class means; use the head cosine or margin")
         if self.classifier_init == "class_means" and self.keep_head:
             raise ValueError("classifier_init: keep_head loads all rows of the head; use one of the two keys")
-        if self.margins is not None and self.head != "margin":
-            raise ValueError(f"margins: the head {self.head} has no margins; they apply to the head margin")
+        if self.margin is not None and self.head != "margin":
+            raise ValueError(f"margin: the head {self.head} has no margin; set head: margin or remove the key")
         if self.sample_rate < 1 and self.head == "linear":
             raise ValueError("sample_rate: the head linear trains all identities; < 1 applies to cosine and margin")
         return self
@@ -274,19 +221,22 @@ class Classify(Method):
     Communication per step and rank with plain cross-entropy, in bytes of the gathered or reduced tensors, with P = W *
     the largest number of images on one rank: 4 P D + 8 P + 12 B + 8 W forward (features, labels, maximum, sum and
     target logit, batch sizes) and 4 P D backward, for every head and number of identities. Sampled identities send the
-    labels twice, 8 P more. Another loss gathers the logits of all classes instead of the 12 B. A metric loss gathers
-    features and labels again, 4 P D + 8 P. A blended batch has two losses of the same logits.
+    labels twice, 8 P more; the margins `mv_softmax` and `circle` add the target logits, 4 B more. Another loss gathers
+    the logits of all classes instead of the 12 B. A metric loss gathers features and labels again, 4 P D + 8 P. A
+    blended batch has two losses of the same logits.
     """
 
     def __init__(
         self, config: ClassifySettings, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
     ) -> None:
         super().__init__(network)
+        if counts_C is not None and (reason := config.counts_error(counts_C.tolist())):
+            raise UserError(reason)
         self.keep_head = config.keep_head
         self.sampler, self.shots = config.sampler, config.shots
         options = {} if config.scale is None else {"scale": config.scale}
-        if config.margins is not None:
-            options["margin"] = CombinedMargin(*config.margins)
+        if config.margin is not None:
+            options["margin"] = MARGINS[config.margin.name](**config.margin.options)
         if config.learn_scale:
             options["learn_scale"] = True
         if config.sample_rate < 1:
@@ -300,7 +250,7 @@ class Classify(Method):
             self.class_means = ClassMeans(self.head.classes, network.dim)
             # Rows that stay random because their class has no image; below 0 before the pass.
             self.register_buffer("random_rows", torch.tensor(-1))
-        self.classification_loss = ClassificationLoss(config.loss, config.weights, counts_C)
+        self.classification_loss = ClassificationLoss(config.loss, config.weights, counts_C, config.prior_weight)
         self.metric_loss = config.metric_loss
         self.mixing = None if config.mix is None else MIXINGS[config.mix.name](counts_C, **config.mix.options)
         foreground = config.move_foreground
@@ -345,13 +295,14 @@ class Classify(Method):
         feature = self.gathered_features(batch.image_B3HW)
         logits = self.head.training_logits(feature, batch.label_B, context.global_step)
         loss = self.classification_loss(logits, batch.label_B, context)
+        after = partial(self.head.after_step, feature)
         if self.metric_loss is None:
-            return StepOutput(loss)
+            return StepOutput(loss, after=after)
         global_BD = gather_replicated(feature.local_bD, feature.batch_split)
         label_B = feature.batch_split.gather(batch.label_B)
         metric = METRIC_LOSSES[self.metric_loss.name](global_BD, label_B, **self.metric_loss.options)
         parts = {"classification_loss": loss.detach(), "metric_loss": metric.detach()}
-        return StepOutput(loss + self.metric_loss.weight * metric, parts)
+        return StepOutput(loss + self.metric_loss.weight * metric, parts, after)
 
     def _mixed_step(self, blend: Blend, batch: TrainBatch, context: StepContext) -> StepOutput:
         if self.mixing.on_features:
@@ -359,4 +310,5 @@ class Classify(Method):
         else:
             feature = self.gathered_features(blend.mix(batch.image_B3HW))
         logits = self.head.training_logits(feature, blend.label_b, context.global_step)
-        return StepOutput(blend.loss(lambda label_b: self.classification_loss(logits, label_b, context)))
+        loss = blend.loss(lambda label_b: self.classification_loss(logits, label_b, context))
+        return StepOutput(loss, after=partial(self.head.after_step, feature))

@@ -47,6 +47,9 @@ def run(config: TrainConfig, resume: bool = False) -> Path:
         sync_step_info(())
         for split in (data.train, *data.evaluation.values()):
             split.dataset.require_usable(split.members)
+        for stage in config.stages:
+            if reason := stage.method.counts_error(data.train_counts.tolist()):
+                raise UserError(f"stages: {stage.name!r}: {reason}")
         validate_initial_weights(config, data.num_classes)
         verification = ValidationSets(config, device)
         run_on_rank0(lambda: RunFolder.create(config, resume))

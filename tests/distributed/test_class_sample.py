@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from facelt.distributed.class_shards import ClassRange, ClassSample
 from facelt.distributed.comm import rank, world_size
 from facelt.distributed.logits import GatheredFeatures
-from facelt.heads.classifiers import CombinedMargin, CosineHead, MarginHead
+from facelt.heads.classifiers import CosineHead, MarginHead
+from facelt.heads.margins import CombinedMargin
 from facelt.training.optim import RowSGD
 from tests.distributed.ranks import run_ranks
 

@@ -34,7 +34,7 @@ COLLECTIVES = (
     "isend",
 )
 RECIPES = {**EXACT, "sampled": ClassifySettings(name="classify", head="cosine", sample_rate=0.3)}
-COUNTED = ("cosine", "arcface", "sampled", "released", "tracking", "paper")
+COUNTED = ("cosine", "arcface", "adaface", "mv_softmax", "sampled", "released", "tracking", "paper")
 
 
 class Counter:
@@ -87,8 +87,9 @@ def documented(recipe: str, ranks: int) -> tuple[int, int]:
     """The formulas of Classify and DynamicMeta, for an unequal number of images per rank."""
     most = max(BATCH * (r + 1) // ranks - BATCH * r // ranks for r in range(ranks))
     padded = ranks * most
-    if recipe in ("cosine", "arcface"):
-        return 4 * padded * DIM + 8 * padded + 12 * BATCH + 8 * ranks, 4 * padded * DIM
+    if recipe in ("cosine", "arcface", "adaface", "mv_softmax"):
+        numbers = 4 if recipe == "mv_softmax" else 3
+        return 4 * padded * DIM + 8 * padded + 4 * numbers * BATCH + 8 * ranks, 4 * padded * DIM
     if recipe == "sampled":
         return 4 * padded * DIM + 16 * padded + 12 * BATCH + 8 * ranks, 4 * padded * DIM
     labels = 4 if recipe == "tracking" else 3

@@ -8,6 +8,7 @@ from facelt.distributed import logits as logits_module
 from facelt.distributed.class_shards import ClassRange
 from facelt.distributed.comm import BatchSplit
 from facelt.distributed.logits import ClassifierLogits, ClassWeights, GatheredFeatures
+from facelt.distributed.trained_logits import LogitTransform
 from facelt.heads.memory import IdentityMemory
 
 CLASSES, DIM, BATCH = 11, 4, 6
@@ -24,19 +25,35 @@ def randoms(*sizes: tuple[int, ...]) -> list[torch.Tensor]:
     return [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes]
 
 
+def harder(logit_K: torch.Tensor, row_K: torch.Tensor) -> torch.Tensor:
+    """A margin that depends on the image."""
+    return logit_K.sin() - 0.1 * row_K
+
+
+def mistaken(logit_BN: torch.Tensor, target_B1: torch.Tensor) -> torch.Tensor:
+    return torch.where(logit_BN > target_B1, 1.5 * logit_BN.square(), logit_BN)
+
+
+TRANSFORMS = {"plain": None, "margin": LogitTransform(harder), "negatives": LogitTransform(harder, mistaken)}
+
+
 @pytest.mark.parametrize("normalize", [False, True], ids=["rows", "directions"])
-@pytest.mark.parametrize("margin", [None, lambda logit_K: logit_K.sin() - 0.5], ids=["plain", "margin"])
-def test_cross_entropy_and_its_gradients_equal_those_of_the_full_matrix(size, normalize, margin):
+@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("has_prior", [False, True], ids=["no prior", "prior"])
+def test_cross_entropy_and_its_gradients_equal_those_of_the_full_matrix(size, normalize, name, has_prior):
     vector, weight = randoms((BATCH, DIM), (CLASSES, DIM))
-    label = torch.tensor([10, 0, 3, 3, 4, 7])
-    logits = ClassifierLogits(
-        vector, ClassWeights(weight, normalize=normalize), ClassRange.local(CLASSES), BatchSplit((BATCH,)), margin
-    )
+    label, transform = torch.tensor([10, 0, 3, 3, 4, 7]), TRANSFORMS[name]
+    prior = torch.linspace(-1, 2, CLASSES, dtype=torch.float64) if has_prior else None
+    weights, split = ClassWeights(weight, normalize=normalize), BatchSplit((BATCH,))
+    logits = ClassifierLogits(vector, weights, ClassRange.local(CLASSES), split, transform)
     column = vector @ (F.normalize(weight, dim=1) if normalize else weight).T
-    target = column.gather(1, label[:, None])
-    column = column.scatter(1, label[:, None], target if margin is None else margin(target))
-    expected = F.cross_entropy(column, label)
-    result = logits.cross_entropy(label)
+    if transform is not None:
+        target = harder(column.gather(1, label[:, None])[:, 0], torch.arange(BATCH))[:, None]
+        others = column if transform.negatives is None else mistaken(column, target.detach())
+        assert name != "negatives" or 0 < (column != others).sum() < column.numel() / 2
+        column = others.scatter(1, label[:, None], target)
+    expected = F.cross_entropy(column if prior is None else column + prior, label)
+    result = logits.cross_entropy(label, prior)
     torch.testing.assert_close(result, expected)
     for left, right in zip(*(torch.autograd.grad(loss, (vector, weight)) for loss in (result, expected)), strict=True):
         torch.testing.assert_close(left, right)

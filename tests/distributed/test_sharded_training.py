@@ -1,5 +1,7 @@
 """Training on 2 and 3 ranks equals training in one process: losses and weights after 20 steps."""
 
+import re
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -24,8 +26,16 @@ RECIPES = {
     "linear": ClassifySettings(name="classify", head="linear"),
     "cosine": ClassifySettings(name="classify", head="cosine"),
     "arcface": ClassifySettings(name="classify", head="margin", scale=8.0),
-    "cosface": ClassifySettings(name="classify", head="margin", margins=(1.0, 0.0, 0.4), scale=8.0),
-    "combined": ClassifySettings(name="classify", head="margin", margins=(1.1, 0.3, 0.1), scale=8.0),
+    "cosface": ClassifySettings(name="classify", head="margin", margin={"name": "cosface"}, scale=8.0),
+    "combined": ClassifySettings(
+        name="classify",
+        head="margin",
+        margin={"name": "combined", "angular": 1.1, "additive": 0.3, "cosine": 0.1},
+        scale=8.0,
+    ),
+    "adaface": ClassifySettings(name="classify", head="margin", margin={"name": "adaface", "ema": 0.9}, scale=8.0),
+    "mv_softmax": ClassifySettings(name="classify", head="margin", margin={"name": "mv_softmax"}, scale=8.0),
+    "circle": ClassifySettings(name="classify", head="margin", margin={"name": "circle"}, scale=8.0),
     "weighted draws": ClassifySettings(
         name="classify", loss={"name": "seql", "threshold": 0.1}, weights={"name": "class_balanced", "beta": 0.9}
     ),
@@ -93,7 +103,7 @@ def full_state(method) -> dict[str, torch.Tensor]:
 
 def is_class_row(name: str) -> bool:
     # Per-class buffers of the method itself are replicated.
-    return "." in name and not name.startswith(("network.", "router.")) and "selector" not in name
+    return "." in name and not name.startswith(("network.", "router.")) and not re.search("selector|margin", name)
 
 
 def expert(shots: str) -> nn.Module:

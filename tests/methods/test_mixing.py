@@ -108,7 +108,8 @@ def test_another_loss_and_class_weights_are_mixed_as_they_are(inputs):
 
 
 def test_a_margin_is_taken_off_each_of_the_two(inputs):
-    method = classify(mix={"name": "input"}, head="margin", scale=8, margins=(1, 0.2, 0.1))
+    margin = {"name": "combined", "additive": 0.2, "cosine": 0.1}
+    method = classify(mix={"name": "input"}, head="margin", scale=8, margin=margin)
     lam, partners = plain_blend(method, inputs)
     feature_BD = method.features(lam * inputs.image_B3HW + (1 - lam) * inputs.image_B3HW[partners])
     cosine_BC = torch.nn.functional.normalize(feature_BD) @ torch.nn.functional.normalize(method.head.weight).T
