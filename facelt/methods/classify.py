@@ -4,9 +4,9 @@ B images of all ranks, b of this rank, W ranks, C classes, D feature.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -152,23 +152,24 @@ class ClassifySettings(MethodSettings):
         if not empty:
             return None
         classes = f"class {empty[0]} has" if len(empty) == 1 else f"{len(empty)} classes ({empty[0]}, ...) have"
-        return f"prior_weight: {classes} no training images, so log n does not exist; leave them out or set it to 0"
+        return f"prior_weight: {classes} no training images, so log n does not exist; set prior_weight: 0"
 
-    @model_validator(mode="before")
+    # Around that of unknown keys.
+    @model_validator(mode="wrap")
     @classmethod
-    def _read_margins(cls, values: Any) -> Any:
+    def _read_margins(cls, values: Any, validate: Callable[[Any], Self]) -> Self:
         """Reads `margins: [m1, m2, m3]`, which earlier versions wrote to model cards, as the margin `combined`."""
         if not isinstance(values, Mapping) or "margins" not in values:
-            return values
+            return validate(values)
         kept = {key: value for key, value in values.items() if key != "margins"}
         factors = values["margins"]
         if factors is None:
-            return kept
+            return validate(kept)
         if kept.get("margin") is not None or not isinstance(factors, list | tuple) or len(factors) != 3:
-            raise ValueError(
-                "margins: replaced by margin; set margin: {name: combined, angular: , additive: , cosine: }"
-            )
-        return {**kept, "margin": dict(zip(("angular", "additive", "cosine"), factors, strict=True), name="combined")}
+            example = "{name: combined, angular: 1, additive: 0.5, cosine: 0}"
+            raise ValueError(f"margins: this key of earlier versions is replaced by margin, such as margin: {example}")
+        combined = dict(zip(("angular", "additive", "cosine"), factors, strict=True), name="combined")
+        return validate({**kept, "margin": combined})
 
     @model_validator(mode="after")
     def _loss_supports_mixing(self) -> "ClassifySettings":

@@ -25,9 +25,13 @@ def test_the_linear_head_has_no_sampling():
     assert ClassifySettings(name="classify", sample_rate=1.0).sample_rate == 1
 
 
-@pytest.mark.parametrize("head", ["cosine", "margin"])
+@pytest.mark.parametrize(
+    "head",
+    [{"head": "cosine"}, {"head": "margin"}, {"head": "margin", "margin": {"name": "adaface"}}],
+    ids=["cosine", "arcface", "adaface"],
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(head, recipe, tmp_path, monkeypatch):
-    method = {"name": "classify", "head": head, "sample_rate": 0.5}
+    method = {"name": "classify", "sample_rate": 0.5, **head}
 
     def train(name: str, resume: bool = False) -> dict[str, torch.Tensor]:
         stages = [{"name": "only", "method": method, "epochs": 2}]
@@ -39,4 +43,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(head, recipe, tmp_path, monke
     assert 0 <= closed_set_accuracy(model, "validation", "paper", batch=4, workers=0).overall <= 1
     run_interrupted(monkeypatch, Classify, lambda: train("stopped"))
     resumed = train("stopped", resume=True)
+    assert straight.keys() == resumed.keys()
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    # The moving average of AdaFace has left its start, and was not restarted.
+    assert ("margin" in head) == ("head.margin.norm_mean" in straight)
+    assert straight.get("head.margin.norm_mean", 0) != 20
