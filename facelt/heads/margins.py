@@ -122,7 +122,7 @@ class AdaFaceSettings(NamedSettings):
 
 @register_margin("adaface", AdaFaceSettings)
 class AdaFace(Margin):
-    """AdaFace (Kim et al., CVPR 2022, equations 14 to 17): the margin adapts to the norm of the feature.
+    """AdaFace (Kim et al., CVPR 2022): the margin adapts to the norm of the feature.
 
     The norm stands for the quality of the image: long features get a margin that grows with the angle, short ones one
     that shrinks with it. The enlarged angle is clipped to 0..pi, the norms to 0.001..100, as in the released code.
@@ -216,7 +216,7 @@ class CircleSettings(NamedSettings):
 
 @register_margin("circle", CircleSettings)
 class Circle(Margin):
-    """Circle loss with class labels (Sun et al., CVPR 2020, equations 5 to 8).
+    """Circle loss with class labels (Sun et al., CVPR 2020).
 
     A target cosine becomes a (cos - (1 - m)) with a = [1 + m - cos]+, another a (cos - m) with a = [cos + m]+: the
     further a cosine is from its optimum, the larger its gradient. No gradient flows through the weights a. The paper's

@@ -11,7 +11,9 @@ from facelt.config.loading import load_config
 from facelt.config.train import TrainConfig
 from facelt.errors import UserError
 from facelt.inference.model import build_method
+from facelt.methods.base import StepContext
 from facelt.models.pretrained import load_stage_weights
+from facelt.training.optim import learning_rate_factor
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 AUDITS = sorted(path.name for path in CONFIGS.glob("audit_*.yaml"))
@@ -101,6 +103,26 @@ def test_the_recipe_for_detection_is_odins_row():
     assert (data.classes, data.imbalance, data.tuning, data.pad, data.flip) == (100, 1, 1000, 4, True)
     assert data.mean == pytest.approx([125.3 / 255, 123 / 255, 113.9 / 255], abs=1e-5)
     assert data.std == pytest.approx([63 / 255, 62.1 / 255, 66.7 / 255], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "margin", "batch", "decay", "epochs", "milestones"),
+    [
+        ("arcface", {"m": 0.5}, 1024, 1e-4, 20, None),
+        ("adaface", {"m": 0.4, "h": 0.333, "ema": 0.99}, 256, 5e-4, 26, (12, 20, 24)),
+    ],
+)
+def test_the_margin_recipes_have_the_published_settings(name, margin, batch, decay, epochs, milestones):
+    config = load_config(CONFIGS / f"ms1m_{name}.yaml", TrainConfig)
+    (stage,) = config.stages
+    assert (stage.name, stage.epochs, stage.keep, stage.method.head) == (name, epochs, "last", "margin")
+    assert (stage.method.margin.name, stage.method.margin.options, stage.method.sample_rate) == (name, margin, 1)
+    assert (config.optim.batch, config.optim.weight_decay) == (batch, decay)
+    assert (config.optim.lr, config.optim.momentum) == (0.1, 0.9)
+    assert (config.model.backbone, config.data.image_size, config.data.flip) == ("iresnet50", (112, 112), True)
+    if milestones:
+        factors = [learning_rate_factor(stage.schedule, StepContext(epoch, epochs, 0, 10)) for epoch in range(epochs)]
+        assert tuple(epoch for epoch in range(1, epochs) if factors[epoch] < factors[epoch - 1]) == milestones
 
 
 def test_the_faces_recipe_is_for_the_long_tail_of_ms1m():
