@@ -6,6 +6,7 @@ import torch
 from facelt.distributed.logits import GatheredFeatures
 from facelt.heads.classifiers import CosineHead, LinearHead, MarginHead, WeightScalingHead
 from facelt.heads.dynamic_meta import DynamicMetaHead
+from facelt.heads.margins import AdaFace, Circle, MvSoftmax
 from facelt.heads.memory import IdentityMemory
 from facelt.heads.ncm import NcmHead
 from facelt.losses.centroids import discriminative_centroids_loss
@@ -46,7 +47,10 @@ CASES = {
     "linear": (lambda: LinearHead(DIM, CLASSES), classifier_loss),
     "cosine": (lambda: CosineHead(DIM, CLASSES, learn_scale=True), classifier_loss),
     "sampled cosine": (lambda: CosineHead(DIM, CLASSES, sample_rate=0.8), classifier_loss),
-    "margin": (lambda: MarginHead(DIM, CLASSES, 8.0), classifier_loss),
+    "arcface": (lambda: MarginHead(DIM, CLASSES, 8.0), classifier_loss),
+    "adaface": (lambda: MarginHead(DIM, CLASSES, 8.0, AdaFace()), classifier_loss),
+    "mv_softmax": (lambda: MarginHead(DIM, CLASSES, 8.0, MvSoftmax()), classifier_loss),
+    "circle": (lambda: MarginHead(DIM, CLASSES, 8.0, Circle()), classifier_loss),
     "learned weight scaling": (lambda: WeightScalingHead(DIM, CLASSES), classifier_loss),
     "euclidean ncm": (lambda: nearest_class_mean("euclidean"), classifier_loss),
     "cosine ncm": (lambda: nearest_class_mean("cosine"), classifier_loss),

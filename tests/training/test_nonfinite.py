@@ -42,10 +42,13 @@ def test_a_step_without_an_update_is_skipped_and_its_images_are_listed(
     train, plain_stage, tmp_path, monkeypatch, metrics, capsys, change
 ):
     states = spoil(monkeypatch, {6}, change)
-    folder = train(tmp_path / "run", stages=plain_stage())
-    # Neither weights nor batch norm's statistics have moved; in the step before they have.
+    method = {"name": "classify", "head": "margin", "margin": {"name": "adaface"}}
+    folder = train(tmp_path / "run", stages=plain_stage(method=method))
+    # Neither weights nor the statistics of batch norm and AdaFace have moved; in the step before they have.
     assert all(torch.equal(value, states[7][name]) for name, value in states[6].items())
-    assert all(not torch.equal(value, states[5][name]) for name, value in states[6].items() if "running" in name)
+    statistics = [name for name in states[6] if "running" in name or name.startswith("head.margin")]
+    assert {"head.margin.norm_mean", "head.margin.norm_std"} < set(statistics)
+    assert all(not torch.equal(states[6][name], states[5][name]) for name in statistics)
     assert (folder / "plain/model.safetensors").exists()
     steps = [(line["epoch"], line["step"]) for line in metrics(folder) if "loss" in line]
     assert steps == [(epoch, step) for epoch in range(2) for step in range(4) if (epoch, step) != (1, 2)]
