@@ -4,10 +4,11 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from facelt.config.base import Fraction, NamedSettings, StrictModel
+from facelt.config.base import Fraction, NamedSettings, StrictModel, custom_error
 from facelt.config.registry import BACKBONES, DATA_KINDS, EMBEDDINGS, METHODS
+from facelt.errors import UserError
 
 NetworkPart = Literal["backbone", "attention", "embedding"]
 PartName = Literal[NetworkPart, "head"]
@@ -34,13 +35,25 @@ def is_external_ref(name: str) -> bool:
 class ModelConfig(StrictModel):
     """Network of all stages: `backbone`, and `dim` values of the embedding.
 
-    `pretrained` is a weights file with the names of torchvision or arcface_torch.
+    `width` multiplies the channels of `mobilefacenet`: 1, 2 (`mbf` in arcface_torch, the default) or 4 (`mbf_large`);
+    other backbones have one width. `pretrained` is a weights file with the names of torchvision or arcface_torch.
     """
 
     # Validating the default would import torch with this module.
     backbone: Annotated[str, BACKBONES.name_choice()] = Field("resnet50", validate_default=False)
+    width: int | None = Field(None, validate_default=False)
     dim: int = Field(512, ge=1)
     pretrained: Path | None = None
+
+    @field_validator("width")
+    @classmethod
+    def _backbone_has_the_width(cls, width: int | None, info: ValidationInfo) -> int | None:
+        if width is not None and "backbone" in info.data:
+            try:
+                BACKBONES[info.data["backbone"]].at_width(width)
+            except UserError as error:
+                raise custom_error("not_allowed", str(error)) from None
+        return width
 
 
 class OptimConfig(StrictModel):
@@ -151,12 +164,14 @@ class StageConfig(StrictModel):
     """One stage: `method`, initial weights, teachers, network parts, optimiser and `schedule`.
 
     `name` is that of its folder. `embedding` is the layer that makes the embedding of the feature map: a linear
-    layer with batch norm, one with ReLU, or none. `lr_mult` multiplies the learning rate of parts. `init_from` is
-    an earlier stage of the run, or FOLDER/STAGE of another run; so are `teachers`, whose trained models are frozen.
-    `attention: true` is OLTR's modulated attention, `spatial` its spatial attention alone. `optim` replaces the
-    run's. `freeze` keeps the weights of parts; `batch_norm: frozen` keeps the running statistics of the network and
-    normalises by them. Multi-expert methods need `branches`. Methods without training steps need `epochs: 0`.
-    `keep` is the saved epoch: the best by validation accuracy (the last one without validation data), or the last.
+    layer with batch norm, one with ReLU, a global depthwise convolution (`gdc`), or none; by default the backbone's,
+    which is `gdc` for `mobilefacenet` and `linear_bn` for all others. `lr_mult` multiplies the learning rate of
+    parts. `init_from` is an earlier stage of the run, or FOLDER/STAGE of another run; so are `teachers`, whose trained
+    models are frozen. `attention: true` is OLTR's modulated attention, `spatial` its spatial attention alone. `optim`
+    replaces the run's. `freeze` keeps the weights of parts; `batch_norm: frozen` keeps the running statistics of the
+    network and normalises by them. Multi-expert methods need `branches`. Methods without training steps need
+    `epochs: 0`. `keep` is the saved epoch: the best by validation accuracy (the last one without validation data), or
+    the last.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
@@ -165,7 +180,7 @@ class StageConfig(StrictModel):
     init_from: str | None = None
     teachers: tuple[str, ...] = ()
     attention: bool | Literal["spatial"] = False
-    embedding: Annotated[str, EMBEDDINGS.name_choice()] = "linear_bn"
+    embedding: Annotated[str, EMBEDDINGS.name_choice()] | None = None
     branches: BranchesConfig | None = None
     optim: OptimConfig | None = None
     lr_mult: LrMultipliers = LrMultipliers()
@@ -230,6 +245,15 @@ class TrainConfig(StrictModel):
     keep_checkpoints: int = Field(2, ge=2)
     max_nonfinite_steps: int = Field(3, ge=0)
     timeout_minutes: float = Field(10, gt=0, le=7 * 24 * 60)
+
+    @field_validator("stages")
+    @classmethod
+    def _have_an_embedding(cls, stages: tuple[StageConfig, ...], info: ValidationInfo) -> tuple[StageConfig, ...]:
+        """Replaces an embedding that is not given by that of the backbone."""
+        if "model" not in info.data:
+            return stages
+        default = {"embedding": BACKBONES[info.data["model"].backbone].embedding}
+        return tuple(stage if stage.embedding else stage.model_copy(update=default) for stage in stages)
 
     @model_validator(mode="after")
     def _stage_references_exist(self) -> "TrainConfig":

@@ -26,6 +26,7 @@ def model_origin(model: TrainedModel) -> dict[str, Any]:
             "attention": stage.attention,
             "embedding": stage.embedding,
             "dim": model.config.model.dim,
+            "width": model.config.model.width,
             "branches": None if stage.branches is None else stage.branches.model_dump(),
         },
     }
@@ -37,8 +38,8 @@ NETWORK_SCHEMA = "facelt.network/1"
 def export_network(model: TrainedModel, path: Path) -> Path:
     """Writes the network's weights, without head and memory, then the card PATH.json; returns the card's path.
 
-    A plain IResNet is written with arcface_torch's names, which arcface_torch loads; other networks keep facelt's. The
-    card's `weights_sha256` is the digest of the file, so that a card of other weights is detected.
+    A plain IResNet or MobileFaceNet is written with arcface_torch's names, which arcface_torch loads; other networks
+    keep facelt's. The card's `weights_sha256` is the digest of the file, so that a card of other weights is detected.
 
     Raises UserError if the disk refuses.
     """

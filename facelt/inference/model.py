@@ -141,6 +141,7 @@ def build_method(
         attention=stage.attention,
         embedding=stage.embedding,
         dim=config.model.dim,
+        width=config.model.width,
         branches=None if stage.branches is None else BranchSpec(**stage.branches.model_dump()),
     )
     return METHODS[stage.method.name](stage.method, network, num_classes, counts_C)

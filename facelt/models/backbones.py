@@ -5,7 +5,7 @@ Shapes: B batch, H W image, C channels, h w map.
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,8 +20,6 @@ from facelt.errors import UserError
 RESNET_WIDTHS = (64, 128, 256, 512)
 CIFAR_WIDTHS = (16, 32, 64)
 _GROWTH, _DENSE_BLOCKS = 12, (16, 16, 16)
-# Channels of DenseNet's map: 24 from the stem, 16 x 12 more from each block, half of all kept between two blocks.
-DENSENET_WIDTHS = (342,)
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,10 @@ class Backbone:
     """A registered backbone: its builder and the shape of its map [B, channels, H/stride, W/stride].
 
     `build(widths)` changes the numbers of channels of layer1, layer2, ... from the default `widths`; those of the map
-    change in proportion to the last one. With `flattened` the linear layer of the embedding reads every position of the
+    change in proportion to the last one. Without `widths` they are fixed. `build(width=...)` takes one of the
+    `multipliers`, which are the allowed values of `model.width`.
+
+    `embedding` is the registered layer that a stage uses by default. With `flattened` it reads every position of the
     map, as in IResNet, instead of its average.
     """
 
@@ -37,7 +38,23 @@ class Backbone:
     channels: int
     stride: int
     widths: tuple[int, ...] = RESNET_WIDTHS
+    multipliers: tuple[int, ...] = ()
     flattened: bool = False
+    embedding: str = "linear_bn"
+
+    def at_width(self, width: int | None) -> "Backbone":
+        """Returns the backbone of that width, None being its default. Raises UserError for one that it does not have.
+
+        The channels of the map do not depend on it.
+        """
+        if width is None:
+            return self
+        if not self.multipliers:
+            raise UserError("the backbone has only one width; remove the key")
+        if width not in self.multipliers:
+            allowed = ", ".join(map(str, self.multipliers))
+            raise UserError(f"the backbone has the widths {allowed}, not {width}")
+        return replace(self, build=partial(self.build, width=width))
 
     def map_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Returns (height, width) of the map of an image of (height, width), rounded up at each halving."""
@@ -46,7 +63,7 @@ class Backbone:
 
 
 def register_backbone(name: str, **shape: Any) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
-    """Returns a decorator that registers a builder, `build(widths)`, with the other fields of `Backbone`."""
+    """Returns a decorator that registers a builder with the other fields of `Backbone`."""
 
     def decorate(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         BACKBONES.register(name)(Backbone(build, **shape))
@@ -157,16 +174,15 @@ def resnet32(widths: Sequence[int] = CIFAR_WIDTHS) -> CifarResNet:
     return CifarResNet(5, widths)
 
 
-@register_backbone("densenet_bc100", channels=342, stride=4, widths=DENSENET_WIDTHS)
-def densenet_bc100(widths: Sequence[int] = DENSENET_WIDTHS) -> nn.Sequential:
+# The map: 24 channels from the stem, 16 x 12 more from each block, half of all kept between two blocks.
+@register_backbone("densenet_bc100", channels=342, stride=4, widths=())
+def densenet_bc100() -> nn.Sequential:
     """Builds DenseNet-BC for small images, 100 layers, growth rate 12: image [B,3,H,W] -> map [B,342,h,w].
 
     These are torchvision's blocks under its names, behind a stem that keeps the resolution. Source: Huang et al.,
     Densely Connected Convolutional Networks, CVPR 2017; the backbone of ODIN (ICLR 2018) and of the comparison in
-    OLTR's Table 2. Raises UserError for other `widths`: those of a DenseNet follow from its growth rate.
+    OLTR's Table 2.
     """
-    if tuple(widths) != DENSENET_WIDTHS:
-        raise UserError("the channels of densenet_bc100 cannot be changed; remove branches.width")
     features = DenseNet(_GROWTH, _DENSE_BLOCKS, num_init_features=2 * _GROWTH).features
     children = OrderedDict(features.named_children())
     for name in ("norm0", "relu0", "pool0"):

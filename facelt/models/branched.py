@@ -3,6 +3,7 @@
 Shapes: B batch, K branches, H W image, C channels, h w map, D feature.
 """
 
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ LIGHT_BRANCHES = {
 }
 
 # Children of a backbone before the first layer are its stem: convolution, batch norm, activation and pooling.
-_LAYER_PREFIX = "layer"
+_LAYER = re.compile(r"layer(\d)")
 
 
 @dataclass(frozen=True)
@@ -87,23 +88,26 @@ def build_branched(name: str, backbone: Backbone, branches: BranchSpec) -> tuple
     if branches.split in LIGHT_BRANCHES:
         layers = [LIGHT_BRANCHES[branches.split](backbone.channels) for _ in range(branches.count)]
         return BranchedBackbone(backbone.build(), layers), backbone.channels
-    is_layer = branches.split.startswith(_LAYER_PREFIX)
-    shared = int(branches.split.removeprefix(_LAYER_PREFIX)) if is_layer else len(backbone.widths)
-    widths = (*backbone.widths[:shared], *(int(channels * branches.width) for channels in backbone.widths[shared:]))
-    build = backbone.build if branches.width == 1 else partial(backbone.build, widths)
+    build, channels = backbone.build, backbone.channels
+    if branches.width != 1:
+        if not backbone.widths:
+            raise UserError(f"the channels of {name} cannot be changed; remove branches.width")
+        layer = _LAYER.fullmatch(branches.split)
+        shared = int(layer[1]) if layer else len(backbone.widths)
+        widths = (*backbone.widths[:shared], *(int(channels * branches.width) for channels in backbone.widths[shared:]))
+        build, channels = partial(build, widths), channels * widths[-1] // backbone.widths[-1]
     networks = [build() for _ in range(branches.count)]
     try:
         pairs = [_split(network, branches.split) for network in networks]
     except ValueError as error:
         raise UserError(f"branches.split: {name} cannot be split at {branches.split}; choose {error}") from None
-    channels = backbone.channels * widths[-1] // backbone.widths[-1]
     return BranchedBackbone(pairs[0][0], [branch for _, branch in pairs]), channels
 
 
 def _split(backbone: nn.Module, split: str) -> tuple[nn.Sequential, nn.Sequential]:
     """Splits a backbone, which is the sequence of its children; raises ValueError listing the allowed names."""
     children = OrderedDict(backbone.named_children())
-    layers = [name for name in children if name.startswith(_LAYER_PREFIX)]
+    layers = [name for name in children if _LAYER.fullmatch(name)]
     allowed = ("none", *layers[:-1], *(["last_block"] if layers else []))
     if split not in allowed:
         raise ValueError(", ".join(allowed))

@@ -61,11 +61,11 @@ ATTENTIONS = {"modulated": ModulatedAttention, "spatial": SpatialAttention}
 
 def _spatial_mask(linear: nn.Linear, map_BChw: Tensor, map_size: tuple[int, int]) -> Tensor:
     """Returns the learned distribution over positions, [B,1,h,w]."""
-    _check_map_size(map_BChw, map_size)
+    check_map_size(map_BChw, map_size)
     return linear(map_BChw.flatten(1)).softmax(dim=1).unflatten(1, (1, *map_size))
 
 
-def _check_map_size(map_BChw: Tensor, expected: tuple[int, int]) -> None:
+def check_map_size(map_BChw: Tensor, expected: tuple[int, int]) -> None:
     """Raises ValueError unless the map has the (height, width) of a layer that reads every position."""
     size = tuple(map_BChw.shape[2:])
     if size != expected:
@@ -95,7 +95,7 @@ class LinearBatchNorm(nn.Module):
         """Raises ValueError if a map to be flattened does not have the configured size."""
         if self.map_size is None:
             return self.features(self.fc(_average_pool(map_BChw)))
-        _check_map_size(map_BChw, self.map_size)
+        check_map_size(map_BChw, self.map_size)
         return self.features(self.fc(map_BChw.flatten(1)))
 
 

@@ -43,16 +43,17 @@ def build_network(
     attention: bool | str,
     embedding: str,
     dim: int = 512,
+    width: int | None = None,
     branches: BranchSpec | None = None,
 ) -> Network:
     """Returns a network for images of (height, width), with fresh weights from torch's random state.
 
     `attention` is a name in ATTENTIONS, True the modulated one; `embedding` is a registered name. The embedding "none"
-    ignores `dim`: its features have the channels of the map. With `branches` each branch has its own attention and
-    embedding. Raises UserError for an unknown name, an image size or `dim` below 1, or a backbone that cannot be split
-    as required.
+    ignores `dim`: its features have the channels of the map. `width` is one of the backbone's, None its default. With
+    `branches` each branch has its own attention and embedding. Raises UserError for an unknown name, an image size or
+    `dim` below 1, a width that the backbone does not have, or a backbone that cannot be split as required.
     """
-    spec, build_embedding = BACKBONES.find(backbone), EMBEDDINGS.find(embedding)
+    spec, build_embedding = BACKBONES.find(backbone).at_width(width), EMBEDDINGS.find(embedding)
     if min(image_size) < 1 or dim < 1:
         raise UserError(f"image size {image_size[0]}x{image_size[1]} and dim {dim} must be 1 or more")
     map_size = spec.map_size(image_size)

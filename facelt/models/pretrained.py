@@ -13,10 +13,13 @@ from facelt.config.train import NetworkPart
 from facelt.errors import UserError
 from facelt.models.backbones import IResNet
 from facelt.models.layers import LinearBatchNorm
+from facelt.models.mobilefacenet import GlobalDepthwiseConvolution, MobileFaceNet
 from facelt.models.network import Network
 
 NETWORK_PARTS = get_args(NetworkPart)
 _WRAPPER_KEYS = ("state_dict", "state_dict_backbone", "model")
+# Backbones and embeddings whose entries have arcface_torch's names.
+_ARCFACE_NETWORKS = {(IResNet, LinearBatchNorm), (MobileFaceNet, GlobalDepthwiseConvolution)}
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32}
 
 
@@ -46,7 +49,10 @@ def matching_state(network: Network, path: str | Path) -> dict[str, Tensor]:
     for part in filter(present.__contains__, NETWORK_PARTS):
         mismatch = state_mismatch(_entries_of(part, expected), _entries_of(part, loaded))
         if mismatch:
-            raise UserError(f"{path}: the weights do not fit this network: {mismatch}; choose the model they belong to")
+            raise UserError(
+                f"{path}: the weights do not fit this network: {mismatch}; set model.backbone, model.width and "
+                "model.dim to those of the file"
+            )
     for name, value in matching.items():
         if not bool(torch.isfinite(value).all()):
             raise UserError(f"{path}: entry {source[name]!r} has values that are not finite; the file cannot be used")
@@ -88,9 +94,9 @@ def state_mismatch(expected: Mapping[str, Tensor], loaded: Mapping[str, Tensor])
 
 
 def arcface_state_dict(network: Network) -> dict[str, Tensor] | None:
-    """Returns a plain IResNet's tensors under arcface_torch's names, None for any other network."""
-    is_plain = isinstance(network.backbone, IResNet) and isinstance(network.embedding, LinearBatchNorm)
-    if not is_plain or not isinstance(network.attention, nn.Identity):
+    """Returns the tensors of a plain IResNet or MobileFaceNet under arcface_torch's names, None for other networks."""
+    parts = type(network.backbone), type(network.embedding)
+    if parts not in _ARCFACE_NETWORKS or not isinstance(network.attention, nn.Identity):
         return None
     return {name.partition(".")[2]: value for name, value in network.state_dict().items()}
 
@@ -144,7 +150,8 @@ def _network_names(names: list[str]) -> list[str]:
     """Returns the network's names of a file's entries; entries of no part, such as a classifier, keep theirs."""
     if any(_part_of(name) == "backbone" for name in names):
         return names
-    is_arcface = "features.weight" in names  # otherwise `fc` is torchvision's classifier
+    # IResNet's batch norm or MobileFaceNet's block; otherwise `fc` is torchvision's classifier.
+    is_arcface = any(name.startswith(("features.weight", "features.layers.")) for name in names)
     prefixes = {"fc": "embedding.", "features": "embedding."} if is_arcface else {"fc": ""}
     return [prefixes.get(_part_of(name), "backbone.") + name for name in names]
 

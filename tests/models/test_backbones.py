@@ -56,6 +56,8 @@ PARAMETERS = {
     "resnext50": 25_028_904 - 2_049_000,
     # Ports of the authors' code count 769,162 with a classifier of 342 x 10 + 10.
     "densenet_bc100": 769_162 - 3_430,
+    # `mbf` has 2,059,520, of which the embedding of 512 values has 288,768.
+    "mobilefacenet": 2_059_520 - 512 * 49 - 2 * 512 - 512 * 512 - 2 * 512,
     **{name: iresnet_parameters(blocks) for name, blocks in BLOCKS.items()},
 }
 SIZES = {name: [(112, 112)] if name.startswith("iresnet") else [(112, 112), (64, 64), (224, 224)] for name in BACKBONES}

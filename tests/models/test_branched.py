@@ -116,7 +116,7 @@ def test_rides_widths_on_cifar_and_imagenet():
     assert large.dim == 1536
 
 
-@pytest.mark.parametrize("backbone", sorted(set(BACKBONES) - {"densenet_bc100"}))
+@pytest.mark.parametrize("backbone", sorted(set(BACKBONES) - {"densenet_bc100", "mobilefacenet"}))
 def test_every_residual_network_has_branches_of_its_last_block(backbone):
     with torch.device("meta"):
         network = build(backbone, "last_block", count=2)
@@ -153,7 +153,10 @@ def test_channels_last_gives_the_same_feature():
 def test_impossible_splits_and_other_numbers_of_inputs_are_refused():
     with pytest.raises(UserError, match="resnet32 cannot be split at layer3; choose none, layer1, layer2, last_bl"):
         build("resnet32", "layer3")
-    with pytest.raises(UserError, match="densenet_bc100 cannot be split at last_block; choose none"):
-        build("densenet_bc100", "last_block")
+    for backbone in ("densenet_bc100", "mobilefacenet"):
+        with pytest.raises(UserError, match=f"{backbone} cannot be split at last_block; choose none"):
+            build(backbone, "last_block")
+        with pytest.raises(UserError, match=rf"the channels of {backbone} cannot be changed; remove branches\.width"):
+            build(backbone, "layer1", width=0.5)
     with pytest.raises(ValueError, match="2 inputs for 3 branches"):
         build()(images(), images())

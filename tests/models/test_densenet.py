@@ -1,11 +1,9 @@
 """DenseNet-BC-100 against a plain computation."""
 
-import pytest
 import torch
 import torch.nn.functional as F
 
 from facelt.config.registry import BACKBONES
-from facelt.errors import UserError
 from facelt.models.backbones import densenet_bc100
 from facelt.models.network import build_network
 
@@ -37,8 +35,3 @@ def test_the_network_pools_its_map():
     network = build_network("densenet_bc100", image_size=(32, 32), attention=False, embedding="none")
     assert network.dim == BACKBONES["densenet_bc100"].channels == 342
     assert network(torch.randn(2, 3, 32, 32)).shape == (2, 342)
-
-
-def test_it_cannot_be_narrowed():
-    with pytest.raises(UserError, match=r"remove branches\.width"):
-        densenet_bc100((256,))

@@ -14,7 +14,7 @@ def tiny(embedding="linear_bn", *, backbone="resnet10", attention=True, size=(64
 
 
 @pytest.mark.parametrize("embedding", EMBEDDINGS)
-@pytest.mark.parametrize("backbone", ["resnet10", "iresnet18"])
+@pytest.mark.parametrize("backbone", ["resnet10", "iresnet18", "mobilefacenet"])
 @pytest.mark.parametrize("attention", [True, False])
 def test_feature_shape_and_gradients(backbone, embedding, attention):
     network = tiny(embedding, backbone=backbone, attention=attention)
@@ -79,7 +79,7 @@ def test_attention_is_built_for_each_backbones_own_map():
             name: build_network(name, image_size=(112, 112), attention=True, embedding="linear_bn").attention.map_size
             for name in BACKBONES
         }
-    plain = {name: (7, 7) if name.startswith("iresnet") else (4, 4) for name in BACKBONES}
+    plain = {name: (7, 7) if name.startswith(("iresnet", "mobilefacenet")) else (4, 4) for name in BACKBONES}
     assert sizes == {**plain, "resnet32": (28, 28), "densenet_bc100": (28, 28)}
 
 

@@ -187,7 +187,7 @@ def test_an_invalid_file_changes_nothing(case, tmp_path):
 
 def test_an_embedding_of_another_size_is_refused(tmp_path):
     path = saved(tiny(embedding="linear_bn", dim=64).state_dict(), tmp_path / "own.pth")
-    with pytest.raises(UserError, match=r"embedding.fc.weight is \[64, 512\] float32, expected"):
+    with pytest.raises(UserError, match=r"embedding.fc.weight is \[64, 512\] float32, expected .*set model\.backbone"):
         load_pretrained(tiny(embedding="linear_bn"), path)
 
 
