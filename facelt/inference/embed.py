@@ -175,7 +175,8 @@ class ImageEmbedder:
         """Returns float32 [N,D] for each kind, flip-averaged, and `reachability` [N] if the model has a memory.
 
         `images` is an array uint8 [N,H,W,3], RGB; or a list of image files; or a folder, a .rec or one image file. As
-        in `facelt embed` nothing is aligned, and face recipes take images of `image_size` only.
+        in `facelt embed` nothing is aligned. Images of another size than `image_size` are resized if the model was
+        trained with `data.resize: true`.
 
         Raises UserError naming the image that cannot be used.
         """

@@ -97,6 +97,11 @@ def find_model_folder(path: Path) -> Path:
     try:
         stages = read_stage_names(path / STAGES_FILE)
     except (OSError, ValueError):
+        if path.is_file():
+            raise UserError(
+                f"{path}: a file, not the folder of a run; weights become a model through model.pretrained and a stage "
+                "with epochs: 0 (docs/training.md)"
+            ) from None
         raise UserError(
             f"{path}: neither a run nor a stage's folder (it has no {CARD_FILE} and no list {STAGES_FILE})"
         ) from None

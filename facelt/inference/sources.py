@@ -85,7 +85,8 @@ class ArrayDataset(ImageDataset):
         return f"image {index}"
 
     def read_image(self, index: int) -> np.ndarray:
-        return self._image_NHW3[index]
+        # A view may be read-only or reversed, which torch does not take.
+        return self._image_NHW3[index].copy()
 
 
 def open_images(images: np.ndarray | str | Path | Sequence[str | Path], config: TrainConfig) -> ImageSource:

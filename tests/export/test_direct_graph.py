@@ -18,6 +18,7 @@ RIDE = {"method": {"name": "ride"}, "branches": {"count": 2, "split": "none"}}
 # What differs in the graph: a network with PReLU, attention and another normalisation, several branches.
 MODELS = {
     "iresnet": {"method": {"name": "classify"}, "model": {"backbone": "iresnet18"}},
+    "mobilefacenet": {"method": {"name": "classify"}, "model": {"backbone": "mobilefacenet"}, "attention": True},
     "attention, other scale": {"method": {"name": "classify"}, "attention": True, "data": OTHER_SCALE},
     "experts": RIDE,
     "memory": {"method": {"name": "dynamic_meta"}, "attention": True},

@@ -66,11 +66,12 @@ def run_insightface(insightface_python, tmp_path):
     "stage",
     [
         {"method": {"name": "classify"}, "model": {"backbone": "iresnet18"}},
+        {"method": {"name": "classify"}, "model": {"backbone": "mobilefacenet"}},
         {"method": {"name": "dynamic_meta"}, "attention": True},
         {"method": {"name": "classify"}, "data": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}},
         {"method": {"name": "dynamic_meta"}, "kind": "meta"},
     ],
-    ids=["iresnet", "memory", "other scale", "meta"],
+    ids=["iresnet", "mobilefacenet", "memory", "other scale", "meta"],
 )
 def test_get_feat_gives_the_embedding(stage, build_model, pixels, run_insightface, tmp_path):
     kind = stage.get("kind", "direct")

@@ -15,8 +15,11 @@ from facelt.models.network import build_network
 from facelt.models.pretrained import load_pretrained, matching_state
 from facelt.training.run import run
 from recordio_tools.atomic_io import sha256_of
-from tests.models.conftest import plain_iresnet
+from tests.models.conftest import plain_iresnet, plain_mobilefacenet
+from tests.models.test_mobilefacenet import mobilefacenet_state
 from tests.models.test_pretrained import arcface_state
+
+NARROW = {"backbone": "mobilefacenet", "width": 1}
 
 
 def built_from(card: dict):
@@ -28,6 +31,7 @@ def built_from(card: dict):
         attention=outline["attention"],
         embedding=outline["embedding"],
         dim=outline["dim"],
+        width=outline["width"],
         branches=outline["branches"] and BranchSpec(**outline["branches"]),
     )
 
@@ -38,7 +42,10 @@ def built_from(card: dict):
         ("facelt", {"method": {"name": "dynamic_meta"}, "attention": True}),
         ("facelt", {"method": {"name": "ride"}, "branches": {"count": 2, "split": "none"}}),
         ("facelt", {"method": {"name": "classify"}, "attention": "spatial", "model": {"backbone": "iresnet18"}}),
+        ("facelt", {"method": {"name": "classify"}, "attention": True, "model": NARROW}),
+        ("facelt", {"method": {"name": "classify"}, "embedding": "linear_bn", "model": NARROW}),
         ("arcface_torch", {"method": {"name": "classify"}, "model": {"backbone": "iresnet18"}}),
+        ("arcface_torch", {"method": {"name": "classify"}, "model": NARROW}),
     ],
 )
 def test_a_network_is_built_from_its_card_and_embeds_as_the_model(names, stage, build_model, tmp_path):
@@ -69,24 +76,39 @@ def test_an_iresnets_names_are_arcface_torchs(build_model, tmp_path):
     assert not any(name.startswith(("backbone.", "embedding.")) for name in names)
 
 
-def test_arcface_torchs_weights_become_a_model_and_go_out_as_they_came(recipe, tmp_path):
+def iresnet_embedding(state, image):
+    flat_ND = plain_iresnet(state, image, (2, 2, 2, 2)).flatten(1) @ state["fc.weight"].T + state["fc.bias"]
+    centred_ND = flat_ND - state["features.running_mean"]
+    return centred_ND / (state["features.running_var"] + 1e-5).sqrt() + state["features.bias"]
+
+
+def mobilefacenet_embedding(state, image):
+    _, embedding_ND = plain_mobilefacenet(state, image, (1, 4, 6, 2))
+    return embedding_ND
+
+
+@pytest.mark.parametrize(
+    ("network", "new_state", "embedding_of"),
+    [
+        ({"backbone": "iresnet18"}, lambda: arcface_state((2, 2, 2, 2), positions=4), iresnet_embedding),
+        ({**NARROW, "dim": 16}, lambda: mobilefacenet_state(1, 16, positions=(2, 2)), mobilefacenet_embedding),
+    ],
+    ids=["iresnet", "mobilefacenet"],
+)
+def test_arcface_torchs_weights_become_a_model_and_go_out_as_they_came(
+    network, new_state, embedding_of, recipe, tmp_path
+):
     """Loaded by a stage without epochs; the embedding equals that of arcface_torch's network."""
-    blocks = (2, 2, 2, 2)
-    state = arcface_state(blocks, positions=4)
+    state = new_state()
     torch.save(state, tmp_path / "backbone.pth")
-    values = recipe(tmp_path / "run", model={"backbone": "iresnet18", "pretrained": str(tmp_path / "backbone.pth")})
+    values = recipe(tmp_path / "run", model={**network, "pretrained": str(tmp_path / "backbone.pth")})
     values["stages"] = [{**values["stages"][0], "epochs": 0}]
     model = load_model(run(TrainConfig.model_validate(values)), torch.device("cpu"))
-
-    def theirs(image):
-        flat_ND = plain_iresnet(state, image, blocks).flatten(1) @ state["fc.weight"].T + state["fc.bias"]
-        centred_ND = flat_ND - state["features.running_mean"]
-        return centred_ND / (state["features.running_var"] + 1e-5).sqrt() + state["features.bias"]
 
     image = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
         found_ND = model.method.embed(image).by_kind["direct"]
-    expected_ND = theirs(image) + theirs(image.flip(-1))
+    expected_ND = embedding_of(state, image) + embedding_of(state, image.flip(-1))
     torch.testing.assert_close(found_ND, expected_ND / expected_ND.norm(dim=1, keepdim=True), atol=1e-5, rtol=1e-5)
 
     export_network(model, tmp_path / "network.safetensors")

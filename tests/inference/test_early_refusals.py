@@ -1,6 +1,7 @@
 """Images and output folders that cannot be used are refused before a model runs over an image."""
 
 import os
+import pickle
 
 import cv2
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import yaml
 
 from facelt.inference import predict
+from recordio_tools.writer import FaceRecordWriter
 
 
 @pytest.fixture
@@ -32,19 +34,28 @@ def no_model_runs(monkeypatch):
 
 
 def test_images_of_another_size_are_refused_whatever_number_of_bad_images_is_allowed(
-    refused, finished_run, large, no_model_runs, tmp_path
+    refused, cli, finished_run, large, no_model_runs, tmp_path
 ):
     model = ("--checkpoint", finished_run)
-    size = "the image is 48 x 40 pixels (height x width), expected 32 x 32"
+    size = "the image is 48 x 40 pixels (height x width), expected 32 x 32; data.resize: true resizes it"
     embed = ("embed", *model, "--out", tmp_path / "store", "--max-bad-images", 1000)
     pairs = "".join(f"someone/{number:02}.png someone/{number + 1:02}.png {number % 2}\n" for number in range(0, 19))
     (tmp_path / "pairs.txt").write_text(pairs)
-    (tmp_path / "large/single.png").write_bytes((large / "someone/00.png").read_bytes())
+    payload = (large / "someone/00.png").read_bytes()
+    (tmp_path / "large/single.png").write_bytes(payload)
+    (tmp_path / "large.bin").write_bytes(pickle.dumps(([payload] * 20, [True, False] * 5), protocol=2))
+    with FaceRecordWriter(tmp_path / "large.rec", image_size=(48, 40), num_identities=1) as writer:
+        writer.write(0, payload)
+    code, _, error = cli("gallery", "create", tmp_path / "gallery", *model)
+    assert code == 0, error
     for words in (
         (*embed, "--images", large),
         (*embed, "--images", tmp_path / "list.txt", "--root", large),
         (*embed, "--images", tmp_path / "large/single.png"),
+        (*embed, "--images", tmp_path / "large.rec"),
         ("verify", *model, "--set", tmp_path / "pairs.txt", "--root", large),
+        ("verify", *model, "--set", tmp_path / "large.bin"),
+        ("gallery", "enroll", tmp_path / "gallery", large, *model),
         ("evaluate", *model, "--open", "threshold", "--open-images", large, "--out", tmp_path / "report"),
         ("evaluate", *model, "--open-images", large, "--out", tmp_path / "report"),
     ):
@@ -67,7 +78,9 @@ def test_training_on_images_of_another_size_writes_no_folder(refused, recipe, no
     values = recipe(tmp_path / "run")
     values["data"] |= {"image_size": [64, 64], "max_bad_images": 1000}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
-    assert "the image is 32 x 32 pixels" in refused("train", "--config", tmp_path / "recipe.yaml")
+    message = refused("train", "--config", tmp_path / "recipe.yaml")
+    assert "train.rec:" in message
+    assert "the image is 32 x 32 pixels (height x width), expected 64 x 64; data.resize: true resizes it" in message
     assert not (tmp_path / "run").exists()
 
 

@@ -75,6 +75,11 @@ def test_neither_run_nor_model(tmp_path):
         load_model(tmp_path, CPU)
     with pytest.raises(UserError, match="neither a run nor a stage's folder"):
         load_model(tmp_path / "absent", CPU)
+    (tmp_path / "backbone.safetensors").touch()
+    with pytest.raises(
+        UserError, match=r"backbone\.safetensors: a file, not the folder .* model\.pretrained .*epochs: 0"
+    ):
+        load_model(tmp_path / "backbone.safetensors", CPU)
 
 
 def test_weights_of_another_model_are_refused(finished_run, model_folder):
