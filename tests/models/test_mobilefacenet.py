@@ -222,3 +222,11 @@ def test_a_stage_without_embedding_has_that_of_its_backbone(backbone, default, r
     assert [stage.embedding for stage in config.stages] == [default, "fc_relu"]
     # What is recorded in a card names the layer, so that it is read alike after a change of the default.
     assert config.model_dump(mode="json")["stages"][0]["embedding"] == default
+
+
+def test_a_card_of_an_earlier_version_is_read_as_before(recipe, tmp_path):
+    config = TrainConfig.model_validate(recipe(tmp_path / "run"))
+    recorded = config.model_dump(mode="json")
+    del recorded["model"]["width"]
+    assert [stage["embedding"] for stage in recorded["stages"]] == ["linear_bn", "linear_bn"]
+    assert TrainConfig.model_validate(recorded) == config
