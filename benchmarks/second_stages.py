@@ -131,7 +131,7 @@ def compare_on_unseen(out: Path, names: list[str], recipe: dict[str, Any], measu
     values = {**measure, "out": str(out / "unseen"), "models": models, "verification": True}
     values |= {"shots": {"threshold": 0.7, "reference": REFERENCE}, "compare": {"reference": REFERENCE}}
     (out / "unseen.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    _run("-m", "facelt", "megaface", "--config", out / "unseen.yaml")
+    _run("-m", "facelt", "megaface", "--config", out / "unseen.yaml", "--overwrite")
 
 
 def compare_on_known(out: Path, names: list[str], strangers: list[tuple[Path, Path]]) -> None:
@@ -139,7 +139,7 @@ def compare_on_known(out: Path, names: list[str], strangers: list[tuple[Path, Pa
     options = [word for name in names for word in ("--checkpoint", out / name)]
     for images, root in strangers:
         options += ["--open-images", images, "--open-root", root]
-    _run("-m", "facelt", "evaluate", *options, "--out", out / "known")
+    _run("-m", "facelt", "evaluate", *options, "--out", out / "known", "--overwrite")
 
 
 def _run(*words: Any) -> None:

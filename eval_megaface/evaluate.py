@@ -36,6 +36,7 @@ from eval_megaface.thresholds import measure_open_set, measure_verification, rea
 from facelt.errors import UserError
 from facelt.identification.rank import pseudo_shot_labels
 from facelt.report.megaface_schema import MegafaceReport
+from facelt.report.write import DEVKIT_FOLDER, PARTS_FOLDER
 from facelt.search.search import open_search
 from facelt.store.attributes import canonical_name
 from facelt.store.duplicates import duplicate_notes
@@ -44,11 +45,14 @@ from recordio_tools.atomic_io import write_text
 from recordio_tools.progress import ProgressFn, no_progress, relabel
 
 
-def evaluate_megaface(config: MegafaceConfig, progress: ProgressFn = no_progress) -> MegafaceReport:
+def evaluate_megaface(
+    config: MegafaceConfig, progress: ProgressFn = no_progress, folder: Path | None = None
+) -> MegafaceReport:
     """Returns the whole report. Everything that can be refused without a search is refused first.
 
-    Finished searches are kept below the folder `out`, so that an interrupted run resumes. Under torchrun all processes
-    call it and get the same report. Raises UserError naming the file, the key or the images at fault.
+    Finished searches are kept below the folder `out`, so that an interrupted run resumes. Files in the format of the
+    development kit are written below `folder`, if it is given. Under torchrun all processes call it and get the same
+    report. Raises UserError naming the file, the key or the images at fault.
     """
     suite = load_suite(config)
     pairs = len(suite.probe_paths) * sum(len(gallery.paths) for gallery in suite.galleries)
@@ -71,7 +75,7 @@ def evaluate_megaface(config: MegafaceConfig, progress: ProgressFn = no_progress
         source.check_dimensions(suite)
     variants = [ModelVariant(name, source, kind) for name, source in sources.items() for kind in kinds[name]]
     notes += _duplicate_notes(config, suite, variants)
-    cache = ResultCache(config.out / "parts", writes=search.is_first)
+    cache = ResultCache(config.out / PARTS_FOLDER, writes=search.is_first)
     context = EvaluationContext(suite, search, cache, config.noise.seed)
     reachabilities, reachability_notes = read_reachabilities(suite, sources) if config.open_set else ({}, [])
     bands = _shot_bands(context, config, sources, progress)
@@ -84,8 +88,8 @@ def evaluate_megaface(config: MegafaceConfig, progress: ProgressFn = no_progress
         rows += [variant.labels | row for row in report_rows(suite, groups, hits, config.ranks, config.interval.level)]
         curves.append(variant.labels | size_curve(suite, hits, config.interval.level))
         cmc.append(variant.labels | cmc_curve(suite, hits))
-        if search.is_first:
-            _write_devkit(config, suite, f"{variant.model}_{variant.kind}", hits)
+        if folder is not None:
+            _write_devkit(folder / DEVKIT_FOLDER, suite, f"{variant.model}_{variant.kind}", hits)
     comparison = None
     if config.compare:
         groups = _probe_groups(suite, bands.get(config.compare.reference, {}))
@@ -188,7 +192,7 @@ def _shots_reference(config: MegafaceConfig, bands: dict[str, Any]) -> str:
     return f"{references.pop()}, direct" if len(references) == 1 else "each model's own, direct"
 
 
-def _write_devkit(config: MegafaceConfig, suite: Suite, algorithm: str, hits: Hits) -> None:
+def _write_devkit(folder: Path, suite: Suite, algorithm: str, hits: Hits) -> None:
     """Writes the CMC of every list in the format of MegaFace's development kit.
 
     A file holds an object whose `cmc` has two lists: ranks counted from 0, and the rate within each rank.
@@ -198,7 +202,7 @@ def _write_devkit(config: MegafaceConfig, suite: Suite, algorithm: str, hits: Hi
         if pairs:
             rate_K = (hit_PK.sum(axis=0) / pairs).tolist()
             content = {"cmc": [list(range(len(rate_K))), rate_K]}
-            path = devkit_path(config.out / "devkit", algorithm, size, number)
+            path = devkit_path(folder, algorithm, size, number)
             write_text(path, json.dumps(content, allow_nan=False))
 
 

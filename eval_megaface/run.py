@@ -11,8 +11,7 @@ if __package__ in (None, ""):
 
 import typer
 
-from facelt.utils.cli import ConfigArgument, choose_config, is_first_process, single_command
-from facelt.utils.folder_lock import lock_folder
+from facelt.utils.cli import ConfigArgument, OverwriteOption, choose_config, is_first_process, single_command
 
 
 def megaface(
@@ -21,7 +20,8 @@ def megaface(
         typer.Option(help="YAML file of suite, models and protocol, or a name that `facelt recipes` lists: megaface."),
     ] = None,
     set_: Annotated[list[str], typer.Option("--set", help="Override a key: noise.mode=raw, out=runs/mine.")] = [],  # noqa: B006
-    out: Annotated[Path | None, typer.Option(help="Folder of the report (key out).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report, new or empty (key out).")] = None,
+    overwrite: OverwriteOption = False,
     allow_overlap: Annotated[
         bool, typer.Option("--allow-overlap", help="Allow probe identities that are in the training set.")
     ] = False,
@@ -40,14 +40,16 @@ def megaface(
     """Evaluate rank-k identification among MegaFace's distractors, by shots and groups, with intervals and a report.
 
     The key compare adds paired differences to one of the models; verification and open_set add TAR at FAR and FNIR at
-    FPIR. An interrupted run resumes where it stopped. Under torchrun each process searches a share of the distractors.
+    FPIR. An interrupted run resumes where it stopped, and --overwrite keeps the searches of the earlier run. Under
+    torchrun each process searches a share of the distractors.
     """
     from eval_megaface.config import MegafaceConfig
     from eval_megaface.evaluate import evaluate_megaface
     from eval_megaface.inputs import evaluation_inputs
     from facelt.config.loading import load_config
+    from facelt.report.megaface_schema import MegafaceReport
     from facelt.report.megaface_terminal import print_megaface
-    from facelt.report.write import write_report
+    from facelt.report.write import report_folder, write_report_files
     from facelt.utils.provenance import run_provenance
     from recordio_tools.progress import progress_bars
 
@@ -60,16 +62,16 @@ def megaface(
     if not is_first_process():
         evaluate_megaface(settings)
         return
-    with lock_folder(settings.out):
+    with report_folder(MegafaceReport, settings.out, overwrite) as folder:
         with progress_bars() as progress:
-            report = evaluate_megaface(settings, progress)
+            report = evaluate_megaface(settings, progress, folder)
         for line in _coverage_lines(report.models):
             typer.echo(line, err=True)
         values = settings.model_dump(mode="json")
         report = report.with_run(run_provenance("megaface", values, evaluation_inputs(settings, report.suite.files)))
-        page = write_report(report, settings.out)
+        write_report_files(report, folder)
     print_megaface(report)
-    typer.echo(f"report: {page}")
+    typer.echo(f"report: {settings.out / 'report.html'}")
 
 
 def _coverage_lines(models: Mapping[str, Any]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from facelt.utils.cli import OverwriteOption
 from facelt.utils.folder_lock import lock_folder
 from recordio_tools.image_header import DEFAULT_MAX_PIXELS
 
@@ -30,7 +31,7 @@ def align(
     ] = None,
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger photographs unread.")] = DEFAULT_MAX_PIXELS,
     workers: Annotated[int, typer.Option(min=0, help="Detection processes; 0 detects in this one.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the whole output folder.")] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Detect faces and align them to the ArcFace template of 112 x 112 pixels.
 

@@ -8,8 +8,7 @@ import typer
 
 from facelt.config.base import EmbeddingKind
 from facelt.errors import UserError
-from facelt.utils.cli import ConfigArgument, choose_config
-from facelt.utils.folder_lock import lock_folder
+from facelt.utils.cli import ConfigArgument, OverwriteOption, choose_config
 
 # Exit codes if a condition of --fail-if is met, and if none is but one is undecided.
 FAILED = 3
@@ -93,7 +92,8 @@ def audit(
     auditor: Annotated[str | None, typer.Option(help="For the report: who signs it.")] = None,
     note: Annotated[list[str], typer.Option(help="Remark at the head of the report; repeatable.")] = [],  # noqa: B006
     title: Annotated[str | None, typer.Option(help="Title of the report.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the report.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report, new or empty.")] = None,
+    overwrite: OverwriteOption = False,
     recipe: ConfigArgument = None,
 ) -> None:
     """Measure error rates by group at one threshold for all, and their disparities with intervals. Needs no torch."""
@@ -101,8 +101,9 @@ def audit(
     from facelt.config.audit import AuditConfig
     from facelt.config.loading import load_config
     from facelt.config.yaml_file import parse_yaml
+    from facelt.report.audit_schema import AuditReport
     from facelt.report.audit_terminal import print_audit
-    from facelt.report.write import write_report
+    from facelt.report.write import report_folder, write_report_files
     from facelt.utils.provenance import run_provenance
     from recordio_tools.progress import progress_bars
 
@@ -140,12 +141,12 @@ def audit(
     if recipe is not None:
         config = choose_config(config, recipe)
     settings = load_config(config, AuditConfig, set_, _given(options))
-    with lock_folder(settings.out), progress_bars() as progress:
+    with report_folder(AuditReport, settings.out, overwrite) as folder, progress_bars() as progress:
         result = run_audit(settings, progress)
         report = result.report.with_run(run_provenance("audit", settings.model_dump(mode="json"), result.inputs))
-        page = write_report(report, settings.out)
+        write_report_files(report, folder)
     print_audit(report)
-    typer.echo(f"report: {page}")
+    typer.echo(f"report: {settings.out / 'report.html'}")
     states = {condition.state for condition in report.conditions}
     for condition in report.conditions:
         for reason in condition.reasons:

@@ -1,5 +1,6 @@
 """`facelt evaluate`: closed-set and open-set evaluation of trained models."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -7,7 +8,7 @@ import typer
 
 from facelt.config.base import ShotConvention
 from facelt.errors import UserError
-from facelt.utils.cli import print_notice, set_openmp_wait_policy
+from facelt.utils.cli import OverwriteOption, print_notice, set_openmp_wait_policy
 from facelt.utils.folder_lock import require_writable
 from facelt.utils.provenance import InputHash
 
@@ -61,10 +62,11 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for the report on known people, or for tables of the sweep, the open-set confusion and the "
-            "OSCR curve."
+            help="Folder, new or empty, for the report on known people, or for tables of the sweep, the open-set "
+            "confusion and the OSCR curve."
         ),
     ] = None,
+    overwrite: OverwriteOption = False,
     experts: Annotated[
         bool, typer.Option("--experts", help="Count the images that single experts get right and their average wrong.")
     ] = False,
@@ -96,62 +98,85 @@ def evaluate(
         )
         _refuse(needs_strangers, reference=reference, reference_score=reference_score)
         _refuse("takes one source with --open", open_images=open_images[1:], open_root=open_root[1:])
-    for folder in (out, per_class and per_class.parent):
-        if folder is not None:
-            require_writable(folder)
+    if per_class is not None:
+        require_writable(per_class.parent)
     set_openmp_wait_policy(device)
-    from facelt.distributed.launch import resolve_device
-    from facelt.inference.model import describe_model, load_model
+    with _output_folder(out, overwrite, is_known_people) as folder:
+        from facelt.distributed.launch import resolve_device
+        from facelt.inference.model import describe_model
 
-    for path in checkpoint:
-        print_notice(f"model: {describe_model(path)}")
+        for path in checkpoint:
+            print_notice(f"model: {describe_model(path)}")
+        if is_known_people:
+            from facelt.evaluation.known_people import KnownPeopleOptions
+
+            options = KnownPeopleOptions(open_images, open_root, split, convention, reference, reference_score)
+            names = _evaluate_known_people(checkpoint, options, settings, resolve_device(device), folder)
+        else:
+            names = _evaluate_classes(checkpoint, settings, resolve_device(device), folder)
+    for path in [*([] if per_class is None else [per_class]), *(out / name for name in names)]:
+        typer.echo(f"written: {path}", err=json)
+
+
+def _output_folder(out: Path | None, overwrite: bool, is_known_people: bool) -> AbstractContextManager[Path | None]:
+    from facelt.report.known_people_schema import KnownPeopleReport
+    from facelt.report.write import EVALUATION_FILES, report_folder
+    from facelt.utils.output_folder import output_folder
+
+    if out is None:
+        return nullcontext()
     if is_known_people:
-        from facelt.evaluation.known_people import KnownPeopleOptions
+        return report_folder(KnownPeopleReport, out, overwrite)
+    return output_folder(out, EVALUATION_FILES, overwrite)
 
-        options = KnownPeopleOptions(open_images, open_root, split, convention, reference, reference_score)
-        _evaluate_known_people(checkpoint, options, settings, resolve_device(device))
-        return
+
+def _evaluate_classes(checkpoint: list[Path], settings: dict[str, Any], device: Any, folder: Path | None) -> list[str]:
+    """Evaluates models on the training classes, and prints it; returns the names of the files written to `folder`."""
     from facelt.evaluation.evaluate import OpenSetOptions, evaluate_model
     from facelt.evaluation.sweeps import SWEEPS
+    from facelt.inference.model import load_model
     from facelt.report.evaluation import print_evaluation
     from facelt.report.write import write_open, write_sweep, write_table
     from facelt.utils.json_values import json_line
     from facelt.utils.provenance import run_provenance
     from recordio_tools.progress import progress_bars
 
+    open_images, open_root = settings["open_images"] or [], settings["open_root"] or []
     images_path, images_root = next(iter(open_images), None), next(iter(open_root), None)
-    options = OpenSetOptions(open_, threshold, images_path, images_root) if open_ else None
+    is_open = settings["open"] is not None
+    options = OpenSetOptions(settings["open"], settings["threshold"], images_path, images_root) if is_open else None
     evaluations = []
     for path in checkpoint:
-        model = load_model(path, resolve_device(device))
+        model = load_model(path, device)
         with progress_bars() as progress:
             evaluation, images = evaluate_model(
                 model,
-                split or "validation",
-                convention,
+                settings["split"] or "validation",
+                settings["convention"],
                 options,
-                batch=batch,
-                workers=workers,
-                experts=experts,
+                batch=settings["batch"],
+                workers=settings["workers"],
+                experts=settings["experts"],
                 progress=progress,
             )
         evaluations.append(evaluation.with_unique_name(evaluations))
         run = run_provenance("evaluate", settings, checkpoint_inputs([path], open_images))
         report = evaluations[-1].report().with_run(run)
-        if json:
+        if settings["json"]:
             typer.echo(json_line(report.json_values()))
         else:
             print_evaluation(report)
-    written = [] if per_class is None else [write_table(per_class, *evaluations[0].class_table())]
-    if out is not None and open_ is not None:
+    if settings["per_class"] is not None:
+        write_table(settings["per_class"], *evaluations[0].class_table())
+    written = []
+    if folder is not None and is_open:
         reports = [evaluation.report() for evaluation in evaluations]
         curves = [evaluation.oscr for evaluation in evaluations]
-        written += write_open(out, reports, [(curve.fpr_T, curve.rate_T) if curve else None for curve in curves])
-    if sweep is not None:
-        result = SWEEPS[sweep](evaluations, images, seed)
-        written += write_sweep(out, sweep, result.header, result.rows)
-    for path in written:
-        typer.echo(f"written: {path}", err=json)
+        written += write_open(folder, reports, [(curve.fpr_T, curve.rate_T) if curve else None for curve in curves])
+    if settings["sweep"] is not None:
+        result = SWEEPS[settings["sweep"]](evaluations, images, settings["seed"])
+        written += write_sweep(folder, settings["sweep"], result.header, result.rows)
+    return [path.name for path in written]
 
 
 def checkpoint_inputs(checkpoints: list[Path], files: list[Path]) -> list[InputHash]:
@@ -166,26 +191,31 @@ def checkpoint_inputs(checkpoints: list[Path], files: list[Path]) -> list[InputH
     return [InputHash.of_file(path) for path in (*paths, *files) if path.is_file()]
 
 
-def _evaluate_known_people(checkpoint: list[Path], options: Any, settings: dict[str, Any], device: Any) -> None:
+def _evaluate_known_people(
+    checkpoint: list[Path], options: Any, settings: dict[str, Any], device: Any, folder: Path | None
+) -> list[str]:
+    """Evaluates models on known people and strangers, and prints it; returns the file in `folder` to open."""
     from facelt.evaluation.known_people import evaluate_known_people
     from facelt.report.known_people_terminal import print_known_people
-    from facelt.report.write import write_report
+    from facelt.report.write import write_report_files
     from facelt.utils.json_values import json_line
     from facelt.utils.provenance import run_provenance
     from recordio_tools.progress import progress_bars
 
-    batch, workers, out, json = (settings[name] for name in ("batch", "workers", "out", "json"))
+    batch, workers = settings["batch"], settings["workers"]
     with progress_bars() as progress:
         report = evaluate_known_people(
             checkpoint, options, device=device, batch=batch, workers=workers, progress=progress
         )
     report = report.with_run(run_provenance("evaluate", settings, checkpoint_inputs(checkpoint, options.strangers)))
-    if json:
+    if settings["json"]:
         typer.echo(json_line(report.json_values()))
     else:
         print_known_people(report)
-    if out is not None:
-        typer.echo(f"written: {write_report(report, out)}", err=json)
+    if folder is None:
+        return []
+    write_report_files(report, folder)
+    return ["report.html"]
 
 
 def _refuse(reason: str, **values) -> None:
@@ -205,5 +235,7 @@ def _validate_options(open_, threshold, sweep, out, per_class, checkpoints: int,
         raise UserError(f"--sweep {sweep}: set --out, the folder for its table and plot")
     if out is not None and open_ is None and sweep is None and not is_known_people:
         raise UserError("--out: there is nothing to write into it without --open, --open-images or --sweep")
+    if per_class is not None and out is not None and per_class.resolve().is_relative_to(out.resolve()):
+        raise UserError(f"--per-class {per_class}: lies in the folder of --out, which is replaced whole; name another")
     if per_class is not None and checkpoints > 1:
         raise UserError("--per-class: applies to one model; give one --checkpoint")

@@ -7,8 +7,7 @@ import typer
 
 from facelt.config.base import EmbeddingKind, ShotConvention
 from facelt.errors import UserError
-from facelt.utils.cli import print_notice, set_openmp_wait_policy
-from facelt.utils.folder_lock import require_writable
+from facelt.utils.cli import OverwriteOption, print_notice, set_openmp_wait_policy
 
 if TYPE_CHECKING:
     from facelt.evaluation.figures import FigureModel
@@ -20,7 +19,8 @@ _IMAGES = {"tsne": 2000, "concepts": 6}
 def figures(
     figure: Annotated[Literal["tsne", "gain", "concepts"], typer.Argument(help="Figure to draw.")],
     checkpoint: Annotated[Path, typer.Option(help="Run folder, or a stage's folder in it.")],
-    out: Annotated[Path, typer.Option(help="Folder for the pictures and their CSV file.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures and their CSV file, new or empty.")],
+    overwrite: OverwriteOption = False,
     against: Annotated[Path | None, typer.Option(help="gain: the baseline model.")] = None,
     split: Annotated[Literal["validation", "test", "open"], typer.Option(help="Split to draw.")] = "test",
     kind: Annotated[EmbeddingKind, typer.Option(help="tsne: kind of embedding.")] = "direct",
@@ -43,25 +43,28 @@ def figures(
     """
     if (against is None) == (figure == "gain"):
         raise UserError("--against: gain needs the model to compare with; the other figures show one model")
-    require_writable(out)
     set_openmp_wait_policy(device)
-    from facelt.distributed.launch import resolve_device
-    from facelt.evaluation.figures import FigureModel
-    from facelt.inference.model import describe_model, load_model
-    from facelt.utils.tables import csv_text
-    from recordio_tools.atomic_io import write_text
+    from facelt.report.write import FIGURE_SUFFIXES
+    from facelt.utils.output_folder import output_folder
 
-    paths = [path for path in (checkpoint, against) if path is not None]
-    for path in paths:
-        print_notice(f"model: {describe_model(path)}")
-    models = [FigureModel.of(load_model(path, resolve_device(device)), batch, workers) for path in paths]
-    if figure == "tsne":
-        table = _tsne(models[0], split, convention, out / figure, kind, images or _IMAGES[figure], seed)
-    elif figure == "gain":
-        table = _gain(*models, split, convention, out / figure, threshold)
-    else:
-        table = _concepts(models[0], split, out / figure, images or _IMAGES[figure], seed)
-    write_text(out / f"{figure}.csv", csv_text(table), "choose another folder with --out")
+    with output_folder(out, [f"{figure}{suffix}" for suffix in FIGURE_SUFFIXES], overwrite) as folder:
+        from facelt.distributed.launch import resolve_device
+        from facelt.evaluation.figures import FigureModel
+        from facelt.inference.model import describe_model, load_model
+        from facelt.utils.tables import csv_text
+        from recordio_tools.atomic_io import write_text
+
+        paths = [path for path in (checkpoint, against) if path is not None]
+        for path in paths:
+            print_notice(f"model: {describe_model(path)}")
+        models = [FigureModel.of(load_model(path, resolve_device(device)), batch, workers) for path in paths]
+        if figure == "tsne":
+            table = _tsne(models[0], split, convention, folder / figure, kind, images or _IMAGES[figure], seed)
+        elif figure == "gain":
+            table = _gain(*models, split, convention, folder / figure, threshold)
+        else:
+            table = _concepts(models[0], split, folder / figure, images or _IMAGES[figure], seed)
+        write_text(folder / f"{figure}.csv", csv_text(table), "choose another folder with --out")
     typer.echo(f"drawn: {out / figure}.png, .svg and .csv")
 
 

@@ -3,7 +3,8 @@
 T points of a curve.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from facelt.report.megaface import megaface_page, megaface_tables
 from facelt.report.megaface_schema import MegafaceReport
 from facelt.report.schema import SHOT_BAND_NAMES, EvaluationReport
 from facelt.utils.json_values import json_text
+from facelt.utils.output_folder import REPORT_FILE, output_folder
 from facelt.utils.tables import Table, csv_text
 from recordio_tools.atomic_io import write_text
 
@@ -25,26 +27,68 @@ from recordio_tools.atomic_io import write_text
 MAX_CURVE_POINTS = 500
 
 
-def write_report(report: AuditReport | MegafaceReport | KnownPeopleReport, out: Path) -> Path:
-    """Writes `report.json`, `report.html` and `tables/*.csv`, for an audit also `model_card.md`, into the folder `out`.
+FIGURE_SUFFIXES = (".csv", ".svg", ".png")
 
-    Everything is rendered before anything is written, and each file is written atomically. Returns the path of
-    `report.html`. Raises UserError if a file cannot be written.
+DEVKIT_FOLDER, PARTS_FOLDER = "devkit", "parts"
+"""Folders of a MegaFace report: files in the format of the development kit, and finished searches."""
+
+EVALUATION_FILES = (
+    "confusion.csv",
+    "oscr.csv",
+    *(f"{sweep}{suffix}" for sweep in ("threshold", "open-classes", "longtailness") for suffix in FIGURE_SUFFIXES),
+)
+"""Files of an evaluation on the training classes."""
+
+FolderReport = AuditReport | MegafaceReport | KnownPeopleReport
+
+_REPORT_FILES = (REPORT_FILE, "report.html", "tables/*.csv")
+_MORE_FILES: dict[type[FolderReport], tuple[str, ...]] = {
+    AuditReport: ("model_card.md",),
+    MegafaceReport: (f"{DEVKIT_FOLDER}/*.json", f"{PARTS_FOLDER}/*.npz", f"{PARTS_FOLDER}/*.partial"),
+    KnownPeopleReport: (),
+}
+
+
+@contextmanager
+def report_folder(kind: type[FolderReport], out: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yields a new folder for a report, which becomes `out` after the block, as by `output_folder`.
+
+    The finished searches of a MegaFace report are kept.
+    """
+    schema, kept = kind.model_fields["schema_name"].default, PARTS_FOLDER if kind is MegafaceReport else None
+    with output_folder(out, (*_REPORT_FILES, *_MORE_FILES[kind]), overwrite, schema=schema, kept=kept) as folder:
+        yield folder
+
+
+def write_report(report: FolderReport, out: Path, overwrite: bool = False) -> Path:
+    """Writes the report into the folder `out`, all its files in one step, and returns the path of `report.html`.
+
+    Raises UserError if `out` holds files, unless these are an earlier report of the same kind and `overwrite` is true;
+    and if it cannot be written.
     """
     out = Path(out)
-    texts = {out / "report.json": json_text(report.json_values())}
+    with report_folder(type(report), out, overwrite) as folder:
+        write_report_files(report, folder)
+    return out / "report.html"
+
+
+def write_report_files(report: FolderReport, folder: Path) -> None:
+    """Writes `report.json`, `report.html` and `tables/*.csv`, for an audit also `model_card.md`.
+
+    Everything is rendered before anything is written. Raises UserError if a file cannot be written.
+    """
+    texts = {REPORT_FILE: json_text(report.json_values())}
     if isinstance(report, AuditReport):
         tables, page = audit_tables(report), audit_page(report)
-        texts[out / "model_card.md"] = model_card(report) + "\n"
+        texts["model_card.md"] = model_card(report) + "\n"
     elif isinstance(report, KnownPeopleReport):
         tables, page = known_people_tables(report), known_people_page(report)
     else:
         tables, page = megaface_tables(report), megaface_page(report)
-    texts |= {out / "tables" / name: csv_text(table) for name, table in tables.items()}
-    texts[out / "report.html"] = page
-    for path, text in texts.items():
-        write_text(path, text, "choose another folder for the report")
-    return out / "report.html"
+    texts |= {f"tables/{name}": csv_text(table) for name, table in tables.items()}
+    texts["report.html"] = page
+    for name, text in texts.items():
+        write_text(folder / name, text, "choose another folder for the report")
 
 
 def write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence]) -> Path:

@@ -20,6 +20,9 @@ ConfigArgument = Annotated[
 ]
 """Configuration of a command as its first word."""
 
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the whole output folder.")]
+"""For commands that write a folder, which must otherwise be new or empty."""
+
 # The extras of facelt that install a package.
 _EXTRAS = {
     **dict.fromkeys(("torch", "torchvision", "tensorboard", "safetensors", "sklearn"), "train"),

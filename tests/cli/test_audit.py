@@ -43,5 +43,11 @@ def test_the_run_is_in_the_report_and_on_the_page(audit_of_scores, tmp_path, mon
     assert "2023-11-14T22:13:20Z" in page
     assert "A &amp; &lt;b&gt;" in page
     first = (tmp_path / "report/report.json").read_bytes()
-    assert audit_of_scores("--min-identities", 3)[0] == 0
+    code, output, error = audit_of_scores("--min-identities", 4)
+    refusal = (
+        "error: report: exists already and is not empty; choose another folder, or replace this one with --overwrite"
+    )
+    assert (code, output, error) == (1, "", f"{refusal}\n")
+    assert (tmp_path / "report/report.json").read_bytes() == first
+    assert audit_of_scores("--min-identities", 3, "--overwrite")[0] == 0
     assert (tmp_path / "report/report.json").read_bytes() == first

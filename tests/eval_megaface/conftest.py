@@ -78,9 +78,10 @@ class SmallSuite:
             "shots": {"threshold": 0.3},
         } | changes
 
-    def run(self, *overrides, **changes):
+    def run(self, *overrides, folder=None, **changes):
         """The report of the configuration with these changes."""
-        return evaluate_megaface(load_config(self.write_config(**changes), MegafaceConfig, overrides)).json_values()
+        config = load_config(self.write_config(**changes), MegafaceConfig, overrides)
+        return evaluate_megaface(config, folder=folder).json_values()
 
     def write_config(self, **changes):
         """The configuration as a YAML file."""

@@ -9,8 +9,8 @@ from eval_megaface.evaluate import devkit_path
 
 def test_a_run_writes_one_file_a_list(small, write_list):
     write_list(small.root / "lists/megaface_features_list.json_5_2", small.distractors[20:25])
-    report = small.run()
-    folder = small.root / "out/devkit"
+    report = small.run(folder=small.root / "new")
+    folder = small.root / "new/devkit"
     name = "cmc_facescrub_megaface_plain_direct_{}_{}.json"
     contents = {path.name: json.loads(path.read_text()) for path in folder.iterdir()}
     assert set(contents) == {name.format(*key) for key in ((5, 1), (5, 2), (30, 1))}

@@ -50,6 +50,21 @@ def test_an_interrupted_run_resumes(small, searches, monkeypatch):
     assert searches == ["count_above", "top_k", "top_k"]
 
 
+def test_a_report_is_replaced_on_demand_and_its_searches_are_kept(small, searches, cli, refused):
+    words, out = ("megaface", small.write_config()), small.root / "out"
+    assert cli(*words)[0] == 0
+    (out / "tables/comparison.csv").write_text("of another run")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    parts = sorted(path.name for path in (out / "parts").iterdir())
+    assert "out: exists already and is not empty; " in refused(*words, "--set", "ranks=[2]")
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert cli(*words, "--set", "ranks=[2]", "--overwrite")[0] == 0
+    assert {row["rank"] for row in json.loads((out / "report.json").read_text())["rows"]} == {2}
+    assert sorted(path.name for path in (out / "parts").iterdir()) == parts
+    assert not (out / "tables/comparison.csv").exists()
+    assert searches == ["count_above", "top_k"]
+
+
 @pytest.mark.parametrize(
     ("override", "again"),
     [

@@ -46,7 +46,8 @@ def figures(tmp_path):
     """figures(*words) -> the rows of the CSV file, and checks the pictures; `fails` is an expected error."""
 
     def call(figure: str, *words: object, fails: str | None = None) -> list[dict]:
-        command = ["figures", figure, "--out", str(tmp_path / "out"), "--workers", "0", *map(str, words)]
+        command = ["figures", figure, "--out", str(tmp_path / "out"), "--overwrite", "--workers", "0"]
+        command += map(str, words)
         done = CliRunner().invoke(app, command)
         if fails is not None:
             assert done.exit_code == 1

@@ -84,6 +84,30 @@ def test_training_on_images_of_another_size_writes_no_folder(refused, recipe, no
     assert not (tmp_path / "run").exists()
 
 
+def test_an_output_folder_with_content_is_refused(refused, finished_run, tiny_faces, no_model_runs, tmp_path):
+    (tmp_path / "scores.csv").write_text("id1,id2,score,label\na,a,0.9,1\n")
+    model, out = ("--checkpoint", finished_run), ("--out", tmp_path / "out")
+    tables = ("--scores", tmp_path / "scores.csv", "--attributes", tmp_path / "scores.csv")
+    (tmp_path / "out").mkdir()
+    for words, name in (
+        (("evaluate", *model, "--open-images", tiny_faces, *out), "report.html"),
+        (("evaluate", *model, "--open", "threshold", "--open-images", tiny_faces, *out), "oscr.csv"),
+        (("figures", "tsne", *model, "--split", "validation", *out), "tsne.svg"),
+        (("audit", *tables, "--by", "x", "--threshold-at", "score=0.5", *out), "model_card.md"),
+    ):
+        (tmp_path / "out" / name).write_text("of an earlier run")
+        assert "out: exists already and is not empty; " in refused(*words), words
+        (tmp_path / "out/notes.txt").write_text("mine")
+        for option in ((), ("--overwrite",)):
+            assert "holds notes.txt, which this command does not write" in refused(*words, *option), words
+        assert (tmp_path / "out" / name).read_text() == "of an earlier run"
+        (tmp_path / "out" / name).unlink()
+        (tmp_path / "out/notes.txt").unlink()
+    assert "lies in the folder of --out" in refused(
+        "evaluate", *model, "--open", "threshold", *out, "--per-class", tmp_path / "out/classes.csv"
+    )
+
+
 def test_an_output_folder_that_cannot_be_written_is_refused(
     refused, recipe, finished_run, tiny_faces, no_model_runs, tmp_path
 ):

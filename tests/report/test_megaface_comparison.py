@@ -126,7 +126,7 @@ def test_the_page_has_the_sentences_near_the_top_and_decided_differences_in_bold
 
 def test_a_report_without_a_comparison_has_no_such_section(report, tmp_path):
     for values in (report, report | {"comparison": None}):
-        page = write_report(MegafaceReport.build(values), tmp_path)
+        page = write_report(MegafaceReport.build(values), tmp_path, overwrite=True)
         assert "Differences to" not in page.read_text(encoding="utf-8")
         assert not (tmp_path / "tables/differences.csv").exists()
         assert "Points above" not in printed(values, 80)

@@ -77,7 +77,7 @@ def page_text(path):
 
 
 def write(values, out):
-    return write_report(MegafaceReport.build(values), out)
+    return write_report(MegafaceReport.build(values), out, overwrite=True)
 
 
 def read_csv(path):

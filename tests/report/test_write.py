@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from facelt.errors import UserError
+from facelt.report.known_people_schema import KnownPeopleReport
 from facelt.report.megaface_schema import MegafaceReport
-from facelt.report.write import write_report
+from facelt.report.write import report_folder, write_report
 from facelt.utils.json_values import to_json_values
 
 
@@ -35,8 +36,8 @@ class Page(HTMLParser):
         return [attrs for name, attrs in self.elements if name == tag]
 
 
-def write(values, out):
-    return write_report(MegafaceReport.build(values), out)
+def write(values, out, **options):
+    return write_report(MegafaceReport.build(values), out, **options)
 
 
 def read_csv(path):
@@ -177,8 +178,32 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(report, tmp_path,
 
     monkeypatch.setattr("recordio_tools.atomic_io.os.fsync", full_disk)
     with pytest.raises(UserError, match="No space left"):
-        write({**report, "title": "Another"}, tmp_path)
+        write({**report, "title": "Another"}, tmp_path, overwrite=True)
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+    assert page.exists()
+
+
+def test_a_report_is_replaced_whole_and_only_on_demand(report, tmp_path):
+    out = tmp_path / "out"
+    page = write(report, out)
+    (out / "tables/comparison.csv").write_text("of another run")
+    before = page.read_bytes()
+    with pytest.raises(UserError, match=r"is not empty; .* replace this one with --overwrite"):
+        write({**report, "title": "Another"}, out)
+    assert page.read_bytes() == before
+    write({**report, "title": "Another"}, out, overwrite=True)
+    assert "Another" in page.read_text(encoding="utf-8")
+    names = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()}
+    assert names == {"report.html", "report.json", "tables/cmc.csv", "tables/figures.csv", "tables/rate_by_size.csv"}
+
+
+def test_the_report_of_another_command_is_never_replaced(report, tmp_path):
+    page = write(report, tmp_path / "out")
+    with (
+        pytest.raises(UserError, match=r"report\.json: is another report than this command's"),
+        report_folder(KnownPeopleReport, tmp_path / "out", overwrite=True),
+    ):
+        raise AssertionError("is refused first")
     assert page.exists()
 
 
