@@ -15,7 +15,7 @@ GROUND = ("recordio_tools", "errors")
 # Folder -> further folders it may import. Imports go down only.
 MEASURING = {
     "metrics": "",
-    "stats": "",
+    "stats": "utils",
     "store": "utils config",
     "search": "",
     "identification": "search stats metrics",

@@ -1,7 +1,7 @@
 """Fail conditions of an audit, such as `gap(rank1).high > 0.05`: parser and evaluation against reported disparities.
 
 The whole language is `figure(metric)[.low|.high] op number`, with `by=column` after the metric to choose a grouping;
-`by=gender+age_band` names an intersection of columns. Nothing is evaluated as code.
+`by=gender+age_band` names an intersection of columns, whose names ignore case. Nothing is evaluated as code.
 """
 
 import math
@@ -14,6 +14,7 @@ from typing import Literal
 
 from facelt.errors import UserError
 from facelt.stats.disparity import DisparityEstimate
+from facelt.utils.tables import column_name
 
 _OPERATORS = MappingProxyType({">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le})
 
@@ -123,7 +124,7 @@ def parse_fail_condition(text: str) -> FailCondition:
         limit = math.nan
     if not math.isfinite(limit):
         raise UserError(f"cannot read the condition {text!r}: {match['limit']!r} is not a number; {_EXAMPLES}")
-    by = tuple(column.strip() for column in (match["by"] or "").split("+") if column.strip())
+    by = tuple(filter(None, map(column_name, (match["by"] or "").split("+"))))
     return FailCondition(text.strip(), match["figure"], match["metric"], by, match["end"] or "", match["op"], limit)
 
 

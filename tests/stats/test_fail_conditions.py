@@ -22,6 +22,8 @@ ESTIMATES = [
     [
         ("gap(rank1) > 0.05", ("gap", "rank1", (), "", ">", 0.05)),
         ("  gap( fnir@0.01 ,by = gender )<=5e-2 ", ("gap", "fnir@0.01", ("gender",), "", "<=", 0.05)),
+        ("gap(rank1, by=Gender) > 0.05", ("gap", "rank1", ("gender",), "", ">", 0.05)),
+        ("ratio(fmr, by=GENDER + Age Band)>=2", ("ratio", "fmr", ("gender", "age band"), "", ">=", 2.0)),
         ("ratio(fmr, by=gender + age band)>=2", ("ratio", "fmr", ("gender", "age band"), "", ">=", 2.0)),
         ("fdr(both) < -1", ("fdr", "both", (), "", "<", -1.0)),
         ("gap(rank1).high > 0.05", ("gap", "rank1", (), "high", ">", 0.05)),
@@ -104,6 +106,7 @@ def test_reasons_name_the_figure_its_value_and_its_limits():
     ("text", "expected"),
     [
         ("gap(rank1, by=gender) > 0.05", "fails"),
+        ("gap(rank1, by=Gender) > 0.05", "fails"),
         ("gap(rank1, by=gender) > 0.2", "holds"),
         # The estimate is above, the lower limit is not.
         ("gap(rank1, by=gender) > 0.07", "undecided"),
@@ -175,5 +178,5 @@ def test_what_the_audit_lacks_is_refused(text, words):
     groupings = [("gender",), ("gender", "age band")]
     with pytest.raises(UserError, match=words):
         parse_fail_condition(text).check(known, groupings)
-    for fine in ("gap(fnmr) > 0", "gap(rank1, by=gender+age band).high > 0"):
+    for fine in ("gap(fnmr) > 0", "gap(rank1, by=gender+age band).high > 0", "gap(rank1, by=Gender+AGE band) > 0"):
         parse_fail_condition(fine).check(known, groupings)
