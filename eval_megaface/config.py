@@ -14,7 +14,10 @@ MAX_RANK = 20
 
 
 class AttributeTableConfig(StrictModel):
-    """CSV file of attributes: the column that names the identity, and the columns to group by (default: all others)."""
+    """CSV file of attributes at `path`.
+
+    `identity` is the column that names the person, `columns` are those to group by (default: all others).
+    """
 
     path: Path
     identity: ColumnName = "identity"
@@ -22,7 +25,12 @@ class AttributeTableConfig(StrictModel):
 
 
 class SuiteConfig(StrictModel):
-    """MegaFace's files, relative to `root`; `megaface_lists` is a folder of lists or NAME_{size}_{set}."""
+    """MegaFace's files, relative to `root`; `megaface_lists` is a folder of lists or NAME_{size}_{set}.
+
+    `facescrub_list` has the probes. `sizes` and `sets` choose among the lists of distractors (default: all).
+    Mislabelled images are in `facescrub_noises` and `megaface_noises`, gender in FaceScrub's files `actors` and
+    `actresses`, other groups in the table `attributes`.
+    """
 
     root: Path = Path()
     facescrub_list: Path
@@ -45,6 +53,7 @@ class SuiteConfig(StrictModel):
 class ModelFiles(StrictModel):
     """Embeddings of one model: stores, or trees of .bin files with the suffix `algorithm`.
 
+    `probes` has those of FaceScrub's images, `distractors` those of MegaFace's.
     `train` is a store of training embeddings, for the pseudo-shots; `training_identities` an identities.csv, or another
     CSV file with a column `name`.
     """
@@ -57,7 +66,10 @@ class ModelFiles(StrictModel):
 
 
 class NoiseConfig(StrictModel):
-    """Treatment of images on the noise lists; `seed` draws the noise that mode `insightface` adds."""
+    """Treatment of images on the noise lists, by `mode`: left out (`drop`), kept (`raw`), or replaced (`insightface`).
+
+    `seed` draws the noise that is added to a probe's class mean in its place.
+    """
 
     mode: Literal["drop", "raw", "insightface"] = "drop"
     seed: int = Field(0, ge=0, lt=2**63)
@@ -75,7 +87,7 @@ class MegafaceShotsConfig(StrictModel):
 
 
 class IntervalConfig(StrictModel):
-    """Confidence intervals of rates and of differences, over identities."""
+    """Confidence intervals of rates and of differences, over identities; `level` is their coverage."""
 
     level: float = Field(0.95, gt=0, lt=1)
 
@@ -88,7 +100,7 @@ class CompareConfig(StrictModel):
 
 
 class SearchConfig(StrictModel):
-    """Search engine: `auto` is faiss if installed, else torch; each uses a GPU if there is one.
+    """Search `engine`: `auto` is faiss if installed, else torch; each uses a GPU if there is one.
 
     For a large search `auto` is torch, if it is installed and the machine has fast bfloat16 products.
     """
@@ -106,10 +118,16 @@ class OpenSetConfig(StrictModel):
 class MegafaceConfig(StrictModel):
     """Configuration of `facelt megaface`. `ranks` are those of the tables; the CMC always has ranks 1 to 20.
 
+    `out` is the folder of the report, with `title` and `notes` at its head. `suite` has the images and groups, `models`
+    the embeddings by a name for each model, `kinds` the kinds of embedding to measure. `noise` treats mislabelled
+    images, `shots` groups probes by similar training images, `interval` sets the confidence intervals, `search` the
+    engine.
+
     With `compare` the shot bands of all differences are those of its `reference`, or of `shots.reference` if set.
 
-    `allow_mixed_models` accepts stores of different models as the probes, distractors and training of one model,
-    `allow_duplicates` probes that have the embedding of a distractor.
+    `allow_overlap` accepts probe identities that are in `training_identities` of a model, `allow_missing` is the number
+    of images that may be left out for unusable features. `allow_mixed_models` accepts stores of different models as the
+    probes, distractors and training of one model, `allow_duplicates` probes that have the embedding of a distractor.
 
     `verification` and `open_set` (null: off) each take one more pass over all distractors for every model and kind.
     """

@@ -16,8 +16,9 @@ _NEED_EMBEDDINGS = ("gallery", "against", "against_gallery")
 
 
 class FeaturesConfig(StrictModel):
-    """Embedding store, tree of IMAGE_ALGORITHM.bin files with a list of its images, or .npy or .npz file.
+    """Embedding store, tree of IMAGE_ALGORITHM.bin files with a list of its images, or .npy or .npz file, at `path`.
 
+    `algorithm` is the suffix of a tree's files.
     `noises` is a list of mislabelled images to leave out; `list` also selects images of a store. `items` names the rows
     of a .npy or .npz file, `array` the array in the latter (default: that named as the kind, or the only one).
     """
@@ -31,8 +32,9 @@ class FeaturesConfig(StrictModel):
 
 
 class AttributeTablesConfig(StrictModel):
-    """Attributes of identities or images: CSV files, or FaceScrub's two tab-separated files.
+    """Attributes of identities or images: the CSV files `tables`, or FaceScrub's two tab-separated files.
 
+    `actors` and `actresses` are the latter, for gender.
     `key` is the column that identifies the image or identity; by default `key` (an image), else `identity`, `name` or
     `label`. `absent` says whether images that a table lists and the embeddings lack are failures to enrol.
     """
@@ -84,7 +86,10 @@ class AuditShotsConfig(StrictModel):
 
 
 class TrainingConfig(StrictModel):
-    """Training record to count; `identities` is by default the identities.csv in its folder."""
+    """Training record to count, the .rec file `record`; `identities` is by default the identities.csv in its folder.
+
+    `convention` sets the limits of the shot bands: many > 100 and few < 20 (`paper`), or >= 100 and <= 20 (`released`).
+    """
 
     record: Path | None = None
     identities: Path | None = None
@@ -103,7 +108,11 @@ class StatisticsConfig(StrictModel):
 
 
 class ProvenanceConfig(StrictModel):
-    """Statements of the auditor for the report: origin, legal basis and licence of the data, model, signature."""
+    """Statements of the auditor for the report.
+
+    `data` is the origin of the images, `consent` the legal basis of their use, `licence` their licence, `model` the
+    model that is audited, `auditor` the signature.
+    """
 
     data: str = ""
     consent: str = ""
@@ -114,6 +123,16 @@ class ProvenanceConfig(StrictModel):
 
 class AuditConfig(StrictModel):
     """Configuration of an audit; `by` has the groupings, each one column or several for their intersection.
+
+    `out` is the folder of the report, with `title` and `notes` at its head. `embeddings` or `scores` are audited;
+    `gallery` has distractors to search among, `against` the embeddings of another model to compare with, and
+    `against_gallery` its distractors. `kind` is the kind of embedding. `noise` drops images on noise lists or keeps
+    them (`raw`); `allow_missing` is the number of images that may be left out for unusable features.
+
+    `attributes` has the columns, `bins` the edges that cut a numeric column into intervals; groups of fewer than
+    `min_identities` people are shown but not compared. `training` counts a training record by group, `shots` groups
+    images by similar training images. `threshold` sets the decision thresholds, `statistics` the intervals and tests,
+    `fail_if` the conditions that end the command with exit code 3, `provenance` statements for the report.
 
     `higher_is` says whether the scores of `scores` are similarities (`same`) or distances (`different`); a given
     `threshold.score` is in the unit of the file.

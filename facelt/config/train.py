@@ -100,8 +100,8 @@ class LrMultipliers(StrictModel):
 class ScheduleConfig(StrictModel):
     """Learning rate schedule of a stage, after a linear warm-up.
 
-    `step` multiplies by `gamma` every `step_size` epochs, `multistep` at `milestones`, fractions of the stage's epochs;
-    `cosine` decays to 0; `constant`. The rate rises from 0 over the first `warmup_epochs`.
+    `name` is its form: `step` multiplies by `gamma` every `step_size` epochs, `multistep` at `milestones`, fractions of
+    the stage's epochs; `cosine` decays to 0; `constant`. The rate rises from 0 over the first `warmup_epochs`.
     """
 
     name: Literal["step", "multistep", "cosine", "constant"] = "step"

@@ -201,13 +201,13 @@ class ClassWeightSettings(NamedSettings):
 
 
 class ClassBalancedSettings(ClassWeightSettings):
-    """The inverse effective number of images."""
+    """The inverse effective number of images, (1 - `beta`) / (1 - `beta`^n) for a class of n."""
 
     beta: float = Field(0.9999, ge=0, lt=1)
 
 
 class CostSensitiveSettings(ClassWeightSettings):
-    """(n_min / n)^gamma."""
+    """(n_min / n)^`gamma` for a class of n images, n_min those of the rarest class."""
 
     gamma: float = Field(1.0, gt=0)
 

@@ -28,7 +28,7 @@ class MetricLossSettings(NamedSettings):
 
 
 class LiftedSettings(MetricLossSettings):
-    """Lifted structure."""
+    """Lifted structure; `margin` is the distance that other classes should keep from a pair of one class."""
 
     margin: float = Field(1.0, ge=0)
 

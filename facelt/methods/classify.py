@@ -93,7 +93,9 @@ class ClassificationLoss(nn.Module):
 
 
 class ClassifySettings(MethodSettings):
-    """A classifier on the feature; the defaults give the plain cross-entropy model.
+    """A classifier on the feature, the `head`; the defaults give the plain cross-entropy model.
+
+    `sampler` draws the images of an epoch: every image once (`instance`), or by class.
 
     `loss` is the loss of the logits, with optional class `weights`; `metric_loss` adds a loss of the features. All but
     plain cross-entropy need the logits of all classes on every rank: they require the linear or the cosine head and are

@@ -90,7 +90,7 @@ class TauNorm(PostHocMethod):
 
 
 class NcmSettings(SecondStageSettings):
-    """Distance to the class means; with `centre` the mean of the training features is subtracted first."""
+    """The `distance` to the class means; with `centre` the mean of the training features is subtracted first."""
 
     post_hoc: ClassVar[bool] = True
     distance: Literal["euclidean", "cosine"] = "euclidean"

@@ -105,7 +105,10 @@ _WEIGHTS = tuple(step / 10 for step in range(11))
 
 
 class FusionSettings(LinearAndNcmSettings):
-    """`weight` of the linear classifier in w_mix is tuned over 0, 0.1, ... 1 if there are validation images."""
+    """Fusion by the `rule`: sum of logits, sum of probabilities (softmax_sum), larger logit (max) or mean (w_mix).
+
+    `weight` of the linear classifier in w_mix is tuned over 0, 0.1, ... 1 if there are validation images.
+    """
 
     post_hoc: ClassVar[bool] = True
     rule: Literal["sum", "softmax_sum", "max", "w_mix"] = "sum"

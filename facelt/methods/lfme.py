@@ -38,7 +38,8 @@ class _ExpertLogits(NamedTuple):
 class LfmeSettings(MethodSettings):
     """A student of experts: the stage's `teachers`, stages of the method classify with `shots`.
 
-    `scale` applies to the head `cosine`.
+    `sampler` draws the images of an epoch, `head` is the student's classifier, trained by `loss`. `scale` multiplies
+    the cosines of the head `cosine`.
     """
 
     sampler: SamplerName = "class_aware"

@@ -31,7 +31,7 @@ class Blend:
 
 
 class MixupSettings(NamedSettings):
-    """The weight of the first image is drawn from Beta(alpha, alpha)."""
+    """The weight of the first image is drawn from Beta(`alpha`, `alpha`)."""
 
     alpha: float = Field(1.0, gt=0)
 

@@ -117,7 +117,7 @@ def truncate_to_shortest(batches: Sequence[TrainBatch]) -> list[TrainBatch]:
 
 
 class DistillationSettings(StrictModel):
-    """Distillation of the teacher into the experts' mean: `weight` T^2 KL(teacher / T || mean / T)."""
+    """Distillation of the teacher into the experts' mean: `weight` T^2 KL(teacher / T || mean / T), `temperature` T."""
 
     temperature: float = Field(1.5, gt=0)
     weight: float = Field(1.0, gt=0)
@@ -129,7 +129,8 @@ class RideSettings(MethodSettings):
     `diversity` weights the divergence of an expert from the mean; it is negative, so that experts become diverse. After
     the fraction `temperature_start` of the epochs, each class has its own temperature in that term, at a distance from
     1 set by `temperature_spread`. `collaborative` trains only the mean of the experts, without diversity.
-    `distillation` needs one teacher.
+    `distillation` needs one teacher. `sampler` draws the images of an epoch; `scale` multiplies the cosines of the
+    experts' classifiers.
     """
 
     sampler: SamplerName = "instance"
@@ -244,7 +245,8 @@ class RideRouterSettings(MethodSettings):
     """The router reads `hidden` units of the feature and the `top` largest mean logits (or all, if fewer).
 
     It starts from a RIDE stage, which stays frozen. Images that a later expert would classify correctly weigh
-    `pos_weight` times the others.
+    `pos_weight` times the others. `sampler` draws the images of an epoch; `scale` multiplies the cosines of the
+    experts' classifiers.
     """
 
     sampler: SamplerName = "class_balanced"
@@ -324,7 +326,8 @@ def num_experts_used(score_JB: torch.Tensor) -> torch.Tensor:
 class IndependentSettings(MethodSettings):
     """Experts with separate samples of the training set; `branches: {split: none}` makes them fully independent.
 
-    `average` of the ensemble is over logits or probabilities. `scale` applies to the head `cosine`.
+    `sampler` draws each expert's images of an epoch; `head`, `loss` and class `weights` are those of every expert. The
+    `average` of the ensemble is over logits or probabilities. `scale` multiplies the cosines of the head `cosine`.
     """
 
     sampler: SamplerName = "instance"

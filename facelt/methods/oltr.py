@@ -32,7 +32,15 @@ class DynamicMetaSettings(MethodSettings):
 
     `classifier_init: class_means` starts the rows of the cosine classifier at the memory's class means (imprinted
     weights, Qi et al., CVPR 2018). `centroids_weight` replaces the variant's. `direct_loss` is the weight of a second
-    cross-entropy, of the direct feature classified by the same rows.
+    cross-entropy, of the direct feature classified by the same rows. `scale` multiplies the cosines.
+
+    `sampler` draws the images of an epoch. `centroid_update` trains the centroids by their loss with a separate
+    optimiser (`released`), or moves them by `tracking_rate` towards the features of their identity (`tracking`). In the
+    centroids loss features are repelled from other centroids, with the weight `repel_weight`, while their mean squared
+    distance is below `margin`: that of the batch, or each image's own, by `margin_form`.
+
+    The distance in the reachability is at least `min_distance`. `memory`, `selector` and `reachability` switch these
+    parts of the meta-embedding off.
     """
 
     sampler: SamplerName = "class_aware"
