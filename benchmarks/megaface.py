@@ -81,7 +81,7 @@ def write_synthetic_suite(folder: Path, distractors: int, training: int) -> None
 
 
 def _write_store(path: Path, keys: list[str], identity_N: np.ndarray, source: SyntheticVectors) -> None:
-    from facelt.store.store import StoreWriter
+    from facelt.store.writer import StoreWriter
 
     writer = StoreWriter(path, keys, identity_N.tolist(), {"direct": DIM}, {"model": "synthetic"})
     for start in range(writer.rows_done, len(keys), CHUNK):

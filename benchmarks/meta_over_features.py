@@ -21,7 +21,7 @@ from facelt.methods.base import Method, StepContext, TrainBatch
 from facelt.methods.classify import ClassifySettings
 from facelt.methods.oltr import DynamicMetaSettings
 from facelt.models.network import Network
-from facelt.store.store import StoreWriter
+from facelt.store.writer import StoreWriter
 
 STAGES = (
     ClassifySettings(name="classify", head="linear", sampler="instance"),

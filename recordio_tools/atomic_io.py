@@ -65,7 +65,7 @@ def atomic_folder(path: Path, overwrite: bool | None = None, sources: Iterable[P
         lock = _lock(temporary)
         with _named_errors(temporary, path):
             yield temporary
-        _replace_folder(temporary, target, bool(overwrite))
+        replace_folder(temporary, target, bool(overwrite))
     except OSError as error:
         raise _write_error(path, error, "free some space or choose another folder") from error
     finally:
@@ -141,7 +141,7 @@ def _named_errors(temporary: Path, path: Path) -> Iterator[None]:
         raise UserError(f"{os.fsdecode(error.filename)}: {error.strerror}") from error
 
 
-def _replace_folder(temporary: Path, target: Path, overwrite: bool) -> None:
+def replace_folder(temporary: Path, target: Path, overwrite: bool) -> None:
     """Renames `temporary` to `target`; a folder with files in its place is at `temporary` afterwards.
 
     Raises OSError for such a folder without `overwrite`: another process has written it in the meantime.

@@ -10,14 +10,15 @@ import typer
 
 from facelt.errors import Interrupted, UserError
 from facelt.store.store import META_FILE, StoreDtype, read_meta
-from facelt.utils.cli import is_first_process, print_notice, set_openmp_wait_policy
+from facelt.utils.cli import OverwriteOption, is_first_process, print_notice, set_openmp_wait_policy
 from facelt.utils.folder_lock import lock_folder
 
 
 def embed(
     checkpoint: Annotated[Path, typer.Option(help="Run folder, or a stage's folder in it.")],
     images: Annotated[Path, typer.Option(help="A .rec, a folder, a list of paths (with --root), or one image.")],
-    out: Annotated[Path, typer.Option(help="Embedding store to write.")],
+    out: Annotated[Path, typer.Option(help="Embedding store to write: a new or empty folder.")],
+    overwrite: OverwriteOption = False,
     root: Annotated[Path | None, typer.Option(help="Folder of a list's paths.")] = None,
     manifest: Annotated[
         Path | None, typer.Option(help="Selection of a .rec's images, as written by `recordio_tools sample`.")
@@ -36,9 +37,10 @@ def embed(
 ) -> None:
     """Embed images: every kind of embedding the model makes, flip-averaged. An interrupted run is resumed.
 
-    Under torchrun the processes share the images and write one store. With --align, photographs are aligned first, as
-    by `facelt align`; those without a face are listed and left out, and the store has the quality of each face. Every
-    process of torchrun detects the faces of all photographs: for large sets run `facelt align --workers` first.
+    With --overwrite an earlier store stays until the new one is complete. Under torchrun the processes share the images
+    and write one store. With --align, photographs are aligned first, as by `facelt align`; those without a face are
+    listed and left out, and the store has the quality of each face. Every process of torchrun detects the faces of all
+    photographs: for large sets run `facelt align --workers` first.
     """
     set_openmp_wait_policy(device)
     from facelt.alignment.detect import DetectionOptions
@@ -52,7 +54,7 @@ def embed(
     is_leader = is_first_process()
     print_notice(f"model: {describe_model(checkpoint)}")
     with lock_folder(out), _continuation_advice():
-        was_finished = out.exists()
+        was_finished = (out / META_FILE).exists() and not overwrite
         model = load_model(checkpoint, resolve_device(device))
         left_out: dict[str, str] = {}
         if align is None:
@@ -79,6 +81,7 @@ def embed(
                 dtype=dtype,
                 max_bad_images=max_bad_images,
                 left_out=left_out,
+                overwrite=overwrite,
                 progress=progress,
             )
     if is_leader:

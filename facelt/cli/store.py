@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from facelt.errors import UserError
+from facelt.utils.cli import OverwriteOption
 
 store_app = typer.Typer(
     help="Make embedding stores from arrays of other programs.", no_args_is_help=True, add_completion=False
@@ -33,7 +34,8 @@ def make(
             "a list of image paths in folders of identities."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the store.")],
+    out: Annotated[Path, typer.Option(help="Folder of the store, new or empty.")],
+    overwrite: OverwriteOption = False,
     array: Annotated[
         str | None, typer.Option(help="Name of the array in a .npz file; by default the kind, or the only array.")
     ] = None,
@@ -53,6 +55,8 @@ def make(
         if kind in paths:
             raise UserError(f"{text}: a second array of the kind {kind}; name each kind once, as KIND=FILE")
         paths[kind] = Path(file)
-    folder = make_store(paths, items, out, array=array, normalize=normalize, dtype=dtype, model=model)
+    folder = make_store(
+        paths, items, out, array=array, normalize=normalize, dtype=dtype, model=model, overwrite=overwrite
+    )
     meta = read_meta(folder / "meta.json")
     typer.echo(f"{meta['rows']} embeddings ({', '.join(meta['kinds'])}): {folder}")

@@ -18,7 +18,8 @@ from facelt.errors import UserError
 from facelt.inference.model import TrainedModel, load_model
 from facelt.inference.predict import Predictor, predict, predict_all
 from facelt.inference.sources import ImageSource, open_images
-from facelt.store.store import EmbeddingStore, StoreWriter, meta_text
+from facelt.store.store import EmbeddingStore, meta_text
+from facelt.store.writer import StoreWriter
 from recordio_tools.progress import ProgressFn, no_progress
 
 
@@ -32,11 +33,13 @@ def embed_images(
     dtype: str,
     max_bad_images: int = 0,
     left_out: Mapping[str, str] = MappingProxyType({}),
+    overwrite: bool = False,
     progress: ProgressFn = no_progress,
 ) -> Path:
     """Writes all kinds of embedding, flip-averaged, to a store and returns its folder; resumes an unfinished store.
 
     A finished store of the same model, images and settings is left as it is; images are compared by key, not content.
+    With `overwrite` any finished store at `out` is replaced instead, once the new one is complete.
     Up to `max_bad_images` unusable images are left out and listed in the store's metadata with `left_out`, reasons by
     name. Under torchrun each process embeds a shard of whole batches with a whole model; the leader creates and
     finishes the store, which equals that of one process.
@@ -63,7 +66,7 @@ def embed_images(
     }
     group = WorkerGroup.from_env()
     group.wait_for_leader()
-    if out.exists() and _is_finished_store(out, source, layout, max_bad_images):
+    if not overwrite and out.exists() and _is_finished_store(out, source, layout, max_bad_images):
         group.signal_ready()
         return out
     writer = StoreWriter(
@@ -73,6 +76,7 @@ def embed_images(
         **layout,
         attributes=source.attributes,
         share=group.shard_range(len(source.keys), batch),
+        overwrite=overwrite,
     )
     group.signal_ready()
     bad = BadImageTracker(max_bad_images, "--max-bad-images")

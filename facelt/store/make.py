@@ -13,7 +13,8 @@ from facelt.errors import UserError
 from facelt.store.arrays import read_embedding_array
 from facelt.store.attributes import IDENTITY_COLUMNS, IMAGE_COLUMN
 from facelt.store.feature_tree import probe_identity, read_image_list
-from facelt.store.store import UNIT_KINDS, StoreWriter, check_keys
+from facelt.store.store import UNIT_KINDS, check_keys
+from facelt.store.writer import StoreWriter
 from facelt.utils.tables import read_table
 from recordio_tools.atomic_io import sha256_of
 
@@ -75,11 +76,13 @@ def make_store(
     normalize: bool = False,
     dtype: str = "float16",
     model: str | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Writes an embedding store of the arrays, by kind, and returns its folder.
 
     `items` names the rows as `read_row_names` reads them. In a .npz file the array is that named `array`, else that
-    named as the kind, else the only one. `normalize` scales the rows of kinds of unit length to it.
+    named as the kind, else the only one. `normalize` scales the rows of kinds of unit length to it. `overwrite`
+    replaces a store at `out`, once the new one is complete.
 
     Raises UserError, before anything is written, on arrays of other sizes, a value that is not finite, and a row
     that is not of length one although its kind is, or cannot be scaled to it.
@@ -94,7 +97,8 @@ def make_store(
     files = {str(path): sha256_of(path) for path in (*arrays.values(), items)}
     meta = {"model": {"name": model} if model else {}, "source": {"files": files, "normalized": normalize}}
     dimensions = {kind: value_ND.shape[1] for kind, value_ND in values.items()}
-    writer = StoreWriter(out, names.keys, names.identities, dimensions, meta, attributes=names.columns, dtype=dtype)
+    options = {"attributes": names.columns, "dtype": dtype, "overwrite": overwrite}
+    writer = StoreWriter(out, names.keys, names.identities, dimensions, meta, **options)
     while (start := writer.rows_done) < len(names.keys):
         blocks = {
             kind: np.asarray(value_ND[start : start + _BLOCK_ROWS], np.float32) for kind, value_ND in values.items()

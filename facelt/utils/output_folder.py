@@ -32,16 +32,23 @@ def output_folder(
     that is never replaced, or any file but those of `kept` without `overwrite`; and if it cannot be written.
     """
     with lock_folder(out):
-        _require_own_files(out, files, schema)
-        if not overwrite and out.is_dir() and any(path.name != kept for path in out.iterdir()):
-            raise UserError(
-                f"{out}: exists already and is not empty; choose another folder, or replace this one with --overwrite"
-            )
+        check_output_folder(out, files, overwrite, schema, kept)
         with atomic_folder(out, overwrite=True) as folder:
             yield folder
             _require_own_files(out, files, schema)  # another program may have written to it
             if kept is not None and (out / kept).is_dir():
                 shutil.copytree(out / kept, folder / kept, copy_function=_link, ignore=_UNFINISHED)
+
+
+def check_output_folder(
+    out: Path, files: Sequence[str], overwrite: bool, schema: str | None = None, kept: str | None = None
+) -> None:
+    """Raises UserError if `out` may not become the folder of a command's `files`, as `output_folder` says."""
+    _require_own_files(out, files, schema)
+    if not overwrite and out.is_dir() and any(path.name != kept for path in out.iterdir()):
+        raise UserError(
+            f"{out}: exists already and is not empty; choose another folder, or replace this one with --overwrite"
+        )
 
 
 def _require_own_files(out: Path, files: Sequence[str], schema: str | None) -> None:

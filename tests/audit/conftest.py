@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from facelt.store.store import StoreWriter
+from facelt.store.writer import StoreWriter
 
 
 @dataclass

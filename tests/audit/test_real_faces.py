@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from facelt.store.store import StoreWriter
+from facelt.store.writer import StoreWriter
 
 # Nothing of the training side may be needed: these packages cannot be imported.
 WITHOUT_TORCH = """

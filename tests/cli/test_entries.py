@@ -189,7 +189,7 @@ def test_embed_refuses_to_overwrite_and_a_damaged_image(cli, refused, finished_r
     assert "left out 4.png: " in error
     assert "3 images embedded" in out
     assert EmbeddingStore.open(tmp_path / "store").keys == ["1.png", "2.png", "3.png"]
-    assert "already exists" in refused(*embed)
+    assert "exists already" in refused(*embed)
 
 
 def test_embed_of_missing_images(refused, finished_run, tmp_path):

@@ -402,7 +402,7 @@ def _strangers(run, folder):
 
 def _foreign(folder):
     """Writes a store of another model and kind."""
-    from facelt.store.store import StoreWriter
+    from facelt.store.writer import StoreWriter
 
     meta = {"model": {"weights_sha256": SHA256, "backbone": "foreign", "stage": "x"}}
     writer = StoreWriter(folder / "foreign", ["a"], ["b"], {"meta": DIMENSION}, meta)

@@ -11,7 +11,7 @@ import pytest
 
 from facelt.cli.embed import embed as embed_command
 from facelt.distributed.rendezvous import WorkerGroup
-from facelt.store.store import StoreWriter
+from facelt.store.writer import StoreWriter
 from facelt.utils.cli import single_command
 from recordio_tools.face_set import FaceRecord
 

@@ -11,7 +11,7 @@ import yaml
 from eval_megaface.config import MegafaceConfig
 from eval_megaface.evaluate import evaluate_megaface
 from facelt.config.loading import load_config
-from facelt.store.store import StoreWriter
+from facelt.store.writer import StoreWriter
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from eval_megaface.evaluate import evaluate_megaface
 from facelt.errors import UserError
 from facelt.identification.open_set import open_set_searches
 from facelt.search.search import Search
-from facelt.store.store import StoreWriter
+from facelt.store.writer import StoreWriter
 
 
 def test_real_embeddings(real_config):

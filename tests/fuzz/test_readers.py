@@ -23,7 +23,8 @@ from facelt.gallery.samples import SampleRows
 from facelt.inference.model import CARD_FILE, read_card
 from facelt.store.attributes import attribute_columns
 from facelt.store.feature_tree import read_feature, read_image_list, read_noise_names
-from facelt.store.store import EmbeddingStore, StoreWriter
+from facelt.store.store import EmbeddingStore
+from facelt.store.writer import StoreWriter
 from recordio_tools.bounded_io import read_json
 from recordio_tools.face_set import FaceRecord, read_identities
 from recordio_tools.image_header import decode

@@ -9,7 +9,8 @@ import pytest
 from facelt.errors import UserError
 from facelt.gallery.model_spec import ModelSpec, PreprocessingSpec
 from facelt.gallery.samples import read_labelled_embeddings
-from facelt.store.store import EmbeddingStore, StoreWriter
+from facelt.store.store import EmbeddingStore
+from facelt.store.writer import StoreWriter
 from tests.gallery.conftest import DIMENSION, some_samples
 
 MODEL = {"weights_sha256": "ab" * 32, "stage": "oltr", "backbone": "resnet10"}

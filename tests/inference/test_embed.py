@@ -117,9 +117,11 @@ def test_a_finished_store_of_the_same_inputs_is_kept_and_any_other_is_refused(
         "left out": (model, source, {"left_out": {"x": "no face"}}),
     }
     for name, (other_model, other_source, options) in others.items():
-        with pytest.raises(UserError, match="already exists"):
+        with pytest.raises(UserError, match="exists already"):
             embed(other_model, other_source, store.path, **options)
         assert {path: path.read_bytes() for path in store.path.iterdir()} == before, name
+    monkeypatch.undo()
+    assert embed(model, others["identities"][1], store.path, overwrite=True).identities[-1] == "another"
 
 
 def test_a_finished_store_without_its_unusable_images_is_kept(model, damaged, tmp_path, monkeypatch):
@@ -128,7 +130,7 @@ def test_a_finished_store_without_its_unusable_images_is_kept(model, damaged, tm
     assert len(store) == 2
     monkeypatch.setattr(type(model.method), "embed", None)  # never called
     assert embed(model, source, tmp_path / "store", max_bad_images=4, **options).keys == store.keys
-    with pytest.raises(UserError, match="already exists"):
+    with pytest.raises(UserError, match="exists already"):
         embed(model, source, tmp_path / "store", max_bad_images=3, **options)
 
 

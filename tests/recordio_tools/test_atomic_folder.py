@@ -83,7 +83,7 @@ def test_a_kill_leaves_the_old_or_the_new_folder_and_the_next_call_cleans_up(old
                 (folder / "half").write_text("half")
                 kill_now()
         elif moment == "swapping":
-            atomic_io._replace_folder = kill_now
+            atomic_io.replace_folder = kill_now
         elif moment == "swapped":
             atomic_io.shutil.rmtree = kill_now
         else:

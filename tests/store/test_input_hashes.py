@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from facelt.store.input_hashes import store_inputs, tree_input
-from facelt.store.store import StoreWriter
+from facelt.store.writer import StoreWriter
 from facelt.utils.provenance import InputHash
 from tests.feature_files import write_feature
 

@@ -47,7 +47,9 @@ def test_a_store_holds_the_rows_with_their_names(files, monkeypatch, cli):
     assert store.attributes == {"gender": ["female", "male", "female"]}
     assert store.meta["model"] == {"name": "toy"}
     code, _, error = cli("store", "make", *words)
-    assert (code, "already exists" in error) == (1, True)
+    assert (code, "exists already" in error) == (1, True)
+    assert cli("store", "make", *words, "--model", "another", "--overwrite")[0] == 0
+    assert EmbeddingStore.open(out).meta["model"] == {"name": "another"}
 
 
 def test_rows_are_scaled_to_length_one_on_demand_only(files):

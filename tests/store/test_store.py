@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facelt.errors import UserError
-from facelt.store.store import EmbeddingStore, StoreWriter
+from facelt.store.store import EmbeddingStore
+from facelt.store.writer import StoreWriter
 
 KEYS = ["a/1.jpg", "a/2.jpg", "b/1.jpg", 'b/odd, "name"\n.jpg', "c/é.jpg"]
 IDENTITIES = ["a", "a", "b", "b", "c"]
@@ -170,8 +171,33 @@ def test_writer_refuses_bad_plans(tmp_path, changes, error, match):
 
 
 def test_existing_store_is_not_overwritten(finished):
-    with pytest.raises(UserError, match="already exists"):
+    with pytest.raises(UserError, match="exists already"):
         new_writer(finished)
+
+
+@pytest.mark.parametrize("left_out", [{}, {0: ("a/1.jpg", "unusable")}])
+def test_a_store_is_replaced_whole_once_the_new_one_is_complete(finished, left_out):
+    keys, before = ["x", "y"], {path.name: path.read_bytes() for path in finished.iterdir()}
+    changes = {"kinds": {"direct": 4}, "attributes": {}, "reachability": False}
+    writer = new_writer(finished, keys=keys, identities=keys, overwrite=True, **changes)
+    writer.write(0, {"direct": unit_rows(2 - len(left_out))}, None, left_out)
+    assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
+    store = EmbeddingStore.open(writer.finish())
+    assert (store.keys, store.kinds) == (keys[len(left_out) :], ("direct",))
+    assert {path.name for path in finished.iterdir()} == {"direct.npy", "items.csv", "meta.json"}
+    assert [path.name for path in finished.parent.iterdir()] == [finished.name]
+
+
+def test_a_store_may_become_an_empty_folder_but_replaces_no_other_files(tmp_path):
+    out = tmp_path / "store"
+    out.mkdir()
+    writer = new_writer(out)
+    writer.write(0, *pieces(0, 5))
+    assert EmbeddingStore.open(writer.finish()).keys == KEYS
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds notes\.txt, which this command does not write"):
+        new_writer(out, overwrite=True)
+    assert (out / "notes.txt").read_text() == "mine"
 
 
 def damage(folder, name, change):
