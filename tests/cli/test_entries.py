@@ -242,6 +242,7 @@ def test_audit_writes_a_report_and_exits_with_3_where_a_condition_holds(cli, sco
     assert out.endswith(f"report: {tmp_path / 'report' / 'report.html'}\n")
     assert "False non-match rate: b 100.00 %, a 0 %" in " ".join(out.split())
     assert json.loads((tmp_path / "report/report.json").read_text())["provenance"]["consent"] == "asked for"
+    words += ("--overwrite",)
     code, _, error = cli(*words, "--fail-if", "gap(fnmr).low > 0.2", "--fail-if", "gap(fmr).low > 0.9")
     assert code == 3
     assert error.splitlines()[-1].startswith("fails: gap(fnmr).low > 0.2: gap(fnmr, by=group) is 1, limits 0.")
