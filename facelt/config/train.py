@@ -89,12 +89,14 @@ class OptimConfig(StrictModel):
 class LrMultipliers(StrictModel):
     """Multipliers of `optim.lr` for the `network`, the `head` and the centroids of the `memory`.
 
-    0 keeps the weights but still updates batch-norm statistics.
+    0 keeps the weights but still updates batch-norm statistics. The last block of the backbone, and all that follows
+    it in the network, has the multiplier of `network`; each earlier block has that of the next one times `layer_decay`.
     """
 
     network: float = Field(1.0, ge=0)
     head: float = Field(1.0, ge=0)
     memory: float = Field(1.0, ge=0)
+    layer_decay: float = Field(1.0, gt=0, le=1)
 
 
 class ScheduleConfig(StrictModel):

@@ -1,13 +1,17 @@
-"""Network from image to feature: backbone, attention, embedding; freezing and loading use these three names.
+"""Network from image to feature: backbone, attention, embedding; its parameters by depth.
+
+Freezing and loading use these three names.
 
 Shapes: B batch, H W image, C channels, h w map, K branches, D feature.
 """
+
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 
 from facelt.config.registry import BACKBONES, EMBEDDINGS
 from facelt.errors import UserError
-from facelt.models.branched import BranchedEmbedding, BranchSpec, PerBranch, build_branched
+from facelt.models.branched import BranchedBackbone, BranchedEmbedding, BranchSpec, PerBranch, build_branched
 from facelt.models.layers import ATTENTIONS
 
 
@@ -72,3 +76,42 @@ def build_network(
     count = range(branches.count)
     attentions = PerBranch(new_attention(channels) for _ in count) if attention else None
     return Network(trunk, attentions, BranchedEmbedding(new_embedding(channels) for _ in count), branches.count)
+
+
+def parameters_by_depth(network: Network) -> list[list[nn.Parameter]]:
+    """Returns the network's parameters in groups from the input to the feature: the stem, then each block.
+
+    A block is a module at the top level of the backbone, or in its list `layers`, that itself consists of modules with
+    layers: layer1 to layer4 of a ResNet, a dense block, a bottleneck of MobileFaceNet. Single layers before the first
+    block are the stem; those after a block, such as a transition, belong to it, and so do attention and embedding to
+    the last block. Blocks of different branches have the same depth. No group is empty.
+    """
+    is_branched = isinstance(network.backbone, BranchedBackbone)
+    groups = _groups_of(network.backbone.trunk if is_branched else network.backbone)
+    last = len(groups) - 1
+    for branch in network.backbone.branches if is_branched else ():
+        for depth, parameters in enumerate(_groups_of(branch), start=last):
+            if depth == len(groups):
+                groups.append([])
+            groups[depth].extend(parameters)
+    groups[-1].extend([*network.attention.parameters(), *network.embedding.parameters()])
+    return [parameters for parameters in groups if parameters]
+
+
+def _groups_of(module: nn.Module) -> list[list[nn.Parameter]]:
+    """Returns the parameters of the stem, which may be none, and of each block with the layers after it."""
+    groups = [list(module.parameters(recurse=False))]
+    for layer in _layers_of(module):
+        if any(next(part.children(), None) is not None for part in _layers_of(layer)):
+            groups.append([])
+        groups[-1].extend(layer.parameters())
+    return groups
+
+
+def _layers_of(module: nn.Module) -> Iterator[nn.Module]:
+    """Yields the children in order, and the members of a list named `layers` in its place."""
+    for name, child in module.named_children():
+        if name == "layers":
+            yield from _layers_of(child)
+        else:
+            yield child

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from facelt.config.train import OptimConfig, ScheduleConfig, StageConfig
+from facelt.errors import UserError
 from facelt.methods.base import Method, StepContext
+from facelt.models.network import Network, parameters_by_depth
 
 
 def learning_rate_factor(schedule: ScheduleConfig, context: StepContext) -> float:
@@ -64,7 +66,10 @@ class RowSGD(torch.optim.SGD):
 
 
 class Optimisers:
-    """SGD over a method's parameter groups: one optimiser for network and head, one for the memory."""
+    """SGD over a method's parameter groups: one optimiser for network and head, one for the memory.
+
+    With `layer_decay` the network has a group for each depth. Raises UserError if that changes no rate.
+    """
 
     def __init__(self, method: Method, optim: OptimConfig, stage: StageConfig) -> None:
         self.schedule = stage.schedule
@@ -73,14 +78,17 @@ class Optimisers:
             for part, parameters in method.parameter_groups().items()
         }
         lr_mult = stage.lr_mult.model_dump()
+
+        def param_groups(part: str, parameters: list[nn.Parameter]) -> list[dict]:
+            group = {"params": parameters, "name": part, "base_lr": optim.lr * lr_mult[part]}
+            if part == "network" and lr_mult["layer_decay"] < 1:
+                return _groups_by_depth(group, method.network, lr_mult["layer_decay"])
+            return [group] if parameters else []
+
         memory = {"memory": groups.pop("memory", [])}
         self._optimisers = [
             RowSGD(
-                [
-                    {"params": parameters, "name": part, "base_lr": optim.lr * lr_mult[part]}
-                    for part, parameters in parts.items()
-                    if parameters
-                ],
+                [group for part, parameters in parts.items() for group in param_groups(part, parameters)],
                 lr=optim.lr,
                 momentum=optim.momentum,
                 nesterov=optim.nesterov,
@@ -103,15 +111,18 @@ class Optimisers:
             optimiser.zero_grad(set_to_none=True)
 
     def step(self, context: StepContext) -> float:
-        """Makes one update at this step's learning rates; returns the head's."""
+        """Makes one update at this step's learning rates; returns the head's, or the network's if no head is trained.
+
+        That of the network is the rate of its last block.
+        """
         factor = learning_rate_factor(self.schedule, context)
-        head_lr = 0.0
+        shown_lr = 0.0
         for optimiser in self._optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = factor * group["base_lr"]
-                head_lr = group["lr"] if group["name"] == "head" else head_lr
+                shown_lr = shown_lr if group["name"] == "memory" else group["lr"]
             optimiser.step()
-        return head_lr
+        return shown_lr
 
     def gradient_norm(self) -> torch.Tensor:
         """Returns the L2 norm of all gradients of this rank, a scalar; non-finite if any gradient is."""
@@ -135,6 +146,24 @@ class Optimisers:
             for group in optimiser.param_groups:
                 for parameter in selected.intersection(group["params"]):
                     optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def _groups_by_depth(group: dict, network: Network, decay: float) -> list[dict]:
+    """Splits the group of the network by depth, the stem first; each has the next one's rate times `decay`."""
+    trained, depths = set(group["params"]), parameters_by_depth(network)
+    groups = [
+        {
+            **group,
+            "params": [parameter for parameter in parameters if parameter in trained],
+            "base_lr": group["base_lr"] * decay ** (len(depths) - depth),
+        }
+        for depth, parameters in enumerate(depths, start=1)
+    ]
+    if not any(group["params"] for group in groups[:-1]):
+        raise UserError(
+            "lr_mult.layer_decay: no block of the backbone before the last one is trained in this stage; remove the key"
+        )
+    return [group for group in groups if group["params"]]
 
 
 def freeze(method: Method, parts: Iterable[str]) -> None:
