@@ -20,18 +20,19 @@ _SYNC_BUFFERS = next(
 )
 
 
-def wrap_ddp(network: nn.Module, device: torch.device) -> DistributedDataParallel | None:
-    """Returns the network in DDP with summed gradients; None for a single rank and for a network without gradients.
+def convert_batch_norms(module: nn.Module, device: torch.device) -> None:
+    """Turns the batch norms of a module into SyncBatchNorm over the global batch if several GPUs train, in place.
 
-    The network's state keeps its names. On GPUs its batch norms become SyncBatchNorm over the global batch. torch has
-    no SyncBatchNorm for CPUs: CPU ranks normalise over their own images, and `sync_batch_norm_stats` averages their
-    running statistics.
+    The module's state keeps its names. torch has no SyncBatchNorm for CPUs: CPU ranks normalise over their own images,
+    and `sync_batch_norm_stats` averages their running statistics.
     """
-    if not is_distributed():
-        return None
-    if device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    if not any(parameter.requires_grad for parameter in network.parameters()):
+    if is_distributed() and device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(module)
+
+
+def wrap_ddp(network: nn.Module, device: torch.device) -> DistributedDataParallel | None:
+    """Returns the network in DDP with summed gradients; None for a single rank and for a network without gradients."""
+    if not is_distributed() or not any(parameter.requires_grad for parameter in network.parameters()):
         return None
     ddp = DistributedDataParallel(
         network, device_ids=[device] if device.type == "cuda" else None, **{_SYNC_BUFFERS: False}
@@ -62,12 +63,13 @@ def has_enough_images(sizes: Sequence[Sequence[int]], device: torch.device) -> b
 def sync_batch_norm_stats(network: nn.Module, device: torch.device) -> None:
     """Averages the running statistics of CPU ranks, in one all-reduce.
 
-    They are moving averages, so their mean is the moving average of the global batches' statistics.
+    They are moving averages, so their mean is the moving average of the global batches' statistics. Statistics that are
+    equal on all ranks, such as frozen ones, keep every bit: the sum in float64 is exact.
     """
     statistics = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
     if not is_distributed() or device.type == "cuda" or not statistics:
         return
-    flat = torch.cat([buffer.flatten() for buffer in statistics])
+    flat = torch.cat([buffer.flatten().double() for buffer in statistics])
     parts = (all_reduce(flat, dist.ReduceOp.SUM) / world_size()).split([buffer.numel() for buffer in statistics])
     for buffer, part in zip(statistics, parts, strict=True):
         buffer.copy_(part.view_as(buffer))

@@ -15,7 +15,7 @@ from facelt.config.train import StageConfig, TrainConfig
 from facelt.data.batch import Batch
 from facelt.data.kind import TrainingData
 from facelt.distributed.comm import all_reduce, world_size
-from facelt.distributed.ddp import has_enough_images, sync_batch_norm_stats, wrap_ddp
+from facelt.distributed.ddp import convert_batch_norms, has_enough_images, sync_batch_norm_stats, wrap_ddp
 from facelt.distributed.launch import all_gather_str, run_on_rank0
 from facelt.errors import Interrupted, UserError
 from facelt.inference.model import build_card, save_weights, write_card
@@ -50,12 +50,12 @@ class Trainer:
     ) -> None:
         self.config, self.stage, self.data, self.folder, self.log = config, stage, data, folder, log
         self.device, self.measure = device, measure
-        self.method = method.to(device)
-        self.method.network.to(memory_format=torch.channels_last)
+        self.method = method.to(device, memory_format=torch.channels_last)
         self.method.bf16 = config.precision == "bf16"
         self.optim = stage.optim or config.optim
         freeze(method, stage.freeze)
         self.optimisers = Optimisers(method, self.optim, stage)
+        convert_batch_norms(method, device)
         self._ddp = wrap_ddp(method.network, device)
         method.replicas = None if self._ddp is None else self._ddp.__call__
         # Batch-norm statistics, and their copy from before a step.
