@@ -33,6 +33,10 @@ class RngStream(IntEnum):
     EQUAL_COUNT_ORDER = 9
     SAMPLER_SEED = 10
     TEST = 11
+    IDENTITY_ORDER = 12
+    IDENTITY_IMAGE = 13
+    MATE_IMAGE = 14
+    MATE_REQUEST_SEED = 15
 
 
 def hash_words(*words: int | np.ndarray) -> np.ndarray:
@@ -50,6 +54,8 @@ def hash_words(*words: int | np.ndarray) -> np.ndarray:
 class Sampler(ABC):
     """Base class of all samplers: global batches of `batch` images, `steps_per_epoch` of them in an epoch."""
 
+    _seed_stream = RngStream.REQUEST_SEED
+
     def __init__(self, batch: int, steps_per_epoch: int, seed: int) -> None:
         self.batch = batch
         self.steps_per_epoch = steps_per_epoch
@@ -62,7 +68,7 @@ class Sampler(ABC):
     def epoch_requests(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the indices of an epoch and their seeds: non-negative int64, hashes of (seed, epoch, position)."""
         index_T = self.epoch_indices(epoch)
-        seed_T = hash_words(RngStream.REQUEST_SEED, self.seed, epoch, np.arange(len(index_T))) >> np.uint64(1)
+        seed_T = hash_words(self._seed_stream, self.seed, epoch, np.arange(len(index_T))) >> np.uint64(1)
         return index_T, seed_T.astype(np.int64)
 
 
@@ -84,6 +90,8 @@ class TrainingSampler(Sampler):
     Raises UserError if an epoch would not fill one batch.
     """
 
+    _noun = "images"
+
     def __init__(
         self, labels: np.ndarray, batch: int, seed: int, members: np.ndarray | None = None, *, epochs: int = 1
     ) -> None:
@@ -94,7 +102,7 @@ class TrainingSampler(Sampler):
         self._epochs = epochs
         images = self._images_per_epoch()
         if images < batch:
-            raise UserError(f"{images} training images are fewer than one batch of {batch}; lower the batch size")
+            raise UserError(f"{images} training {self._noun} are fewer than one batch of {batch}; lower the batch size")
         super().__init__(batch, images // batch, seed)
 
     def _images_per_epoch(self) -> int:
@@ -283,6 +291,45 @@ class InstanceSampler(TrainingSampler):
     def epoch_indices(self, epoch: int) -> np.ndarray:
         key_M = hash_words(RngStream.INSTANCE_ORDER, self.seed, epoch, np.arange(len(self._member_M)))
         return self._member_M[np.argsort(key_M)[: self.steps_per_epoch * self.batch]]
+
+
+@register_sampler("identity")
+class IdentitySampler(TrainingSampler):
+    """One image of every identity per epoch, drawn uniformly, in a new random order of the identities."""
+
+    _noun = "identities"
+
+    def _images_per_epoch(self) -> int:
+        return len(self._classes.count_K)
+
+    def epoch_indices(self, epoch: int) -> np.ndarray:
+        member_M, start_K, _ = self._classes
+        identity_T, offset_T = self._draw(epoch)
+        return member_M[start_K[identity_T] + offset_T]
+
+    def _draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the identities of an epoch and the position of the image drawn among those of each, int64 [T]."""
+        count_K = self._classes.count_K
+        key_K = hash_words(RngStream.IDENTITY_ORDER, self.seed, epoch, np.arange(len(count_K)))
+        identity_T = np.argsort(key_K)[: self.steps_per_epoch * self.batch]
+        offset_T = _uniform(RngStream.IDENTITY_IMAGE, self.seed, epoch, identity_T) * count_K[identity_T]
+        return identity_T, offset_T.astype(np.int64)
+
+
+@register_sampler("identity_mate")
+class IdentityMateSampler(IdentitySampler):
+    """The mates of the images that `identity` lists: at each position another image of the same identity.
+
+    The image of an identity without another one is its own mate. Augmentations are independent of those of `identity`.
+    """
+
+    _seed_stream = RngStream.MATE_REQUEST_SEED
+
+    def _draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        identity_T, offset_T = super()._draw(epoch)
+        count_T = self._classes.count_K[identity_T]
+        others_T = _uniform(RngStream.MATE_IMAGE, self.seed, epoch, identity_T) * (count_T - 1)
+        return identity_T, (offset_T + 1 + others_T.astype(np.int64)) % count_T
 
 
 class SequentialSampler(Sampler):

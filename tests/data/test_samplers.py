@@ -97,7 +97,8 @@ def test_instance_order_is_uniform():
 
 
 # Images in an epoch for classes of 20, 9, 3 and 1.
-LISTED = dict.fromkeys(SAMPLERS, 33) | {"oversample": 80, "undersample": 4}
+LISTED = dict.fromkeys(SAMPLERS, 33) | {"oversample": 80, "undersample": 4, "identity": 4, "identity_mate": 4}
+SEED_STREAMS = dict.fromkeys(SAMPLERS, RngStream.REQUEST_SEED) | {"identity_mate": RngStream.MATE_REQUEST_SEED}
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -110,7 +111,7 @@ def test_every_training_sampler_keeps_the_protocol(name):
     assert index_T.dtype == seed_T.dtype == np.int64
     assert index_T.shape == seed_T.shape == (draws,)
     assert seed_T.min() >= 0
-    assert seed_T.tolist() == [plain_hash(RngStream.REQUEST_SEED, 5, 2, position) >> 1 for position in range(draws)]
+    assert seed_T.tolist() == [plain_hash(SEED_STREAMS[name], 5, 2, position) >> 1 for position in range(draws)]
     np.testing.assert_array_equal(index_T, SAMPLERS[name](labels, 4, seed=5, epochs=8).epoch_indices(2))
     assert index_T.tolist() != sampler.epoch_indices(3).tolist()
     assert index_T.tolist() != SAMPLERS[name](labels, 4, seed=6, epochs=8).epoch_indices(2).tolist()
@@ -120,7 +121,8 @@ def test_every_training_sampler_keeps_the_protocol(name):
 def test_members_restrict_the_draws(name):
     labels, members = np.repeat(np.arange(3), 10), np.array([0, 2, 4, 13, 29])
     sampler = SAMPLERS[name](labels, 2, seed=0, members=members, epochs=20)
-    assert sampler.steps_per_epoch == {"oversample": 9, "undersample": 3}.get(name, 5) // 2
+    images = {"oversample": 9} | dict.fromkeys(("undersample", "identity", "identity_mate"), 3)
+    assert sampler.steps_per_epoch == images.get(name, 5) // 2
     drawn = {index for epoch in range(20) for index in sampler.epoch_indices(epoch).tolist()}
     assert drawn == set(members.tolist())
 
@@ -128,8 +130,9 @@ def test_members_restrict_the_draws(name):
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("labels", [[0, 0, 0, -1], [-1, -1, -1, -1]], ids=["three", "none"])
 def test_fewer_images_than_a_batch_is_refused(name, labels):
-    known = labels.count(0)
-    with pytest.raises(UserError, match=f"{known} training images are fewer than one batch of 4"):
+    known = len({0} & set(labels)) if name.startswith("identity") else labels.count(0)
+    noun = "identities" if name.startswith("identity") else "images"
+    with pytest.raises(UserError, match=f"{known} training {noun} are fewer than one batch of 4"):
         SAMPLERS[name](np.array(labels), 4, seed=0, epochs=1)
 
 
