@@ -36,7 +36,7 @@ def build(method: str):
         "resnet10", image_size=(32, 32), attention=True, embedding="linear_bn", dim=4, branches=branches
     )
     settings = METHODS.settings(method)(name=method, **OPTIONS.get(method, {}))
-    return METHODS[method](settings, network, 3)
+    return METHODS[method](settings, network, 5)
 
 
 @pytest.mark.parametrize("name", REGISTRIES)

@@ -202,8 +202,12 @@ class Method(nn.Module, ABC):
         one per branch, and returns [B, K, D].
         """
         run = self.replicas if self.training and self.replicas is not None else self.network
+        return self.features_of(run, *image_B3HW)
+
+    def features_of(self, network: Callable[..., torch.Tensor], *image_B3HW: torch.Tensor) -> torch.Tensor:
+        """Returns the features by a network of the method, which runs in bfloat16 if `bf16` is set."""
         with torch.autocast(image_B3HW[0].device.type, torch.bfloat16, enabled=self.bf16):
-            feature_BD = run(*image_B3HW)
+            feature_BD = network(*image_B3HW)
         return feature_BD.float() if feature_BD.dtype == torch.bfloat16 else feature_BD
 
     def gathered_features(self, *image_B3HW: torch.Tensor) -> GatheredFeatures:

@@ -7,7 +7,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fslwf": {"novel_below": 6},
     "model_regression": {"levels": 2},
     "meta_model_net": {"levels": 2},
+    "semi_siamese": {"queue": 4},
 }
+# The recipe has five identities, and a batch of this method has as many at most.
+OPTIMS: dict[str, dict[str, Any]] = {"semi_siamese": {"lr": 0.05, "batch": 4}}
 BRANCHES: dict[str, dict[str, Any]] = {
     "bbn": {"count": 2, "split": "last_block"},
     "reslt": {"count": 3, "split": "batch_norm"},
@@ -25,7 +28,7 @@ WITHOUT_STEPS = {"tau_norm", "ncm", "fusion"}
 def stages(method: str) -> list[dict[str, Any]]:
     """Stages of one epoch or none; the last one, `only`, is the method's."""
     only = {"name": "only", "method": {"name": method, **OPTIONS.get(method, {})}, "epochs": 1}
-    only["branches"] = BRANCHES.get(method)
+    only |= {"branches": BRANCHES.get(method), "optim": OPTIMS.get(method)}
     if method == "lfme":
         # The recipe's classes are all of few shots.
         expert = {"name": "expert", "method": {"name": "classify", "shots": "few"}, "epochs": 1}
