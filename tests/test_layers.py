@@ -162,7 +162,7 @@ def test_module_counts():
     lines = {
         module: len(path.read_text().splitlines()) for module, path in MODULES.items() if path.name != "__init__.py"
     }
-    assert len(lines) <= 220
+    assert len(lines) <= 240
     assert statistics.median(lines.values()) >= 120
     assert max(lines.values()) <= 500
     # A plug-in that a user picks by name may be smaller.

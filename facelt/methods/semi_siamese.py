@@ -4,39 +4,50 @@ b pairs of this rank, B of all ranks, Q entries of the queue, D feature.
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from facelt.config.registry import register_method
+from facelt.config.base import NamedSettings
+from facelt.config.registry import MARGINS, register_method
 from facelt.config.train import MethodSettings
 from facelt.distributed.comm import BatchSplit, gather_replicated
 from facelt.distributed.logits import NORM_EPS, GatheredFeatures
 from facelt.errors import UserError
-from facelt.heads.classifiers import CombinedMargin
+from facelt.heads.margins import CosFaceSettings
 from facelt.heads.ncm import NcmHead
 from facelt.methods.base import Method, SamplerSpec, StepContext, StepOutput, TrainBatch
 from facelt.models.network import Network
 
 # Label of the random entries that the queue begins with.
 _NO_IDENTITY = -1
+_MARGINS = ("cosface", "arcface", "combined")
 
 
 class SemiSiameseSettings(MethodSettings):
     """`queue` is the number of gallery features that a probe is classified among, fewer than there are identities.
 
     After each step the weights w of the gallery network become `momentum` * w + (1 - `momentum`) * v with the weights v
-    of the network. `scale` multiplies the cosines; `margins` are those of the head `margin`, cos(m1 theta + m2) - m3.
-    The stage's `optim.batch` counts pairs of images.
+    of the network. `scale` multiplies the cosines; `margin` is one of the head `margin` that is the same for all images
+    and leaves other classes as they are: `cosface`, `arcface` or `combined`. The stage's `optim.batch` counts pairs of
+    images.
     """
 
     queue: int = Field(16384, ge=2)
     momentum: float = Field(0.999, ge=0, lt=1)
     scale: float = Field(32.0, gt=0)
-    margins: tuple[float, float, float] = (1.0, 0.0, 0.35)
+    margin: Annotated[NamedSettings, MARGINS.choice()] = CosFaceSettings(name="cosface", m=0.35)
+
+    @field_validator("margin")
+    @classmethod
+    def _is_the_same_for_all_images(cls, margin: NamedSettings) -> NamedSettings:
+        if margin.name not in _MARGINS:
+            raise ValueError(f"name: {margin.name} needs a classifier; choose {', '.join(_MARGINS)}")
+        return margin
 
 
 @register_method("semi_siamese", SemiSiameseSettings)
@@ -79,7 +90,7 @@ class SemiSiamese(Method):
                 f"method.queue: {config.queue} entries need more than {config.queue} identities, but the training data "
                 f"have {identities}; lower it"
             )
-        self.scale, self.margin = config.scale, CombinedMargin(*config.margins)
+        self.scale, self.margin = config.scale, MARGINS[config.margin.name](**config.margin.options)
         self.head = NcmHead(network.dim, num_classes)
         self.gallery = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.momentum)).requires_grad_(False)
         for module in self.gallery.modules():

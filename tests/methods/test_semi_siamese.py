@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from torch import nn
 
 from facelt.config.registry import METHODS
@@ -70,7 +71,7 @@ def plain_loss(method: Method, batches: list[TrainBatch], scale: float, margin: 
 
 @pytest.mark.parametrize(("scale", "margin"), [(32.0, 0.35), (4.0, 0.1)])
 def test_loss_and_gradient_equal_a_plain_loop(scale, margin):
-    method = method_in_training(scale=scale, margins=(1.0, 0.0, margin))
+    method = method_in_training(scale=scale, margin={"name": "cosface", "m": margin})
     plain, batches = copy.deepcopy(method), pairs()
     output = method.step(batches, FIRST)
     expected = plain_loss(plain, batches, scale, margin)
@@ -86,7 +87,13 @@ def test_loss_and_gradient_equal_a_plain_loop(scale, margin):
 
 def test_the_defaults_are_those_of_the_released_code():
     settings = SemiSiameseSettings(name="semi_siamese")
-    assert (settings.queue, settings.momentum, settings.scale, settings.margins) == (16384, 0.999, 32, (1, 0, 0.35))
+    assert (settings.queue, settings.momentum, settings.scale) == (16384, 0.999, 32)
+    assert (settings.margin.name, settings.margin.options) == ("cosface", {"m": 0.35})
+
+
+def test_a_margin_that_needs_a_classifier_is_refused():
+    with pytest.raises(ValidationError, match="name: adaface needs a classifier; choose cosface, arcface, combined"):
+        SemiSiameseSettings(name="semi_siamese", margin={"name": "adaface"})
 
 
 def test_an_older_feature_of_the_same_identity_is_no_negative():
