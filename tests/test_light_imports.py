@@ -17,7 +17,7 @@ HEAVY = (
     *("onnx", "onnxruntime"),
 )
 PROMISED = {
-    *("train", "align", "dataset", "embed", "evaluate", "verify", "megaface", "audit"),
+    *("train", "align", "dataset", "embed", "evaluate", "verify", "megaface", "ijb", "tinyface", "audit"),
     *("bench", "figures", "export", "gallery", "store", "demo", "recipes"),
 }
 

@@ -16,8 +16,10 @@ from facelt.cli.evaluate import evaluate
 from facelt.cli.export import export
 from facelt.cli.figures import figures
 from facelt.cli.gallery import gallery_app
+from facelt.cli.ijb import ijb
 from facelt.cli.recipes import recipes_app
 from facelt.cli.store import store_app
+from facelt.cli.tinyface import tinyface
 from facelt.cli.train import train
 from facelt.cli.verify import verify
 from facelt.utils.cli import run_app
@@ -27,7 +29,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (train, align, embed, evaluate, verify, megaface, audit, dataset, bench, figures, export, demo):
+for command in (
+    *(train, align, embed, evaluate, verify, megaface, ijb, tinyface),
+    *(audit, dataset, bench, figures, export, demo),
+):
     app.command()(command)
 app.add_typer(gallery_app, name="gallery")
 app.add_typer(store_app, name="store")

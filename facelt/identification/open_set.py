@@ -65,12 +65,16 @@ class HalfSearches:
 
 @dataclass(frozen=True, eq=False)
 class OpenSetSearches:
-    """Searches of both halves, down to rank `rank`; `enrolment` describes the enrolled images."""
+    """Searches of both halves, whose mates count down to rank `rank`; `enrolment` describes the enrolled images.
+
+    `part` is the word for a half in messages. `seed` is None if a protocol lists the enrolled images.
+    """
 
     halves: tuple[HalfSearches, HalfSearches]
     rank: int
-    seed: int
+    seed: int | None
     enrolment: str = ENROLMENT
+    part: str = "half"
 
 
 def open_set_searches(
@@ -214,9 +218,60 @@ def open_set_rates(
     if invalid := [fpir for fpir in fpirs if not 0 < fpir <= 1]:
         raise ValueError(f"FPIR {invalid[0]}: must be above 0 and at most 1")
     halves = [_HalfScores.of(half, searches.rank, reachability_P) for half in searches.halves]
-    points = tuple(_point(fpir, halves) for fpir in fpirs)
+    points = tuple(_point(fpir, halves, searches.part) for fpir in fpirs)
     curve = _curve(halves, per_decade)
     return OpenSetRates("similarity" if reachability_P is None else "reachability", searches.rank, points, *curve)
+
+
+def gallery_searches(
+    row_PD: np.ndarray,
+    identity_P: np.ndarray,
+    probe_S: np.ndarray,
+    enrolled_E: np.ndarray,
+    *,
+    rank: int,
+    cosine: bool = False,
+    search: Callable[..., tuple[np.ndarray, np.ndarray]] = top_k,
+    progress: ProgressFn = no_progress,
+) -> HalfSearches:
+    """Searches the probes in a gallery that a protocol lists; both are positions among the P rows.
+
+    An identity may have several enrolled rows: its mate is the most similar one. Rows of the identity -1 are of unknown
+    people, who are nobody's mates. `search` has the signature of `top_k`.
+
+    Raises BadRow and UserError as `top_k` does; ValueError on a rank outside 1..254.
+    """
+    if not 0 < rank < 255:
+        raise ValueError(f"rank {rank}: must be 1 to 254")
+    gallery_ED = row_PD[enrolled_E]
+    best_SR = search(row_PD[probe_S], gallery_ED, rank, cosine=cosine, progress=progress)[0][0]
+    search_M, enrolled_M = _listed_pairs(identity_P[probe_S], identity_P[enrolled_E])
+    score_M = similarities(row_PD, probe_S[search_M], gallery_ED, enrolled_M, cosine=cosine)
+    mate_score_S = np.full(len(probe_S), -np.inf)
+    np.maximum.at(mate_score_S, search_M, score_M)
+    (mated_M,), (nonmated_N,) = np.nonzero(mate_score_S > -np.inf), np.nonzero(mate_score_S == -np.inf)
+    # No other mate is more similar: only rows of other identities rank before the mate.
+    rank_M = hit_ranks(mate_score_S[mated_M], np.arange(len(mated_M)), best_SR[mated_M])
+    return HalfSearches(
+        enrolled_E,
+        len(enrolled_E),
+        probe_S[mated_M],
+        rank_M,
+        mate_score_S[mated_M],
+        probe_S[nonmated_N],
+        best_SR[nonmated_N, 0],
+    )
+
+
+def _listed_pairs(identity_S: np.ndarray, identity_E: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the positions of every probe and enrolled row of one known identity, int64 [M] each, by probe."""
+    order_E = np.argsort(identity_E, kind="stable")
+    ordered_E = identity_E[order_E]
+    first_S, end_S = (np.searchsorted(ordered_E, identity_S, side=side) for side in ("left", "right"))
+    size_S = np.where(identity_S == -1, 0, end_S - first_S)
+    search_M = np.repeat(np.arange(len(identity_S)), size_S)
+    within_M = np.arange(len(search_M)) - np.repeat(np.cumsum(size_S) - size_S, size_S)
+    return search_M, order_E[first_S[search_M] + within_M]
 
 
 def search_outcomes(
@@ -267,15 +322,15 @@ class _HalfScores:
         return HalfRates(threshold, float(positive_N.mean()), float(miss_M.mean()), *counts)
 
 
-def _point(target_fpir: float, halves: Sequence[_HalfScores]) -> OpenSetPoint:
+def _point(target_fpir: float, halves: Sequence[_HalfScores], part: str = "half") -> OpenSetPoint:
     for number, half in enumerate(halves, start=1):
         mated, nonmated = len(half.mated_M), len(half.nonmated_N)
         if not mated or not nonmated:
-            reason = f"half {number} has {mated:,} mated and {nonmated:,} non-mated searches"
+            reason = f"{part} {number} has {mated:,} mated and {nonmated:,} non-mated searches"
             return OpenSetPoint(target_fpir, reason=reason)
         if max_errors(target_fpir, nonmated) < 1:
             needed = math.ceil(1 / target_fpir)
-            reason = f"a rate of {target_fpir:g} needs {needed:,} non-mated searches; half {number} has {nonmated:,}"
+            reason = f"a rate of {target_fpir:g} needs {needed:,} non-mated searches; {part} {number} has {nonmated:,}"
             return OpenSetPoint(target_fpir, reason=reason)
     rates = tuple(half.at(target_fpir) for half in halves)
     supported = all(max_errors(target_fpir, half.nonmated) >= MIN_SUPPORTING_ERRORS for half in rates)

@@ -34,6 +34,7 @@ def embed_images(
     max_bad_images: int = 0,
     left_out: Mapping[str, str] = MappingProxyType({}),
     overwrite: bool = False,
+    setting: str = "--max-bad-images",
     progress: ProgressFn = no_progress,
 ) -> Path:
     """Writes all kinds of embedding, flip-averaged, to a store and returns its folder; resumes an unfinished store.
@@ -41,8 +42,8 @@ def embed_images(
     A finished store of the same model, images and settings is left as it is; images are compared by key, not content.
     With `overwrite` any finished store at `out` is replaced instead, once the new one is complete.
     Up to `max_bad_images` unusable images are left out and listed in the store's metadata with `left_out`, reasons by
-    name. Under torchrun each process embeds a shard of whole batches with a whole model; the leader creates and
-    finishes the store, which equals that of one process.
+    name; `setting` names this limit in messages. Under torchrun each process embeds a shard of whole batches with a
+    whole model; the leader creates and finishes the store, which equals that of one process.
 
     Raises UserError: too many unusable images or only such, a store that exists, a full disk.
     """
@@ -79,7 +80,7 @@ def embed_images(
         overwrite=overwrite,
     )
     group.signal_ready()
-    bad = BadImageTracker(max_bad_images, "--max-bad-images")
+    bad = BadImageTracker(max_bad_images, setting)
     # Other processes may have recorded theirs already; the limit is applied to all of them at the end.
     bad.add(BadImage(*image) for row, image in writer.left_out().items() if row in writer.share)
     predictor = Predictor.of(model, batch, workers, bad, progress)

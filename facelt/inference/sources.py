@@ -20,7 +20,7 @@ from facelt.config.train import TrainConfig
 from facelt.data.dataset import ImageDataset
 from facelt.data.image_files import ImageFileDataset, ImageFolderDataset, ListDataset, UnlabelledListDataset
 from facelt.data.records import RecordDataset
-from facelt.data.transforms import ExpectSize, ImageTransform
+from facelt.data.transforms import ExpectSize, ImageTransform, Resize
 from facelt.errors import UserError
 from recordio_tools.face_set import IDENTITIES_FILE, read_identities
 from recordio_tools.lists import IMAGE_SUFFIXES, has_labels
@@ -162,6 +162,41 @@ class AlignedFaceDataset(ImageDataset):
         return warp_face(self._last[1], similarity_transform(self._landmark_N52[index], self._side), self._side)
 
 
+def open_landmark_source(root: Path, names: list[str], landmark_N52: np.ndarray, config: TrainConfig) -> ImageSource:
+    """Opens photographs below `root` whose faces are cropped at listed landmarks, at the model's image size.
+
+    Raises UserError for a model whose images are not square, and if none of a few photographs can be used.
+    """
+    side = _square_side(config.data.image_size, "landmarks")
+    paths = [root / name for name in names]
+    dataset = AlignedFaceDataset(names, paths, landmark_N52, side, config.data.max_pixels)
+    dataset.require_usable(np.arange(len(names)))
+    alignment = {"detector": "listed landmarks", "template": "arcface"}
+    return ImageSource(dataset, np.arange(len(names)), names, [""] * len(names), {}, {"alignment": alignment})
+
+
+def open_file_source(
+    root: Path, paths: list[str], identities: list[str], config: TrainConfig, *, resize: bool
+) -> ImageSource:
+    """Opens image files below `root` at the model's image size; images of another size are resized only on request.
+
+    Raises UserError if none of a few images can be used.
+    """
+    size = config.data.image_size
+    transform = Resize(size) if resize else ExpectSize(size, "; align the images, or resize them with --resize")
+    dataset = ImageFileDataset(root, paths, np.full(len(paths), -1), 0, transform, config.data.max_pixels)
+    dataset.require_usable(np.arange(len(paths)))
+    preprocessing = {"resized": True} if resize else {}
+    return ImageSource(dataset, np.arange(len(paths)), paths, identities, {}, preprocessing)
+
+
+def _square_side(image_size: tuple[int, int], option: str) -> int:
+    height, width = image_size
+    if height != width:
+        raise UserError(f"{option}: the model's images are {height} x {width} pixels, but aligned faces are square")
+    return height
+
+
 def open_photograph_source(
     photographs: Sequence[Photograph],
     options: DetectionOptions,
@@ -175,9 +210,7 @@ def open_photograph_source(
     for a photograph that is listed twice, no face at all, a model whose images are not square, and as `detect_all`
     does.
     """
-    height, width = image_size
-    if height != width:
-        raise UserError(f"--align: the model's images are {height} x {width} pixels, but aligned faces are square")
+    side = _square_side(image_size, "--align")
     name, times = Counter(photograph.name for photograph in photographs).most_common(1)[0]
     if times > 1:
         raise UserError(f"the photograph {name} is listed {times} times; list each once")
@@ -197,7 +230,7 @@ def open_photograph_source(
     paths = [photograph.path for photograph in sources]
     alignment = {"detector": open_detector(options.detector, options.min_score).name, "template": "arcface"}
     return ImageSource(
-        AlignedFaceDataset(keys, paths, np.stack(landmarks), height, options.max_pixels),
+        AlignedFaceDataset(keys, paths, np.stack(landmarks), side, options.max_pixels),
         np.arange(len(keys)),
         keys,
         [photograph.identity for photograph in sources],

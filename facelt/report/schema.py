@@ -210,6 +210,15 @@ class PairPoint(ReportPart):
     warning: str | None = None
 
 
+class PairPoints(ReportPart):
+    """Operating points on one list of pairs, and its counts; people are joined by mated pairs."""
+
+    mated: int
+    nonmated: int
+    people: int
+    points: list[PairPoint]
+
+
 class PairSetResult(ReportPart):
     """Verification on one list of pairs: 10-fold accuracy and operating points."""
 
@@ -232,3 +241,91 @@ class VerificationReport(ReportModel):
     source: VerificationSource
     level: float
     sets: list[PairSetResult]
+
+
+class RankRate(ReportPart):
+    """Share of the mated searches whose mate is among the best `rank`, with its limits, clustered by identity."""
+
+    rank: int
+    rate: float
+    limits: list[float] | None
+
+
+class GalleryPoint(ReportPart):
+    """Threshold and rates of one gallery at one FPIR."""
+
+    threshold: float
+    fpir: float
+    fnir: float
+    false_positives: int
+
+
+class GalleriesPoint(ReportPart):
+    """FNIR at one FPIR, both the means over the galleries, with the limits of FNIR at these thresholds.
+
+    `reason` says why there is no FNIR. `supported` is false with too few non-mated searches for 30 errors.
+    """
+
+    wanted: float
+    fnir: OptionalRate
+    fnir_limits: list[float] | None
+    fpir: OptionalRate
+    supported: bool
+    reason: str | None
+    galleries: list[GalleryPoint]
+
+
+class TemplateGallery(ReportPart):
+    """Gallery of a template protocol: templates, subjects, and the searches of the probes in it."""
+
+    name: str
+    templates: int
+    subjects: int
+    mated: int
+    nonmated: int
+
+
+class TemplateIdentification(ReportPart):
+    """1:N identification in two galleries: rank-k rates over all mated searches, FNIR at FPIR at rank `rank`."""
+
+    subjects: int
+    galleries: list[TemplateGallery]
+    ranks: list[RankRate]
+    rank: int
+    points: list[GalleriesPoint]
+
+
+class TemplateWeighting(ReportPart):
+    """Treatment of the image features before they are averaged."""
+
+    detector_score: bool
+    normalized: bool
+
+
+class IjbReport(ReportModel):
+    """Report of `facelt ijb`; without the lists of 1:N there is no identification."""
+
+    schema_name: Literal["facelt.ijb/1"] = Field("facelt.ijb/1", alias="schema")
+    dataset: str
+    source: VerificationSource
+    weighting: TemplateWeighting
+    level: float
+    images: int
+    media: int
+    templates: int
+    verification: PairPoints
+    identification: TemplateIdentification | None
+
+
+class TinyfaceReport(ReportModel):
+    """Report of `facelt tinyface`: rank-k identification of the probes that have a mate in the gallery."""
+
+    schema_name: Literal["facelt.tinyface/1"] = Field("facelt.tinyface/1", alias="schema")
+    source: VerificationSource
+    level: float
+    identities: int
+    probes: int
+    probes_without_mate: int
+    gallery_matches: int
+    distractors: int
+    ranks: list[RankRate]

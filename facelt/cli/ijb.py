@@ -1,0 +1,118 @@
+"""`facelt ijb`: the template protocol of IJB-B and IJB-C."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from facelt.config.base import EmbeddingKind
+from facelt.errors import UserError
+from facelt.store.store import StoreDtype
+from facelt.utils.cli import is_first_process, print_notice, set_openmp_wait_policy
+from facelt.utils.folder_lock import lock_folder
+
+
+def ijb(
+    folder: Annotated[Path, typer.Argument(help="Folder of IJB-B or IJB-C in InsightFace's layout: meta, loose_crop.")],
+    out: Annotated[Path, typer.Option(help="Folder for the report, and with --checkpoint for the embedding store.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="Run folder, or a stage's folder in it.")] = None,
+    embeddings: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of --checkpoint: an embedding store of the images, or .npy or .npz with one row for each "
+            "line of name_5pts_score.txt."
+        ),
+    ] = None,
+    array: Annotated[
+        list[str] | None,
+        typer.Option(help="Array of a .npz file; several are added, as embs and embs_f of InsightFace's evaluation."),
+    ] = None,
+    kind: Annotated[EmbeddingKind, typer.Option(help="Kind of embedding of a model or a store.")] = "direct",
+    detector_score: Annotated[bool, typer.Option(help="Weigh each image by its detection score.")] = True,
+    normalize: Annotated[
+        bool, typer.Option("--normalize", help="Scale image features to length one before they are averaged.")
+    ] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 128,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    dtype: Annotated[StoreDtype, typer.Option(help="Type of the stored embeddings.")] = "float16",
+    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of tables.")] = False,
+) -> None:
+    """Measure templates of IJB-B or IJB-C: 1:1 TAR at FAR; 1:N rank-k, and FNIR at FPIR, with confidence intervals.
+
+    With --checkpoint the images are aligned by their listed landmarks and embedded first, flip-averaged, into
+    OUT/embeddings; the same command continues an interrupted run.
+    """
+    settings = {name.rstrip("_"): value for name, value in locals().items()}
+    check_source_options(checkpoint, embeddings, array, kind)
+    from facelt.evaluation.face_benchmarks import evaluate_ijb
+    from facelt.report.face_benchmarks import print_ijb, write_face_benchmark
+    from facelt.store.ijb import IjbFolder, IjbLists
+    from facelt.utils.json_values import json_line
+    from facelt.utils.provenance import InputHash, run_provenance
+    from recordio_tools.progress import progress_bars
+
+    def open_source(model_config: Any) -> Any:
+        from facelt.inference.sources import open_landmark_source
+
+        images = lists.images
+        return open_landmark_source(lists.folder.images, images.names, images.landmark_N52, model_config)
+
+    with lock_folder(out):
+        lists = IjbLists.read(IjbFolder.open(folder))
+        features, inputs = open_benchmark_features(settings, open_source)
+        if not is_first_process():
+            return
+        with progress_bars() as progress:
+            report = evaluate_ijb(
+                lists, features, detector_score=detector_score, normalize=normalize, progress=progress
+            )
+        inputs = [*inputs, *map(InputHash.of_file, lists.folder.lists)]
+        report = report.with_run(run_provenance("ijb", settings, inputs))
+        path = write_face_benchmark(report, out)
+    if json:
+        typer.echo(json_line(report.json_values()))
+    else:
+        print_ijb(report)
+    typer.echo(f"written: {path}", err=json)
+
+
+def check_source_options(checkpoint: Path | None, embeddings: Path | None, array: list[str] | None, kind: str) -> None:
+    """Raises UserError unless the options name one source of features, and only apply to it."""
+    if (embeddings is None) == (checkpoint is None):
+        raise UserError("give either a model with --checkpoint or computed embeddings with --embeddings")
+    suffix = "" if embeddings is None else embeddings.suffix.lower()
+    if array and suffix != ".npz":
+        raise UserError("--array: only applies to a .npz file given by --embeddings")
+    if kind != "direct" and suffix in (".npy", ".npz"):
+        raise UserError("--kind: only applies to a model or a store")
+
+
+def open_benchmark_features(settings: dict[str, Any], open_source: Callable[[Any], Any]) -> tuple[Any, list]:
+    """Returns the features of a benchmark's images and the hashes of their inputs, from the options of its command.
+
+    With a model the images of `open_source(config)` are embedded into OUT/embeddings first. Raises UserError.
+    """
+    from facelt.evaluation.face_benchmarks import ImageFeatures
+    from recordio_tools.progress import progress_bars
+
+    checkpoint, embeddings, kind = (settings[name] for name in ("checkpoint", "embeddings", "kind"))
+    inputs = []
+    if checkpoint is not None:
+        set_openmp_wait_policy(settings["device"])
+        from facelt.cli.evaluate import checkpoint_inputs
+        from facelt.distributed.launch import resolve_device
+        from facelt.inference.embed import embed_images
+        from facelt.inference.model import describe_model, load_model
+
+        print_notice(f"model: {describe_model(checkpoint)}")
+        model = load_model(checkpoint, resolve_device(settings["device"]))
+        model.require_kind(kind)
+        options = {name: settings[name] for name in ("batch", "workers", "dtype")}
+        source, embeddings = open_source(model.config), settings["out"] / "embeddings"
+        with progress_bars(is_first_process()) as progress:
+            embed_images(model, source, embeddings, **options, setting="the protocol", progress=progress)
+        inputs = checkpoint_inputs([checkpoint], [])
+    features = ImageFeatures.open(embeddings, kind, settings["array"] or ())
+    return features, [*inputs, *features.inputs]
