@@ -49,7 +49,7 @@ class ImageFeatures:
 
     @classmethod
     def open(cls, path: Path, kind: str, arrays: Sequence[str] = ()) -> "ImageFeatures":
-        """Opens the embeddings of a kind in a store, or an array in a .npy or .npz file without reading a store's rows.
+        """Opens the embeddings of a kind in a store, without reading them, or an array in a .npy or .npz file.
 
         `arrays` names the array of a .npz file (default: `embeddings`, or the only one); several are added. Raises
         UserError.
@@ -62,8 +62,8 @@ class ImageFeatures:
             preprocessing = store.meta.get("preprocessing")
             is_flipped = preprocessing.get("flip_averaged") is True if isinstance(preprocessing, dict) else None
             source = {"name": str(path), **model, "kind": kind, "flip_averaged": is_flipped}
-            inputs = store_inputs(path, [kind])
-            return cls(path, store.embedding(kind), store.keys, kind in UNIT_KINDS, source, inputs)
+            value_ND = store.embedding(kind)
+            return cls(path, value_ND, store.keys, kind in UNIT_KINDS, source, store_inputs(path, [kind]))
         value_ND = read_embedding_array(path, arrays[0] if arrays else None, default="embeddings")
         for name in arrays[1:]:
             other_ND = read_embedding_array(path, name, rows=len(value_ND))
