@@ -40,7 +40,7 @@ ALLOWED = {
     "openset": "config",
     "inference": "config data distributed models methods openset metrics store alignment",
     "evaluation": "config report data distributed heads methods openset metrics inference store search identification"
-    " stats",
+    " stats utils",
     "export": "data models methods inference",
     "training": "config data distributed models methods metrics inference",
     "benchmarking": "config distributed inference evaluation training report",

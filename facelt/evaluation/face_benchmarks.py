@@ -13,7 +13,7 @@ import numpy as np
 from facelt.errors import UserError
 from facelt.identification.open_set import OpenSetPoint, OpenSetSearches, gallery_searches, open_set_rates
 from facelt.identification.pair_verification import pair_rates
-from facelt.identification.templates import LEVEL, miss_rate, rank_rates, template_features
+from facelt.identification.templates import SEARCH_LEVEL, miss_rate, rank_rates, template_features
 from facelt.identification.verification import FARS
 from facelt.report.schema import IjbReport, TinyfaceReport
 from facelt.search.exact import BadRow, similarities
@@ -139,7 +139,7 @@ def evaluate_ijb(
             "dataset": folder.title,
             "source": features.source,
             "weighting": {"detector_score": detector_score, "normalized": normalize},
-            "level": LEVEL,
+            "level": SEARCH_LEVEL,
             "images": len(images.names),
             "media": media.media,
             "templates": len(media.template_T),
@@ -234,7 +234,7 @@ def evaluate_tinyface(
     return TinyfaceReport.build(
         {
             "source": features.source,
-            "level": LEVEL,
+            "level": SEARCH_LEVEL,
             "identities": rates.identities,
             "probes": lists.probes,
             "probes_without_mate": len(searches.nonmated_N),

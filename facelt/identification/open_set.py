@@ -237,7 +237,7 @@ def gallery_searches(
     """Searches the probes in a gallery that a protocol lists; both are positions among the P rows.
 
     An identity may have several enrolled rows: its mate is the most similar one. Rows of the identity -1 are of unknown
-    people, who are nobody's mates. `search` has the signature of `top_k`.
+    people, which have no mates. `search` has the signature of `top_k`.
 
     Raises BadRow and UserError as `top_k` does; ValueError on a rank outside 1..254.
     """

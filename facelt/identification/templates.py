@@ -13,7 +13,7 @@ from facelt.search.exact import BadRow
 from facelt.stats.intervals import ClusteredCounts, rate_intervals
 from recordio_tools.progress import ProgressFn, no_progress
 
-LEVEL = 0.95
+SEARCH_LEVEL = 0.95
 # float64 values of one block.
 _BLOCK_VALUES = 1 << 22
 
@@ -137,5 +137,5 @@ def _search_rates(event_KS: np.ndarray, identity_S: np.ndarray, weight_S: np.nda
     # Sums in another order differ in the last bit.
     event_KI = np.minimum(event_KI, trial_I)
     counts = ClusteredCounts.by_identity(event_KI, np.broadcast_to(trial_I, event_KI.shape))
-    intervals = rate_intervals(counts, level=LEVEL)
+    intervals = rate_intervals(counts, level=SEARCH_LEVEL)
     return SearchRates(intervals.rate_F, intervals.low_F, intervals.high_F, len(names_I))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from facelt.alignment.align import TEMPLATE_52, similarity_transform
+from facelt.alignment.align import similarity_transform
 from facelt.inference.model import load_model
 from facelt.store.store import EmbeddingStore
 from tests.benchmark_files import IjbFiles, TinyfaceFiles
@@ -44,7 +44,9 @@ def test_a_model_on_ijb_aligned_by_the_listed_landmarks(cli, files, finished_run
     assert store.keys == [row[0] for row in files.rows]
     assert store.meta["preprocessing"]["alignment"] == {"detector": "listed landmarks", "template": "arcface"}
     image_HW3 = cv2.imread(str(files.root / "loose_crop" / store.keys[5]))[:, :, ::-1]
-    crop = cv2.warpAffine(image_HW3, similarity_transform(TEMPLATE_52.round(3), 32), (32, 32))
+    numbers = files.path("name_5pts_score.txt").read_text().splitlines()[5].split()[1:11]
+    matrix_23 = similarity_transform(np.array(numbers, dtype=float).reshape(5, 2), 32)
+    crop = cv2.warpAffine(image_HW3, matrix_23, (32, 32))
     model = load_model(finished_run, torch.device("cpu"))
     with torch.no_grad():
         wanted = model.method.embed(torch.from_numpy(crop.copy()).permute(2, 0, 1)[None] / 127.5 - 1).by_kind["direct"]

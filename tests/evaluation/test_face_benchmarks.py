@@ -179,7 +179,7 @@ def test_tinyface_equals_plain_loops(tinyface, tmp_path):
     ranks = []
     for probe, identity in enumerate(tinyface.probe_ids):
         order = np.argsort(-(unit_ND[probes:] @ unit_ND[probe]))
-        ranks.append(1 + next(place for place, row in enumerate(order) if gallery_ids[row] == identity))
+        ranks.append(1 + next(ahead for ahead, row in enumerate(order) if gallery_ids[row] == identity))
     assert {rate.rank: rate.rate for rate in report.ranks} == {
         k: pytest.approx(np.mean([rank <= k for rank in ranks])) for k in (1, 5, 10, 20)
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from scipy.io import loadmat, savemat
 
 from eval_megaface.config import MegafaceConfig
 from facelt.audit.audited_set import read_scores
@@ -23,13 +24,16 @@ from facelt.gallery.samples import SampleRows
 from facelt.inference.model import CARD_FILE, read_card
 from facelt.store.attributes import attribute_columns
 from facelt.store.feature_tree import read_feature, read_image_list, read_noise_names
+from facelt.store.ijb import IjbFolder, IjbLists
 from facelt.store.store import EmbeddingStore
+from facelt.store.tinyface import TinyfaceLists
 from facelt.store.writer import StoreWriter
 from recordio_tools.bounded_io import read_json
 from recordio_tools.face_set import FaceRecord, read_identities
 from recordio_tools.image_header import decode
 from recordio_tools.lists import read_labelled_list, read_lst, read_path_list
 from recordio_tools.verify import verify_record_file
+from tests.benchmark_files import IjbFiles, TinyfaceFiles
 from tests.fuzz.hostile import answer, fuzz
 
 TARGETS = 11
@@ -150,6 +154,24 @@ def test_tables(tmp_path):
     lists = AttributeTablesConfig(actors=actors, actresses=path)
     path.write_text("name\turl\nB C\tx\n")
     fuzz(actors, [b"name\turl\nA B\tx\n"], lambda: attribute_columns(lists, None, ["a_b"], {}), 3 * TARGETS)
+
+
+@pytest.mark.parametrize(
+    "ending", ["name_5pts_score.txt", "face_tid_mid.txt", "template_pair_label.txt", "1N_probe_mixed.csv"]
+)
+def test_ijb_lists(tmp_path, ending):
+    files = IjbFiles(tmp_path)
+    path = files.path(ending)
+    fuzz(path, [path.read_bytes()], lambda: IjbLists.read(IjbFolder.open(tmp_path)), 6 * TARGETS)
+
+
+def test_tinyface_lists(tmp_path):
+    files = TinyfaceFiles(tmp_path)
+    path = files.folder / "probe_img_ID_pairs.mat"
+    compressed = path.read_bytes()
+    variables = loadmat(path)
+    savemat(path, {name: variables[name] for name in ("probe_set", "probe_ids")}, do_compression=False)
+    fuzz(path, [path.read_bytes(), compressed], lambda: TinyfaceLists.read(tmp_path), 4 * TARGETS)
 
 
 def test_indexes_of_galleries(tmp_path):
