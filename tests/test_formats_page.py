@@ -14,6 +14,7 @@ from facelt.data import records
 from facelt.data.pairs import read_pairs
 from facelt.store.attributes import attribute_columns
 from facelt.store.feature_tree import read_feature, read_features_list
+from facelt.store.ijb import read_landmark_list, read_media_list, read_pair_list, read_subject_list
 from facelt.store.store import ITEMS_FILE, META_FILE, read_items, read_meta
 from recordio_tools.face_set import read_identities, read_property
 from recordio_tools.format import decode_record, encode_header, encode_record, read_record
@@ -77,6 +78,18 @@ def test_stores_and_features(write):
     feature = write("feature.bin", bytes.fromhex(examples("MegaFace features: .bin")[0]))
     assert np.array_equal(read_feature(feature), np.array([0.6, -0.8], np.float32))
     assert len(read_features_list(write("list.json", examples("MegaFace lists")[0]))) == 2
+
+
+def test_ijb_lists(write):
+    scores, media, pairs, gallery = examples("IJB-B and IJB-C")
+    score_list = write("scores.txt", scores)
+    images = read_landmark_list(score_list)
+    templates = read_media_list(write("media.txt", media), images, score_list)
+    assert (images.names, templates.template_T.tolist(), templates.media) == (["1.jpg", "2.jpg"], [1, 2], 2)
+    terms = templates.template_T, score_list
+    assert read_pair_list(write("pairs.txt", pairs), *terms).same_P.tolist() == [True, False]
+    subjects = read_subject_list(write("gallery.csv", gallery), "G1", *terms)
+    assert (subjects.row_K.tolist(), subjects.subject_K.tolist()) == ([1], [7])
 
 
 def test_attributes_and_scores(write):
