@@ -1,4 +1,4 @@
-"""`facelt ijb`: the template protocol of IJB-B and IJB-C."""
+"""`facelt ijb`: the template protocol of IJB-B and IJB-C; options and steps that `facelt tinyface` shares."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +12,24 @@ from facelt.store.store import StoreDtype
 from facelt.utils.cli import is_first_process, print_notice, set_openmp_wait_policy
 from facelt.utils.folder_lock import lock_folder
 
+OutOption = Annotated[Path, typer.Option(help="Folder for the report, and with --checkpoint for the embedding store.")]
+CheckpointOption = Annotated[Path | None, typer.Option(help="Run folder, or a stage's folder in it.")]
+ArrayOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Array of a .npz file; several are added, as embs and embs_f of InsightFace's evaluation."),
+]
+KindOption = Annotated[EmbeddingKind, typer.Option(help="Kind of embedding of a model or a store.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Batch size.")]
+WorkersOption = Annotated[int, typer.Option(min=0, help="Processes that decode images.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu or cuda")]
+DtypeOption = Annotated[StoreDtype, typer.Option(help="Type of the stored embeddings.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of tables.")]
+
 
 def ijb(
     folder: Annotated[Path, typer.Argument(help="Folder of IJB-B or IJB-C in InsightFace's layout: meta, loose_crop.")],
-    out: Annotated[Path, typer.Option(help="Folder for the report, and with --checkpoint for the embedding store.")],
-    checkpoint: Annotated[Path | None, typer.Option(help="Run folder, or a stage's folder in it.")] = None,
+    out: OutOption,
+    checkpoint: CheckpointOption = None,
     embeddings: Annotated[
         Path | None,
         typer.Option(
@@ -24,20 +37,17 @@ def ijb(
             "line of name_5pts_score.txt."
         ),
     ] = None,
-    array: Annotated[
-        list[str] | None,
-        typer.Option(help="Array of a .npz file; several are added, as embs and embs_f of InsightFace's evaluation."),
-    ] = None,
-    kind: Annotated[EmbeddingKind, typer.Option(help="Kind of embedding of a model or a store.")] = "direct",
+    array: ArrayOption = None,
+    kind: KindOption = "direct",
     detector_score: Annotated[bool, typer.Option(help="Weigh each image by its detection score.")] = True,
     normalize: Annotated[
         bool, typer.Option("--normalize", help="Scale image features to length one before they are averaged.")
     ] = False,
-    batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 128,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    dtype: Annotated[StoreDtype, typer.Option(help="Type of the stored embeddings.")] = "float16",
-    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of tables.")] = False,
+    batch: BatchOption = 128,
+    workers: WorkersOption = 1,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float16",
+    json: JsonOption = False,
 ) -> None:
     """Measure templates of IJB-B or IJB-C: 1:1 TAR at FAR; 1:N rank-k, and FNIR at FPIR, with confidence intervals.
 
@@ -47,10 +57,8 @@ def ijb(
     settings = {name.rstrip("_"): value for name, value in locals().items()}
     check_source_options(checkpoint, embeddings, array, kind)
     from facelt.evaluation.face_benchmarks import evaluate_ijb
-    from facelt.report.face_benchmarks import print_ijb, write_face_benchmark
+    from facelt.report.face_benchmarks import print_ijb
     from facelt.store.ijb import IjbFolder, IjbLists
-    from facelt.utils.json_values import json_line
-    from facelt.utils.provenance import InputHash, run_provenance
     from recordio_tools.progress import progress_bars
 
     def open_source(model_config: Any) -> Any:
@@ -62,20 +70,12 @@ def ijb(
     with lock_folder(out):
         lists = IjbLists.read(IjbFolder.open(folder))
         features, inputs = open_benchmark_features(settings, open_source)
-        if not is_first_process():
-            return
-        with progress_bars() as progress:
-            report = evaluate_ijb(
-                lists, features, detector_score=detector_score, normalize=normalize, progress=progress
-            )
-        inputs = [*inputs, *map(InputHash.of_file, lists.folder.lists)]
-        report = report.with_run(run_provenance("ijb", settings, inputs))
-        path = write_face_benchmark(report, out)
-    if json:
-        typer.echo(json_line(report.json_values()))
-    else:
-        print_ijb(report)
-    typer.echo(f"written: {path}", err=json)
+        if is_first_process():
+            with progress_bars() as progress:
+                report = evaluate_ijb(
+                    lists, features, detector_score=detector_score, normalize=normalize, progress=progress
+                )
+            write_benchmark("ijb", report, settings, inputs, lists.folder.lists, print_ijb)
 
 
 def check_source_options(checkpoint: Path | None, embeddings: Path | None, array: list[str] | None, kind: str) -> None:
@@ -94,9 +94,6 @@ def open_benchmark_features(settings: dict[str, Any], open_source: Callable[[Any
 
     With a model the images of `open_source(config)` are embedded into OUT/embeddings first. Raises UserError.
     """
-    from facelt.evaluation.face_benchmarks import ImageFeatures
-    from recordio_tools.progress import progress_bars
-
     checkpoint, embeddings, kind = (settings[name] for name in ("checkpoint", "embeddings", "kind"))
     inputs = []
     if checkpoint is not None:
@@ -105,6 +102,7 @@ def open_benchmark_features(settings: dict[str, Any], open_source: Callable[[Any
         from facelt.distributed.launch import resolve_device
         from facelt.inference.embed import embed_images
         from facelt.inference.model import describe_model, load_model
+        from recordio_tools.progress import progress_bars
 
         print_notice(f"model: {describe_model(checkpoint)}")
         model = load_model(checkpoint, resolve_device(settings["device"]))
@@ -114,5 +112,29 @@ def open_benchmark_features(settings: dict[str, Any], open_source: Callable[[Any
         with progress_bars(is_first_process()) as progress:
             embed_images(model, source, embeddings, **options, setting="the protocol", progress=progress)
         inputs = checkpoint_inputs([checkpoint], [])
+    from facelt.evaluation.face_benchmarks import ImageFeatures
+
     features = ImageFeatures.open(embeddings, kind, settings["array"] or ())
     return features, [*inputs, *features.inputs]
+
+
+def write_benchmark(
+    command: str,
+    report: Any,
+    settings: dict[str, Any],
+    inputs: list,
+    lists: list[Path],
+    print_report: Callable[[Any], None],
+) -> None:
+    """Adds the provenance to a report, writes it into the folder of --out, and prints it. Raises UserError."""
+    from facelt.report.face_benchmarks import write_face_benchmark
+    from facelt.utils.json_values import json_line
+    from facelt.utils.provenance import InputHash, run_provenance
+
+    report = report.with_run(run_provenance(command, settings, [*inputs, *map(InputHash.of_file, lists)]))
+    path = write_face_benchmark(report, settings["out"])
+    if settings["json"]:
+        typer.echo(json_line(report.json_values()))
+    else:
+        print_report(report)
+    typer.echo(f"written: {path}", err=settings["json"])

@@ -23,18 +23,16 @@ def print_ijb(report: IjbReport, console: "Console | None" = None) -> None:
     console = console or Console()
     pairs, identification = report.verification, report.identification
     _print_title(console, f"{report.dataset}, {_source(report.source)}; in %")
-    table = make_table("1:1", [f"TAR at\nFAR {rate_name(point.wanted)}" for point in pairs.points])
-    cells = [_rate(point.tar, point.tar_limits, point.supported) for point in pairs.points]
-    table.add_row(label(f"{pairs.mated + pairs.nonmated:,}", "pairs", style=""), *cells)
+    table = make_table("", [f"TAR at\nFAR {rate_name(point.wanted)}" for point in pairs.points])
+    table.add_row("1:1", *(_rate(point.tar, point.tar_limits, point.supported) for point in pairs.points))
     console.print(table)
     if identification is not None:
         columns = [f"rank {rank.rank}" for rank in identification.ranks]
         columns += [f"FNIR at\nFPIR {point.wanted:g}" for point in identification.points]
-        table = make_table("1:N", columns)
+        table = make_table("", columns)
         cells = [*map(_rank, identification.ranks)]
         cells += [_rate(point.fnir, point.fnir_limits, point.supported) for point in identification.points]
-        mated = sum(gallery.mated for gallery in identification.galleries)
-        table.add_row(label(f"{mated:,}", "searches", style=""), *cells)
+        table.add_row("1:N", *cells)
         console.print(table)
     _print_legend(console, _ijb_legend(report))
 
@@ -46,7 +44,8 @@ def _ijb_legend(report: IjbReport) -> list[str]:
     lines = [
         f"{report.templates:,} templates of {report.media:,} media, {report.images:,} images "
         f"({', '.join(weighting)}). Below a rate: its {100 * report.level:.0f} % limits at that threshold, clustered "
-        "by person. A score at the threshold is a match; the threshold is the lowest that keeps the FAR or FPIR."
+        "by person. A score at the threshold is a match; the threshold is the lowest that keeps the FAR or FPIR.",
+        f"1:1: {pairs.mated:,} mated and {pairs.nonmated:,} non-mated pairs.",
     ]
     points = [*pairs.points]
     if identification is None:
@@ -58,7 +57,7 @@ def _ijb_legend(report: IjbReport) -> list[str]:
             "non-mated searches"
             for gallery in identification.galleries
         )
-        lines.append(f"FNIR: mean of both galleries, at rank {identification.rank}. {galleries}.")
+        lines.append(f"1:N: {galleries}. FNIR: mean of both galleries, at rank {identification.rank}.")
     if any(not point.supported and point.reason is None for point in points):
         lines.append("* uncertain: too few non-mated pairs or searches for 30 errors at this rate.")
     lines += [f"{EN_DASH} {reason}." for reason in dict.fromkeys(point.reason for point in points if point.reason)]

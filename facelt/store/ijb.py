@@ -28,7 +28,7 @@ _GALLERIES = {"ijbb": ("S1", "S2"), "ijbc": ("G1", "G2")}
 _LANDMARK_FIELDS, _MEDIA_FIELDS, _PAIR_FIELDS = 12, 3, 3
 # int64 holds 18 digits.
 _NUMBER = re.compile(r"[0-9]{1,18}")
-_CHUNK_BYTES = 1 << 24
+_CHUNK_BYTES, _CHUNK_LINES = 1 << 24, 1 << 15
 _MAX_LINE_BYTES = 1 << 16
 _IS_DIGIT = np.zeros(256, dtype=bool)
 _IS_DIGIT[ord("0") : ord("9") + 1] = True
@@ -207,12 +207,16 @@ def read_landmark_list(path: Path) -> LandmarkList:
     Raises UserError naming the line: another number of fields, a number that is not finite, a negative score, landmarks
     that coincide, a name that leads out of the folder or is listed twice.
     """
-    rows = [line.split() for line in read_lines(path)]
-    _check_fields(path, rows, _LANDMARK_FIELDS, "a name, ten numbers of landmarks and a score")
-    names = [row[0] for row in rows]
+    lines, names, parts = read_lines(path), [], []
+    # In chunks: all fields as texts would take a gigabyte.
+    for start in range(0, len(lines), _CHUNK_LINES):
+        rows = [line.split() for line in lines[start : start + _CHUNK_LINES]]
+        _check_fields(path, rows, _LANDMARK_FIELDS, "a name, ten numbers of landmarks and a score", start + 1)
+        names += [row[0] for row in rows]
+        parts.append(_finite_numbers(path, [row[1:] for row in rows], start + 1))
     check_relative(path, names)
     _check_distinct(path, names, "the image {} is listed twice")
-    value_NV = _finite_numbers(path, [row[1:] for row in rows])
+    value_NV = np.concatenate(parts)
     landmark_N52, score_N = value_NV[:, :10].reshape(-1, 5, 2), value_NV[:, 10]
     if (negative_N := score_N < 0).any():
         line = int(np.argmax(negative_N)) + 1
@@ -313,8 +317,8 @@ def _positions(path: Path, lines, template_R: np.ndarray, template_T: np.ndarray
     return row_R
 
 
-def _check_fields(path: Path, rows: list[list[str]], fields: int, expected: str) -> None:
-    for line, row in enumerate(rows, start=1):
+def _check_fields(path: Path, rows: list[list[str]], fields: int, expected: str, first_line: int = 1) -> None:
+    for line, row in enumerate(rows, start=first_line):
         if len(row) != fields:
             raise UserError(f"{path}, line {line}: has {len(row)} fields; expected {fields}: {expected}")
 
@@ -329,16 +333,16 @@ def _check_distinct(path: Path, keys: list, message: str) -> None:
         seen.add(key)
 
 
-def _finite_numbers(path: Path, rows: list[list[str]]) -> np.ndarray:
+def _finite_numbers(path: Path, rows: list[list[str]], first_line: int) -> np.ndarray:
     """Returns float64 numbers. Raises UserError naming the line of one that is not a number or not finite."""
     try:
         value_NV = np.array(rows, dtype=np.float64)
-        line = None if np.isfinite(value_NV).all() else 1 + int(np.argmin(np.isfinite(value_NV).all(axis=1)))
+        wrong = None if np.isfinite(value_NV).all() else int(np.argmin(np.isfinite(value_NV).all(axis=1)))
     except ValueError:
-        line = next(line for line, row in enumerate(rows, start=1) if not all(map(_is_number, row)))
-    if line is not None:
-        text = " ".join(rows[line - 1])[:120]
-        raise UserError(f"{path}, line {line}: expected finite numbers after the name, found {text!r}")
+        wrong = next(index for index, row in enumerate(rows) if not all(map(_is_number, row)))
+    if wrong is not None:
+        text = " ".join(rows[wrong])[:120]
+        raise UserError(f"{path}, line {first_line + wrong}: expected finite numbers after the name, found {text!r}")
     return value_NV
 
 
