@@ -13,15 +13,15 @@ from facelt.utils.cli import is_first_process, print_notice, set_openmp_wait_pol
 from facelt.utils.folder_lock import lock_folder
 
 OutOption = Annotated[Path, typer.Option(help="Folder for the report, and with --checkpoint for the embedding store.")]
-CheckpointOption = Annotated[Path | None, typer.Option(help="Run folder, or a stage's folder in it.")]
+RunOption = Annotated[Path | None, typer.Option(help="Run folder, or a stage's folder in it.")]
 ArrayOption = Annotated[
     list[str] | None,
     typer.Option(help="Array of a .npz file; several are added, as embs and embs_f of InsightFace's evaluation."),
 ]
 KindOption = Annotated[EmbeddingKind, typer.Option(help="Kind of embedding of a model or a store.")]
 BatchOption = Annotated[int, typer.Option(min=1, help="Batch size.")]
-WorkersOption = Annotated[int, typer.Option(min=0, help="Processes that decode images.")]
-DeviceOption = Annotated[str, typer.Option(help="cpu or cuda")]
+DecodeWorkersOption = Annotated[int, typer.Option(min=0, help="Processes that decode images.")]
+EmbedDeviceOption = Annotated[str, typer.Option(help="cpu or cuda")]
 DtypeOption = Annotated[StoreDtype, typer.Option(help="Type of the stored embeddings.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of tables.")]
 
@@ -29,7 +29,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one line of JSON
 def ijb(
     folder: Annotated[Path, typer.Argument(help="Folder of IJB-B or IJB-C in InsightFace's layout: meta, loose_crop.")],
     out: OutOption,
-    checkpoint: CheckpointOption = None,
+    checkpoint: RunOption = None,
     embeddings: Annotated[
         Path | None,
         typer.Option(
@@ -44,8 +44,8 @@ def ijb(
         bool, typer.Option("--normalize", help="Scale image features to length one before they are averaged.")
     ] = False,
     batch: BatchOption = 128,
-    workers: WorkersOption = 1,
-    device: DeviceOption = "cpu",
+    workers: DecodeWorkersOption = 1,
+    device: EmbedDeviceOption = "cpu",
     dtype: DtypeOption = "float16",
     json: JsonOption = False,
 ) -> None:

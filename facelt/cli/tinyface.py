@@ -8,13 +8,13 @@ import typer
 from facelt.cli.ijb import (
     ArrayOption,
     BatchOption,
-    CheckpointOption,
-    DeviceOption,
+    DecodeWorkersOption,
     DtypeOption,
+    EmbedDeviceOption,
     JsonOption,
     KindOption,
     OutOption,
-    WorkersOption,
+    RunOption,
     check_source_options,
     open_benchmark_features,
     write_benchmark,
@@ -27,7 +27,7 @@ from facelt.utils.folder_lock import lock_folder
 def tinyface(
     folder: Annotated[Path, typer.Argument(help="Folder with TinyFace's Testing_Set, or this folder itself.")],
     out: OutOption,
-    checkpoint: CheckpointOption = None,
+    checkpoint: RunOption = None,
     embeddings: Annotated[
         Path | None,
         typer.Option(
@@ -48,8 +48,8 @@ def tinyface(
     ] = False,
     kind: KindOption = "direct",
     batch: BatchOption = 128,
-    workers: WorkersOption = 1,
-    device: DeviceOption = "cpu",
+    workers: DecodeWorkersOption = 1,
+    device: EmbedDeviceOption = "cpu",
     dtype: DtypeOption = "float16",
     json: JsonOption = False,
 ) -> None:
