@@ -74,7 +74,10 @@ class TemplatePairs:
 
 @dataclass(frozen=True, eq=False)
 class TemplateSubjects:
-    """Templates of a gallery or of the probes, as positions in `TemplateMedia.template_T`, and their subjects, [K]."""
+    """Templates of a list, as positions in `TemplateMedia.template_T`, and their subjects, [K].
+
+    `name` is that of the gallery, or `probes`.
+    """
 
     name: str
     row_K: np.ndarray
