@@ -23,7 +23,7 @@ LANDMARKS = "38.29 51.69 73.53 51.50 56.02 71.73 41.54 92.36 70.72 92.20"
 BLOCK = 1_000_000
 
 
-def write_lists(folder: Path) -> None:
+def write_ijb_lists(folder: Path) -> None:
     """Writes the lists: each subject has a template in a gallery, and the other templates are probes."""
     random, meta = np.random.default_rng(0), folder / "meta"
     meta.mkdir(parents=True)
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--dimension", type=int, default=512)
     options = parser.parse_args()
     if not (options.folder / "meta").exists():
-        write_lists(options.folder)
+        write_ijb_lists(options.folder)
     start = time.process_time()
     lists = IjbLists.read(IjbFolder.open(options.folder))
     read = time.process_time() - start
