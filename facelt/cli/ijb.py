@@ -1,6 +1,7 @@
 """`facelt ijb`: the template protocol of IJB-B and IJB-C; options and steps that `facelt tinyface` shares."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,10 +10,11 @@ import typer
 from facelt.config.base import EmbeddingKind
 from facelt.errors import UserError
 from facelt.store.store import StoreDtype
-from facelt.utils.cli import is_first_process, print_notice, set_openmp_wait_policy
-from facelt.utils.folder_lock import lock_folder
+from facelt.utils.cli import OverwriteOption, is_first_process, print_notice, set_openmp_wait_policy
 
-OutOption = Annotated[Path, typer.Option(help="Folder for the report, and with --checkpoint for the embedding store.")]
+OutOption = Annotated[
+    Path, typer.Option(help="Folder for the report, and with --checkpoint for the embedding store; new or empty.")
+]
 RunOption = Annotated[Path | None, typer.Option(help="Run folder, or a stage's folder in it.")]
 ArrayOption = Annotated[
     list[str] | None,
@@ -29,6 +31,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one line of JSON
 def ijb(
     folder: Annotated[Path, typer.Argument(help="Folder of IJB-B or IJB-C in InsightFace's layout: meta, loose_crop.")],
     out: OutOption,
+    overwrite: OverwriteOption = False,
     checkpoint: RunOption = None,
     embeddings: Annotated[
         Path | None,
@@ -52,12 +55,13 @@ def ijb(
     """Measure templates of IJB-B or IJB-C: 1:1 TAR at FAR; 1:N rank-k, and FNIR at FPIR, with confidence intervals.
 
     With --checkpoint the images are aligned by their listed landmarks and embedded first, flip-averaged, into
-    OUT/embeddings; the same command continues an interrupted run.
+    OUT/embeddings/store; the same command continues an interrupted run.
     """
     settings = {name.rstrip("_"): value for name, value in locals().items()}
     check_source_options(checkpoint, embeddings, array, kind)
     from facelt.evaluation.face_benchmarks import evaluate_ijb
     from facelt.report.face_benchmarks import print_ijb
+    from facelt.report.schema import IjbReport
     from facelt.store.ijb import IjbFolder, IjbLists
     from recordio_tools.progress import progress_bars
 
@@ -67,15 +71,24 @@ def ijb(
         images = lists.images
         return open_landmark_source(lists.folder.images, images.names, images.landmark_N52, model_config)
 
-    with lock_folder(out):
+    with open_output(IjbReport, out, overwrite) as report_folder:
         lists = IjbLists.read(IjbFolder.open(folder))
         features, inputs = open_benchmark_features(settings, open_source)
-        if is_first_process():
-            with progress_bars() as progress:
-                report = evaluate_ijb(
-                    lists, features, detector_score=detector_score, normalize=normalize, progress=progress
-                )
-            write_benchmark("ijb", report, settings, inputs, lists.folder.lists, print_ijb)
+        if report_folder is None:
+            return
+        with progress_bars() as progress:
+            report = evaluate_ijb(
+                lists, features, detector_score=detector_score, normalize=normalize, progress=progress
+            )
+        report = write_benchmark("ijb", report, report_folder, settings, [*inputs, *lists.folder.lists])
+    print_benchmark(report, settings, print_ijb)
+
+
+def open_output(kind: type, out: Path, overwrite: bool) -> AbstractContextManager[Path | None]:
+    """Returns a context with the folder of a report, as `face_benchmark_folder` makes it; None on other processes."""
+    from facelt.report.face_benchmarks import face_benchmark_folder
+
+    return face_benchmark_folder(kind, out, overwrite) if is_first_process() else nullcontext()
 
 
 def check_source_options(checkpoint: Path | None, embeddings: Path | None, array: list[str] | None, kind: str) -> None:
@@ -92,7 +105,7 @@ def check_source_options(checkpoint: Path | None, embeddings: Path | None, array
 def open_benchmark_features(settings: dict[str, Any], open_source: Callable[[Any], Any]) -> tuple[Any, list]:
     """Returns the features of a benchmark's images and the hashes of their inputs, from the options of its command.
 
-    With a model the images of `open_source(config)` are embedded into OUT/embeddings first. Raises UserError.
+    With a model the images of `open_source(config)` are embedded into OUT/embeddings/store first. Raises UserError.
     """
     checkpoint, embeddings, kind = (settings[name] for name in ("checkpoint", "embeddings", "kind"))
     inputs = []
@@ -102,15 +115,17 @@ def open_benchmark_features(settings: dict[str, Any], open_source: Callable[[Any
         from facelt.distributed.launch import resolve_device
         from facelt.inference.embed import embed_images
         from facelt.inference.model import describe_model, load_model
+        from facelt.report.face_benchmarks import EMBEDDINGS_FOLDER
         from recordio_tools.progress import progress_bars
 
         print_notice(f"model: {describe_model(checkpoint)}")
         model = load_model(checkpoint, resolve_device(settings["device"]))
         model.require_kind(kind)
         options = {name: settings[name] for name in ("batch", "workers", "dtype")}
-        source, embeddings = open_source(model.config), settings["out"] / "embeddings"
+        options |= {"overwrite": settings["overwrite"], "setting": "the protocol"}
+        source, embeddings = open_source(model.config), settings["out"] / EMBEDDINGS_FOLDER / "store"
         with progress_bars(is_first_process()) as progress:
-            embed_images(model, source, embeddings, **options, setting="the protocol", progress=progress)
+            embed_images(model, source, embeddings, **options, progress=progress)
         inputs = checkpoint_inputs([checkpoint], [])
     from facelt.evaluation.face_benchmarks import ImageFeatures
 
@@ -118,23 +133,27 @@ def open_benchmark_features(settings: dict[str, Any], open_source: Callable[[Any
     return features, [*inputs, *features.inputs]
 
 
-def write_benchmark(
-    command: str,
-    report: Any,
-    settings: dict[str, Any],
-    inputs: list,
-    lists: list[Path],
-    print_report: Callable[[Any], None],
-) -> None:
-    """Adds the provenance to a report, writes it into the folder of --out, and prints it. Raises UserError."""
+def write_benchmark(command: str, report: Any, folder: Path, settings: dict[str, Any], inputs: list) -> Any:
+    """Returns the report with its provenance, after writing it into a folder; `inputs` are hashes and paths of files.
+
+    Raises UserError.
+    """
     from facelt.report.face_benchmarks import write_face_benchmark
-    from facelt.utils.json_values import json_line
     from facelt.utils.provenance import InputHash, run_provenance
 
-    report = report.with_run(run_provenance(command, settings, [*inputs, *map(InputHash.of_file, lists)]))
-    path = write_face_benchmark(report, settings["out"])
+    hashes = [InputHash.of_file(entry) if isinstance(entry, Path) else entry for entry in inputs]
+    report = report.with_run(run_provenance(command, settings, hashes))
+    write_face_benchmark(report, folder)
+    return report
+
+
+def print_benchmark(report: Any, settings: dict[str, Any], print_report: Callable[[Any], None]) -> None:
+    """Prints the report as tables or as JSON, and the path of its file."""
+    from facelt.utils.json_values import json_line
+    from facelt.utils.output_folder import REPORT_FILE
+
     if settings["json"]:
         typer.echo(json_line(report.json_values()))
     else:
         print_report(report)
-    typer.echo(f"written: {path}", err=settings["json"])
+    typer.echo(f"written: {settings['out'] / REPORT_FILE}", err=settings["json"])

@@ -17,16 +17,18 @@ from facelt.cli.ijb import (
     RunOption,
     check_source_options,
     open_benchmark_features,
+    open_output,
+    print_benchmark,
     write_benchmark,
 )
 from facelt.errors import UserError
-from facelt.utils.cli import is_first_process
-from facelt.utils.folder_lock import lock_folder
+from facelt.utils.cli import OverwriteOption
 
 
 def tinyface(
     folder: Annotated[Path, typer.Argument(help="Folder with TinyFace's Testing_Set, or this folder itself.")],
     out: OutOption,
+    overwrite: OverwriteOption = False,
     checkpoint: RunOption = None,
     embeddings: Annotated[
         Path | None,
@@ -55,8 +57,8 @@ def tinyface(
 ) -> None:
     """Measure rank-1, 5, 10 and 20 on TinyFace's native low-resolution faces, with confidence intervals.
 
-    With --checkpoint the images are embedded first, flip-averaged, into OUT/embeddings; the same command continues an
-    interrupted run.
+    With --checkpoint the images are embedded first, flip-averaged, into OUT/embeddings/store; the same command
+    continues an interrupted run.
     """
     settings = {name.rstrip("_"): value for name, value in locals().items()}
     check_source_options(checkpoint, embeddings, array, kind)
@@ -64,6 +66,7 @@ def tinyface(
         raise UserError("--images, --resize: only apply with --checkpoint")
     from facelt.evaluation.face_benchmarks import evaluate_tinyface
     from facelt.report.face_benchmarks import print_tinyface
+    from facelt.report.schema import TinyfaceReport
     from facelt.store.tinyface import DISTRACTOR, TinyfaceLists, distractor_keys
     from recordio_tools.progress import progress_bars
 
@@ -75,10 +78,12 @@ def tinyface(
         identities = [*map(str, lists.identity_N.tolist()), *[str(DISTRACTOR)] * len(distractors)]
         return open_file_source(root, lists.keys + distractors, identities, model_config, resize=resize)
 
-    with lock_folder(out):
+    with open_output(TinyfaceReport, out, overwrite) as report_folder:
         lists = TinyfaceLists.read(folder)
         features, inputs = open_benchmark_features(settings, open_source)
-        if is_first_process():
-            with progress_bars() as progress:
-                report = evaluate_tinyface(lists, features, progress=progress)
-            write_benchmark("tinyface", report, settings, inputs, lists.paths, print_tinyface)
+        if report_folder is None:
+            return
+        with progress_bars() as progress:
+            report = evaluate_tinyface(lists, features, progress=progress)
+        report = write_benchmark("tinyface", report, report_folder, settings, [*inputs, *lists.paths])
+    print_benchmark(report, settings, print_tinyface)

@@ -1,5 +1,7 @@
 """Reports on IJB and TinyFace: on the terminal, and as report.json and CSV tables in a folder."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,6 +9,7 @@ from facelt.report.formatting import EN_DASH, percent, percent_interval, rate_na
 from facelt.report.schema import IjbReport, RankRate, TinyfaceReport, VerificationSource
 from facelt.report.terminal import label, make_table
 from facelt.utils.json_values import json_text
+from facelt.utils.output_folder import REPORT_FILE, output_folder
 from facelt.utils.tables import Table, csv_text
 from facelt.utils.text import sanitize
 from recordio_tools.atomic_io import write_text
@@ -83,18 +86,28 @@ def print_tinyface(report: TinyfaceReport, console: "Console | None" = None) -> 
     _print_legend(console, lines)
 
 
-def write_face_benchmark(report: IjbReport | TinyfaceReport, out: Path) -> Path:
-    """Writes `tables/*.csv` and `report.json` into the folder `out`; returns the path of the latter.
+EMBEDDINGS_FOLDER = "embeddings"
+_FILES = (REPORT_FILE, "tables/*.csv", f"{EMBEDDINGS_FOLDER}/*/*")
 
-    Raises UserError if a file cannot be written.
+
+@contextmanager
+def face_benchmark_folder(kind: type[IjbReport | TinyfaceReport], out: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yields a new folder for a report, which becomes `out` after the block, as by `output_folder`.
+
+    Embedding stores below EMBEDDINGS_FOLDER, finished or not, are kept.
     """
-    out = Path(out)
+    schema = kind.model_fields["schema_name"].default
+    with output_folder(out, _FILES, overwrite, schema=schema, kept=EMBEDDINGS_FOLDER) as folder:
+        yield folder
+
+
+def write_face_benchmark(report: IjbReport | TinyfaceReport, folder: Path) -> None:
+    """Writes `tables/*.csv` and `report.json` into the folder. Raises UserError if a file cannot be written."""
     tables = _ijb_tables(report) if isinstance(report, IjbReport) else {"ranks.csv": _rank_table(report.ranks)}
-    texts = {out / "tables" / name: csv_text(table) for name, table in tables.items()}
-    texts[out / "report.json"] = json_text(report.json_values())
-    for path, text in texts.items():
-        write_text(path, text, "choose another folder for the report")
-    return out / "report.json"
+    texts = {f"tables/{name}": csv_text(table) for name, table in tables.items()}
+    texts[REPORT_FILE] = json_text(report.json_values())
+    for name, text in texts.items():
+        write_text(folder / name, text, "choose another folder for the report")
 
 
 def _ijb_tables(report: IjbReport) -> dict[str, Table]:

@@ -40,7 +40,7 @@ def test_a_model_on_ijb_aligned_by_the_listed_landmarks(cli, files, finished_run
     inputs = [item["path"].rpartition("/")[2] for item in report["run"]["inputs"]]
     assert inputs[:2] == ["model.safetensors", "card.json"]
     assert inputs[-6:] == [path.name for path in _lists(files)]
-    store = EmbeddingStore.open(tmp_path / "out/embeddings")
+    store = EmbeddingStore.open(tmp_path / "out/embeddings/store")
     assert store.keys == [row[0] for row in files.rows]
     assert store.meta["preprocessing"]["alignment"] == {"detector": "listed landmarks", "template": "arcface"}
     image_HW3 = cv2.imread(str(files.root / "loose_crop" / store.keys[5]))[:, :, ::-1]
@@ -51,14 +51,26 @@ def test_a_model_on_ijb_aligned_by_the_listed_landmarks(cli, files, finished_run
     with torch.no_grad():
         wanted = model.method.embed(torch.from_numpy(crop.copy()).permute(2, 0, 1)[None] / 127.5 - 1).by_kind["direct"]
     np.testing.assert_allclose(store.embedding("direct")[5], wanted[0].numpy(), atol=1e-4)
-    # The finished store is used again, by the same command and by --embeddings.
-    code, out, error = cli(*words, "--dtype", "float32")
+    # A finished report is replaced on demand only, and its store is used again by --embeddings.
+    before = (tmp_path / "out/report.json").read_bytes()
+    code, _, error = cli(*words, "--dtype", "float32")
+    assert (code, "exists already" in error) == (1, True)
+    assert (tmp_path / "out/report.json").read_bytes() == before
+    code, out, error = cli(*words, "--dtype", "float32", "--overwrite")
     assert code == 0, error
     assert max(map(len, out.splitlines()[:-1])) <= 80
-    again = ("ijb", files.root, "--embeddings", tmp_path / "out/embeddings", "--out", tmp_path / "again", "--json")
+    again = (
+        "ijb",
+        files.root,
+        "--embeddings",
+        tmp_path / "out/embeddings/store",
+        "--out",
+        tmp_path / "again",
+        "--json",
+    )
     code, out, _ = cli(*again)
     assert (code, json.loads(out)["verification"]) == (0, report["verification"])
-    code, out, _ = cli(*again, "--no-detector-score")
+    code, out, _ = cli(*again, "--out", tmp_path / "unweighted", "--no-detector-score")
     assert json.loads(out)["verification"] != report["verification"]
     assert {path.name for path in (tmp_path / "again/tables").iterdir()} == {
         *("verification.csv", "ranks.csv", "open_set.csv")
@@ -94,7 +106,7 @@ def test_a_model_on_tinyface(cli, refused, tinyface, finished_run, tmp_path):
     report = json.loads(out)
     assert report == json.loads((tmp_path / "out/report.json").read_text())
     assert [rate["rank"] for rate in report["ranks"]] == [1, 5, 10, 20]
-    store = EmbeddingStore.open(tmp_path / "out/embeddings")
+    store = EmbeddingStore.open(tmp_path / "out/embeddings/store")
     assert store.keys[-70:] == [f"Gallery_Distractor/{number:03}.jpg" for number in range(70)]
     assert store.identities[0] == str(tinyface.probe_ids[0])
     code, out, _ = cli("tinyface", tinyface.folder, "--embeddings", store.path, "--out", tmp_path / "again")
@@ -113,7 +125,7 @@ def test_a_model_on_tinyface(cli, refused, tinyface, finished_run, tmp_path):
     )
     code, _, error = cli(*words, "--resize")
     assert code == 0, error
-    assert EmbeddingStore.open(tmp_path / "large/embeddings").meta["preprocessing"]["resized"] is True
+    assert EmbeddingStore.open(tmp_path / "large/embeddings/store").meta["preprocessing"]["resized"] is True
 
 
 def test_options_that_exclude_each_other(refused, files, tinyface, finished_run, tmp_path):
@@ -135,9 +147,9 @@ def test_features_need_no_torch(files, tinyface, tmp_path):
     np.save(tmp_path / "tinyface.npy", tinyface.feature_ND)
     program = "import sys; sys.modules['torch'] = None; from facelt.cli.main import main; main()"
     for command, folder in (("ijb", files.root), ("tinyface", tinyface.folder)):
-        words = [command, folder, "--embeddings", tmp_path / f"{command}.npy", "--out", tmp_path / command]
+        words = [command, folder, "--embeddings", tmp_path / f"{command}.npy", "--out", tmp_path / "reports" / command]
         result = subprocess.run(
             [sys.executable, "-c", program, *map(str, words)], capture_output=True, text=True, timeout=120
         )
         assert result.returncode == 0, result.stderr
-        assert result.stdout.endswith(f"written: {tmp_path / command / 'report.json'}\n")
+        assert result.stdout.endswith(f"written: {tmp_path / 'reports' / command / 'report.json'}\n")

@@ -7,8 +7,8 @@ from facelt.errors import UserError
 from facelt.evaluation.face_benchmarks import ImageFeatures, evaluate_ijb, evaluate_tinyface
 from facelt.report.schema import IjbReport, TinyfaceReport
 from facelt.store.ijb import IjbFolder, IjbLists
-from facelt.store.store import StoreWriter
 from facelt.store.tinyface import TinyfaceLists
+from facelt.store.writer import StoreWriter
 from tests.benchmark_files import DIMENSION, IjbFiles, TinyfaceFiles
 
 

@@ -3,11 +3,13 @@
 import copy
 import csv
 import io
+import json
 
 import pytest
 from rich.console import Console
 
-from facelt.report.face_benchmarks import print_ijb, print_tinyface, write_face_benchmark
+from facelt.errors import UserError
+from facelt.report.face_benchmarks import face_benchmark_folder, print_ijb, print_tinyface, write_face_benchmark
 from facelt.report.formatting import EN_DASH
 from facelt.report.schema import IjbReport, TinyfaceReport
 
@@ -116,8 +118,9 @@ def test_tinyface_figures():
 
 
 def test_tables_hold_the_figures(tmp_path):
-    path = write_face_benchmark(IjbReport.build(IJB), tmp_path / "ijb")
-    assert path == tmp_path / "ijb/report.json"
+    with face_benchmark_folder(IjbReport, tmp_path / "ijb") as folder:
+        write_face_benchmark(IjbReport.build(IJB), folder)
+    assert json.loads((tmp_path / "ijb/report.json").read_text())["dataset"] == IJB["dataset"]
 
     def rows(name: str) -> list[dict]:
         return list(csv.DictReader((tmp_path / name).open(newline="")))
@@ -131,7 +134,10 @@ def test_tables_hold_the_figures(tmp_path):
         "0.99",
     ]
     assert rows("ijb/tables/open_set.csv")[1]["fnir"] == "0.0812"
-    write_face_benchmark(TinyfaceReport.build(TINYFACE), tmp_path / "tinyface")
+    with face_benchmark_folder(TinyfaceReport, tmp_path / "tinyface") as folder:
+        write_face_benchmark(TinyfaceReport.build(TINYFACE), folder)
+    with pytest.raises(UserError, match="is another report"), face_benchmark_folder(IjbReport, tmp_path / "tinyface"):
+        pass
     expected = [{"rank": "1", "rate": "0.9512", "low": "0.9", "high": "0.97"}]
     assert rows("tinyface/tables/ranks.csv")[:1] == rows("ijb/tables/ranks.csv")[:1] == expected
 
