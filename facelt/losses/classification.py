@@ -58,6 +58,11 @@ def _positive_counts(counts_C: torch.Tensor) -> torch.Tensor:
     return counts_C.clamp_min(counts_C[counts_C > 0].min()).double()
 
 
+def log_prior(counts_C: torch.Tensor) -> torch.Tensor:
+    """Returns log(n / N) of each class, N all training images, [C]; a class without images counts as the rarest one."""
+    return (_positive_counts(counts_C) / counts_C.sum()).log().to(torch.get_default_dtype())
+
+
 @register_loss("softmax", NamedSettings)
 class SoftmaxLoss(LogitLoss):
     """Softmax cross-entropy: -log p of the target class."""

@@ -1,13 +1,14 @@
-"""Classifiers of decoupled training: learnable weight scaling, tau-normalisation, nearest class mean.
+"""Classifiers on trained features: learnable weight scaling, tau-normalisation, logit adjustment, nearest class mean.
 
-Source: Kang et al., Decoupling Representation and Classifier for Long-Tailed Recognition, ICLR 2020.
+Source: Kang et al., Decoupling Representation and Classifier for Long-Tailed Recognition, ICLR 2020; of logit
+adjustment Menon et al., Long-Tail Learning via Logit Adjustment, ICLR 2021.
 
-D feature, C identities of this rank's range.
+D feature, C identities of this rank's range, A all identities.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -17,6 +18,7 @@ from facelt.config.train import SecondStageSettings
 from facelt.distributed.logits import NORM_EPS, ClassifierLogits, ClassWeights, GatheredFeatures
 from facelt.heads.classifiers import LinearHead, WeightScalingHead, load_head
 from facelt.heads.ncm import NcmHead
+from facelt.losses.classification import log_prior
 from facelt.methods.base import Method, PostHocMethod, SamplerSpec, StepContext, StepOutput, TrainBatch
 from facelt.models.network import Network
 
@@ -87,6 +89,59 @@ class TauNorm(PostHocMethod):
         norm_C1 = torch.linalg.vector_norm(self.head.weight, dim=1, keepdim=True).clamp_min(NORM_EPS)
         weights = ClassWeights(self.head.weight / norm_C1.pow(self.tau))
         return ClassifierLogits(feature.global_BD, weights, self.head.classes, feature.batch_split)
+
+
+class LogitAdjustmentSettings(SecondStageSettings):
+    """`tau` weighs the log prior; with `candidates` it is the one that is best on the validation images, if there are.
+
+    The accuracy on the validation images chooses, so they must have as many images of each class as the test does.
+    """
+
+    post_hoc: ClassVar[bool] = True
+    tau: float = Field(1.0, ge=0)
+    candidates: tuple[Annotated[float, Field(ge=0)], ...] = ()
+
+
+@register_method("logit_adjustment", LogitAdjustmentSettings)
+class LogitAdjustment(PostHocMethod):
+    """z_c = w_c f + b_c - tau log(n_c / N) with the linear head of the earlier stage: post-hoc logit adjustment.
+
+    In the loss instead, logit adjustment is `prior_weight` of the method `classify`.
+    """
+
+    tau: torch.Tensor
+    log_prior_A: torch.Tensor
+
+    def __init__(
+        self,
+        config: LogitAdjustmentSettings,
+        network: Network,
+        num_classes: int,
+        counts_C: torch.Tensor | None = None,
+    ) -> None:
+        super().__init__(network)
+        self.head = LinearHead(network.dim, num_classes).requires_grad_(False)
+        self.register_buffer("tau", torch.tensor(config.tau))
+        # Without counts they are those of a saved model.
+        self.register_buffer("log_prior_A", torch.zeros(num_classes) if counts_C is None else log_prior(counts_C))
+        self.candidates = config.candidates
+
+    def load_stage(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Loads the linear head. Raises UserError if the earlier stage has none."""
+        load_head(self.head, state)
+
+    @property
+    def tunable_values(self) -> Sequence[float]:
+        return self.candidates
+
+    def set_value(self, value: float) -> None:
+        self.tau.fill_(value)
+
+    def logits(self, image_B3HW: torch.Tensor) -> ClassifierLogits:
+        classes = self.head.classes
+        log_prior_C = self.log_prior_A[classes.first : classes.stop]
+        logits = self.head(self.gathered_features(image_B3HW))
+        return replace(logits, weights=ClassWeights(self.head.weight, self.head.bias - self.tau * log_prior_C))
 
 
 class NcmSettings(SecondStageSettings):

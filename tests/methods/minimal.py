@@ -19,10 +19,10 @@ BRANCHES: dict[str, dict[str, Any]] = {
     "independent": {"count": 2, "split": "none"},
 }
 # The head of the stage that methods on a trained model start from.
-STARTS = {"lws": "linear", "tau_norm": "linear", "ncm": "linear", "fusion": "linear"}
+STARTS = {"lws": "linear", "tau_norm": "linear", "ncm": "linear", "fusion": "linear", "logit_adjustment": "linear"}
 STARTS |= {"fusion_llw": "linear", "fusion_asm": "linear", "fslwf": "cosine"}
 STARTS |= {"model_regression": "linear", "meta_model_net": "linear"}
-WITHOUT_STEPS = {"tau_norm", "ncm", "fusion"}
+WITHOUT_STEPS = {"tau_norm", "ncm", "fusion", "logit_adjustment"}
 
 
 def stages(method: str) -> list[dict[str, Any]]:

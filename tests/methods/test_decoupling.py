@@ -1,6 +1,7 @@
 """Classifiers of decoupled training against their formulas."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -9,7 +10,15 @@ from safetensors.torch import load_file
 
 from facelt.config.train import SecondStageSettings, TrainConfig
 from facelt.errors import UserError
-from facelt.methods.decoupling import Lws, Ncm, NcmSettings, TauNorm, TauNormSettings
+from facelt.methods.decoupling import (
+    LogitAdjustment,
+    LogitAdjustmentSettings,
+    Lws,
+    Ncm,
+    NcmSettings,
+    TauNorm,
+    TauNormSettings,
+)
 from facelt.training.run import run
 from tests.methods.small import (
     CLASSES,
@@ -109,6 +118,40 @@ def test_tau_is_tried_from_nought_to_two_and_one_where_nothing_is_tried():
     assert list(method.tunable_values) == pytest.approx([0.1 * step for step in range(21)])
 
 
+def logit_adjustment(counts=None, **config):
+    settings = LogitAdjustmentSettings(name="logit_adjustment", **config)
+    method = LogitAdjustment(settings, small_network(), CLASSES, counts)
+    method.load_stage(linear_head())
+    return method.eval()
+
+
+@pytest.mark.parametrize("tau", [0.0, 1.0, 1.6])
+def test_logit_adjustment_takes_tau_times_the_log_prior_from_every_logit(tau):
+    method, image = logit_adjustment(torch.tensor(COUNTS), tau=tau).double(), torch.randn(4, 3, 2, 2).double()
+    head, feature_BD = linear_head(), features(method.network, image)
+    # The class without images counts as the rarest one, which has two.
+    counts = (9, 7, 5, 3, 2, 2)
+    for row, feature_D in enumerate(feature_BD):
+        for label in range(CLASSES):
+            plain = sum(head["head.weight"][label].double() * feature_D) + head["head.bias"][label].double()
+            expected = plain.item() - tau * math.log(counts[label] / sum(COUNTS))
+            assert method.logits(image).local_BC[row, label].item() == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    # The saved model holds the prior and tau.
+    again = reloaded(method, lambda: logit_adjustment().double())
+    assert torch.equal(again.logits(image).local_BC, method.logits(image).local_BC)
+    assert method.tunable_values == ()
+
+
+def test_the_post_hoc_adjustment_undoes_the_prior_of_the_adjusted_loss():
+    """A model trained with the prior in its loss has the logits z; z + log n is the plain model that predicts it."""
+    counts_C, image = torch.tensor([9, 7, 5, 3, 2, 2]), torch.randn(4, 3, 2, 2)
+    method, head = logit_adjustment(counts_C), linear_head()
+    adjusted_BC = features(method.network, image) @ head["head.weight"].T + head["head.bias"]
+    method.load_stage({"head.weight": head["head.weight"], "head.bias": head["head.bias"] + counts_C.log()})
+    found_BC = method.logits(image).local_BC
+    assert torch.allclose(found_BC.softmax(dim=1), adjusted_BC.softmax(dim=1), atol=1e-6)
+
+
 def lws():
     method = Lws(SecondStageSettings(name="lws"), small_network(), CLASSES)
     method.load_stage(linear_head())
@@ -134,7 +177,7 @@ def test_lws_learns_one_factor_a_class_and_nothing_else():
     assert torch.equal(reloaded(method, lws).logits(data.image_B3HW).local_BC, method.logits(data.image_B3HW).local_BC)
 
 
-@pytest.mark.parametrize("build", [tau_norm, lws])
+@pytest.mark.parametrize("build", [tau_norm, logit_adjustment, lws])
 def test_an_earlier_stage_without_a_linear_head_is_refused(build):
     method, head = build(), linear_head()
     for state in ({}, {"head.weight": head["head.weight"]}, linear_head(classes=CLASSES + 1)):
@@ -142,7 +185,7 @@ def test_an_earlier_stage_without_a_linear_head_is_refused(build):
             method.load_stage(state)
 
 
-@pytest.mark.parametrize("name", ["ncm", "tau_norm", "lws", "fusion"])
+@pytest.mark.parametrize("name", ["ncm", "tau_norm", "logit_adjustment", "lws", "fusion"])
 def test_a_stage_that_starts_from_nothing_is_refused_before_any_work(name, recipe, tmp_path):
     values = recipe(tmp_path, stages=[{"name": "only", "method": {"name": name}, "epochs": 0}])
     with pytest.raises(ValidationError, match=f"init_from: {name} needs a trained model"):
@@ -157,14 +200,20 @@ def test_what_is_fitted_without_steps_has_no_epochs(recipe, tmp_path):
         TrainConfig.model_validate(values)
 
 
-def test_tau_is_chosen_on_the_validation_images(recipe, tmp_path):
+TAUS = {"tau_norm": [step / 10 for step in range(21)], "logit_adjustment": [0.0, 0.5, 1.5]}
+
+
+@pytest.mark.parametrize("name", TAUS)
+def test_tau_is_chosen_on_the_validation_images(name, recipe, tmp_path):
     plain = {"name": "plain", "method": {"name": "classify"}, "epochs": 1}
-    stage = {"name": "tau", "init_from": "plain", "method": {"name": "tau_norm"}, "epochs": 0}
+    stage = {"name": "tau", "init_from": "plain", "method": {"name": name}, "epochs": 0}
+    if name == "logit_adjustment":
+        stage["method"]["candidates"] = TAUS[name]
     folder = run(TrainConfig.model_validate(recipe(tmp_path / "run", stages=[plain, stage])))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     tried = {line["setting"]: line["validation_accuracy"] for line in lines if "setting" in line}
     card = json.loads((folder / "tau/card.json").read_text())
-    assert len(tried) == 21
+    assert list(tried) == pytest.approx(TAUS[name])
     assert tried[card["best"]["setting"]] == max(tried.values())
     left = load_file(folder / "tau/model.safetensors")
     assert left["tau"].item() == pytest.approx(card["best"]["setting"])

@@ -11,15 +11,17 @@ from facelt.config.train import SecondStageSettings
 from facelt.distributed.class_shards import sharded_entries
 from facelt.distributed.comm import rank, world_size
 from facelt.methods.base import Method, StepContext, TrainBatch
-from facelt.methods.decoupling import NcmSettings, TauNormSettings
+from facelt.methods.decoupling import LogitAdjustmentSettings, NcmSettings, TauNormSettings
 from facelt.methods.few_shot import FslwfSettings, MetaModelNetSettings, ModelRegressionSettings
 from facelt.methods.fusion import FusionAsmSettings, FusionKtSettings, FusionSettings, LinearAndNcmSettings
 from tests.distributed.ranks import run_ranks
+from tests.methods.minimal import WITHOUT_STEPS
 from tests.methods.small import CLASSES, COUNTS, linear_head, small_network, training_set
 
 CONFIGS = [
     NcmSettings(name="ncm"),
     TauNormSettings(name="tau_norm"),
+    LogitAdjustmentSettings(name="logit_adjustment"),
     SecondStageSettings(name="lws"),
     FusionSettings(name="fusion", rule="softmax_sum"),
     LinearAndNcmSettings(name="fusion_llw"),
@@ -53,7 +55,7 @@ def run_method(config: Any) -> tuple[Method, dict[str, Any]]:
             method.observe(own)
             method.end_dataset_pass()
     result: dict[str, Any] = {"split": sharded_entries(method)}
-    if config.name not in ("ncm", "tau_norm", "fusion"):
+    if config.name not in WITHOUT_STEPS:
         output = method.step([own], progress)
         output.loss.backward()
         output.after()

@@ -21,6 +21,7 @@ RECIPES = {
     "crt": ("classify", 30, 0.1, 128),
     "lws": ("lws", 30, 0.1, 128),
     "tau_norm": ("tau_norm", 0, 0.1, 128),
+    "logit_adjustment_post_hoc": ("logit_adjustment", 0, 0.1, 128),
     "ncm": ("ncm", 0, 0.1, 128),
     "fusion_sum": ("fusion", 0, 0.1, 128),
     "fusion_softmax_sum": ("fusion", 0, 0.1, 128),
