@@ -1,4 +1,4 @@
-"""Losses of multi-expert methods: knowledge distillation, RIDE and ResLT.
+"""Losses of multi-expert methods: knowledge distillation, RIDE, ResLT, and experts with class priors.
 
 K experts or branches, B images of all ranks, C classes.
 """
@@ -63,3 +63,18 @@ def reslt_loss(
     loss_KB = F.cross_entropy(branch_KBC.transpose(1, 2), label_KB, reduction="none")
     branches = (loss_KB * member_KB).sum() / member_KB.sum()
     return branch_weight * branches + (1 - branch_weight) * F.cross_entropy(branch_KBC.sum(dim=0), label_B)
+
+
+def expert_cross_entropies(expert_KBC: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
+    """Returns the cross-entropy of each expert, [K]."""
+    label_KB = label_B.expand(len(expert_KBC), -1)
+    return F.cross_entropy(expert_KBC.transpose(1, 2), label_KB, reduction="none").mean(dim=1)
+
+
+def reversed_prior(value_C: torch.Tensor, counts_C: torch.Tensor) -> torch.Tensor:
+    """Returns the values of a prior in reverse: the class of rank r by its images has that of the rank C - 1 - r, [C].
+
+    Classes with equally many images are ranked by label. Source: the code of SADE, Zhang et al., NeurIPS 2022.
+    """
+    order_C = counts_C.argsort(stable=True)
+    return torch.empty_like(value_C).index_copy_(0, order_C, value_C[order_C.flip(0)])

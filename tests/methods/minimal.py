@@ -17,6 +17,8 @@ BRANCHES: dict[str, dict[str, Any]] = {
     "ride": {"count": 3, "split": "layer2"},
     "ride_router": {"count": 3, "split": "layer2"},
     "independent": {"count": 2, "split": "none"},
+    "balpoe": {"count": 3, "split": "layer2"},
+    "sade": {"count": 3, "split": "layer2"},
 }
 # The head of the stage that methods on a trained model start from.
 STARTS = {"lws": "linear", "tau_norm": "linear", "ncm": "linear", "fusion": "linear", "logit_adjustment": "linear"}
