@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
@@ -16,6 +16,7 @@ from facelt.config.registry import register_data_kind
 from facelt.data.dataset import ImageDataset
 from facelt.data.image_files import ImageFolderDataset
 from facelt.data.kind import Channels, DataKind, Split, TrainingData
+from facelt.data.policies import PolicyAugmentation, PolicySettings
 from facelt.data.records import RecordDataset
 from facelt.data.restricted_pickle import PickledArray, read_restricted_pickle
 from facelt.data.transforms import ExpectSize, ImageTransform, PadCropRotate, Resize
@@ -35,7 +36,8 @@ class CifarData(DataKind):
     `download` fetches torchvision's files if they are absent. `imbalance` is the size of the largest class over the
     smallest, 1 for the balanced set; `profile: step` keeps 1/`imbalance` of the second half of the classes.
     Training images are padded by `pad` black pixels and cropped, rotated by up to `rotation` degrees and, with
-    `flip`, mirrored, on the device. `open_set` is a folder of images of classes not in training, resized to CIFAR's
+    `flip`, mirrored, on the device. `augment` then changes them further; all of it is done by the workers in that case,
+    and no image can be cached. `open_set` is a folder of images of classes not in training, resized to CIFAR's
     size; the first `tuning` images of it and of the test set then become separate splits.
     """
 
@@ -49,10 +51,17 @@ class CifarData(DataKind):
     pad: int = Field(4, ge=0, le=32)
     rotation: float = Field(0, ge=0, le=180)
     flip: bool = True
+    augment: PolicySettings | None = None
     mean: Channels = (0.4914, 0.4822, 0.4465)
     std: Channels = (0.2023, 0.1994, 0.2010)
     workers: int = Field(0, ge=0)
     cache_on_device: bool = True
+
+    @model_validator(mode="after")
+    def _caches_no_augmented_images(self) -> "CifarData":
+        if self.augment is not None and self.cache_on_device:
+            raise ValueError("cache_on_device: augmented images are not cached; set it to false, or remove augment")
+        return self
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -62,9 +71,15 @@ class CifarData(DataKind):
         if self.download:
             run_on_rank0(lambda: download_cifar(self.root, self.classes))
         dataset, test = (open_cifar(self.root, self.classes, split) for split in ("train", "test"))
-        train = Split(dataset, long_tailed_members(dataset, self.profile, self.imbalance))
-        preprocessing = self.preprocessing(flip=self.flip, augment=PadCropRotate(self.pad, self.rotation))
-        return TrainingData(train, train, self._evaluation_splits(test), dataset.num_classes, preprocessing)
+        train = train_plain = Split(dataset, long_tailed_members(dataset, self.profile, self.imbalance))
+        crop = PadCropRotate(self.pad, self.rotation)
+        if self.augment is None:
+            preprocessing = self.preprocessing(flip=self.flip, augment=crop)
+        else:
+            augmentation = PolicyAugmentation(self.augment, self.eval_transform(), crop, self.flip, self.mean)
+            train = Split(dataset.with_transform(augmentation), train.members)
+            preprocessing = self.preprocessing()
+        return TrainingData(train, train_plain, self._evaluation_splits(test), dataset.num_classes, preprocessing)
 
     def eval_transform(self) -> ImageTransform:
         return ExpectSize(self.image_size)

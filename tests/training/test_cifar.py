@@ -79,6 +79,20 @@ def test_a_run_is_equal_with_cached_and_streamed_images(section, train, plain_st
     assert sum(json.loads(done.stdout)["images"].values()) == 30
 
 
+def test_a_resumed_run_on_augmented_images_equals_an_uninterrupted_one(
+    section, train, plain_stage, tmp_path, interrupt, metrics, assert_same_weights
+):
+    augment = {"policy": "autoaugment", "cutout": 8}
+    data = {**section, "cache_on_device": False, "augment": augment}
+    changes = {"stages": plain_stage(epochs=2, embedding="none"), "optim": {"lr": 0.05, "batch": 16}, "data": data}
+    whole = train(tmp_path / "whole", **changes)
+    with pytest.raises(interrupt("classify", 3)):
+        train(tmp_path / "run", **changes, checkpoint_every=2)
+    folder = train(tmp_path / "run", resume=True, **changes, checkpoint_every=2)
+    assert_same_weights(whole / "plain/model.safetensors", folder / "plain/model.safetensors")
+    assert metrics(folder) == metrics(whole)
+
+
 @pytest.fixture
 def unknown(tmp_path):
     """Returns a folder of seven images of different sizes, some in subfolders, and their pixels in path order."""

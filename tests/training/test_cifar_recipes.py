@@ -74,7 +74,7 @@ def trained(pictures, tmp_path_factory):
             values |= {
                 "device": "cpu",
                 "precision": "float32",
-                "data": {**values["data"], "root": pictures, "classes": 10},
+                "data": {**values["data"], "root": pictures, "classes": 10, "workers": 0},
             }
             config = TrainConfig.model_validate(values)
             done[name] = config, run(config)
