@@ -38,7 +38,10 @@ class _RunInfo(StrictModel):
 class RunRecord(_RunInfo):
     """A complete run: accuracy on the test split, overall and by shot bands of the paper's convention, as fractions.
 
-    `chosen` is the tested epoch in words; `minutes` of training and testing are None if a session was killed.
+    `chosen` is the tested epoch in words; `minutes` of training and testing are None if a session was killed. `width`
+    are the channels of the tested network's stages, `subset` the file of the training images and twelve digits of the
+    SHA-256 of their positions in it and labels, `epochs` those of each stage with any. Earlier versions did not record
+    these three, which are then None.
     """
 
     kind: Literal["run"] = "run"
@@ -48,6 +51,9 @@ class RunRecord(_RunInfo):
     few: Fraction | None
     chosen: str
     minutes: float | None = Field(ge=0)
+    width: str | None = None
+    subset: str | None = None
+    epochs: tuple[int, ...] | None = None
 
 
 class SmokeRecord(_RunInfo):
@@ -121,7 +127,9 @@ PUBLISHED_SOURCES = {
 class PublishedMethod(StrictModel):
     """Top-1 accuracy in % of a method on a suite, by imbalance, from one kind of source.
 
-    `recipe` is the corresponding recipe of this project, if any; `selection` is the choice of epoch, if known.
+    `recipe` is the corresponding recipe of this project, if any; `selection` is the choice of epoch, and `epochs` their
+    number, if known. `network` and `subset` say in words that it was another network than that of the suite's recipes,
+    or that other training images were drawn from the data set: such results are not comparable with ours.
     """
 
     suite: str
@@ -129,7 +137,15 @@ class PublishedMethod(StrictModel):
     recipe: str | None = None
     source: Literal["C", "P", "R", "S", "M"]
     selection: str | None = None
+    epochs: int | None = Field(None, ge=1)
+    network: str | None = None
+    subset: str | None = None
     accuracy: dict[float, _Percent]
+
+    @property
+    def is_comparable(self) -> bool:
+        """No other network or subset is known."""
+        return self.network is None and self.subset is None
 
 
 class Published(StrictModel):

@@ -103,6 +103,7 @@ def imbalance_of(config: TrainConfig) -> float | None:
     return getattr(config.data, "imbalance", None)
 
 
+_DIGITS = 12  # of the hash of the training images
 RESULT_FILE, _SESSIONS_FILE = "result.json", "sessions.json"
 _OWN_OPTIONS = {"out": "--out", "seed": "--seeds", "device": "--device", "data.imbalance": "--imbalance"}
 
@@ -175,30 +176,47 @@ def run_benchmark(benchmark: BenchmarkRun, config: TrainConfig) -> RunRecord:
 
     with timed_session(config.out / _SESSIONS_FILE):
         run(config, resume=True)
-        accuracy, chosen = evaluate_on_test(config)
+        result = evaluate_on_test(config)
     record = RunRecord(
         **benchmark.info(config),
-        overall=accuracy.overall,
-        many=accuracy.many,
-        medium=accuracy.medium,
-        few=accuracy.few,
-        chosen=chosen,
+        **result,
         minutes=total_minutes(config.out / _SESSIONS_FILE),
+        width=network_width(config),
+        epochs=tuple(stage.epochs for stage in config.stages if stage.epochs),
     )
     write_text(config.out / RESULT_FILE, record.model_dump_json(indent=1) + "\n")
     return record
 
 
-def evaluate_on_test(config: TrainConfig):
-    """Returns the test accuracy of a finished run, and its epoch in words."""
+def evaluate_on_test(config: TrainConfig) -> dict:
+    """Returns the test accuracy of a finished run, its epoch in words, and its training images, as in its record."""
     from facelt.distributed.launch import resolve_device
     from facelt.evaluation.evaluate import closed_set_accuracy
     from facelt.inference.model import load_model
 
     model = load_model(config.out, resolve_device(config.device))
     best = model.card.get("best") or {}
-    chosen = f"best validation, epoch {best['epoch']:g}" if best else "last epoch"
-    return closed_set_accuracy(model, "test", "paper", batch=512, workers=config.data.workers), chosen
+    accuracy = closed_set_accuracy(model, "test", "paper", batch=512, workers=config.data.workers)
+    return {
+        **{name: getattr(accuracy, name) for name in ("overall", "many", "medium", "few")},
+        "chosen": f"best validation, epoch {best['epoch']:g}" if best else "last epoch",
+        "subset": f"{config.data.training_file} {model.card['data_fingerprint'][:_DIGITS]}",
+    }
+
+
+def network_width(config: TrainConfig) -> str | None:
+    """Returns the channels of the stages of the last network, such as 16-32-64 or 3 x 16-24-48 for three branches.
+
+    None for a backbone without such a list.
+    """
+    from facelt.config.registry import BACKBONES
+    from facelt.models.branched import branch_widths
+
+    backbone, branches = BACKBONES[config.model.backbone], config.stages[-1].branches
+    if not backbone.widths:
+        return None
+    widths = backbone.widths if branches is None else branch_widths(backbone, branches)
+    return ("" if branches is None else f"{branches.count} x ") + "-".join(map(str, widths))
 
 
 _SMOKE_EPOCHS = 1

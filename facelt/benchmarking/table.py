@@ -36,7 +36,7 @@ def plan_runs(recipes: Sequence[PlannedRun], published: Iterable[PublishedMethod
     at_published = [
         PlannedRun(method.suite, method.recipe, imbalance)
         for method in published
-        if (method.suite, method.recipe) in titles
+        if method.is_comparable and (method.suite, method.recipe) in titles
         for imbalance in method.accuracy
     ]
     return list(dict.fromkeys([*recipes, *at_published]))
@@ -45,9 +45,9 @@ def plan_runs(recipes: Sequence[PlannedRun], published: Iterable[PublishedMethod
 def build_rows(
     records: Sequence[BenchmarkRecord], planned: Iterable[PlannedRun], published: Sequence[PublishedMethod]
 ) -> list[BenchmarkRow]:
-    """Returns a row for each configuration that was run, and for each planned run without records.
+    """Returns a row for each configuration and subset that was run, and for each planned run without records.
 
-    The last record of a configuration and seed counts. Published results are only listed with unchanged recipes.
+    The last record of a row and seed counts. Published results are only listed with unchanged recipes.
     """
     runs: dict[tuple, dict[int, RunRecord]] = {}
     smokes: dict[tuple, SmokeRecord] = {}
@@ -56,7 +56,7 @@ def build_rows(
         if isinstance(record, SmokeRecord):
             smokes[key] = record
         else:
-            runs.setdefault((*key, record.config), {})[record.seed] = record
+            runs.setdefault((*key, record.config, record.subset), {})[record.seed] = record
     rows = [_run_row(list(by_seed.values()), published) for by_seed in runs.values()]
     done = {key[:4] for key in runs}
     planned_keys = [(run.suite, run.recipe, run.imbalance, ()) for run in planned]
@@ -68,12 +68,12 @@ def build_rows(
 def unmatched_results(
     recipes: Iterable[PlannedRun], published: Iterable[PublishedMethod]
 ) -> list[tuple[str, PublishedResult]]:
-    """Returns (suite, result) for each published result without a recipe."""
+    """Returns (suite, result) for each published result without a recipe, or of another network or subset."""
     titles = {(recipe.suite, recipe.recipe) for recipe in recipes}
     return [
         (method.suite, result)
         for method in published
-        if (method.suite, method.recipe) not in titles
+        if not method.is_comparable or (method.suite, method.recipe) not in titles
         for result in _results(method)
     ]
 
@@ -94,6 +94,9 @@ def _run_row(records: list[RunRecord], published: Sequence[PublishedMethod]) -> 
         machines=_distinct(f"{record.machine}, torch {record.torch}" for record in records),
         commits=_distinct(record.commit for record in records),
         chosen=_distinct(record.chosen for record in records),
+        widths=_distinct(record.width for record in records if record.width),
+        subset=first.subset,
+        epochs=first.epochs,
         published=_published_results(first.suite, first.recipe, first.imbalance, first.settings, published),
     )
 
@@ -123,7 +126,7 @@ def _published_results(
     return tuple(
         result
         for method in published
-        if not settings and (method.suite, method.recipe) == (suite, recipe)
+        if not settings and method.is_comparable and (method.suite, method.recipe) == (suite, recipe)
         for result in _results(method)
         if result.imbalance == imbalance
     )
@@ -131,7 +134,10 @@ def _published_results(
 
 def _results(method: PublishedMethod) -> list[PublishedResult]:
     return [
-        PublishedResult(method.method, imbalance, accuracy, method.source, method.selection)
+        PublishedResult(
+            *(method.method, imbalance, accuracy, method.source, method.selection),
+            *(method.epochs, method.network, method.subset),
+        )
         for imbalance, accuracy in method.accuracy.items()
     ]
 

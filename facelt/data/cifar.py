@@ -67,6 +67,14 @@ class CifarData(DataKind):
     def image_size(self) -> tuple[int, int]:
         return _SIDE, _SIDE
 
+    @property
+    def training_file(self) -> str:
+        """The record, or torchvision's files below `root`."""
+        if _record_of(self.root, "train").is_file():
+            return _record_of(self.root, "train").name
+        files = CIFAR_FILES[self.classes]
+        return f"{files.folder}/{' to '.join(dict.fromkeys((files.train[0], files.train[-1])))}"
+
     def open(self, seed: int) -> TrainingData:
         if self.download:
             run_on_rank0(lambda: download_cifar(self.root, self.classes))
@@ -178,13 +186,17 @@ class CifarDataset(ImageDataset):
         return self._image_NHW3[index]
 
 
+def _record_of(root: Path, split: str) -> Path:
+    return Path(root) / f"{split}.rec"
+
+
 def open_cifar(root: Path, classes: int, split: str) -> RecordDataset | CifarDataset:
     """Opens the split `train` or `test` in `root`: train.rec or test.rec, or else torchvision's files.
 
     Raises UserError if there is neither, or the number of classes differs.
     """
     transform = ExpectSize((_SIDE, _SIDE))
-    record = Path(root) / f"{split}.rec"
+    record = _record_of(root, split)
     if not record.is_file():
         folder = CIFAR_FILES[classes].folder
         if not (Path(root) / folder).is_dir():

@@ -63,6 +63,10 @@ class ListData(DataKind):
     def image_size(self) -> tuple[int, int]:
         return self.crop, self.crop
 
+    @property
+    def training_file(self) -> str:
+        return self.train.name
+
     def open(self, seed: int) -> TrainingData:
         dataset = partial(ListDataset, max_pixels=self.max_pixels)
         train = dataset(

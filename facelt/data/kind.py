@@ -106,6 +106,11 @@ class DataKind(StrictModel, ABC):
     def open(self, seed: int) -> TrainingData:
         """Opens all splits. Raises UserError naming the file or the record at fault."""
 
+    @property
+    @abstractmethod
+    def training_file(self) -> str:
+        """The name of the file that holds or lists the training images. Raises UserError if there is none."""
+
     @abstractmethod
     def eval_transform(self) -> ImageTransform:
         """Returns the transform of images that a trained model is evaluated on."""

@@ -58,6 +58,11 @@ class RecordData(DataKind):
         """The .rec file. Raises UserError if there is none."""
         return record_path(self.train)
 
+    @property
+    def training_file(self) -> str:
+        """The record, and the manifest if there is one."""
+        return self.record.name if self.manifest is None else f"{self.record.name}, {self.manifest.name}"
+
     def open(self, seed: int) -> TrainingData:
         plain = self.eval_transform()
         dataset = RecordDataset(self.record, manifest=self.manifest, transform=plain, max_pixels=self.max_pixels)

@@ -8,7 +8,10 @@ from facelt.report.schema import SHOT_BAND_NAMES
 from facelt.utils.text import sanitize
 
 _NONE = "-"
-_COLUMNS = ("recipe", "IF", "overall", *SHOT_BAND_NAMES, "seeds", "minutes", "machine", "commit", "published")
+_COLUMNS = (
+    *("recipe", "IF", "overall", *SHOT_BAND_NAMES, "width", "subset", "epochs", "tested epoch"),
+    *("seeds", "minutes", "machine", "commit", "published"),
+)
 
 _MISSING_COLUMNS = ("not run", "smoke test", "published")
 
@@ -17,19 +20,22 @@ _HEAD = """# Long-tail benchmarks, measured and published
 For anyone comparing a recipe with its publication: top-1 accuracy in % on the test split, mean over seeds ± sample
 standard deviation. Many, medium and few are means of class accuracies (more than 100, 20 to 100, fewer than 20 training
 images). IF is the imbalance factor: the size of the largest class over that of the smallest. If a data set has no
-validation images, the last epoch is tested, so nothing is selected on the test split. Minutes are those of one run,
-training and testing. `facelt bench` writes this page from `benchmarks.jsonl`, one line per run, and
-`facelt/benchmarking/published.yaml`; none of our results is taken from a publication. Recipes that were *not run* show
-their command instead; a smoke test is a run of one epoch per stage in bfloat16 on a CPU in which every loss was finite
-and decreased.
+validation images, the last epoch is tested, so nothing is selected on the test split. Width is the channels of the
+network's stages, with those of one branch if there are several. Subset is the file of the training images, and the
+first digits of the SHA-256 of their positions in it and their labels: runs with equal ones saw the same images. Epochs
+are those of each stage. Rows that differ in width, subset, epochs or tested epoch do not compare methods alone; a value
+that was not recorded is shown as -. Minutes are those of one run, training and testing. `facelt bench` writes this page
+from `benchmarks.jsonl`, one line per run, and `facelt/benchmarking/published.yaml`; none of our results is taken from a
+publication. Recipes that were *not run* show their command instead; a smoke test is a run of one epoch per stage in
+bfloat16 on a CPU in which every loss was finite and decreased.
 
 Sources of published results: """
-_PUBLISHED = """
-## Published results without a recipe here
+_PUBLISHED_COLUMNS = ("suite", "method", "IF", "accuracy")
+_OTHER_NOTE = """Not comparable with the recipes above: a wider network alone gains several points, and another subset
+of the training images changes the accuracy as well.
 
-| suite | method | IF | accuracy |
-|---|---|---:|---|
 """
+_OTHER_COLUMNS = ("suite", "method", "network", "subset", "IF", "accuracy")
 
 
 @dataclass(frozen=True)
@@ -42,13 +48,24 @@ class MeanStd:
 
 @dataclass(frozen=True)
 class PublishedResult:
-    """Published accuracy in percent, the letter of its source, and the selection of its epoch."""
+    """Published accuracy in percent, the letter of its source, and the selection of its epoch.
+
+    A `network` or `subset` other than the suite's makes it incomparable with the recipes.
+    """
 
     method: str
     imbalance: float | None
     accuracy: float
     source: str
     selection: str | None = None
+    epochs: int | None = None
+    network: str | None = None
+    subset: str | None = None
+
+    @property
+    def is_comparable(self) -> bool:
+        """No other network or subset is known."""
+        return self.network is None and self.subset is None
 
 
 @dataclass(frozen=True)
@@ -66,6 +83,9 @@ class BenchmarkRow:
     machines: tuple[str, ...] = ()
     commits: tuple[str, ...] = ()
     chosen: tuple[str, ...] = ()
+    widths: tuple[str, ...] = ()
+    subset: str | None = None
+    epochs: tuple[int, ...] | None = None
     smoke: str | None = None
     published: tuple[PublishedResult, ...] = ()
 
@@ -77,7 +97,7 @@ def benchmarks_page(
 
     Args:
         rows: recipes in the order of the page, run or not.
-        unmatched: (suite, result) of published results without a recipe.
+        unmatched: (suite, result) of published results without a recipe, or of another network or subset.
         sources: the source of each letter.
     """
     parts = [_HEAD, "; ".join(f"{letter} {meaning}" for letter, meaning in sources.items()), ".\n"]
@@ -91,12 +111,16 @@ def benchmarks_page(
             parts += [f"- {_code(bench_command(row))}\n" for row in run]
         if missing:
             parts += ["\n", *_table(_MISSING_COLUMNS, map(_missing_cells, missing))]
-    if unmatched:
-        parts.append(_PUBLISHED)
+    alone = [(suite, result) for suite, result in unmatched if result.is_comparable]
+    if alone:
         parts += [
-            _line([markdown_cell(suite), markdown_cell(result.method), _number(result.imbalance), _published(result)])
-            for suite, result in unmatched
+            "\n## Published results without a recipe here\n\n",
+            *_table(_PUBLISHED_COLUMNS, map(_alone_cells, alone)),
         ]
+    other = [(suite, result) for suite, result in unmatched if not result.is_comparable]
+    if other:
+        parts += ["\n## Published results with another network or subset\n\n", _OTHER_NOTE]
+        parts += _table(_OTHER_COLUMNS, map(_other_cells, other))
     return "".join(parts)
 
 
@@ -115,17 +139,34 @@ def markdown_cell(text: str) -> str:
 
 def _cells(row: BenchmarkRow) -> list[str]:
     name = ", ".join([row.recipe, *row.settings])
-    overall = _percent(row.overall)
-    overall += "".join(f" ({markdown_cell(chosen)})" for chosen in row.chosen if chosen != "last epoch")
     return [
-        *(markdown_cell(name), _number(row.imbalance), overall),
+        *(markdown_cell(name), _number(row.imbalance), _percent(row.overall)),
         *(_percent(row.bands.get(band)) for band in SHOT_BAND_NAMES),
+        _joined(row.widths),
+        _joined(filter(None, [row.subset])),
+        _NONE if row.epochs is None else " + ".join(map(str, row.epochs)) or "0",
+        _joined(row.chosen),
         ", ".join(map(str, row.seeds)),
         _NONE if row.minutes is None else f"{row.minutes:.1f}",
-        "; ".join(map(markdown_cell, row.machines)),
-        "; ".join(map(markdown_cell, row.commits)),
+        _joined(row.machines),
+        _joined(row.commits),
         _published_cell(row),
     ]
+
+
+def _alone_cells(entry: tuple[str, PublishedResult]) -> list[str]:
+    suite, result = entry
+    return [markdown_cell(suite), markdown_cell(result.method), _number(result.imbalance), _published(result)]
+
+
+def _other_cells(entry: tuple[str, PublishedResult]) -> list[str]:
+    suite, method, imbalance, accuracy = _alone_cells(entry)
+    differences = [markdown_cell(text or "the same") for text in (entry[1].network, entry[1].subset)]
+    return [suite, method, *differences, imbalance, accuracy]
+
+
+def _joined(texts: Iterable[str]) -> str:
+    return "; ".join(map(markdown_cell, texts)) or _NONE
 
 
 def _missing_cells(row: BenchmarkRow) -> list[str]:
@@ -152,7 +193,8 @@ def _percent(result: MeanStd | None) -> str:
 
 
 def _published(result: PublishedResult) -> str:
-    notes = ", ".join(filter(None, [result.source, result.selection]))
+    epochs = None if result.epochs is None else f"{result.epochs} epochs"
+    notes = ", ".join(filter(None, [result.source, result.selection, epochs]))
     return f"{result.accuracy} ({markdown_cell(notes)})"
 
 

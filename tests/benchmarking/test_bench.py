@@ -1,5 +1,6 @@
 """`facelt bench`: runs, records, the table, resumed runs, and refusals."""
 
+import hashlib
 import json
 import math
 import signal
@@ -49,7 +50,17 @@ def page(checkout):
     return lambda: (checkout / "docs" / "benchmarks.md").read_text()
 
 
-def test_seeds_are_run_recorded_and_in_the_table(bench, records, page, tmp_path, monkeypatch):
+def subset_digits(config) -> str:
+    """Twelve digits of the SHA-256 of the positions and labels of the training images, eight bytes each."""
+    split = config.data.open(0).train
+    digest = hashlib.sha256()
+    for values in (split.members.tolist(), split.labels.tolist()):
+        for value in values:
+            digest.update(value.to_bytes(8, "little"))
+    return digest.hexdigest()[:12]
+
+
+def test_seeds_are_run_recorded_and_in_the_table(bench, checkout, records, page, tmp_path, monkeypatch):
     seen = []
 
     def recorded(*given, **more):
@@ -69,12 +80,16 @@ def test_seeds_are_run_recorded_and_in_the_table(bench, records, page, tmp_path,
     assert [record.overall for record in stored] == pytest.approx(seen)
     assert (stored[0].settings, stored[0].commit, stored[0].chosen) == ((), "c1", "last epoch")
     assert stored[0].config == stored[1].config
+    config = load_config(checkout / "configs/tiny/softmax.yaml", TrainConfig)
+    assert stored[0].subset == f"cifar-10-batches-py/data_batch_1 to data_batch_5 {subset_digits(config)}"
+    assert (stored[0].width, stored[0].epochs) == ("64-128-256-512", (4,))
     assert stored[0].minutes > 0
     # With 12 images at most, every class is a few-shot one.
     assert (stored[0].many, stored[0].medium) == (None, None)
     assert stored[0].few == pytest.approx(seen[0])
     mean, half = 50 * (seen[0] + seen[1]), abs(seen[0] - seen[1]) * 100 / 2**0.5
-    assert f"| softmax | 4 | {mean:.2f} ± {half:.2f} | - | - | {mean:.2f} ± {half:.2f} | 0, 1 |" in page()
+    assert f"| softmax | 4 | {mean:.2f} ± {half:.2f} | - | - | {mean:.2f} ± {half:.2f} | " in page()
+    assert f"| 64-128-256-512 | {stored[0].subset} | 4 | last epoch | 0, 1 |" in page()
     assert "| 38.3 (R) |" in page()
     _, _, missing = page().partition("| not run | smoke test | published |")
     assert "| `facelt bench tiny/slow --imbalance 4 --seeds 0,1,2` | - | - |" in missing

@@ -1,5 +1,7 @@
 """Benchmark records: reading restores what was written, invalid lines are named; recipes and run time."""
 
+import json
+
 import pytest
 
 from facelt.benchmarking.records import (
@@ -10,16 +12,29 @@ from facelt.benchmarking.records import (
     config_digest,
     read_records,
 )
-from facelt.benchmarking.run import all_recipes, find_recipe, timed_session, total_minutes
+from facelt.benchmarking.run import all_recipes, find_recipe, network_width, timed_session, total_minutes
 from facelt.config.loading import load_config
 from facelt.config.train import TrainConfig
+from facelt.data.cifar import CifarData
+from facelt.data.image_files import ListData
+from facelt.data.records import RecordData
 from facelt.errors import UserError
+from facelt.inference.model import build_method
 
 ORIGIN = {"suite": "s", "recipe": "r", "imbalance": 100, "config": "ab", "seed": 3, "machine": "M", "torch": "2"}
 RUN = RunRecord(
     **ORIGIN, commit="c", overall=0.1 + 0.2, many=0.5, medium=None, few=0.0, chosen="last epoch", minutes=None
 )
 SMOKE = SmokeRecord(**ORIGIN, commit="c", losses={"plain": (2.5, 1.25)})
+
+
+def test_records_of_versions_without_width_subset_and_epochs_are_read(tmp_path):
+    path = tmp_path / "benchmarks.jsonl"
+    values = RUN.model_dump(exclude={"width", "subset", "epochs"})
+    path.write_text(json.dumps(values) + "\n")
+    (record,) = read_records(path)
+    assert record == RUN
+    assert (record.width, record.subset, record.epochs) == (None, None, None)
 
 
 def test_records_are_read_as_they_were_written(tmp_path):
@@ -71,6 +86,39 @@ def test_measured_records_belong_to_the_present_recipes(root):
             overrides = [*record.settings, f"data.imbalance={record.imbalance}"]
             recipe = find_recipe(root / "configs", f"{record.suite}/{record.recipe}")
             assert config_digest(load_config(recipe.path, TrainConfig, overrides)) == record.config
+
+
+@pytest.mark.parametrize(
+    ("recipe", "width"),
+    [
+        ("softmax", "16-32-64"),
+        ("ride", "3 x 16-24-48"),
+        ("balpoe", "3 x 16-32-64"),
+        ("independent", "3 x 16-32-64"),
+        ("reslt", "3 x 16-32-64"),
+    ],
+)
+def test_the_width_is_that_of_the_tested_network(root, recipe, width):
+    config = load_config(root / f"configs/cifar100_lt/{recipe}.yaml", TrainConfig)
+    assert network_width(config) == width
+    method = build_method(config, config.stages[-1], 100)
+    channels: dict[str, set[int]] = {"layer1": set(), "layer2": set(), "layer3": set()}
+    for name, weight in method.network.state_dict().items():
+        if name.endswith(".conv2.weight"):
+            channels[next(layer for layer in channels if f".{layer}." in name)].add(len(weight))
+    assert list(channels.values()) == [{int(value)} for value in width.rpartition(" ")[2].split("-")]
+
+
+def test_the_subset_is_named_by_the_file_of_the_training_images(tmp_path):
+    (tmp_path / "train.rec").touch()
+    manifest = tmp_path / "lt.csv"
+    assert CifarData(kind="cifar", root=tmp_path / "other").training_file == "cifar-100-python/train"
+    assert CifarData(kind="cifar", root=tmp_path).training_file == "train.rec"
+    assert ListData(kind="list", root=tmp_path, train=tmp_path / "ImageNet_LT_train.txt").training_file == (
+        "ImageNet_LT_train.txt"
+    )
+    assert RecordData(kind="record", train=tmp_path).training_file == "train.rec"
+    assert RecordData(kind="record", train=tmp_path, manifest=manifest).training_file == "train.rec, lt.csv"
 
 
 def test_settings_that_make_no_other_recipe_are_left_out():

@@ -42,6 +42,10 @@ CE = PublishedMethod(suite="s", method="CE", recipe="r", source="R", accuracy={1
 NOBODYS = PublishedMethod(suite="s", method="<Other>", source="M", selection="best on test", accuracy={100: 51.5})
 
 
+WIDE = PublishedMethod(suite="s", method="CE", recipe="r", source="P", network="64-128-256", accuracy={20: 50})
+REDRAWN = PublishedMethod(suite="s", method="CE2", recipe="r", source="P", subset="authors' draw", accuracy={100: 40})
+
+
 def test_seeds_of_a_configuration_make_a_row():
     records = [run(2, 0.41, minutes=13, commit="c2"), run(0, 0.40), run(1, 0.45, many=0.7)]
     (row,) = build_rows(records, [], [CE])
@@ -69,6 +73,34 @@ def test_another_imbalance_configuration_or_setting_is_another_row():
     rows = build_rows(records, [], [CE])
     assert [(row.imbalance, row.settings) for row in rows] == [(100, ()), (100, ()), (100, ("optim.lr=1",)), (50, ())]
     assert [len(row.published) for row in rows] == [1, 1, 0, 1]
+
+
+def test_what_makes_rows_comparable_is_in_them_and_unknown_if_it_was_not_recorded():
+    known = {"width": "16-32-64", "subset": "train ab", "epochs": (200, 30)}
+    (row,) = build_rows([run(0, **known), run(1, **known)], [], [])
+    assert (row.widths, row.subset, row.epochs) == (("16-32-64",), "train ab", (200, 30))
+    (row,) = build_rows([run()], [], [])
+    assert (row.widths, row.subset, row.epochs) == ((), None, None)
+    # Runs on other images are another row.
+    rows = build_rows([run(0, **known), run(1, **known | {"subset": "train cd"}), run(2)], [], [])
+    assert sorted((row.seeds, row.subset or "") for row in rows) == [((0,), "train ab"), ((1,), "train cd"), ((2,), "")]
+
+
+def test_results_of_another_network_or_subset_are_neither_planned_nor_next_to_a_recipe():
+    recipes = [PlannedRun("s", "r", 100)]
+    assert plan_runs(recipes, [CE, WIDE, REDRAWN]) == [*recipes, PlannedRun("s", "r", 50)]
+    (row,) = build_rows([run()], [], [CE, WIDE, REDRAWN])
+    assert [figure.method for figure in row.published] == ["CE"]
+    apart = unmatched_results(recipes, [CE, WIDE, REDRAWN])
+    assert [(figure.accuracy, figure.network, figure.subset) for _, figure in apart] == [
+        (50, "64-128-256", None),
+        (40, None, "authors' draw"),
+    ]
+    lines = benchmarks_page([], [*apart, ("s", PublishedResult("<Other>", 100, 51.5, "M"))], {}).splitlines()
+    start = lines.index("## Published results with another network or subset")
+    assert "| s | CE | 64-128-256 | the same | 20 | 50.0 (P) |" in lines[start:]
+    assert "| s | CE2 | the same | authors' draw | 100 | 40.0 (P) |" in lines[start:]
+    assert "| s | \\<Other\\> | 100 | 51.5 (M) |" in lines[:start]
 
 
 def test_what_was_planned_and_not_run_has_a_row_without_figures():
@@ -104,19 +136,24 @@ def test_the_page_says_what_the_rows_hold():
             "bands": {"many": MeanStd(0.6, 0.1), "medium": MeanStd(0.3), "few": None},
         },
         **{"machines": ("GPU | 1",), "commits": ("c1", "c2"), "chosen": ("last epoch",)},
-        published=(PublishedResult("LDAM", 100, 42.04, "P", "best on test"), PublishedResult("LDAM", 100, 42.0, "S")),
+        **{"widths": ("3 x 16-24-48",), "subset": "cifar-100-python/train ab", "epochs": (200, 30)},
+        published=(
+            PublishedResult("LDAM", 100, 42.04, "P", "best on test", 200),
+            PublishedResult("LDAM", 100, 42.0, "S"),
+        ),
     )
     missing = BenchmarkRow(suite="s", recipe="bbn", imbalance=50, settings=("optim.lr=[1, 2]",), smoke="c3")
     chosen = BenchmarkRow(suite="t", recipe="x", imbalance=None, seeds=(4,), chosen=("best validation, epoch 3",))
     text = benchmarks_page([done, missing, chosen], [("s", PublishedResult("<Other>", 100, 51.5, "M"))], {"P": "paper"})
     lines = text.splitlines()
     assert (
-        "| ldam_drw | 100 | 42.12 ± 0.31 | 60.00 ± 10.00 | 30.00 | - | 0, 1 | 12.3 | GPU \\| 1 | c1; c2 "
-        "| 42.04 (P, best on test); 42.0 (S) |"
+        "| ldam_drw | 100 | 42.12 ± 0.31 | 60.00 ± 10.00 | 30.00 | - | 3 x 16-24-48 | cifar-100-python/train ab "
+        "| 200 + 30 | last epoch | 0, 1 | 12.3 | GPU \\| 1 | c1; c2 "
+        "| 42.04 (P, best on test, 200 epochs); 42.0 (S) |"
     ) in lines
     assert "| `facelt bench s/bbn --imbalance 50 --seeds 0,1,2 --set 'optim.lr=[1, 2]'` | passed at c3 | - |" in lines
     assert "- `facelt bench s/ldam_drw --imbalance 100 --seeds 0,1`" in lines
-    assert "| x | - | - (best validation, epoch 3) | - | - | - | 4 | - |  |  | - |" in lines
+    assert "| x | - | - | - | - | - | - | - | - | best validation, epoch 3 | 4 | - | - | - | - |" in lines
     assert "- `facelt bench t/x --seeds 4`" in lines
     assert "| s | \\<Other\\> | 100 | 51.5 (M) |" in lines
     assert [line for line in lines if line.startswith("## ")] == [
@@ -126,7 +163,7 @@ def test_the_page_says_what_the_rows_hold():
     ]
     assert "Sources of published results: P paper." in lines
     widths = {line.replace("\\|", "").count("|") for line in lines if line.startswith("|")}
-    assert widths == {12, 5, 4}
+    assert widths == {16, 5, 4}
 
 
 def test_a_name_ends_no_cell_and_no_line():

@@ -63,14 +63,14 @@ SEEDS = [0, 1, 2**40 + 77_777_777, 2**62 + 123_456_789_123]
 )
 def test_a_policy_is_torchvisions_after_crop_and_flip(settings, plain, seed):
     before = torch.get_rng_state()
-    found = augmentation(**settings)(image(), seed)
+    changed = augmentation(**settings)(image(), seed)
     assert torch.equal(torch.get_rng_state(), before)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         torch.rand(2)  # the place of the square
         expected = plain(torch.from_numpy(moved(image(), seed)).permute(2, 0, 1)).permute(1, 2, 0)
-    np.testing.assert_array_equal(found, expected.numpy())
-    np.testing.assert_array_equal(augmentation(**settings)(image(), seed), found)
+    np.testing.assert_array_equal(changed, expected.numpy())
+    np.testing.assert_array_equal(augmentation(**settings)(image(), seed), changed)
 
 
 def test_a_policy_changes_images_by_their_seed():
@@ -136,8 +136,8 @@ def test_only_training_images_are_augmented(section):
     splits = [(data.train_plain, plain.train), (data.evaluation["test"], plain.evaluation["test"])]
     for split, expected in splits:
         for index in split.members.tolist():
-            one, other = (chosen.dataset[SampleRequest(index, 5)] for chosen in (split, expected))
-            np.testing.assert_array_equal(one.image_HW3, other.image_HW3)
+            sample, stored = (chosen.dataset[SampleRequest(index, 5)] for chosen in (split, expected))
+            np.testing.assert_array_equal(sample.image_HW3, stored.image_HW3)
     for index in data.train.members.tolist():
         sample, before = (split.dataset[SampleRequest(index, 5)] for split in (data.train, data.train_plain))
         assert sample[1:] == before[1:]
