@@ -210,12 +210,11 @@ def network_width(config: TrainConfig) -> str | None:
     None for a backbone without such a list.
     """
     from facelt.config.registry import BACKBONES
-    from facelt.models.branched import branch_widths
 
     backbone, branches = BACKBONES[config.model.backbone], config.stages[-1].branches
     if not backbone.widths:
         return None
-    widths = backbone.widths if branches is None else branch_widths(backbone, branches)
+    widths = backbone.widths if branches is None else backbone.branch_widths(branches.split, branches.width)
     return ("" if branches is None else f"{branches.count} x ") + "-".join(map(str, widths))
 
 

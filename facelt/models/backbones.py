@@ -56,6 +56,14 @@ class Backbone:
             raise UserError(f"the backbone has the widths {allowed}, not {width}")
         return replace(self, build=partial(self.build, width=width))
 
+    def branch_widths(self, split: str, width: float) -> tuple[int, ...]:
+        """Returns the channels of layer1, layer2, ... on the way through a trunk and one branch.
+
+        Layers after a `split` at a layer have `width` times their channels; other splits leave the channels unchanged.
+        """
+        shared = int(split.removeprefix("layer")) if split.startswith("layer") else len(self.widths)
+        return (*self.widths[:shared], *(int(channels * width) for channels in self.widths[shared:]))
+
     def map_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Returns (height, width) of the map of an image of (height, width), rounded up at each halving."""
         height, width = image_size

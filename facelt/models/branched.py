@@ -79,13 +79,6 @@ class BranchedEmbedding(PerBranch):
         return torch.stack(super().forward(maps), dim=1)
 
 
-def branch_widths(backbone: Backbone, branches: BranchSpec) -> tuple[int, ...]:
-    """Returns the channels of layer1, layer2, ... on the way through the trunk and one branch."""
-    layer = _LAYER.fullmatch(branches.split)
-    shared = int(layer[1]) if layer else len(backbone.widths)
-    return (*backbone.widths[:shared], *(int(channels * branches.width) for channels in backbone.widths[shared:]))
-
-
 def build_branched(name: str, backbone: Backbone, branches: BranchSpec) -> tuple[BranchedBackbone, int]:
     """Returns the backbone `name` with branches, and the channels of a branch's map.
 
@@ -99,7 +92,7 @@ def build_branched(name: str, backbone: Backbone, branches: BranchSpec) -> tuple
     if branches.width != 1:
         if not backbone.widths:
             raise UserError(f"the channels of {name} cannot be changed; remove branches.width")
-        widths = branch_widths(backbone, branches)
+        widths = backbone.branch_widths(branches.split, branches.width)
         build, channels = partial(build, widths), channels * widths[-1] // backbone.widths[-1]
     networks = [build() for _ in range(branches.count)]
     try:
