@@ -222,10 +222,14 @@ _SMOKE_EPOCHS = 1
 
 
 def shorten_recipe(config: TrainConfig, out: Path, epochs: int = _SMOKE_EPOCHS) -> TrainConfig:
-    """Returns a smoke test's configuration: few epochs per stage, proportional warm-up, bfloat16, all steps logged."""
+    """Returns a smoke test's configuration: few epochs per stage, proportional schedule, bfloat16, all steps logged."""
     values = config.model_dump()
     for stage in values["stages"]:
-        stage["schedule"]["warmup_epochs"] *= min(stage["epochs"], epochs) / max(stage["epochs"], 1)
+        schedule = stage["schedule"]
+        schedule["warmup_epochs"] *= min(stage["epochs"], epochs) / max(stage["epochs"], 1)
+        if schedule["at"]:
+            shares = [epoch / stage["epochs"] for epoch in schedule["at"]]
+            schedule |= {"at": (), "milestones": shares}
         stage["epochs"] = min(stage["epochs"], epochs)
     return TrainConfig.model_validate({**values, "out": out, "precision": "bf16", "log_every": 1})
 

@@ -1,8 +1,8 @@
 """Training configuration: data, model, optimiser, and a list of stages."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -103,14 +103,31 @@ class ScheduleConfig(StrictModel):
     """Learning rate schedule of a stage, after a linear warm-up.
 
     `name` is its form: `step` multiplies by `gamma` every `step_size` epochs, `multistep` at `milestones`, fractions of
-    the stage's epochs; `cosine` decays to 0; `constant`. The rate rises from 0 over the first `warmup_epochs`.
+    the stage's epochs, or instead after the numbers of epochs in `at`; `cosine` decays to 0; `constant`. The rate rises
+    from 0 over the first `warmup_epochs`.
     """
 
     name: Literal["step", "multistep", "cosine", "constant"] = "step"
     step_size: int = Field(10, ge=1)
     milestones: tuple[Fraction, ...] = (0.8, 0.9)
+    at: tuple[Annotated[int, Field(ge=1)], ...] = ()
     gamma: float = Field(0.1, gt=0, le=1)
     warmup_epochs: float = Field(0.0, ge=0)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _take_milestones_or_epochs(cls, values: Any, validate: Callable[[Any], Self]) -> Self:
+        """Replaces the default milestones if epochs are given."""
+        if not isinstance(values, Mapping) or not values.get("at"):
+            return validate(values)
+        if values.get("milestones"):
+            raise ValueError("at: the epochs of `at` replace milestones; use one of the two keys, or set at: []")
+        schedule = validate({**values, "milestones": ()})
+        if schedule.name != "multistep":
+            raise ValueError(f"at: only the schedule multistep has drops, not {schedule.name}; remove the key")
+        if list(schedule.at) != sorted(set(schedule.at)):
+            raise ValueError(f"at: {list(schedule.at)} must be in ascending order")
+        return schedule
 
 
 class BranchesConfig(StrictModel):
@@ -190,6 +207,15 @@ class StageConfig(StrictModel):
     freeze: tuple[PartName, ...] = ()
     batch_norm: Literal["train", "frozen"] = "train"
     keep: Literal["best", "last"] = "best"
+
+    @model_validator(mode="after")
+    def _drops_are_within_the_stage(self) -> "StageConfig":
+        if self.schedule.at and self.schedule.at[-1] >= self.epochs:
+            raise ValueError(
+                f"schedule.at: {self.schedule.at[-1]} is not before the end of {self.epochs} epochs; lower it, or use "
+                "milestones, which are fractions of the epochs"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_what_the_method_needs(self) -> "StageConfig":

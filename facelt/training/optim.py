@@ -23,6 +23,7 @@ def learning_rate_factor(schedule: ScheduleConfig, context: StepContext) -> floa
     if schedule.name == "multistep":
         # 1e-3 epochs of tolerance for fractions that floating point rounds up.
         passed = [context.epoch + 1e-3 >= fraction * context.epochs for fraction in schedule.milestones]
+        passed += [context.epoch >= epoch for epoch in schedule.at]
         return schedule.gamma ** sum(passed)
     if schedule.name == "cosine":
         fraction = (epoch - schedule.warmup_epochs) / (context.epochs - schedule.warmup_epochs)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from facelt.config.train import OptimConfig, ScheduleConfig, StageConfig, TrainConfig
@@ -128,6 +129,39 @@ def test_milestones_are_shares_of_the_stage_and_keep_its_shape():
     # A share that floating point cannot hold does not shift an epoch.
     assert factors(30, 1, name="multistep", milestones=[0.7], gamma=0.1).index(0.1) == 21
     assert set(factors(3, 2, name="constant")) == {1.0}
+
+
+def test_the_rate_drops_after_exact_numbers_of_epochs():
+    rates = factors(12, 2, name="multistep", at=[3, 7], gamma=0.1)
+    assert rates == pytest.approx([1.0] * 6 + [0.1] * 8 + [0.01] * 10)
+    # The default milestones, 0.8 and 0.9, are gone; another validation of the values changes nothing.
+    schedule = ScheduleConfig(name="multistep", at=[3, 7])
+    assert schedule.milestones == ()
+    assert ScheduleConfig.model_validate(schedule.model_dump()) == schedule
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ({"name": "multistep", "at": [3], "milestones": [0.8, 0.9]}, "at: the epochs of `at` replace milestones"),
+        ({"name": "step", "at": [3]}, "at: only the schedule multistep has drops, not step"),
+        ({"at": [3]}, "at: only the schedule multistep has drops, not step"),
+        ({"name": "multistep", "at": [7, 3]}, r"at: \[7, 3\] must be in ascending order"),
+        ({"name": "multistep", "at": [3, 3]}, r"at: \[3, 3\] must be in ascending order"),
+        ({"name": "multistep", "at": [0, 3]}, "greater than or equal to 1"),
+        ({"name": "multistep", "at": 3}, "at"),
+    ],
+)
+def test_drops_that_contradict_the_schedule_are_refused(schedule, message):
+    with pytest.raises(ValidationError, match=message):
+        ScheduleConfig(**schedule)
+
+
+def test_a_drop_after_the_stage_is_refused():
+    values = {"name": "x", "method": {"name": "classify"}, "schedule": {"name": "multistep", "at": [3, 7]}}
+    assert StageConfig(**values, epochs=8).schedule.at == (3, 7)
+    with pytest.raises(ValidationError, match=r"schedule\.at: 7 is not before the end of 7 epochs; lower it"):
+        StageConfig(**values, epochs=7)
 
 
 def test_nesterov_moves_the_rows_of_a_sparse_gradient_as_torch_moves_a_dense_one():
