@@ -86,7 +86,8 @@ class DataKind(StrictModel, ABC):
 
     `mean` and `std` are in RGB order, as fractions of the full range (white is 1). `fused` compiles flips and
     normalisation to one kernel on GPUs, which needs Triton; CPUs ignore it. `cache_on_device` decodes the training
-    images once, at the start of each stage, and keeps them on the device. `workers` is the number of processes that
+    images once, at the start of each stage, and keeps them on the device. An epoch leaves out the images that do not
+    fill a last batch; with `drop_last: false` they are one step more. `workers` is the number of processes that
     decode images, 0 for none but the training process. An image that cannot be decoded, or has more than `max_pixels`
     by its header, is bad; up to `max_bad_images` of them are left out, and one more stops the run.
 
@@ -101,6 +102,7 @@ class DataKind(StrictModel, ABC):
     max_pixels: int = Field(DEFAULT_MAX_PIXELS, ge=1)
     fused: bool = True
     cache_on_device: bool = False
+    drop_last: bool = True
 
     @abstractmethod
     def open(self, seed: int) -> TrainingData:

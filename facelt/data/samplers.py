@@ -81,7 +81,8 @@ class _ClassIndex(NamedTuple):
 
 
 class TrainingSampler(Sampler):
-    """Base class of training samplers: whole batches of labelled images; a partial last batch is dropped.
+    """Base class of training samplers: batches of labelled images. A partial last batch is dropped, or with
+    `drop_last=False` is the last step of the epoch.
 
     `members` restricts sampling to these dataset indices (a training split, some classes); `labels` are those of the
     whole dataset, and an image labelled -1 (open set) is never sampled. `epochs` is the length of the stage, for
@@ -93,7 +94,14 @@ class TrainingSampler(Sampler):
     _noun = "images"
 
     def __init__(
-        self, labels: np.ndarray, batch: int, seed: int, members: np.ndarray | None = None, *, epochs: int = 1
+        self,
+        labels: np.ndarray,
+        batch: int,
+        seed: int,
+        members: np.ndarray | None = None,
+        *,
+        epochs: int = 1,
+        drop_last: bool = True,
     ) -> None:
         label_N = np.asarray(labels, dtype=np.int64)
         member_M = np.arange(len(label_N)) if members is None else np.asarray(members, dtype=np.int64)
@@ -103,10 +111,11 @@ class TrainingSampler(Sampler):
         images = self._images_per_epoch()
         if images < batch:
             raise UserError(f"{images} training {self._noun} are fewer than one batch of {batch}; lower the batch size")
-        super().__init__(batch, images // batch, seed)
+        self._positions = images // batch * batch if drop_last else images
+        super().__init__(batch, -(-self._positions // batch), seed)
 
     def _images_per_epoch(self) -> int:
-        """Images of an epoch before its partial last batch is dropped."""
+        """Images of an epoch with its partial last batch."""
         return len(self._member_M)
 
     @cached_property
@@ -121,7 +130,8 @@ class ClassAwareSampler(TrainingSampler):
     """OLTR's class-aware sampling: `per_class` consecutive images of one class, then of the next.
 
     Classes come in shuffled cycles; each class steps through its images in shuffled cycles, `per_class` per visit,
-    wrapping around if it has fewer. An epoch has floor(N / batch) steps; classes without images are left out.
+    wrapping around if it has fewer. An epoch is as long as one of instance sampling; classes without images are
+    left out.
 
     Both cycles continue across epochs: an epoch is a window of one endless sequence. An epoch shows only part of the
     images of a head class, so continuing shows all of them before any repeats; restarting each epoch would not.
@@ -135,15 +145,15 @@ class ClassAwareSampler(TrainingSampler):
         members: np.ndarray | None = None,
         *,
         epochs: int = 1,
+        drop_last: bool = True,
         per_class: int = 4,
     ) -> None:
-        super().__init__(labels, batch, seed, members, epochs=epochs)
+        super().__init__(labels, batch, seed, members, epochs=epochs, drop_last=drop_last)
         self.per_class = per_class
 
     def epoch_indices(self, epoch: int) -> np.ndarray:
         member_N, start_K, count_K = self._classes
-        total = self.steps_per_epoch * self.batch
-        position_T = np.arange(epoch * total, (epoch + 1) * total)
+        position_T = np.arange(epoch * self._positions, (epoch + 1) * self._positions)
         visit_T = position_T // self.per_class
         cycle_T, slot_T = np.divmod(visit_T, len(count_K))
         class_T = self._class_order(cycle_T[0], cycle_T[-1])[cycle_T - cycle_T[0], slot_T]
@@ -188,7 +198,7 @@ class ClassPriorSampler(TrainingSampler):
 
     def epoch_indices(self, epoch: int) -> np.ndarray:
         member_M, start_K, count_K = self._classes
-        position_T = np.arange(self.steps_per_epoch * self.batch)
+        position_T = np.arange(self._positions)
         # Only the edges between classes: the sum of the prior may differ from 1 by rounding.
         edge = np.cumsum(self.class_prior(epoch))[:-1]
         class_T = np.searchsorted(edge, _uniform(RngStream.CLASS_DRAW, self.seed, epoch, position_T), side="right")
@@ -242,9 +252,9 @@ class ReversedSampler(ClassPriorSampler):
 class EqualCountSampler(TrainingSampler):
     """Base class of samplers with `size` images of every class in an epoch, in random order.
 
-    An epoch has floor(K * size / batch) steps. Each class steps through its images in a new random order each epoch,
-    repeating it if it has fewer than `size`: each of n images comes floor(size / n) or ceil(size / n) times, except for
-    the dropped partial batch.
+    An epoch has K * size images. Each class steps through its images in a new random order each epoch, repeating it if
+    it has fewer than `size`: each of n images comes floor(size / n) or ceil(size / n) times, except for a dropped
+    partial batch.
     """
 
     @property
@@ -261,7 +271,7 @@ class EqualCountSampler(TrainingSampler):
         shuffled_M = member_M[np.lexsort((key_M, np.repeat(np.arange(len(count_K)), count_K)))]
         position_S = np.arange(self._images_per_epoch())
         key_S = hash_words(RngStream.EQUAL_COUNT_ORDER, self.seed, epoch, position_S)
-        order_T = np.argsort(key_S)[: self.steps_per_epoch * self.batch]
+        order_T = np.argsort(key_S)[: self._positions]
         class_T, offset_T = np.divmod(order_T, self.size)
         return shuffled_M[start_K[class_T] + offset_T % count_K[class_T]]
 
@@ -290,7 +300,7 @@ class InstanceSampler(TrainingSampler):
 
     def epoch_indices(self, epoch: int) -> np.ndarray:
         key_M = hash_words(RngStream.INSTANCE_ORDER, self.seed, epoch, np.arange(len(self._member_M)))
-        return self._member_M[np.argsort(key_M)[: self.steps_per_epoch * self.batch]]
+        return self._member_M[np.argsort(key_M)[: self._positions]]
 
 
 @register_sampler("identity")
@@ -311,7 +321,7 @@ class IdentitySampler(TrainingSampler):
         """Returns the identities of an epoch and the position of the image drawn among those of each, int64 [T]."""
         count_K = self._classes.count_K
         key_K = hash_words(RngStream.IDENTITY_ORDER, self.seed, epoch, np.arange(len(count_K)))
-        identity_T = np.argsort(key_K)[: self.steps_per_epoch * self.batch]
+        identity_T = np.argsort(key_K)[: self._positions]
         offset_T = _uniform(RngStream.IDENTITY_IMAGE, self.seed, epoch, identity_T) * count_K[identity_T]
         return identity_T, offset_T.astype(np.int64)
 

@@ -33,7 +33,10 @@ def build_train_loaders(
     Raises UserError if a sampler has too few images, and if `data.cache_on_device` needs too much memory.
     """
     train, workers, batch = data.train, config.data.workers, (stage.optim or config.optim).batch
-    samplers = [build_sampler(stream, data, batch, config.seed, stage.epochs) for stream in method.sampler_specs()]
+    samplers = [
+        build_sampler(stream, data, batch, config.seed, stage.epochs, drop_last=config.data.drop_last)
+        for stream in method.sampler_specs()
+    ]
     ranks = {"rank": rank(), "world": world_size()}
     if not config.data.cache_on_device:
         pin = device.type == "cuda"
@@ -46,7 +49,9 @@ def build_train_loaders(
     return [CachedLoader(cache, sampler, **ranks) for sampler in samplers]
 
 
-def build_sampler(stream: SamplerSpec, data: TrainingData, batch: int, seed: int, epochs: int) -> TrainingSampler:
+def build_sampler(
+    stream: SamplerSpec, data: TrainingData, batch: int, seed: int, epochs: int, *, drop_last: bool = True
+) -> TrainingSampler:
     """Returns the sampler that a method requests; shot bands follow the paper, many > 100 and few < 20.
 
     Raises UserError if no class is in the requested shot band, and if there are too few images for a batch.
@@ -59,7 +64,7 @@ def build_sampler(stream: SamplerSpec, data: TrainingData, batch: int, seed: int
             raise UserError(f"data: no training class has {stream.shots} shots; choose a method that does not need any")
     if stream.draw:
         seed = int(hash_words(RngStream.SAMPLER_SEED, seed, stream.draw) >> np.uint64(1))
-    return SAMPLERS[stream.sampler](train.dataset.labels, batch, seed, member_M, epochs=epochs)
+    return SAMPLERS[stream.sampler](train.dataset.labels, batch, seed, member_M, epochs=epochs, drop_last=drop_last)
 
 
 def split_micro_batches(

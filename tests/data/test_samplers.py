@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facelt.config.registry import SAMPLERS
+from facelt.data.loader import ShardedSampler
 from facelt.data.samplers import ClassAwareSampler, InstanceSampler, RngStream, SequentialSampler, hash_words
 from facelt.errors import UserError
 
@@ -115,6 +116,23 @@ def test_every_training_sampler_keeps_the_protocol(name):
     np.testing.assert_array_equal(index_T, SAMPLERS[name](labels, 4, seed=5, epochs=8).epoch_indices(2))
     assert index_T.tolist() != sampler.epoch_indices(3).tolist()
     assert index_T.tolist() != SAMPLERS[name](labels, 4, seed=6, epochs=8).epoch_indices(2).tolist()
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_without_drop_last_an_epoch_ends_with_the_images_left(name):
+    labels, batch = np.repeat(np.arange(4), (20, 9, 3, 1)), 4 if LISTED[name] == 33 else 3
+    assert LISTED[name] % batch
+    whole, sampler = (SAMPLERS[name](labels, batch, seed=5, epochs=8, drop_last=drop) for drop in (True, False))
+    assert sampler.steps_per_epoch == whole.steps_per_epoch + 1
+    index_T, seed_T = sampler.epoch_requests(2)
+    assert len(index_T) == len(seed_T) == LISTED[name]
+    shards = [list(ShardedSampler(sampler, rank, 2).steps(2, 0)) for rank in (0, 1)]
+    listed = [index for step in zip(*shards, strict=True) for shard in step for index in shard.index_B.tolist()]
+    assert listed == index_T.tolist()
+    if name != "class_aware":  # its epochs are windows of one sequence
+        assert index_T[: whole.steps_per_epoch * batch].tolist() == whole.epoch_indices(2).tolist()
+    if name == "instance":
+        assert sorted(index_T) == list(range(33))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

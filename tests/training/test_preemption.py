@@ -62,6 +62,34 @@ def test_resume_after_a_signal_is_bit_exact(
         assert_same_weights(folder / stage / "model.safetensors", finished_run / stage / "model.safetensors")
 
 
+@pytest.mark.parametrize("before", [4, 5], ids=["in the short batch", "after it"])
+def test_resume_around_the_images_left_of_an_epoch_is_bit_exact(
+    before, recipe, train, tmp_path, monkeypatch, metrics, assert_same_weights
+):
+    """37 training images in batches of 8: the fifth has five."""
+    data = {**recipe(tmp_path)["data"], "drop_last": False}
+    train(tmp_path / "straight", data=data)
+    owner, name = step_of("classify")
+    original, sizes = getattr(owner, name), []
+
+    def signalled(self, batches, context):
+        sizes.append(len(batches[0].label_B))
+        if len(sizes) == before + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batches, context)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, signalled)
+        with pytest.raises(Interrupted):
+            train(tmp_path / "run", data=data, checkpoint_every=2)
+    assert sizes[:5] == [8, 8, 8, 8, 5]
+    train(tmp_path / "run", resume=True, data=data, checkpoint_every=2)
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "straight")
+    for stage in ("plain", "oltr"):
+        files = [tmp_path / folder / stage / "model.safetensors" for folder in ("run", "straight")]
+        assert_same_weights(*files)
+
+
 def test_a_signal_while_data_opens_writes_nothing(train, tmp_path, monkeypatch):
     original = RecordData.open
 

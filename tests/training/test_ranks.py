@@ -96,6 +96,17 @@ def test_two_processes_train_like_one(runs, rank_pool):
     assert cards[0] == cards[1]
 
 
+def test_two_processes_share_the_images_left_of_an_epoch(runs, rank_pool):
+    data = {**runs.values("x")["data"], "drop_last": False}
+    run_frozen(runs.values("rest", data=data), runs.seen("rest"))
+    rank_pool.run(run_frozen, 2, runs.values("two_rest", data=data), runs.seen("two_rest"))
+    runs.assert_same("two_rest", "rest")
+    seen = read_seen(runs.seen("two_rest"))
+    assert seen == read_seen(runs.seen("rest"))
+    # 37 training images in batches of 8.
+    assert [len(seen["plain", 0, step]) for step in range(5)] == [8, 8, 8, 8, 5]
+
+
 def test_torchrun_resumes_after_a_kill_and_a_signal_saves_a_checkpoint(runs, stopped):
     assert stopped.returncode == 1, stopped.stderr
     assert stopped.stdout == ""
