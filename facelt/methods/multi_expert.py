@@ -16,6 +16,7 @@ from facelt.config.base import NamedSettings, StrictModel
 from facelt.config.registry import CLASS_WEIGHTS, HEADS, LOSSES, SamplerName, register_method
 from facelt.config.train import MethodSettings
 from facelt.distributed.class_shards import ClassRange
+from facelt.distributed.ddp import convert_batch_norms
 from facelt.distributed.logits import (
     NORM_EPS,
     ClassifierLogits,
@@ -117,10 +118,15 @@ def truncate_to_shortest(batches: Sequence[TrainBatch]) -> list[TrainBatch]:
 
 
 class DistillationSettings(StrictModel):
-    """Distillation of the teacher into the experts' mean: `weight` T^2 KL(teacher / T || mean / T), `temperature` T."""
+    """Distillation of the teacher into the experts' mean: `weight` T^2 KL(teacher / T || mean / T), `temperature` T.
+
+    With `teacher_mode: train` the batch norms of the teacher normalise by the statistics of the batch, as in the
+    released code, with `eval` by its running ones.
+    """
 
     temperature: float = Field(1.5, gt=0)
     weight: float = Field(1.0, gt=0)
+    teacher_mode: Literal["train", "eval"] = "eval"
 
 
 class RideSettings(MethodSettings):
@@ -179,6 +185,14 @@ class Ride(MultiExpertMethod):
                 weight_C = CLASS_WEIGHTS[config.weights.name](counts_C, **config.weights.options)
         self.register_buffer("weight_C", weight_C, persistent=False)
         self.register_buffer("temperature_C", temperature_C, persistent=False)
+
+    def set_teachers(self, teachers: Sequence[Method]) -> None:
+        """Sets the teacher of the distillation, in the mode of the settings."""
+        super().set_teachers(teachers)
+        for teacher in teachers:
+            if self.config.distillation.teacher_mode == "train":
+                convert_batch_norms(teacher, next(teacher.parameters()).device)
+                teacher.train()
 
     def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
         (batch,) = batches
@@ -287,7 +301,7 @@ class RideRouter(MultiExpertMethod, FrozenBackboneMethod):
             running_mean_KBC = running_means(stack_full_logits(self.expert_logits(feature)))
         target_JB = later_experts_help(running_mean_KBC.argmax(dim=2) == feature.batch_split.gather(batch.label_B))
         score_JB = self.router(feature.global_BD, running_mean_KBC[:-1])
-        loss = F.binary_cross_entropy_with_logits(score_JB, target_JB.float(), pos_weight=self.pos_weight)
+        loss = F.binary_cross_entropy_with_logits(score_JB, target_JB.to(score_JB.dtype), pos_weight=self.pos_weight)
         return StepOutput(loss, {"experts_used": num_experts_used(score_JB.detach()).float().mean()})
 
     def ensemble(self, feature: GatheredFeatures, experts: Sequence[ClassifierLogits]) -> ShardedLogits:

@@ -108,6 +108,19 @@ def test_the_mean_learns_from_the_teachers_mean_and_all_counts_once_an_expert(in
     assert not any("teacher" in name for name in method.state_dict())
 
 
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_the_teacher_normalises_by_the_statistics_of_its_mode(inputs, mode):
+    method, teacher = build(distillation={"teacher_mode": mode}), build(experts=4)
+    with torch.no_grad():
+        taught = sum(logits_of(teacher.train(mode == "train"), inputs)) / 4 / 1.5
+        student = sum(logits_of(method, inputs)) / EXPERTS / 1.5
+    expected = 1.5**2 * F.kl_div(student.log_softmax(1), taught.softmax(1), reduction="batchmean")
+    method.set_teachers([teacher.eval()])
+    for _ in range(2):  # the running statistics, which a train step changes, matter in neither mode
+        parts = method.step([inputs], EARLY).parts
+        assert parts["distillation"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
 def test_diversity_parts_the_experts_and_the_mean_gets_no_gradient_of_it(inputs):
     """One step down the gradient of the diversity alone, at the logits, moves each expert away from the mean."""
     method = build(loss={"name": "softmax"}, weights=None, diversity=-1.0)
