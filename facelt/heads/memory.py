@@ -73,7 +73,7 @@ class IdentityMemory(nn.Module):
       weight decay included.
     - `tracking`: c += rate * sum(f - c) / (1 + n) over the n features of an identity in the batch, without gradient or
       weight decay. With tens of thousands of identities a centroid is updated so rarely that weight decay would shrink
-      it to nothing in between.
+      it to nothing in between. With `mean_step` the step is rate * sum(f - c) / n: the full mean of the differences.
     """
 
     def __init__(
@@ -83,10 +83,12 @@ class IdentityMemory(nn.Module):
         *,
         update_rule: UpdateRule = "released",
         rate: float = 0.5,
+        mean_step: bool = False,
         min_distance: float = 1e-3,
     ) -> None:
         super().__init__()
         self.classes = ClassRange.local(num_identities)
+        self.mean_step = mean_step
         self.update_rule = update_rule
         self.rate = rate
         self.min_distance = min_distance
@@ -163,7 +165,8 @@ class IdentityMemory(nn.Module):
         sum_UD = feature_KD.new_zeros(len(identity_U), feature_KD.shape[1]).index_add_(0, inverse_K, feature_KD)
         count_U1 = torch.bincount(inverse_K, minlength=len(identity_U)).to(sum_UD.dtype)[:, None]
         centroid_UD = self.centroid_CD[identity_U]
-        step_UD = self.rate * (sum_UD - count_U1 * centroid_UD) / (1 + count_U1)
+        divisor_U1 = count_U1 if self.mean_step else 1 + count_U1
+        step_UD = self.rate * (sum_UD - count_U1 * centroid_UD) / divisor_U1
         self.centroid_CD.index_copy_(0, identity_U, centroid_UD + step_UD)
         self.filled_C[identity_U] = True
 

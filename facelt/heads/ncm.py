@@ -24,13 +24,22 @@ class NcmHead(Head):
     """Logits are the cosine to a class's mean, or 2 f . c - |c|^2, which is 1 minus the squared distance to it.
 
     The means are of features of length 1 and are not normalised themselves. A class without images has the lowest
-    possible logit. No parameter gets a gradient; `update` moves the means at `rate` by the memory's `tracking` rule.
+    possible logit. No parameter gets a gradient; `update` moves the means at `rate` by the memory's `tracking` rule,
+    with its `mean_step`.
     """
 
-    def __init__(self, dim: int, num_classes: int, *, distance: NcmDistance = "cosine", rate: float = 0.5) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        *,
+        distance: NcmDistance = "cosine",
+        rate: float = 0.5,
+        mean_step: bool = False,
+    ) -> None:
         super().__init__()
         self.distance = distance
-        self.memory = IdentityMemory(num_classes, dim, update_rule="tracking", rate=rate)
+        self.memory = IdentityMemory(num_classes, dim, update_rule="tracking", rate=rate, mean_step=mean_step)
 
     def accumulate(self, feature: GatheredFeatures, label_b: torch.Tensor) -> None:
         """Adds a batch to the class means; after one pass over the data call `finish`."""

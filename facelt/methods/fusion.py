@@ -71,9 +71,13 @@ class LinearAndNcm(_NcmMethod, FrozenBackboneMethod):
     def needs_dataset_pass(self) -> bool:
         return not self.ncm.memory.is_filled
 
+    def linear_logits(self, feature: GatheredFeatures) -> torch.Tensor:
+        """Returns the logits of the linear head, [B, C]."""
+        return self.linear(feature).full_BC
+
     def logit_pair(self, feature: GatheredFeatures) -> LogitPair:
         """Returns the logits of both classifiers."""
-        linear_BC, ncm_BC = self.linear(feature).full_BC, self.ncm(feature).full_BC
+        linear_BC, ncm_BC = self.linear_logits(feature), self.ncm(feature).full_BC
         return LogitPair(linear_BC, match_range(linear_BC, ncm_BC) if self.scaled else ncm_BC)
 
     def replicated_logits(self, logit_BC: torch.Tensor, feature: GatheredFeatures) -> ReplicatedLogits:
@@ -188,17 +192,24 @@ class ClassifierSelector(nn.Module):
 
 
 class FusionAsmSettings(LinearAndNcmSettings):
-    """The selector reads the `top` largest linear logits and `hidden` units computed from the feature."""
+    """The selector reads the `top` largest linear logits and `hidden` units computed from the feature.
+
+    With `feature_length` the linear logits are those of the feature scaled to this length. With `balance` positive and
+    negative images have half the weight each in the loss, without it all images have the same.
+    """
 
     top: int = Field(100, ge=1)
     hidden: int = Field(50, ge=1)
+    feature_length: float | None = Field(None, gt=0)
+    balance: bool = True
 
 
 @register_method("fusion_asm", FusionAsmSettings)
 class FusionAsm(LinearAndNcm):
     """Adaptive selection: the nearest class mean predicts if the selector's sigmoid exceeds 0.5, else the linear head.
 
-    It trains by binary cross-entropy; positive and negative images have half the weight each, as in balanced batches.
+    It trains by binary cross-entropy. The released code draws as many positive images as negative ones; with `balance`
+    they have half the weight each instead.
     The selector is replicated; every rank computes the loss of the global batch.
     """
 
@@ -208,12 +219,22 @@ class FusionAsm(LinearAndNcm):
         self, config: FusionAsmSettings, network: Network, num_classes: int, counts_C: torch.Tensor | None = None
     ) -> None:
         super().__init__(network, num_classes, config.scaled)
+        self.feature_length, self.balance = config.feature_length, config.balance
         self.selector = ClassifierSelector(network.dim, config.hidden, min(config.top, num_classes))
         # True positives, false positives and false negatives of the epoch; saved, so that a resumed epoch adds to them.
         self.register_buffer("hits_3", torch.zeros(3, dtype=torch.int64))
 
     def sampler_specs(self) -> Sequence[SamplerSpec]:
         return (SamplerSpec("instance"),)
+
+    def linear_logits(self, feature: GatheredFeatures) -> torch.Tensor:
+        if self.feature_length is None:
+            return super().linear_logits(feature)
+        local_bD, global_BD = (
+            self.feature_length * F.normalize(value_BD, dim=1, eps=NORM_EPS)
+            for value_BD in (feature.local_bD, feature.global_BD)
+        )
+        return super().linear_logits(GatheredFeatures(local_bD, global_BD, feature.batch_split))
 
     def begin_epoch(self, context: StepContext, validation: Mapping[str, float]) -> None:
         if not context.step:
@@ -227,7 +248,7 @@ class FusionAsm(LinearAndNcm):
         score_B = self.selector(feature.global_BD, pair.linear_BC)
         selected_B = score_B.detach() > 0
         outcome_3B = torch.stack([selected_B & positive_B, selected_B & ~positive_B, ~selected_B & positive_B])
-        loss = balanced_binary_cross_entropy(score_B, positive_B)
+        loss = selector_loss(score_B, positive_B, balance=self.balance)
         return StepOutput(loss, after=lambda: self.hits_3.add_(outcome_3B.sum(dim=1)))
 
     def diagnostics(self) -> Mapping[str, float]:
@@ -243,22 +264,27 @@ class FusionAsm(LinearAndNcm):
         return self.replicated_logits(torch.where(selected_B1, pair.ncm_BC, pair.linear_BC), feature)
 
 
-def balanced_binary_cross_entropy(score_B: torch.Tensor, positive_B: torch.Tensor) -> torch.Tensor:
-    """Returns half the mean over positive images plus half the mean over the others, a scalar."""
+def selector_loss(score_B: torch.Tensor, positive_B: torch.Tensor, *, balance: bool = True) -> torch.Tensor:
+    """Returns half the mean cross-entropy of positive images plus half that of the others, or the mean of all."""
     term_B = F.binary_cross_entropy_with_logits(score_B, positive_B.to(score_B.dtype), reduction="none")
+    if not balance:
+        return term_B.mean()
     return (masked_mean(term_B, positive_B) + masked_mean(term_B, ~positive_B)) / 2
 
 
 class FusionKtSettings(MethodSettings):
     """`transfer` is the fraction of the distillation term in the loss; `scaled` is as in the other fusion methods.
 
-    The class means are computed after the fraction `memory_start` of the epochs, and then updated at `rate`.
+    The class means are computed after the fraction `memory_start` of the epochs, and then updated at `rate`: each mean
+    moves by `rate` times the sum of the differences of its n features in the batch, divided by n with
+    `memory_step: mean`, as in the released code, or by 1 + n (`damped`).
     """
 
     scaled: bool = True
     transfer: float = Field(0.8, ge=0, le=1)
     memory_start: float = Field(0.01, ge=0, lt=1)
     rate: float = Field(0.1, gt=0, le=1)
+    memory_step: Literal["damped", "mean"] = "damped"
 
 
 @register_method("fusion_kt", FusionKtSettings)
@@ -278,7 +304,8 @@ class FusionKt(_NcmMethod):
         self.config = config
         self.first = LinearHead(network.dim, num_classes)
         self.head = LinearHead(network.dim, num_classes)
-        self.ncm = NcmHead(network.dim, num_classes, rate=config.rate)
+        mean_step = config.memory_step == "mean"
+        self.ncm = NcmHead(network.dim, num_classes, rate=config.rate, mean_step=mean_step)
         self._uses_memory = False
 
     def sampler_specs(self) -> Sequence[SamplerSpec]:

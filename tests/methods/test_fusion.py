@@ -14,8 +14,8 @@ from facelt.methods.fusion import (
     FusionAsmSettings,
     FusionSettings,
     LinearAndNcmSettings,
-    balanced_binary_cross_entropy,
     match_range,
+    selector_loss,
 )
 from facelt.training.run import run
 from tests.methods.small import CLASSES, FIRST, linear_head, reloaded, run_dataset_passes, small_network, training_set
@@ -177,6 +177,29 @@ def test_asm_hands_over_what_the_selector_points_at():
     }
 
 
+def test_asms_linear_logits_are_those_of_the_feature_at_its_length():
+    method, data = fitted("fusion_asm", top=3, feature_length=20.0, scaled=False), training_set()
+    with torch.no_grad():
+        feature = method.gathered_features(data.image_B3HW)
+        unit_BD = feature.global_BD / feature.global_BD.norm(dim=1, keepdim=True)
+        expected_BC = 20 * unit_BD @ method.linear.weight.T + method.linear.bias
+        pair = method.logit_pair(feature)
+        assert torch.allclose(pair.linear_BC, expected_BC, atol=1e-4)
+        assert torch.equal(pair.ncm_BC, fitted("fusion_asm", scaled=False).logit_pair(feature).ncm_BC)
+        # The selector reads them, and they are what it chooses.
+        selected_B = method.selector(feature.global_BD, expected_BC) > 0
+        chosen_BC = torch.where(selected_B[:, None], pair.ncm_BC, expected_BC)
+        assert torch.allclose(method.logits(data.image_B3HW).full_BC, chosen_BC, atol=1e-4)
+
+
+def test_asm_without_balance_weighs_all_images_alike():
+    score_B, positive_B = torch.tensor([0.5, -1.0, 2.0]), torch.tensor([True, False, False])
+    terms = [math.log1p(math.exp(-0.5)), math.log1p(math.exp(-1)), math.log1p(math.exp(2))]
+    assert selector_loss(score_B, positive_B, balance=False).item() == pytest.approx(sum(terms) / 3)
+    balanced = (terms[0] + (terms[1] + terms[2]) / 2) / 2
+    assert selector_loss(score_B, positive_B).item() == pytest.approx(balanced)
+
+
 def test_asms_count_begins_with_each_epoch_and_continues_within_it():
     method = fitted("fusion_asm")
     method.hits_3.fill_(4)
@@ -188,7 +211,7 @@ def test_asms_count_begins_with_each_epoch_and_continues_within_it():
 
 def test_a_batch_with_nothing_to_hand_over_has_a_finite_loss():
     score_B = torch.tensor([0.0, 2.0], requires_grad=True)
-    loss = balanced_binary_cross_entropy(score_B, torch.tensor([False, False]))
+    loss = selector_loss(score_B, torch.tensor([False, False]))
     assert loss.item() == pytest.approx((math.log(2) + math.log1p(math.exp(2))) / 4)
     loss.backward()
     assert score_B.grad.isfinite().all()

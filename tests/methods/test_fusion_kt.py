@@ -69,8 +69,9 @@ def test_kt_is_the_formula_and_its_second_head_sends_nothing_into_the_network():
     assert torch.allclose(got, method.network.embedding.linear.weight.grad, rtol=1e-3, atol=1e-6)
 
 
-def test_kts_means_follow_the_features_and_the_second_head_answers():
-    method, data = kt(5, rate=0.1), training_set()
+@pytest.mark.parametrize(("memory_step", "extra"), [("damped", 1), ("mean", 0)])
+def test_kts_means_follow_the_features_and_the_second_head_answers(memory_step, extra):
+    method, data = kt(5, rate=0.1, memory_step=memory_step), training_set()
     before = method.ncm.memory.centroid_CD.clone()
     method.step([data], FIRST).after()
     with torch.no_grad():
@@ -78,7 +79,7 @@ def test_kts_means_follow_the_features_and_the_second_head_answers():
     unit_ND = feature_ND / feature_ND.norm(dim=1, keepdim=True)
     for label in range(5):
         seen = unit_ND[data.label_B == label]
-        expected = before[label] + 0.1 * (seen - before[label]).sum(0) / (1 + len(seen))
+        expected = before[label] + 0.1 * (seen - before[label]).sum(0) / (extra + len(seen))
         assert torch.allclose(method.ncm.memory.centroid_CD[label], expected, atol=1e-6)
     expected_NC = feature_ND @ method.head.weight.T + method.head.bias
     assert torch.allclose(method.logits(data.image_B3HW).local_BC, expected_NC, atol=1e-5)
