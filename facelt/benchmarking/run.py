@@ -228,7 +228,7 @@ def shorten_recipe(config: TrainConfig, out: Path, epochs: int = _SMOKE_EPOCHS) 
         schedule = stage["schedule"]
         schedule["warmup_epochs"] *= min(stage["epochs"], epochs) / max(stage["epochs"], 1)
         if schedule["at"]:
-            shares = [epoch / stage["epochs"] for epoch in schedule["at"]]
+            shares = [min(epoch / max(stage["epochs"], 1), 1.0) for epoch in schedule["at"]]
             schedule |= {"at": (), "milestones": shares}
         stage["epochs"] = min(stage["epochs"], epochs)
     return TrainConfig.model_validate({**values, "out": out, "precision": "bf16", "log_every": 1})

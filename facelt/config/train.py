@@ -103,8 +103,8 @@ class ScheduleConfig(StrictModel):
     """Learning rate schedule of a stage, after a linear warm-up.
 
     `name` is its form: `step` multiplies by `gamma` every `step_size` epochs, `multistep` at `milestones`, fractions of
-    the stage's epochs, or instead after the numbers of epochs in `at`; `cosine` decays to 0; `constant`. The rate rises
-    from 0 over the first `warmup_epochs`.
+    the stage's epochs, or instead after the numbers of epochs in `at`, of which those after the stage's end have no
+    effect; `cosine` decays to 0; `constant`. The rate rises from 0 over the first `warmup_epochs`.
     """
 
     name: Literal["step", "multistep", "cosine", "constant"] = "step"
@@ -207,15 +207,6 @@ class StageConfig(StrictModel):
     freeze: tuple[PartName, ...] = ()
     batch_norm: Literal["train", "frozen"] = "train"
     keep: Literal["best", "last"] = "best"
-
-    @model_validator(mode="after")
-    def _drops_are_within_the_stage(self) -> "StageConfig":
-        if self.schedule.at and self.schedule.at[-1] >= self.epochs:
-            raise ValueError(
-                f"schedule.at: {self.schedule.at[-1]} is not before the end of {self.epochs} epochs; lower it, or use "
-                "milestones, which are fractions of the epochs"
-            )
-        return self
 
     @model_validator(mode="after")
     def _has_what_the_method_needs(self) -> "StageConfig":

@@ -236,10 +236,10 @@ def test_a_shortened_recipe_keeps_its_shape(checkout, tmp_path):
 
 
 def test_a_shortened_recipe_keeps_its_exact_drops_as_shares(checkout, tmp_path):
-    changes = ["stages.0.epochs=8", "stages.0.schedule={name: multistep, at: [4, 6], gamma: 0.1}"]
+    changes = ["stages.0.epochs=8", "stages.0.schedule={name: multistep, at: [4, 6, 9], gamma: 0.1}"]
     config = load_config(checkout / "configs/tiny/softmax.yaml", TrainConfig, changes)
     schedule = shorten_recipe(config, tmp_path / "run", 4).stages[0].schedule
-    assert (schedule.milestones, schedule.at) == ((0.5, 0.75), ())
+    assert (schedule.milestones, schedule.at) == ((0.5, 0.75, 1.0), ())
 
 
 def test_a_smoke_test_with_a_step_that_is_not_finite_fails(bench, records):

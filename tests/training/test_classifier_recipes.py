@@ -28,7 +28,7 @@ RECIPES = {
     "fusion_max": ("fusion", 0, 0.1, 128),
     "fusion_w_mix": ("fusion", 0, 0.1, 128),
     "fusion_llw": ("fusion_llw", 10, 0.2, 512),
-    "fusion_asm": ("fusion_asm", 10, 0.01, 256),
+    "fusion_asm": ("fusion_asm", 10, 0.1, 256),
     "fusion_kt": ("fusion_kt", 200, 0.1, 128),
     "fslwf": ("fslwf", 60, 0.01, 400),
     "model_regression": ("model_regression", 12, 0.1, 128),
@@ -60,6 +60,7 @@ def test_a_recipe_has_its_settings_and_its_stages_fit_each_other(name, root):
     if name in ("crt", "lws"):
         assert set(stage.freeze) == {"backbone", "embedding"}
         assert optim.weight_decay == 5e-4
+        assert optim.nesterov
 
 
 @pytest.fixture(scope="module")

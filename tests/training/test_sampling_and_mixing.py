@@ -61,6 +61,7 @@ def test_a_recipe_has_the_published_settings_and_its_stages_fit_each_other(name,
             mix, moves = method.mix and method.mix.name, method.move_foreground is not None
             settings.append((stage.name, stage.epochs, method.sampler, mix, moves, optim.lr))
             assert (optim.batch, optim.weight_decay, optim.momentum, stage.keep) == (128, 2e-4, 0.9, "last")
+            assert optim.nesterov == (name not in ("oversample", "undersample", "reversed"))
             built = build_method(config, stage, 100)
             assert method.keep_head == (stage.init_from is not None)
             if stage.init_from is not None:
