@@ -322,8 +322,8 @@ class Run:
                 continue
             value = final[base][int(row[:-1])] if row else final[base]
             value = np.asarray(value.T if base in turned else value, np.float64).ravel()
-            place = np.arange(value.size)
-            sums = value.sum(), np.linalg.norm(value), (value * np.cos(0.7 * place + 0.3)).sum()
+            index = np.arange(value.size)
+            sums = value.sum(), np.linalg.norm(value), (value * np.cos(0.7 * index + 0.3)).sum()
             scale = max(norm, 1e-300) * np.array([value.size**0.5, 1, value.size**0.5])
             assert (np.abs(np.array(sums) - (total, norm, wave)) / scale).max() < TOLERANCE, name
         self._check_memory("centers")
@@ -351,7 +351,7 @@ def difference(value: np.ndarray, expected: np.ndarray) -> float:
 
 
 def drawn_by_the_authors(run: Run, name: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts the random draws of a trace's step in the place of the method's."""
+    """Replaces the random draws of the method by those of the step of a trace."""
     if "lam" in run.file:
         share, partner_b = run.file["lam"][step].item(), torch.from_numpy(run.file["perm"][step])
 
