@@ -242,6 +242,14 @@ def rebuild(gallery: GalleryArgument) -> None:
 
 
 @gallery_app.command()
+def compact(gallery: GalleryArgument) -> None:
+    """Rewrite the database without the space that removed people have left."""
+    with closing(_local(gallery, write=True)) as local:
+        before, after = local.compact()
+    typer.echo(sanitize(f"compacted: {gallery}, {before / 1e6:,.1f} MB before, {after / 1e6:,.1f} MB after"))
+
+
+@gallery_app.command()
 def snapshot(gallery: GalleryArgument, out: Annotated[Path, typer.Argument(help="A new folder.")]) -> None:
     """Copy the gallery to a new folder; later removals are applied to the copy while it stays in place."""
     from facelt.gallery.gallery import Gallery

@@ -87,6 +87,10 @@ class LocalGallery:
     def close(self) -> None:
         if not self.guard.is_forked:
             with self.guard.lock(self.path):
+                if self._lock.is_held:
+                    # If it fails, the next removal reads the whole file instead.
+                    with suppress(UserError):
+                        self._store.scrub_changes()
                 self._store.close()
                 self._lock.release()
 
@@ -230,6 +234,19 @@ class LocalGallery:
         self._index.rebuild()
 
     @synchronized
+    def compact(self) -> tuple[int, int]:
+        """Rewrites the database without its free space; returns its bytes before and after.
+
+        Raises UserError if a reader prevents it, or if the disk has no space for a second copy and the log.
+        """
+        self._refuse_reader()
+        database = self.path / DATABASE_FILE
+        before = database.stat().st_size
+        if not self._store.compact():
+            raise UserError(f"{self.path}: a reader prevents the log from being truncated; repeat the command")
+        return before, database.stat().st_size
+
+    @synchronized
     def check_integrity(self) -> list[str]:
         """Returns all defects of the files after reading all of them."""
         database = self.path / DATABASE_FILE
@@ -336,7 +353,7 @@ class LocalGallery:
             if not self._store.scrub():
                 unfinished.append(f"{self.path}: a reader prevents the log from being truncated; {remaining}")
         except UserError as error:
-            # The rewrite needs space for a second copy. Removed people are not found in any case.
+            # Removed people are not found in any case.
             unfinished.append(f"{error}; {remaining}")
         return unfinished
 

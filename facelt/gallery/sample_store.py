@@ -9,7 +9,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import astuple, dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
@@ -26,6 +26,8 @@ from facelt.gallery.sqlite import DIGEST_COLUMNS_SQL, RESTORE_ADVICE, SCHEMA_VER
 DATABASE_FILE = "gallery.sqlite"
 # Samples read at once.
 READ_ROWS = 4096
+# Time that closing a gallery waits for readers.
+CLOSING_MILLISECONDS = 1000
 # Defects of one kind that are listed.
 MAX_DEFECTS = 10
 RECORDS_CHANGED = "its list of settings, snapshots or pending removals was changed by another program"
@@ -54,6 +56,8 @@ class GalleryState:
 
 # The setting that holds the model specification.
 _MODEL_SPEC = "contract"
+# The setting that holds the revision at which all free space of the file was zero.
+_ZEROED = "zeroed-revision"
 _STATE_TYPES = (*(str, int, int, str, int, int, int), *[str] * 3)
 # Id, person and embedding.
 _ROW_TYPES = (int, int, bytes)
@@ -93,6 +97,7 @@ class SampleStore:
                 values = uuid.uuid4().hex, 0, 0, zero, 0, 0, 0, zero, "", ""
                 database.execute("INSERT INTO state VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
                 _write_setting(database, _MODEL_SPEC, json.dumps(model_spec.to_dict()))
+                _write_setting(database, _ZEROED, json.dumps(0))
                 store = cls(database)
                 store._update_record_digests()
             database.seal()
@@ -152,6 +157,8 @@ class SampleStore:
         with self._database.transaction():
             if self._record_digest() != self.state().record_digest:
                 raise self._database.damaged(RECORDS_CHANGED)
+            if self._database.changed_pages is None and self._is_zeroed():
+                self._database.changed_pages = set()
             yield
             self._update_record_digests()
 
@@ -342,25 +349,60 @@ class SampleStore:
             raise UserError(f"{path}: cannot be created ({error.strerror})") from error
         self._database.execute("VACUUM INTO ?", (str(path),))
         copy = SampleStore.open(path, write=True)
-        with copy.write_transaction():
-            copy._database.execute("DELETE FROM snapshots")
-        copy.close()
+        with closing(copy):
+            with copy.write_transaction():
+                copy._database.execute("DELETE FROM snapshots")
+                copy._forget_zeroed()
+            copy.scrub()
 
     def scrub(self) -> bool:
-        """Rewrites the file and truncates the log so that neither holds bytes of removed samples.
+        """Overwrites and truncates all that may hold bytes of removed samples, in the file and in its log.
 
         SQLite's secure_delete overwrites deleted rows, but not every copy left by moving rows between pages of tables
-        and indexes: after 60 small removals, 3 of 6,000 removed texts were still in the file. Returns False if a reader
-        prevents the truncation of the log; call it again then.
+        and indexes: after 60 small removals, 3 of 6,000 removed texts were still in the file. The free space of the
+        pages changed since the last call is zeroed; that of all pages if they are unknown: after a crash, or if the
+        file was written by an earlier version of facelt. Returns False if a reader prevents the truncation of the log;
+        call it again then.
         """
+        database = self._database
         with self.write_transaction():
-            self._database.execute("DELETE FROM removing")
+            database.execute("DELETE FROM removing")
+        if not database.truncate_log():
+            return False
+        with self.write_transaction():
+            database.zero_changed_pages()
+            database.execute("UPDATE state SET unscrubbed = 0")
+            _write_setting(database, _ZEROED, json.dumps(self._stored_state()[0].revision))
+        database.forget_changes()
+        return True
+
+    def scrub_changes(self) -> None:
+        """Does the same after other changes, so that the next removal need not read the whole file."""
+        if self._database.changed_pages and not self._is_zeroed() and not self.state().unscrubbed:
+            self._database.execute(f"PRAGMA busy_timeout = {CLOSING_MILLISECONDS}")
+            self.scrub()
+
+    def compact(self) -> bool:
+        """Rewrites the file without its free space, then as `scrub`. Raises UserError on a full disk."""
+        with self.write_transaction():
+            self._forget_zeroed()
+        self._database.execute("PRAGMA auto_vacuum = NONE")
         self._database.execute("VACUUM")
-        (is_busy, *_) = self._database.fetch_one("PRAGMA wal_checkpoint(TRUNCATE)")
-        if not is_busy:
-            with self.write_transaction():
-                self._database.execute("UPDATE state SET unscrubbed = 0")
-        return not is_busy
+        return self.scrub()
+
+    def _is_zeroed(self) -> bool:
+        """Returns True if the free space of all pages was zero at this revision, and holds no removed sample."""
+        with suppress(UserError):
+            state = self.state()
+            # A copy that is still listed as a snapshot is not complete.
+            is_copy = self._database.path.parent.absolute() in self.snapshots()
+            return not state.unscrubbed and not is_copy and self.setting(_ZEROED) == state.revision
+        return False
+
+    def _forget_zeroed(self) -> None:
+        """Records that the free space of any page may not be zero."""
+        self._database.execute("DELETE FROM settings WHERE name = ?", (_ZEROED,))
+        self._database.changed_pages = None
 
     def _delete(self, ids: Sequence[int]) -> None:
         """Deletes samples, and people without samples left."""

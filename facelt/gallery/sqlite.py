@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from facelt.errors import UserError
+from facelt.gallery.free_space import SharedDescriptor, logged_pages, zero_free_space
 
 SCHEMA_VERSION = 2
 # Its tables have no digests but that of the embeddings; opened for writing, it is converted.
@@ -76,12 +77,21 @@ DIGEST_COLUMNS_SQL = (
 
 
 class Database:
-    """Connection in autocommit mode outside `transaction`. SQLite errors are raised as UserError."""
+    """Connection in autocommit mode outside `transaction`. SQLite errors are raised as UserError.
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+    `changed_pages` are the pages that transactions have changed since their free space was zeroed, None if unknown.
+    """
+
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.version = SCHEMA_VERSION
-        self._connection = connection
+        self.changed_pages: set[int] | None = None
+        self._descriptor = _descriptor(path)
+        try:
+            self._connection = _connection(path)
+        except UserError:
+            self._descriptor.close()
+            raise
 
     @classmethod
     def create(cls, path: Path) -> "Database":
@@ -92,8 +102,9 @@ class Database:
             raise UserError(f"{path}: exists already; choose another folder or remove it") from None
         except OSError as error:
             raise UserError(f"{path}: cannot be created ({error.strerror})") from error
-        database = cls(path, _connection(path))
+        database = cls(path)
         database.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        database.execute("PRAGMA auto_vacuum = NONE")
         database._configure()
         with database.transaction():
             for statement in (*SCHEMA_SQL.split(";"), *DIGEST_COLUMNS_SQL):
@@ -113,7 +124,7 @@ class Database:
             raise UserError(
                 f"{path.parent}: no gallery here ({path.name} is missing); create one with `facelt gallery create`"
             )
-        database = cls(path, _connection(path))
+        database = cls(path)
         try:
             database._read_version()
             database._configure()
@@ -126,6 +137,7 @@ class Database:
 
     def close(self) -> None:
         self._connection.close()
+        self._descriptor.close()
 
     @contextmanager
     def transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
@@ -134,6 +146,8 @@ class Database:
         try:
             yield
             self.execute("COMMIT")
+            if self.changed_pages is not None and begin == "BEGIN IMMEDIATE":
+                self._record_changes()
         except BaseException:
             if self._connection.in_transaction:
                 # The file stays as it was even if a damaged or full one refuses the statement.
@@ -160,6 +174,31 @@ class Database:
         except sqlite3.Error as error:
             raise self._translate(error) from error
 
+    def truncate_log(self) -> bool:
+        """Writes the log to the file and empties it; returns False if a reader prevents that."""
+        (is_busy, *_) = self.fetch_one("PRAGMA wal_checkpoint(TRUNCATE)")
+        return not is_busy
+
+    def zero_changed_pages(self) -> None:
+        """Overwrites the free space of all changed pages, in a transaction that has written nothing yet.
+
+        Call `truncate_log` before. Raises UserError if the file is damaged, or cannot be written.
+        """
+        try:
+            if self._log.stat().st_size:
+                raise UserError(f"{self.path}: another program has written to the database; repeat the command")
+            zero_free_space(self._descriptor.number, self.changed_pages)
+        except ValueError as error:
+            raise self.damaged(str(error)) from error
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from error
+
+    def forget_changes(self) -> None:
+        """Begins a new record of changed pages, after the transaction with `zero_changed_pages`."""
+        self.changed_pages = set()
+        # The pages in memory still have the old free space, and would be written with it.
+        self.execute("PRAGMA shrink_memory")
+
     def damaged(self, detail: str, advice: str = RESTORE_ADVICE) -> UserError:
         """Returns an error that names the file, the damage and what to do."""
         return UserError(f"{self.path}: is damaged: {detail}; {advice}")
@@ -175,6 +214,19 @@ class Database:
             part = values[start : start + MAX_PARAMETERS]
             rows += self.execute(statement.format(",".join("?" * len(part))), part, types)
         return rows
+
+    @property
+    def _log(self) -> Path:
+        return self.path.with_name(f"{self.path.name}-wal")
+
+    def _record_changes(self) -> None:
+        """Records the pages of a committed transaction: it has appended them to the log."""
+        try:
+            logged = logged_pages(self._log)
+        except OSError:
+            logged = set()
+        # Without pages in the log, another program has emptied it.
+        self.changed_pages = self.changed_pages | logged if logged else None
 
     def _read_version(self) -> None:
         """Reads the version. Raises UserError if the file is no gallery, incomplete or of an unknown version."""
@@ -205,6 +257,13 @@ class Database:
         damage = f"the file is damaged: {RESTORE_ADVICE}"
         advice = next((hint for text, hint in ERROR_HINTS.items() if text in message), damage)
         return UserError(f"{self.path}: {message}; {advice}")
+
+
+def _descriptor(path: Path) -> SharedDescriptor:
+    try:
+        return SharedDescriptor(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened ({error.strerror})") from error
 
 
 def _connection(path: Path) -> sqlite3.Connection:

@@ -219,6 +219,21 @@ def test_a_deleted_snapshot_is_forgotten_by_the_command_that_removals_name(facel
         assert "people: 7\nsamples: 28" in facelt("info", gallery)
 
 
+def test_compact_returns_the_space_of_removed_people(facelt, gallery_path, tmp_path):
+    facelt("enroll", gallery_path, *write_array(tmp_path, "more", some_samples(3000, 1000, prefix="more")))
+    database = gallery_path / "gallery.sqlite"
+    facelt("remove", gallery_path, *(word for i in range(10, 1000) for word in ("--person", f"person {i}")))
+    before, info = database.stat().st_size, facelt("info", gallery_path)
+    output = facelt("compact", gallery_path)
+    after = database.stat().st_size
+    assert after < before / 2
+    assert f"compacted: {gallery_path}, {before / 1e6:,.1f} MB before, {after / 1e6:,.1f} MB after" in output
+    assert "no defects" in facelt("verify", gallery_path)
+    assert facelt("info", gallery_path) == info
+    with pytest.raises(UserError, match="this command is for local galleries"):
+        facelt("compact", "milvus:http://localhost:1")
+
+
 def test_mistakes(facelt, gallery_path, tmp_path):
     with pytest.raises(UserError, match="pass exactly one of --like, --checkpoint and --model"):
         facelt("create", tmp_path / "new")
