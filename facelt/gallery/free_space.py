@@ -11,6 +11,7 @@ F frames of a log, B bytes of a frame.
 import os
 import struct
 import threading
+from bisect import bisect_left
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -154,8 +155,8 @@ def _free_ranges(number: int, content: bytes, usable: int) -> list[tuple[int, in
     end = start + 2 * cells
     if not end <= first <= usable:
         raise ValueError(f"page {number} has overlapping cells")
-    pointers = struct.unpack_from(f">{cells}H", content, start)
-    if cells and not first <= min(pointers) <= max(pointers) < usable:
+    pointers = sorted(struct.unpack_from(f">{cells}H", content, start))
+    if cells and not first <= pointers[0] <= pointers[-1] < usable:
         raise ValueError(f"page {number} has a cell outside its content")
     ranges = [(end, first)]
     while block:
@@ -163,7 +164,8 @@ def _free_ranges(number: int, content: bytes, usable: int) -> list[tuple[int, in
             raise ValueError(f"page {number} has a free block outside its content")
         following, size = struct.unpack_from(">HH", content, block)
         stop = block + size
-        if size < 4 or stop > usable or (following and following < stop) or any(block <= at < stop for at in pointers):
+        has_cell = bisect_left(pointers, block) < bisect_left(pointers, stop)
+        if size < 4 or stop > usable or 0 < following < stop or has_cell:
             raise ValueError(f"page {number} has overlapping free blocks")
         ranges.append((block + 4, stop))
         block = following
