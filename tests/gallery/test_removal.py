@@ -227,6 +227,17 @@ def test_no_eight_bytes_are_left_of_ten_thousand_people(tmp_path, kind, people):
         assert not copy.check_integrity()
 
 
+def test_no_page_with_old_bytes_stays_in_memory(gallery, named):
+    """It would be written again with them: after a removal the pages are read from the file."""
+    database = gallery._store._database
+    gallery.remove(keys=named.keys[:1])
+    note = named.metadata[7]["note"].encode()
+    offset = database.path.read_bytes().index(note)
+    os.pwrite(database._descriptor.number, b"read", offset)
+    notes = [metadata["note"] for part in gallery.samples() for metadata in part.metadata]
+    assert "read" + note.decode()[4:] in notes
+
+
 @pytest.mark.parametrize("call", range(6))
 def test_a_process_killed_during_the_erasure_leaves_it_to_the_next_writer(gallery, named, tmp_path, call):
     """Killed at a write of zeros, and before and after each change of the database."""
