@@ -2,10 +2,10 @@
 
 python benchmarks/gallery_kills.py --kills 200
 
-A child process enrols, replaces and removes samples, stores settings, takes snapshots and rebuilds, and reports the
-begin and the end of each operation over a pipe. After each kill, a reader and then the next writer must find all
-finished operations, and all or nothing of the interrupted one. Every sample must be found by its embedding, and no file
-may contain an embedding or a note of a removed sample, or the name of a removed person.
+A child process enrols, replaces and removes samples, stores settings, takes snapshots, rebuilds and compacts, and
+reports the begin and the end of each operation over a pipe. After each kill, a reader and then the next writer must
+find all finished operations, and all or nothing of the interrupted one. Every sample must be found by its embedding,
+and no file may contain an embedding or a note of a removed sample, or the name of a removed person.
 
 N samples, D feature.
 """
@@ -53,8 +53,8 @@ class Operation:
     def __init__(self, seed: int, number: int) -> None:
         self.number = number
         random = np.random.default_rng([seed, number])
-        kinds = ("enroll", "remove people", "remove keys", "setting", "snapshot", "rebuild")
-        self.kind = random.choice(kinds, p=(0.45, 0.2, 0.2, 0.05, 0.05, 0.05))
+        kinds = ("enroll", "remove people", "remove keys", "setting", "snapshot", "rebuild", "compact")
+        self.kind = random.choice(kinds, p=(0.4, 0.2, 0.2, 0.05, 0.05, 0.05, 0.05))
         self.keys = [f"k{key}" for key in random.choice(KEYS, random.integers(1, 40), replace=False)]
         self.people = [f"person-{who:03d}" for who in random.integers(0, PEOPLE, len(self.keys))]
 
@@ -90,6 +90,8 @@ class Operation:
             gallery.backend.set_setting("number", self.number)
         elif self.kind == "snapshot":
             gallery.snapshot(folder / f"snapshot-{self.number}-{time.monotonic_ns()}")
+        elif self.kind == "compact":
+            gallery.backend.compact()
         else:
             gallery.backend.rebuild()
 
