@@ -89,7 +89,7 @@ def zero_free_space(descriptor: int, pages: set[int] | None = None) -> int:
         raise ValueError(f"it has pages of {page_bytes} bytes")
     count = os.fstat(descriptor).st_size // page_bytes
     if count >= MAX_PAGES or any(header[52:56]):
-        raise ValueError("its pages cannot be told apart: it is too large, or auto_vacuum is on")
+        raise ValueError("the kinds of its pages are unknown: it is too large, or auto_vacuum is on")
     free = _freelist(descriptor, header, page_bytes, count)
     numbers = np.arange(1, count + 1) if pages is None else np.array(sorted(pages), dtype=np.int64)
     zeroed = 0

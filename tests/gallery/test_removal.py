@@ -145,21 +145,21 @@ def windows(*contents):
     )
 
 
-def found_windows(folder, wanted):
+def present_windows(folder, wanted):
     """The windows that are in a file of a folder, at any offset."""
     # Few windows share their low bits with a wanted one, so nearly all are discarded by one look-up.
     low_bits = (1 << 22) - 1
     is_candidate = np.zeros(low_bits + 1, bool)
     is_candidate[wanted & low_bits] = True
-    found = set()
+    result = set()
     for path in folder.rglob("*"):
         content = path.read_bytes() if path.is_file() else b""
         for shift in range(min(WINDOW, len(content))):
             window_N = np.frombuffer(content, "<u8", (len(content) - shift) // WINDOW, shift)
             window_N = window_N[is_candidate[window_N & low_bits]]
             nearest_N = wanted[np.searchsorted(wanted, window_N).clip(max=len(wanted) - 1)]
-            found |= set(window_N[nearest_N == window_N].tolist())
-    return found
+            result |= set(window_N[nearest_N == window_N].tolist())
+    return result
 
 
 @pytest.mark.parametrize(("kind", "people"), [("direct", 12_000), ("meta", 600), ("meta_unit", 600)])
@@ -197,14 +197,14 @@ def test_no_eight_bytes_are_left_of_ten_thousand_people(tmp_path, kind, people):
         remember(gallery)
         gallery.search(row_ND[:1], 1, templates=True)
         gallery.snapshot(tmp_path / "copy")
-        assert len(found_windows(tmp_path, bytes_of(order[:5]))) == len(bytes_of(order[:5]))
+        assert len(present_windows(tmp_path, bytes_of(order[:5]))) == len(bytes_of(order[:5]))
         removed = order[:5]
         for row in removed:
             assert gallery.remove(people=[names[row]]).unfinished == []
-        assert not found_windows(tmp_path, bytes_of(removed))
+        assert not present_windows(tmp_path, bytes_of(removed))
         gallery.upsert(samples.select(slice(enrolled, people)))
         # No page that holds old bytes in memory is written again.
-        assert not found_windows(tmp_path, bytes_of(removed))
+        assert not present_windows(tmp_path, bytes_of(removed))
         remember(gallery)
     rest = random.permutation([*order[5:], *range(enrolled, people)])[: removals - 5].tolist()
     with closing(LocalGallery(tmp_path / "gallery", write=True)) as gallery:
@@ -212,7 +212,7 @@ def test_no_eight_bytes_are_left_of_ten_thousand_people(tmp_path, kind, people):
             assert gallery.remove(people=[names[row] for row in part[::2]]).unfinished == []
             assert gallery.remove(keys=[keys[row] for row in part[1::2]]).unfinished == []
             removed += part
-            assert not found_windows(tmp_path, bytes_of(removed))
+            assert not present_windows(tmp_path, bytes_of(removed))
         assert not gallery.check_integrity()
         assert gallery.count() == (people - removals, people - removals)
         left = {
@@ -222,7 +222,7 @@ def test_no_eight_bytes_are_left_of_ten_thousand_people(tmp_path, kind, people):
         }
         assert left == {keys[row]: stored_rows[keys[row]] for row in set(range(people)) - set(removed)}
     assert len(removed) == removals
-    assert not found_windows(tmp_path, bytes_of(removed))
+    assert not present_windows(tmp_path, bytes_of(removed))
     with closing(LocalGallery(tmp_path / "copy")) as copy:
         assert not copy.check_integrity()
 
@@ -263,7 +263,7 @@ def test_a_process_killed_during_the_erasure_leaves_it_to_the_next_writer(galler
         *(named.metadata[row]["note"].encode()[8:] for row in removed),
     )
     kept = windows(*(named.metadata[row]["note"].encode()[8:] for row in range(400) if row not in removed))
-    assert not found_windows(tmp_path, np.setdiff1d(wanted, kept))
+    assert not present_windows(tmp_path, np.setdiff1d(wanted, kept))
 
 
 def die_at_call(call):
