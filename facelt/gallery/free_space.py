@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-MAGIC = b"SQLite format 3\0"
+DATABASE_MAGIC = b"SQLite format 3\0"
 HEADER_BYTES = 100
 # Flag of a b-tree page -> bytes of its header: interior pages of indexes and tables, leaf pages of both.
 BTREE_HEADER_BYTES = {2: 12, 5: 12, 10: 8, 13: 8}
@@ -80,7 +80,7 @@ def zero_free_space(descriptor: int, pages: set[int] | None = None) -> int:
     The log must be empty, and no program may write to the file meanwhile. Raises ValueError if a page is damaged.
     """
     header = os.pread(descriptor, HEADER_BYTES, 0)
-    if len(header) < HEADER_BYTES or not header.startswith(MAGIC):
+    if len(header) < HEADER_BYTES or not header.startswith(DATABASE_MAGIC):
         raise ValueError("its header is not that of a database")
     (page_bytes,) = struct.unpack_from(">H", header, 16)
     page_bytes = 65536 if page_bytes == 1 else page_bytes
