@@ -180,7 +180,7 @@ def refusal(recipe, tmp_path):
         ("optim.accumulate=5", "optim: batch: 8 is too small for accumulate: 5; a micro-batch needs 2 images"),
         ("model.backbone=resnet51", "did you mean 'resnet50'?"),
         ("data.kind=records", "did you mean 'record'?"),
-        ("data.root=x", "data.root: unknown key; allowed: augment, cache_on_device, drop_last, flip, fused, image_size"),
+        ("data.root=x", "data.root: unknown key; allowed: augment, cache_on_device, drop_last, flip, fused"),
         ("data.validation_fraction=1", "data.validation_fraction: 1: input should be less than 1"),
         ("device=gpu", "device: 'gpu' is not allowed; allowed: cpu, cuda"),
         ("stages=[]", "stages"),
