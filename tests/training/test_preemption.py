@@ -212,6 +212,11 @@ def test_a_second_signal_ends_the_process_as_usual(train, tmp_path, monkeypatch)
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(METHODS["classify"], "step", twice)
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "run")
+    # A background job of a shell starts with this signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not received_signal()
