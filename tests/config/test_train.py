@@ -20,7 +20,12 @@ AUDITS = sorted(path.name for path in CONFIGS.glob("audit_*.yaml"))
 MEASUREMENTS = sorted(path.name for path in CONFIGS.glob("*megaface*.yaml") if path.name not in AUDITS)
 RECIPES = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.name not in (*MEASUREMENTS, *AUDITS))
 # Of features, where it is not the 512 of the papers on faces and of OLTR.
-DIMS = {"demo.yaml": 128, "inaturalist18.yaml": 2048, "cifar100_tinyimagenet.yaml": 342}
+DIMS = {
+    "faces_mobilefacenet.yaml": 128,
+    "demo.yaml": 128,
+    "inaturalist18.yaml": 2048,
+    "cifar100_tinyimagenet.yaml": 342,
+}
 
 
 def test_the_recipes_that_are_promised_are_there():
