@@ -142,11 +142,6 @@ class PublishedMethod(StrictModel):
     subset: str | None = None
     accuracy: dict[float, _Percent]
 
-    @property
-    def is_comparable(self) -> bool:
-        """No other network or subset is known."""
-        return self.network is None and self.subset is None
-
 
 class Published(StrictModel):
     """Schema of the file of published results."""

@@ -34,10 +34,11 @@ def plan_runs(recipes: Sequence[PlannedRun], published: Iterable[PublishedMethod
     """Returns each recipe at its own imbalance and at those of published results."""
     titles = {(recipe.suite, recipe.recipe) for recipe in recipes}
     at_published = [
-        PlannedRun(method.suite, method.recipe, imbalance)
+        PlannedRun(method.suite, method.recipe, result.imbalance)
         for method in published
-        if method.is_comparable and (method.suite, method.recipe) in titles
-        for imbalance in method.accuracy
+        if (method.suite, method.recipe) in titles
+        for result in _results(method)
+        if result.is_comparable
     ]
     return list(dict.fromkeys([*recipes, *at_published]))
 
@@ -73,8 +74,8 @@ def unmatched_results(
     return [
         (method.suite, result)
         for method in published
-        if not method.is_comparable or (method.suite, method.recipe) not in titles
         for result in _results(method)
+        if not result.is_comparable or (method.suite, method.recipe) not in titles
     ]
 
 
@@ -126,9 +127,9 @@ def _published_results(
     return tuple(
         result
         for method in published
-        if not settings and method.is_comparable and (method.suite, method.recipe) == (suite, recipe)
+        if not settings and (method.suite, method.recipe) == (suite, recipe)
         for result in _results(method)
-        if result.imbalance == imbalance
+        if result.is_comparable and result.imbalance == imbalance
     )
 
 

@@ -85,10 +85,10 @@ def ijb(
 
 
 def open_output(kind: type, out: Path, overwrite: bool) -> AbstractContextManager[Path | None]:
-    """Returns a context with the folder of a report, as `face_benchmark_folder` makes it; None on other processes."""
-    from facelt.report.face_benchmarks import face_benchmark_folder
+    """Returns a context with the folder of a report, as `report_folder` makes it; None on other processes."""
+    from facelt.report.write import report_folder
 
-    return face_benchmark_folder(kind, out, overwrite) if is_first_process() else nullcontext()
+    return report_folder(kind, out, overwrite) if is_first_process() else nullcontext()
 
 
 def check_source_options(checkpoint: Path | None, embeddings: Path | None, array: list[str] | None, kind: str) -> None:
@@ -115,7 +115,7 @@ def open_benchmark_features(settings: dict[str, Any], open_source: Callable[[Any
         from facelt.distributed.launch import resolve_device
         from facelt.inference.embed import embed_images
         from facelt.inference.model import describe_model, load_model
-        from facelt.report.face_benchmarks import EMBEDDINGS_FOLDER
+        from facelt.report.write import EMBEDDINGS_FOLDER
         from recordio_tools.progress import progress_bars
 
         print_notice(f"model: {describe_model(checkpoint)}")
@@ -138,12 +138,12 @@ def write_benchmark(command: str, report: Any, folder: Path, settings: dict[str,
 
     Raises UserError.
     """
-    from facelt.report.face_benchmarks import write_face_benchmark
+    from facelt.report.write import write_report_files
     from facelt.utils.provenance import InputHash, run_provenance
 
     hashes = [InputHash.of_file(entry) if isinstance(entry, Path) else entry for entry in inputs]
     report = report.with_run(run_provenance(command, settings, hashes))
-    write_face_benchmark(report, folder)
+    write_report_files(report, folder)
     return report
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
@@ -57,12 +57,6 @@ class CifarData(DataKind):
     workers: int = Field(0, ge=0)
     cache_on_device: bool = True
 
-    @model_validator(mode="after")
-    def _caches_no_augmented_images(self) -> "CifarData":
-        if self.augment is not None and self.cache_on_device:
-            raise ValueError("cache_on_device: augmented images are not cached; set it to false, or remove augment")
-        return self
-
     @property
     def image_size(self) -> tuple[int, int]:
         return _SIDE, _SIDE
@@ -85,7 +79,7 @@ class CifarData(DataKind):
             preprocessing = self.preprocessing(flip=self.flip, augment=crop)
         else:
             augmentation = PolicyAugmentation(self.augment, self.eval_transform(), crop, self.flip, self.mean)
-            train = Split(dataset.with_transform(augmentation), train.members)
+            train = train_plain.with_transform(augmentation)
             preprocessing = self.preprocessing()
         return TrainingData(train, train_plain, self._evaluation_splits(test), dataset.num_classes, preprocessing)
 

@@ -6,10 +6,10 @@ N images of a split, C classes.
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from facelt.config.base import StrictModel
 from facelt.data.dataset import ImageDataset
@@ -31,6 +31,10 @@ class Split:
     def whole(cls, dataset: ImageDataset) -> "Split":
         """Returns the split of all images of a dataset."""
         return cls(dataset, np.arange(len(dataset)))
+
+    def with_transform(self, transform: ImageTransform) -> "Split":
+        """Returns the same images under another transform."""
+        return Split(self.dataset.with_transform(transform), self.members)
 
     @property
     def labels(self) -> np.ndarray:
@@ -91,7 +95,8 @@ class DataKind(StrictModel, ABC):
     decode images, 0 for none but the training process. An image that cannot be decoded, or has more than `max_pixels`
     by its header, is bad; up to `max_bad_images` of them are left out, and one more stops the run.
 
-    Subclasses have `image_size`, the (height, width) of the network's input.
+    Subclasses have `image_size`, the (height, width) of the network's input. Those with a key `augment` change images
+    where they are decoded, and so cannot cache them.
     """
 
     kind: str
@@ -103,6 +108,12 @@ class DataKind(StrictModel, ABC):
     fused: bool = True
     cache_on_device: bool = False
     drop_last: bool = True
+
+    @model_validator(mode="after")
+    def _caches_no_augmented_images(self) -> Self:
+        if self.cache_on_device and getattr(self, "augment", None) is not None:
+            raise ValueError("cache_on_device: augmented images are not cached; set it to false, or remove augment")
+        return self
 
     @abstractmethod
     def open(self, seed: int) -> TrainingData:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from facelt.config.registry import register_data_kind
 from facelt.data.augmentation import AugmentationSettings, FaceAugmentation
@@ -47,12 +47,6 @@ class RecordData(DataKind):
     test_fraction: float = Field(0.0, ge=0, lt=1)
     test_limit: int = Field(5, ge=1)
 
-    @model_validator(mode="after")
-    def _caches_no_augmented_images(self) -> "RecordData":
-        if self.augment is not None and self.cache_on_device:
-            raise ValueError("cache_on_device: augmented images are not cached; set it to false, or remove augment")
-        return self
-
     @property
     def record(self) -> Path:
         """The .rec file. Raises UserError if there is none."""
@@ -70,7 +64,7 @@ class RecordData(DataKind):
         train_N, validation_N = train_validation_split(dataset.labels[rest_index], self.validation_fraction, seed)
         train = train_plain = Split(dataset, rest_index[train_N])
         if self.augment is not None:
-            train = Split(dataset.with_transform(FaceAugmentation(self.augment, plain)), train.members)
+            train = train_plain.with_transform(FaceAugmentation(self.augment, plain))
         members = {"validation": rest_index[validation_N], "test": test_index}
         evaluation = {name: Split(dataset, index) for name, index in members.items() if len(index)}
         return TrainingData(train, train_plain, evaluation, dataset.num_classes, self.preprocessing(flip=self.flip))

@@ -19,13 +19,15 @@ from facelt.methods.mixing import MixupSettings
 from facelt.methods.multi_expert import MultiExpertMethod, stack_full_logits
 from facelt.models.network import Network
 
+_Mix = Annotated[MixupSettings, MIXINGS.choice("input", "remix")]
+
 
 class PriorExpertsSettings(MethodSettings):
     """Settings of all such methods: the sampler, the scale of the cosines, and mixing."""
 
     sampler: SamplerName = "instance"
     scale: float = Field(30.0, gt=0)
-    mix: Annotated[MixupSettings, MIXINGS.choice("input", "remix")] | None = None
+    mix: _Mix | None = None
 
 
 class PriorExpertsMethod(MultiExpertMethod):
@@ -76,7 +78,7 @@ class BalPoeSettings(PriorExpertsSettings):
     of the experts' classifiers.
     """
 
-    mix: Annotated[MixupSettings, MIXINGS.choice("input", "remix")] | None = MixupSettings(name="input", alpha=0.4)
+    mix: _Mix | None = MixupSettings(name="input", alpha=0.4)
     taus: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=2)] = (0.0, 1.0, 2.0)
 
 

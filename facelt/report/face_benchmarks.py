@@ -1,18 +1,12 @@
-"""Reports on IJB and TinyFace: on the terminal, and as report.json and CSV tables in a folder."""
+"""Reports on IJB and TinyFace: on the terminal, and as CSV tables."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from facelt.report.formatting import EN_DASH, percent, percent_interval, rate_name
 from facelt.report.schema import IjbReport, RankRate, TinyfaceReport, VerificationSource
 from facelt.report.terminal import label, make_table
-from facelt.utils.json_values import json_text
-from facelt.utils.output_folder import REPORT_FILE, output_folder
-from facelt.utils.tables import Table, csv_text
+from facelt.utils.tables import Table
 from facelt.utils.text import sanitize
-from recordio_tools.atomic_io import write_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,28 +80,9 @@ def print_tinyface(report: TinyfaceReport, console: "Console | None" = None) -> 
     _print_legend(console, lines)
 
 
-EMBEDDINGS_FOLDER = "embeddings"
-_FILES = (REPORT_FILE, "tables/*.csv", f"{EMBEDDINGS_FOLDER}/*/*")
-
-
-@contextmanager
-def face_benchmark_folder(kind: type[IjbReport | TinyfaceReport], out: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yields a new folder for a report, which becomes `out` after the block, as by `output_folder`.
-
-    Embedding stores below EMBEDDINGS_FOLDER, finished or not, are kept.
-    """
-    schema = kind.model_fields["schema_name"].default
-    with output_folder(out, _FILES, overwrite, schema=schema, kept=EMBEDDINGS_FOLDER) as folder:
-        yield folder
-
-
-def write_face_benchmark(report: IjbReport | TinyfaceReport, folder: Path) -> None:
-    """Writes `tables/*.csv` and `report.json` into the folder. Raises UserError if a file cannot be written."""
-    tables = _ijb_tables(report) if isinstance(report, IjbReport) else {"ranks.csv": _rank_table(report.ranks)}
-    texts = {f"tables/{name}": csv_text(table) for name, table in tables.items()}
-    texts[REPORT_FILE] = json_text(report.json_values())
-    for name, text in texts.items():
-        write_text(folder / name, text, "choose another folder for the report")
+def face_benchmark_tables(report: IjbReport | TinyfaceReport) -> dict[str, Table]:
+    """Returns the CSV tables of a report by file name."""
+    return _ijb_tables(report) if isinstance(report, IjbReport) else {"ranks.csv": _rank_table(report.ranks)}
 
 
 def _ijb_tables(report: IjbReport) -> dict[str, Table]:

@@ -12,12 +12,13 @@ import numpy as np
 from facelt.report.audit import audit_page, audit_tables
 from facelt.report.audit_schema import AuditReport
 from facelt.report.audit_text import model_card
+from facelt.report.face_benchmarks import face_benchmark_tables
 from facelt.report.figures import draw_sweep
 from facelt.report.known_people import known_people_page, known_people_tables
 from facelt.report.known_people_schema import KnownPeopleReport
 from facelt.report.megaface import megaface_page, megaface_tables
 from facelt.report.megaface_schema import MegafaceReport
-from facelt.report.schema import SHOT_BAND_NAMES, EvaluationReport
+from facelt.report.schema import SHOT_BAND_NAMES, EvaluationReport, IjbReport, TinyfaceReport
 from facelt.utils.json_values import json_text
 from facelt.utils.output_folder import REPORT_FILE, output_folder
 from facelt.utils.tables import Table, csv_text
@@ -25,7 +26,6 @@ from recordio_tools.atomic_io import write_text
 
 # A point per image would make the file of a curve too large.
 MAX_CURVE_POINTS = 500
-
 
 FIGURE_SUFFIXES = (".csv", ".svg", ".png")
 
@@ -39,13 +39,22 @@ EVALUATION_FILES = (
 )
 """Files of an evaluation on the training classes."""
 
-FolderReport = AuditReport | MegafaceReport | KnownPeopleReport
+EMBEDDINGS_FOLDER = "embeddings"
+"""Folder of the embedding store of a report on IJB or TinyFace."""
 
-_REPORT_FILES = (REPORT_FILE, "report.html", "tables/*.csv")
+FolderReport = AuditReport | MegafaceReport | KnownPeopleReport | IjbReport | TinyfaceReport
+
+_PAGE_FILE, _CARD_FILE = "report.html", "model_card.md"
+# Patterns of all files but report.json and the tables.
 _MORE_FILES: dict[type[FolderReport], tuple[str, ...]] = {
-    AuditReport: ("model_card.md",),
-    MegafaceReport: (f"{DEVKIT_FOLDER}/*.json", f"{PARTS_FOLDER}/*.npz", f"{PARTS_FOLDER}/*.partial"),
-    KnownPeopleReport: (),
+    AuditReport: (_PAGE_FILE, _CARD_FILE),
+    MegafaceReport: (_PAGE_FILE, f"{DEVKIT_FOLDER}/*.json", f"{PARTS_FOLDER}/*.npz", f"{PARTS_FOLDER}/*.partial"),
+    KnownPeopleReport: (_PAGE_FILE,),
+    **dict.fromkeys((IjbReport, TinyfaceReport), (f"{EMBEDDINGS_FOLDER}/*/*",)),
+}
+_KEPT_FOLDERS = {
+    MegafaceReport: PARTS_FOLDER,
+    **dict.fromkeys((IjbReport, TinyfaceReport), EMBEDDINGS_FOLDER),
 }
 
 
@@ -53,14 +62,14 @@ _MORE_FILES: dict[type[FolderReport], tuple[str, ...]] = {
 def report_folder(kind: type[FolderReport], out: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yields a new folder for a report, which becomes `out` after the block, as by `output_folder`.
 
-    The finished searches of a MegaFace report are kept.
+    Finished searches of a MegaFace report are kept, and embedding stores, finished or not, of one on IJB or TinyFace.
     """
-    schema, kept = kind.model_fields["schema_name"].default, PARTS_FOLDER if kind is MegafaceReport else None
-    with output_folder(out, (*_REPORT_FILES, *_MORE_FILES[kind]), overwrite, schema=schema, kept=kept) as folder:
+    files, schema = (REPORT_FILE, "tables/*.csv", *_MORE_FILES[kind]), kind.model_fields["schema_name"].default
+    with output_folder(out, files, overwrite, schema=schema, kept=_KEPT_FOLDERS.get(kind)) as folder:
         yield folder
 
 
-def write_report(report: FolderReport, out: Path, overwrite: bool = False) -> Path:
+def write_report(report: AuditReport | MegafaceReport | KnownPeopleReport, out: Path, overwrite: bool = False) -> Path:
     """Writes the report into the folder `out`, all its files in one step, and returns the path of `report.html`.
 
     Raises UserError if `out` holds files, unless these are an earlier report of the same kind and `overwrite` is true;
@@ -69,24 +78,25 @@ def write_report(report: FolderReport, out: Path, overwrite: bool = False) -> Pa
     out = Path(out)
     with report_folder(type(report), out, overwrite) as folder:
         write_report_files(report, folder)
-    return out / "report.html"
+    return out / _PAGE_FILE
 
 
 def write_report_files(report: FolderReport, folder: Path) -> None:
-    """Writes `report.json`, `report.html` and `tables/*.csv`, for an audit also `model_card.md`.
+    """Writes `report.json`, `tables/*.csv` and, but for IJB and TinyFace, `report.html`; of an audit `model_card.md`.
 
     Everything is rendered before anything is written. Raises UserError if a file cannot be written.
     """
     texts = {REPORT_FILE: json_text(report.json_values())}
     if isinstance(report, AuditReport):
-        tables, page = audit_tables(report), audit_page(report)
-        texts["model_card.md"] = model_card(report) + "\n"
+        tables, texts[_PAGE_FILE] = audit_tables(report), audit_page(report)
+        texts[_CARD_FILE] = model_card(report) + "\n"
     elif isinstance(report, KnownPeopleReport):
-        tables, page = known_people_tables(report), known_people_page(report)
+        tables, texts[_PAGE_FILE] = known_people_tables(report), known_people_page(report)
+    elif isinstance(report, MegafaceReport):
+        tables, texts[_PAGE_FILE] = megaface_tables(report), megaface_page(report)
     else:
-        tables, page = megaface_tables(report), megaface_page(report)
+        tables = face_benchmark_tables(report)
     texts |= {f"tables/{name}": csv_text(table) for name, table in tables.items()}
-    texts["report.html"] = page
     for name, text in texts.items():
         write_text(folder / name, text, "choose another folder for the report")
 

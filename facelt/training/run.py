@@ -47,8 +47,9 @@ def run(config: TrainConfig, resume: bool = False) -> Path:
         sync_step_info(())
         for split in (data.train, *data.evaluation.values()):
             split.dataset.require_usable(split.members)
+        train_counts = data.train_counts.tolist()
         for stage in config.stages:
-            if reason := stage.method.counts_error(data.train_counts.tolist()):
+            if reason := stage.method.counts_error(train_counts):
                 raise UserError(f"stages: {stage.name!r}: {reason}")
         validate_initial_weights(config, data.num_classes)
         verification = ValidationSets(config, device)

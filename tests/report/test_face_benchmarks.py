@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 
 from facelt.errors import UserError
-from facelt.report.face_benchmarks import face_benchmark_folder, print_ijb, print_tinyface, write_face_benchmark
+from facelt.report.face_benchmarks import print_ijb, print_tinyface
 from facelt.report.formatting import EN_DASH
 from facelt.report.schema import IjbReport, TinyfaceReport
+from facelt.report.write import report_folder, write_report_files
 
 
 def pair_point(wanted, tar, **changes) -> dict:
@@ -118,8 +119,8 @@ def test_tinyface_figures():
 
 
 def test_tables_hold_the_figures(tmp_path):
-    with face_benchmark_folder(IjbReport, tmp_path / "ijb") as folder:
-        write_face_benchmark(IjbReport.build(IJB), folder)
+    with report_folder(IjbReport, tmp_path / "ijb") as folder:
+        write_report_files(IjbReport.build(IJB), folder)
     assert json.loads((tmp_path / "ijb/report.json").read_text())["dataset"] == IJB["dataset"]
 
     def rows(name: str) -> list[dict]:
@@ -134,9 +135,9 @@ def test_tables_hold_the_figures(tmp_path):
         "0.99",
     ]
     assert rows("ijb/tables/open_set.csv")[1]["fnir"] == "0.0812"
-    with face_benchmark_folder(TinyfaceReport, tmp_path / "tinyface") as folder:
-        write_face_benchmark(TinyfaceReport.build(TINYFACE), folder)
-    with pytest.raises(UserError, match="is another report"), face_benchmark_folder(IjbReport, tmp_path / "tinyface"):
+    with report_folder(TinyfaceReport, tmp_path / "tinyface") as folder:
+        write_report_files(TinyfaceReport.build(TINYFACE), folder)
+    with pytest.raises(UserError, match="is another report"), report_folder(IjbReport, tmp_path / "tinyface"):
         pass
     expected = [{"rank": "1", "rate": "0.9512", "low": "0.9", "high": "0.97"}]
     assert rows("tinyface/tables/ranks.csv")[:1] == rows("ijb/tables/ranks.csv")[:1] == expected
