@@ -7,14 +7,13 @@
 Both lists are MATLAB files of version 5. N images, P probes, G images of the gallery, distractors last.
 """
 
-import io
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from facelt.errors import UserError
+from facelt.store.matlab import read_matlab
 from recordio_tools.bounded_io import read_regular_file
 from recordio_tools.lists import IMAGE_SUFFIXES
 
@@ -25,10 +24,7 @@ _LISTS = {
     PROBE_FOLDER: ("probe_img_ID_pairs.mat", "probe_set", "probe_ids"),
     MATCH_FOLDER: ("gallery_match_img_ID_pairs.mat", "gallery_set", "gallery_ids"),
 }
-# The published lists have fewer than 5,000 names. A compressed file may claim a thousand times its size.
-_MAX_BYTES, _MAX_CONTENT_BYTES, _MAX_NAMES = 1 << 24, 1 << 26, 1 << 20
-_HEADER_BYTES, _TAG_BYTES = 128, 8
-_COMPRESSED, _MATRIX = 15, 14
+_MAX_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,9 +72,9 @@ def distractor_keys(root: Path) -> list[str]:
 
 def _read_names(path: Path, names_key: str, ids_key: str) -> tuple[list[str], np.ndarray]:
     variables = _load_matlab(path, (names_key, ids_key))
-    names = [_text(cell) for cell in variables[names_key].ravel()]
-    if not names or None in names:
-        row = names.index(None) + 1 if names else 0
+    names = list(variables[names_key])
+    if not names or not all(isinstance(name, str) for name in names):
+        row = next((row for row, name in enumerate(names, 1) if not isinstance(name, str)), 0)
         what = f"entry {row} is not a name" if row else "it is empty"
         raise UserError(f"{path}: {names_key} must be a cell array of file names; {what}")
     seen = set()
@@ -88,7 +84,7 @@ def _read_names(path: Path, names_key: str, ids_key: str) -> tuple[list[str], np
         if name in seen:
             raise UserError(f"{path}: {names_key} lists {name[:120]!r} twice")
         seen.add(name)
-    value_N = variables[ids_key].ravel()
+    value_N = variables[ids_key]
     if value_N.dtype.kind not in "iuf" or not (np.isfinite(value_N).all() and (value_N == np.floor(value_N)).all()):
         raise UserError(f"{path}: {ids_key} must hold whole numbers")
     if len(value_N) != len(names):
@@ -98,52 +94,16 @@ def _read_names(path: Path, names_key: str, ids_key: str) -> tuple[list[str], np
     return names, value_N.astype(np.int64)
 
 
-def _text(cell: object) -> str | None:
-    """Returns the text of a cell, which MATLAB stores as an array of one row."""
-    value = np.asarray(cell)
-    return str(value.ravel()[0]) if value.dtype.kind == "U" and value.size == 1 else None
-
-
 def _load_matlab(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Returns variables of a MATLAB file of version 5, whose content is measured before it is read."""
-    from scipy.io import loadmat, whosmat
-
     try:
-        content = read_regular_file(path, _MAX_BYTES)
+        variables = read_matlab(read_regular_file(path, _MAX_BYTES))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); TinyFace comes with it") from None
-    if len(content) < _HEADER_BYTES or content[124:128] != b"\x00\x01IM":
-        raise UserError(f"{path}: not a MATLAB file of version 5; take it from TinyFace's archive")
-    try:
-        _check_size(content)
-        shapes = {name: shape for name, shape, _ in whosmat(io.BytesIO(content))}
-        if missing := [name for name in names if name not in shapes]:
-            held = ", ".join(map(repr, shapes))[:200] or "none"
-            raise UserError(f"{path}: has no variable {missing[0]}; its variables are {held}")
-        if too_large := [name for name in names if not 0 <= np.prod(shapes[name], dtype=object) <= _MAX_NAMES]:
-            raise UserError(f"{path}: {too_large[0]} has {shapes[too_large[0]]} values, more than {_MAX_NAMES:,}")
-        return {name: np.asarray(loadmat(io.BytesIO(content), variable_names=[name])[name]) for name in names}
-    except UserError:
-        raise
-    except Exception as error:  # scipy's reader raises many kinds, a MemoryError too, for damaged files
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise UserError(f"{path}: damaged, or not a MATLAB file of version 5 ({reason})") from None
-
-
-def _check_size(content: bytes) -> None:
-    """Raises ValueError unless the file is a sequence of matrices, plain or compressed, of a limited size in all."""
-    position, total = _HEADER_BYTES, 0
-    while position < len(content):
-        kind, size = np.frombuffer(content[position : position + _TAG_BYTES].ljust(_TAG_BYTES, b"\0"), "<u4").tolist()
-        position += _TAG_BYTES
-        if kind not in (_COMPRESSED, _MATRIX) or position + size > len(content):
-            raise ValueError("it is truncated, or holds something else than variables")
-        if kind == _COMPRESSED:
-            inflate = zlib.decompressobj()
-            size_plain = len(inflate.decompress(content[position : position + size], _MAX_CONTENT_BYTES))
-        else:
-            size_plain = size
-        total += size_plain
-        if total >= _MAX_CONTENT_BYTES:
-            raise ValueError(f"its variables have more than {_MAX_CONTENT_BYTES:,} bytes")
-        position += size
+    except ValueError as error:
+        raise UserError(
+            f"{path}: damaged, or not a MATLAB file of version 5 ({error}); take it from TinyFace's archive"
+        ) from None
+    if missing := [name for name in names if name not in variables]:
+        held = ", ".join(map(repr, variables))[:200] or "none"
+        raise UserError(f"{path}: has no variable {missing[0]}; its variables are {held}")
+    return variables

@@ -278,7 +278,8 @@ def run_steps() -> dict[str, object]:
 
 
 def test_two_ranks_train_as_one(tmp_path):
-    alone = run_steps()
+    # A rank has one thread: float32 sums of the start differ with the number of threads.
+    (alone,) = run_ranks(run_steps, 1, tmp_path)
     together = run_ranks(run_steps, 2, tmp_path)
     for result in together:
         assert result["losses"] == pytest.approx(alone["losses"], rel=1e-9)
