@@ -130,21 +130,47 @@ class ScheduleConfig(StrictModel):
         return schedule
 
 
+_Pixels = Annotated[int, Field(ge=0)]
+_Side = Annotated[int, Field(ge=1, le=4096)]
+
+
 class BranchesConfig(StrictModel):
     """A network of `count` branches that share the layers up to and including `split`.
 
     `last_block` shares all but the last residual block; `batch_norm` and `conv` share everything, and a branch is one
     such layer on the last feature map. Branched layers have `width` times their channels.
+
+    `regions` gives each branch a part of the image, [left, top, right, bottom] in pixels with right and bottom
+    excluded, resized to `region_size` (height and width); the branches then share nothing (`split: none`).
     """
 
     count: int = Field(3, ge=2)
     split: Literal["none", "layer1", "layer2", "layer3", "last_block", "batch_norm", "conv"] = "layer1"
     width: float = Field(1.0, ge=0.5, le=1)
+    regions: tuple[tuple[_Pixels, _Pixels, _Pixels, _Pixels], ...] = ()
+    region_size: tuple[_Side, _Side] | None = None
 
     @model_validator(mode="after")
     def _width_is_of_whole_layers(self) -> "BranchesConfig":
         if self.width != 1 and not self.split.startswith("layer"):
             raise ValueError(f"width: applies only to splits at a layer, not to {self.split}; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _regions_fit_the_branches(self) -> "BranchesConfig":
+        if bool(self.regions) != (self.region_size is not None):
+            raise ValueError("regions and region_size: give both, or neither")
+        if not self.regions:
+            return self
+        if self.split != "none":
+            raise ValueError(
+                f"regions: branches that see different parts share no layers; set split to none, not {self.split}"
+            )
+        if len(self.regions) != self.count:
+            raise ValueError(f"regions: {len(self.regions)} for {self.count} branches; give one for each branch")
+        for left, top, right, bottom in self.regions:
+            if left >= right or top >= bottom:
+                raise ValueError(f"regions: [{left}, {top}, {right}, {bottom}] is empty; give left, top, right, bottom")
         return self
 
 

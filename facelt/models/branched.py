@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facelt.errors import UserError
@@ -31,25 +32,47 @@ class BranchSpec:
 
     `none`: nothing is shared, each branch is a whole network. `layer1`, `layer2`, `layer3`: the stem and the layers up
     to this one. `last_block`: all but the last residual block. A name of LIGHT_BRANCHES: everything, and a branch is
-    that layer on the last map. The layers after the split have `width` times their channels.
+    that layer on the last map. The layers after the split have `width` times their channels. With `regions`, one box
+    (left, top, right, bottom) in pixels for each branch, a branch sees its box alone, resized to `region_size` (height,
+    width).
     """
 
     count: int
     split: str
     width: float = 1.0
+    regions: Sequence[tuple[int, int, int, int]] = ()
+    region_size: tuple[int, int] | None = None
+
+
+class Region(nn.Module):
+    """A box of each image, resized bilinearly with antialiasing: [B,3,H,W] -> [B,3,h,w].
+
+    `box` is left, top, right, bottom in pixels, right and bottom excluded.
+    """
+
+    def __init__(self, box: tuple[int, int, int, int], size: tuple[int, int]) -> None:
+        super().__init__()
+        self.box, self.size = box, size
+
+    def forward(self, image_B3HW: Tensor) -> Tensor:
+        left, top, right, bottom = self.box
+        region_B3HW = image_B3HW[:, :, top:bottom, left:right]
+        return F.interpolate(region_B3HW, size=self.size, mode="bilinear", antialias=True)
 
 
 class BranchedBackbone(nn.Module):
     """A shared trunk and K branches: images [B,3,H,W] -> K maps [B,C,h,w].
 
     Given one batch of images, every branch reads the trunk's map of it. Given K batches, which may differ in size, the
-    trunk runs once on each, with separate batch statistics, and branch k reads the k-th map.
+    trunk runs once on each, with separate batch statistics, and branch k reads the k-th map. With `regions`, one for
+    each branch, a branch reads its region of that map.
     """
 
-    def __init__(self, trunk: nn.Module, branches: Sequence[nn.Module]) -> None:
+    def __init__(self, trunk: nn.Module, branches: Sequence[nn.Module], regions: Sequence[Region] = ()) -> None:
         super().__init__()
         self.trunk = trunk
         self.branches = nn.ModuleList(branches)
+        self.regions = nn.ModuleList(regions)
 
     def forward(self, *image_B3HW: Tensor) -> list[Tensor]:
         """Raises ValueError unless there are 1 or K inputs."""
@@ -57,7 +80,10 @@ class BranchedBackbone(nn.Module):
         if len(image_B3HW) not in (1, count):
             raise ValueError(f"{len(image_B3HW)} inputs for {count} branches: pass one for all, or one for each")
         maps = [self.trunk(image) for image in image_B3HW]
-        return [branch(maps[index % len(maps)]) for index, branch in enumerate(self.branches)]
+        views = [maps[index % len(maps)] for index in range(count)]
+        if self.regions:
+            views = [region(view) for region, view in zip(self.regions, views, strict=True)]
+        return [branch(view) for branch, view in zip(self.branches, views, strict=True)]
 
 
 class PerBranch(nn.ModuleList):
@@ -99,7 +125,8 @@ def build_branched(name: str, backbone: Backbone, branches: BranchSpec) -> tuple
         pairs = [_split(network, branches.split) for network in networks]
     except ValueError as error:
         raise UserError(f"branches.split: {name} cannot be split at {branches.split}; choose {error}") from None
-    return BranchedBackbone(pairs[0][0], [branch for _, branch in pairs]), channels
+    regions = [Region(box, branches.region_size) for box in branches.regions]
+    return BranchedBackbone(pairs[0][0], [branch for _, branch in pairs], regions), channels
 
 
 def _split(backbone: nn.Module, split: str) -> tuple[nn.Sequential, nn.Sequential]:

@@ -60,7 +60,16 @@ def build_network(
     spec, build_embedding = BACKBONES.find(backbone).at_width(width), EMBEDDINGS.find(embedding)
     if min(image_size) < 1 or dim < 1:
         raise UserError(f"image size {image_size[0]}x{image_size[1]} and dim {dim} must be 1 or more")
-    map_size = spec.map_size(image_size)
+    input_size = image_size
+    if branches and branches.regions:
+        input_size = branches.region_size
+        for left, top, right, bottom in branches.regions:
+            if right > image_size[1] or bottom > image_size[0]:
+                raise UserError(
+                    f"branches.regions: [{left}, {top}, {right}, {bottom}] exceeds the image of {image_size[0]} x "
+                    f"{image_size[1]} pixels; regions are left, top, right, bottom"
+                )
+    map_size = spec.map_size(input_size)
 
     def new_embedding(channels: int) -> nn.Module:
         return build_embedding(channels, dim, map_size if spec.flattened else None)

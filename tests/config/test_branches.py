@@ -19,6 +19,13 @@ def test_every_place_to_split_is_one_of_a_network(split):
     assert network.branches == len(network.backbone.branches) == 3
 
 
+BOX = (0, 0, 8, 8)
+
+
+def regions(**changes: object) -> dict[str, object]:
+    return {"split": "none", "regions": [BOX] * 3, "region_size": (8, 8)} | changes
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -26,6 +33,14 @@ def test_every_place_to_split_is_one_of_a_network(split):
         ({"split": "last_block", "width": 0.5}, "applies only to splits at a layer, not to last_block"),
         ({"count": 1}, "greater than or equal to 2"),
         ({"split": "layer2", "width": 0.25}, "greater than or equal to 0.5"),
+        (regions(region_size=None), "regions and region_size: give both, or neither"),
+        ({"region_size": (8, 8)}, "regions and region_size: give both, or neither"),
+        (regions(split="layer1"), "share no layers; set split to none, not layer1"),
+        (regions(count=2), "regions: 3 for 2 branches; give one for each branch"),
+        (regions(regions=[BOX, BOX, (4, 0, 4, 8)]), r"regions: \[4, 0, 4, 8\] is empty; give left, top, right, bottom"),
+        (regions(regions=[BOX, BOX, (0, 8, 4, 2)]), r"regions: \[0, 8, 4, 2\] is empty"),
+        (regions(regions=[BOX, BOX, (-1, 0, 4, 8)]), "greater than or equal to 0"),
+        (regions(region_size=(0, 8)), "greater than or equal to 1"),
     ],
 )
 def test_branches_that_cannot_be_are_refused(values, message):

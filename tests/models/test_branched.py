@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torchvision.transforms.v2.functional import resize
 
 from facelt.config.registry import BACKBONES
 from facelt.errors import UserError
@@ -23,13 +24,21 @@ def build(backbone="resnet10", split="layer2", count=3, width=1.0, attention=Fal
     )
 
 
+REGIONS = ((0, 0, 32, 32), (4, 2, 28, 18), (0, 12, 20, 32))
+
+
+def build_of_regions(**changes):
+    branches = BranchSpec(**{"count": 3, "split": "none", "regions": REGIONS, "region_size": (24, 16), **changes})
+    return build_network("resnet10", image_size=IMAGE, attention=True, embedding="fc_relu", dim=16, branches=branches)
+
+
 def images(batch=4, seed=0):
     return torch.randn(batch, 3, *IMAGE, generator=torch.Generator().manual_seed(seed))
 
 
-def plain_network(network, branch):
+def plain_network(network, branch, image_size=IMAGE):
     """A plain network with the weights of the trunk and one branch."""
-    plain = build_network("resnet10", image_size=IMAGE, attention=True, embedding="fc_relu", dim=16)
+    plain = build_network("resnet10", image_size=image_size, attention=True, embedding="fc_relu", dim=16)
     own = {}
     for name, value in network.state_dict().items():
         part, owner, rest = name.split(".", 2)
@@ -52,6 +61,26 @@ def test_trunk_and_branch_together_are_a_plain_network(split):
         expected_BD = plain_network(network, branch).train()(images())
         torch.testing.assert_close(feature_BKD[:, branch], expected_BD, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(feature_BKD[:, 0], feature_BKD[:, 1])
+
+
+def test_a_branch_of_a_region_is_a_plain_network_on_that_box():
+    network = build_of_regions().eval()
+    for inputs in ([images()], [images(seed=seed) for seed in range(3)]):
+        feature_BKD = network(*inputs)
+        for branch, (left, top, right, bottom) in enumerate(REGIONS):
+            box = inputs[branch % len(inputs)][:, :, top:bottom, left:right]
+            # One image at a time, by torchvision.
+            resized = torch.stack([resize(image, [24, 16], antialias=True) for image in box])
+            plain = plain_network(network, branch, image_size=(24, 16)).eval()
+            torch.testing.assert_close(feature_BKD[:, branch], plain(resized), rtol=1e-4, atol=1e-5)
+
+
+def test_a_region_beyond_the_image_is_refused():
+    for box in ((0, 0, 33, 32), (0, 8, 32, 33)):
+        with pytest.raises(
+            UserError, match=rf"^branches\.regions: \[0, .*, {box[3]}\] exceeds the image of 32 x 32 pix"
+        ):
+            build_of_regions(regions=(*REGIONS[:2], box))
 
 
 @pytest.mark.parametrize("split", ["none", "layer2", "last_block"])
