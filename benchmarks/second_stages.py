@@ -74,7 +74,7 @@ def prepare_drawings(out: Path, seed: int) -> tuple[dict[str, Any], dict[str, An
         )
     if not selection.exists():
         options = [f"--{name}={value}" for name, value in SELECTION.items()]
-        _run("-m", "recordio_tools", "sample", out / "faces/train.rec", "--out", selection, "--pack", *options,
+        run("-m", "recordio_tools", "sample", out / "faces/train.rec", "--out", selection, "--pack", *options,
              f"--seed={seed}")  # fmt: skip
     recipe = read_layers(ROOT / "configs/demo.yaml", [f"data.train={selection / 'train.rec'}"]).values()
     measure = read_layers(ROOT / "configs/demo_megaface.yaml", [f"suite.root={suite}", "verification=true"]).values()
@@ -104,11 +104,14 @@ def train_variant(out: Path, name: str, recipe: dict[str, Any]) -> None:
         values, config = variant_recipe(out, name, recipe), out / f"{name}.yaml"
         config.parent.mkdir(parents=True, exist_ok=True)
         config.write_text(yaml.safe_dump(values, sort_keys=False))
-        _run("-m", "facelt", "train", "--config", config, "--resume")
+        run("-m", "facelt", "train", "--config", config, "--resume")
 
 
-def embed_suite(out: Path, name: str, measure: dict[str, Any], record: str | None) -> dict[str, str]:
-    """Embeds the suite, and the training record if it is given; returns the entry of the model in the configuration."""
+def embed_suite(out: Path, name: str, stores: Path, measure: dict[str, Any], record: str | None) -> dict[str, str]:
+    """Embeds the suite by the model OUT/NAME, and the training record if it is given, into STORES/NAME.
+
+    Returns the entry of the model in the MegaFace configuration.
+    """
     root = Path(measure["suite"]["root"])
     sources: dict[str, list[Any]] = {
         "probes": [root / "facescrub_lst", "--root", root / "facescrub_images"],
@@ -117,21 +120,22 @@ def embed_suite(out: Path, name: str, measure: dict[str, Any], record: str | Non
     if record is not None:
         sources["train"] = [record]
     for source, images in sources.items():
-        store = out / "stores" / name / source
+        store = stores / name / source
         if not (store / "meta.json").exists():
-            _run("-m", "facelt", "embed", "--checkpoint", out / name, "--images", *images, "--out", store)
-    return {source: str(out / "stores" / name / source) for source in sources}
+            run("-m", "facelt", "embed", "--checkpoint", out / name, "--images", *images, "--out", store)
+    return {source: str(stores / name / source) for source in sources}
 
 
 def compare_on_unseen(out: Path, names: list[str], recipe: dict[str, Any], measure: dict[str, Any]) -> None:
     """Compares variants with plain_long by the MegaFace protocol, with the shots of plain_long."""
     models = {
-        name: embed_suite(out, name, measure, recipe["data"]["train"] if name == REFERENCE else None) for name in names
+        name: embed_suite(out, name, out / "stores", measure, recipe["data"]["train"] if name == REFERENCE else None)
+        for name in names
     }
     values = {**measure, "out": str(out / "unseen"), "models": models, "verification": True}
     values |= {"shots": {"threshold": 0.7, "reference": REFERENCE}, "compare": {"reference": REFERENCE}}
     (out / "unseen.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    _run("-m", "facelt", "megaface", "--config", out / "unseen.yaml", "--overwrite")
+    run("-m", "facelt", "megaface", "--config", out / "unseen.yaml", "--overwrite")
 
 
 def compare_on_known(out: Path, names: list[str], strangers: list[tuple[Path, Path]]) -> None:
@@ -139,10 +143,10 @@ def compare_on_known(out: Path, names: list[str], strangers: list[tuple[Path, Pa
     options = [word for name in names for word in ("--checkpoint", out / name)]
     for images, root in strangers:
         options += ["--open-images", images, "--open-root", root]
-    _run("-m", "facelt", "evaluate", *options, "--out", out / "known", "--overwrite")
+    run("-m", "facelt", "evaluate", *options, "--out", out / "known", "--overwrite")
 
 
-def _run(*words: Any) -> None:
+def run(*words: Any) -> None:
     command = [sys.executable, *map(str, words)]
     print(" ".join(["python", *command[1:]]), flush=True)
     subprocess.run(command, cwd=ROOT, check=True)
@@ -163,7 +167,7 @@ def main() -> None:
     names = list(dict.fromkeys([REFERENCE, *arguments.variants.split(",")]))
     for name in names:
         train_variant(out, name, recipe)
-        embed_suite(out, name, measure, None)
+        embed_suite(out, name, out / "stores", measure, None)
     if arguments.report == "unseen":
         compare_on_unseen(out, names, recipe, measure)
     elif arguments.report == "known":

@@ -1,0 +1,127 @@
+"""Face training from nothing: what each part is worth, and what more identities, images and epochs give.
+
+python benchmarks/face_training.py --out FOLDER [--seed 0] [--variants baseline,cosface] [--report]
+
+The baseline is the first stage of configs/faces_small.yaml with six epochs. Every other variant changes one thing of
+it. The variants with a fraction train on that part of the identities, all of their images, or on that part of the
+images of each identity, at least one. `semi_siamese` continues the baseline, `longer` continues it as a plain model on
+as many images. Each step is a facelt command that is skipped if its result is there: an interrupted run is resumed by
+the same command. `--report` compares the variants with the baseline on the suite of faces_power_megaface.yaml and on
+that of faces_small_megaface.yaml: FOLDER/SEED/faces_power, FOLDER/SEED/faces_small.
+"""
+
+import argparse
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from second_stages import ROOT, embed_suite, run
+
+from facelt.config.loading import read_layers
+from recordio_tools.face_set import FaceRecord
+
+BASELINE = "baseline"
+SUITES = {"faces_power": "configs/faces_power_megaface.yaml", "faces_small": "configs/faces_small_megaface.yaml"}
+EPOCHS = 6
+_PLAIN = {"name": "classify", "head": "linear", "sampler": "instance"}
+_COSFACE = {"name": "classify", "head": "margin", "margin": {"name": "cosface", "m": 0.35}, "scale": 32.0}
+# Changes of the recipe by section; `part` is a fraction of the identities or of each identity's images.
+VARIANTS: dict[str, dict[str, Any]] = {
+    BASELINE: {},
+    "cosface": {"stage": {"method": _COSFACE}},
+    "augment": {"data": {"augment": {}}},
+    "identities_0.5": {"part": ("identities", 0.5)},
+    "identities_0.25": {"part": ("identities", 0.25)},
+    "images_0.5": {"part": ("images", 0.5)},
+    "longer": {"continued": True, "stage": {"method": {**_PLAIN, "keep_head": True}, "epochs": 2}},
+    "semi_siamese": {"continued": True, "stage": {"method": {"name": "semi_siamese", "queue": 2048}, "epochs": 5}},
+    "epochs_3": {"stage": {"epochs": 3}},
+    "resnet18": {"model": {"backbone": "resnet18"}},
+    "epochs_12": {"stage": {"epochs": 12}},
+}
+
+
+def variant_recipe(out: Path, name: str) -> dict[str, Any]:
+    """Returns the recipe of a variant: one stage, named model, below the folder OUT/NAME."""
+    recipe, changes = read_layers(ROOT / "configs/faces_small.yaml").values(), VARIANTS[name]
+    first, continued, _ = recipe["stages"]
+    if changes.get("continued"):
+        stage = {**continued, "init_from": str(out / BASELINE / "model")}
+    else:
+        stage = {**first, "epochs": EPOCHS}
+    recipe["stages"] = [{**stage, "name": "model", "keep": "last", **changes.get("stage", {})}]
+    for section in ("data", "model"):
+        recipe[section] |= changes.get(section, {})
+    if part := changes.get("part"):
+        manifest = out / f"{name}.csv"
+        write_manifest(manifest, Path(recipe["data"]["train"]), *part)
+        recipe["data"]["manifest"] = str(manifest)
+    return recipe | {"out": str(out / name)}
+
+
+def write_manifest(path: Path, record: Path, kind: str, fraction: float) -> None:
+    """Selects a fraction of the identities with all their images, or of each identity's images, at least one."""
+    with FaceRecord(record) as faces:
+        keys, labels = np.asarray(faces.image_keys), np.asarray(faces.labels)
+    order = np.random.default_rng(0).permutation(len(keys))
+    if kind == "identities":
+        identities = np.random.default_rng(0).permutation(np.unique(labels))
+        chosen = np.isin(labels, identities[: round(fraction * len(identities))])
+    else:
+        # The place of each image among those of its identity, in random order.
+        by_label = order[np.argsort(labels[order], kind="stable")]
+        _, start, count = np.unique(labels[by_label], return_index=True, return_counts=True)
+        place = np.arange(len(keys)) - np.repeat(start, count)
+        chosen = np.zeros(len(keys), dtype=bool)
+        chosen[by_label] = place < np.repeat(np.maximum(1, np.round(fraction * count)), count)
+    _, new_labels = np.unique(labels[chosen], return_inverse=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["key", "label", "new_label"])
+        writer.writerows(zip(keys[chosen].tolist(), labels[chosen].tolist(), new_labels.tolist(), strict=True))
+
+
+def train_variant(out: Path, name: str) -> None:
+    """Trains a variant and, if it is not there, the baseline that it continues."""
+    if VARIANTS[name].get("continued"):
+        train_variant(out, BASELINE)
+    if not (out / name / "model/card.json").exists():
+        config = out / f"{name}.yaml"
+        values = variant_recipe(out, name) | {"seed": int(out.name)}
+        config.parent.mkdir(parents=True, exist_ok=True)
+        config.write_text(yaml.safe_dump(values, sort_keys=False))
+        run("-m", "facelt", "train", "--config", config, "--resume")
+
+
+def compare(out: Path, suite: str, names: list[str]) -> None:
+    """Compares the variants with the baseline by the MegaFace protocol."""
+    measure = read_layers(ROOT / SUITES[suite]).values()
+    record = str(read_layers(ROOT / "configs/faces_small.yaml").values()["data"]["train"])
+    folder = out / suite
+    models = {name: embed_suite(out, name, folder, measure, record if name == BASELINE else None) for name in names}
+    values = {**measure, "out": str(folder / "report"), "models": models, "verification": True}
+    values |= {"shots": {"threshold": 0.7, "reference": BASELINE}, "compare": {"reference": BASELINE}}
+    (folder / "report.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    run("-m", "facelt", "megaface", "--config", folder / "report.yaml", "--overwrite")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="names, separated by commas")
+    parser.add_argument("--report", action="store_true", help="compare the variants with the baseline")
+    arguments = parser.parse_args()
+    out = arguments.out.resolve() / str(arguments.seed)
+    names = list(dict.fromkeys([BASELINE, *arguments.variants.split(",")]))
+    for name in names:
+        train_variant(out, name)
+    for suite in SUITES if arguments.report else ():
+        compare(out, suite, names)
+
+
+if __name__ == "__main__":
+    main()
