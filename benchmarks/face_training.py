@@ -1,6 +1,6 @@
 """Face training from nothing: what each part is worth, and what more identities, images and epochs give.
 
-python benchmarks/face_training.py --out FOLDER [--seed 0] [--variants baseline,cosface] [--report]
+python -m benchmarks.face_training --out FOLDER [--seed 0] [--variants baseline,cosface] [--report]
 
 The baseline is the first stage of configs/faces_small.yaml with six epochs. Every other variant changes one thing of
 it. The variants with a fraction train on that part of the identities, all of their images, or on that part of the
@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import yaml
-from second_stages import ROOT, embed_suite, run
 
+from benchmarks.second_stages import ROOT, embed_suite, run
 from facelt.config.loading import read_layers
 from recordio_tools.face_set import FaceRecord
 
@@ -38,7 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "longer": {"continued": True, "stage": {"method": {**_PLAIN, "keep_head": True}, "epochs": 2}},
     "semi_siamese": {"continued": True, "stage": {"method": {"name": "semi_siamese", "queue": 2048}, "epochs": 5}},
     "epochs_3": {"stage": {"epochs": 3}},
-    "resnet18": {"model": {"backbone": "resnet18"}},
+    "mobilefacenet": {"model": {"backbone": "mobilefacenet", "width": 1}},
     "epochs_12": {"stage": {"epochs": 12}},
 }
 
