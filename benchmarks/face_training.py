@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks.second_stages import ROOT, embed_suite, run
+from benchmarks.second_stages import ROOT, embed_suite, run_command
 from facelt.config.loading import read_layers
 from recordio_tools.face_set import FaceRecord
 
@@ -28,7 +28,7 @@ EPOCHS = 6
 _PLAIN = {"name": "classify", "head": "linear", "sampler": "instance"}
 _COSFACE = {"name": "classify", "head": "margin", "margin": {"name": "cosface", "m": 0.35}, "scale": 32.0}
 # Changes of the recipe by section; `part` is a fraction of the identities or of each identity's images.
-VARIANTS: dict[str, dict[str, Any]] = {
+RECIPE_CHANGES: dict[str, dict[str, Any]] = {
     BASELINE: {},
     "cosface": {"stage": {"method": _COSFACE}},
     "augment": {"data": {"augment": {}}},
@@ -43,9 +43,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def variant_recipe(out: Path, name: str) -> dict[str, Any]:
+def changed_recipe(out: Path, name: str) -> dict[str, Any]:
     """Returns the recipe of a variant: one stage, named model, below the folder OUT/NAME."""
-    recipe, changes = read_layers(ROOT / "configs/faces_small.yaml").values(), VARIANTS[name]
+    recipe, changes = read_layers(ROOT / "configs/faces_small.yaml").values(), RECIPE_CHANGES[name]
     first, continued, _ = recipe["stages"]
     if changes.get("continued"):
         stage = {**continued, "init_from": str(out / BASELINE / "model")}
@@ -70,12 +70,12 @@ def write_manifest(path: Path, record: Path, kind: str, fraction: float) -> None
         identities = np.random.default_rng(0).permutation(np.unique(labels))
         chosen = np.isin(labels, identities[: round(fraction * len(identities))])
     else:
-        # The place of each image among those of its identity, in random order.
+        # The rank of each image among those of its identity, in random order.
         by_label = order[np.argsort(labels[order], kind="stable")]
         _, start, count = np.unique(labels[by_label], return_index=True, return_counts=True)
-        place = np.arange(len(keys)) - np.repeat(start, count)
+        rank = np.arange(len(keys)) - np.repeat(start, count)
         chosen = np.zeros(len(keys), dtype=bool)
-        chosen[by_label] = place < np.repeat(np.maximum(1, np.round(fraction * count)), count)
+        chosen[by_label] = rank < np.repeat(np.maximum(1, np.round(fraction * count)), count)
     _, new_labels = np.unique(labels[chosen], return_inverse=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
@@ -84,19 +84,19 @@ def write_manifest(path: Path, record: Path, kind: str, fraction: float) -> None
         writer.writerows(zip(keys[chosen].tolist(), labels[chosen].tolist(), new_labels.tolist(), strict=True))
 
 
-def train_variant(out: Path, name: str) -> None:
+def train_change(out: Path, name: str) -> None:
     """Trains a variant and, if it is not there, the baseline that it continues."""
-    if VARIANTS[name].get("continued"):
-        train_variant(out, BASELINE)
+    if RECIPE_CHANGES[name].get("continued"):
+        train_change(out, BASELINE)
     if not (out / name / "model/card.json").exists():
         config = out / f"{name}.yaml"
-        values = variant_recipe(out, name) | {"seed": int(out.name)}
+        values = changed_recipe(out, name) | {"seed": int(out.name)}
         config.parent.mkdir(parents=True, exist_ok=True)
         config.write_text(yaml.safe_dump(values, sort_keys=False))
-        run("-m", "facelt", "train", "--config", config, "--resume")
+        run_command("-m", "facelt", "train", "--config", config, "--resume")
 
 
-def compare(out: Path, suite: str, names: list[str]) -> None:
+def compare_variants(out: Path, suite: str, names: list[str]) -> None:
     """Compares the variants with the baseline by the MegaFace protocol."""
     measure = read_layers(ROOT / SUITES[suite]).values()
     record = str(read_layers(ROOT / "configs/faces_small.yaml").values()["data"]["train"])
@@ -105,22 +105,22 @@ def compare(out: Path, suite: str, names: list[str]) -> None:
     values = {**measure, "out": str(folder / "report"), "models": models, "verification": True}
     values |= {"shots": {"threshold": 0.7, "reference": BASELINE}, "compare": {"reference": BASELINE}}
     (folder / "report.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    run("-m", "facelt", "megaface", "--config", folder / "report.yaml", "--overwrite")
+    run_command("-m", "facelt", "megaface", "--config", folder / "report.yaml", "--overwrite")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--variants", default=",".join(VARIANTS), help="names, separated by commas")
+    parser.add_argument("--variants", default=",".join(RECIPE_CHANGES), help="names, separated by commas")
     parser.add_argument("--report", action="store_true", help="compare the variants with the baseline")
     arguments = parser.parse_args()
     out = arguments.out.resolve() / str(arguments.seed)
     names = list(dict.fromkeys([BASELINE, *arguments.variants.split(",")]))
     for name in names:
-        train_variant(out, name)
+        train_change(out, name)
     for suite in SUITES if arguments.report else ():
-        compare(out, suite, names)
+        compare_variants(out, suite, names)
 
 
 if __name__ == "__main__":

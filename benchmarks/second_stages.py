@@ -74,7 +74,7 @@ def prepare_drawings(out: Path, seed: int) -> tuple[dict[str, Any], dict[str, An
         )
     if not selection.exists():
         options = [f"--{name}={value}" for name, value in SELECTION.items()]
-        run("-m", "recordio_tools", "sample", out / "faces/train.rec", "--out", selection, "--pack", *options,
+        run_command("-m", "recordio_tools", "sample", out / "faces/train.rec", "--out", selection, "--pack", *options,
              f"--seed={seed}")  # fmt: skip
     recipe = read_layers(ROOT / "configs/demo.yaml", [f"data.train={selection / 'train.rec'}"]).values()
     measure = read_layers(ROOT / "configs/demo_megaface.yaml", [f"suite.root={suite}", "verification=true"]).values()
@@ -104,7 +104,7 @@ def train_variant(out: Path, name: str, recipe: dict[str, Any]) -> None:
         values, config = variant_recipe(out, name, recipe), out / f"{name}.yaml"
         config.parent.mkdir(parents=True, exist_ok=True)
         config.write_text(yaml.safe_dump(values, sort_keys=False))
-        run("-m", "facelt", "train", "--config", config, "--resume")
+        run_command("-m", "facelt", "train", "--config", config, "--resume")
 
 
 def embed_suite(out: Path, name: str, stores: Path, measure: dict[str, Any], record: str | None) -> dict[str, str]:
@@ -122,7 +122,7 @@ def embed_suite(out: Path, name: str, stores: Path, measure: dict[str, Any], rec
     for source, images in sources.items():
         store = stores / name / source
         if not (store / "meta.json").exists():
-            run("-m", "facelt", "embed", "--checkpoint", out / name, "--images", *images, "--out", store)
+            run_command("-m", "facelt", "embed", "--checkpoint", out / name, "--images", *images, "--out", store)
     return {source: str(stores / name / source) for source in sources}
 
 
@@ -135,7 +135,7 @@ def compare_on_unseen(out: Path, names: list[str], recipe: dict[str, Any], measu
     values = {**measure, "out": str(out / "unseen"), "models": models, "verification": True}
     values |= {"shots": {"threshold": 0.7, "reference": REFERENCE}, "compare": {"reference": REFERENCE}}
     (out / "unseen.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    run("-m", "facelt", "megaface", "--config", out / "unseen.yaml", "--overwrite")
+    run_command("-m", "facelt", "megaface", "--config", out / "unseen.yaml", "--overwrite")
 
 
 def compare_on_known(out: Path, names: list[str], strangers: list[tuple[Path, Path]]) -> None:
@@ -143,10 +143,10 @@ def compare_on_known(out: Path, names: list[str], strangers: list[tuple[Path, Pa
     options = [word for name in names for word in ("--checkpoint", out / name)]
     for images, root in strangers:
         options += ["--open-images", images, "--open-root", root]
-    run("-m", "facelt", "evaluate", *options, "--out", out / "known", "--overwrite")
+    run_command("-m", "facelt", "evaluate", *options, "--out", out / "known", "--overwrite")
 
 
-def run(*words: Any) -> None:
+def run_command(*words: Any) -> None:
     command = [sys.executable, *map(str, words)]
     print(" ".join(["python", *command[1:]]), flush=True)
     subprocess.run(command, cwd=ROOT, check=True)

@@ -208,21 +208,24 @@ MethodConfig = Annotated[MethodSettings, METHODS.choice()]
 class StageConfig(StrictModel):
     """One stage: `method`, initial weights, teachers, network parts, optimiser and `schedule`.
 
-    `name` is that of its folder. `embedding` is the layer that makes the embedding of the feature map: a linear
-    layer with batch norm, one with ReLU, a global depthwise convolution (`gdc`), or none; by default the backbone's,
-    which is `gdc` for `mobilefacenet` and `linear_bn` for all others. `lr_mult` multiplies the learning rate of
-    parts. `init_from` is an earlier stage of the run, or FOLDER/STAGE of another run; so are `teachers`, whose trained
-    models are frozen. `attention: true` is OLTR's modulated attention, `spatial` its spatial attention alone. `optim`
-    replaces the run's. `freeze` keeps the weights of parts; `batch_norm: frozen` keeps the running statistics of the
-    network and normalises by them. Multi-expert methods need `branches`. Methods without training steps need
-    `epochs: 0`. `keep` is the saved epoch: the best by validation accuracy (the last one without validation data), or
-    the last.
+    `name` is that of its folder. `embedding` is the layer that makes the embedding of the feature map: a linear layer
+    with batch norm, one with ReLU, a global depthwise convolution (`gdc`), or none; by default the backbone's, which is
+    `gdc` for `mobilefacenet` and `linear_bn` for all others. `lr_mult` multiplies the learning rate of parts.
+    `init_from` is an earlier stage of the run, or FOLDER/STAGE of another run; so are `teachers`, whose trained models
+    are frozen. `average_with: {given: 0.5}` makes the initial network the weighted mean of that stage's and of
+    `init_from`'s, which has the rest of the weight: of a fine-tuned network and the one it was tuned from, as WiSE-FT
+    (Wortsman et al., CVPR 2022). `attention: true` is OLTR's modulated attention, `spatial` its spatial attention
+    alone. `optim` replaces the run's. `freeze` keeps the weights of parts; `batch_norm: frozen` keeps the running
+    statistics of the network and normalises by them. Multi-expert methods need `branches`. Methods without training
+    steps need `epochs: 0`. `keep` is the saved epoch: the best by validation accuracy (the last one without validation
+    data), or the last.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
     method: MethodConfig
     epochs: int = Field(ge=0)
     init_from: str | None = None
+    average_with: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(default_factory=dict)
     teachers: tuple[str, ...] = ()
     attention: bool | Literal["spatial"] = False
     embedding: Annotated[str, EMBEDDINGS.name_choice()] | None = None
@@ -234,6 +237,11 @@ class StageConfig(StrictModel):
     batch_norm: Literal["train", "frozen"] = "train"
     keep: Literal["best", "last"] = "best"
 
+    @property
+    def initial_stages(self) -> tuple[str, ...]:
+        """The stages whose networks the initial network is made of, that of `init_from` first."""
+        return () if self.init_from is None else (self.init_from, *self.average_with)
+
     @model_validator(mode="after")
     def _has_what_the_method_needs(self) -> "StageConfig":
         allowed = self.method.num_teachers
@@ -241,6 +249,12 @@ class StageConfig(StrictModel):
             number = str(allowed[0]) if len(allowed) == 1 else f"{allowed[0]} to {allowed[-1]}"
             num_teachers = len(self.teachers)
             raise ValueError(f"teachers: {self.method.name} with these settings needs {number}, {num_teachers} given")
+        if self.average_with and self.init_from is None:
+            raise ValueError("average_with: needs init_from, which has the rest of the weight; name its stage")
+        if (total := sum(self.average_with.values())) >= 1:
+            raise ValueError(
+                f"average_with: the weights add up to {total:g}, which leaves none to init_from; lower them"
+            )
         if isinstance(self.method, SecondStageSettings):
             if self.init_from is None:
                 raise ValueError(f"init_from: {self.method.name} needs a trained model; name its stage")
@@ -307,8 +321,9 @@ class TrainConfig(StrictModel):
             if stage.name in earlier:
                 raise ValueError(f"stages: the name {stage.name!r} occurs twice")
             allowed = ", ".join([*earlier, "the FOLDER/STAGE of another run"])
-            if stage.init_from is not None and stage.init_from not in earlier and not is_external_ref(stage.init_from):
-                raise ValueError(f"stages: {stage.name!r} starts from {stage.init_from!r}; allowed: {allowed}")
+            for source in stage.initial_stages:
+                if source not in earlier and not is_external_ref(source):
+                    raise ValueError(f"stages: {stage.name!r} starts from {source!r}; allowed: {allowed}")
             if stage.method.needs_trained_network and stage.init_from is None and self.model.pretrained is None:
                 raise ValueError(
                     f"stages: {stage.name!r} takes class means of a trained network and has none; set init_from, "

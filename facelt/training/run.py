@@ -1,5 +1,7 @@
 """Training run: all stages of a recipe, their initial weights and teachers."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from facelt.inference.predict import sync_step_info
 from facelt.inference.verification import ValidationSets
 from facelt.methods.base import Method
 from facelt.models.network import Network
-from facelt.models.pretrained import load_pretrained, load_stage_weights, matching_state
+from facelt.models.pretrained import load_pretrained, load_stage_weights, matching_state, state_mismatch
 from facelt.training.logs import NullLog, RunLog
 from facelt.training.optim import as_teacher
 from facelt.training.run_folder import RunFolder
@@ -94,19 +96,30 @@ def validate_initial_weights(config: TrainConfig, num_classes: int) -> None:
             _, _, teacher_stage = read_card(find_model_folder(Path(teacher)) / CARD_FILE)
             if reason := stage.method.teacher_error(teacher_stage):
                 raise UserError(f"stages: {stage.name!r} has the teacher {teacher!r}, which {reason}")
-        try:
-            if stage.init_from is None:
-                if config.model.pretrained is not None:
-                    matching_state(network, config.model.pretrained)
-            elif is_external_ref(stage.init_from):
-                with open_weights(find_model_folder(Path(stage.init_from)) / WEIGHTS_FILE) as entries:
-                    load_stage_weights(network, network_state(entries, StoredTensor.to_meta))
-            else:
-                load_stage_weights(network, networks[stage.init_from].state_dict())
-        except UserError as error:
-            initial = stage.init_from
-            source = f"stages: {stage.name!r} starts from {initial!r}" if initial else "model.pretrained"
-            raise UserError(f"{source}: {error}") from None
+        if stage.init_from is None and config.model.pretrained is not None:
+            with _naming("model.pretrained"):
+                matching_state(network, config.model.pretrained)
+        initial_state: dict[str, torch.Tensor] = {}
+        for source in stage.initial_stages:
+            with _naming(f"stages: {stage.name!r} starts from {source!r}"):
+                if is_external_ref(source):
+                    with open_weights(find_model_folder(Path(source)) / WEIGHTS_FILE) as entries:
+                        state = network_state(entries, StoredTensor.to_meta)
+                else:
+                    state = networks[source].state_dict()
+                load_stage_weights(network, state)
+                if initial_state and (mismatch := state_mismatch(initial_state, state)):
+                    raise UserError(f"its network cannot be averaged with that of {stage.init_from!r}: {mismatch}")
+                initial_state = initial_state or state
+
+
+@contextmanager
+def _naming(source: str) -> Iterator[None]:
+    """Begins the message of a UserError with `source`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
 
 
 def build_initialized_method(config: TrainConfig, stage: StageConfig, data: TrainingData, folder: RunFolder) -> Method:
@@ -114,11 +127,27 @@ def build_initialized_method(config: TrainConfig, stage: StageConfig, data: Trai
     method = build_method(config, stage, data.num_classes, torch.from_numpy(data.train_counts))
     if stage.init_from is not None:
         with open_weights(_stage_folder(stage.init_from, folder) / WEIGHTS_FILE) as entries:
-            load_stage_weights(method.network, network_state(entries))
+            load_stage_weights(method.network, _averaged_state(network_state(entries), stage.average_with, folder))
             method.load_stage(entries)
     elif config.model.pretrained is not None:
         load_pretrained(method.network, config.model.pretrained)
     return method
+
+
+def _averaged_state(
+    state: dict[str, torch.Tensor], shares: Mapping[str, float], folder: RunFolder
+) -> dict[str, torch.Tensor]:
+    """Returns the mean of a network's tensors and those of other stages, which have `shares` of the weight.
+
+    Whole numbers, which count batches, stay those of `state`.
+    """
+    averaged = {name: value * (1 - sum(shares.values())) for name, value in state.items() if value.is_floating_point()}
+    for source, share in shares.items():
+        with open_weights(_stage_folder(source, folder) / WEIGHTS_FILE) as entries:
+            for name, value in network_state(entries).items():
+                if name in averaged:
+                    averaged[name] += share * value
+    return state | averaged
 
 
 def _load_teachers(config: TrainConfig, stage: StageConfig, folder: RunFolder, device: torch.device) -> list[Method]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import face_training
-from benchmarks.face_training import BASELINE, VARIANTS, variant_recipe, write_manifest
+from benchmarks.face_training import BASELINE, RECIPE_CHANGES, changed_recipe, write_manifest
 from facelt.config.train import TrainConfig
 from facelt.data.records import RecordData, RecordDataset
 from recordio_tools.face_set import FaceRecord
@@ -19,17 +19,17 @@ def without_manifests(monkeypatch):
     return written
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", RECIPE_CHANGES)
 def test_every_variant_is_a_valid_recipe_that_changes_one_thing(name, tmp_path, without_manifests):
-    baseline, recipe = variant_recipe(tmp_path, BASELINE), variant_recipe(tmp_path, name)
+    baseline, recipe = changed_recipe(tmp_path, BASELINE), changed_recipe(tmp_path, name)
     assert recipe.keys() == baseline.keys()
     assert sum(recipe[key] != baseline[key] for key in recipe.keys() - {"out"}) == (name != BASELINE)
     config = TrainConfig.model_validate(recipe)
     assert config.out == tmp_path / name
-    assert len(without_manifests) == ("part" in VARIANTS[name])
+    assert len(without_manifests) == ("part" in RECIPE_CHANGES[name])
     (stage,) = config.stages
     assert stage.keep == "last"
-    assert stage.init_from == (str(tmp_path / BASELINE / "model") if VARIANTS[name].get("continued") else None)
+    assert stage.init_from == (str(tmp_path / BASELINE / "model") if RECIPE_CHANGES[name].get("continued") else None)
 
 
 def manifest_labels(path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

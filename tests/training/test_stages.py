@@ -89,6 +89,42 @@ def test_frozen_statistics(train, finished_run, tmp_path):
         assert not torch.equal(before["network.backbone.conv1.weight"], after["network.backbone.conv1.weight"])
 
 
+def test_a_stage_starts_from_the_weighted_mean_of_stages(train, finished_run, tmp_path):
+    plain = str(finished_run / "plain")
+    third = second(finished_run, name="third", method={"name": "classify"})
+    shares = {plain: 0.5, "third": 0.2}
+    averaged = second(finished_run, name="averaged", init_from="second", average_with=shares, epochs=0)
+    folder = train(tmp_path / "run", stages=[second(finished_run), third, averaged])
+    sources = {"second": 0.3, "third": 0.2}
+    states = [(weights(folder, name), share) for name, share in sources.items()] + [
+        (weights(finished_run, "plain"), 0.5)
+    ]
+    for name, value in weights(folder, "averaged").items():
+        if name.startswith("network.") and value.is_floating_point():
+            torch.testing.assert_close(value, sum(share * state[name] for state, share in states))
+        else:
+            assert torch.equal(value, states[0][0][name])
+
+
+def test_networks_that_differ_are_not_averaged(train, recipe, finished_run, tmp_path):
+    plain = str(finished_run / "plain")
+    for shares, message in (
+        ({str(finished_run / "oltr"): 0.5}, "cannot be averaged with that of .*plain.*: unexpected entry 'attention"),
+        ({str(tmp_path / "nowhere"): 0.5}, "nowhere"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(tmp_path / "run", stages=[second(finished_run, average_with=shares)])
+        assert not (tmp_path / "run").exists()
+    for changes, message in (
+        ({"average_with": {"unknown": 0.5}}, "'second' starts from 'unknown'; allowed: the FOLDER/STAGE"),
+        ({"average_with": {plain: 0.5}, "init_from": None}, "average_with: needs init_from"),
+        ({"average_with": {plain: 0.5, "x/y": 0.5}}, "average_with: the weights add up to 1, which leaves none"),
+        ({"average_with": {plain: 0.0}}, "greater than 0"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            TrainConfig.model_validate(recipe(tmp_path, stages=[second(finished_run, **changes)]))
+
+
 def test_a_stage_with_its_own_optimiser(train, finished_run, tmp_path):
     own = {"lr": 0.02, "batch": 12, "nesterov": True}
     folder = train(tmp_path / "run", stages=[second(finished_run, optim=own, schedule={"name": "constant"})])
