@@ -9,7 +9,7 @@ from pathlib import Path
 from facelt.benchmarking.records import RESULT_FILE, BenchmarkRecord, RunRecord, changed_settings, machine_name
 from facelt.benchmarking.reuse import finished_stages, stage_keys
 from facelt.benchmarking.run import BenchmarkRun
-from facelt.benchmarking.work import RecipeWork, WorkTable, seconds_per_operation
+from facelt.benchmarking.work import RecipeWork, WorkTable, time_training
 from facelt.config.train import TrainConfig
 from facelt.errors import UserError
 from facelt.training.run_folder import RunFolder
@@ -64,7 +64,7 @@ class Plan:
 class Planner:
     """Plans of the same recipes and seeds, as runs finish; the settings of all recipes are the same.
 
-    With `reuse` rows that share first stages train them once. `threads` are those of the process of a row.
+    With `reuse` rows that share first stages train them once.
     """
 
     def __init__(
@@ -73,11 +73,10 @@ class Planner:
         seeds: Sequence[int],
         *,
         reuse: bool,
-        threads: int,
         echo: Callable[[str], None],
     ) -> None:
         self._benchmarks, self._seeds = benchmarks, seeds
-        self._reuse, self._threads = reuse, threads
+        self._reuse = reuse
         self._notice = cache(echo)  # each line once, in all plans
         self._works = WorkTable()
         self._timed: tuple[float, str] | None = None
@@ -137,10 +136,9 @@ class Planner:
             what = f"{len(recorded)} recorded run" + ("s" if len(recorded) > 1 else "")
             return minutes / operations, f"{note}; speed of {what} in {precision} on {machine}"
         if self._timed is None:
-            seconds, rate = seconds_per_operation(row.config, row.work, self._threads)
-            threads = f"{self._threads} thread" + ("s" if self._threads > 1 else "")
+            seconds, rate = time_training(row.config)
             title = row.benchmark.recipe.title
-            basis = f"no run in {precision} on {machine} is recorded, {title} made {rate:.0f} images/s with {threads}"
+            basis = f"no run in {precision} on {machine} is recorded, {title} now made {rate:.0f} images/s"
             self._timed = seconds / 60, f"{note}; {basis}"
         return self._timed
 

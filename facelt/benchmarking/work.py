@@ -20,6 +20,8 @@ from facelt.training.optim import freeze
 
 _TRAINING_PASSES = 3
 _TIMED_STEPS = 3
+_operations: dict[tuple, float] = {}
+"""Operations of networks that were counted."""
 
 
 @dataclass(frozen=True)
@@ -90,14 +92,14 @@ def _recipe_work(config: TrainConfig, data) -> RecipeWork:
         with torch.device("meta"):
             method = build_method(config, stage, data.num_classes)
         freeze(method, stage.freeze)
-        per_image[stage.name] = _forward_operations(method.network, 1, config)
+        per_image[stage.name] = _forward_operations(config, stage, method.network, 1)
         steps, step = _steps(config, stage, method.sampler_specs(), data), 0.0
         if steps:
             inputs = len(method.sampler_specs())
             is_trained = any(parameter.requires_grad for parameter in method.network.parameters())
             passes = _TRAINING_PASSES if is_trained else 1
             teachers = sum(per_image.get(name, per_image[stage.name]) for name in stage.teachers)
-            step = passes * _forward_operations(method.network, inputs, config) + inputs * teachers
+            step = passes * _forward_operations(config, stage, method.network, inputs) + inputs * teachers
         images = stage.epochs * (0 if validation is None else len(validation.members))
         if not stage.epochs:  # a pass over the training images
             images = len(data.train.members)
@@ -118,38 +120,38 @@ def _steps(config: TrainConfig, stage: StageConfig, streams, data) -> int:
     return stage.epochs * min(sampler.steps_per_epoch for sampler in samplers)
 
 
-def _forward_operations(network: nn.Module, inputs: int, config: TrainConfig) -> float:
+def _forward_operations(config: TrainConfig, stage: StageConfig, network: nn.Module, inputs: int) -> float:
     """Returns the operations of one image of each of `inputs` batches: each has a branch, or the whole network."""
-    images = [torch.empty(1, 3, *config.data.image_size, device="meta") for _ in range(inputs)]
-    calls = [images] if inputs == network.branches else [[image] for image in images]
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        for call in calls:
-            network.eval()(*call)
-    return float(counter.get_total_flops())
+    key = (config.model, config.data.image_size, stage.attention, stage.embedding, stage.branches, inputs)
+    if key not in _operations:
+        images = [torch.empty(1, 3, *config.data.image_size, device="meta") for _ in range(inputs)]
+        calls = [images] if inputs == network.branches else [[image] for image in images]
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            for call in calls:
+                network.eval()(*call)
+        _operations[key] = float(counter.get_total_flops())
+    return _operations[key]
 
 
-def seconds_per_operation(config: TrainConfig, work: RecipeWork, threads: int) -> tuple[float, float]:
-    """Times training steps of the first stage's network on random images; returns (seconds, images per second).
+def time_training(config: TrainConfig) -> tuple[float, float]:
+    """Trains the first stage's network for a few steps on random images.
 
-    Seconds are those of an operation as `work` counts them. Raises UserError if there is no such device.
+    Returns the seconds of an operation, as the work of recipes counts them, and the images per second. Raises UserError
+    if there is no such device.
     """
     device, stage = resolve_device(config.device), config.stages[0]
-    batch, before = (stage.optim or config.optim).batch, torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            method = build_method(config, stage, 2).to(device, memory_format=torch.channels_last)
-            image_B3HW = torch.rand(batch, 3, *config.data.image_size, device=device)
-        method.bf16 = config.precision == "bf16"
-        times = []
-        for _ in range(1 + _TIMED_STEPS):
-            start = time.perf_counter()
-            method.features(image_B3HW).square().mean().backward()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
-    finally:
-        torch.set_num_threads(before)
+    batch = (stage.optim or config.optim).batch
+    with torch.random.fork_rng(devices=[]):
+        method = build_method(config, stage, 2).to(device, memory_format=torch.channels_last)
+        image_B3HW = torch.rand(batch, 3, *config.data.image_size, device=device)
+    method.bf16 = config.precision == "bf16"
+    times = []
+    for _ in range(1 + _TIMED_STEPS):
+        start = time.perf_counter()
+        method.features(image_B3HW).square().mean().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
     seconds = sum(times[1:]) / _TIMED_STEPS  # the first step also allocates memory
-    operations = _TRAINING_PASSES * batch * _forward_operations(method.to("meta").network, 1, config)
+    operations = _TRAINING_PASSES * batch * _forward_operations(config, stage, method.to("meta").network, 1)
     return seconds / operations, batch / seconds

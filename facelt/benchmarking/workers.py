@@ -24,11 +24,6 @@ _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 _MAX_LAST_LINE = 4096
 
 
-def threads_per_process(processes: int) -> int:
-    """Returns the threads of a row's process if several run at a time: an equal share of the cores."""
-    return max((os.cpu_count() or 1) // processes, 1)
-
-
 @dataclass(frozen=True)
 class _RunningRow:
     """A row with its process, and the file of its output."""
@@ -80,7 +75,7 @@ class Workers:
                     break
         self._report_rest(plan, left)
         if self._failures:
-            raise UserError(f"bench --all: {self._failures} rows failed, see above; run the same command again")
+            raise UserError(f"bench --all: {self._failures} of the rows failed, see above; run the same command again")
 
     def _next_row(self, plan: Plan, left: float | None) -> PlannedRow | None:
         """Returns the first row that fits and needs no stage that another row is to train, if a process is free."""
@@ -98,8 +93,8 @@ class Workers:
         recipe, seed = row.benchmark.recipe.title, str(row.config.seed)
         log = row.config.out.with_name(f"{row.config.out.name}.log")
         environment = dict(os.environ)
-        if self.processes > 1:
-            environment.setdefault("OMP_NUM_THREADS", str(threads_per_process(self.processes)))
+        if self.processes > 1:  # an equal share of the cores
+            environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // self.processes, 1)))
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("ab") as output:

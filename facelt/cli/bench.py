@@ -157,9 +157,8 @@ def _run_seeds(benchmark: "BenchmarkRun", seeds: list[int], results: Path, resum
 def _print_plan(benchmarks: list["BenchmarkRun"], seeds: list[int], results: Path, reuse: bool) -> None:
     from facelt.benchmarking.plan import Planner
     from facelt.benchmarking.records import read_records
-    from facelt.benchmarking.workers import threads_per_process
 
-    planner = Planner(benchmarks, seeds, reuse=reuse, threads=threads_per_process(1), echo=print_notice)
+    planner = Planner(benchmarks, seeds, reuse=reuse, echo=print_notice)
     typer.echo("\n".join(planner.plan(read_records(results / _RECORDS)).lines()))
 
 
@@ -175,9 +174,9 @@ def _run_all(
 ) -> None:
     from facelt.benchmarking.plan import Planner
     from facelt.benchmarking.records import read_records
-    from facelt.benchmarking.workers import Workers, threads_per_process
+    from facelt.benchmarking.workers import Workers
 
-    planner = Planner(benchmarks, seeds, reuse=reuse, threads=threads_per_process(processes), echo=print_notice)
+    planner = Planner(benchmarks, seeds, reuse=reuse, echo=print_notice)
     workers = Workers(
         lambda ended: planner.plan(read_records(results / _RECORDS), ended),
         processes,
