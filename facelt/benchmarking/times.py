@@ -38,7 +38,7 @@ def timed_session(path: Path) -> Iterator[Callable[[], float | None]]:
 
 
 def record_stage(run: Path, stage: str, minutes: float | None) -> None:
-    """Records that a stage is finished after so many minutes of the run, which begin with those of earlier stages."""
+    """Records the minutes of a stage that is finished after `minutes` of the run, those of earlier stages included."""
     known = _read_stages(run)
     earlier = [value for name, value in known.items() if name != stage]
     known[stage] = None if minutes is None or None in earlier else max(minutes - sum(earlier), 0.0)

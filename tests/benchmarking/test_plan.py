@@ -45,7 +45,7 @@ def rows(output: str) -> dict[str, tuple[float, str | None]]:
 
 
 def measured(checkout, recipe: str, minutes: float) -> RunRecord:
-    """A record of this machine, as of a run of so many minutes."""
+    """A record of this machine, as of a run of `minutes`."""
     config = load_config(checkout / f"configs/tiny/{recipe}.yaml", TrainConfig)
     origin = {"suite": "tiny", "recipe": recipe, "imbalance": 4, "config": config_digest(config), "seed": 0}
     figures = {"overall": 0.5, "many": None, "medium": None, "few": 0.5, "chosen": "last epoch", "minutes": minutes}

@@ -181,7 +181,7 @@ def _text_of(path: Path) -> str:
 
 
 def _is_running(process: int) -> bool:
-    """Whether the process exists and is no zombie."""
+    """Returns whether the process exists and is no zombie."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
