@@ -35,13 +35,23 @@ class _RunInfo(StrictModel):
     commit: str
 
 
+class ReusedStage(StrictModel):
+    """A stage that the run of another recipe, SUITE/NAME, trained: its minutes and commit, None if not recorded."""
+
+    stage: str
+    recipe: str
+    minutes: float | None = Field(ge=0)
+    commit: str | None
+
+
 class RunRecord(_RunInfo):
     """A complete run: accuracy on the test split, overall and by shot bands of the paper's convention, as fractions.
 
     `chosen` is the tested epoch in words; `minutes` of training and testing are None if a session was killed. `width`
     are the channels of the tested network's stages, `subset` the file of the training images and twelve digits of the
     SHA-256 of their positions in it and labels, `epochs` those of each stage with any. Earlier versions did not record
-    these three, which are then None.
+    these three, which are then None. `reused` are the first stages that were taken from other runs; their minutes are
+    not in `minutes`.
     """
 
     kind: Literal["run"] = "run"
@@ -54,6 +64,11 @@ class RunRecord(_RunInfo):
     width: str | None = None
     subset: str | None = None
     epochs: tuple[int, ...] | None = None
+    reused: tuple[ReusedStage, ...] = ()
+
+
+RESULT_FILE = "result.json"
+"""The record of a finished run in its folder."""
 
 
 class SmokeRecord(_RunInfo):
@@ -100,11 +115,21 @@ def config_digest(config: TrainConfig) -> str:
 
     Keys with default values are left out, so that a key added in a later version does not change the digest.
     """
-    values = config.model_dump(mode="json", exclude_defaults=True)
+    values = without_neutral_keys(config.model_dump(mode="json", exclude_defaults=True))
+    return digest_of({key: value for key, value in values.items() if value != {}})
+
+
+def without_neutral_keys(values: dict) -> dict:
+    """Returns the values of a configuration without paths, seed, machine, and keys that do not affect the model."""
+    values = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
     for key in _NEUTRAL_KEYS:
         section, _, name = key.rpartition(".")
         (values.get(section, {}) if section else values).pop(name, None)
-    values = {key: value for key, value in values.items() if value != {}}
+    return values
+
+
+def digest_of(values: object) -> str:
+    """Returns the first twelve hexadecimal digits of the SHA-256 of JSON values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -4,54 +4,27 @@ import difflib
 import json
 import math
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 
-from facelt.benchmarking.records import RunRecord, SmokeRecord, changed_settings, config_digest, machine_name
+from facelt.benchmarking.records import (
+    RESULT_FILE,
+    RunRecord,
+    SmokeRecord,
+    changed_settings,
+    config_digest,
+    machine_name,
+)
+from facelt.benchmarking.reuse import adopt_stages, drop_unfinished, read_reused
+from facelt.benchmarking.times import SESSIONS_FILE, record_stage, timed_session
 from facelt.config.loading import load_config
 from facelt.config.train import TrainConfig
 from facelt.errors import Interrupted, UserError
 from recordio_tools.atomic_io import write_text
 from recordio_tools.bounded_io import read_json
-
-
-@contextmanager
-def timed_session(path: Path) -> Iterator[None]:
-    """Appends the seconds of the block to the file, also after an exception or a signal.
-
-    A killed process leaves an unfinished session (null) in the file, and the total stays unknown.
-    """
-    earlier = _read_sessions(path)
-    write_text(path, json.dumps([*earlier, None]))
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        write_text(path, json.dumps([*earlier, time.perf_counter() - start]))
-
-
-def total_minutes(path: Path) -> float | None:
-    """Returns the minutes of all sessions; None if one of them was killed."""
-    seconds = _read_sessions(path)
-    return None if None in seconds else sum(seconds) / 60
-
-
-def _read_sessions(path: Path) -> list[float | None]:
-    if not path.exists():
-        return []
-    try:
-        sessions = read_json(path)
-        if not isinstance(sessions, list) or not all(isinstance(item, float | int | None) for item in sessions):
-            raise ValueError("not a list of seconds")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', error)}); remove it") from None
-    return sessions
-
 
 _BASE_FILE = "base.yaml"
 
@@ -104,7 +77,6 @@ def imbalance_of(config: TrainConfig) -> float | None:
 
 
 _DIGITS = 12  # of the hash of the training images
-RESULT_FILE, _SESSIONS_FILE = "result.json", "sessions.json"
 _OWN_OPTIONS = {"out": "--out", "seed": "--seeds", "device": "--device", "data.imbalance": "--imbalance"}
 
 
@@ -134,8 +106,8 @@ class BenchmarkRun:
         out = self.out / self.recipe.suite / self.recipe.name / folder / f"seed{seed}"
         return config.model_copy(update={"out": out})
 
-    def info(self, config: TrainConfig) -> dict:
-        """Returns the fields that all records of the run share."""
+    def identity(self, config: TrainConfig) -> dict:
+        """Returns the fields of a record that say which run it is of."""
         return {
             "suite": self.recipe.suite,
             "recipe": self.recipe.name,
@@ -143,10 +115,12 @@ class BenchmarkRun:
             "settings": changed_settings(self.settings),
             "config": config_digest(config),
             "seed": config.seed,
-            "machine": machine_name(config.device),
-            "torch": version("torch"),
-            "commit": self.commit,
         }
+
+    def info(self, config: TrainConfig) -> dict:
+        """Returns the fields that all records of the run share."""
+        environment = {"machine": machine_name(config.device), "torch": version("torch"), "commit": self.commit}
+        return {**self.identity(config), **environment}
 
 
 def require_fresh(configs: Sequence[TrainConfig]) -> None:
@@ -167,22 +141,31 @@ def read_result(config: TrainConfig) -> RunRecord | None:
         raise UserError(f"{path}: not a benchmark record; remove it and add --resume to test the model again") from None
 
 
-def run_benchmark(benchmark: BenchmarkRun, config: TrainConfig) -> RunRecord:
+def run_benchmark(benchmark: BenchmarkRun, config: TrainConfig, reuse: bool, echo: Callable[[str], None]) -> RunRecord:
     """Trains the recipe, or continues the run in the folder, and tests the model of the last stage.
 
-    Raises UserError; raises Interrupted, with a checkpoint saved, after SIGTERM or SIGINT.
+    With `reuse` the first stages are taken from runs of other recipes that finished equal ones; `echo` receives a line
+    on each. Raises UserError; raises Interrupted, with a checkpoint saved, after SIGTERM or SIGINT.
     """
+    from facelt.distributed.launch import graceful_shutdown
     from facelt.training.run import run
 
-    with timed_session(config.out / _SESSIONS_FILE):
-        run(config, resume=True)
-        result = evaluate_on_test(config)
+    with graceful_shutdown(), timed_session(config.out / SESSIONS_FILE) as minutes_so_far:
+        drop_unfinished(config.out)
+        if reuse:
+            adopt_stages(config, benchmark.out, echo)
+        run(config, resume=True, stage_done=lambda stage: record_stage(config.out, stage, minutes_so_far()))
+        try:
+            result = evaluate_on_test(config)
+        except Interrupted as error:
+            raise Interrupted(error.signal_number, "continue with --resume") from None
     record = RunRecord(
         **benchmark.info(config),
         **result,
-        minutes=total_minutes(config.out / _SESSIONS_FILE),
+        minutes=minutes_so_far(),
         width=network_width(config),
         epochs=tuple(stage.epochs for stage in config.stages if stage.epochs),
+        reused=read_reused(config.out),
     )
     write_text(config.out / RESULT_FILE, record.model_dump_json(indent=1) + "\n")
     return record

@@ -82,7 +82,7 @@ def unmatched_results(
 def _run_row(records: list[RunRecord], published: Sequence[PublishedMethod]) -> BenchmarkRow:
     records = sorted(records, key=lambda record: record.seed)
     first = records[0]
-    times = [record.minutes for record in records]
+    reused = [stage for record in records for stage in record.reused]
     return BenchmarkRow(
         suite=first.suite,
         recipe=first.recipe,
@@ -91,7 +91,9 @@ def _run_row(records: list[RunRecord], published: Sequence[PublishedMethod]) -> 
         seeds=tuple(record.seed for record in records),
         overall=_mean_and_std([record.overall for record in records]),
         bands={band: _mean_and_std([getattr(record, band) for record in records]) for band in SHOT_BAND_NAMES},
-        minutes=None if None in times else statistics.fmean(times),
+        minutes=_mean([record.minutes for record in records], len(records)),
+        reused=_distinct(f"{stage.stage} of {stage.recipe.removeprefix(f'{first.suite}/')}" for stage in reused),
+        reused_minutes=_mean([stage.minutes for stage in reused], len(records)),
         machines=_distinct(f"{record.machine}, torch {record.torch}" for record in records),
         commits=_distinct(record.commit for record in records),
         chosen=_distinct(record.chosen for record in records),
@@ -112,6 +114,11 @@ def _missing_row(key: tuple, smoke: SmokeRecord | None, published: Sequence[Publ
         smoke=None if smoke is None else smoke.commit,
         published=_published_results(suite, recipe, imbalance, settings, published),
     )
+
+
+def _mean(minutes: list[float | None], runs: int) -> float | None:
+    """Returns the minutes per run; None if some of them are not known."""
+    return None if None in minutes else sum(minutes) / runs
 
 
 def _mean_and_std(values: list[float | None]) -> MeanStd | None:

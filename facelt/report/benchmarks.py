@@ -24,7 +24,8 @@ validation images, the last epoch is tested, so nothing is selected on the test 
 network's stages, with those of one branch if there are several. Subset is the file of the training images, and the
 first digits of the SHA-256 of their positions in it and their labels: runs with equal ones saw the same images. Epochs
 are those of each stage. Rows that differ in width, subset, epochs or tested epoch do not compare methods alone; a value
-that was not recorded is shown as -. Minutes are those of one run, training and testing. `facelt bench` writes this page
+that was not recorded is shown as -. Minutes are those of one run, training and testing; those after the + are of first
+stages that the run took from another recipe with equal ones, and did not train itself. `facelt bench` writes this page
 from `benchmarks.jsonl`, one line per run, and `facelt/benchmarking/published.yaml`; none of our results is taken from a
 publication. Recipes that were *not run* show their command instead; a smoke test is a run of one epoch per stage in
 bfloat16 on a CPU in which every loss was finite and decreased.
@@ -70,7 +71,10 @@ class PublishedResult:
 
 @dataclass(frozen=True)
 class BenchmarkRow:
-    """One configuration of a recipe; without `seeds` it was not run. `smoke` is the commit of a passed smoke test."""
+    """One configuration of a recipe; without `seeds` it was not run. `smoke` is the commit of a passed smoke test.
+
+    `reused` are the stages taken from other recipes, in words, and `reused_minutes` what those had taken.
+    """
 
     suite: str
     recipe: str
@@ -80,6 +84,8 @@ class BenchmarkRow:
     overall: MeanStd | None = None
     bands: Mapping[str, MeanStd | None] = field(default_factory=dict)
     minutes: float | None = None
+    reused: tuple[str, ...] = ()
+    reused_minutes: float | None = None
     machines: tuple[str, ...] = ()
     commits: tuple[str, ...] = ()
     chosen: tuple[str, ...] = ()
@@ -147,11 +153,16 @@ def _cells(row: BenchmarkRow) -> list[str]:
         _NONE if row.epochs is None else " + ".join(map(str, row.epochs)) or "0",
         _joined(row.chosen),
         ", ".join(map(str, row.seeds)),
-        _NONE if row.minutes is None else f"{row.minutes:.1f}",
+        _minutes_cell(row),
         _joined(row.machines),
         _joined(row.commits),
         _published_cell(row),
     ]
+
+
+def _minutes_cell(row: BenchmarkRow) -> str:
+    own, reused = (_NONE if value is None else f"{value:.1f}" for value in (row.minutes, row.reused_minutes))
+    return f"{own} + {reused} ({_joined(row.reused)})" if row.reused else own
 
 
 def _alone_cells(entry: tuple[str, PublishedResult]) -> list[str]:

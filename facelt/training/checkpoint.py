@@ -46,6 +46,11 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def checkpoint_step(path: Path) -> int:
+    """Returns the number of steps after which the checkpoint in this folder was saved; 0 for other folders."""
+    return int(path.name.removeprefix("step-")) if _NAME.fullmatch(path.name) else 0
+
+
 Tensors = Mapping[str, torch.Tensor]
 ClassRanges = Mapping[str, ClassRange]
 Metadata = Mapping[str, Any]
@@ -82,7 +87,7 @@ class Checkpoints:
     def paths(self) -> list[Path]:
         """Returns the complete checkpoints, newest first; any of them may still be damaged."""
         names = [path for path in self.folder.glob("step-*") if _NAME.fullmatch(path.name)]
-        return sorted(names, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+        return sorted(names, key=checkpoint_step, reverse=True)
 
     def save(self, step: int, tensors: Tensors, class_ranges: ClassRanges, metadata: Metadata) -> None:
         """Saves the tensors of all ranks; `class_ranges` names those that are sharded by class.

@@ -1,6 +1,6 @@
 """Training run: all stages of a recipe, their initial weights and teachers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -34,10 +34,11 @@ from facelt.training.run_folder import RunFolder
 from facelt.training.trainer import Trainer
 
 
-def run(config: TrainConfig, resume: bool = False) -> Path:
+def run(config: TrainConfig, resume: bool = False, stage_done: Callable[[str], None] = lambda stage: None) -> Path:
     """Trains every unfinished stage, on all processes of a torchrun launch; returns the run folder.
 
-    Raises UserError; raises Interrupted, with a checkpoint saved, after SIGTERM or SIGINT.
+    `stage_done` is called with the name of each stage that this call has finished. Raises UserError; raises
+    Interrupted, with a checkpoint saved, after SIGTERM or SIGINT.
     """
     with process_group(config.device, timedelta(minutes=config.timeout_minutes)) as device, graceful_shutdown():
         folder = RunFolder(config.out)
@@ -64,6 +65,7 @@ def run(config: TrainConfig, resume: bool = False) -> Path:
                     method = build_initialized_method(config, stage, data, folder)
                     method.set_teachers(_load_teachers(config, stage, folder, device))
                     Trainer(config, stage, method, data, folder, log, device, verification).fit()
+                    stage_done(stage.name)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise

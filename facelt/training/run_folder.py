@@ -15,7 +15,7 @@ from facelt.config.train import RESUME_MAY_CHANGE, StageConfig, TrainConfig, mat
 from facelt.config.yaml_file import dump_yaml, read_yaml
 from facelt.errors import UserError
 from facelt.inference.model import CARD_FILE, STAGES_FILE, WEIGHTS_FILE, read_stage_names
-from facelt.training.checkpoint import checkpoint_name
+from facelt.training.checkpoint import checkpoint_step
 from recordio_tools.atomic_io import write_text
 
 
@@ -69,11 +69,15 @@ class RunFolder:
 
     def has_trained_steps(self) -> bool:
         """Returns whether the folder has a finished stage or a checkpoint after the first step."""
-        return any(
-            self.is_finished(stage)
-            or {path.name for path in self.checkpoints(stage).glob("step-*")} - {checkpoint_name(0)}
-            for stage in self._recorded_stages()
-        )
+        return any(map(self.has_begun, self._recorded_stages()))
+
+    def has_begun(self, stage: str) -> bool:
+        """Returns whether the stage is finished or has a checkpoint after its first step."""
+        return self.is_finished(stage) or self.trained_steps(stage) > 0
+
+    def trained_steps(self, stage: str) -> int:
+        """Returns the steps of an unfinished stage's newest checkpoint; 0 without one."""
+        return max(map(checkpoint_step, self.checkpoints(stage).glob("step-*")), default=0)
 
     def place_for_changes(self) -> str:
         """Returns in words the run in which a setting of the recipe can be changed: this one or a new one."""

@@ -52,6 +52,23 @@ def lock_folder(folder: Path) -> Iterator[None]:
                 parent.rmdir()
 
 
+@contextmanager
+def wait_for_folder(folder: Path) -> Iterator[None]:
+    """Holds a lock on an existing folder during the block, for short changes; first waits for its other holders.
+
+    It does not exclude the holder of `lock_folder`. A file system without locks gets a warning on stderr.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            print_notice(f"warning: {folder}: cannot be locked ({error.strerror}); run one command at a time")
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def require_writable(folder: Path) -> None:
     """Raises UserError if files cannot be created in the folder, or if it cannot be created."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

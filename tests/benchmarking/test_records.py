@@ -1,6 +1,8 @@
 """Benchmark records: reading restores what was written, invalid lines are named; recipes and run time."""
 
 import json
+from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +14,8 @@ from facelt.benchmarking.records import (
     config_digest,
     read_records,
 )
-from facelt.benchmarking.run import all_recipes, find_recipe, network_width, timed_session, total_minutes
+from facelt.benchmarking.run import all_recipes, find_recipe, network_width
+from facelt.benchmarking.times import record_stage, stage_minutes, timed_session
 from facelt.config.loading import load_config
 from facelt.config.train import TrainConfig
 from facelt.data.cifar import CifarData
@@ -146,15 +149,49 @@ def test_a_name_that_is_no_recipe_gets_the_nearest(checkout, name, meant):
     assert str(error.value).endswith(meant)
 
 
-def test_sessions_add_up_and_a_killed_one_leaves_the_total_unknown(tmp_path, monkeypatch):
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock whose `now` the test sets."""
+    now = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("facelt.benchmarking.times.time.perf_counter", lambda: now.now)
+    return now
+
+
+def test_sessions_add_up_and_a_killed_one_leaves_the_total_unknown(tmp_path, clock):
     path = tmp_path / "sessions.json"
-    clock = iter((0.0, 30.0, 100.0, 190.0, 500.0, 600.0))
-    monkeypatch.setattr("facelt.benchmarking.run.time.perf_counter", lambda: next(clock))
-    with timed_session(path):
-        pass
-    with pytest.raises(KeyboardInterrupt), timed_session(path):
+    with timed_session(path) as total:
+        clock.now = 30.0
+        assert total() == 0.5
+    with suppress(KeyboardInterrupt), timed_session(path) as total:
+        clock.now = 120.0
         raise KeyboardInterrupt
-    assert total_minutes(path) == (30 + 90) / 60
+    clock.now = 500.0
+    assert total() == (30 + 90) / 60
     killed = timed_session(path)
     killed.__enter__()
-    assert total_minutes(path) is None
+    with timed_session(path) as total:
+        assert total() is None
+    assert json.loads(path.read_text()) == [30.0, 90.0, None, 0.0]
+
+
+def test_minutes_of_stages_are_those_since_the_stage_before(tmp_path, clock):
+    with timed_session(tmp_path / "sessions.json") as total:
+        clock.now = 120.0
+        record_stage(tmp_path, "plain", total())
+        clock.now = 150.0
+    with timed_session(tmp_path / "sessions.json") as total:
+        clock.now = 180.0
+        record_stage(tmp_path, "crt", total())
+    assert (stage_minutes(tmp_path, "plain"), stage_minutes(tmp_path, "crt")) == (2.0, 1.0)
+    assert stage_minutes(tmp_path, "other") is None
+    record_stage(tmp_path, "ncm", None)
+    record_stage(tmp_path, "lws", 9.0)
+    assert (stage_minutes(tmp_path, "ncm"), stage_minutes(tmp_path, "lws")) == (None, None)
+
+
+@pytest.mark.parametrize("content", ["{", '["a"]', "[true]", "{}"])
+def test_damaged_times_are_named(tmp_path, content):
+    path = tmp_path / "sessions.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"sessions\.json: cannot be read .*; remove it"):
+        timed_session(path).__enter__()
