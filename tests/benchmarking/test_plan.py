@@ -75,7 +75,7 @@ def test_rows_are_estimated_from_the_recorded_minutes_of_this_machine(bench, che
 def test_without_a_record_of_this_machine_steps_are_timed(bench, checkout):
     record = measured(checkout, "slow", 60.3).model_copy(update={"machine": "another", "seed": 1})
     append_record(checkout / "docs/benchmarks.jsonl", record)
-    output = bench("--plan", "--seeds", "0,1", "--set", "optim.lr=0.02")
+    output = bench("--plan", "--seeds", "0,1")
     names = ("ncm", "slow", "softmax")
     assert set(rows(output)) == {f"tiny/{name}, seed {seed}" for name in names for seed in (0, 1)} - {
         "tiny/slow, seed 1"
