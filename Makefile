@@ -24,7 +24,7 @@ docs: $(DEV)
 fuzz: $(DEV)
 	FACELT_FUZZ_SECONDS=3600 $(VENV)/bin/pytest -q -p no:xdist tests/fuzz
 
-# Numerical agreement and speed on one GPU in at most 8 minutes: docs/gpu.json and docs/gpu.md.
+# Numerical agreement and speed on one GPU in at most 8 minutes, written to docs/gpu.md.
 gpu-check: $(RUN)
 	$(VENV)/bin/python -m benchmarks.gpu_check
 

@@ -98,6 +98,7 @@ def _run_action(action: Callable[[Path], Mapping[str, float | str]], folder: Pat
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", buffering=1, closefd=False) for descriptor in (1, 2))
     try:
         figures = dict(action(folder))
         if wrong := [name for name, value in figures.items() if isinstance(value, float) and not math.isfinite(value)]:
@@ -202,6 +203,8 @@ def run_parts(parts: Sequence[Part], arguments: argparse.Namespace) -> list[str]
 
     Raises UserError without a GPU, and if a file cannot be read or written.
     """
+    budget_s = BUDGET_S * arguments.patience
+    end = time.monotonic() + budget_s
     with contextlib.suppress(ImportError):
         importlib.import_module(PRELOADED)
     json_path, page_path = arguments.out / "gpu.json", arguments.out / "gpu.md"
@@ -210,7 +213,6 @@ def run_parts(parts: Sequence[Part], arguments: argparse.Namespace) -> list[str]
     if probe["status"] != "measured":
         raise UserError(probe["reason"])
     facts = {**probe["figures"], "commit": arguments.commit or _commit(), "scale": arguments.scale}
-    end = time.monotonic() + BUDGET_S * arguments.patience
     for number, part in enumerate(parts, start=1):
         left = end - time.monotonic()
         if left > 0:
@@ -219,7 +221,7 @@ def run_parts(parts: Sequence[Part], arguments: argparse.Namespace) -> list[str]
         else:
             result = {
                 "status": "not run",
-                "reason": f"the {BUDGET_S * arguments.patience:.0f} s of the check were used up",
+                "reason": f"the {budget_s:.0f} s of the check were used up",
             }
         result |= {**facts, "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
         results = {**results, part.name: result}

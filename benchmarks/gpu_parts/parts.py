@@ -100,7 +100,7 @@ PARTS = (
         60,
         "numerics:world_of_one",
         (
-            Figure("collectives", "error of collectives {}", ".1e", goal=0),
+            Figure("collectives", "error of collectives {}", ".1g", goal=0),
             Figure("batch_norm", "of SyncBatchNorm {}", ".1e", goal=1e-5),
             Figure("loss", "of the loss of a memory-stage step {}", ".1e", goal=1e-5),
             Figure("gradient", "of its gradient {}", ".1e", goal=1e-4),
@@ -182,12 +182,14 @@ make gpu-check
 python -m benchmarks.gpu_check --part train_eager --part train_compiled
 ```
 
-The first command installs what is needed and measures every row in at most 8 minutes on one GPU of the H200's class; the
-second measures single rows again. Both write docs/gpu.json and this page. Each part has its own time limit, and the others
-continue when it fails. The head of `benchmarks/gpu_check.py` describes the options and lists the packages.
+The first command installs what is needed and measures every row in at most 8 minutes on one GPU of the H200's class.
+The second measures single rows again. Both write this page and gpu.json next to it. Each part has its own time limit,
+and the others continue when it fails. The head of `benchmarks/gpu_check.py` describes the options and lists the
+packages.
 
-Parts train ResNet-50 on faces of 112 x 112 pixels in batches of 512, in bfloat16; data are made up. An error is relative to
-the largest value. Figures with a goal are marked as met or missed. A row that has not been measured says `not run`.
+Parts train ResNet-50 on faces of 112 x 112 pixels in batches of 512, in bfloat16. Data are made up. An error is
+relative to the largest value. Figures with a goal are marked as met or missed. A row that has not been measured says
+`not run`.
 
 | part | goal | figure | machine | commit |
 |---|---|---|---|---|
