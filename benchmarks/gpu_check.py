@@ -35,7 +35,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_parts.parts import PARTS, Part, Unavailable, page_text
+from benchmarks.gpu_parts.parts import GPU_PARTS, Part, Unavailable, page_text
 from facelt.errors import UserError
 from facelt.utils.folder_lock import lock_folder
 from facelt.utils.json_values import json_text
@@ -43,7 +43,7 @@ from facelt.utils.text import sanitize
 from recordio_tools.atomic_io import write_text
 from recordio_tools.bounded_io import regular_file_exists
 
-ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = "facelt.gpu_check/1"
 STATUSES = ("measured", "not run", "failed", "stopped")
 BUDGET_S = 480.0
@@ -118,12 +118,12 @@ def _run_action(action: Callable[[Path], Mapping[str, float | str]], folder: Pat
 
 def _plain(reason: str, folder: Path) -> str:
     """Returns a reason in one short line, without the paths of this machine."""
-    text = " ".join(reason.replace(f"{folder}/", "").replace(f"{ROOT}/", "").split())
+    text = " ".join(reason.replace(f"{folder}/", "").replace(f"{_ROOT}/", "").split())
     return sanitize(text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]}...")
 
 
 def run_part(part: Part, device: str, scale: float, folder: Path) -> Mapping[str, float | str]:
-    """Returns the figures of a part; runs in a process of its own."""
+    """Returns the figures of a part; runs in the process for it."""
     import torch
 
     from benchmarks.gpu_parts.workload import Workload
@@ -160,7 +160,7 @@ def read_results(path: Path) -> dict[str, Result]:
         raise UserError(f"{path}: not JSON; {remedy}") from None
     if not isinstance(values, dict) or values.get("schema") != SCHEMA or not isinstance(values.get("parts"), dict):
         raise UserError(f"{path}: no results of {SCHEMA}; {remedy}")
-    parts = {part.name: part for part in PARTS}
+    parts = {part.name: part for part in GPU_PARTS}
     for name, result in values["parts"].items():
         if name not in parts:
             raise UserError(f"{path}: parts: {name!r} is no part; {remedy}")
@@ -190,7 +190,7 @@ def _commit() -> str:
     try:
         commands = (["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
         commit, changes = (
-            subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+            subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=True).stdout.strip()
             for command in commands
         )
     except (OSError, subprocess.CalledProcessError):
@@ -235,11 +235,11 @@ def run_parts(parts: Sequence[Part], arguments: argparse.Namespace) -> list[str]
 def main(words: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [part.name for part in PARTS]
+    names = [part.name for part in GPU_PARTS]
     parser.add_argument("--part", action="append", choices=names, help="run this part only; may be repeated")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--scale", type=float, default=1.0, help="size of the parts as a fraction of the whole one")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of gpu.json and gpu.md")
+    parser.add_argument("--out", type=Path, default=_ROOT / "docs", help="folder of gpu.json and gpu.md")
     parser.add_argument("--commit", help="name of the code on the page, where Git is absent")
     parser.add_argument("--patience", type=float, default=1.0, help="factor on all time limits, for a slow machine")
     parser.add_argument("--page-only", action="store_true", help="write the page of the JSON that is there")
@@ -250,13 +250,13 @@ def main(words: Sequence[str] | None = None) -> int:
         if not (0 < arguments.scale <= 1 and 0 < arguments.patience < math.inf):
             raise UserError("--scale must be above 0 and at most 1, --patience above 0")
         is_trial = arguments.device == "cpu" or arguments.scale != 1
-        if is_trial and not arguments.page_only and arguments.out.resolve() == ROOT / "docs":
+        if is_trial and not arguments.page_only and arguments.out.resolve() == _ROOT / "docs":
             raise UserError("--out: docs holds figures of whole runs on a GPU; choose another folder for a trial")
         with lock_folder(arguments.out):
             if arguments.page_only:
                 write_text(arguments.out / "gpu.md", page_text(read_results(arguments.out / "gpu.json")))
                 return 0
-            parts = [part for part in PARTS if arguments.part is None or part.name in arguments.part]
+            parts = [part for part in GPU_PARTS if arguments.part is None or part.name in arguments.part]
             failed = run_parts(parts, arguments)
         if failed:
             raise UserError(

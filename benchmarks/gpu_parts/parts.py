@@ -62,7 +62,7 @@ _RESIDENT = (
     Figure("images_per_s", "{} images/s", ",.0f"),
     Figure("bare_images_per_s", "bare network {}", ",.0f"),
 )
-PARTS = (
+GPU_PARTS = (
     Part(
         "golden_float32",
         "golden files in float32",
@@ -198,7 +198,7 @@ relative to the largest value. Figures with a goal are marked as met or missed. 
 
 def page_text(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns the page with one row per part; `results` are those of the parts that were run, by name."""
-    return _HEAD + "".join(_row(part, results.get(part.name, {"status": "not run"})) for part in PARTS)
+    return _HEAD + "".join(_row(part, results.get(part.name, {"status": "not run"})) for part in GPU_PARTS)
 
 
 def _row(part: Part, result: Mapping[str, Any]) -> str:

@@ -25,8 +25,8 @@ from facelt.training.run import run
 from facelt.training.run_folder import RunFolder
 from facelt.training.trainer import Trainer
 
-ROOT = Path(__file__).resolve().parents[2]
-CIFAR = ROOT / "data/cifar"
+# Where the recipe looks for it.
+CIFAR = Path("data/cifar")
 BATCH, IDENTITIES, EPOCHS, STEPS_PER_EPOCH = 512, 1000, 2, 64
 # Lines of the log per epoch, and the first ones, which include the start of workers and the choice of kernels.
 LINES_PER_EPOCH, WARM_UP_LINES = 8, 4
@@ -89,7 +89,7 @@ def cifar_softmax(workload: Workload) -> Figures:
     epochs = workload.count(CIFAR_EPOCHS)
     options = {"device": workload.device.type, "out": workload.folder / "cifar_run", "data": data}
     options["optim"] = {"batch": workload.count(CIFAR_BATCH, least=8)}
-    layers = read_layers(ROOT / "configs/cifar100_lt/softmax.yaml", [f"stages.0.epochs={epochs}"], options)
+    layers = read_layers("cifar100_lt/softmax", [f"stages.0.epochs={epochs}"], options)
     config = layers.validate(TrainConfig)
     started = time.perf_counter()
     run(config)

@@ -14,12 +14,12 @@ import torch
 from benchmarks import gpu_check
 from benchmarks.gpu_check import main, read_results, run_limited
 from benchmarks.gpu_parts import golden, search
-from benchmarks.gpu_parts.parts import PARTS, Figure, Unavailable, page_text
+from benchmarks.gpu_parts.parts import GPU_PARTS, Figure, Unavailable, page_text
 from benchmarks.gpu_parts.workload import Workload
 from tests.conftest import shared_folder
 
 SCALE = 0.005
-NAMES = [part.name for part in PARTS]
+NAMES = [part.name for part in GPU_PARTS]
 TRIAL = ("--device", "cpu", "--scale", str(SCALE))
 needs_golden = pytest.mark.skipif(
     not (shared_folder() / "golden").is_dir(), reason="reference outputs are absent (set FACELT_SHARED)"
@@ -28,7 +28,7 @@ needs_golden = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def checked(root, tmp_path_factory) -> Path:
-    """The folder of a whole run on the CPU, in a process of its own, as on a GPU."""
+    """The folder of a whole run on the CPU, in a separate process, as on a GPU."""
     out = tmp_path_factory.mktemp("gpu_check") / "out"
     command = [
         sys.executable,
@@ -52,7 +52,7 @@ def test_every_part_is_measured_on_the_cpu_and_shown(checked):
     results = read_results(checked / "gpu.json")
     assert list(results) == NAMES
     absent = {"golden_float32", "golden_bf16"} if not (shared_folder() / "golden").is_dir() else set()
-    for part in PARTS:
+    for part in GPU_PARTS:
         result = results[part.name]
         assert result["status"] == ("not run" if part.name in absent else "measured"), result
         assert (result["commit"], result["scale"]) == ("abc", SCALE)
@@ -60,8 +60,8 @@ def test_every_part_is_measured_on_the_cpu_and_shown(checked):
     page = (checked / "gpu.md").read_text()
     assert page == page_text(results)
     rows = [line for line in page.splitlines() if line.startswith("| ")][1:]
-    assert len(rows) == len(PARTS)
-    for part, row in zip(PARTS, rows, strict=True):
+    assert len(rows) == len(GPU_PARTS)
+    for part, row in zip(GPU_PARTS, rows, strict=True):
         assert row.startswith(f"| {part.title} |")
         assert row.endswith("| abc |")
         assert ("at 0.005 of the size" in row) == (part.name not in absent)
@@ -70,7 +70,7 @@ def test_every_part_is_measured_on_the_cpu_and_shown(checked):
 def test_figures_of_the_cpu_run_agree(checked):
     """Those that do not depend on speed."""
     results = read_results(checked / "gpu.json")
-    known = {part.name: {figure.name for figure in part.figures} for part in PARTS}
+    known = {part.name: {figure.name for figure in part.figures} for part in GPU_PARTS}
     for name, result in results.items():
         assert set(result.get("figures", {})) <= known[name]
     figures = {name: result.get("figures") for name, result in results.items()}
@@ -288,7 +288,7 @@ def test_the_page_in_the_documentation_is_that_of_its_results(root):
 
 def test_rows_without_results_say_not_run():
     rows = [line for line in page_text({}).splitlines() if line.startswith("| ")][1:]
-    assert len(rows) == len(PARTS)
+    assert len(rows) == len(GPU_PARTS)
     assert all(row.endswith(" | not run |  |  |") for row in rows)
 
 
@@ -303,7 +303,7 @@ def test_a_goal_is_met_or_missed():
 
 def test_names_of_parts_and_figures_are_unique_and_functions_exist(root):
     assert len(set(NAMES)) == len(NAMES)
-    for part in PARTS:
+    for part in GPU_PARTS:
         assert len({figure.name for figure in part.figures}) == len(part.figures)
         module, _, function = part.function.partition(":")
         assert f"def {function}(workload: Workload" in (root / f"benchmarks/gpu_parts/{module}.py").read_text()
