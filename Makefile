@@ -6,7 +6,7 @@ SEARCH := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 RUN := $(VENV)/.installed-$(SEARCH)
 DEV := $(VENV)/.installed-$(SEARCH)-dev
 
-.PHONY: demo test docs fuzz test-milvus test-insightface
+.PHONY: demo test docs fuzz gpu-check test-milvus test-insightface
 demo: $(RUN)
 	$(VENV)/bin/facelt demo
 
@@ -23,6 +23,10 @@ docs: $(DEV)
 # An hour of hostile input to every reader of files; `make test` runs a few seconds of it.
 fuzz: $(DEV)
 	FACELT_FUZZ_SECONDS=3600 $(VENV)/bin/pytest -q -p no:xdist tests/fuzz
+
+# Numerical agreement and speed on one GPU in at most 8 minutes, written to docs/gpu.md.
+gpu-check: $(RUN)
+	$(VENV)/bin/python -m benchmarks.gpu_check
 
 # A separate environment: the search libraries of Milvus Lite conflict with faiss.
 MILVUS := .venv-milvus

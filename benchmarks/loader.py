@@ -10,7 +10,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
@@ -28,7 +28,8 @@ from facelt.data.samplers import InstanceSampler, SequentialSampler
 from facelt.data.transforms import ExpectSize
 from recordio_tools.writer import FaceRecordWriter
 
-WORKERS = (0, 1, 2)
+WORKERS, DECODERS = (0, 1, 2), (1, 2)
+CPU = torch.device("cpu")
 REPACKED = 512
 
 
@@ -57,31 +58,43 @@ def decode_all(dataset: RecordDataset, images: int) -> None:
         decode_image(dataset.read_encoded(index % len(dataset)))
 
 
-def read(loader: Loader | CachedLoader, epochs: int) -> int:
-    """Reads whole epochs; returns the number of images."""
-    return sum(len(batch) for epoch in range(epochs) for batch in loader.batches(epoch))
+def read(loader: Loader | CachedLoader, epochs: int, device: torch.device) -> int:
+    """Reads whole epochs onto the device; returns the number of images."""
+    return sum(len(batch.to(device)) for epoch in range(epochs) for batch in loader.batches(epoch))
 
 
 @contextmanager
-def programs(dataset: RecordDataset, images: int, batch: int) -> Iterator[dict[str, Callable[[], int]]]:
-    """Yields the programs to measure by name; each returns the number of images it has read."""
+def programs(
+    dataset: RecordDataset,
+    images: int,
+    batch: int,
+    workers: Sequence[int] = WORKERS,
+    decoders: Sequence[int] = DECODERS,
+    device: torch.device = CPU,
+) -> Iterator[dict[str, Callable[[], int]]]:
+    """Yields the programs to measure by name; each returns the number of images it has read.
+
+    Loaders with each number of `workers`, and of cached images, read onto the device; `decoders` are numbers of
+    processes that decode alone.
+    """
     batch = min(batch, len(dataset))
     epochs = max(1, images // len(dataset))
     members = np.arange(min(images, len(dataset)))
     sampler = InstanceSampler(dataset.labels, batch, seed=0, members=members)
-    loaders = {f"{workers} workers": Loader(dataset, sampler, workers=workers) for workers in WORKERS}
+    pin = device.type == "cuda"
+    loaders = {f"{number} workers": Loader(dataset, sampler, workers=number, pin=pin) for number in workers}
     sequential = Loader(dataset, SequentialSampler(len(dataset), batch, members), workers=0)
-    cache = DeviceImageCache(dataset, members, torch.device("cpu"), lambda: sequential.batches(0))
+    cache = DeviceImageCache(dataset, members, device, lambda: sequential.batches(0))
     loaders["cached"] = CachedLoader(cache, sampler)
-    with get_context("fork").Pool(2) as pool:
+    with get_context("fork").Pool(max(decoders)) as pool:
 
         def decode(processes: int) -> int:
             pool.starmap(decode_all, [(dataset, images)] * processes, chunksize=1)
             return processes * images
 
         yield {
-            **{f"decoding alone, {processes} processes": partial(decode, processes) for processes in (1, 2)},
-            **{name: partial(read, loader, epochs) for name, loader in loaders.items()},
+            **{f"decoding alone, {processes} processes": partial(decode, processes) for processes in decoders},
+            **{name: partial(read, loader, epochs, device) for name, loader in loaders.items()},
         }
     for loader in loaders.values():
         loader.close()

@@ -118,7 +118,8 @@ def timed(step: Callable[[], None], steps: int, device: str) -> float:
     return time.perf_counter() - started
 
 
-def measure_stage(arguments: argparse.Namespace) -> None:
+def measure_stage(arguments: argparse.Namespace) -> list[dict[str, str | bool | float]]:
+    """Returns the figures of each program with each setting, best of the rounds, in which they alternate."""
     programs = ("network alone", "cosine classifier", "memory stage")
     settings = list(itertools.product(programs, SWITCH[arguments.channels_last], SWITCH[arguments.compile]))
     steps = {setting: make_step(*setting, arguments) for setting in settings}
@@ -132,6 +133,7 @@ def measure_stage(arguments: argparse.Namespace) -> None:
             best[setting] = min(best[setting], timed(step, arguments.steps, arguments.device) / arguments.steps)
             if arguments.device == "cuda":
                 peak[setting] = torch.cuda.max_memory_allocated()
+    measured = []
     for setting, seconds in best.items():
         program, channels_last, compiled = setting
         figures = {"seconds": seconds, "images_per_s": arguments.batch / seconds}
@@ -144,7 +146,8 @@ def measure_stage(arguments: argparse.Namespace) -> None:
             figures["times rows first"] = seconds / best[program, False, compiled]
         if compiled and (program, channels_last, False) in best:
             figures["times not compiled"] = seconds / best[program, channels_last, False]
-        print(json.dumps({"program": program, "channels_last": channels_last, "compiled": compiled, **figures}))
+        measured.append({"program": program, "channels_last": channels_last, "compiled": compiled, **figures})
+    return measured
 
 
 def saved_bytes(method: Method, image_B3HW: torch.Tensor) -> int:
@@ -209,10 +212,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     if arguments.account:
-        return account(arguments)
+        account(arguments)
+        return
     hardware = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{torch.get_num_threads()} threads"
     print(json.dumps({"torch": torch.__version__, "on": hardware, **vars(arguments)}))
-    return measure_stage(arguments)
+    for figures in measure_stage(arguments):
+        print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def calls(project: Path) -> list[str]:
     return log.read_text().splitlines() if log.exists() else []
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "test-milvus", "test-insightface"])
+@pytest.mark.parametrize("target", ["demo", "test", "gpu-check", "test-milvus", "test-insightface"])
 def test_an_old_python_is_refused_before_an_environment_is_made(project, target):
     write_python(project / "python3.10", "3, 10", project / "calls")
     result = make(project, target, "PYTHON=./python3.10")

@@ -1,0 +1,1 @@
+"""Parts of the GPU check, which benchmarks/gpu_check.py runs."""
