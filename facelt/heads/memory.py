@@ -230,10 +230,12 @@ class FeatureBank:
 
     def add(self, feature: GatheredFeatures, label_b: torch.Tensor, keep_C: torch.Tensor | None = None) -> None:
         """Adds the features of a batch, or only those of the classes to keep."""
-        label_B = feature.batch_split.gather(label_b)
-        keep_B = torch.ones_like(label_B, dtype=torch.bool) if keep_C is None else keep_C[label_B]
-        self._features.append(feature.global_BD.detach()[keep_B])
-        self._labels.append(label_B[keep_B])
+        feature_BD, label_B = feature.global_BD.detach(), feature.batch_split.gather(label_b)
+        if keep_C is not None:
+            keep_B = keep_C[label_B]
+            feature_BD, label_B = feature_BD[keep_B], label_B[keep_B]
+        self._features.append(feature_BD)
+        self._labels.append(label_B)
 
     def close(self) -> None:
         """Ends the pass: `feature_ND` and `label_N` are available."""
