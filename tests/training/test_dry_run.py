@@ -55,6 +55,7 @@ def tracked(config: TrainConfig) -> dict[str, int]:
     with FakeTensorMode(allow_non_fake_inputs=True):
         # The tracker needs gradients of all parameters.
         method = build_method(config, stage, IDENTITIES).requires_grad_(True)
+        method.bf16 = config.precision == "bf16"
         inputs = TrainBatch(torch.empty(BATCH, 3, 32, 32), torch.empty(BATCH, dtype=torch.int64))
         tracker = MemTracker()
         tracker.track_external(method, inputs.image_B3HW)
@@ -73,11 +74,11 @@ def tracked(config: TrainConfig) -> dict[str, int]:
 def test_activations_are_those_of_torchs_tracker_within_a_tenth(method, precision, config):
     chosen = config(method, precision=precision)
     cost = dry_run(chosen, 1, IDENTITIES)[-1]
-    found = tracked(chosen)
-    assert cost.network + cost.head + cost.memory == found["PARAM"] + found["BUFFER"]
+    alive = tracked(chosen)
+    assert cost.network + cost.head + cost.memory == alive["PARAM"] + alive["BUFFER"]
     # The images are not made by the step. In bf16 only their copy is kept.
     images = BATCH * 3 * 32 * 32 * 4 if precision == "float32" else 0
-    assert cost.activations == pytest.approx(found["ACT"] + images, rel=0.1)
+    assert cost.activations == pytest.approx(alive["ACT"] + images, rel=0.1)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 8])
