@@ -141,8 +141,8 @@ class Trainer:
             parts.update({name: value * weight for name, value in output.parts.items()})
             callbacks.append(output.after)
 
-        # Non-finite check, with the same result on all ranks.
-        loss, norm = loss_sum.item(), self.optimisers.gradient_norm().item()
+        # Non-finite check, with the same result on all ranks. Only here the host waits for the device in every step.
+        loss, norm = torch.stack([loss_sum, self.optimisers.gradient_norm().to(self.device)]).tolist()
         is_finite = torch.tensor(math.isfinite(loss) and math.isfinite(norm), dtype=torch.uint8)
         if not all_reduce(is_finite, dist.ReduceOp.MIN):
             torch._foreach_copy_(self._buffers, self._buffers_before)
