@@ -236,6 +236,6 @@ def _compiled() -> Callable[..., torch.Tensor]:
 def _scale_and_shift(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """1 / (255 std) and mean / std, float32 [3] each; cached, since a copy to the device at each step would block."""
+    """1 / (255 std) and mean / std, float32 [3] each; cached, so that a run copies them once."""
     mean_3, std_3 = torch.tensor(mean), torch.tensor(std)
-    return (1 / (255 * std_3)).to(device), (mean_3 / std_3).to(device)
+    return tuple(value_3.to(device, non_blocking=True) for value_3 in (1 / (255 * std_3), mean_3 / std_3))

@@ -56,6 +56,18 @@ class ClassRange:
         """Returns positions in the range; labels outside are clamped into it and to be masked by `contains`."""
         return (label_B - self.first).clamp(0, max(len(self) - 1, 0))
 
+    def rows_of(self, row_CD: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
+        """Returns the rows of the labels, [B, D]; 0 for labels outside the range."""
+        if not len(self):
+            return row_CD.new_zeros(len(label_B), row_CD.shape[1])
+        return row_CD[self.local_index(label_B)].masked_fill_(~self.contains(label_B)[:, None], 0)
+
+    def occurring(self, label_B: torch.Tensor) -> torch.Tensor:
+        """Returns which classes of the range are among the labels, bool [C]."""
+        # Labels outside the range mark one entry more, which is cut off.
+        index_B = torch.where(self.contains(label_B), label_B - self.first, len(self))
+        return torch.zeros(len(self) + 1, dtype=torch.bool, device=label_B.device).index_fill_(0, index_B, True)[:-1]
+
     def select(self, value_C: torch.Tensor) -> torch.Tensor:
         """Returns the values of these classes from those of the range: all of them, [C]."""
         return value_C
@@ -96,7 +108,7 @@ class ClassSample:
 
     @classmethod
     def draw(cls, classes: ClassRange, label_B: torch.Tensor, rate: float, step: int) -> "ClassSample":
-        """Samples every class of the global batch and further classes uniformly: ceil(rate * C), or all of the batch's.
+        """Samples every class of the global batch and further classes uniformly: ceil(rate * C), or B if that is more.
 
         This is the sampling of Partial FC (An et al., CVPR 2022). It depends only on torch's seed, the step and the
         range: no generator advances, and a resumed run draws the same samples.
@@ -105,9 +117,9 @@ class ClassSample:
         seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
         generator = torch.Generator(label_B.device).manual_seed(seed)
         priority_C = torch.rand(len(classes), generator=generator, device=label_B.device)
-        positive_U = (label_B[classes.contains(label_B)] - classes.first).unique()
-        priority_C[positive_U] = 2.0
-        size = max(math.ceil(rate * len(classes)), len(positive_U))
+        priority_C.masked_fill_(classes.occurring(label_B), 2.0)
+        # The number of the batch's classes is known on the device only; it is at most B.
+        size = min(max(math.ceil(rate * len(classes)), len(label_B)), len(classes))
         return cls(classes, priority_C.topk(size, sorted=False).indices.sort().values)
 
     def __len__(self) -> int:

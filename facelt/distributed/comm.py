@@ -43,11 +43,11 @@ class BatchSplit:
     sizes: tuple[int, ...]
 
     @classmethod
-    def gather_sizes(cls, size: int, device: torch.device) -> "BatchSplit":
-        """Gathers every rank's number of images; `size` is this rank's."""
+    def gather_sizes(cls, size: int) -> "BatchSplit":
+        """Gathers every rank's number of images on the CPU, so that no GPU is waited for; `size` is this rank's."""
         if not is_distributed():
             return cls((size,))
-        return cls(tuple(_all_gather(torch.tensor([size], device=device)).tolist()))
+        return cls(tuple(_all_gather(torch.tensor([size])).tolist()))
 
     @property
     def total(self) -> int:

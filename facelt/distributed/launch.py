@@ -121,7 +121,7 @@ def all_gather_str(text: str) -> list[str]:
     """Returns the string of every rank, [W]."""
     if not is_distributed():
         return [text]
-    split = BatchSplit.gather_sizes(len(text.encode()), torch.device("cpu"))
+    split = BatchSplit.gather_sizes(len(text.encode()))
     if not split.total:
         return [""] * len(split.sizes)
     byte_b = torch.tensor(list(text.encode()), dtype=torch.uint8)

@@ -72,7 +72,7 @@ class GatheredFeatures:
     def gather(cls, feature_bD: torch.Tensor, batch_split: BatchSplit | None = None) -> "GatheredFeatures":
         """Gathers the features of all ranks, and the sizes unless given; half precision becomes float32."""
         feature_bD = _as_float32(feature_bD)
-        batch_split = batch_split or BatchSplit.gather_sizes(len(feature_bD), feature_bD.device)
+        batch_split = batch_split or BatchSplit.gather_sizes(len(feature_bD))
         return cls(feature_bD, gather_batch(feature_bD, batch_split), batch_split)
 
 

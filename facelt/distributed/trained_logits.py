@@ -1,6 +1,6 @@
 """Logits as the training loss takes them: margins on the targets, transformed negatives, and a class prior.
 
-B images of all ranks, C classes of this rank's range, N of a block of them, K images whose class is in it.
+B images of all ranks, C classes of this rank's range, N of a block of them.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,13 @@ NegativeTransform = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class LogitTransform(NamedTuple):
     """Maps logits to those of the training loss, with a gradient: a margin, for example.
 
-    `target(logit_K, row_K)` returns the logits [K] of images to their own classes; `row_K` are the positions of these
-    images in the global batch. `negatives(logit_BN, target_B1)`, if given, returns those of other classes, element by
-    element; it gets the transformed target logits, into which it gives no gradient.
+    `target(logit_B)` returns the logits of the images to their own classes, element by element; the logits of images
+    whose class is on another rank are 0, and the results for them are not used. `negatives(logit_BN, target_B1)`, if
+    given, returns those of other classes, element by element; it gets the transformed target logits, into which it
+    gives no gradient.
     """
 
-    target: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    target: Callable[[torch.Tensor], torch.Tensor]
     negatives: NegativeTransform | None = None
 
 
@@ -55,18 +56,20 @@ class TrainedLogits(NamedTuple):
     ) -> "TrainedLogits":
         """Transforms the targets in `logit_BC`, which it takes over."""
         is_local_B, column_B = classes.contains(label_B), classes.local_index(label_B)
-        value_B, trained_B = logit_BC.new_zeros(2, len(label_B))
-        slope_B = torch.ones_like(value_B)
-        (row_K,) = is_local_B.nonzero(as_tuple=True)
-        value_K = logit_BC[row_K, column_B[row_K]]
-        value_B[row_K] = value_K
-        negatives = None
+        column_B1, value_B = column_B[:, None], logit_BC.new_zeros(len(label_B))
+        if logit_BC.shape[1]:
+            value_B = logit_BC.gather(1, column_B1)[:, 0].masked_fill_(~is_local_B, 0)
+        trained_B, slope_B, negatives = torch.zeros_like(value_B), torch.ones_like(value_B), None
         if transform is not None:
             with torch.enable_grad():
-                value_K.requires_grad_()
-                trained_K = transform.target(value_K, row_K)
-                (slope_B[row_K],) = torch.autograd.grad(trained_K.sum(), value_K)
-            logit_BC[row_K, column_B[row_K]] = trained_B[row_K] = trained_K.detach()
+                target_B = value_B.detach().requires_grad_()
+                transformed_B = transform.target(target_B)
+                (gradient_B,) = torch.autograd.grad(transformed_B.sum(), target_B)
+            slope_B = torch.where(is_local_B, gradient_B, slope_B)
+            trained_B = torch.where(is_local_B, transformed_B.detach(), trained_B)
+            if logit_BC.shape[1]:
+                kept_B1 = torch.where(is_local_B[:, None], trained_B[:, None], logit_BC.gather(1, column_B1))
+                logit_BC.scatter_(1, column_B1, kept_B1)
             negatives = transform.negatives
             if negatives is not None:
                 all_reduce(trained_B, dist.ReduceOp.SUM)

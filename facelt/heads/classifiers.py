@@ -1,7 +1,7 @@
 """Linear, cosine and margin classifiers, sharded by class.
 
 b images of this rank, B of all ranks, D feature, C classes of this rank's range, N of a block of them, K sampled
-classes or images whose class is in the range.
+classes.
 """
 
 from abc import ABC, abstractmethod
@@ -174,8 +174,8 @@ class MarginHead(CosineHead):
     def training_logits(self, feature: GatheredFeatures, label_b: torch.Tensor, step: int = 0) -> ClassifierLogits:
         quality_B = self.margin.quality(_norms(feature))
 
-        def target(logit_K: torch.Tensor, row_K: torch.Tensor) -> torch.Tensor:
-            return self.scale * self.margin(logit_K / self.scale, quality_B[row_K])
+        def target(logit_B: torch.Tensor) -> torch.Tensor:
+            return self.scale * self.margin(logit_B / self.scale, quality_B)
 
         def negatives(logit_BN: torch.Tensor, target_B1: torch.Tensor) -> torch.Tensor:
             return self.scale * self.margin.negatives(logit_BN / self.scale, target_B1 / self.scale)

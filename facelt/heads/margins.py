@@ -1,6 +1,6 @@
 """Margins on the cosines of a classifier: ArcFace, CosFace, AdaFace, MV-Softmax and Circle.
 
-B images of all ranks, N classes of a block of columns, K images whose class is in this rank's range.
+B images of all ranks, N classes of a block of columns.
 """
 
 import math
@@ -24,8 +24,8 @@ _STD_OFFSET = 1e-3
 class Margin(nn.Module, ABC):
     """A margin in the training loss of a classifier.
 
-    Called as `margin(cosine_K, quality_K)`, it returns for the cosines of images to their own classes what takes their
-    place in the softmax, [K], with a gradient; the head multiplies by its scale, by default `scale`.
+    Called as `margin(cosine_B, quality_B)`, it returns for the cosines of images to their own classes what takes their
+    place in the softmax, [B], with a gradient; the head multiplies by its scale, by default `scale`.
     """
 
     scale: ClassVar[float] = 64.0
@@ -33,8 +33,8 @@ class Margin(nn.Module, ABC):
     changes_negatives: ClassVar[bool] = False
 
     @abstractmethod
-    def forward(self, cosine_K: torch.Tensor, quality_K: torch.Tensor | None = None) -> torch.Tensor:
-        """Returns the target cosines with the margin, [K]."""
+    def forward(self, cosine_B: torch.Tensor, quality_B: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns the target cosines with the margin, [B]."""
 
     def negatives(self, cosine_BN: torch.Tensor, target_B1: torch.Tensor) -> torch.Tensor:
         """Returns for the cosines to other classes what takes their place, [B, N], element by element.
@@ -75,14 +75,14 @@ class CombinedMargin(Margin):
         super().__init__()
         self.angular, self.additive, self.cosine = angular, additive, cosine
 
-    def forward(self, cosine_K: torch.Tensor, quality_K: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, cosine_B: torch.Tensor, quality_B: torch.Tensor | None = None) -> torch.Tensor:
         if self.angular == 1 and self.additive == 0:
-            return cosine_K - self.cosine
-        theta_K = cosine_K.clamp(-_COSINE_LIMIT, _COSINE_LIMIT).acos()
-        enlarged_K = self.angular * theta_K + self.additive
+            return cosine_B - self.cosine
+        theta_B = cosine_B.clamp(-_COSINE_LIMIT, _COSINE_LIMIT).acos()
+        enlarged_B = self.angular * theta_B + self.additive
         straight_angle = (math.pi - self.additive) / self.angular
         penalty = max(self.additive * math.sin(self.additive), 1 + math.cos(straight_angle))
-        return torch.where(enlarged_K <= math.pi, enlarged_K.cos(), cosine_K - penalty) - self.cosine
+        return torch.where(enlarged_B <= math.pi, enlarged_B.cos(), cosine_B - penalty) - self.cosine
 
 
 class ArcFaceSettings(NamedSettings):
@@ -140,9 +140,9 @@ class AdaFace(Margin):
         self.register_buffer("norm_mean", torch.tensor([20.0]))
         self.register_buffer("norm_std", torch.tensor([100.0]))
 
-    def forward(self, cosine_K: torch.Tensor, quality_K: torch.Tensor) -> torch.Tensor:
-        theta_K = cosine_K.clamp(-_COSINE_LIMIT, _COSINE_LIMIT).acos()
-        return (theta_K - self.m * quality_K).clamp(0, math.pi).cos() - self.m * (quality_K + 1)
+    def forward(self, cosine_B: torch.Tensor, quality_B: torch.Tensor) -> torch.Tensor:
+        theta_B = cosine_B.clamp(-_COSINE_LIMIT, _COSINE_LIMIT).acos()
+        return (theta_B - self.m * quality_B).clamp(0, math.pi).cos() - self.m * (quality_B + 1)
 
     @torch.no_grad()
     def quality(self, norm_B: torch.Tensor) -> torch.Tensor:
@@ -201,8 +201,8 @@ class MvSoftmax(Margin):
         self.factor = 1 + t if reweight == "adaptive" else 1.0
         self.t = t
 
-    def forward(self, cosine_K: torch.Tensor, quality_K: torch.Tensor | None = None) -> torch.Tensor:
-        return self.target(cosine_K)
+    def forward(self, cosine_B: torch.Tensor, quality_B: torch.Tensor | None = None) -> torch.Tensor:
+        return self.target(cosine_B)
 
     def negatives(self, cosine_BN: torch.Tensor, target_B1: torch.Tensor) -> torch.Tensor:
         return torch.where(cosine_BN > target_B1, self.factor * cosine_BN + self.t, cosine_BN)
@@ -230,8 +230,8 @@ class Circle(Margin):
         super().__init__()
         self.m = m
 
-    def forward(self, cosine_K: torch.Tensor, quality_K: torch.Tensor | None = None) -> torch.Tensor:
-        return (1 + self.m - cosine_K).clamp_min(0).detach() * (cosine_K - (1 - self.m))
+    def forward(self, cosine_B: torch.Tensor, quality_B: torch.Tensor | None = None) -> torch.Tensor:
+        return (1 + self.m - cosine_B).clamp_min(0).detach() * (cosine_B - (1 - self.m))
 
     def negatives(self, cosine_BN: torch.Tensor, target_B1: torch.Tensor) -> torch.Tensor:
         return (cosine_BN + self.m).clamp_min(0).detach() * (cosine_BN - self.m)

@@ -1,7 +1,7 @@
 """Class means, identity centroids (the visual memory of OLTR) and a bank of training features.
 
 b images of this rank, B of all ranks, D feature, C identities of this rank's range, N of a block of them or features in
-the bank, K selected.
+the bank, K candidates.
 """
 
 from typing import Literal
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from facelt.distributed.class_shards import ClassRange
-from facelt.distributed.comm import all_reduce, rank, reduce_scatter_batch, stack_ranks
+from facelt.distributed.comm import all_reduce, reduce_scatter_batch, stack_ranks
 from facelt.distributed.logits import ClassifierLogits, GatheredFeatures, row_blocks
 
 UpdateRule = Literal["released", "tracking"]
@@ -38,9 +38,12 @@ class ClassMeans:
         if self._sum_CD is None or self._count_C is None:
             self._sum_CD = torch.zeros(len(self.classes), self._dim, dtype=torch.float64, device=device)
             self._count_C = torch.zeros(len(self.classes), dtype=torch.int64, device=device)
-        feature_KD, index_K = features_of_range(self.classes, feature, label_b)
-        self._sum_CD.index_add_(0, index_K, feature_KD.to(torch.float64))
-        self._count_C.index_add_(0, index_K, torch.ones_like(index_K))
+        label_B = gather_labels(self.classes, feature, label_b)
+        if len(self.classes):
+            is_local_B, index_B = self.classes.contains(label_B), self.classes.local_index(label_B)
+            feature_BD = feature.global_BD.detach().to(torch.float64).masked_fill(~is_local_B[:, None], 0)
+            self._sum_CD.index_add_(0, index_B, feature_BD)
+            self._count_C.index_add_(0, index_B, is_local_B.long())
 
     def finish(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the means, float64 [C,D], 0 for a class without images, and the classes with images, bool [C].
@@ -54,14 +57,11 @@ class ClassMeans:
         return mean_CD, filled_C
 
 
-def features_of_range(
-    classes: ClassRange, feature: GatheredFeatures, label_b: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the global batch's features whose classes are in a range, without gradient, and their positions in it."""
+def gather_labels(classes: ClassRange, feature: GatheredFeatures, label_b: torch.Tensor) -> torch.Tensor:
+    """Returns the labels of the global batch, [B]. Raises IndexError as `ClassRange.check_labels`."""
     label_B = feature.batch_split.gather(label_b)
     classes.check_labels(label_B)
-    is_local_B = classes.contains(label_B)
-    return feature.global_BD.detach()[is_local_B], label_B[is_local_B] - classes.first
+    return label_B
 
 
 class IdentityMemory(nn.Module):
@@ -132,20 +132,19 @@ class IdentityMemory(nn.Module):
         with torch.no_grad(), torch.autocast(feature.local_bD.device.type, enabled=False):
             distance_B, index_B = self._nearest_local(feature.global_BD.detach())
             winner_B = stack_ranks(distance_B).argmin(dim=0)
-            is_local_B = winner_B == rank()
             identity_B = stack_ranks(index_B + self.classes.first).gather(0, winner_B[None])[0]
-            centroid_BD = torch.zeros_like(feature.global_BD)
-            centroid_BD[is_local_B] = self.centroid_CD.detach()[index_B[is_local_B]]
-            nearest_bD = reduce_scatter_batch(centroid_BD, feature.batch_split)
+            centroid_BD = self.classes.rows_of(self.centroid_CD.detach(), identity_B)
+            nearest_bD = reduce_scatter_batch(centroid_BD.to(feature.global_BD.dtype), feature.batch_split)
         distance_b = torch.linalg.vector_norm(feature.local_bD - nearest_bD, dim=1)
         return distance_b.clamp_min(self.min_distance), identity_B[feature.batch_split.local_slice]
 
     @torch.no_grad()
     def mean_target_distance(self, feature: GatheredFeatures, label_b: torch.Tensor) -> torch.Tensor:
         """Returns the mean distance of the global batch's features to the centroids of their identities, a scalar."""
-        feature_KD, index_K = features_of_range(self.classes, feature, label_b)
-        total = torch.linalg.vector_norm(feature_KD - self.centroid_CD[index_K], dim=1).sum()
-        return all_reduce(total, dist.ReduceOp.SUM) / feature.batch_split.total
+        label_B = gather_labels(self.classes, feature, label_b)
+        difference_BD = feature.global_BD.detach() - self.classes.rows_of(self.centroid_CD, label_B)
+        distance_B = torch.linalg.vector_norm(difference_BD, dim=1).masked_fill_(~self.classes.contains(label_B), 0)
+        return all_reduce(distance_B.sum(), dist.ReduceOp.SUM) / feature.batch_split.total
 
     def read(self, logits: ClassifierLogits) -> torch.Tensor:
         """Returns the memory feature o M, [b, D]; o is the softmax of the logits.
@@ -159,16 +158,20 @@ class IdentityMemory(nn.Module):
         """Moves the centroids of the batch's identities by the `tracking` rule; a no-op for `released`."""
         if self.update_rule != "tracking":
             return
-        feature_KD, index_K = features_of_range(self.classes, feature, label_b)
-        identity_U, inverse_K = index_K.unique(return_inverse=True)
-        feature_KD = feature_KD.to(self.centroid_CD.dtype)
-        sum_UD = feature_KD.new_zeros(len(identity_U), feature_KD.shape[1]).index_add_(0, inverse_K, feature_KD)
-        count_U1 = torch.bincount(inverse_K, minlength=len(identity_U)).to(sum_UD.dtype)[:, None]
-        centroid_UD = self.centroid_CD[identity_U]
-        divisor_U1 = count_U1 if self.mean_step else 1 + count_U1
-        step_UD = self.rate * (sum_UD - count_U1 * centroid_UD) / divisor_U1
-        self.centroid_CD.index_copy_(0, identity_U, centroid_UD + step_UD)
-        self.filled_C[identity_U] = True
+        label_B = gather_labels(self.classes, feature, label_b)
+        if not len(self.classes):
+            return
+        feature_BD = feature.global_BD.detach().to(self.centroid_CD.dtype)
+        # The sums of an identity are in the row of its first image, whose step moves the centroid.
+        first_B = first_of_class(label_B)
+        sum_BD = torch.zeros_like(feature_BD).index_add_(0, first_B, feature_BD)
+        count_B1 = sum_BD.new_zeros(len(first_B)).index_add_(0, first_B, sum_BD.new_ones(len(first_B)))[:, None]
+        divisor_B1 = count_B1 if self.mean_step else 1 + count_B1
+        step_BD = self.rate * (sum_BD - count_B1 * self.classes.rows_of(self.centroid_CD, label_B)) / divisor_B1
+        is_moved_B = self.classes.contains(label_B) & (count_B1[:, 0] > 0)
+        step_BD = step_BD.masked_fill_(~is_moved_B[:, None], 0)
+        self.centroid_CD.index_add_(0, self.classes.local_index(label_B), step_BD)
+        self.filled_C.logical_or_(self.classes.occurring(label_B))
 
     def _nearest_local(self, feature_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns (distance, position) of this rank's nearest centroid, [B] each; inf without one."""
@@ -227,10 +230,12 @@ class FeatureBank:
 
     def add(self, feature: GatheredFeatures, label_b: torch.Tensor, keep_C: torch.Tensor | None = None) -> None:
         """Adds the features of a batch, or only those of the classes to keep."""
-        label_B = feature.batch_split.gather(label_b)
-        keep_B = torch.ones_like(label_B, dtype=torch.bool) if keep_C is None else keep_C[label_B]
-        self._features.append(feature.global_BD.detach()[keep_B])
-        self._labels.append(label_B[keep_B])
+        feature_BD, label_B = feature.global_BD.detach(), feature.batch_split.gather(label_b)
+        if keep_C is not None:
+            keep_B = keep_C[label_B]
+            feature_BD, label_B = feature_BD[keep_B], label_B[keep_B]
+        self._features.append(feature_BD)
+        self._labels.append(label_B)
 
     def close(self) -> None:
         """Ends the pass: `feature_ND` and `label_N` are available."""
@@ -242,6 +247,13 @@ class FeatureBank:
         order_N = torch.randperm(len(self.label_N), generator=generator, device=self.label_N.device)
         drawn_N = order_N[count_previous(self.label_N[order_N]) < max_count]
         return self.feature_ND[drawn_N], self.label_N[drawn_N]
+
+
+def first_of_class(label_N: torch.Tensor) -> torch.Tensor:
+    """Returns the first row of the same class for each row, int64 [N]."""
+    sorted_N, order_N = label_N.sort(stable=True)
+    first_N = order_N[torch.searchsorted(sorted_N, sorted_N)]
+    return torch.empty_like(first_N).index_copy_(0, order_N, first_N)
 
 
 def count_previous(label_N: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """OLTR's discriminative centroids loss: attracts features to their own centroid, repels them from the others.
 
-B images of all ranks, D feature, C identities of this rank's range, K images whose identity is in this rank's range.
+B images of all ranks, D feature, C identities of this rank's range.
 """
 
 from typing import Literal
@@ -36,10 +36,9 @@ class _DiscriminativeCentroids(torch.autograd.Function):
     ):
         batch, total = len(feature_BD), classes.total
         is_local_B = classes.contains(label_B)
-        index_K = label_B[is_local_B] - classes.first
-        difference_KD = feature_BD[is_local_B] - centroid_CD[index_K]
-        own_B = feature_BD.new_zeros(batch).masked_scatter_(is_local_B, difference_KD.square().sum(dim=1))
-        own_B = all_reduce(own_B, dist.ReduceOp.SUM)
+        # 0 for the images whose identity is on another rank.
+        difference_BD = (feature_BD - classes.rows_of(centroid_CD, label_B)).masked_fill_(~is_local_B[:, None], 0)
+        own_B = all_reduce(difference_BD.square().sum(dim=1), dist.ReduceOp.SUM)
         centroid_sum_D = centroid_CD.sum(dim=0)
         # One message for the sum of all centroids and the sum of their squared norms.
         squares = torch.linalg.vector_norm(centroid_CD, dim=1).square().sum()
@@ -50,28 +49,29 @@ class _DiscriminativeCentroids(torch.autograd.Function):
             hinge_B = hinge_B.mean().expand(batch)
         # Derivative of the repel part with respect to each image's sum of squared distances.
         slope_B = (hinge_B > 0).to(feature_BD.dtype) * (-repel_weight / (batch * total))
-        ctx.save_for_backward(feature_BD, centroid_CD, is_local_B, index_K, difference_KD, centroid_sum_D, slope_B)
+        index_B = classes.local_index(label_B)
+        ctx.save_for_backward(feature_BD, centroid_CD, is_local_B, index_B, difference_BD, centroid_sum_D, slope_B)
         ctx.scale_centroid_gradient = scale_centroid_gradient
         return own_B.sum() / (2 * batch) + repel_weight * hinge_B.clamp_min(0).mean()
 
     @staticmethod
     @in_float32
     def backward(ctx, grad: torch.Tensor):
-        feature_BD, centroid_CD, is_local_B, index_K, difference_KD, centroid_sum_D, slope_B = ctx.saved_tensors
+        feature_BD, centroid_CD, is_local_B, index_B, difference_BD, centroid_sum_D, slope_B = ctx.saved_tensors
         batch, classes = feature_BD.shape[0], len(centroid_CD)
         repel_B1 = (2 * grad * slope_B)[:, None]
-        repel_K1 = repel_B1[is_local_B]
         grad_feature_BD = grad_centroid_CD = None
         if ctx.needs_input_grad[0]:
             grad_feature_BD = repel_B1 * (classes * feature_BD - centroid_sum_D)
-            grad_feature_BD[is_local_B] += (grad / batch - repel_K1) * difference_KD
+            grad_feature_BD += (grad / batch - repel_B1) * difference_BD
         if ctx.needs_input_grad[1]:
-            count_C = torch.bincount(index_K, minlength=classes)
-            attract = grad if ctx.scale_centroid_gradient else torch.ones_like(grad)
-            attract_K1 = (attract / (batch * (1 + count_C[index_K])))[:, None]
             feature_sum_D = -(repel_B1 * feature_BD).sum(dim=0)
             grad_centroid_CD = torch.addcmul(feature_sum_D, centroid_CD, repel_B1.sum())
-            grad_centroid_CD.index_add_(0, index_K, (repel_K1 - attract_K1) * difference_KD)
+            if classes:
+                count_C = index_B.new_zeros(classes).index_add_(0, index_B, is_local_B.long())
+                attract = grad if ctx.scale_centroid_gradient else torch.ones_like(grad)
+                attract_B1 = (attract / (batch * (1 + count_C[index_B])))[:, None]
+                grad_centroid_CD.index_add_(0, index_B, (repel_B1 - attract_B1) * difference_BD)
         return grad_feature_BD, grad_centroid_CD, *(None,) * 6
 
 

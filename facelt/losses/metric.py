@@ -1,6 +1,8 @@
 """Metric losses on the features: lifted structure and range loss.
 
-B images of all ranks, R rows, D feature, U classes of the batch, P pairs of images of one class, K pairs that count.
+B images of all ranks, R rows, D feature, P = B * B pairs of images.
+
+No shape depends on the labels, so a GPU is not waited for.
 """
 
 from typing import Annotated, Any
@@ -43,9 +45,9 @@ def lifted_structure_loss(feature_BD: torch.Tensor, label_B: torch.Tensor, *, ma
     distance_BB = _distances(feature_BD)
     same_BB = label_B[:, None] == label_B
     negatives_B = (margin - distance_BB).masked_fill(same_BB, -torch.inf).logsumexp(dim=1)
-    first_P, second_P = same_BB.triu(diagonal=1).nonzero(as_tuple=True)
-    pair_P = torch.logaddexp(negatives_B[first_P], negatives_B[second_P]) + distance_BB[first_P, second_P]
-    return pair_P.clamp_min(0).square().sum() / (2 * max(len(pair_P), 1))
+    is_pair_BB = same_BB.triu(diagonal=1)
+    pair_BB = torch.logaddexp(negatives_B[:, None], negatives_B) + distance_BB
+    return pair_BB.clamp_min(0).masked_fill(~is_pair_BB, 0).square().sum() / (2 * is_pair_BB.sum().clamp_min(1))
 
 
 class RangeSettings(MetricLossSettings):
@@ -65,32 +67,34 @@ def range_loss(
     has one pair, a class of one image none. Inter is max(0, margin - D) with the distance D of the two closest class
     means of the batch, and 0 with one class only.
     """
-    class_U, index_B = label_B.unique(return_inverse=True)
-    intra = _intra_class(feature_BD, index_B, len(class_U))
-    return intra + inter_weight * _inter_class(feature_BD, index_B, len(class_U), margin)
+    # A class is named by its first image.
+    same_BB = label_B[:, None] == label_B
+    first_B = same_BB.int().argmax(dim=1)
+    return _intra_class(feature_BD, first_B, same_BB) + inter_weight * _inter_class(feature_BD, first_B, margin)
 
 
-def _intra_class(feature_BD: torch.Tensor, index_B: torch.Tensor, classes: int) -> torch.Tensor:
-    distance_BB = _distances(feature_BD)
-    first_P, second_P = (index_B[:, None] == index_B).triu(diagonal=1).nonzero(as_tuple=True)
-    distance_P, order_P = distance_BB[first_P, second_P].sort(descending=True)
-    # By class, and within each by distance: the sort is stable.
-    class_P, by_class_P = index_B[first_P][order_P].sort(stable=True)
-    start_P = torch.searchsorted(class_P, class_P)
-    is_counted_P = torch.arange(len(class_P), device=class_P.device) - start_P < _PAIRS_PER_CLASS
-    class_K, inverse_K = class_P[is_counted_P], 1 / distance_P[by_class_P][is_counted_P].clamp_min(_MIN_DISTANCE)
-    pairs_U = torch.bincount(class_K, minlength=classes)
-    inverse_U = inverse_K.new_zeros(classes).index_add(0, class_K, inverse_K)
-    return (pairs_U / inverse_U.masked_fill(pairs_U == 0, 1)).sum()
+def _intra_class(feature_BD: torch.Tensor, first_B: torch.Tensor, same_BB: torch.Tensor) -> torch.Tensor:
+    batch = len(first_B)
+    distance_P = _distances(feature_BD).flatten()
+    # Pairs of two classes, and the second mention of each pair, are of the class B.
+    class_P = torch.where(same_BB.triu(diagonal=1), first_B[:, None], batch).flatten()
+    # By class, and within each by distance: the second sort is stable.
+    order_P = distance_P.detach().argsort(descending=True)
+    class_P, by_class_P = class_P[order_P].sort(stable=True)
+    is_counted_P = torch.arange(len(class_P), device=class_P.device) - torch.searchsorted(class_P, class_P)
+    is_counted_P = (is_counted_P < _PAIRS_PER_CLASS) & (class_P < batch)
+    inverse_P = (1 / distance_P[order_P[by_class_P]].clamp_min(_MIN_DISTANCE)).masked_fill(~is_counted_P, 0)
+    pairs_B = class_P.new_zeros(batch + 1).index_add(0, class_P, is_counted_P.long())[:batch]
+    inverse_B = inverse_P.new_zeros(batch + 1).index_add(0, class_P, inverse_P)[:batch]
+    return (pairs_B / inverse_B.masked_fill(pairs_B == 0, 1)).sum()
 
 
-def _inter_class(feature_BD: torch.Tensor, index_B: torch.Tensor, classes: int, margin: float) -> torch.Tensor:
-    if classes == 1:
-        return feature_BD.new_zeros(())
-    count_U1 = torch.bincount(index_B)[:, None]
-    mean_UD = feature_BD.new_zeros(classes, feature_BD.shape[1]).index_add(0, index_B, feature_BD) / count_U1
-    first_P, second_P = torch.triu_indices(classes, classes, offset=1, device=mean_UD.device)
-    return (margin - _distances(mean_UD)[first_P, second_P].min()).clamp_min(0)
+def _inter_class(feature_BD: torch.Tensor, first_B: torch.Tensor, margin: float) -> torch.Tensor:
+    """Returns the shortfall of the closest class means; 0 with one class."""
+    count_B = first_B.new_zeros(len(first_B)).index_add(0, first_B, torch.ones_like(first_B))
+    mean_BD = torch.zeros_like(feature_BD).index_add(0, first_B, feature_BD) / count_B.clamp_min(1)[:, None]
+    is_pair_BB = ((count_B > 0)[:, None] & (count_B > 0)).triu(diagonal=1)
+    return (margin - _distances(mean_BD).masked_fill(~is_pair_BB, torch.inf).min()).clamp_min(0)
 
 
 def _distances(row_RD: torch.Tensor) -> torch.Tensor:

@@ -52,9 +52,9 @@ class Bbn(Method):
     def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
         (image_c, label_c), (image_r, label_r) = truncate_to_shortest(batches)
         share = 1 - context.epoch_fraction**2
-        feature_b2D = self.features(image_c, image_r)
-        weight_21 = feature_b2D.new_tensor([[share], [1 - share]])
-        logits = self.head(GatheredFeatures.gather((2 * weight_21 * feature_b2D).flatten(1)))
+        feature_c, feature_r = self.features(image_c, image_r).unbind(dim=1)
+        both = torch.cat([2 * share * feature_c, 2 * (1 - share) * feature_r], dim=1)
+        logits = self.head(GatheredFeatures.gather(both))
         conventional, rebalanced = logits.cross_entropy(label_c), logits.cross_entropy(label_r)
         return StepOutput(
             share * conventional + (1 - share) * rebalanced,

@@ -77,18 +77,18 @@ class ForegroundTransform(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: TrainBatch, teacher: Method, generator: torch.Generator) -> TrainBatch:
-        """Returns the batch with some images replaced; `generator` is on the CPU."""
+        """Returns the batch with some images replaced; `generator` is on its device.
+
+        All images are transformed: the host does not know which ones are chosen.
+        """
         image_B3HW, label_B = batch
-        draw_6B = torch.rand(6, len(label_B), generator=generator).to(image_B3HW.device)
-        index_K = (draw_6B[0] < self.fraction_C[label_B]).nonzero().squeeze(1)
-        if not len(index_K):
+        if not len(label_B):
             return batch
-        image_K3HW = image_B3HW[index_K]
-        foreground_KHW = self._foreground(teacher, image_K3HW, label_B[index_K])
-        result_B3HW = image_B3HW.clone()
-        map_K23 = sampling_maps(foreground_KHW, draw_6B[1:, index_K])
-        result_B3HW[index_K] = transform_foreground(image_K3HW, foreground_KHW, map_K23)
-        return TrainBatch(result_B3HW, label_B)
+        draw_6B = torch.rand(6, len(label_B), generator=generator, device=label_B.device)
+        foreground_BHW = self._foreground(teacher, image_B3HW, label_B)
+        moved_B3HW = transform_foreground(image_B3HW, foreground_BHW, sampling_maps(foreground_BHW, draw_6B[1:]))
+        is_chosen_B = draw_6B[0] < self.fraction_C[label_B]
+        return TrainBatch(torch.where(is_chosen_B[:, None, None, None], moved_B3HW, image_B3HW), label_B)
 
     def _foreground(self, teacher: Method, image_B3HW: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
         with torch.autocast(image_B3HW.device.type, torch.bfloat16, enabled=teacher.bf16):
@@ -135,7 +135,7 @@ def _extent(mask_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def transform_foreground(image_B3HW: torch.Tensor, foreground_BHW: torch.Tensor, map_B23: torch.Tensor) -> torch.Tensor:
     """Returns the images with a transformed foreground, [B,3,H,W]; pixels mapped from outside the frame stay as is."""
     height, width = foreground_BHW.shape[1:]
-    size_2 = map_B23.new_tensor([width, height])
+    size_2 = torch.stack([map_B23.new_full((), length) for length in (width, height)])
     # From pixels to the coordinates of affine_grid, which span -1 to 1 between the outer edges of the pixels.
     linear_B22 = map_B23[:, :, :2] * (size_2 / size_2[:, None])
     offset_B2 = (map_B23[:, :, :2] @ (size_2 - 1) + 2 * map_B23[:, :, 2] + 1) / size_2 - 1

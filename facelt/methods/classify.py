@@ -290,7 +290,7 @@ class Classify(Method):
 
     def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
         (batch,) = batches
-        generator = context.generator("cpu")
+        generator = context.generator(batch.label_B.device)
         if self.foreground_transform is not None:
             batch = self.foreground_transform(batch, self.teachers[0], generator)
         if self.mixing is not None:

@@ -178,7 +178,8 @@ class Ncm(PostHocMethod):
     def observe(self, batch: TrainBatch) -> None:
         feature = self.gathered_features(batch.image_B3HW)
         if self._needs_mean:
-            self._sum_D = self._sum_D.to(feature.global_BD.device) + feature.global_BD.double().sum(dim=0)
+            sum_D = feature.global_BD.double().sum(dim=0)
+            self._sum_D = self._sum_D.to(sum_D.device, non_blocking=True) + sum_D
             self._images += feature.batch_split.total
         else:
             self.head.accumulate(self._centred(feature), batch.label_B)

@@ -44,15 +44,26 @@ class WeightGenerator(nn.Module):
         self.attention_D = nn.Parameter(torch.ones(dim))
 
     def forward(
-        self, exemplar_ED: torch.Tensor, label_E: torch.Tensor, weight_CD: torch.Tensor, base_C: torch.Tensor
+        self,
+        exemplar_ED: torch.Tensor,
+        label_E: torch.Tensor,
+        weight_CD: torch.Tensor,
+        base_C: torch.Tensor,
+        is_used_E: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Returns weights [C, D], 0 for classes without exemplars; only rows of `weight_CD` in `base_C` are used."""
+        """Returns weights [C, D], 0 for classes without exemplars; only rows of `weight_CD` in `base_C` are used.
+
+        With `is_used_E` the others of these images are no exemplars.
+        """
         exemplar_ED = F.normalize(exemplar_ED)
         query_ED = F.normalize(self.query(exemplar_ED))
         score_EC = self.scale * query_ED @ F.normalize(self.key_CD).t()
         read_ED = score_EC.masked_fill(~base_C, -torch.inf).softmax(dim=1) @ F.normalize(weight_CD)
         made_ED = self.average_D * exemplar_ED + self.attention_D * read_ED
-        count_C1 = torch.bincount(label_E, minlength=len(weight_CD)).clamp_min(1)[:, None]
+        one_E = torch.ones_like(label_E)
+        if is_used_E is not None:
+            made_ED, one_E = made_ED.masked_fill(~is_used_E[:, None], 0), is_used_E.long()
+        count_C1 = label_E.new_zeros(len(weight_CD)).index_add(0, label_E, one_E).clamp_min(1)[:, None]
         return torch.zeros_like(weight_CD).index_add(0, label_E, made_ED) / count_C1
 
 
@@ -139,18 +150,20 @@ class Fslwf(FrozenBackboneMethod):
         generator = context.generator(label_B.device, same_on_all_ranks=True)
         kept_BD = torch.rand(feature.global_BD.shape, generator=generator, device=label_B.device) >= self.config.dropout
         feature_BD = feature.global_BD * kept_BD / (1 - self.config.dropout)
-        pseudo_novel_C = self._sample_pseudo_novel(label_B, generator)
-        exemplar_B = pseudo_novel_C[label_B] & _first_half(label_B)
+        count_C = label_B.new_zeros(len(self.novel_C)).index_add_(0, label_B, torch.ones_like(label_B))
+        pseudo_novel_C = self._sample_pseudo_novel(count_C, generator)
+        # The first half of the images of a class, rounded down.
+        exemplar_B = pseudo_novel_C[label_B] & (count_previous(label_B) < count_C[label_B] // 2)
         query_B = ~self.novel_C[label_B] & ~exemplar_B
-        if not query_B.any():
-            return StepOutput(0 * self.weight_CD.sum())
-        generated_CD = self.generator(
-            feature_BD[exemplar_B], label_B[exemplar_B], self.weight_CD, ~self.novel_C & ~pseudo_novel_C
-        )
+        base_C = ~self.novel_C & ~pseudo_novel_C
+        generated_CD = self.generator(feature_BD, label_B, self.weight_CD, base_C, exemplar_B)
         weight_CD = torch.where(pseudo_novel_C[:, None], generated_CD, self.weight_CD)
-        cosine_QC = F.normalize(feature_BD[query_B]) @ F.normalize(weight_CD).t()
-        logit_QC = (self.scale * cosine_QC).masked_fill(self.novel_C, -torch.inf)
-        return StepOutput(F.cross_entropy(logit_QC, label_B[query_B]))
+        # Images that are no queries get some base class as target; their losses are masked.
+        target_B = torch.where(query_B, label_B, (~self.novel_C).long().argmax())
+        cosine_BC = F.normalize(feature_BD) @ F.normalize(weight_CD).t()
+        logit_BC = (self.scale * cosine_BC).masked_fill(self.novel_C, -torch.inf)
+        loss_B = F.cross_entropy(logit_BC, target_B, reduction="none").masked_fill(~query_B, 0)
+        return StepOutput(loss_B.sum() / query_B.sum().clamp_min(1))
 
     def logits(self, image_B3HW: torch.Tensor) -> ClassifierLogits:
         feature = self.gathered_features(image_B3HW)
@@ -159,19 +172,12 @@ class Fslwf(FrozenBackboneMethod):
         weights = ClassWeights(weight_CD[classes.first : classes.stop], normalize=True)
         return ClassifierLogits(self.scale * F.normalize(feature.global_BD), weights, classes, feature.batch_split)
 
-    def _sample_pseudo_novel(self, label_B: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def _sample_pseudo_novel(self, count_C: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Samples classes to treat as novel, bool [C], among base classes with two or more images in the batch."""
-        count_C = torch.bincount(label_B, minlength=len(self.novel_C))
-        (candidate_U,) = ((count_C > 1) & ~self.novel_C).nonzero(as_tuple=True)
-        order_U = torch.randperm(len(candidate_U), generator=generator, device=label_B.device)
-        pseudo_novel_C = torch.zeros_like(self.novel_C)
-        pseudo_novel_C[candidate_U[order_U[: int(self.config.novel_fraction * len(candidate_U))]]] = True
-        return pseudo_novel_C
-
-
-def _first_half(label_B: torch.Tensor) -> torch.Tensor:
-    """Returns a mask of the first half, rounded down, of the images of each class."""
-    return count_previous(label_B) < torch.bincount(label_B)[label_B] // 2
+        candidate_C = (count_C > 1) & ~self.novel_C
+        priority_C = torch.rand(count_C.shape, generator=generator, device=count_C.device)
+        rank_C = priority_C.masked_fill_(~candidate_C, -1).argsort(descending=True).argsort()
+        return candidate_C & (rank_C < (self.config.novel_fraction * candidate_C.sum().double()).floor())
 
 
 _LBFGS_HISTORY = 10

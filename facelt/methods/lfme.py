@@ -141,7 +141,7 @@ class Lfme(Method):
 
     def observe(self, batch: TrainBatch) -> None:
         """Extends the confidence ranges of the classes."""
-        label_B = BatchSplit.gather_sizes(len(batch.label_B), batch.label_B.device).gather(batch.label_B)
+        label_B = BatchSplit.gather_sizes(len(batch.label_B)).gather(batch.label_B)
         confidence_B = self._confidence(self._expert_logits(batch.image_B3HW), label_B)
         self.least_C.scatter_reduce_(0, label_B, confidence_B, "amin")
         self.most_C.scatter_reduce_(0, label_B, confidence_B, "amax")
@@ -203,10 +203,10 @@ class Lfme(Method):
     def _count(self, prediction_B: torch.Tensor, experts: Sequence[_ExpertLogits], label_B: torch.Tensor) -> None:
         """Counts the correct predictions of the student and the experts in each band."""
         band_BE = F.one_hot(self.band_C[label_B], len(SHOT_BANDS))
-        self.student_right_E += band_BE[prediction_B == label_B].sum(dim=0)
+        self.student_right_E += (band_BE * (prediction_B == label_B)[:, None]).sum(dim=0)
         for expert in experts:
             expert_prediction_B = expert.class_G[expert.logit_BG.argmax(dim=1)]
-            self.expert_right_E += band_BE[expert_prediction_B == label_B].sum(dim=0)
+            self.expert_right_E += (band_BE * (expert_prediction_B == label_B)[:, None]).sum(dim=0)
 
 
 def weight_floors(counts_C: torch.Tensor, band_C: torch.Tensor) -> torch.Tensor:

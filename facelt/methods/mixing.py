@@ -51,9 +51,9 @@ class Mixup(nn.Module):
         self.alpha = alpha
 
     def draw(self, label_b: torch.Tensor, context: StepContext, generator: torch.Generator) -> Blend:
-        """Returns the blend of a step; `generator` is on the CPU."""
+        """Returns the blend of a step; `generator` is on the device of the labels."""
         lam = self._sample_lam(context)
-        partner_b = torch.randperm(len(label_b), generator=generator).to(label_b.device)
+        partner_b = torch.randperm(len(label_b), generator=generator, device=label_b.device)
         return Blend(lam, partner_b, *self.labels(lam, label_b, label_b[partner_b]))
 
     def labels(

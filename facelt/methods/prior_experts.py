@@ -58,7 +58,7 @@ class PriorExpertsMethod(MultiExpertMethod):
         (batch,) = batches
         blend = None
         if self.mixing is not None:
-            blend = self.mixing.draw(batch.label_B, context, context.generator("cpu"))
+            blend = self.mixing.draw(batch.label_B, context, context.generator(batch.label_B.device))
         feature = self.gathered_features(batch.image_B3HW if blend is None else blend.mix(batch.image_B3HW))
         expert_KBC = stack_full_logits(self.expert_logits(feature)) + self.offset_KC[:, None]
 

@@ -119,7 +119,7 @@ class SemiSiamese(Method):
 
     def step(self, batches: Sequence[TrainBatch], context: StepContext) -> StepOutput:
         (image_b3HW, label_b), mate_batch = batches
-        batch_split = BatchSplit.gather_sizes(len(label_b), label_b.device)
+        batch_split = BatchSplit.gather_sizes(len(label_b))
         if batch_split.total > len(self.queue_QD):
             raise UserError(
                 f"method.queue: {len(self.queue_QD)} entries do not hold a batch of {batch_split.total} pairs; raise "
@@ -142,14 +142,14 @@ class SemiSiamese(Method):
                 for probe_bD, feature in zip(probe, reversed(gathered), strict=True)
             ]
         ).mean(dim=0)
-        side = torch.randint(2, (), generator=context.generator("cpu", same_on_all_ranks=True))
+        side = int(torch.randint(2, (), generator=context.generator("cpu", same_on_all_ranks=True)))
 
         def after() -> None:
             self._enqueue(gathered[side], label_B)
             self.head.update(gathered[side], label_b)
             # Micro-batches share one update of the network.
             if self._averaged_step != context.global_step:
-                self.gallery.update_parameters(self.network)
+                self._average_network()
                 self._averaged_step = context.global_step
 
         return StepOutput(gather_replicated(loss_b, batch_split).mean(), after=after)
@@ -170,6 +170,14 @@ class SemiSiamese(Method):
         target_b1 = self.margin(cosine_bQ.gather(1, own_b[:, None]))
         logit_bQ = self.scale * cosine_bQ.scatter(1, own_b[:, None], target_b1).masked_fill(hidden_bQ, -torch.inf)
         return F.cross_entropy(logit_bQ, own_b, reduction="none")
+
+    @torch.no_grad()
+    def _average_network(self) -> None:
+        """Updates the gallery network. `AveragedModel.update_parameters` does the same, but reads its counter."""
+        averaged, trained = list(self.gallery.parameters()), list(self.network.parameters())
+        self.gallery.multi_avg_fn(averaged, trained, self.gallery.n_averaged)
+        torch._foreach_copy_(list(self.gallery.module.buffers()), list(self.network.buffers()))
+        self.gallery.n_averaged += 1
 
     def _oldest_rows(self, count: int) -> torch.Tensor:
         """Returns the rows of the queue's oldest entries, the oldest first, int64 [count]."""

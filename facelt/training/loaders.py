@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from facelt.config.registry import SAMPLERS
-from facelt.config.train import StageConfig, TrainConfig
+from facelt.config.train import OptimConfig, StageConfig, TrainConfig
 from facelt.data.batch import Batch
 from facelt.data.device_cache import CachedLoader, DeviceImageCache
 from facelt.data.kind import Split, TrainingData
@@ -23,6 +23,15 @@ from facelt.metrics.classification import SHOT_BANDS, shot_bands
 
 # Number of images per rank and batch, [W][batches].
 Sizes = Sequence[Sequence[int]]
+
+
+def require_enough_images(optim: OptimConfig, world: int, device: torch.device) -> None:
+    """Raises UserError if batch norm has too few images in a micro-batch of one of `world` processes."""
+    if not has_enough_images([[optim.batch // world // optim.accumulate]] * world, device):
+        micro = f" x optim.accumulate {optim.accumulate}" if optim.accumulate > 1 else ""
+        raise UserError(
+            f"optim.batch: {optim.batch} is too small for {world} processes{micro}; each needs at least two images"
+        )
 
 
 def build_train_loaders(

@@ -15,7 +15,7 @@ from facelt.config.train import StageConfig, TrainConfig
 from facelt.data.batch import Batch
 from facelt.data.kind import TrainingData
 from facelt.distributed.comm import all_reduce, world_size
-from facelt.distributed.ddp import convert_batch_norms, has_enough_images, sync_batch_norm_stats, wrap_ddp
+from facelt.distributed.ddp import convert_batch_norms, sync_batch_norm_stats, wrap_ddp
 from facelt.distributed.launch import all_gather_str, run_on_rank0
 from facelt.errors import Interrupted, UserError
 from facelt.inference.model import build_card, save_weights, write_card
@@ -23,7 +23,7 @@ from facelt.inference.predict import EvalLoaderConfig, Predictor, predict, predi
 from facelt.methods.base import Method, TrainBatch
 from facelt.metrics.classification import shot_accuracy
 from facelt.training.checkpoint import Checkpoints
-from facelt.training.loaders import build_train_loaders, split_micro_batches
+from facelt.training.loaders import build_train_loaders, require_enough_images, split_micro_batches
 from facelt.training.logs import RunLog, StageDisplay
 from facelt.training.optim import Optimisers, freeze
 from facelt.training.run_folder import RunFolder
@@ -141,8 +141,8 @@ class Trainer:
             parts.update({name: value * weight for name, value in output.parts.items()})
             callbacks.append(output.after)
 
-        # Non-finite check, with the same result on all ranks.
-        loss, norm = loss_sum.item(), self.optimisers.gradient_norm().item()
+        # Non-finite check, with the same result on all ranks. Only here the host waits for the device in every step.
+        loss, norm = torch.stack([loss_sum, self.optimisers.gradient_norm().to(self.device)]).tolist()
         is_finite = torch.tensor(math.isfinite(loss) and math.isfinite(norm), dtype=torch.uint8)
         if not all_reduce(is_finite, dist.ReduceOp.MIN):
             torch._foreach_copy_(self._buffers, self._buffers_before)
@@ -311,14 +311,11 @@ class Trainer:
         return True
 
     def _check_batch_size(self, steps: int) -> None:
-        batch, accumulate, world = self.optim.batch, self.optim.accumulate, world_size()
         if not steps:
-            raise UserError(f"optim.batch: {batch} is more than the {len(self.data.train.members)} training images")
-        if not has_enough_images([[batch // world // accumulate]] * world, self.device):
-            micro = f" x optim.accumulate {accumulate}" if accumulate > 1 else ""
             raise UserError(
-                f"optim.batch: {batch} is too small for {world} processes{micro}; each needs at least two images"
+                f"optim.batch: {self.optim.batch} is more than the {len(self.data.train.members)} training images"
             )
+        require_enough_images(self.optim, world_size(), self.device)
 
     @property
     def _predictor(self) -> Predictor:

@@ -32,6 +32,14 @@ def plain_loss(weight: torch.Tensor, feature: torch.Tensor, label: torch.Tensor,
     return F.cross_entropy(scale * column, target_N)
 
 
+@pytest.mark.parametrize("classes", [ClassRange(2, 5, 9), ClassRange(0, 9, 9), ClassRange(9, 9, 9)])
+def test_rows_and_classes_of_labels_are_those_of_the_range(classes):
+    label, row = torch.tensor([4, 8, 0, 2, 4]), torch.arange(1.0, 1 + 2 * len(classes)).view(-1, 2)
+    own = [label - classes.first if classes.first <= label < classes.stop else None for label in label.tolist()]
+    assert classes.rows_of(row, label).tolist() == [[0, 0] if index is None else row[index].tolist() for index in own]
+    assert classes.occurring(label).tolist() == [index in own for index in range(len(classes))]
+
+
 def test_the_batchs_classes_are_sampled_and_others_up_to_the_rate():
     torch.manual_seed(0)
     label = torch.tensor([40, 40, 12, 99, 3])

@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 
 from facelt.config.registry import METHODS
+from facelt.distributed.class_shards import sharded_entries
 from facelt.distributed.comm import rank, world_size
 from facelt.methods.base import StepContext, TrainBatch
 from facelt.methods.classify import ClassifySettings
@@ -59,8 +60,8 @@ class Counter:
         return taken
 
 
-def count(counter: Counter, recipe: str, identities: int) -> tuple[int, int]:
-    """Bytes of one step: (forward and after the optimiser, backward)."""
+def count(counter: Counter, recipe: str, identities: int) -> tuple[int, int, set[int]]:
+    """Bytes of one step, (forward and after the optimiser, backward), and the rows of all tensors sharded by class."""
     torch.manual_seed(0)
     method = METHODS[RECIPES[recipe].name](RECIPES[recipe], TinyNetwork(), identities)
     own = slice(BATCH * rank() // world_size(), BATCH * (rank() + 1) // world_size())
@@ -75,12 +76,13 @@ def count(counter: Counter, recipe: str, identities: int) -> tuple[int, int]:
     output.loss.backward()
     backward = counter.take()
     output.after()
-    return forward + counter.take(), backward
+    state = method.state_dict()
+    return forward + counter.take(), backward, {len(state[name]) for name in sharded_entries(method)}
 
 
-def count_all() -> dict[tuple[str, int], tuple[int, int]]:
+def count_all(sizes: tuple[int, ...]) -> dict[tuple[str, int], tuple[int, int, set[int]]]:
     counter = Counter()
-    return {(recipe, identities): count(counter, recipe, identities) for recipe in COUNTED for identities in (11, 110)}
+    return {(recipe, identities): count(counter, recipe, identities) for recipe in COUNTED for identities in sizes}
 
 
 def documented(recipe: str, ranks: int) -> tuple[int, int]:
@@ -99,6 +101,13 @@ def documented(recipe: str, ranks: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_a_step_moves_the_documented_bytes_for_any_number_of_identities(ranks, tmp_path):
-    for counted in run_ranks(count_all, ranks, tmp_path):
-        for (recipe, identities), result in counted.items():
-            assert result == documented(recipe, ranks), f"{recipe}, {identities} identities"
+    for counted in run_ranks(count_all, ranks, tmp_path, (11, 110)):
+        for (recipe, identities), (*result, _) in counted.items():
+            assert tuple(result) == documented(recipe, ranks), f"{recipe}, {identities} identities"
+
+
+def test_eight_ranks_move_the_documented_bytes_and_hold_an_eighth_of_the_rows(tmp_path):
+    for counted in run_ranks(count_all, 8, tmp_path, (800,)):
+        for (recipe, _), (*result, rows) in counted.items():
+            assert tuple(result) == documented(recipe, 8), recipe
+            assert rows == {100}, recipe

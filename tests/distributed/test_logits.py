@@ -25,9 +25,9 @@ def randoms(*sizes: tuple[int, ...]) -> list[torch.Tensor]:
     return [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes]
 
 
-def harder(logit_K: torch.Tensor, row_K: torch.Tensor) -> torch.Tensor:
+def harder(logit_B: torch.Tensor) -> torch.Tensor:
     """A margin that depends on the image."""
-    return logit_K.sin() - 0.1 * row_K
+    return logit_B.sin() - 0.1 * torch.arange(len(logit_B))
 
 
 def mistaken(logit_BN: torch.Tensor, target_B1: torch.Tensor) -> torch.Tensor:
@@ -48,7 +48,7 @@ def test_cross_entropy_and_its_gradients_equal_those_of_the_full_matrix(size, no
     logits = ClassifierLogits(vector, weights, ClassRange.local(CLASSES), split, transform)
     column = vector @ (F.normalize(weight, dim=1) if normalize else weight).T
     if transform is not None:
-        target = harder(column.gather(1, label[:, None])[:, 0], torch.arange(BATCH))[:, None]
+        target = harder(column.gather(1, label[:, None])[:, 0])[:, None]
         others = column if transform.negatives is None else mistaken(column, target.detach())
         assert name != "negatives" or 0 < (column != others).sum() < column.numel()
         column = others.scatter(1, label[:, None], target)

@@ -3,7 +3,7 @@
 import torch
 
 from facelt.distributed.logits import GatheredFeatures
-from facelt.heads.memory import FeatureBank, count_previous
+from facelt.heads.memory import FeatureBank, count_previous, first_of_class
 
 LABELS = torch.tensor([2, 0, 2, 2, 1, 0, 2])
 
@@ -46,3 +46,9 @@ def test_a_sample_of_each_class_is_drawn_without_replacement_and_depends_on_the_
 def test_count_previous():
     assert count_previous(LABELS).tolist() == [0, 0, 1, 2, 0, 1, 3]
     assert count_previous(LABELS[:0]).tolist() == []
+
+
+def test_first_of_class():
+    label_N = LABELS.tolist()
+    assert first_of_class(LABELS).tolist() == [label_N.index(label) for label in label_N]
+    assert first_of_class(LABELS[:0]).tolist() == []
