@@ -131,9 +131,7 @@ def _margin_losses(folder: Path, device: torch.device, bf16: bool) -> float:
     rows = ClassWeights(torch.eye(len(classes), device=device))
     for reference, (name, m) in MARGIN_LOSSES.items():
         margin = MARGINS[name](m=m)
-        transform = LogitTransform(
-            lambda logit_K, _, margin=margin: MARGIN_SCALE * margin(logit_K / MARGIN_SCALE), None
-        )
+        transform = LogitTransform(lambda logit_B, margin=margin: MARGIN_SCALE * margin(logit_B / MARGIN_SCALE), None)
 
         def loss_of(cosine_BC: torch.Tensor, transform: LogitTransform = transform) -> torch.Tensor:
             split = BatchSplit((len(cosine_BC),))

@@ -113,7 +113,7 @@ def _step_values(method: Method, image_B3HW: torch.Tensor) -> tuple[torch.Tensor
 def _collective_error(device: torch.device) -> float:
     """Returns the largest change of values by collectives that leave them as they are in a world of one."""
     value_BD = torch.randn(64, 512, device=device)
-    split = BatchSplit.gather_sizes(len(value_BD), device)
+    split = BatchSplit.gather_sizes(len(value_BD))
     results = [split.gather(value_BD), split.reduce_scatter(value_BD)]
     for operation in (dist.ReduceOp.SUM, dist.ReduceOp.MAX, dist.ReduceOp.MIN):
         results.append(value_BD.clone())
