@@ -22,6 +22,7 @@ RECIPES = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.name not i
 # Of features, where it is not the 512 of the papers on faces and of OLTR.
 DIMS = {
     "faces_mobilefacenet.yaml": 128,
+    "faces_mobilefacenet_frozen.yaml": 128,
     "demo.yaml": 128,
     "inaturalist18.yaml": 2048,
     "cifar100_tinyimagenet.yaml": 342,
