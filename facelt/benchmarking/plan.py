@@ -203,6 +203,10 @@ class _RowState:
                 return number
         return len(self.finished)
 
+    def next_stage(self, known: Collection[StageId]) -> StageId | None:
+        """Returns the first stage to train; None if there is none that others could share."""
+        return next(iter(self.stages[self.first_stage(known) :]), None)
+
     def operations(self, first: int) -> float:
         """Returns the work that is left from the stage `first` on."""
         if self.has_result:
@@ -216,10 +220,20 @@ class _RowState:
 def _order(
     states: Sequence[_RowState], finished: Mapping[StageId, str], speed: float, reuse: bool
 ) -> Iterator[PlannedRow]:
-    """Yields the rows, each time the cheapest if the stages of the rows before it are reused."""
+    """Yields the rows, each time the cheapest if the stages of the rows before it are reused.
+
+    A row that trains the next stage of others counts for a share of its work, so that shared stages come early.
+    """
     known, left = dict(finished), list(states)
+
+    def share(state: _RowState) -> float:
+        first = state.first_stage(known)
+        trained = set(state.stages[first:]) if reuse else set()
+        sharing = sum(other is not state and other.next_stage(known) in trained for other in left)
+        return state.operations(first) / (1 + sharing)
+
     while left:
-        state = min(left, key=lambda state: (state.operations(state.first_stage(known)), state.benchmark.recipe.title))
+        state = min(left, key=lambda state: (share(state), state.benchmark.recipe.title))
         left.remove(state)
         first = state.first_stage(known)
         reused = [stage for number, stage in enumerate(state.stages[:first]) if not state.finished[number]]
