@@ -11,15 +11,15 @@ that of faces_small_megaface.yaml: FOLDER/SEED/faces_power, FOLDER/SEED/faces_sm
 """
 
 import argparse
-import csv
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+import torch
 
-from benchmarks.second_stages import ROOT, embed_suite, run_command
+from benchmarks.second_stages import ROOT, compare_stores, embed_suite, run_configured
 from facelt.config.loading import read_layers
+from facelt.heads.memory import count_previous
 from recordio_tools.face_set import FaceRecord
 
 BASELINE = "baseline"
@@ -65,23 +65,18 @@ def write_manifest(path: Path, record: Path, kind: str, fraction: float) -> None
     """Selects a fraction of the identities with all their images, or of each identity's images, at least one."""
     with FaceRecord(record) as faces:
         keys, labels = np.asarray(faces.image_keys), np.asarray(faces.labels)
-    order = np.random.default_rng(0).permutation(len(keys))
     if kind == "identities":
         identities = np.random.default_rng(0).permutation(np.unique(labels))
         chosen = np.isin(labels, identities[: round(fraction * len(identities))])
     else:
-        # The rank of each image among those of its identity, in random order.
-        by_label = order[np.argsort(labels[order], kind="stable")]
-        _, start, count = np.unique(labels[by_label], return_index=True, return_counts=True)
-        rank = np.arange(len(keys)) - np.repeat(start, count)
+        order = np.random.default_rng(0).permutation(len(keys))
+        wanted = np.maximum(1, np.round(fraction * np.bincount(labels)))
         chosen = np.zeros(len(keys), dtype=bool)
-        chosen[by_label] = rank < np.repeat(np.maximum(1, np.round(fraction * count)), count)
+        chosen[order] = count_previous(torch.from_numpy(labels[order])).numpy() < wanted[labels[order]]
     _, new_labels = np.unique(labels[chosen], return_inverse=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["key", "label", "new_label"])
-        writer.writerows(zip(keys[chosen].tolist(), labels[chosen].tolist(), new_labels.tolist(), strict=True))
+    columns = np.stack([keys[chosen], labels[chosen], new_labels], axis=1)
+    np.savetxt(path, columns, fmt="%d", delimiter=",", header="key,label,new_label", comments="")
 
 
 def train_change(out: Path, name: str) -> None:
@@ -89,11 +84,8 @@ def train_change(out: Path, name: str) -> None:
     if RECIPE_CHANGES[name].get("continued"):
         train_change(out, BASELINE)
     if not (out / name / "model/card.json").exists():
-        config = out / f"{name}.yaml"
-        values = changed_recipe(out, name) | {"seed": int(out.name)}
-        config.parent.mkdir(parents=True, exist_ok=True)
-        config.write_text(yaml.safe_dump(values, sort_keys=False))
-        run_command("-m", "facelt", "train", "--config", config, "--resume")
+        recipe = changed_recipe(out, name) | {"seed": int(out.name)}
+        run_configured("train", out / f"{name}.yaml", recipe, "--resume")
 
 
 def compare_variants(out: Path, suite: str, names: list[str]) -> None:
@@ -102,10 +94,7 @@ def compare_variants(out: Path, suite: str, names: list[str]) -> None:
     record = str(read_layers(ROOT / "configs/faces_small.yaml").values()["data"]["train"])
     folder = out / suite
     models = {name: embed_suite(out, name, folder, measure, record if name == BASELINE else None) for name in names}
-    values = {**measure, "out": str(folder / "report"), "models": models, "verification": True}
-    values |= {"shots": {"threshold": 0.7, "reference": BASELINE}, "compare": {"reference": BASELINE}}
-    (folder / "report.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    run_command("-m", "facelt", "megaface", "--config", folder / "report.yaml", "--overwrite")
+    compare_stores(folder / "report", measure, models, BASELINE)
 
 
 def main() -> None:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from benchmarks.face_training import SUITES
-from benchmarks.second_stages import ROOT, embed_suite, run_command
+from benchmarks.second_stages import ROOT, compare_stores, embed_suite
 from facelt.config.loading import read_layers
 from facelt.inference.model import read_card
 from facelt.store.store import EmbeddingStore
@@ -47,11 +46,7 @@ def compare_regions(checkpoint: Path, out: Path, suite: str) -> None:
         models[name] = {source: str(folder / name / source) for source in whole}
         for source, store in whole.items():
             split_store(Path(store), folder / name / source, regions, count)
-    values = {**measure, "out": str(folder / "report"), "models": models, "verification": True}
-    values |= {"compare": {"reference": "region_1"}}
-    values.pop("shots")
-    (folder / "report.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    run_command("-m", "facelt", "megaface", "--config", folder / "report.yaml", "--overwrite")
+    compare_stores(folder / "report", measure, models, "region_1")
 
 
 def main() -> None:

@@ -101,10 +101,7 @@ def train_variant(out: Path, name: str, recipe: dict[str, Any]) -> None:
     if name in SECOND_STAGES:
         train_variant(out, "plain", recipe)
     if not (out / name / "model/card.json").exists():
-        values, config = variant_recipe(out, name, recipe), out / f"{name}.yaml"
-        config.parent.mkdir(parents=True, exist_ok=True)
-        config.write_text(yaml.safe_dump(values, sort_keys=False))
-        run_command("-m", "facelt", "train", "--config", config, "--resume")
+        run_configured("train", out / f"{name}.yaml", variant_recipe(out, name, recipe), "--resume")
 
 
 def embed_suite(out: Path, name: str, stores: Path, measure: dict[str, Any], record: str | None) -> dict[str, str]:
@@ -132,10 +129,17 @@ def compare_on_unseen(out: Path, names: list[str], recipe: dict[str, Any], measu
         name: embed_suite(out, name, out / "stores", measure, recipe["data"]["train"] if name == REFERENCE else None)
         for name in names
     }
-    values = {**measure, "out": str(out / "unseen"), "models": models, "verification": True}
-    values |= {"shots": {"threshold": 0.7, "reference": REFERENCE}, "compare": {"reference": REFERENCE}}
-    (out / "unseen.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    run_command("-m", "facelt", "megaface", "--config", out / "unseen.yaml", "--overwrite")
+    compare_stores(out / "unseen", measure, models, REFERENCE)
+
+
+def compare_stores(report: Path, measure: dict[str, Any], models: dict[str, dict[str, str]], reference: str) -> None:
+    """Compares models with one of them by the MegaFace protocol, with its shots if its training record is embedded."""
+    values = {**measure, "out": str(report), "models": models, "verification": True}
+    values["compare"] = {"reference": reference}
+    values.pop("shots", None)
+    if "train" in models[reference]:
+        values["shots"] = {"threshold": 0.7, "reference": reference}
+    run_configured("megaface", report.with_name(f"{report.name}.yaml"), values, "--overwrite")
 
 
 def compare_on_known(out: Path, names: list[str], strangers: list[tuple[Path, Path]]) -> None:
@@ -144,6 +148,13 @@ def compare_on_known(out: Path, names: list[str], strangers: list[tuple[Path, Pa
     for images, root in strangers:
         options += ["--open-images", images, "--open-root", root]
     run_command("-m", "facelt", "evaluate", *options, "--out", out / "known", "--overwrite")
+
+
+def run_configured(command: str, config: Path, values: dict[str, Any], *options: str) -> None:
+    """Writes a configuration and runs the command of facelt with it."""
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text(yaml.safe_dump(values, sort_keys=False))
+    run_command("-m", "facelt", command, "--config", config, *options)
 
 
 def run_command(*words: Any) -> None:
