@@ -18,6 +18,8 @@ from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCu
 EmbeddingKind = Literal["direct", "meta", "meta_unit"]
 ShotConvention = Literal["paper", "released"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+# Height or width of an image in pixels.
+ImageSide = Annotated[int, Field(ge=1, le=4096)]
 # Column of a table, in the form in which tables are read.
 ColumnName = Annotated[str, StringConstraints(strip_whitespace=True, to_lower=True, min_length=1)]
 

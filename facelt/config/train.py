@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from facelt.config.base import Fraction, NamedSettings, StrictModel, custom_error
+from facelt.config.base import Fraction, ImageSide, NamedSettings, StrictModel, custom_error
 from facelt.config.registry import BACKBONES, DATA_KINDS, EMBEDDINGS, METHODS
 from facelt.errors import UserError
 
@@ -131,7 +131,6 @@ class ScheduleConfig(StrictModel):
 
 
 _Pixels = Annotated[int, Field(ge=0)]
-_Side = Annotated[int, Field(ge=1, le=4096)]
 
 
 class BranchesConfig(StrictModel):
@@ -148,7 +147,7 @@ class BranchesConfig(StrictModel):
     split: Literal["none", "layer1", "layer2", "layer3", "last_block", "batch_norm", "conv"] = "layer1"
     width: float = Field(1.0, ge=0.5, le=1)
     regions: tuple[tuple[_Pixels, _Pixels, _Pixels, _Pixels], ...] = ()
-    region_size: tuple[_Side, _Side] | None = None
+    region_size: tuple[ImageSide, ImageSide] | None = None
 
     @model_validator(mode="after")
     def _width_is_of_whole_layers(self) -> "BranchesConfig":

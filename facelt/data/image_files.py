@@ -13,6 +13,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field, field_validator
 
+from facelt.config.base import ImageSide
 from facelt.config.registry import register_data_kind
 from facelt.data.dataset import EncodedImageDataset
 from facelt.data.decode import BadImageError
@@ -23,7 +24,6 @@ from recordio_tools.bounded_io import read_regular_file
 from recordio_tools.image_header import DEFAULT_MAX_PIXELS
 from recordio_tools.lists import IMAGE_SUFFIXES, read_labelled_list, read_path_list
 
-_Side = Annotated[int, Field(ge=1, le=4096)]
 _MAX_IMAGE_BYTES = 1 << 29
 _JitterStrength = Annotated[float, Field(ge=0)]
 _HueShift = Annotated[float, Field(ge=0, le=0.5)]
@@ -45,8 +45,8 @@ class ListData(DataKind):
     test: Path | None = None
     open_set: Path | None = None
     open_set_root: Path | None = None
-    crop: _Side = 224
-    resize: _Side = 256
+    crop: ImageSide = 224
+    resize: ImageSide = 256
     jitter: tuple[_JitterStrength, _JitterStrength, _JitterStrength, _HueShift] = (0.4, 0.4, 0.4, 0.0)
     mean: Channels = (0.485, 0.456, 0.406)
     std: Channels = (0.229, 0.224, 0.225)

@@ -5,11 +5,12 @@ N images of the dataset, M rows of a manifest, C classes.
 
 import io
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import Field
 
+from facelt.config.base import ImageSide
 from facelt.config.registry import register_data_kind
 from facelt.data.augmentation import AugmentationSettings, FaceAugmentation
 from facelt.data.dataset import EncodedImageDataset
@@ -39,7 +40,7 @@ class RecordData(DataKind):
 
     train: Path
     manifest: Path | None = None
-    image_size: tuple[Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]] = (112, 112)
+    image_size: tuple[ImageSide, ImageSide] = (112, 112)
     resize: bool = False
     flip: bool = True
     augment: AugmentationSettings | None = None

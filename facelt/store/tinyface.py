@@ -73,8 +73,8 @@ def distractor_keys(root: Path) -> list[str]:
 def _read_names(path: Path, names_key: str, ids_key: str) -> tuple[list[str], np.ndarray]:
     variables = _load_matlab(path, (names_key, ids_key))
     names = list(variables[names_key])
-    if not names or not all(isinstance(name, str) for name in names):
-        row = next((row for row, name in enumerate(names, 1) if not isinstance(name, str)), 0)
+    row = next((row for row, name in enumerate(names, 1) if not isinstance(name, str)), 0)
+    if row or not names:
         what = f"entry {row} is not a name" if row else "it is empty"
         raise UserError(f"{path}: {names_key} must be a cell array of file names; {what}")
     seen = set()
