@@ -1,10 +1,13 @@
 """A small suite in a separate checkout: two recipes of a second each, on a small CIFAR-10."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import yaml
 
 from facelt.benchmarking.records import read_published
-from facelt.config.registry import BACKBONES
+from facelt.config.registry import BACKBONES, METHODS
 from tests.data.cifar_folder import write_cifar
 from tests.training.thin import THIN
 
@@ -22,6 +25,26 @@ def tiny_cifar(tmp_path_factory):
     root = tmp_path_factory.mktemp("cifar")
     write_cifar(root, 10, per_class=12, test_per_class=3)
     return root
+
+
+@pytest.fixture
+def interrupted_training(monkeypatch):
+    """interrupted_training() -> a context in which the tenth step of `classify` is interrupted as by Ctrl-C."""
+
+    @contextmanager
+    def interrupted() -> Iterator[None]:
+        original, steps = METHODS["classify"].step, iter(range(1000))
+
+        def breaks(self, batches, progress):
+            if next(steps) == 9:
+                raise KeyboardInterrupt
+            return original(self, batches, progress)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(METHODS["classify"], "step", breaks)
+            yield
+
+    return interrupted
 
 
 @pytest.fixture

@@ -98,18 +98,12 @@ def test_seeds_are_run_recorded_and_in_the_table(bench, checkout, records, page,
     assert [RunRecord.model_validate_json(path.read_text()) for path in results] == stored
 
 
-def test_an_interrupted_run_is_continued_and_finished_ones_are_kept(bench, records, page, monkeypatch, tmp_path):
+def test_an_interrupted_run_is_continued_and_finished_ones_are_kept(
+    bench, records, page, interrupted_training, tmp_path
+):
     bench("tiny/softmax", "--seeds", "0")
     before = records()
-    original, steps = METHODS["classify"].step, iter(range(1000))
-
-    def breaks(self, batches, progress):
-        if next(steps) == 9:
-            raise KeyboardInterrupt
-        return original(self, batches, progress)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(METHODS["classify"], "step", breaks)
+    with interrupted_training():
         CliRunner().invoke(app, ["bench", "tiny/softmax", "--seeds", "1", "--out", str(tmp_path / "runs")])
     assert records() == before
     bench("tiny/softmax", "--seeds", "0,1", fails="already holds a run; add --resume")

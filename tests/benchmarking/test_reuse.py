@@ -15,7 +15,6 @@ from facelt.benchmarking.run import all_recipes
 from facelt.cli.main import app
 from facelt.config.loading import load_config
 from facelt.config.recipes import RECIPES_FOLDER
-from facelt.config.registry import METHODS
 from facelt.config.train import TrainConfig
 from facelt.errors import UserError
 from facelt.inference.model import read_card
@@ -193,16 +192,8 @@ def test_a_reuse_that_was_cut_short_is_repeated(
     assert metrics(folder) == trained
 
 
-def test_a_run_that_has_begun_the_stage_continues_it(bench, suite, tmp_path, monkeypatch):
-    original, steps = METHODS["classify"].step, iter(range(1000))
-
-    def breaks(self, batches, progress):
-        if next(steps) == 9:
-            raise KeyboardInterrupt
-        return original(self, batches, progress)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(METHODS["classify"], "step", breaks)
+def test_a_run_that_has_begun_the_stage_continues_it(bench, suite, tmp_path, interrupted_training):
+    with interrupted_training():
         CliRunner().invoke(app, ["bench", "tiny/crt", "--out", str(tmp_path / "runs")])
     bench("tiny/softmax")
     assert "reused" not in bench("tiny/crt", "--resume")
