@@ -48,7 +48,8 @@ def build_rows(
 ) -> list[BenchmarkRow]:
     """Returns a row for each configuration and subset that was run, and for each planned run without records.
 
-    The last record of a row and seed counts. Published results are only listed with unchanged recipes.
+    The last record of a row and seed counts. Published results are listed with recipes that are unchanged but for the
+    precision.
     """
     runs: dict[tuple, dict[int, RunRecord]] = {}
     smokes: dict[tuple, SmokeRecord] = {}
@@ -130,11 +131,12 @@ def _mean_and_std(values: list[float | None]) -> MeanStd | None:
 def _published_results(
     suite: str, recipe: str, imbalance: float | None, settings: tuple, published: Sequence[PublishedMethod]
 ) -> tuple[PublishedResult, ...]:
-    """Published results of an unchanged recipe at this imbalance."""
+    """Published results of a recipe at this imbalance, if nothing of it is changed but the precision."""
+    is_unchanged = all(setting.startswith("precision=") for setting in settings)
     return tuple(
         result
         for method in published
-        if not settings and (method.suite, method.recipe) == (suite, recipe)
+        if is_unchanged and (method.suite, method.recipe) == (suite, recipe)
         for result in _results(method)
         if result.is_comparable and result.imbalance == imbalance
     )

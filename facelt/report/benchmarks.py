@@ -114,7 +114,7 @@ def benchmarks_page(
         parts.append(f"\n## {markdown_cell(suite)}\n")
         if run:
             parts += ["\n", *_table(_COLUMNS, map(_cells, run)), "\nTo reproduce:\n\n"]
-            parts += [f"- {_code(bench_command(row))}\n" for row in run]
+            parts += [f"- {_code(command)}\n" for command in dict.fromkeys(map(bench_command, run))]
         if missing:
             parts += ["\n", *_table(_MISSING_COLUMNS, map(_missing_cells, missing))]
     alone = [(suite, result) for suite, result in unmatched if result.is_comparable]

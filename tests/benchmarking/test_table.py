@@ -75,6 +75,17 @@ def test_another_imbalance_configuration_or_setting_is_another_row():
     assert [len(row.published) for row in rows] == [1, 1, 0, 1]
 
 
+def test_a_run_of_another_precision_has_the_published_results():
+    (row,) = build_rows([run(settings=("precision=bf16",))], [], [CE])
+    assert [figure.accuracy for figure in row.published] == [38.3]
+
+
+def test_a_command_that_gave_several_rows_is_listed_once():
+    rows = build_rows([run(subset="train ab"), run(subset="train cd")], [], [])
+    assert len(rows) == 2
+    assert benchmarks_page(rows, [], {}).count("- `facelt bench s/r") == 1
+
+
 def test_what_makes_rows_comparable_is_in_them_and_unknown_if_it_was_not_recorded():
     known = {"width": "16-32-64", "subset": "train ab", "epochs": (200, 30)}
     (row,) = build_rows([run(0, **known), run(1, **known)], [], [])
