@@ -18,21 +18,26 @@ ScoredPairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class Scorer(Protocol):
-    """Inner products of one query matrix with one block at a time; `set_block` returns their rounding error."""
+    """Inner products of one query matrix with one block at a time; `set_block` returns their rounding error.
+
+    Scores are returned rounded by up to `score_rounding` times their magnitude, which that error does not include.
+    """
+
+    score_rounding: float
 
     def set_block(self, block_BD: np.ndarray) -> float:
         """Selects a block. Returns the error in excess of a float32 product's, relative to the norms of both rows."""
         ...
 
     def topk(self, k: int, floor_P: np.ndarray) -> tuple[ScoredPairs, np.ndarray]:
-        """Returns the pairs with a score of at least `floor_P` that can be among the k best of their query row.
+        """Returns the pairs with a product of at least `floor_P` that can be among the k best of their query row.
 
-        The second value [P] bounds the scores of omitted pairs: -inf if none at or above the floor was omitted.
+        The second value [P] bounds the products of omitted pairs: -inf if none at or above the floor was omitted.
         """
         ...
 
     def range_search(self, floor: float) -> Iterator[ScoredPairs]:
-        """Yields all pairs with a score above `floor`, at most MAX_TILE_SCORES pairs at a time."""
+        """Yields all pairs with a product above `floor`, at most MAX_TILE_SCORES pairs at a time."""
         ...
 
 

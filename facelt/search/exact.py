@@ -65,6 +65,19 @@ def cosine_error_bound(dimension: int) -> float:
     return 2 * inner_product_error_bound(dimension + 4)
 
 
+def rounded_products(left_ND: np.ndarray, left_M: np.ndarray, right_ND: np.ndarray, right_M: np.ndarray) -> np.ndarray:
+    """Returns the float32 inner product [M] of left_ND[left_M[i]] and right_ND[right_M[i]], of float32 rows.
+
+    Their error is that of `score_error_bound` without an engine's.
+    """
+    product_M = np.empty(len(left_M), dtype=np.float32)
+    step = max(1, CHUNK_VALUES // max(1, left_ND.shape[1]))
+    for start in range(0, len(left_M), step):
+        part = slice(start, start + step)
+        np.einsum("md,md->m", left_ND[left_M[part]], right_ND[right_M[part]], out=product_M[part])
+    return product_M
+
+
 # float32 values of one block; the memory of a search is a small multiple of this.
 MAX_BLOCK_VALUES = 1 << 22
 # Rows whose norms are this close to one (such as stored unit vectors) are not normalised: the error bound covers it.
@@ -194,7 +207,10 @@ def score_error_bound(query: Block, block: Block, error: float, *, cosine: bool)
         # Norms are near one: |q.g - cos| <= ||q||g| - 1|; the norms themselves are rounded sums.
         bound = 2 * cosine_error_bound(dimension) + error + query.max_norm_error + block.max_norm_error
         return np.full(len(query), 1.01 * bound)
-    return (inner_product_error_bound(dimension) + error) * np.linalg.norm(query.row_BD, axis=1) * block.max_norm * 1.01
+    norm_P = np.linalg.norm(query.row_BD, axis=1)
+    # Values below the smallest normal number may become zero.
+    underflow_P = (norm_P + block.max_norm + 1) * (dimension + 1) * 2.0**-126
+    return (inner_product_error_bound(dimension) + error) * norm_P * block.max_norm * 1.01 + underflow_P
 
 
 def check_dimensions(query_PD: np.ndarray, database_GD: MatrixLike) -> None:

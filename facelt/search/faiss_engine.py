@@ -45,6 +45,8 @@ class FaissEngine:
 class FaissScorer:
     """Scorer on the CPU; `knn(query_PD, block_BD, k)` returns scores, descending, and rows, [P,k] each."""
 
+    score_rounding = 0.0
+
     def __init__(self, query_PD: np.ndarray, knn: Callable) -> None:
         self.query_PD, self.knn = query_PD, knn
 

@@ -16,6 +16,7 @@ from facelt.search.exact import (
     check_dimensions,
     iterate_blocks,
     prepare_block,
+    rounded_products,
     score_error_bound,
     similarities,
 )
@@ -74,13 +75,31 @@ def _with_block(best: TopK, scorer: Scorer, query: Block, block: Block, *, cosin
     k = best.score_PK.shape[1]
     error_P = score_error_bound(query, block, scorer.set_block(block.engine_row_BD), cosine=cosine)
     (query_M, row_M, _), omitted_P = scorer.topk(k, best.score_PK[:, -1] - error_P)
-    best = merge(query_M, row_M)
+    best = merge(*_nearest_pairs(best, query, block, query_M, row_M, cosine=cosine))
     # A row omitted by the engine scores at most omitted_P plus the rounding error.
     (open_U,) = np.nonzero((omitted_P > -np.inf) & (omitted_P + error_P >= best.score_PK[:, -1]))
     if len(open_U):
         row_UN = _search_all(query.row_BD[open_U], block.row_BD, min(k + TIES, len(block)), cosine=cosine)
         best = merge(np.repeat(open_U, row_UN.shape[1]), row_UN.ravel())
     return best
+
+
+def _nearest_pairs(
+    best: TopK, query: Block, block: Block, query_M: np.ndarray, row_M: np.ndarray, *, cosine: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the pairs that can be among the k best by their float32 products, which cost less than exact scores."""
+    probes, k = best.score_PK.shape
+    product_M = rounded_products(query.engine_row_BD, query_M, block.engine_row_BD, row_M).astype(np.float64)
+    error_P = score_error_bound(query, block, 0.0, cosine=cosine)
+    # The k-th best of all blocks is no worse than that of the earlier ones, and no worse than that of this block.
+    floor_P = best.score_PK[:, -1].copy()
+    order_M = np.lexsort((-product_M, query_M))
+    count_P = np.bincount(query_M, minlength=probes)
+    (full_U,) = np.nonzero(count_P >= k)
+    kth_U = order_M[(np.cumsum(count_P) - count_P)[full_U] + k - 1]
+    floor_P[full_U] = np.maximum(floor_P[full_U], product_M[kth_U] - error_P[full_U])
+    is_near_M = product_M + error_P[query_M] >= floor_P[query_M]
+    return query_M[is_near_M], row_M[is_near_M]
 
 
 def _search_all(query_UD: np.ndarray, block_BD: np.ndarray, count: int, *, cosine: bool) -> np.ndarray:
@@ -157,9 +176,9 @@ def count_above(
             score_error_bound(query, block, scorer.set_block(block.engine_row_BD), cosine=True).max(initial=0.0)
         )
         for query_M, row_M, score_M in scorer.range_search(threshold - error):
-            close_M = np.abs(score_M - threshold) <= error
+            close_M = np.abs(score_M - threshold) <= error + scorer.score_rounding * np.abs(score_M)
             exact_M = similarities(query.row_BD, query_M[close_M], block.row_BD, row_M[close_M], cosine=True)
-            above_M = ~close_M
+            above_M = score_M > threshold
             above_M[close_M] = exact_M > threshold
             count_P += np.bincount(query_M[above_M], minlength=len(query))
         progress("counting similar rows", block.start + len(block), total)

@@ -1,10 +1,11 @@
 """Search engine: torch's matrix products, on the CPU or a GPU.
 
-If the processor has fast bfloat16 products, rows are rounded to bfloat16, and their actual rounding bounds the error of
-a score: |q.g - q'.g'| <= |q - q'| |g| + |q'| |g - g'|. All pairs within that bound of a floor are returned, so results
-do not depend on the rounding. Otherwise products are float32.
+If the processor has fast bfloat16 products, rows are rounded to bfloat16, which bounds the error of a product:
+|q.g - q'.g'| <= |q - q'| |g| + |q'| |g - g'|. All pairs within that bound of a floor are returned, so results do not
+depend on the rounding. Otherwise products are float32.
 
-P probes, Q some of them, B rows of a block, T of a tile, D feature, K neighbours, M pairs, N rows or neighbours.
+P probes, Q some of them, B rows of a block, T of a tile, R groups of rows, D feature, K neighbours, M pairs, N rows or
+neighbours, H groups of scores, G scores of a group.
 """
 
 from collections.abc import Iterator
@@ -18,14 +19,18 @@ from facelt.search.engine import ScoredPairs
 if TYPE_CHECKING:
     import torch
 
-# Relative error of scores: they are rounded to the 8 bits of bfloat16 (2^-8); the rest is for float32 sums.
-OUTPUT_ERROR = 2.0**-8 + 2.0**-12
+# Relative rounding of bfloat16's 8 bits: of a value, so also of a row by its norm.
+BFLOAT16_ROUNDING = 2.0**-8
+# Relative error of float32 sums inside a bfloat16 product.
+_SUM_ERROR = 2.0**-12
 # Candidates of a sort as a multiple of k, so that the error rarely leaves the k best undecided.
 SORT_FACTOR = 4
-# Rows per chunk when measuring the rounding of rows: their differences stay in the processor's cache.
-_ROUNDING_ROWS = 512
 # If more pairs than this multiple of k per query row pass the floors, sorting is cheaper.
 MAX_PASSING_FACTOR = 8
+# Rows whose greatest score is compared with the floor first; few groups have a score above it.
+_GROUP = 16
+# If more than one group in this many passes, all scores are compared.
+_DENSE = 16
 
 
 class TorchEngine:
@@ -62,16 +67,25 @@ class TorchScorer:
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         self.device, self.dtype = device, torch.bfloat16 if bfloat16 else torch.float32
-        self.query_PD, self.query_error = self._rounded(query_PD)
+        self.score_rounding = BFLOAT16_ROUNDING if bfloat16 else 0.0
+        exact_PD = self._on_device(query_PD)
+        self.query_PD = exact_PD.to(self.dtype)
+        # Products by rows of the transposed matrix are faster if these are contiguous.
+        self.query_DP = self.query_PD.T.contiguous()
+        self.query_error = _max_relative_error(exact_PD, self.query_PD) if bfloat16 and len(query_PD) else 0.0
+        self.tile = max(1, engine.MAX_TILE_SCORES // max(1, len(query_PD)))
+        if self.tile > _GROUP:
+            self.tile -= self.tile % _GROUP
+        self._score_TP = torch.empty((-(-self.tile // _GROUP) * _GROUP, len(query_PD)), dtype=self.dtype, device=device)
 
     def set_block(self, block_BD: np.ndarray) -> float:
         """See Scorer.set_block."""
         import torch
 
-        self.block_BD, block_error = self._rounded(block_BD)
+        self.block_BD = self._on_device(block_BD).to(self.dtype)
         if self.dtype == torch.float32:
             return 0.0
-        return 1.01 * (self.query_error + block_error + self.query_error * block_error) + OUTPUT_ERROR
+        return 1.01 * (self.query_error + BFLOAT16_ROUNDING * (1 + self.query_error)) + _SUM_ERROR
 
     def topk(self, k: int, floor_P: np.ndarray) -> tuple[ScoredPairs, np.ndarray]:
         """See Scorer.topk: the pairs above the floors or, if they are too many, the best by a sort."""
@@ -88,31 +102,56 @@ class TorchScorer:
         return self._sorted_topk(min(SORT_FACTOR * k, rows))
 
     def range_search(self, floor: float) -> Iterator[ScoredPairs]:
-        """See Scorer.range_search."""
+        """See Scorer.range_search; of pairs just below the floor, some are returned as well."""
         yield from self._above_floors(np.full(len(self.query_PD), floor))
 
-    def _rounded(self, rows_ND: np.ndarray) -> tuple["torch.Tensor", float]:
-        """Returns the rows on the device in the working dtype, and their largest relative rounding error."""
+    def _on_device(self, rows_ND: np.ndarray) -> "torch.Tensor":
         import torch
 
-        exact_ND = torch.from_numpy(np.require(rows_ND, requirements=["C", "W"])).to(self.device)
-        row_ND = exact_ND.to(self.dtype)
-        if self.dtype == torch.float32 or not len(row_ND):
-            return row_ND, 0.0
-        errors = map(_max_relative_error, exact_ND.split(_ROUNDING_ROWS), row_ND.split(_ROUNDING_ROWS))
-        return row_ND, float(torch.stack(list(errors)).max())
+        return torch.from_numpy(np.require(rows_ND, requirements=["C", "W"])).to(self.device)
 
     def _above_floors(self, floor_P: np.ndarray) -> Iterator[ScoredPairs]:
-        """Yields pairs that score at least the floors, one tile of the block's rows at a time."""
-        # Floors are float64: everything at or above a floor is above the next smaller float32.
-        floor_P = np.nextafter(floor_P.astype(np.float32), np.float32(-np.inf))
-        tile = max(1, engine.MAX_TILE_SCORES // max(1, len(floor_P)))
-        for start in range(0, len(self.block_BD), tile):
-            score_PT = self.query_PD @ self.block_BD[start : start + tile].T
-            flat_M = _above(score_PT, floor_P)
-            score_M = score_PT.flatten()[flat_M].float().cpu().numpy()
-            query_M, row_M = np.divmod(flat_M.cpu().numpy(), score_PT.shape[1])
+        """Yields pairs whose product is at least the floor, one tile of the block's rows at a time."""
+        import torch
+
+        # Rounding keeps the order, so what is at least the floor is, once rounded, at least the floor rounded down.
+        floor_P = _rounded_down(floor_P, bfloat16=self.dtype == torch.bfloat16)
+        probes = max(1, len(floor_P))
+        for start in range(0, len(self.block_BD), self.tile):
+            block_TD = self.block_BD[start : start + self.tile]
+            score_TP = torch.mm(block_TD, self.query_DP, out=self._score_TP[: len(block_TD)])
+            if self.device.type == "cpu":
+                flat_M = torch.from_numpy(self._flat_above(len(block_TD), floor_P))
+            else:
+                floor_1P = torch.from_numpy(floor_P[None]).to(self.device, self.dtype)
+                flat_M = (score_TP >= floor_1P).flatten().nonzero().squeeze(1)
+            score_M = score_TP.flatten()[flat_M].float().cpu().numpy()
+            row_M, query_M = np.divmod(flat_M.cpu().numpy(), probes)
             yield query_M, row_M + start, score_M
+
+    def _flat_above(self, rows: int, floor_P: np.ndarray) -> np.ndarray:
+        """Returns the flat positions, ascending within a group of rows, of the tile's scores at or above the floors.
+
+        numpy compares several times faster than torch. It has no bfloat16, but positive floats are ordered as their
+        bits are.
+        """
+        import torch
+
+        padded = -(-rows // _GROUP) * _GROUP
+        self._score_TP[rows:padded] = -torch.inf
+        score_TP = self._score_TP[:padded]
+        if self.dtype == torch.bfloat16 and (floor_P > 0).all():
+            score_TP, floor_P = score_TP.view(torch.int16), (floor_P.view(np.int32) >> 16).astype(np.int16)
+        elif self.dtype == torch.bfloat16:
+            score_TP = score_TP.float()
+        score_RGP = score_TP.view(padded // _GROUP, _GROUP, len(floor_P))
+        passes_RP = score_RGP.amax(dim=1).numpy() >= floor_P
+        flat_H = np.flatnonzero(passes_RP)
+        if len(flat_H) * _DENSE > passes_RP.size:
+            return np.flatnonzero(score_TP[:rows].numpy() >= floor_P)
+        group_H, query_H = np.divmod(flat_H, max(1, len(floor_P)))
+        pair_M, offset_M = np.nonzero(score_RGP.numpy()[group_H, :, query_H] >= floor_P[query_H, None])
+        return (group_H[pair_M] * _GROUP + offset_M) * len(floor_P) + query_H[pair_M]
 
     def _sorted_topk(self, count: int) -> tuple[ScoredPairs, np.ndarray]:
         """Returns the `count` best pairs of each query row, computed for a few query rows at a time."""
@@ -124,29 +163,29 @@ class TorchScorer:
             part = slice(start, start + step)
             score_QN, row_QN = (self.query_PD[part] @ self.block_BD.T).float().topk(count, dim=1)
             score_PN[part], row_PN[part] = score_QN.cpu().numpy(), row_QN.cpu().numpy()
-        omitted_P = np.full(probes, -np.inf) if count == rows else score_PN[:, -1].astype(np.float64)
+        omitted_P = np.full(probes, -np.inf)
+        if count < rows:
+            last_P = score_PN[:, -1].astype(np.float64)
+            omitted_P = last_P + self.score_rounding * np.abs(last_P)
         return (np.repeat(np.arange(probes), count), row_PN.ravel(), score_PN.ravel()), omitted_P
 
 
-def _max_relative_error(exact_BD: "torch.Tensor", row_BD: "torch.Tensor") -> "torch.Tensor":
+def _max_relative_error(exact_ND: "torch.Tensor", row_ND: "torch.Tensor") -> float:
     """Returns the largest distance between corresponding rows, relative to the norm of the exact row."""
-    return ((row_BD - exact_BD).norm(dim=1) / exact_BD.norm(dim=1).clamp_min(1e-30)).max()
+    error_N = (row_ND - exact_ND).norm(dim=1) / exact_ND.norm(dim=1).clamp_min(1e-30)
+    return float(error_N.max())
 
 
-def _above(score_PT: "torch.Tensor", floor_P: np.ndarray) -> "torch.Tensor":
-    """Returns the flat positions of scores above the floors, int64 [M] on the device of the scores."""
-    import torch
-
-    if score_PT.device.type == "cpu":
-        # numpy compares several times faster than torch. It has no bfloat16, but positive floats are ordered as their
-        # bits are, and a score above a floor is above the upper 16 bits of the floor.
-        if score_PT.dtype == torch.float32:
-            return torch.from_numpy(np.flatnonzero(score_PT.numpy() > floor_P[:, None]))
-        if (floor_P > 0).all():
-            bits_P = (floor_P.view(np.int32) >> 16).astype(np.int16)
-            return torch.from_numpy(np.flatnonzero(score_PT.view(torch.int16).numpy() > bits_P[:, None]))
-    floor_P1 = torch.from_numpy(floor_P[:, None]).to(score_PT.device)
-    return (score_PT > floor_P1).flatten().nonzero().squeeze(1)
+def _rounded_down(floor_P: np.ndarray, *, bfloat16: bool) -> np.ndarray:
+    """Returns the largest float32 values, or bfloat16 values as float32, that are at most the floors."""
+    low_P = floor_P.astype(np.float32)
+    low_P = np.where(low_P > floor_P, np.nextafter(low_P, np.float32(-np.inf)), low_P)
+    if not bfloat16:
+        return low_P
+    bits_P = low_P.view(np.uint32)
+    # Bits grow with the magnitude: a negative value with bits to drop becomes the next larger magnitude.
+    bits_P = bits_P + np.where((low_P < 0) & (bits_P & 0xFFFF > 0), np.uint32(1 << 16), np.uint32(0))
+    return (bits_P & np.uint32(0xFFFF0000)).view(np.float32)
 
 
 def _concatenate(tiles: list[ScoredPairs]) -> ScoredPairs:
