@@ -83,6 +83,9 @@ MAX_BLOCK_VALUES = 1 << 22
 # Rows whose norms are this close to one (such as stored unit vectors) are not normalised: the error bound covers it.
 MAX_UNNORMALISED_ERROR = 1e-3
 
+# Sign, exponent and fraction of a float16, 13 places higher and with the sign repeated above the exponent.
+_FLOAT16_BITS = np.int32(-0x7000_2000)
+
 
 class MatrixLike(Protocol):
     """Matrix [N,D] whose slices are arrays: an array, a memory map, or files read on demand."""
@@ -168,12 +171,11 @@ def prepare_block(
     Raises BadRow on a row that is not finite or, for cosines, is zero.
     """
     if rows_BD.dtype == np.float32 and rows_BD.flags.c_contiguous:
-        row_BD = rows_BD
+        row_BD, square_B = rows_BD, _squared_norms(rows_BD)
     else:
         row_BD = np.empty(rows_BD.shape, dtype=np.float32) if out_BD is None else out_BD
-        with np.errstate(over="ignore", invalid="ignore"):
-            np.copyto(row_BD, rows_BD, casting="unsafe")
-    norm_B = np.sqrt(validated_squared_norms(row_BD, side, start, cosine=cosine))
+        square_B = _convert(rows_BD, row_BD)
+    norm_B = np.sqrt(_validated(square_B, side, start, cosine=cosine))
     max_norm = float(norm_B.max(initial=0.0))
     if not cosine:
         return Block(start, row_BD, row_BD, max_norm)
@@ -188,8 +190,43 @@ def validated_squared_norms(row_BD: np.ndarray, side: str, start: int = 0, *, co
 
     Raises BadRow on a row that is not finite or, for cosines, is zero.
     """
+    return _validated(_squared_norms(row_BD), side, start, cosine=cosine)
+
+
+def _squared_norms(row_BD: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
-        square_B = np.einsum("bd,bd->b", row_BD, row_BD)
+        return np.einsum("bd,bd->b", row_BD, row_BD)
+
+
+def _convert(rows_BD: np.ndarray, out_BD: np.ndarray) -> np.ndarray:
+    """Fills `out_BD` with the rows as float32, and returns their squared norms [B]."""
+    square_B = np.empty(len(rows_BD), dtype=np.float32)
+    # Rows that are converted and then read once more stay in the cache meanwhile.
+    step = max(1, CHUNK_VALUES // max(1, rows_BD.shape[1]))
+    for start in range(0, len(rows_BD), step):
+        part = slice(start, start + step)
+        square_B[part] = _convert_chunk(rows_BD[part], out_BD[part])
+    return square_B
+
+
+def _convert_chunk(rows_BD: np.ndarray, out_BD: np.ndarray) -> np.ndarray:
+    if rows_BD.dtype == np.float16 and rows_BD.flags.c_contiguous:
+        # The bits of a float16, 13 places higher, are those of the float32 value times 2^-112; numpy converts value by
+        # value. Infinity and NaN become 2^16 or more, and so does the norm of the row.
+        bits_BD = out_BD.view(np.int32)
+        np.copyto(bits_BD, rows_BD.view(np.int16))
+        bits_BD <<= 13
+        bits_BD &= _FLOAT16_BITS
+        out_BD *= np.float32(2.0**112)
+        square_B = _squared_norms(out_BD)
+        if square_B.max(initial=0.0) < 2.0**32:
+            return square_B
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.copyto(out_BD, rows_BD, casting="unsafe")
+    return _squared_norms(out_BD)
+
+
+def _validated(square_B: np.ndarray, side: str, start: int, *, cosine: bool) -> np.ndarray:
     if not (finite_B := np.isfinite(square_B)).all():
         raise BadRow(side, start + int(np.argmin(finite_B)), "holds a value that is not finite")
     if cosine and not square_B.all():

@@ -120,3 +120,17 @@ def test_rows_that_cannot_be_scored_are_named():
 def test_a_bad_row_beyond_the_largest_prefix_is_not_read():
     database_GD = np.vstack([np.eye(3), np.full((1, 3), np.nan)])
     assert top_k(np.eye(3), database_GD, 1, [3])[1][0].ravel().tolist() == [0, 1, 2]
+
+
+def test_float16_blocks_have_the_values_and_errors_of_a_plain_conversion():
+    # Every float16: normal, subnormal, zero, and 2 * 1024 that are not finite.
+    value_N = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    finite_ND = value_N[np.isfinite(value_N)].reshape(-1, 16)
+    block = exact.prepare_block(finite_ND, "database", cosine=False)
+    np.testing.assert_array_equal(block.row_BD.view(np.uint32), finite_ND.astype(np.float32).view(np.uint32))
+    assert block.max_norm == pytest.approx(np.linalg.norm(finite_ND.astype(np.float64), axis=1).max())
+    for value in value_N[~np.isfinite(value_N)][::31]:
+        broken_ND = finite_ND[:9].copy()
+        broken_ND[5, 3] = value
+        with pytest.raises(BadRow, match="row 105 of the database holds a value that is not finite"):
+            exact.prepare_block(broken_ND, "database", 100, cosine=False)
