@@ -7,7 +7,6 @@ N images, M selected images, D feature.
 """
 
 import hashlib
-import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from facelt.errors import UserError
 from facelt.search.exact import MatrixLike
 from facelt.store.duplicates import RowSource, find_equal_rows, find_repeats, scan_rows
 from facelt.store.feature_tree import FeatureTree, feature_dimension, feature_path, read_feature, size_inside_root
+from facelt.store.image_names import positions_of
 from facelt.store.store import META_FILE, EmbeddingStore, RowSubset
 
 _MAX_NAMES = 5
@@ -103,9 +103,7 @@ class StoreSource:
         for known_images, position_M in self._positions_of:
             if known_images is images:
                 return position_M
-        position = dict(zip(self.store.keys, range(len(self.store)), strict=True))
-        missing = itertools.repeat(-1)
-        position_M = np.fromiter(map(position.get, images, missing), dtype=np.int64, count=len(images))
+        position_M = positions_of(images, self.store.keys)
         self._positions_of.append((images, position_M))
         return position_M
 

@@ -264,11 +264,12 @@ def build_galleries(lists: dict[tuple[int, int], list[str]]) -> list[DistractorG
         contained: set[str] = set()
         for size in sorted(size for size, set_number in lists if set_number == number):
             paths = lists[size, number]
-            if gallery is None or not contained <= set(paths):
+            distinct = set(paths)
+            if gallery is None or not contained <= distinct:
                 gallery, contained = DistractorGallery([], []), set()
                 galleries.append(gallery)
             gallery.paths.extend(path for path in paths if path not in contained)
-            contained = set(paths)
+            contained = distinct
             gallery.prefixes.append((size, number, len(gallery.paths)))
     return galleries
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from facelt.errors import UserError
 from facelt.store.arrays import refuse_special_file
+from facelt.store.image_names import first_repeated
 from recordio_tools.bounded_io import read_json, read_regular_file, read_utf8
 
 _MAX_LIST_BYTES = 1 << 30
@@ -31,7 +32,7 @@ def read_features_list(path: Path) -> list[str]:
     except ValueError as error:
         raise UserError(f"{path}: not a JSON features list ({error})") from error
     paths = content.get("path") if isinstance(content, dict) else None
-    if not isinstance(paths, list) or not all(isinstance(entry, str) for entry in paths):
+    if not isinstance(paths, list) or not set(map(type, paths)) <= {str}:
         raise UserError(f'{path}: must hold an object with "path", a list of image paths')
     _check_paths(paths, path)
     return paths
@@ -69,9 +70,7 @@ def _check_paths(paths: list[str], path: Path) -> None:
     if any(forbidden in joined for forbidden in ("//", "/./", "/../", "\\", "\0")):
         for entry in paths:
             refuse_path_outside(entry, path)
-    if len(set(paths)) != len(paths):
-        seen_paths: set[str] = set()
-        repeated = next(entry for entry in paths if entry in seen_paths or seen_paths.add(entry))
+    if (repeated := first_repeated(paths)) is not None:
         raise UserError(f"{path}: {repeated!r} is listed more than once")
 
 
