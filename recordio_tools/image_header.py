@@ -6,10 +6,12 @@ therefore checked here before OpenCV sees the bytes. It also allocates what the 
 """
 
 import struct
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from recordio_tools.errors import RecordIOError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 DEFAULT_MAX_PIXELS = 50_000_000  # above any photograph of the supported sets; 150 MB decoded
 EXTENSIONS = {"jpeg": ".jpg", "png": ".png", "webp": ".webp", "bmp": ".bmp"}
@@ -51,9 +53,10 @@ def image_size(payload: bytes | memoryview) -> tuple[int, int]:
     return height, width
 
 
-def decode(payload: bytes | memoryview, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
+def decode(payload: bytes | memoryview, max_pixels: int = DEFAULT_MAX_PIXELS) -> "np.ndarray":
     """Returns uint8 [height, width, 3], BGR. Raises RecordIOError: no image, damaged, or more than `max_pixels`."""
     import cv2
+    import numpy as np
 
     height, width = image_size(payload)
     if height * width > max_pixels:
@@ -67,7 +70,7 @@ def decode(payload: bytes | memoryview, max_pixels: int = DEFAULT_MAX_PIXELS) ->
     return image
 
 
-def decode_whole(payload: bytes | memoryview, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
+def decode_whole(payload: bytes | memoryview, max_pixels: int = DEFAULT_MAX_PIXELS) -> "np.ndarray":
     """Decodes like `decode`, but refuses a JPEG without its end marker, which some decoders fill in with grey."""
     image_size(payload)
     if image_format(payload) == "jpeg" and _JPEG_END not in bytes(payload[-_JPEG_TAIL:]):

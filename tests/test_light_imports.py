@@ -55,6 +55,10 @@ def loaded_by(program: str) -> str:
     return result.stdout.splitlines()[-1].strip()
 
 
+def test_the_command_line_loads_no_numpy():
+    assert loaded_by("import sys, facelt.cli.main\nassert 'numpy' not in sys.modules") == "heavy:"
+
+
 def test_importing_the_packages_loads_nothing_heavy():
     assert loaded_by("import facelt, recordio_tools, eval_megaface, facelt.cli.main, facelt.config") == "heavy:"
 

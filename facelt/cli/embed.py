@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from facelt.config.base import StoreDtype
 from facelt.errors import Interrupted, UserError
-from facelt.store.store import META_FILE, StoreDtype, read_meta
 from facelt.utils.cli import OverwriteOption, is_first_process, print_notice, set_openmp_wait_policy
 from facelt.utils.folder_lock import lock_folder
 
@@ -49,6 +49,7 @@ def embed(
     from facelt.inference.embed import embed_images
     from facelt.inference.model import describe_model, load_model
     from facelt.inference.sources import open_image_source, open_photograph_source
+    from facelt.store.store import META_FILE, read_meta
     from recordio_tools.progress import progress_bars
 
     is_leader = is_first_process()

@@ -4,15 +4,17 @@ import json
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from facelt.errors import UserError
-from facelt.gallery.gallery import ProbeResult
 from facelt.utils.tables import Table, csv_text
 from facelt.utils.text import sanitize
 from recordio_tools.atomic_io import write_text
+
+if TYPE_CHECKING:
+    from facelt.gallery.gallery import ProbeResult
 
 gallery_app = typer.Typer(
     help="Enrol people by name, and identify people among them.", no_args_is_help=True, add_completion=False
@@ -345,7 +347,7 @@ def _local(gallery: str, *, write: bool):
 _COLUMNS = ("probe", "answer", "rank", "person", "score", "sample")
 
 
-def result_rows(keys: Sequence[str], probes: Sequence[ProbeResult]) -> list[tuple]:
+def result_rows(keys: Sequence[str], probes: Sequence["ProbeResult"]) -> list[tuple]:
     """Returns one row per candidate; an unknown probe has one row without a person, with the best score.
 
     A separate column says `known` or `unknown`, since a person may be named `unknown`.
@@ -359,7 +361,7 @@ def result_rows(keys: Sequence[str], probes: Sequence[ProbeResult]) -> list[tupl
     return rows
 
 
-def write_results(path: Path, keys: Sequence[str], probes: Sequence[ProbeResult]) -> None:
+def write_results(path: Path, keys: Sequence[str], probes: Sequence["ProbeResult"]) -> None:
     """Writes JSON to a .json file, else CSV in which spreadsheets execute nothing."""
     rows = result_rows(keys, probes)
     if path.suffix == ".json":
@@ -368,7 +370,7 @@ def write_results(path: Path, keys: Sequence[str], probes: Sequence[ProbeResult]
         write_text(path, csv_text(Table(_COLUMNS, rows)))
 
 
-def result_line(key: str, probe: ProbeResult) -> str:
+def result_line(key: str, probe: "ProbeResult") -> str:
     """Returns the terminal line of one probe."""
     if probe.is_known:
         text = ", ".join(f"{sanitize(candidate.person)} {candidate.score:.3f}" for candidate in probe.candidates)

@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from facelt.config.base import EmbeddingKind
+from facelt.config.base import EmbeddingKind, StoreDtype
 from facelt.errors import UserError
-from facelt.store.store import StoreDtype
 from facelt.utils.cli import OverwriteOption, is_first_process, print_notice, set_openmp_wait_policy
 
 OutOption = Annotated[

@@ -16,6 +16,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCustomError
 
 EmbeddingKind = Literal["direct", "meta", "meta_unit"]
+StoreDtype = Literal["float16", "float32"]
 ShotConvention = Literal["paper", "released"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 # Height or width of an image in pixels.

@@ -19,11 +19,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
-from facelt.config.base import EmbeddingKind
+from facelt.config.base import EmbeddingKind, StoreDtype
 from facelt.errors import UserError
 from facelt.store.arrays import map_npy
 from facelt.store.image_names import count_distinct, first_repeated
@@ -33,7 +33,6 @@ STORE_SCHEMA = "facelt.store/1"
 EMBEDDING_KINDS = get_args(EmbeddingKind)
 # Kinds with rows of unit norm; the norm of `meta` is below one and encodes how familiar the image is.
 UNIT_KINDS = frozenset({"direct", "meta_unit"})
-StoreDtype = Literal["float16", "float32"]
 STORE_DTYPES = get_args(StoreDtype)
 _RESERVED_META = frozenset({"schema", "rows", "kinds", "dtype", "reachability"})
 
