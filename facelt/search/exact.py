@@ -7,7 +7,8 @@ either side.
 P probes, U some of them, G gallery rows, B rows of one block, N rows or entries, M pairs, D feature, K neighbours.
 """
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,6 +20,8 @@ from facelt.errors import UserError
 
 # Fits into the cache of one core.
 CHUNK_VALUES = 1 << 16
+# Threads that score pairs, if there are more chunks of them than spans; each span is scored by one thread.
+_THREADS, _SPANS = 4, 8
 
 
 def similarities(
@@ -37,13 +40,33 @@ def similarities(
 
 def _inner_products(left_ND: np.ndarray, left_M: np.ndarray, right_ND: np.ndarray, right_M: np.ndarray) -> np.ndarray:
     score_M = np.empty(len(left_M), dtype=np.float64)
-    step = max(1, CHUNK_VALUES // max(1, left_ND.shape[1]))
-    for start in range(0, len(left_M), step):
-        part = slice(start, start + step)
+
+    def fill(part: slice) -> None:
         product_BD = left_ND[left_M[part]].astype(np.float64)
         product_BD *= right_ND[right_M[part]]
         score_M[part] = product_BD.sum(axis=1)
+
+    _fill_in_chunks(fill, len(left_M), left_ND.shape[1])
     return score_M
+
+
+def _fill_in_chunks(fill: Callable[[slice], None], pairs: int, dimension: int) -> None:
+    """Calls `fill` for chunks of pairs that fit into a cache, in a few threads if there are many."""
+    step = max(1, CHUNK_VALUES // max(1, dimension))
+    span = step * max(1, -(-pairs // (step * _SPANS)))
+
+    def fill_span(first: int) -> None:
+        last = min(first + span, pairs)
+        for start in range(first, last, step):
+            fill(slice(start, min(start + step, last)))
+
+    if pairs <= step * _SPANS:
+        for first in range(0, pairs, span):
+            fill_span(first)
+        return
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as threads:
+        # Consumed, so that errors are raised.
+        list(threads.map(fill_span, range(0, pairs, span)))
 
 
 def _squares(rows_ND: np.ndarray, row_M: np.ndarray) -> np.ndarray:
@@ -71,10 +94,11 @@ def rounded_products(left_ND: np.ndarray, left_M: np.ndarray, right_ND: np.ndarr
     Their error is that of `score_error_bound` without an engine's.
     """
     product_M = np.empty(len(left_M), dtype=np.float32)
-    step = max(1, CHUNK_VALUES // max(1, left_ND.shape[1]))
-    for start in range(0, len(left_M), step):
-        part = slice(start, start + step)
+
+    def fill(part: slice) -> None:
         np.einsum("md,md->m", left_ND[left_M[part]], right_ND[right_M[part]], out=product_M[part])
+
+    _fill_in_chunks(fill, len(left_M), left_ND.shape[1])
     return product_M
 
 

@@ -136,6 +136,27 @@ def test_a_large_search_is_torch_s_where_it_is_fast(monkeypatch, fast, chosen):
     assert open_search("faiss", factory.WORTH_TORCH).engine.name == "faiss"
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "seconds", "fast"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, (2.0, 1.0), True),
+        ({"avx512_bf16": True}, (1.0, 2.0), True),
+        ({"avx512_bf16": True}, (2.0, 1.0), False),
+        ({}, (1.0, 2.0), False),
+    ],
+)
+def test_bfloat16_is_chosen_where_its_products_are_the_faster_ones(monkeypatch, capabilities, seconds, fast):
+    import torch
+
+    from facelt.search import torch_engine
+
+    times = dict(zip((torch.bfloat16, torch.float32), seconds, strict=True))
+    assert torch_engine._product_seconds(torch.float32) > 0
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(torch_engine, "_product_seconds", times.__getitem__)
+    assert torch_engine.TorchEngine("cpu").bfloat16 is fast
+
+
 def test_engines_by_name(monkeypatch):
     assert open_engine("auto").name == open_engine("faiss").name == "faiss"
     assert open_engine("torch").name == "torch"
@@ -161,3 +182,20 @@ def test_faiss_search_loads_no_torch(root):
     code += "print(search.top_k(rows, rows, 1, [3], cosine=True)[1].ravel(), search.count_above(rows, rows, 0.5))"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["[0", "1", "2]", "[1", "1", "1]"], done.stderr
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.floats(-3e38, 3e38), st.booleans())
+def test_floors_are_rounded_down(floor, bfloat16):
+    import torch
+
+    from facelt.search.torch_engine import _rounded_down
+
+    low_P = _rounded_down(np.array([floor]), bfloat16=bfloat16)
+    assert low_P.dtype == np.float32
+    assert low_P[0] <= floor
+    dtype = torch.bfloat16 if bfloat16 else torch.float32
+    value = torch.from_numpy(low_P).to(dtype)
+    assert value.item() == low_P[0]
+    # No larger value of the type is at most the floor.
+    assert torch.nextafter(value, torch.tensor([torch.inf], dtype=dtype)).item() > floor

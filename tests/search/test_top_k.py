@@ -134,3 +134,16 @@ def test_float16_blocks_have_the_values_and_errors_of_a_plain_conversion():
         broken_ND[5, 3] = value
         with pytest.raises(BadRow, match="row 105 of the database holds a value that is not finite"):
             exact.prepare_block(broken_ND, "database", 100, cosine=False)
+
+
+def test_scores_of_many_pairs_do_not_depend_on_chunks(monkeypatch):
+    random = np.random.default_rng(6)
+    left_ND, right_ND = (random.standard_normal((rows, 24)).astype(np.float32) for rows in (9, 50))
+    left_M, right_M = random.integers(0, 9, 5000), random.integers(0, 50, 5000)
+    whole = similarities(left_ND, left_M, right_ND, right_M, cosine=True)
+    rounded = exact.rounded_products(left_ND, left_M, right_ND, right_M)
+    np.testing.assert_allclose(rounded, np.einsum("md,md->m", left_ND[left_M], right_ND[right_M]), rtol=1e-4, atol=1e-5)
+    for values in (24, 24 * 7, 24 * 900):
+        monkeypatch.setattr(exact, "CHUNK_VALUES", values)
+        np.testing.assert_array_equal(similarities(left_ND, left_M, right_ND, right_M, cosine=True), whole)
+        np.testing.assert_array_equal(exact.rounded_products(left_ND, left_M, right_ND, right_M), rounded)
