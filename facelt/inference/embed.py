@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -86,18 +87,27 @@ def embed_images(
     predictor = Predictor.of(model, batch, workers, bad, progress)
     remaining = Split(source.dataset, source.members[writer.rows_done : writer.share.stop])
     fields = ("index", *method.kinds, "embedding_reachability")
-    for part in predict(predictor, remaining, fields, title="embedding"):
-        rows = range(writer.rows_done, min(writer.rows_done + batch, writer.share.stop))
-        is_missing_n = ~np.isin(source.members[rows.start : rows.stop], part.index_N)
-        names = {row: source.dataset.image_name(source.members[row]) for row in compress(rows, is_missing_n)}
-        embeddings = {kind: value.numpy() for kind, value in part.embeddings.items()}
-        reachability_N = part.embedding_reachability_N
-        writer.write(
-            rows.start,
-            embeddings,
-            None if reachability_N is None else reachability_N.numpy(),
-            {row: (name, bad.reasons[name]) for row, name in names.items()},
-        )
+    start, pending = writer.rows_done, None
+    # A batch is written, and synchronised with the disk, while the next one is embedded.
+    with ThreadPoolExecutor(1) as thread:
+        for part in predict(predictor, remaining, fields, title="embedding"):
+            rows = range(start, min(start + batch, writer.share.stop))
+            start = rows.stop
+            is_missing_n = ~np.isin(source.members[rows.start : rows.stop], part.index_N)
+            names = {row: source.dataset.image_name(source.members[row]) for row in compress(rows, is_missing_n)}
+            embeddings = {kind: value.numpy() for kind, value in part.embeddings.items()}
+            reachability_N = part.embedding_reachability_N
+            if pending is not None:
+                pending.result()
+            pending = thread.submit(
+                writer.write,
+                rows.start,
+                embeddings,
+                None if reachability_N is None else reachability_N.numpy(),
+                {row: (name, bad.reasons[name]) for row, name in names.items()},
+            )
+        if pending is not None:
+            pending.result()
 
     def finish() -> None:
         # Each process has counted its own; the limit is for all of them.

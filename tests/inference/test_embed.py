@@ -13,6 +13,7 @@ from facelt.inference.embed import embed_images
 from facelt.inference.model import load_model
 from facelt.inference.sources import open_image_source
 from facelt.store.store import EmbeddingStore
+from facelt.store.writer import StoreWriter
 from recordio_tools.face_set import FaceRecord
 
 CPU = torch.device("cpu")
@@ -95,6 +96,25 @@ def test_an_interrupted_embedding_resumes_to_the_same_store(store, model, tiny_f
     assert not (tmp_path / "faces").exists()
     resumed = embed(model, source, tmp_path / "faces")
     assert next(seen) == 3  # the first two batches were not embedded again
+    for file in store.path.iterdir():
+        assert (resumed.path / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_write_that_fails_stops_the_embedding_and_is_made_again(store, model, tiny_faces, tmp_path, monkeypatch):
+    source = open_image_source(tiny_faces, model.config)
+    original, calls = StoreWriter.write, iter(range(100))
+
+    def full(self, start, *arguments):
+        if next(calls) == 1:
+            raise UserError(f"{self.partial}: cannot be written (No space left on device)")
+        original(self, start, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreWriter, "write", full)
+        with pytest.raises(UserError, match="No space left"):
+            embed(model, source, tmp_path / "faces")
+    assert next(calls) == 2  # no batch is written after the one that failed
+    resumed = embed(model, source, tmp_path / "faces")
     for file in store.path.iterdir():
         assert (resumed.path / file.name).read_bytes() == file.read_bytes()
 
