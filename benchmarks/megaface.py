@@ -8,6 +8,7 @@ OMP_NUM_THREADS; memory is the peak anonymous memory (RssAnon), sampled every 20
 count.
 
 - evaluation: `facelt megaface` from the files to the report: search, ranks 1 to 20, all sizes, pseudo-shots, groups.
+- lists and keys: the part of it that reads the lists and the items of the stores and finds the rows of listed images.
 - faiss.knn: the two searches alone (20 nearest distractors, 5 nearest training rows, which determine a shot band), over
   float32 unit vectors that are in memory before the clock starts.
 - full matrix: all P x G scores at once, sorted by row, at --matrix-distractors; then the search of the evaluation for
@@ -23,10 +24,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from recordio_tools.deterministic_random import splitmix64
+
+if TYPE_CHECKING:
+    from eval_megaface.config import MegafaceConfig
 
 PROBES, PROBE_IDENTITIES, DIM = 3_530, 80, 512
 TRAINING_IDENTITIES = 74_500
@@ -104,10 +109,9 @@ def _write_lists(folder: Path, probes: list[str], distractors: list[str]) -> Non
         (folder / f"{name}.txt").write_text("name\timage_id\n" + "".join(rows))
 
 
-def run_evaluation(folder: Path, engine: str) -> dict:
-    """Runs the whole evaluation of the suite in `folder` with one engine."""
+def evaluation_config(folder: Path, engine: str) -> "MegafaceConfig":
+    """Returns the configuration of the suite in `folder`, with a new output folder."""
     from eval_megaface.config import MegafaceConfig
-    from eval_megaface.evaluate import evaluate_megaface
 
     suite = {"root": folder, "facescrub_list": "facescrub.json", "megaface_lists": "lists"}
     suite |= {f"{name}_noises": f"{name}_noises.txt" for name in ("facescrub", "megaface")}
@@ -115,9 +119,29 @@ def run_evaluation(folder: Path, engine: str) -> dict:
     models = {"synthetic": {name: folder / name for name in ("probes", "distractors", "train")}}
     # A new folder, so that no cached result of an earlier run is used.
     out = tempfile.mkdtemp(prefix="report-", dir=folder)
-    config = {"out": out, "suite": suite, "models": models, "search": {"engine": engine}}
+    return MegafaceConfig.model_validate({"out": out, "suite": suite, "models": models, "search": {"engine": engine}})
+
+
+def run_lists(folder: Path) -> dict:
+    """Reads the lists and the items of all stores, and finds the rows of the listed images."""
+    from eval_megaface.sources import ModelSources
+    from eval_megaface.suite import load_suite
+
+    config = evaluation_config(folder, "auto")
+    started, started_cpu = time.perf_counter(), time.process_time()
+    suite = load_suite(config)
+    source = ModelSources(config.models["synthetic"])
+    source.distractors.rows("direct", suite.distractor_paths)
+    return {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - started_cpu}
+
+
+def run_evaluation(folder: Path, engine: str) -> dict:
+    """Runs the whole evaluation of the suite in `folder` with one engine."""
+    from eval_megaface.evaluate import evaluate_megaface
+
+    config = evaluation_config(folder, engine)
     started = time.perf_counter()
-    report = evaluate_megaface(MegafaceConfig.model_validate(config))
+    report = evaluate_megaface(config)
     seconds = time.perf_counter() - started
     figures = {figure.name: figure for figure in report.rows[0].figures}
     counts = {name: figures[name].probes for name in ("many", "few", "one", "zero")}
@@ -236,6 +260,7 @@ def main() -> None:
 
 
 PROGRAMS = {
+    "lists and keys": lambda arguments: run_lists(arguments.folder),
     "evaluation, faiss": lambda arguments: run_evaluation(arguments.folder, "faiss"),
     "faiss.knn": lambda arguments: run_knn(arguments.folder),
     "evaluation, torch": lambda arguments: run_evaluation(arguments.folder, "torch"),
