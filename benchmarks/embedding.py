@@ -31,7 +31,7 @@ from facelt.inference.predict import EvalLoaderConfig, iterate_split
 from facelt.inference.sources import ImageSource, open_image_source
 
 
-def random_model(record: Path, backbone: str, device: torch.device) -> TrainedModel:
+def untrained_model(record: Path, backbone: str, device: torch.device) -> TrainedModel:
     """Returns a face model with random weights for the images of a record."""
     stage = {"name": "plain", "method": {"name": "classify"}, "epochs": 1}
     values = {"out": "unused", "data": {"kind": "record", "train": str(record)}, "model": {"backbone": backbone}}
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    model = random_model(arguments.record, arguments.backbone, device)
+    model = untrained_model(arguments.record, arguments.backbone, device)
     whole = open_image_source(arguments.record, model.config)
     count = min(arguments.images, len(whole.keys)) // arguments.batch * arguments.batch
     columns = {"keys": whole.keys[:count], "identities": whole.identities[:count], "attributes": {}}
