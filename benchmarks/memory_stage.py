@@ -12,8 +12,8 @@ Prints one JSON object per line.
 import argparse
 import itertools
 import json
-import math
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from facelt.methods.classify import ClassifySettings
 from facelt.methods.oltr import DynamicMetaSettings
 from facelt.models.network import build_network
 from facelt.training.optim import Optimisers
+from facelt.training.step_check import BufferSnapshot, HostCopy
 
 MEMORY = DynamicMetaSettings(name="dynamic_meta", centroid_update="tracking")
 COSINE = ClassifySettings(name="classify", head="cosine")
@@ -88,21 +89,24 @@ def make_step(program: str, channels_last: bool, compiled: bool, arguments: argp
     optimisers = Optimisers(method, optim, StageConfig(name="timed", method=COSINE, epochs=1))
     data = RecordData(kind="record", train=Path("unused"), image_size=(arguments.side, arguments.side))
     preparation = (Preprocessing if channels_last else RowsFirst)(data.mean, data.std, flip=True)
-    buffers = list(method.network.buffers())
-    buffers_before = [buffer.clone() for buffer in buffers]
+    running_statistics, checks = BufferSnapshot(method.network), deque()
     images = torch.randint(0, 256, (arguments.batch, arguments.side, arguments.side, 3), dtype=torch.uint8)
     numbers = torch.arange(arguments.batch)
     batch = Batch(images, numbers % arguments.identities, numbers, numbers).to(device)
 
     def step() -> None:
-        torch._foreach_copy_(buffers_before, buffers)
+        running_statistics.take()
         optimisers.zero_grad()
         output = method.step([TrainBatch(preparation.for_training(batch), batch.label_B)], PROGRESS)
         output.loss.backward()
-        if not (math.isfinite(output.loss.item()) and math.isfinite(optimisers.gradient_norm().item())):
+        found_inf = (~(output.loss.isfinite() & optimisers.gradient_norm().isfinite())).float()
+        running_statistics.restore(found_inf == 0)
+        optimisers.step(PROGRESS, found_inf)
+        output.after(found_inf == 0)
+        checks.append(HostCopy(found_inf[None]))
+        # The device still has the newest step.
+        if len(checks) > 1 and any(checks.popleft().read()):
             raise ArithmeticError("the loss or its gradient is not finite")
-        optimisers.step(PROGRESS)
-        output.after()
 
     return step
 

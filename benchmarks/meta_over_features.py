@@ -65,7 +65,7 @@ def train_over_features(
             optimiser.zero_grad()
             output.loss.backward()
             optimiser.step()
-            output.after()
+            output.after(torch.tensor(True))
             schedule.step()
             loss_S[step] = output.loss.detach()
     return float(loss_S.mean())

@@ -2,11 +2,12 @@
 
 Fake tensors have a device and a shape but no values. They refuse tensors of two devices, and whatever needs a value:
 `.item()`, boolean indexing, nonzero, unique. The autograd engine needs a real device, so there is no backward pass
-here; tests/training/test_synchronisation.py counts what whole steps read.
+here, and the update has made-up gradients; tests/training/test_synchronisation.py counts what whole steps read.
 """
 
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -34,16 +35,20 @@ from facelt.config.registry import (
     MIXINGS,
     SAMPLERS,
 )
+from facelt.config.train import OptimConfig, StageConfig
 from facelt.data import transforms
 from facelt.data.batch import BadImageTracker, Batch
 from facelt.data.transforms import PadCropRotate, Preprocessing
 from facelt.distributed.comm import BatchSplit
 from facelt.inference.predict import EvalLoaderConfig, Predictor, _forward
 from facelt.methods.base import Method, PostHocMethod, StepContext, TrainBatch
+from facelt.methods.classify import ClassifySettings
 from facelt.methods.multi_expert import MultiExpertMethod
 from facelt.models.layers import ATTENTIONS
 from facelt.models.network import build_network
 from facelt.training.loaders import split_micro_batches
+from facelt.training.optim import Optimisers
+from facelt.training.step_check import BufferSnapshot, StepReport
 from tests.methods.minimal import BRANCHES, OPTIONS
 from tests.methods.small import DIM, small_network
 from tests.methods.small_branches import branched_network
@@ -52,6 +57,7 @@ CUDA = torch.device("cuda", 0)
 COUNTS, BATCH = (200, 60, 30, 9, 3), 4
 # Late in a stage, when deferred weights and temperatures apply.
 CONTEXT = StepContext(epoch=9, epochs=10, step=1, steps=2)
+STAGE = StageConfig(name="tested", method=ClassifySettings(name="classify"), epochs=1)
 PREPROCESSING = Preprocessing((0.5,) * 3, (0.5,) * 3, fused=False, flip=True, augment=PadCropRotate(4, 15.0))
 READS = (DataDependentOutputException, DynamicOutputShapeException)
 
@@ -101,8 +107,11 @@ class FakeCuda(TorchDispatchMode):
         if device.type != "cuda" and not any(isinstance(value, FakeTensor) for value in inputs):
             with unset_fake_temporarily():
                 return function(*arguments, **options)
-        result = function(*arguments, **options)
         name = function.overloadpacket.__name__
+        if name == "_fused_sgd_":  # torch has no fake kernel for it
+            assert {value.device for value in inputs} == {CUDA}
+            return None
+        result = function(*arguments, **options)
         if name in ("_to_copy", "copy_"):
             is_copied = arguments[name == "copy_"].device.type != result.device.type
             is_fetched = self.may_fetch and result.device.type == "cpu"
@@ -177,7 +186,15 @@ def image_size(case: str) -> int:
 
 
 def build(case: str, cuda: FakeCuda) -> Method:
-    """Returns the method of a case on fake CUDA tensors, in training mode, with teachers if it needs some."""
+    """Returns the method of a case on fake CUDA tensors, in training mode."""
+    method = build_with_teachers(case)
+    for moved in (method, *method.teachers):
+        cuda.move(moved)
+    return method
+
+
+def build_with_teachers(case: str) -> Method:
+    """Returns the method of a case in training mode, with teachers if it needs some."""
     name, options = CASES[case]
     method = build_real(name, options, image_size(case))
     teachers = []
@@ -187,8 +204,6 @@ def build(case: str, cuda: FakeCuda) -> Method:
         teachers = [build_real("classify", {}, image_size(case))]
     teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
     method.set_teachers(teachers)
-    for moved in (method, *teachers):
-        cuda.move(moved)
     return method.train()
 
 
@@ -212,9 +227,12 @@ def has_pass(case: str) -> bool:
 
 
 @pytest.mark.parametrize("case", filter(takes_steps, CASES))
-def test_a_step_reads_nothing_on_the_host(case):
+def test_a_step_reads_nothing_on_the_host(case, monkeypatch):
     cuda = FakeCuda()
     method, batch = build(case, cuda), cuda.batch(image_size(case))
+    snapshot, optimisers = BufferSnapshot(method.network), Optimisers(method, OptimConfig(), STAGE)
+    # An event needs a real device.
+    monkeypatch.setattr(torch.cuda, "Event", Mock)
     with cuda:
         method.begin_epoch(CONTEXT, {})
         if case in STEPS_THAT_READ:
@@ -224,8 +242,16 @@ def test_a_step_reads_nothing_on_the_host(case):
             with pytest.raises(READS):
                 method.step([batch], CONTEXT)
             return
+        snapshot.take()
         output = method.step([batch for _ in method.sampler_specs()], CONTEXT)
-        output.after()
+        for parameter in optimisers.parameters():
+            parameter.grad = torch.empty_like(parameter)
+        found_inf = (~(output.loss.isfinite() & optimisers.gradient_norm().isfinite())).float()
+        snapshot.restore(found_inf == 0)
+        optimisers.step(CONTEXT, found_inf)
+        output.after(found_inf == 0)
+        report = StepReport.send(CONTEXT, [], 0.1, (found_inf, output.loss), output.parts)
+    assert report.parts == tuple(output.parts)
     assert output.loss.device == CUDA
     assert output.loss.shape == ()
     assert {value.device for value in output.parts.values()} <= {CUDA}

@@ -59,14 +59,16 @@ class ModelConfig(StrictModel):
 class OptimConfig(StrictModel):
     """Stochastic gradient descent; each stage multiplies `lr` for its parts by `lr_mult`.
 
-    `momentum`, `nesterov` and `weight_decay` are those of torch.optim.SGD. A step uses `batch` images of all processes,
-    in `accumulate` micro-batches that limit the memory use.
+    `momentum`, `nesterov` and `weight_decay` are those of torch.optim.SGD. `fused` updates the weights by one kernel
+    that also skips steps which are not finite; without it results differ by rounding, and the host waits for the device
+    in every step. A step uses `batch` images of all processes, in `accumulate` micro-batches that limit the memory use.
     """
 
     lr: float = Field(0.1, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(5e-4, ge=0)
+    fused: bool = True
     batch: int = Field(128, ge=2)
     accumulate: int = Field(1, ge=1)
 

@@ -36,8 +36,10 @@ class Head(nn.Module, ABC):
         """
         return self(feature)
 
-    def after_step(self, feature: GatheredFeatures) -> None:
-        """Updates running statistics after an optimiser step on these features, if the head has any."""
+    def after_step(self, feature: GatheredFeatures, is_finite: torch.Tensor) -> None:
+        """Updates running statistics after an optimiser step on these features, if the head has any and the step is
+        finite.
+        """
 
 
 @torch.no_grad()
@@ -183,8 +185,8 @@ class MarginHead(CosineHead):
         transform = LogitTransform(target, negatives if self.margin.changes_negatives else None)
         return replace(super().training_logits(feature, label_b, step), transform=transform)
 
-    def after_step(self, feature: GatheredFeatures) -> None:
-        self.margin.update(_norms(feature))
+    def after_step(self, feature: GatheredFeatures, is_finite: torch.Tensor) -> None:
+        self.margin.update(_norms(feature), is_finite)
 
 
 def _norms(feature: GatheredFeatures) -> torch.Tensor:

@@ -50,8 +50,8 @@ class Margin(nn.Module, ABC):
         """
         return torch.zeros_like(norm_B)
 
-    def update(self, norm_B: torch.Tensor) -> None:
-        """Updates the running statistics by the norms of a batch, if the margin has any."""
+    def update(self, norm_B: torch.Tensor, is_finite: torch.Tensor) -> None:
+        """Updates the running statistics by the norms of a batch, if the margin has any and the step is finite."""
 
 
 class CombinedMarginSettings(NamedSettings):
@@ -150,10 +150,10 @@ class AdaFace(Margin):
         return (self.h * (norm_B.clamp(*_NORM_LIMITS) - mean) / (std + _STD_OFFSET)).clamp(-1, 1)
 
     @torch.no_grad()
-    def update(self, norm_B: torch.Tensor) -> None:
+    def update(self, norm_B: torch.Tensor, is_finite: torch.Tensor) -> None:
         mean, std = self._averages(norm_B)
-        self.norm_mean.copy_(mean)
-        self.norm_std.copy_(std)
+        torch.where(is_finite, mean, self.norm_mean, out=self.norm_mean)
+        torch.where(is_finite, std, self.norm_std, out=self.norm_std)
 
     def _averages(self, norm_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the moving averages with this batch in them. A single image has the standard deviation 0."""

@@ -154,8 +154,11 @@ class IdentityMemory(nn.Module):
         return logits.softmax_readout(self.centroid_CD.detach())
 
     @torch.no_grad()
-    def update(self, feature: GatheredFeatures, label_b: torch.Tensor) -> None:
-        """Moves the centroids of the batch's identities by the `tracking` rule; a no-op for `released`."""
+    def update(self, feature: GatheredFeatures, label_b: torch.Tensor, is_finite: torch.Tensor) -> None:
+        """Moves the centroids of the batch's identities by the `tracking` rule; a no-op for `released`.
+
+        `is_finite`, a bool scalar on the device, is that of the step: without it no bit changes.
+        """
         if self.update_rule != "tracking":
             return
         label_B = gather_labels(self.classes, feature, label_b)
@@ -168,10 +171,11 @@ class IdentityMemory(nn.Module):
         count_B1 = sum_BD.new_zeros(len(first_B)).index_add_(0, first_B, sum_BD.new_ones(len(first_B)))[:, None]
         divisor_B1 = count_B1 if self.mean_step else 1 + count_B1
         step_BD = self.rate * (sum_BD - count_B1 * self.classes.rows_of(self.centroid_CD, label_B)) / divisor_B1
-        is_moved_B = self.classes.contains(label_B) & (count_B1[:, 0] > 0)
-        step_BD = step_BD.masked_fill_(~is_moved_B[:, None], 0)
+        is_moved_B = self.classes.contains(label_B) & (count_B1[:, 0] > 0) & is_finite
+        # The sum with -0 keeps every bit, also that of -0 itself.
+        step_BD = step_BD.masked_fill_(~is_moved_B[:, None], -0.0)
         self.centroid_CD.index_add_(0, self.classes.local_index(label_B), step_BD)
-        self.filled_C.logical_or_(self.classes.occurring(label_B))
+        self.filled_C.logical_or_(self.classes.occurring(label_B) & is_finite)
 
     def _nearest_local(self, feature_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns (distance, position) of this rank's nearest centroid, [B] each; inf without one."""

@@ -49,9 +49,9 @@ class NcmHead(Head):
         """Sets the class means."""
         self.memory.finish()
 
-    def update(self, feature: GatheredFeatures, label_b: torch.Tensor) -> None:
-        """Moves the means of the batch's classes towards its features."""
-        self.memory.update(_normalized(feature), label_b)
+    def update(self, feature: GatheredFeatures, label_b: torch.Tensor, is_finite: torch.Tensor) -> None:
+        """Moves the means of the batch's classes towards its features, if the step is finite."""
+        self.memory.update(_normalized(feature), label_b, is_finite)
 
     def forward(self, feature: GatheredFeatures) -> ClassifierLogits:
         mean_CD, filled_C = self.memory.centroid_CD, self.memory.filled_C

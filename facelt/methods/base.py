@@ -75,11 +75,15 @@ class StepContext:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """Loss of a step, its parts by name for the log, and a function to call after the optimiser step."""
+    """Loss of a step, its parts by name for the log, and a function to call after the optimiser step.
+
+    Its argument is a bool scalar on the device: False if the loss or a gradient of the step is not finite, which the
+    host does not know yet. Then the function must change no bit.
+    """
 
     loss: torch.Tensor
     parts: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    after: Callable[[], None] = lambda: None
+    after: Callable[[torch.Tensor], None] = lambda is_finite: None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ B images of all ranks, D feature, C classes, H hidden, K largest linear logits.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -249,7 +250,7 @@ class FusionAsm(LinearAndNcm):
         selected_B = score_B.detach() > 0
         outcome_3B = torch.stack([selected_B & positive_B, selected_B & ~positive_B, ~selected_B & positive_B])
         loss = selector_loss(score_B, positive_B, balance=self.balance)
-        return StepOutput(loss, after=lambda: self.hits_3.add_(outcome_3B.sum(dim=1)))
+        return StepOutput(loss, after=lambda is_finite: self.hits_3.add_((outcome_3B & is_finite).sum(dim=1)))
 
     def diagnostics(self) -> Mapping[str, float]:
         """Returns the F1 score of the selector on the training images of the epoch."""
@@ -332,8 +333,12 @@ class FusionKt(_NcmMethod):
         return StepOutput(
             cross_entropy + transfer_loss,
             {"cross_entropy": cross_entropy.detach(), "transfer_loss": transfer_loss.detach()},
-            after=(lambda: self.ncm.update(detached, batch.label_B)) if self._uses_memory else (lambda: None),
+            after=partial(self._update_means, detached, batch.label_B),
         )
+
+    def _update_means(self, detached: GatheredFeatures, label_b: torch.Tensor, is_finite: torch.Tensor) -> None:
+        if self._uses_memory:
+            self.ncm.update(detached, label_b, is_finite)
 
     def _transfer_loss(
         self, second_BC: torch.Tensor, first_BC: torch.Tensor, detached: GatheredFeatures, label_B: torch.Tensor

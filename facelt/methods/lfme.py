@@ -167,7 +167,7 @@ class Lfme(Method):
         return StepOutput(
             instance_loss + expert_loss,
             {"instance_loss": instance_loss.detach(), "expert_loss": expert_loss.detach()},
-            after=lambda: self._count(prediction_B, experts, label_B),
+            after=lambda is_finite: self._count(prediction_B, experts, label_B, is_finite),
         )
 
     def diagnostics(self) -> Mapping[str, float]:
@@ -200,9 +200,15 @@ class Lfme(Method):
         initial_B = floor_B + (1 - floor_B) * relative_B
         return initial_B + (1 - initial_B) * epoch_fraction
 
-    def _count(self, prediction_B: torch.Tensor, experts: Sequence[_ExpertLogits], label_B: torch.Tensor) -> None:
+    def _count(
+        self,
+        prediction_B: torch.Tensor,
+        experts: Sequence[_ExpertLogits],
+        label_B: torch.Tensor,
+        is_finite: torch.Tensor,
+    ) -> None:
         """Counts the correct predictions of the student and the experts in each band."""
-        band_BE = F.one_hot(self.band_C[label_B], len(SHOT_BANDS))
+        band_BE = F.one_hot(self.band_C[label_B], len(SHOT_BANDS)) * is_finite
         self.student_right_E += (band_BE * (prediction_B == label_B)[:, None]).sum(dim=0)
         for expert in experts:
             expert_prediction_B = expert.class_G[expert.logit_BG.argmax(dim=1)]

@@ -176,7 +176,7 @@ class DynamicMeta(Method):
                 "feature_norm": feature_norm,
                 "target_distance": self.memory.mean_target_distance(feature, batch.label_B),
             },
-            after=lambda: self.memory.update(feature, batch.label_B),
+            after=lambda is_finite: self.memory.update(feature, batch.label_B, is_finite),
         )
 
     def logits(self, image_B3HW: torch.Tensor) -> ShardedLogits:

@@ -144,12 +144,12 @@ class SemiSiamese(Method):
         ).mean(dim=0)
         side = int(torch.randint(2, (), generator=context.generator("cpu", same_on_all_ranks=True)))
 
-        def after() -> None:
-            self._enqueue(gathered[side], label_B)
-            self.head.update(gathered[side], label_b)
+        def after(is_finite: torch.Tensor) -> None:
+            self._enqueue(gathered[side], label_B, is_finite)
+            self.head.update(gathered[side], label_b, is_finite)
             # Micro-batches share one update of the network.
             if self._averaged_step != context.global_step:
-                self._average_network()
+                self._average_network(is_finite)
                 self._averaged_step = context.global_step
 
         return StepOutput(gather_replicated(loss_b, batch_split).mean(), after=after)
@@ -172,22 +172,29 @@ class SemiSiamese(Method):
         return F.cross_entropy(logit_bQ, own_b, reduction="none")
 
     @torch.no_grad()
-    def _average_network(self) -> None:
-        """Updates the gallery network. `AveragedModel.update_parameters` does the same, but reads its counter."""
-        averaged, trained = list(self.gallery.parameters()), list(self.network.parameters())
-        self.gallery.multi_avg_fn(averaged, trained, self.gallery.n_averaged)
+    def _average_network(self, is_finite: torch.Tensor) -> None:
+        """Updates the gallery network, if the step is finite.
+
+        `AveragedModel.update_parameters` does the same, but reads its counter.
+        """
+        before = list(self.gallery.parameters())
+        averaged = [value.clone() for value in before]
+        self.gallery.multi_avg_fn(averaged, list(self.network.parameters()), self.gallery.n_averaged)
+        for value, new in zip(before, averaged, strict=True):
+            torch.where(is_finite, new, value, out=value)
+        # A step that is not finite has left those of the network unchanged.
         torch._foreach_copy_(list(self.gallery.module.buffers()), list(self.network.buffers()))
-        self.gallery.n_averaged += 1
+        self.gallery.n_averaged += is_finite
 
     def _oldest_rows(self, count: int) -> torch.Tensor:
         """Returns the rows of the queue's oldest entries, the oldest first, int64 [count]."""
         return (self.queue_position + torch.arange(count, device=self.queue_QD.device)) % len(self.queue_QD)
 
-    def _enqueue(self, gallery: GatheredFeatures, label_B: torch.Tensor) -> None:
+    def _enqueue(self, gallery: GatheredFeatures, label_B: torch.Tensor, is_finite: torch.Tensor) -> None:
         row_B = self._oldest_rows(len(label_B))
-        self.queue_QD.index_copy_(0, row_B, gallery.global_BD)
-        self.queue_label_Q.index_copy_(0, row_B, label_B)
-        self.queue_position.add_(len(label_B)).remainder_(len(self.queue_QD))
+        self.queue_QD.index_copy_(0, row_B, torch.where(is_finite, gallery.global_BD, self.queue_QD[row_B]))
+        self.queue_label_Q.index_copy_(0, row_B, torch.where(is_finite, label_B, self.queue_label_Q[row_B]))
+        self.queue_position.add_(len(label_B) * is_finite).remainder_(len(self.queue_QD))
 
 
 def _select_mates(batch: TrainBatch, mates: TrainBatch) -> torch.Tensor:

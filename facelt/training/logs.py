@@ -103,12 +103,12 @@ class StageDisplay:
         self._samples, self._since = 0, now
         return rate
 
-    def show(self, loss: float, lr: float, rate: float) -> None:
-        """Shows figures of the step that was counted last, behind the bar or as a line."""
+    def show(self, global_step: int, loss: float, lr: float, rate: float) -> None:
+        """Shows figures of a step, counted over epochs from 0, behind the bar or as a line."""
         figures = f"loss {loss:.4f}  lr {lr:.2g}  {rate:,.0f} images/s"
         self._bar.update(self._task, figures=figures)
         if not self._console.is_terminal:
-            epoch, step = divmod(self._step - 1, self._steps_per_epoch)
+            epoch, step = divmod(global_step, self._steps_per_epoch)
             position = f"epoch {epoch + 1}/{self._epochs}  step {step + 1}/{self._steps_per_epoch}"
             self.print(f"{self._stage}: {position}  {figures}  ETA {self._remaining_time()}")
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from facelt.config.train import OptimConfig, ScheduleConfig, StageConfig
 from facelt.errors import UserError
+from facelt.heads.memory import first_of_class
 from facelt.methods.base import Method, StepContext
 from facelt.models.network import Network, parameters_by_depth
 
@@ -34,12 +35,23 @@ def learning_rate_factor(schedule: ScheduleConfig, context: StepContext) -> floa
 class RowSGD(torch.optim.SGD):
     """SGD that updates only the rows named by a sparse gradient, including their weight decay and momentum.
 
-    The momentum buffer is dense, so it is saved and sharded like any other.
+    The momentum buffer is dense, so it is saved and sharded like any other. `found_inf` is as torch's fused optimisers
+    take it: a float scalar on the device, other than 0 for a step that is to change no bit.
     """
+
+    found_inf: torch.Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """Updates every parameter that has a gradient."""
+        """Updates every parameter that has a gradient, unless `found_inf` is set.
+
+        Fused kernels read it on the device. The others of torch do not take it, so the host reads it here.
+        """
+        if not self.defaults["fused"] and self.found_inf is not None:
+            if self.found_inf.item():
+                return
+            self.found_inf = None
+        self._allocate_momentum()
         sparse = {
             parameter: group
             for group in self.param_groups
@@ -47,23 +59,46 @@ class RowSGD(torch.optim.SGD):
             if parameter.grad is not None and parameter.grad.is_sparse
         }
         for parameter, group in sparse.items():
-            self._update_rows(parameter, parameter.grad.coalesce(), group)
+            self._update_rows(parameter, parameter.grad, group)
             parameter.grad = None  # the parent class skips it
         super().step()
 
+    def _allocate_momentum(self) -> None:
+        """Creates the missing buffers as zeros: torch's fused kernel leaves those of a skipped first step undefined."""
+        for group in self.param_groups:
+            for parameter in group["params"] if group["momentum"] else ():
+                if parameter.grad is not None and self.state[parameter].get("momentum_buffer") is None:
+                    self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
     def _update_rows(self, parameter: nn.Parameter, gradient: torch.Tensor, group: dict) -> None:
-        (row_K,) = gradient.indices()
-        gradient_KD = gradient.values().add(parameter[row_K], alpha=group["weight_decay"])
+        row_K, first_K, gradient_KD = _row_sums(gradient)
+        before_KD = parameter[row_K]
+        # A row that occurs several times has the same values each time, so that it may be written as often.
+        gradient_KD = gradient_KD[first_K].add_(before_KD, alpha=group["weight_decay"])
         direction_KD = gradient_KD
         if group["momentum"]:
-            state = self.state[parameter]
-            if state.get("momentum_buffer") is None:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
-            direction_KD = gradient_KD.add(state["momentum_buffer"][row_K], alpha=group["momentum"])
-            state["momentum_buffer"].index_copy_(0, row_K, direction_KD)
+            momentum = self.state[parameter]["momentum_buffer"]
+            momentum_KD = momentum[row_K]
+            direction_KD = gradient_KD.add(momentum_KD, alpha=group["momentum"])
+            momentum.index_copy_(0, row_K, self._undo_if_found_inf(direction_KD, momentum_KD))
             if group["nesterov"]:
                 direction_KD = gradient_KD.add_(direction_KD, alpha=group["momentum"])
-        parameter.index_add_(0, row_K, direction_KD, alpha=-group["lr"])
+        after_KD = before_KD.add(direction_KD, alpha=-group["lr"])
+        parameter.index_copy_(0, row_K, self._undo_if_found_inf(after_KD, before_KD))
+
+    def _undo_if_found_inf(self, after: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        """Returns `after`, set to `before` in place if `found_inf` is set."""
+        return after if self.found_inf is None else torch.where(self.found_inf == 0, after, before, out=after)
+
+
+def _row_sums(gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Returns the rows of a sparse gradient, the first occurrence of each, and the sums of the rows there; 0 elsewhere.
+
+    Micro-batches may name the same row. `coalesce` would count the distinct ones, for which the host waits.
+    """
+    (row_K,), value_KD = gradient._indices(), gradient._values()
+    first_K = first_of_class(row_K)
+    return row_K, first_K, torch.zeros_like(value_KD).index_add_(0, first_K, value_KD)
 
 
 class Optimisers:
@@ -94,6 +129,7 @@ class Optimisers:
                 momentum=optim.momentum,
                 nesterov=optim.nesterov,
                 weight_decay=optim.weight_decay,
+                fused=optim.fused,
             )
             for parts in (groups, memory)
             if any(parts.values())
@@ -111,10 +147,11 @@ class Optimisers:
         for optimiser in self._optimisers:
             optimiser.zero_grad(set_to_none=True)
 
-    def step(self, context: StepContext) -> float:
+    def step(self, context: StepContext, found_inf: torch.Tensor | None = None) -> float:
         """Makes one update at this step's learning rates; returns the head's, or the network's if no head is trained.
 
-        That of the network is the rate of its last block.
+        That of the network is the rate of its last block. `found_inf`, a float32 scalar on the device, is 0 unless the
+        update is to be skipped.
         """
         factor = learning_rate_factor(self.schedule, context)
         shown_lr = 0.0
@@ -122,13 +159,14 @@ class Optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = factor * group["base_lr"]
                 shown_lr = shown_lr if group["name"] == "memory" else group["lr"]
+            optimiser.found_inf = found_inf
             optimiser.step()
         return shown_lr
 
     def gradient_norm(self) -> torch.Tensor:
         """Returns the L2 norm of all gradients of this rank, a scalar; non-finite if any gradient is."""
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        values = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
+        values = [_row_sums(gradient)[-1] if gradient.is_sparse else gradient for gradient in gradients]
         return torch.nn.utils.get_total_norm(values)
 
     def momentum(self) -> dict[nn.Parameter, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -20,7 +20,7 @@ from facelt.distributed.launch import all_gather_str, run_on_rank0
 from facelt.errors import Interrupted, UserError
 from facelt.inference.model import build_card, save_weights, write_card
 from facelt.inference.predict import EvalLoaderConfig, Predictor, predict, predict_all, sync_step_info
-from facelt.methods.base import Method, TrainBatch
+from facelt.methods.base import Method, StepContext, TrainBatch
 from facelt.metrics.classification import shot_accuracy
 from facelt.training.checkpoint import Checkpoints
 from facelt.training.loaders import build_train_loaders, require_enough_images, split_micro_batches
@@ -28,6 +28,7 @@ from facelt.training.logs import RunLog, StageDisplay
 from facelt.training.optim import Optimisers, freeze
 from facelt.training.run_folder import RunFolder
 from facelt.training.state import TrainingState
+from facelt.training.step_check import BufferSnapshot, StepReport
 from recordio_tools.atomic_io import sha256_of, write_text
 
 
@@ -58,9 +59,7 @@ class Trainer:
         convert_batch_norms(method, device)
         self._ddp = wrap_ddp(method.network, device)
         method.replicas = None if self._ddp is None else self._ddp.__call__
-        # Batch-norm statistics, and their copy from before a step.
-        self._buffers = list(method.network.buffers())
-        self._buffers_before = [buffer.clone() for buffer in self._buffers]
+        self._running_statistics = BufferSnapshot(method.network)
         self.loaders = build_train_loaders(method, data, config, stage, device)
         steps = min(loader.steps_per_epoch for loader in self.loaders)
         self._check_batch_size(steps)
@@ -72,6 +71,8 @@ class Trainer:
             timeout=timedelta(minutes=config.timeout_minutes),
         )
         self._saved_position: tuple[int, int] | None = None
+        # The steps whose check the host has not read, the oldest first.
+        self._unread: deque[StepReport] = deque()
         self.display = StageDisplay(stage.name, stage.epochs, steps)
 
     def fit(self) -> None:
@@ -129,7 +130,7 @@ class Trainer:
             return
 
         # Forward, loss and backward.
-        torch._foreach_copy_(self._buffers_before, self._buffers)
+        self._running_statistics.take()
         self.optimisers.zero_grad()
         loss_sum, parts, callbacks = torch.zeros((), device=self.device), Counter(), []
         for number, (weight, micro_batch) in enumerate(micro_batches, start=1):
@@ -141,51 +142,69 @@ class Trainer:
             parts.update({name: value * weight for name, value in output.parts.items()})
             callbacks.append(output.after)
 
-        # Non-finite check, with the same result on all ranks. Only here the host waits for the device in every step.
-        loss, norm = torch.stack([loss_sum, self.optimisers.gradient_norm().to(self.device)]).tolist()
-        is_finite = torch.tensor(math.isfinite(loss) and math.isfinite(norm), dtype=torch.uint8)
-        if not all_reduce(is_finite, dist.ReduceOp.MIN):
-            torch._foreach_copy_(self._buffers, self._buffers_before)
-            self.optimisers.zero_grad()
-            self._record_nonfinite_step(batches, loss, norm)
-            return
+        # Non-finite check on the device, with the same result on all ranks. The host reads it in a later step.
+        norm = self.optimisers.gradient_norm().to(self.device)
+        found_inf = (~(loss_sum.isfinite() & norm.isfinite())).float()
+        is_finite = all_reduce(found_inf, dist.ReduceOp.MAX) == 0
+        self._running_statistics.restore(is_finite)
 
-        # Update.
-        lr = self.optimisers.step(context)
+        # Update; a step that is not finite changes no bit.
+        lr = self.optimisers.step(context, found_inf)
         for callback in callbacks:
-            callback()
+            callback(is_finite)
 
-        # Log.
-        if context.step % self.config.log_every == 0:
-            speed = self.display.samples_per_second()
-            self.display.show(loss, lr, speed)
-            self._log(loss=loss, lr=lr, samples_per_s=speed, **{name: value.item() for name, value in parts.items()})
+        # Report.
+        is_logged = context.step % self.config.log_every == 0
+        figures = (found_inf, loss_sum, norm)
+        self._unread.append(StepReport.send(context, batches, lr, figures, parts if is_logged else None))
+        self._read_reports()
 
     def _grad_sync(self, is_last: bool):
         """Returns a context in which backward sums gradients over the ranks only for the last micro-batch."""
         return nullcontext() if is_last or self._ddp is None else self._ddp.no_sync()
 
-    def _record_nonfinite_step(self, batches: tuple[Batch, ...], loss: float, norm: float) -> None:
+    def _read_reports(self, *, all_steps: bool = False) -> None:
+        """Reads the checks of earlier steps, logs those steps that are due, and records those that are not finite.
+
+        They are read up to the step before the last one, so that the device still has work, once that step or an
+        earlier one is logged or `log_every` steps have come together; with `all_steps` all of them are read. The same
+        on all ranks. Raises UserError as `_record_nonfinite_step`.
+        """
+        unread, last = self._unread, 0 if all_steps else 1
+        is_due = len(unread) > self.config.log_every or any(report.is_logged for report in list(unread)[:-1])
+        while (all_steps or is_due) and len(unread) > last:
+            report = unread.popleft()
+            is_bad, loss, norm, *parts = report.figures.read()
+            if is_bad:
+                self._record_nonfinite_step(report, loss, norm)
+            elif report.is_logged:
+                speed = self.display.samples_per_second()
+                self.display.show(report.context.global_step, loss, report.lr, speed)
+                figures = {"loss": loss, "lr": report.lr, "samples_per_s": speed}
+                self._log(report.context, **figures, **dict(zip(report.parts, parts, strict=True)))
+
+    def _record_nonfinite_step(self, report: StepReport, loss: float, norm: float) -> None:
         """Counts a skipped step and writes its images to nonfinite/<stage>-<epoch>-<step>.json.
 
         Raises UserError on all ranks when more steps than allowed are not finite, and if the file cannot be written.
         """
         self.checkpoints.commit()
         state, name, allowed = self.state, self.stage.name, self.config.max_nonfinite_steps
-        images = [self.data.train.dataset.image_name(index) for batch in batches for index in batch.index_B.tolist()]
+        epoch, step = report.context.epoch, report.context.step
+        images = [self.data.train.dataset.image_name(index) for part in report.index_B for index in part.tolist()]
         by_rank = [json.loads(text) for text in all_gather_str(json.dumps([_json_number(norm), images]))]
         record = {
             "stage": name,
-            "epoch": state.epoch,
-            "step": state.step,
+            "epoch": epoch,
+            "step": step,
             "loss": _json_number(loss),
             "gradient_norm_by_rank": [rank_norm for rank_norm, _ in by_rank],
             "images": [image for _, rank_images in by_rank for image in rank_images],
         }
-        path = self.folder.nonfinite / f"{name}-{state.epoch}-{state.step}.json"
+        path = self.folder.nonfinite / f"{name}-{epoch}-{step}.json"
         run_on_rank0(lambda: write_text(path, json.dumps(record, indent=1) + "\n"))
         message = (
-            f"stage {name}, epoch {state.epoch}, step {state.step}: the loss ({loss}) or its gradient is not finite; "
+            f"stage {name}, epoch {epoch}, step {step}: the loss ({loss}) or its gradient is not finite; "
             "no update was made"
         )
         if state.nonfinite_steps == allowed:
@@ -213,6 +232,7 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         """Validates the method, logs its figures, and keeps its weights if they are the best so far."""
+        self._read_reports(all_steps=True)
         sync_batch_norm_stats(self.method.network, self.device)
         self.method.end_epoch()
         state, name, epoch = self.state, self.stage.name, self.state.epoch + 1
@@ -247,7 +267,7 @@ class Trainer:
         for value in self.method.tunable_values:
             self.method.set_value(value)
             accuracy_of[value] = self.validate()["validation_accuracy"]
-            self._log(setting=value, validation_accuracy=accuracy_of[value])
+            self._log(self.state.context, setting=value, validation_accuracy=accuracy_of[value])
         best = max(accuracy_of, key=accuracy_of.__getitem__)
         self.method.set_value(best)
         self.state.best = {
@@ -289,7 +309,8 @@ class Trainer:
         self.checkpoints.remove()
 
     def _save(self) -> None:
-        """Saves a checkpoint under the global step; a no-op if this position has been saved."""
+        """Saves a checkpoint under the global step, all steps checked; a no-op if this position has been saved."""
+        self._read_reports(all_steps=True)
         state = self.state
         if self._saved_position == (state.epoch, state.step):
             return
@@ -322,9 +343,9 @@ class Trainer:
         loader = EvalLoaderConfig(self.optim.batch, self.config.data.workers, self.device, self.state.bad_images)
         return Predictor(self.method, self.data.preprocessing, loader)
 
-    def _log(self, **figures: float) -> None:
-        state = self.state
-        self.log.write(self.stage.name, state.global_step, {"epoch": state.epoch, "step": state.step, **figures})
+    def _log(self, context: StepContext, **figures: float) -> None:
+        line = {"epoch": context.epoch, "step": context.step, **figures}
+        self.log.write(self.stage.name, context.global_step, line)
 
 
 def _json_number(value: float) -> float | str:

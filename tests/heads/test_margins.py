@@ -141,7 +141,7 @@ def trained(name: str, rate: float, prior_weight: float) -> dict:
     loss = logits.cross_entropy(label[own], prior_weight * torch.from_numpy(PRIOR[classes]) if prior_weight else None)
     loss.backward()
     state = {key: value.clone() for key, value in head.margin.state_dict().items()}
-    head.after_step(gathered)
+    head.after_step(gathered, torch.tensor(True))
     drawn = torch.arange(len(head.classes)) if rate == 1 else logits.classes.position_K
     return {
         "loss": loss.detach(),

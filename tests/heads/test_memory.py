@@ -1,5 +1,7 @@
 """The identity memory: class means, nearest centroid, readout and the tracking rule, against plain loops."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -88,7 +90,8 @@ def test_nearest_equals_all_distances_in_float64():
 
 def test_a_label_without_an_identity_is_an_error():
     memory = IdentityMemory(3, 2, update_rule="tracking")
-    for use in (memory.accumulate, memory.update, memory.mean_target_distance):
+    update = partial(memory.update, is_finite=torch.tensor(True))
+    for use in (memory.accumulate, update, memory.mean_target_distance):
         with pytest.raises(IndexError, match="labels of 3 classes are 0 to 2"):
             use(of(torch.ones(2, 2)), torch.tensor([0, 3]))
 
@@ -99,7 +102,7 @@ def test_tracking_moves_each_identity_by_its_own_count():
     memory.accumulate(of(start), torch.arange(4))
     memory.finish()
     feature, label = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 0.0]]), torch.tensor([1, 1, 3])
-    memory.update(of(feature), label)
+    memory.update(of(feature), label, torch.tensor(True))
     expected = start.clone()
     expected[1] += 0.5 * ((feature[0] - start[1]) + (feature[1] - start[1])) / 3
     expected[3] += 0.5 * (feature[2] - start[3]) / 2
@@ -111,13 +114,13 @@ def test_tracking_converges_where_decay_would_shrink():
     memory = IdentityMemory(1, 2, update_rule="tracking")
     feature = torch.tensor([[3.0, 4.0]])
     for _ in range(60):
-        memory.update(of(feature), torch.tensor([0]))
+        memory.update(of(feature), torch.tensor([0]), torch.tensor(True))
     torch.testing.assert_close(memory.centroid_CD, feature)
 
 
 def test_released_leaves_the_update_to_the_optimiser():
     memory = IdentityMemory(2, 2)
-    memory.update(of(torch.ones(1, 2)), torch.tensor([0]))
+    memory.update(of(torch.ones(1, 2)), torch.tensor([0]), torch.tensor(True))
     assert not memory.centroid_CD.any()
     assert [name for name, _ in memory.named_parameters()] == ["centroid_CD"]
 

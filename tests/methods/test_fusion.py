@@ -167,7 +167,7 @@ def test_asm_hands_over_what_the_selector_points_at():
     method.train().begin_epoch(FIRST, {})
     output = method.step([data], FIRST)
     assert output.loss.item() == pytest.approx((yes + no) / 2, rel=1e-4)
-    output.after()
+    output.after(torch.tensor(True))
     right = sum(want and over for want, over in zip(wanted, handed, strict=True))
     f1 = 2 * right / (sum(wanted) + sum(handed))
     assert method.diagnostics()["selector_f1"] == pytest.approx(f1)

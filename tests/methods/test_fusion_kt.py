@@ -32,7 +32,7 @@ def test_kt_learns_as_a_plain_head_until_the_means_are_due():
         for head in (early.first, early.head)
     ]
     assert output.loss.item() == pytest.approx(sum(losses), rel=1e-5)
-    output.after()
+    output.after(torch.tensor(True))
     assert not early.ncm.memory.is_filled
 
 
@@ -73,7 +73,7 @@ def test_kt_is_the_formula_and_its_second_head_sends_nothing_into_the_network():
 def test_kts_means_follow_the_features_and_the_second_head_answers(memory_step, extra):
     method, data = kt(5, rate=0.1, memory_step=memory_step), training_set()
     before = method.ncm.memory.centroid_CD.clone()
-    method.step([data], FIRST).after()
+    method.step([data], FIRST).after(torch.tensor(True))
     with torch.no_grad():
         feature_ND = method.network(data.image_B3HW)
     unit_ND = feature_ND / feature_ND.norm(dim=1, keepdim=True)

@@ -138,7 +138,7 @@ def test_tracked_centroids_move_after_the_step_and_released_ones_by_their_gradie
     output = method.step([inputs], FIRST)
     output.loss.backward()
     assert torch.equal(method.memory.centroid_CD, before)
-    output.after()
+    output.after(torch.tensor(True))
     feature_BD = method.features(inputs.image_B3HW).detach()
     for identity in range(CLASSES):
         seen = feature_BD[inputs.label_B == identity]
@@ -148,7 +148,7 @@ def test_tracked_centroids_move_after_the_step_and_released_ones_by_their_gradie
     before = method.memory.centroid_CD.detach().clone()
     output = method.step([inputs], FIRST)
     output.loss.backward()
-    output.after()
+    output.after(torch.tensor(True))
     assert torch.equal(method.memory.centroid_CD.detach(), before)
     assert method.memory.centroid_CD.grad.abs().sum() > 0
 

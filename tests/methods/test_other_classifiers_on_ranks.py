@@ -58,7 +58,7 @@ def run_method(config: Any) -> tuple[Method, dict[str, Any]]:
     if config.name not in WITHOUT_STEPS:
         output = method.step([own], progress)
         output.loss.backward()
-        output.after()
+        output.after(torch.tensor(True))
         result |= {"loss": output.loss.item(), "diagnostics": dict(method.diagnostics())}
         result["gradients"] = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
     logits = method.logits(own.image_B3HW)

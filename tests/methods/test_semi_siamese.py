@@ -116,7 +116,7 @@ def test_the_queue_is_a_ring_of_the_newest_gallery_features():
         gallery = F.normalize(method.gallery.module(torch.cat([batch.image_B3HW for batch in batches])), dim=1)
     output = method.step(batches, FIRST)
     assert torch.equal(method.queue_QD, before)
-    output.after()
+    output.after(torch.tensor(True))
     first, second = gallery.split(3)
     stored = method.queue_QD[[2, 3, 0]]
     assert torch.allclose(stored, first) != torch.allclose(stored, second)
@@ -127,7 +127,7 @@ def test_the_queue_is_a_ring_of_the_newest_gallery_features():
     sides = set()
     for step in range(12):
         method.queue_position.fill_(0)
-        method.step(batches, StepContext(0, 1, step, 12)).after()
+        method.step(batches, StepContext(0, 1, step, 12)).after(torch.tensor(True))
         own = F.normalize(method.gallery.module(torch.cat([batch.image_B3HW for batch in batches])), dim=1)[:3]
         sides.add(torch.allclose(method.queue_QD[:3], own, atol=0.05))
     assert sides == {True, False}
@@ -145,7 +145,7 @@ def test_the_gallery_network_starts_equal_and_follows_once_per_step():
         for parameter in network.parameters():
             parameter.add_(1.0)
     for output in outputs:
-        output.after()
+        output.after(torch.tensor(True))
     for old, new in zip(before, gallery.parameters(), strict=True):
         torch.testing.assert_close(new, old + 0.25)
     assert method.queue_label_Q.tolist() == [0, 1, 2, 3]
@@ -177,7 +177,7 @@ def test_batch_norm_of_the_gallery_network_follows_the_mode_of_the_network(froze
     if frozen:
         mean, variance = norm.running_mean, norm.running_var
     expected = F.normalize((feature - mean) / (variance + norm.eps).sqrt() * norm.weight + norm.bias, dim=1)
-    method.step(batches, FIRST).after()
+    method.step(batches, FIRST).after(torch.tensor(True))
     stored = method.queue_QD[[2, 3, 0]]
     assert any(torch.allclose(stored, half, atol=1e-5) for half in expected.split(3))
 
@@ -200,7 +200,7 @@ def test_closed_set_logits_are_cosines_to_class_means_that_follow_the_gallery_fe
     logits = method.logits(data.image_B3HW).local_BC
     torch.testing.assert_close(logits[:, :-1], feature @ F.normalize(means, dim=1).T)
     assert (logits[:, -1] == -1).all()
-    method.step(pairs(), FIRST).after()
+    method.step(pairs(), FIRST).after(torch.tensor(True))
     kept = method.queue_QD[[0, 1, 2]]
     for label, gallery in zip(LABELS.tolist(), kept, strict=True):
         torch.testing.assert_close(
@@ -217,14 +217,14 @@ def test_the_embedding_is_that_of_the_network():
 
 def test_the_state_holds_queue_and_gallery_network():
     method = method_in_training()
-    method.step(pairs(), FIRST).after()
+    method.step(pairs(), FIRST).after(torch.tensor(True))
     copied = reloaded(method, lambda: build(counts=None))
     context, batches = StepContext(0, 1, 1, 2), pairs(torch.tensor([1, 2, 0]))
     results = []
     for each in (method, copied):
         each.train()
         output = each.step(batches, context)
-        output.after()
+        output.after(torch.tensor(True))
         results.append((output.loss, *each.state_dict().values()))
     assert all(torch.equal(left, right) for left, right in zip(*results, strict=True))
 
@@ -251,7 +251,7 @@ def test_bfloat16_is_for_the_networks_alone():
     expected = exact.step(pairs(), FIRST).loss
     assert output.loss.item() == pytest.approx(expected.item(), rel=0.05)
     assert output.loss != expected
-    output.after()
+    output.after(torch.tensor(True))
     assert method.queue_QD.dtype == torch.float32
 
 
@@ -272,7 +272,7 @@ def run_steps() -> dict[str, object]:
             if world_size() > 1:
                 torch.distributed.all_reduce(parameter.grad)
             parameter.data.sub_(0.1 * parameter.grad)
-        output.after()
+        output.after(torch.tensor(True))
     state = {name: value for name, value in method.state_dict().items() if not name.startswith("head")}
     return {"losses": losses, "state": state}
 

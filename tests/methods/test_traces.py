@@ -297,7 +297,7 @@ class Run:
         output = self.method.step(self.batches(step), self.context(step))
         output.loss.backward()
         self.optimisers.step(self.context(step))
-        output.after()
+        output.after(torch.tensor(True))
         return output.loss.item()
 
     def rates(self) -> set[float]:

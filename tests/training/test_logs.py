@@ -23,10 +23,10 @@ def test_a_line_has_position_figures_and_remaining_time(clock, capsys):
         for _ in range(5):
             clock[0] += 30
             display.advance(600)
-        display.show(6.1234, 0.05, display.samples_per_second())
+        display.show(124, 6.1234, 0.05, display.samples_per_second())
         clock[0] += 3600
         display.advance(600)
-        display.show(6.0, 1e-4, display.samples_per_second())
+        display.show(125, 6.0, 1e-4, display.samples_per_second())
     first, second = capsys.readouterr().err.splitlines()
     # 175 steps of 30 s remain, then 174 of (150 + 3600) / 6 s.
     assert first == "plain: epoch 2/3  step 25/100  loss 6.1234  lr 0.05  20 images/s  ETA 1:27:30"
@@ -39,7 +39,7 @@ def test_a_terminal_has_a_bar_and_no_lines(clock, capsys, monkeypatch):
     monkeypatch.setattr(display, "print", printed.append)
     with display.start(completed=0):
         display.advance(8)
-        display.show(1.0, 0.1, 4.0)
+        display.show(0, 1.0, 0.1, 4.0)
     assert printed == []
     assert "loss 1.0000" in capsys.readouterr().err
 

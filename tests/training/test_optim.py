@@ -48,10 +48,11 @@ def optimisers_of(recipe, tmp_path, **stage):
     values = recipe(tmp_path / "run")
     values["stages"] = [{**values["stages"][1], "init_from": None, **stage}]
     config = TrainConfig.model_validate(values)
+    torch.manual_seed(0)
     method = build_method(config, config.stages[0], 6)
     for part in config.stages[0].freeze:
         getattr(method.network, part).requires_grad_(False)
-    return Optimisers(method, config.optim, config.stages[0]), method
+    return Optimisers(method, config.stages[0].optim or config.optim, config.stages[0]), method
 
 
 def test_released_centroids_have_their_own_optimiser_and_tracked_ones_none(recipe, tmp_path):
@@ -158,6 +159,24 @@ def test_drops_that_contradict_the_schedule_are_refused(schedule, message):
         ScheduleConfig(**schedule)
 
 
+@pytest.mark.parametrize("nesterov", [False, True], ids=["plain momentum", "nesterov"])
+def test_the_fused_kernel_equals_the_plain_update_up_to_rounding(recipe, tmp_path, nesterov):
+    ends = []
+    for fused in (True, False):
+        optim = {"lr": 0.05, "momentum": 0.8, "nesterov": nesterov, "weight_decay": 0.01, "fused": fused, "batch": 8}
+        optimisers, method = optimisers_of(recipe, tmp_path, optim=optim)
+        assert all(group["fused"] == fused for groups in optimisers.groups() for group in groups)
+        random = torch.Generator().manual_seed(0)
+        for step in range(4):
+            for parameter in optimisers.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=random)
+            # The third one is skipped.
+            optimisers.step(StepContext(0, 1, step, 4), torch.tensor(float(step == 2)))
+        ends.append([*method.parameters(), *optimisers.momentum().values()])
+    for fused, plain in zip(*ends, strict=True):
+        torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-6)
+
+
 def test_nesterov_moves_the_rows_of_a_sparse_gradient_as_torch_moves_a_dense_one():
     random = torch.Generator().manual_seed(0)
     start, gradients = torch.randn(4, 3, generator=random), torch.randn(3, 4, 3, generator=random)
@@ -166,7 +185,11 @@ def test_nesterov_moves_the_rows_of_a_sparse_gradient_as_torch_moves_a_dense_one
         parameter = torch.nn.Parameter(start.clone())
         optimiser = kind([parameter], lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True)
         for gradient in gradients:
-            parameter.grad = gradient.to_sparse(1) if sparse else gradient.clone()
+            # As two micro-batches that name the same rows.
+            half = (gradient / 2).to_sparse(1)
+            row_K, value_KD = torch.cat([half.indices()] * 2, dim=1), torch.cat([half.values()] * 2)
+            twice = torch.sparse_coo_tensor(row_K, value_KD, gradient.shape, check_invariants=True)
+            parameter.grad = twice if sparse else gradient.clone()
             optimiser.step()
         ends.append(parameter.detach())
     assert torch.allclose(*ends, rtol=1e-6, atol=1e-7)
