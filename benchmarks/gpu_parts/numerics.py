@@ -59,7 +59,7 @@ def world_of_one(workload: Workload) -> Figures:
     with process_group(workload.device.type, timedelta(minutes=1)) as device, forced_collectives():
         method = _build_method(workload)
         convert_batch_norms(method, device)
-        method.replicas = wrap_ddp(method.network, device).__call__
+        method.training_network = wrap_ddp(method.network, device).__call__
         together = _step_values(method, image_B3HW)
         figures: Figures = {
             "collectives": _collective_error(device),

@@ -280,10 +280,11 @@ class TrainConfig(StrictModel):
     The `stages` run in order on the same `data` with the network of `model`, and `validation` adds sets of pairs.
     Losses are logged every `log_every` steps.
 
-    `precision: bf16` applies to the network; heads, memory and losses stay in float32. `optim.batch` is the global
-    batch of all processes. A checkpoint is written every `checkpoint_every` steps and after each epoch; the newest
-    `keep_checkpoints` are kept until the stage is finished. `checkpoint_async` writes them in the background, from a
-    copy in host memory.
+    `precision: bf16` applies to the network; heads, memory and losses stay in float32. `compile` trains the network
+    through torch.compile, which needs a C++ compiler, on a GPU also Triton; results differ by rounding. `optim.batch`
+    is the global batch of all processes. A checkpoint is written every `checkpoint_every` steps and after each epoch;
+    the newest `keep_checkpoints` are kept until the stage is finished. `checkpoint_async` writes them in the
+    background, from a copy in host memory.
 
     A step with a non-finite loss or gradient is skipped and its images are listed in the run's folder `nonfinite`; more
     than `max_nonfinite_steps` such steps stop the stage. A process stops if it waits for another one for more than
@@ -294,6 +295,7 @@ class TrainConfig(StrictModel):
     seed: int = Field(0, ge=0, lt=2**63)
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Literal["float32", "bf16"] = "float32"
+    compile: bool = False
     data: Annotated[StrictModel, DATA_KINDS.choice()]
     model: ModelConfig = ModelConfig()
     optim: OptimConfig = OptimConfig()

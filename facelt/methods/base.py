@@ -101,8 +101,8 @@ class Method(nn.Module, ABC):
     each class, or None for a trained model that is only used. A method with a single classifier names it `head`.
 
     `kinds` are the embeddings that `embed` returns. With `bf16` the network runs in bfloat16, everything after it in
-    float32. `replicas` is the DDP-wrapped network when several ranks train; `validation` are the figures of a teacher's
-    saved epoch. Neither these nor `teachers` are part of the state dict.
+    float32. `training_network` runs the network in training if it is wrapped in DDP or compiled; `validation` are the
+    figures of a teacher's saved epoch. Neither these nor `teachers` are part of the state dict.
     """
 
     kinds: tuple[str, ...] = ("direct",)
@@ -118,7 +118,7 @@ class Method(nn.Module, ABC):
             raise UserError(f"branches: {name} trains a single-branch network; remove the key")
         self.network = network
         self.bf16 = False
-        self.replicas: Callable[..., torch.Tensor] | None = None
+        self.training_network: Callable[..., torch.Tensor] | None = None
         self.teachers: tuple[Method, ...] = ()
         self.validation: Mapping[str, float] = {}
 
@@ -205,7 +205,7 @@ class Method(nn.Module, ABC):
         """Returns features [B, D], never in half precision; a multi-branch network takes one input for all branches or
         one per branch, and returns [B, K, D].
         """
-        run = self.replicas if self.training and self.replicas is not None else self.network
+        run = self.training_network if self.training and self.training_network is not None else self.network
         return self.features_of(run, *image_B3HW)
 
     def features_of(self, network: Callable[..., torch.Tensor], *image_B3HW: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from facelt.config.train import StageConfig, TrainConfig, is_external_ref
 from facelt.data.kind import TrainingData
@@ -66,6 +67,13 @@ def run(config: TrainConfig, resume: bool = False, stage_done: Callable[[str], N
                     method.set_teachers(_load_teachers(config, stage, folder, device))
                     Trainer(config, stage, method, data, folder, log, device, verification).fit()
                     stage_done(stage.name)
+        except TorchDynamoException as error:
+            first, *_ = str(error.__cause__ or error).split("\n\n")
+            reason = " ".join(first.split())[:200]
+            raise UserError(
+                f"compile: the network of stage {stage.name} cannot be compiled for {device} ({reason}); install a C++ "
+                f"compiler, on a GPU also Triton, and add --resume, or set compile: false {folder.place_for_changes()}"
+            ) from None
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise

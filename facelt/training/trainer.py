@@ -58,7 +58,11 @@ class Trainer:
         self.optimisers = Optimisers(method, self.optim, stage)
         convert_batch_norms(method, device)
         self._ddp = wrap_ddp(method.network, device)
-        method.replicas = None if self._ddp is None else self._ddp.__call__
+        trained = method.network if self._ddp is None else self._ddp
+        if config.compile:
+            # A wrapper: the network keeps its names, and predicts without the compiler.
+            trained = torch.compile(trained)
+        method.training_network = None if trained is method.network else trained.__call__
         self._running_statistics = BufferSnapshot(method.network)
         self.loaders = build_train_loaders(method, data, config, stage, device)
         steps = min(loader.steps_per_epoch for loader in self.loaders)
