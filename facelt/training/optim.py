@@ -51,7 +51,7 @@ class RowSGD(torch.optim.SGD):
             if self.found_inf.item():
                 return
             self.found_inf = None
-        self._allocate_momentum()
+        self._prepare_for_fused_kernels()
         sparse = {
             parameter: group
             for group in self.param_groups
@@ -63,12 +63,21 @@ class RowSGD(torch.optim.SGD):
             parameter.grad = None  # the parent class skips it
         super().step()
 
-    def _allocate_momentum(self) -> None:
-        """Creates the missing buffers as zeros: torch's fused kernel leaves those of a skipped first step undefined."""
+    def _prepare_for_fused_kernels(self) -> None:
+        """Creates missing momentum buffers as zeros, and gives gradients the strides of their parameters.
+
+        torch's fused kernel would leave the buffers of a skipped first step undefined. With other strides it adds wrong
+        elements on a CPU and fails on a GPU; compiled networks have such gradients.
+        """
         for group in self.param_groups:
-            for parameter in group["params"] if group["momentum"] else ():
-                if parameter.grad is not None and self.state[parameter].get("momentum_buffer") is None:
+            for parameter in group["params"]:
+                gradient = parameter.grad
+                if gradient is None:
+                    continue
+                if group["momentum"] and self.state[parameter].get("momentum_buffer") is None:
                     self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+                if not gradient.is_sparse and gradient.stride() != parameter.stride():
+                    parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
     def _update_rows(self, parameter: nn.Parameter, gradient: torch.Tensor, group: dict) -> None:
         row_K, first_K, gradient_KD = _row_sums(gradient)

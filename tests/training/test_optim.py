@@ -177,6 +177,15 @@ def test_the_fused_kernel_equals_the_plain_update_up_to_rounding(recipe, tmp_pat
         torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-6)
 
 
+def test_the_order_of_dimensions_of_a_gradient_does_not_matter():
+    start, gradient = torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 2)
+    parameter = torch.nn.Parameter(start.to(memory_format=torch.channels_last))
+    parameter.grad = gradient.clone()
+    assert parameter.grad.stride() != parameter.stride()
+    RowSGD([parameter], lr=0.5, fused=True).step()
+    torch.testing.assert_close(parameter.detach(), start - 0.5 * gradient)
+
+
 def test_nesterov_moves_the_rows_of_a_sparse_gradient_as_torch_moves_a_dense_one():
     random = torch.Generator().manual_seed(0)
     start, gradients = torch.randn(4, 3, generator=random), torch.randn(3, 4, 3, generator=random)
