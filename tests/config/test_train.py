@@ -177,7 +177,7 @@ def refusal(recipe, tmp_path):
     [
         (
             "optim.learning_rate=1",
-            "optim.learning_rate: unknown key; allowed: accumulate, batch, lr, momentum, nesterov, weight_decay",
+            "optim.learning_rate: unknown key; allowed: accumulate, batch, fused, lr, momentum, nesterov, weight_decay",
         ),
         ("optim.lrr=1", "did you mean 'lr'?"),
         ("optim.lr=0", "optim.lr: 0: input should be greater than 0"),

@@ -65,9 +65,9 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(train, plain_stage, 
 def test_callbacks_run_for_each_micro_batch(train, recipe, finished_run, tmp_path, metrics, monkeypatch):
     sizes, original = [], IdentityMemory.update
 
-    def noted(self, feature, label_b):
+    def noted(self, feature, label_b, is_finite):
         sizes.append(len(label_b))
-        return original(self, feature, label_b)
+        return original(self, feature, label_b, is_finite)
 
     monkeypatch.setattr(IdentityMemory, "update", noted)
     stage = {**recipe(tmp_path)["stages"][1], "init_from": str(finished_run / "plain"), "epochs": 1}
