@@ -6,7 +6,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
 
 from facelt.config.train import StageConfig, TrainConfig, is_external_ref
 from facelt.data.kind import TrainingData
@@ -67,21 +66,18 @@ def run(config: TrainConfig, resume: bool = False, stage_done: Callable[[str], N
                     method.set_teachers(_load_teachers(config, stage, folder, device))
                     Trainer(config, stage, method, data, folder, log, device, verification).fit()
                     stage_done(stage.name)
-        except TorchDynamoException as error:
-            first, *_ = str(error.__cause__ or error).split("\n\n")
-            reason = " ".join(first.split())[:200]
-            raise UserError(
-                f"compile: the network of stage {stage.name} cannot be compiled for {device} ({reason}); install a C++ "
-                f"compiler, on a GPU also Triton, and add --resume, or set compile: false {folder.place_for_changes()}"
-            ) from None
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if config.compile and _is_compiler_error(error):
+                first, *_ = str(error.__cause__ or error).split("\n\n")
+                message, reason = f"compile: the network of stage {stage.name} cannot be compiled for {device}", first
+                advice = "install a C++ compiler, on a GPU also Triton, and add --resume, or set compile: false"
+            elif _is_out_of_memory(error):
+                message, reason = f"stage {stage.name}: out of memory", str(error)
+                advice = "free some and add --resume, or lower optim.batch or raise optim.accumulate"
+            else:
                 raise
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"stage {stage.name}: out of memory ({reason}); free some and add --resume, or lower optim.batch or "
-                f"raise optim.accumulate {folder.place_for_changes()}"
-            ) from None
+            shown_reason = " ".join(reason.split())[:200]
+            raise UserError(f"{message} ({shown_reason}); {advice} {folder.place_for_changes()}") from None
         except Interrupted as error:
             advice = f"checkpoint saved in {config.out}, continue with --resume"
             raise Interrupted(error.signal_number, advice) from None
@@ -169,6 +165,13 @@ def _load_teachers(config: TrainConfig, stage: StageConfig, folder: RunFolder, d
         teacher.validation = model.card.get("validation", {})
         teachers.append(teacher)
     return teachers
+
+
+def _is_compiler_error(error: BaseException) -> bool:
+    # Only a run that compiles loads the compiler.
+    from torch._dynamo.exc import TorchDynamoException
+
+    return isinstance(error, TorchDynamoException)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
