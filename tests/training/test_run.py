@@ -36,7 +36,8 @@ def test_output_of_a_run(finished_run, recipe, metrics):
         assert {path.name for path in (finished_run / stage).iterdir()} == {"model.safetensors", "card.json"}
     recorded = yaml.safe_load((finished_run / "config.yaml").read_text())
     given = {"lr": 0.05, "batch": 8}
-    assert recorded["optim"] == {**given, "accumulate": 1, "momentum": 0.9, "nesterov": False, "weight_decay": 5e-4}
+    defaults = {"accumulate": 1, "momentum": 0.9, "nesterov": False, "weight_decay": 5e-4, "fused": True}
+    assert recorded["optim"] == {**given, **defaults}
     assert json.loads((finished_run / "stages.json").read_text()) == list(STAGES)
     assert any((finished_run / "tensorboard").iterdir())
     steps = [(line["stage"], line["epoch"], line["step"]) for line in metrics(finished_run) if "loss" in line]
