@@ -31,7 +31,7 @@ from facelt.methods.classify import ClassifySettings
 from facelt.methods.oltr import DynamicMetaSettings
 from facelt.models.network import build_network
 from facelt.training.optim import Optimisers
-from facelt.training.step_check import BufferSnapshot, HostCopy
+from facelt.training.step_check import BufferSnapshot, HostCopy, find_inf
 
 MEMORY = DynamicMetaSettings(name="dynamic_meta", centroid_update="tracking")
 COSINE = ClassifySettings(name="classify", head="cosine")
@@ -99,7 +99,7 @@ def make_step(program: str, channels_last: bool, compiled: bool, arguments: argp
         optimisers.zero_grad()
         output = method.step([TrainBatch(preparation.for_training(batch), batch.label_B)], PROGRESS)
         output.loss.backward()
-        found_inf = (~(output.loss.isfinite() & optimisers.gradient_norm().isfinite())).float()
+        found_inf = find_inf(output.loss, optimisers.gradient_norm())
         running_statistics.restore(found_inf == 0)
         optimisers.step(PROGRESS, found_inf)
         output.after(found_inf == 0)

@@ -48,7 +48,7 @@ from facelt.models.layers import ATTENTIONS
 from facelt.models.network import build_network
 from facelt.training.loaders import split_micro_batches
 from facelt.training.optim import Optimisers
-from facelt.training.step_check import BufferSnapshot, StepReport
+from facelt.training.step_check import BufferSnapshot, StepReport, find_inf
 from tests.methods.minimal import BRANCHES, OPTIONS
 from tests.methods.small import DIM, small_network
 from tests.methods.small_branches import branched_network
@@ -246,7 +246,7 @@ def test_a_step_reads_nothing_on_the_host(case, monkeypatch):
         output = method.step([batch for _ in method.sampler_specs()], CONTEXT)
         for parameter in optimisers.parameters():
             parameter.grad = torch.empty_like(parameter)
-        found_inf = (~(output.loss.isfinite() & optimisers.gradient_norm().isfinite())).float()
+        found_inf = find_inf(output.loss, optimisers.gradient_norm())
         snapshot.restore(found_inf == 0)
         optimisers.step(CONTEXT, found_inf)
         output.after(found_inf == 0)

@@ -63,6 +63,11 @@ def _snapshot_part(buffers: list[torch.Tensor]) -> _SnapshotPart:
     return _SnapshotPart(buffers, before_N, after_N, before, after)
 
 
+def find_inf(loss: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+    """Returns 1 if the loss or the norm of its gradient is not finite, else 0, a float32 scalar on the device."""
+    return (~(loss.isfinite() & norm.isfinite())).float()
+
+
 class HostCopy:
     """A copy of numbers on the host, for which nothing waits until it is read."""
 

@@ -28,7 +28,7 @@ from facelt.training.logs import RunLog, StageDisplay
 from facelt.training.optim import Optimisers, freeze
 from facelt.training.run_folder import RunFolder
 from facelt.training.state import TrainingState
-from facelt.training.step_check import BufferSnapshot, StepReport
+from facelt.training.step_check import BufferSnapshot, StepReport, find_inf
 from recordio_tools.atomic_io import sha256_of, write_text
 
 
@@ -148,7 +148,7 @@ class Trainer:
 
         # Non-finite check on the device, with the same result on all ranks. The host reads it in a later step.
         norm = self.optimisers.gradient_norm().to(self.device)
-        found_inf = (~(loss_sum.isfinite() & norm.isfinite())).float()
+        found_inf = find_inf(loss_sum, norm)
         is_finite = all_reduce(found_inf, dist.ReduceOp.MAX) == 0
         self._running_statistics.restore(is_finite)
 
@@ -170,14 +170,14 @@ class Trainer:
     def _read_reports(self, *, all_steps: bool = False) -> None:
         """Reads the checks of earlier steps, logs those steps that are due, and records those that are not finite.
 
-        They are read up to the step before the last one, so that the device still has work, once that step or an
-        earlier one is logged or `log_every` steps have come together; with `all_steps` all of them are read. The same
-        on all ranks. Raises UserError as `_record_nonfinite_step`.
+        They are read up to the step before the last one, so that the device still has work, once that step is logged
+        or `log_every` steps have come together; with `all_steps` all of them are read. The same on all ranks. Raises
+        UserError as `_record_nonfinite_step`.
         """
-        unread, last = self._unread, 0 if all_steps else 1
-        is_due = len(unread) > self.config.log_every or any(report.is_logged for report in list(unread)[:-1])
-        while (all_steps or is_due) and len(unread) > last:
-            report = unread.popleft()
+        earlier = len(self._unread) - 1
+        is_due = earlier >= self.config.log_every or (earlier > 0 and self._unread[-2].is_logged)
+        for _ in range(len(self._unread) if all_steps else earlier * is_due):
+            report = self._unread.popleft()
             is_bad, loss, norm, *parts = report.figures.read()
             if is_bad:
                 self._record_nonfinite_step(report, loss, norm)

@@ -12,7 +12,7 @@ from facelt.errors import Interrupted, UserError
 from facelt.methods.base import TrainBatch
 from facelt.training.checkpoint import Checkpoints
 from facelt.training.optim import Optimisers
-from facelt.training.step_check import BufferSnapshot, HostCopy
+from facelt.training.step_check import BufferSnapshot, HostCopy, find_inf
 from tests.methods.small import run_dataset_passes
 from tests.test_fake_cuda import CASES, CONTEXT, COUNTS, STAGE, build_with_teachers, image_size, takes_steps
 from tests.training.test_nonfinite import spoil
@@ -40,7 +40,7 @@ def test_a_step_that_is_not_finite_changes_no_bit_of_any_method(case, fused):
         optimisers.zero_grad()
         output = method.step([inputs for _ in method.sampler_specs()], CONTEXT)
         output.loss.backward()
-        found_inf = (~(output.loss.isfinite() & optimisers.gradient_norm().isfinite())).float()
+        found_inf = find_inf(output.loss, optimisers.gradient_norm())
         snapshot.restore(found_inf == 0)
         optimisers.step(CONTEXT, found_inf)
         output.after(found_inf == 0)
