@@ -1,7 +1,7 @@
 """Embedding of images into a store or into memory. N images, D feature."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import compress
@@ -17,7 +17,7 @@ from facelt.distributed.launch import resolve_device
 from facelt.distributed.rendezvous import WorkerGroup
 from facelt.errors import UserError
 from facelt.inference.model import TrainedModel, load_model
-from facelt.inference.predict import Predictor, predict, predict_all
+from facelt.inference.predict import Predictions, Predictor, predict, predict_all
 from facelt.inference.sources import ImageSource, open_images
 from facelt.store.store import EmbeddingStore, meta_text
 from facelt.store.writer import StoreWriter
@@ -87,10 +87,27 @@ def embed_images(
     predictor = Predictor.of(model, batch, workers, bad, progress)
     remaining = Split(source.dataset, source.members[writer.rows_done : writer.share.stop])
     fields = ("index", *method.kinds, "embedding_reachability")
+    parts = predict(predictor, remaining, fields, title="embedding")
+    _write_parts(writer, source, parts, batch, bad)
+
+    def finish() -> None:
+        # Each process has counted its own; the limit is for all of them.
+        bad.add(BadImage(*image) for image in writer.left_out().values())
+        if len(bad) == len(source.keys):
+            raise UserError("none of the images can be used")
+        writer.finish()
+
+    group.finalize_on_leader(finish)
+    return out
+
+
+def _write_parts(
+    writer: StoreWriter, source: ImageSource, parts: Iterable[Predictions], batch: int, bad: BadImageTracker
+) -> None:
+    """Writes batches to a store; each is synchronised with the disk while the next one is embedded."""
     start, pending = writer.rows_done, None
-    # A batch is written, and synchronised with the disk, while the next one is embedded.
     with ThreadPoolExecutor(1) as thread:
-        for part in predict(predictor, remaining, fields, title="embedding"):
+        for part in parts:
             rows = range(start, min(start + batch, writer.share.stop))
             start = rows.stop
             is_missing_n = ~np.isin(source.members[rows.start : rows.stop], part.index_N)
@@ -108,16 +125,6 @@ def embed_images(
             )
         if pending is not None:
             pending.result()
-
-    def finish() -> None:
-        # Each process has counted its own; the limit is for all of them.
-        bad.add(BadImage(*image) for image in writer.left_out().values())
-        if len(bad) == len(source.keys):
-            raise UserError("none of the images can be used")
-        writer.finish()
-
-    group.finalize_on_leader(finish)
-    return out
 
 
 def _is_finished_store(out: Path, source: ImageSource, layout: Mapping[str, Any], max_bad_images: int) -> bool:
