@@ -14,6 +14,7 @@ import numpy as np
 from facelt.errors import UserError
 from facelt.gallery.model_spec import ModelSpec
 from facelt.store.arrays import read_embedding_array
+from facelt.store.image_names import first_repeated
 from facelt.store.store import EmbeddingStore
 
 # Longer names are a mistake in a table; the limits of Milvus are higher.
@@ -77,11 +78,8 @@ def validated_samples(samples: Samples, model_spec: ModelSpec) -> Samples:
 
 def refuse_duplicate_keys(keys: Sequence[str]) -> None:
     """Raises UserError naming the first duplicate key."""
-    seen_keys: set[str] = set()
-    for key in keys:
-        if key in seen_keys:
-            raise UserError(f"the key {key!r} occurs more than once; every sample needs its own key")
-        seen_keys.add(key)
+    if (repeated := first_repeated(keys)) is not None:
+        raise UserError(f"the key {repeated!r} occurs more than once; every sample needs its own key")
 
 
 def validated_embeddings(row_ND: np.ndarray, model_spec: ModelSpec, name=lambda row: f"probe {row}") -> np.ndarray:

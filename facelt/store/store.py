@@ -85,12 +85,11 @@ def read_items(path: Path) -> dict[str, list[str]]:
     try:
         with os.fdopen(open_regular_file(path), "rb") as file:
             content = file.read()
-        header, columns = _split_plain(content) or _parse_quoted(path, content)
+        header, columns = _split_plain(path, content) or _parse_quoted(path, content)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); a store needs it") from error
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a CSV file in UTF-8 ({error})") from error
-    _check_header(path, header)
     key_N, *columns = columns
     # Identities and attributes repeat: equal strings are shared.
     table = dict(zip(header, [list(key_N), *map(_share_strings, columns)], strict=True))
@@ -103,7 +102,7 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
         raise UserError(f"{path}: the header must be key, identity and distinct attribute names")
 
 
-def _split_plain(content: bytes) -> tuple[list[str], list[Sequence[str]]] | None:
+def _split_plain(path: Path, content: bytes) -> tuple[list[str], list[Sequence[str]]] | None:
     """Returns header and columns of a table without quotes whose lines have equally many fields; None for others.
 
     The csv module reads these and names what is wrong; it takes several times as long.
@@ -120,6 +119,7 @@ def _split_plain(content: bytes) -> tuple[list[str], list[Sequence[str]]] | None
         return None
     fields = content.decode().replace("\n", ",").split(",")
     del fields[-1]
+    _check_header(path, fields[:width])
     return fields[:width], [fields[width + column :: width] for column in range(width)]
 
 
