@@ -1,6 +1,6 @@
 """Training step of ResNet-32 on CIFAR-100-LT: `facelt train` against a bare loop of the same network.
 
-OMP_NUM_THREADS=1 python benchmarks/training_step.py [--root data/cifar] [--precision bf16] [--rounds 4] [--steps 84]
+OMP_NUM_THREADS=1 python -m benchmarks.training_step [--root data/cifar] [--precision bf16] [--rounds 4] [--steps 84]
 
 The bare loop has one batch of images in memory, and does nothing but forward pass, loss, backward pass and SGD. Both
 take turns, in one process; the ratio of a round compares what was measured right after each other.
@@ -9,7 +9,6 @@ take turns, in one process; the ratio of a round compares what was measured righ
 import argparse
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from benchmarks.memory_stage import timed
 from facelt.config.loading import read_layers
 from facelt.config.train import TrainConfig
 from facelt.distributed.launch import process_group
@@ -35,14 +35,14 @@ def build_trainer(config: TrainConfig, device: torch.device) -> Trainer:
 
 def bare_step(config: TrainConfig, trainer: Trainer) -> Callable[[], None]:
     """Returns a step of the network alone, on images that are in memory."""
-    batch, method = config.optim.batch, trainer.method
+    optim, method = config.optim, trainer.method
     network = build_initialized_method(config, trainer.stage, trainer.data, trainer.folder).network
     network = network.to(memory_format=torch.channels_last).train()
     classifier = torch.nn.Linear(method.dim, trainer.data.num_classes)
     parameters = [*network.parameters(), *classifier.parameters()]
-    optimiser = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=2e-4)
-    image_B3HW = torch.randn(batch, 3, *config.data.image_size).contiguous(memory_format=torch.channels_last)
-    label_B = torch.arange(batch) % trainer.data.num_classes
+    optimiser = torch.optim.SGD(parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
+    image_B3HW = torch.randn(optim.batch, 3, *config.data.image_size).contiguous(memory_format=torch.channels_last)
+    label_B = torch.arange(optim.batch) % trainer.data.num_classes
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
@@ -72,13 +72,6 @@ def trainer_step(trainer: Trainer) -> Callable[[], None]:
     return step
 
 
-def seconds_per_step(step: Callable[[], None], steps: int) -> float:
-    started = time.perf_counter()
-    for _ in range(steps):
-        step()
-    return (time.perf_counter() - started) / steps
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("data/cifar"))
@@ -94,11 +87,11 @@ def main() -> None:
             trainer = build_trainer(config, device)
             programs = {"bare loop": bare_step(config, trainer), "facelt train": trainer_step(trainer)}
             for step in programs.values():
-                seconds_per_step(step, 5)
+                timed(step, 5, "cpu")
             speeds: dict[str, list[float]] = {name: [] for name in programs}
             for number in range(1, arguments.rounds + 1):
                 for name, step in programs.items():
-                    speeds[name].append(config.optim.batch / seconds_per_step(step, arguments.steps))
+                    speeds[name].append(config.optim.batch * arguments.steps / timed(step, arguments.steps, "cpu"))
                 bare, trained = (values[-1] for values in speeds.values())
                 print(f"round {number}: bare {bare:.0f}, trained {trained:.0f} images/s, ratio {trained / bare:.3f}")
     bare, trained = speeds.values()
