@@ -3,7 +3,7 @@
 P probes, U some of them, G gallery rows, D feature, B rows of a block, S prefixes, K neighbours, M pairs, N candidates.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -23,8 +23,8 @@ from facelt.search.exact import (
 from facelt.search.factory import open_engine
 from recordio_tools.progress import ProgressFn, no_progress
 
-# Extra candidates of a float64 search of a whole block; its own rounding cannot reorder this many ties.
-TIES = 12
+# Unit roundoff of a float64.
+_ROUNDOFF = 2.0**-53
 
 
 def top_k(
@@ -79,8 +79,8 @@ def _with_block(best: TopK, scorer: Scorer, query: Block, block: Block, *, cosin
     # A row omitted by the engine scores at most omitted_P plus the rounding error.
     (open_U,) = np.nonzero((omitted_P > -np.inf) & (omitted_P + error_P >= best.score_PK[:, -1]))
     if len(open_U):
-        row_UN = _search_all(query.row_BD[open_U], block.row_BD, min(k + TIES, len(block)), cosine=cosine)
-        best = merge(np.repeat(open_U, row_UN.shape[1]), row_UN.ravel())
+        for query_M, row_M in _nearest_in_float64(query, block, open_U, k, cosine=cosine):
+            best = merge(query_M, row_M)
     return best
 
 
@@ -102,18 +102,40 @@ def _nearest_pairs(
     return query_M[is_near_M], row_M[is_near_M]
 
 
-def _search_all(query_UD: np.ndarray, block_BD: np.ndarray, count: int, *, cosine: bool) -> np.ndarray:
-    """Returns the `count` best rows [U,N] in float64, for the few queries with too many ties at the k-th score."""
-    exact_DB = block_BD.T.astype(np.float64)
+def _nearest_in_float64(
+    query: Block, block: Block, open_U: np.ndarray, k: int, *, cosine: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields the pairs that can be among the k best by float64 products, for the few queries with ties at the k-th.
+
+    A product and an exact score are sums in different orders, so all rows within their rounding of the k-th are
+    returned; of equal rows, which have equal scores, the first k.
+    """
+    dimension = block.row_BD.shape[1]
+    exact_DB = block.row_BD.T.astype(np.float64)
     if cosine:
         exact_DB /= np.linalg.norm(exact_DB, axis=0)
-    row_UN = np.empty((len(query_UD), count), dtype=np.int64)
-    step = max(1, MAX_BLOCK_VALUES // len(block_BD) // 4)
-    for start in range(0, len(query_UD), step):
-        score_UB = query_UD[start : start + step].astype(np.float64) @ exact_DB
-        # The last bits of a product differ between equal rows: after rounding they tie, and the sort is stable.
-        row_UN[start : start + step] = np.argsort(-score_UB.round(12), axis=1, kind="stable")[:, :count]
-    return row_UN
+    is_kept_B = _is_among_first(block.row_BD, k)
+    kth = min(k, len(block))
+    step = max(1, MAX_BLOCK_VALUES // len(block) // 4)
+    for start in range(0, len(open_U), step):
+        part_U = open_U[start : start + step]
+        query_UD = query.row_BD[part_U].astype(np.float64)
+        score_UB = query_UD @ exact_DB
+        # The norms and the quotient of a cosine are rounded as well.
+        error_U = 4 * (dimension + 8) * _ROUNDOFF * np.linalg.norm(query_UD, axis=1) * (1 if cosine else block.max_norm)
+        floor_U = np.partition(score_UB, -kth, axis=1)[:, -kth] - 2 * error_U
+        index_M, row_M = np.nonzero((score_UB >= floor_U[:, None]) & is_kept_B)
+        yield part_U[index_M], row_M
+
+
+def _is_among_first(row_BD: np.ndarray, k: int) -> np.ndarray:
+    """Returns which rows are among the first k that hold their bytes, bool [B]."""
+    bytes_B = np.ascontiguousarray(row_BD).view(np.dtype((np.void, row_BD.itemsize * row_BD.shape[1])))[:, 0]
+    _, group_B, count_V = np.unique(bytes_B, return_inverse=True, return_counts=True)
+    order_B = np.argsort(group_B, kind="stable")
+    is_first_B = np.empty(len(row_BD), dtype=bool)
+    is_first_B[order_B] = np.arange(len(row_BD)) - np.repeat(np.cumsum(count_V) - count_V, count_V) < k
+    return is_first_B
 
 
 def top_k_prevalidated(

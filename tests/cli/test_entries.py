@@ -29,7 +29,7 @@ def python(*arguments: object) -> subprocess.CompletedProcess:
 def test_python_m_facelt_train_ends_with_one_line_and_exit_code_1(recipe_file, tmp_path):
     result = python("-m", "facelt.train", "--config", recipe_file, "--set", "optim.lrr=1")
     assert (result.returncode, result.stdout) == (1, "")
-    allowed = "accumulate, batch, lr, momentum, nesterov, weight_decay"
+    allowed = "accumulate, batch, fused, lr, momentum, nesterov, weight_decay"
     expected = f"optim.lrr: unknown key; allowed: {allowed}; did you mean 'lr'?"
     assert result.stderr == f"error: {recipe_file}: {expected}\n"
     assert not (tmp_path / "run").exists()
