@@ -61,16 +61,21 @@ def changed_recipe(out: Path, name: str) -> dict[str, Any]:
     return recipe | {"out": str(out / name)}
 
 
-def write_manifest(path: Path, record: Path, kind: str, fraction: float) -> None:
-    """Selects a fraction of the identities with all their images, or of each identity's images, at least one."""
+def write_manifest(path: Path, record: Path, kind: str, amount: float) -> None:
+    """Selects a part of a record at random.
+
+    The amount is a fraction of the `identities` with all their images, a fraction of each identity's `images`, at least
+    one, or the number of images `each` identity has at most.
+    """
     with FaceRecord(record) as faces:
         keys, labels = np.asarray(faces.image_keys), np.asarray(faces.labels)
     if kind == "identities":
         identities = np.random.default_rng(0).permutation(np.unique(labels))
-        chosen = np.isin(labels, identities[: round(fraction * len(identities))])
+        chosen = np.isin(labels, identities[: round(amount * len(identities))])
     else:
         order = np.random.default_rng(0).permutation(len(keys))
-        wanted = np.maximum(1, np.round(fraction * np.bincount(labels)))
+        counts = np.bincount(labels)
+        wanted = np.maximum(1, np.round(amount * counts)) if kind == "images" else np.minimum(amount, counts)
         chosen = np.zeros(len(keys), dtype=bool)
         chosen[order] = count_previous(torch.from_numpy(labels[order])).numpy() < wanted[labels[order]]
     _, new_labels = np.unique(labels[chosen], return_inverse=True)
@@ -88,13 +93,13 @@ def train_change(out: Path, name: str) -> None:
         run_configured("train", out / f"{name}.yaml", recipe, "--resume")
 
 
-def compare_variants(out: Path, suite: str, names: list[str]) -> None:
-    """Compares the variants with the baseline by the MegaFace protocol."""
+def compare_variants(out: Path, suite: str, names: list[str], reference: str) -> None:
+    """Compares the variants with one of them by the MegaFace protocol."""
     measure = read_layers(ROOT / SUITES[suite]).values()
     record = str(read_layers(ROOT / "configs/faces_small.yaml").values()["data"]["train"])
     folder = out / suite
-    models = {name: embed_suite(out, name, folder, measure, record if name == BASELINE else None) for name in names}
-    compare_stores(folder / "report", measure, models, BASELINE)
+    models = {name: embed_suite(out, name, folder, measure, record if name == reference else None) for name in names}
+    compare_stores(folder / "report", measure, models, reference)
 
 
 def main() -> None:
@@ -109,7 +114,7 @@ def main() -> None:
     for name in names:
         train_change(out, name)
     for suite in SUITES if arguments.report else ():
-        compare_variants(out, suite, names)
+        compare_variants(out, suite, names, BASELINE)
 
 
 if __name__ == "__main__":
