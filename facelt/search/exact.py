@@ -148,21 +148,13 @@ class Block:
         return len(self.row_BD)
 
 
-def block_rows(dimension: int) -> int:
-    """Returns the number of rows of `dimension` values in one block."""
-    return max(1, MAX_BLOCK_VALUES // max(1, dimension))
-
-
-def iterate_blocks(
-    rows_GD: MatrixLike, cuts: Iterable[int], *, cosine: bool, rows: int | None = None
-) -> Iterator[Block]:
+def iterate_blocks(rows_GD: MatrixLike, cuts: Iterable[int], *, cosine: bool) -> Iterator[Block]:
     """Yields blocks up to the largest cut; no block crosses a cut, and each is valid until the next one is requested.
 
-    A block has at most `rows` rows (default: `block_rows`). The next block is read and validated in a thread while the
-    caller works on the current one. Raises BadRow.
+    The next block is read and validated in a thread while the caller works on the current one. Raises BadRow.
     """
     dimension = rows_GD.shape[1]
-    rows = rows or block_rows(dimension)
+    rows = max(1, MAX_BLOCK_VALUES // max(1, dimension))
     spans = [
         (start, min(start + rows, stop))
         for first, stop in pairwise(sorted({0, *cuts}))

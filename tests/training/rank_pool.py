@@ -10,12 +10,14 @@ from typing import Any
 
 import torch.distributed as dist
 
+from tests.distributed.ranks import START_METHOD
+
 
 class RankPool:
     """Up to `ranks` processes, each started on first use; a context manager."""
 
     def __init__(self, ranks: int) -> None:
-        context = get_context("spawn")
+        context = get_context(START_METHOD)
         self._ends, theirs = zip(*(context.Pipe() for _ in range(ranks)), strict=True)
         self._processes = [context.Process(target=_serve, args=(end,), daemon=True) for end in theirs]
         self._started = 0
