@@ -18,7 +18,7 @@ from benchmarks.second_stages import ROOT, run_configured
 from facelt.config.loading import read_layers
 
 GIVEN = "given"
-EPOCHS = 5
+_EPOCHS = 5
 _CLASS_MEANS = {"name": "classify", "head": "cosine", "classifier_init": "class_means"}
 # The stage of the recipe and its changes.
 STAGE_CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -31,13 +31,13 @@ STAGE_CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def changed_recipe(out: Path, name: str) -> dict[str, Any]:
+def stage_recipe(out: Path, name: str) -> dict[str, Any]:
     """Returns the recipe of a variant: one stage, named model, below the folder OUT/NAME."""
     recipe = read_layers(ROOT / "configs/finetune_shallow.yaml").values()
     faces = read_layers(ROOT / "configs/faces_mobilefacenet.yaml").values()
     stage_name, changes = STAGE_CHANGES[name]
     (stage,) = (stage for stage in recipe["stages"] if stage["name"] == stage_name)
-    stage = {**stage, "name": "model", "epochs": EPOCHS, **changes}
+    stage = {**stage, "name": "model", "epochs": _EPOCHS, **changes}
     if share := stage.pop("average", None):
         stage |= {
             "init_from": str(out / stage["init_from"] / "model"),
@@ -51,13 +51,13 @@ def changed_recipe(out: Path, name: str) -> dict[str, Any]:
     return {**recipe, **changed, "out": str(out / name)}
 
 
-def train_variant(out: Path, name: str) -> None:
+def train_stage(out: Path, name: str) -> None:
     """Trains a variant and, if they are not there, the ones it is the mean of."""
     if name == "averaged":
-        train_variant(out, GIVEN)
-        train_variant(out, "finetune")
+        train_stage(out, GIVEN)
+        train_stage(out, "finetune")
     if not (out / name / "model/card.json").exists():
-        run_configured("train", out / f"{name}.yaml", changed_recipe(out, name) | {"seed": int(out.name)}, "--resume")
+        run_configured("train", out / f"{name}.yaml", stage_recipe(out, name) | {"seed": int(out.name)}, "--resume")
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ def main() -> None:
     out = arguments.out.resolve() / str(arguments.seed)
     names = list(dict.fromkeys([GIVEN, *arguments.variants.split(",")]))
     for name in names:
-        train_variant(out, name)
+        train_stage(out, name)
     for suite in SUITES if arguments.report else ():
         compare_variants(out, suite, names, GIVEN)
 
