@@ -15,7 +15,7 @@ from facelt.utils.provenance import InputHash
 
 def evaluate(
     checkpoint: Annotated[
-        list[Path], typer.Option(help="Run folder, or a stage's folder in it; repeat to compare models.")
+        list[Path], typer.Option(help="Run folder, or a stage's folder in it; repeat to compare models with the first.")
     ],
     split: Annotated[
         Literal["validation", "test"] | None,
@@ -132,6 +132,7 @@ def _output_folder(out: Path | None, overwrite: bool, is_known_people: bool) -> 
 
 def _evaluate_classes(checkpoint: list[Path], settings: dict[str, Any], device: Any, folder: Path | None) -> list[str]:
     """Evaluates models on the training classes, and prints it; returns the names of the files written to `folder`."""
+    from facelt.evaluation.accuracy_comparison import compare_accuracies, have_same_images
     from facelt.evaluation.evaluate import OpenSetOptions, evaluate_model
     from facelt.evaluation.sweeps import SWEEPS
     from facelt.inference.model import load_model
@@ -159,9 +160,16 @@ def _evaluate_classes(checkpoint: list[Path], settings: dict[str, Any], device: 
                 experts=settings["experts"],
                 progress=progress,
             )
-        evaluations.append(evaluation.with_unique_name(evaluations))
+        evaluation = evaluation.with_unique_name(evaluations)
+        comparison = None
+        if evaluations and have_same_images(evaluations[0], evaluation):
+            comparison = compare_accuracies(evaluations[0], evaluation)
+        elif evaluations:
+            what = "they have other test images or other numbers of training images"
+            print_notice(f"{evaluation.name} is not compared with {evaluations[0].name}: {what}")
+        evaluations.append(evaluation)
         run = run_provenance("evaluate", settings, checkpoint_inputs([path], open_images))
-        report = evaluations[-1].report().with_run(run)
+        report = evaluation.report(comparison).with_run(run)
         if settings["json"]:
             typer.echo(json_line(report.json_values()))
         else:

@@ -1,10 +1,11 @@
 """Closed-set and open-set evaluation of a trained model on a split. N images, C classes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -112,8 +113,11 @@ class Evaluation:
         """Returns a copy with other unknown images."""
         return replace(self, unknown=unknown)
 
-    def report(self) -> EvaluationReport:
-        """Returns the report; rates are fractions, None without any image to measure them on."""
+    def report(self, comparison: Mapping[str, Any] | None = None) -> EvaluationReport:
+        """Returns the report; rates are fractions, None without any image to measure them on.
+
+        `comparison` are the values of its comparison with another model, if there is one.
+        """
         known = self.known
         values = {
             "model": {"name": self.name, "weights_sha256": self.model.weights_sha256, "classes": len(self.counts_C)},
@@ -129,6 +133,8 @@ class Evaluation:
         if known.expert_prediction_NK is not None:
             counts = expert_counts(known.label_N, known.expert_prediction_NK.T, known.class_N)
             values["experts"] = asdict(counts)
+        if comparison is not None:
+            values["comparison"] = comparison
         return EvaluationReport.build(values)
 
     def _open_set_report(self) -> dict:

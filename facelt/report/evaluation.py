@@ -4,13 +4,23 @@ from collections.abc import Iterable
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from facelt.report.schema import SHOT_BAND_NAMES, EvaluationReport, ExpertSummary, OpenEvaluation
-from facelt.report.terminal import make_table
+from facelt.report.formatting import p_value, points_interval, signed_points
+from facelt.report.schema import (
+    SHOT_BAND_NAMES,
+    AccuracyDifference,
+    EvaluationReport,
+    ExpertSummary,
+    OpenEvaluation,
+)
+from facelt.report.terminal import label, make_table
 from facelt.utils.text import sanitize
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+_COLUMNS = ("overall", *SHOT_BAND_NAMES)
 
 OPEN_SET_METRICS = MappingProxyType(
     {
@@ -32,10 +42,17 @@ OPEN_SET_METRICS = MappingProxyType(
 def print_evaluation(report: EvaluationReport, console: "Console | None" = None) -> None:
     """Prints accuracies in percent by shot band, and with rejection the open-set metrics and the confusion by band."""
     from rich.console import Console
+    from rich.text import Text
 
     console = console or Console()
     title = f"{report.model.name}: accuracy on {report.split} in %, shot bands of the {report.convention} convention"
     _print(console, title, _accuracies(report))
+    if comparison := report.comparison:
+        line = (
+            f"Below the accuracy: minus that of {comparison.reference} on the same images in points, the interval of "
+            f"{100 * comparison.level:g}% over classes, and p, both adjusted by Holm's method. A star: decided."
+        )
+        console.print(Text(sanitize(line), style="dim"))
     macro_f, ece = _percent(report.macro_f), _percent(report.ece)
     console.print(f"in %: macro-F {macro_f}, calibration error (ECE, {report.ece_bins} bins) {ece}", highlight=False)
     if experts := report.experts:
@@ -63,14 +80,28 @@ def _print(console: "Console", title: str, table: "Table") -> None:
 
 
 def _accuracies(report: EvaluationReport) -> "Table":
-    table = make_table("", ("overall", *SHOT_BAND_NAMES))
+    table = make_table("", _COLUMNS)
     rows = {"accuracy": report} | ({"with rejection": report.open} if report.open else {})
     for name, accuracies in rows.items():
-        table.add_row(name, *(_percent(getattr(accuracies, band)) for band in ("overall", *SHOT_BAND_NAMES)))
+        table.add_row(name, *(_percent(getattr(accuracies, band)) for band in _COLUMNS))
+        if accuracies is report and report.comparison is not None:
+            difference_of = {difference.band: difference for difference in report.comparison.differences}
+            table.add_row("difference", *(_difference_cell(difference_of.get(band)) for band in _COLUMNS))
     for name in ("classes", "images"):
         counts = [getattr(getattr(report, name), band) for band in SHOT_BAND_NAMES]
         table.add_row(name, *_counts((sum(counts), *counts)))
     return table
+
+
+def _difference_cell(difference: AccuracyDifference | None) -> "Text | str":
+    if difference is None:
+        return "-"
+    details = [
+        points_interval(difference.adjusted_low, difference.adjusted_high),
+        f"p {p_value(difference.adjusted_p)}",
+    ]
+    shown = [detail for detail in details if detail]
+    return label(signed_points(difference.difference) + "*" * difference.decided, *shown, style="")
 
 
 def _experts(experts: ExpertSummary) -> "Table":

@@ -166,6 +166,29 @@ class ExpertSummary(ReportPart):
     none_right: int
 
 
+class _AccuracyDifference(ReportPart):
+    band: str
+    reference_rate: float
+    rate: float
+    difference: float
+    low: float | None
+    high: float | None
+    classes: int
+
+
+# The fields of the last base class come first in the dump.
+class AccuracyDifference(DifferenceVerdict, _AccuracyDifference):
+    """Accuracy `overall`, or of a band of shots, minus that of the reference on the same images, with its test."""
+
+
+class AccuracyComparison(ReportPart):
+    """Paired differences to a reference model; intervals and tests treat the classes as a sample."""
+
+    reference: str
+    level: float
+    differences: list[AccuracyDifference]
+
+
 class _EvaluatedSplit(ReportPart):
     schema_name: Literal["facelt.evaluation/1"] = Field("facelt.evaluation/1", alias="schema")
     model: ModelSummary
@@ -181,6 +204,7 @@ class EvaluationReport(ReportModel, _Accuracies, _EvaluatedSplit):
     ece_bins: int
     open: OpenEvaluation | None
     experts: ExpertSummary | None
+    comparison: AccuracyComparison | None = None
 
 
 class VerificationSource(ReportPart):

@@ -127,6 +127,30 @@ def test_closed_figures_are_those_of_the_images_one_by_one(report, trained):
     assert result["ece"] == pytest.approx(sum(gaps) / len(labels), abs=1e-6)
 
 
+def test_further_models_are_compared_with_the_first(evaluate, trained):
+    words = ("--checkpoint", trained() / "plain", "--checkpoint", trained(), "--split", "test")
+    code, out, error = evaluate(*words, "--json")
+    assert code == 0, error
+    plain, oltr = map(json.loads, out.splitlines())
+    assert "comparison" not in plain
+    assert oltr["comparison"]["reference"] == "run/plain"
+    rows = {row["band"]: row for row in oltr["comparison"]["differences"]}
+    assert list(rows) == ["overall", "medium", "few"]
+    for band, row in rows.items():
+        assert row["difference"] == pytest.approx(oltr[band] - plain[band])
+    code, out, _ = evaluate(*words)
+    assert code == 0
+    assert "minus that of run/plain" in " ".join(out.split())
+    assert "difference" in out
+
+
+def test_models_of_other_training_images_are_not_compared(evaluate, trained):
+    code, out, error = evaluate("--checkpoint", trained(), "--checkpoint", trained("steep", (24, 6, 3, 1)), "--json")
+    assert code == 0
+    assert all("comparison" not in json.loads(line) for line in out.splitlines())
+    assert "steep/oltr is not compared with run/oltr" in error
+
+
 def test_figures_with_rejection_are_those_of_the_images_one_by_one(report, trained):
     labels, softmax, _ = images_of(trained(), "test")
     _, unknown, _ = images_of(trained(), "open")

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from facelt.report.evaluation import OPEN_SET_METRICS, print_evaluation
+from facelt.report.formatting import EN_DASH
 from facelt.report.schema import EvaluationReport
 from facelt.report.write import MAX_CURVE_POINTS, write_open, write_sweep, write_table
 from facelt.utils.json_values import json_line
@@ -53,6 +54,35 @@ def shown(report, width=80) -> str:
     console = Console(file=io.StringIO(), width=width)
     print_evaluation(EvaluationReport.build(report), console)
     return console.file.getvalue()
+
+
+COMPARISON = {
+    "reference": "run/plain\x1b[2J",
+    "level": 0.95,
+    "differences": [
+        {
+            **{"band": "overall", "reference_rate": 0.39, "rate": 0.41, "difference": 0.02, "low": 0.004, "high": 0.03},
+            **{"classes": 100, "p": 0.001, "adjusted_p": 0.004, "adjusted_low": 0.003, "adjusted_high": 0.04},
+            **{"smallest_p": 1e-9, "decided": True},
+        },
+        {
+            **{"band": "few", "reference_rate": 0.1, "rate": 0.09, "difference": -0.01, "low": None, "high": None},
+            **{"classes": 1, "p": None, "adjusted_p": None, "adjusted_low": None, "adjusted_high": None},
+            **{"smallest_p": None, "decided": False},
+        },
+    ],
+}
+
+
+def test_differences_to_another_model_stand_below_the_accuracies(report):
+    text = shown({**report, "comparison": COMPARISON})
+    assert max(map(len, text.splitlines())) <= 80
+    lines = [line.split() for line in text.splitlines()]
+    assert ["difference", "+2.00*", "-", "-", "-1.00"] in lines
+    assert ["0.3", "to", "4.0", "p", EN_DASH] in lines
+    assert ["p", "0.004"] in lines
+    assert "minus that of run/plain" in " ".join(text.split())
+    assert "\x1b" not in text
 
 
 def test_every_line_fits_80_columns(report):
