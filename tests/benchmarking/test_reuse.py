@@ -253,7 +253,7 @@ def test_stages_that_begin_with_a_file_are_not_shared(suite, setting):
 def test_recipes_of_cifar100_lt_that_share_first_stages():
     """The position of each shared stage and the recipes that share it, as their files say."""
     with_plain = "crt fusion_asm fusion_llw fusion_max fusion_softmax_sum fusion_sum fusion_w_mix"
-    with_plain += " logit_adjustment_post_hoc lws meta_model_net model_regression ncm oltr softmax tau_norm"
+    with_plain += " logit_adjustment_post_hoc lws meta_model_net model_regression ncm oltr plain_long softmax tau_norm"
     recipes: dict[tuple[int, str], list[str]] = {}
     for recipe in all_recipes(RECIPES_FOLDER):
         for position, key in enumerate(stage_keys(load_config(recipe.path, TrainConfig))):
