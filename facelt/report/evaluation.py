@@ -49,8 +49,9 @@ def print_evaluation(report: EvaluationReport, console: "Console | None" = None)
     _print(console, title, _accuracies(report))
     if comparison := report.comparison:
         line = (
-            f"Below the accuracy: minus that of {comparison.reference} on the same images in points, the interval of "
-            f"{100 * comparison.level:g}% over classes, and p, both adjusted by Holm's method. A star: decided."
+            f"Below the accuracy: its difference to {comparison.reference} on the same images in points, with the "
+            f"{100 * comparison.level:g}% interval over classes and the p-value, both adjusted by Holm's method. "
+            "A star: decided."
         )
         console.print(Text(sanitize(line), style="dim"))
     macro_f, ece = _percent(report.macro_f), _percent(report.ece)

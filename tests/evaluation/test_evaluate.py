@@ -140,7 +140,7 @@ def test_further_models_are_compared_with_the_first(evaluate, trained):
         assert row["difference"] == pytest.approx(oltr[band] - plain[band])
     code, out, _ = evaluate(*words)
     assert code == 0
-    assert "minus that of run/plain" in " ".join(out.split())
+    assert "difference to run/plain" in " ".join(out.split())
     assert "difference" in out
 
 

@@ -81,7 +81,7 @@ def test_differences_to_another_model_stand_below_the_accuracies(report):
     assert ["difference", "+2.00*", "-", "-", "-1.00"] in lines
     assert ["0.3", "to", "4.0", "p", EN_DASH] in lines
     assert ["p", "0.004"] in lines
-    assert "minus that of run/plain" in " ".join(text.split())
+    assert "difference to run/plain" in " ".join(text.split())
     assert "\x1b" not in text
 
 
