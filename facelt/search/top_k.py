@@ -114,7 +114,6 @@ def _nearest_in_float64(
     exact_DB = block.row_BD.T.astype(np.float64)
     if cosine:
         exact_DB /= np.linalg.norm(exact_DB, axis=0)
-    is_kept_B = _is_among_first(block.row_BD, k)
     kth = min(k, len(block))
     step = max(1, MAX_BLOCK_VALUES // len(block) // 4)
     for start in range(0, len(open_U), step):
@@ -124,18 +123,21 @@ def _nearest_in_float64(
         # The norms and the quotient of a cosine are rounded as well.
         error_U = 4 * (dimension + 8) * _ROUNDOFF * np.linalg.norm(query_UD, axis=1) * (1 if cosine else block.max_norm)
         floor_U = np.partition(score_UB, -kth, axis=1)[:, -kth] - 2 * error_U
-        index_M, row_M = np.nonzero((score_UB >= floor_U[:, None]) & is_kept_B)
-        yield part_U[index_M], row_M
+        is_near_UB = score_UB >= floor_U[:, None]
+        (near_N,) = np.nonzero(is_near_UB.any(axis=0))
+        near_N = near_N[_is_among_first(block.row_BD[near_N], k)]
+        index_M, near_M = np.nonzero(is_near_UB[:, near_N])
+        yield part_U[index_M], near_N[near_M]
 
 
-def _is_among_first(row_BD: np.ndarray, k: int) -> np.ndarray:
-    """Returns which rows are among the first k that hold their bytes, bool [B]."""
-    bytes_B = np.ascontiguousarray(row_BD).view(np.dtype((np.void, row_BD.itemsize * row_BD.shape[1])))[:, 0]
-    _, group_B, count_V = np.unique(bytes_B, return_inverse=True, return_counts=True)
-    order_B = np.argsort(group_B, kind="stable")
-    is_first_B = np.empty(len(row_BD), dtype=bool)
-    is_first_B[order_B] = np.arange(len(row_BD)) - np.repeat(np.cumsum(count_V) - count_V, count_V) < k
-    return is_first_B
+def _is_among_first(row_ND: np.ndarray, k: int) -> np.ndarray:
+    """Returns which rows are among the first k that hold their bytes, bool [N]."""
+    bytes_N = row_ND.view(np.dtype((np.void, row_ND.itemsize * row_ND.shape[1])))[:, 0]
+    _, group_N = np.unique(bytes_N, return_inverse=True)
+    order_N = np.argsort(group_N, kind="stable")
+    is_first_N = np.empty(len(row_ND), dtype=bool)
+    is_first_N[order_N] = np.arange(len(row_ND)) - np.searchsorted(group_N[order_N], group_N[order_N]) < k
+    return is_first_N
 
 
 def top_k_prevalidated(
