@@ -4,21 +4,13 @@ from collections.abc import Iterable
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from facelt.report.formatting import p_value, points_interval, signed_points
-from facelt.report.schema import (
-    SHOT_BAND_NAMES,
-    AccuracyDifference,
-    EvaluationReport,
-    ExpertSummary,
-    OpenEvaluation,
-)
-from facelt.report.terminal import label, make_table
+from facelt.report.schema import SHOT_BAND_NAMES, EvaluationReport, ExpertSummary, OpenEvaluation
+from facelt.report.terminal import difference_label, make_table
 from facelt.utils.text import sanitize
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
 _COLUMNS = ("overall", *SHOT_BAND_NAMES)
 
@@ -87,22 +79,11 @@ def _accuracies(report: EvaluationReport) -> "Table":
         table.add_row(name, *(_percent(getattr(accuracies, band)) for band in _COLUMNS))
         if accuracies is report and report.comparison is not None:
             difference_of = {difference.band: difference for difference in report.comparison.differences}
-            table.add_row("difference", *(_difference_cell(difference_of.get(band)) for band in _COLUMNS))
+            table.add_row("difference", *(difference_label(difference_of.get(band)) for band in _COLUMNS))
     for name in ("classes", "images"):
         counts = [getattr(getattr(report, name), band) for band in SHOT_BAND_NAMES]
         table.add_row(name, *_counts((sum(counts), *counts)))
     return table
-
-
-def _difference_cell(difference: AccuracyDifference | None) -> "Text | str":
-    if difference is None:
-        return "-"
-    details = [
-        points_interval(difference.adjusted_low, difference.adjusted_high),
-        f"p {p_value(difference.adjusted_p)}",
-    ]
-    shown = [detail for detail in details if detail]
-    return label(signed_points(difference.difference) + "*" * difference.decided, *shown, style="")
 
 
 def _experts(experts: ExpertSummary) -> "Table":

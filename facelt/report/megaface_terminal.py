@@ -5,11 +5,11 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from facelt.report.formatting import p_value, percent, percent_interval, points_interval, rate_name, signed_points
+from facelt.report.formatting import percent, percent_interval, rate_name
 from facelt.report.megaface import RateColumn, RateRow, count_rows, rate_columns, rate_rows
 from facelt.report.megaface_schema import GroupFigure, MegafaceReport, PairedFigure
 from facelt.report.megaface_thresholds import ThresholdCell, ThresholdTable, open_set_table, verification_table
-from facelt.report.terminal import label, make_table
+from facelt.report.terminal import difference_label, label, make_table
 from facelt.utils.text import sanitize, shorten
 
 if TYPE_CHECKING:
@@ -110,12 +110,7 @@ def _figure_table(
 
 
 def _difference_cell(cell: PairedFigure | None, is_full: bool, every_interval: bool) -> "Text":
-    """Returns the difference with a star if it is decided, its adjusted interval and p-value."""
-    if cell is None or cell.difference is None:
-        return label("-", style="")
-    details = [points_interval(cell.adjusted_low, cell.adjusted_high), f"p {p_value(cell.adjusted_p)}"]
-    shown = filter(None, details if is_full or every_interval else [])
-    return label(signed_points(cell.difference) + "*" * cell.decided, *shown, style="bold" if cell.decided else "")
+    return difference_label(cell, with_interval=is_full or every_interval)
 
 
 def _rate_cell(cell: GroupFigure | None, is_full: bool, every_interval: bool) -> "Text":

@@ -3,11 +3,15 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from facelt.report.formatting import p_value, points_interval, signed_points
 from facelt.utils.text import sanitize
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
+
+    from facelt.report.megaface_schema import PairedFigure
+    from facelt.report.schema import AccuracyDifference
 
 
 _MAX_TITLE = 78
@@ -47,3 +51,16 @@ def label(name: str, *details: str, style: str = "bold") -> "Text":
     for detail in details:
         text.append(f"\n{sanitize(detail)}", style="not bold dim")
     return text
+
+
+def difference_label(difference: "AccuracyDifference | PairedFigure | None", *, with_interval: bool = True) -> "Text":
+    """Returns a difference in points, with a star if it is decided, above its adjusted interval and p-value."""
+    if difference is None or difference.difference is None:
+        return label("-", style="")
+    details = [
+        points_interval(difference.adjusted_low, difference.adjusted_high),
+        f"p {p_value(difference.adjusted_p)}",
+    ]
+    shown = filter(None, details if with_interval else [])
+    text = signed_points(difference.difference) + "*" * difference.decided
+    return label(text, *shown, style="bold" if difference.decided else "")
