@@ -11,6 +11,7 @@ that of faces_small_megaface.yaml: FOLDER/SEED/faces_power, FOLDER/SEED/faces_sm
 """
 
 import argparse
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -102,20 +103,21 @@ def compare_variants(out: Path, suite: str, names: list[str], reference: str) ->
     compare_stores(folder / "report", measure, models, reference)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run_variants(description: str, variants: Iterable[str], reference: str, train: Callable[[Path, str], None]) -> None:
+    """Trains the variants of the command line by `train(OUT/SEED, name)`, and compares them with one on request."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--variants", default=",".join(RECIPE_CHANGES), help="names, separated by commas")
-    parser.add_argument("--report", action="store_true", help="compare the variants with the baseline")
+    parser.add_argument("--variants", default=",".join(variants), help="names, separated by commas")
+    parser.add_argument("--report", action="store_true", help=f"compare the variants with {reference}")
     arguments = parser.parse_args()
     out = arguments.out.resolve() / str(arguments.seed)
-    names = list(dict.fromkeys([BASELINE, *arguments.variants.split(",")]))
+    names = list(dict.fromkeys([reference, *arguments.variants.split(",")]))
     for name in names:
-        train_change(out, name)
+        train(out, name)
     for suite in SUITES if arguments.report else ():
-        compare_variants(out, suite, names, BASELINE)
+        compare_variants(out, suite, names, reference)
 
 
 if __name__ == "__main__":
-    main()
+    run_variants(__doc__, RECIPE_CHANGES, BASELINE, train_change)

@@ -9,11 +9,10 @@ network. Each step is a facelt command that is skipped if its result is there: a
 command. `--report` compares the variants with `given` on the suites of benchmarks/face_training.py.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.face_training import SUITES, compare_variants, write_manifest
+from benchmarks.face_training import run_variants, write_manifest
 from benchmarks.second_stages import ROOT, run_configured
 from facelt.config.loading import read_layers
 
@@ -60,20 +59,5 @@ def train_stage(out: Path, name: str) -> None:
         run_configured("train", out / f"{name}.yaml", stage_recipe(out, name) | {"seed": int(out.name)}, "--resume")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--variants", default=",".join(STAGE_CHANGES), help="names, separated by commas")
-    parser.add_argument("--report", action="store_true", help="compare the variants with the given network")
-    arguments = parser.parse_args()
-    out = arguments.out.resolve() / str(arguments.seed)
-    names = list(dict.fromkeys([GIVEN, *arguments.variants.split(",")]))
-    for name in names:
-        train_stage(out, name)
-    for suite in SUITES if arguments.report else ():
-        compare_variants(out, suite, names, GIVEN)
-
-
 if __name__ == "__main__":
-    main()
+    run_variants(__doc__, STAGE_CHANGES, GIVEN, train_stage)
